@@ -1,0 +1,76 @@
+"""The command `lit_pretrain VERB ...`: finds the verb, runs it, and turns a user's mistake into one message."""
+
+import ast
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Optional
+
+from lit_pretrain import __version__
+from lit_pretrain.errors import UserError
+
+VERBS = Path(__file__).parent / "cli" / "verbs"
+
+
+def verbs() -> dict[str, str]:
+    """Name and one-line help of every verb: one file in `cli/verbs` each, read without importing it."""
+    found = {}
+    for file in sorted(VERBS.glob("*.py")):
+        if file.stem != "__init__":
+            doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            found[file.stem] = doc.splitlines()[0] if doc else ""
+    return found
+
+
+def usage() -> str:
+    """The text of `lit_pretrain --help`."""
+    table = verbs()
+    width = max(map(len, table))
+    lines = [f"  {name:<{width}}  {text}" for name, text in table.items()]
+    return "\n".join(
+        ["usage: lit_pretrain VERB [options]", "", "Train language models, from raw text to a task model.", "", "verbs:", *lines]
+        + ["", "`lit_pretrain VERB --help` lists the options of a verb; `lit_pretrain --version` prints the version."]
+    )
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: Arguments after the program's name; from the command line if None. `sys.argv` itself stays as it is,
+            because the launcher of multi-process training runs it again.
+
+    Returns:
+        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3 training diverged,
+        75 stopped by a signal after saving, 130 interrupted from the keyboard.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lit_pretrain {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in verbs():
+        near = difflib.get_close_matches(verb, verbs(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"error: there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"lit_pretrain.cli.verbs.{verb}")
+        return int(module.main(rest))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

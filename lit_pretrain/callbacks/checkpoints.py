@@ -1,0 +1,113 @@
+"""Checkpoints: the newest few and the best of a run, each appearing whole or not at all."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from lit_pretrain.checkpoint.contract import KEY
+from lit_pretrain.checkpoint.find import BEST, FOLDER, checkpoint_name, checkpoints, step_of
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.folder import write_whole
+
+
+class Checkpoints(Checkpoint):
+    """Saves the whole state of training after every `every` optimizer steps and after the last one.
+
+    Args:
+        run: The run's folder.
+        every: Optimizer steps between checkpoints; 0 saves only the last.
+        keep: Newest checkpoints that are kept; the best by validation loss is kept beside them.
+        contract: The fields that a resumed run must share, stored in every checkpoint.
+        on_saved: Told how many seconds each save took, so that throughput does not count them.
+    """
+
+    def __init__(
+        self, run: Path, *, every: int, keep: int, contract: Mapping[str, Any], on_saved: Callable[[float], None]
+    ) -> None:
+        if every < 0 or keep < 1:
+            raise UserError(f"checkpoint_every={every} must not be negative and keep_checkpoints={keep} at least 1")
+        self.run = run
+        self.every = every
+        self.keep = keep
+        self.contract = dict(contract)
+        self.on_saved = on_saved
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Sweep up what a killed run was writing."""
+        if trainer.is_global_zero:
+            for scratch in (self.run / FOLDER).glob("*.tmp"):
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the contract into the checkpoint."""
+        checkpoint[KEY] = {"step": trainer.global_step, "contract": self.contract}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save when it is time."""
+        step = trainer.global_step
+        if step == trainer.max_steps or (self.every and step % self.every == 0):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Remember the best checkpoint so far."""
+        path = self.run / FOLDER / checkpoint_name(trainer.global_step)
+        if trainer.sanity_checking or not trainer.is_global_zero or not path.exists():
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        record = self.run / FOLDER / BEST
+        before = json.loads(record.read_text())["loss"] if record.is_file() else math.inf
+        if loss < before:
+            write_whole(record, json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step}) + "\n")
+            self._prune()
+
+    def save(self, trainer: L.Trainer) -> Path:
+        """Save the state after the current step; all ranks call this.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written; the older checkpoints are untouched.
+        """
+        path = self.run / FOLDER / checkpoint_name(trainer.global_step)
+        scratch = path.with_suffix(".ckpt.tmp")
+        began = time.perf_counter()
+        try:
+            trainer.save_checkpoint(scratch, weights_only=False)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer reports a full disk as a RuntimeError; the OSError is its cause
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and not isinstance(cause, OSError):
+                raise
+            if trainer.is_global_zero:
+                shutil.rmtree(scratch, ignore_errors=True) if scratch.is_dir() else scratch.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.run).free / 1e6
+            raise UserError(
+                f"checkpoint {path} could not be written: {cause or error} ({free:,.0f} MB free); free some space, then go on with "
+                f"--resume auto: older checkpoints in {path.parent} are untouched"
+            ) from error
+        if trainer.is_global_zero:
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(scratch, path)
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # the rename itself must survive a power cut
+            finally:
+                os.close(descriptor)
+            self._prune()
+        trainer.strategy.barrier("checkpoint")
+        self.on_saved(time.perf_counter() - began)
+        return path
+
+    def _prune(self) -> None:
+        record = self.run / FOLDER / BEST
+        best = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
+        for path in checkpoints(self.run)[: -self.keep]:
+            if path.name != best and step_of(path) is not None:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

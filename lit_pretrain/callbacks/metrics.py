@@ -1,0 +1,140 @@
+"""Metrics: what happened in the last few optimizer steps, gathered on the device and read once per window."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_pretrain.errors import UserError
+
+Sink = Callable[[int, dict[str, float]], None]
+"""Takes the optimizer step and the metrics of a window or of a validation."""
+
+
+class Metrics(L.Callback):
+    """Collects sums per optimizer step without reading them, and hands means of a window to its sinks.
+
+    Args:
+        every: Optimizer steps per window.
+        sources: Names of the sources, in the order of the stage's sums.
+        tokens_per_step: Inputs per optimizer step over all ranks.
+        flops_per_token: Training FLOPs per input token.
+        peak: Peak of all devices together in FLOP/s; None where it is not known.
+        sinks: Who is told; called on rank 0 only.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        sources: Sequence[str],
+        tokens_per_step: int,
+        flops_per_token: float,
+        peak: Optional[float],
+        sinks: Sequence[Sink],
+    ) -> None:
+        if every < 1:
+            raise UserError(f"log_every={every} must be at least 1")
+        self.every = every
+        self.sources = tuple(sources)
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.peak = peak
+        self.sinks = list(sinks)
+        self.train_seconds = 0.0
+        """Wall time of training steps, without validation and checkpoints."""
+        self._begin(time.perf_counter())
+
+    def _begin(self, now: float) -> None:
+        self._sums: Optional[Tensor] = None
+        self._norms: list[Tensor] = []
+        self._steps = 0
+        self._data = self._compute = self._paused = 0.0
+        self._window = self._last = now
+
+    # ------------------------------------------------------------------ the clock
+
+    def on_train_start(self, *args: Any) -> None:
+        """Start the first window."""
+        self._begin(time.perf_counter())
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """What passed since the last step was waiting for data (validation and checkpoints have been taken out)."""
+        now = time.perf_counter()
+        self._data += now - self._last
+        self._last = now
+
+    def pause(self, seconds: float) -> None:
+        """Take time that was not training out of the window."""
+        self._paused += seconds
+        self._last += seconds
+
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop the clock."""
+        self._pause_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock again, and hand the validation to the sinks."""
+        if trainer.state.fn == "fit":
+            seconds = time.perf_counter() - self._pause_began
+            self.pause(seconds)
+            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+            self._tell(trainer, values | {"time/validation_seconds": seconds} | self._position(trainer.global_step))
+
+    # ------------------------------------------------------------------ the sums
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Add one optimizer step; at the end of a window, read and report."""
+        now = time.perf_counter()
+        self._compute += now - self._last
+        self._last = now
+        step_sums = pl_module.sums
+        packed = torch.cat([step_sums["nats_S"].double(), step_sums["tokens_S"].double()])
+        self._sums = packed if self._sums is None else self._sums + packed
+        self._norms.append(step_sums["grad_norm"].detach())
+        self._steps += 1
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            self._report(trainer, step)
+
+    def _position(self, step: int) -> dict[str, float]:
+        tokens = step * self.tokens_per_step
+        return {"progress/tokens": float(tokens), "progress/flops": tokens * self.flops_per_token}
+
+    def _report(self, trainer: L.Trainer, step: int) -> None:
+        assert self._sums is not None
+        total = trainer.strategy.reduce(self._sums, reduce_op="sum") if trainer.world_size > 1 else self._sums
+        norms = torch.stack(self._norms).float()
+        nats, tokens = total.view(2, -1).tolist()  # the one synchronisation of the window
+        now = time.perf_counter()
+        wall = max(now - self._window - self._paused, 1e-9)
+        self.train_seconds += wall
+        rate = self._steps * self.tokens_per_step / wall
+        values = {
+            "train/loss": sum(nats) / max(sum(tokens), 1.0),
+            "train/grad_norm": norms.mean().item(),
+            "train/grad_norm_max": norms.max().item(),
+            **{f"train_loss/{s}": n / t for s, n, t in zip(self.sources, nats, tokens, strict=True) if t},
+            **{f"mixture/{s}": t / max(sum(tokens), 1.0) for s, t in zip(self.sources, tokens, strict=True)},
+            "data/supervised_fraction": sum(tokens) / (self._steps * self.tokens_per_step),
+            "throughput/tokens_per_second": rate,
+            "throughput/flops_per_second": rate * self.flops_per_token,
+            "time/step_seconds": wall / self._steps,
+            "time/data_fraction": self._data / wall,
+            "time/compute_fraction": self._compute / wall,
+            "time/other_fraction": max(0.0, 1.0 - (self._data + self._compute) / wall),
+            **self._position(step),
+            **{f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)},
+        }
+        if self.peak is not None:
+            values["throughput/mfu"] = rate * self.flops_per_token / self.peak
+        self._tell(trainer, values)
+        self._begin(time.perf_counter())
+
+    def _tell(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+        if trainer.is_global_zero:
+            for sink in self.sinks:
+                sink(trainer.global_step, values)

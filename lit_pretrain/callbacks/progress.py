@@ -1,0 +1,80 @@
+"""Progress: one live line on a terminal, one plain line per report elsewhere; both count optimizer steps and tokens."""
+
+import sys
+import time
+from typing import IO, Any, Optional
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+def short(number: float) -> str:
+    """A count with three digits and a suffix: 1.23M."""
+    for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= unit:
+            return f"{number / unit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss or m:ss."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class ProgressLine(L.Callback):
+    """Shows step of total, tokens, tokens per second, loss and the time left.
+
+    Args:
+        stream: Where to write; a live line if it is a terminal.
+    """
+
+    def __init__(self, stream: Optional[IO[str]] = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live: Optional[Progress] = None
+        self.validation = ""
+        self._began = 0.0
+        self._first = 0
+        self._total = 0
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Open the line."""
+        self._began, self._first, self._total = time.perf_counter(), trainer.global_step, trainer.max_steps
+        if trainer.is_global_zero and self.stream.isatty():
+            self.live = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"),
+                console=Console(file=self.stream),
+            )  # fmt: skip
+            self.live.start()
+            self.task = self.live.add_task("fit", total=self._total, completed=self._first, text="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Move the bar."""
+        if self.live is not None:
+            self.live.update(self.task, completed=trainer.global_step)
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        """Take the metrics of a window or of a validation; a sink of `Metrics`."""
+        if "val/loss" in values:
+            self.validation = f" | val {values['val/loss']:.4f} ({values['val/bits_per_byte']:.4f} bits/byte)"
+            if self.live is None:
+                print(f"step {step}/{self._total}{self.validation}", file=self.stream, flush=True)
+            return
+        done = step - self._first
+        left = (time.perf_counter() - self._began) / max(done, 1) * (self._total - step)
+        text = (
+            f"{short(values['progress/tokens'])} tokens | {short(values['throughput/tokens_per_second'])} tok/s | "
+            f"loss {values['train/loss']:.4f} | left {clock(left)}"
+        )
+        if self.live is not None:
+            self.live.update(self.task, text=text + self.validation)
+        else:
+            print(f"step {step}/{self._total} | {text}", file=self.stream, flush=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close the line."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

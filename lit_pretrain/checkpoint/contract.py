@@ -1,0 +1,89 @@
+"""Contract: what must be the same for a run to go on as if it had never stopped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_pretrain.errors import UserError
+
+KEY = "lit_pretrain"
+"""Where the contract lies in a checkpoint."""
+
+HARMLESS = frozenset(
+    {
+        # how the same numbers are computed, where they are read from and what is printed
+        "data.path", "data.micro_batch_size", "data.num_workers", "data.cache_dir", "data.max_cache_size",
+        "data.storage_options", "data.val_tokens", "model.compile", "model.init_from", "model.net.attention",
+    }
+)  # fmt: skip
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted names; lists and tuples are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def contract_of(config: Mapping[str, Any], *, manifest_hash: str, tokenizer_hash: str) -> dict[str, Any]:
+    """The fields of a resolved run config that decide the numbers, by dotted name.
+
+    Args:
+        config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
+        manifest_hash: Identity of the data.
+        tokenizer_hash: Identity of its tokenizer.
+    """
+    flat = flatten({"model": config["model"], "data": config["data"]})
+    contract = {key: value for key, value in flat.items() if key not in HARMLESS}
+    contract["max_steps"] = config["max_steps"]
+    contract["trainer.precision"] = config["trainer"]["precision"]
+    contract["data.manifest"] = manifest_hash
+    contract["data.tokenizer"] = tokenizer_hash
+    return contract
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per field that differs: its name and both values."""
+    return [
+        f"{key}: the checkpoint has {saved.get(key)!r}, this run {now.get(key)!r}"
+        for key in sorted(set(saved) | set(now))
+        if saved.get(key) != now.get(key)
+    ]
+
+
+def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        UserError: Names every field that differs, and both values.
+    """
+    found = differences(saved, now)
+    if found:
+        raise UserError(
+            f"cannot resume from {where}: it belongs to a run with other settings.\n  "
+            + "\n  ".join(found)
+            + "\nResume with the settings of the run (its config.yaml), start a new run with --from to take only the "
+            "weights, or with --fork to go on with another schedule or length."
+        )
+
+
+FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", "data.weights")
+"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with."""
+
+
+def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse to fork a checkpoint into a run whose network, optimizer or data are others.
+
+    Raises:
+        UserError: Names every field that differs and may not, and both values.
+    """
+    found = [line for line in differences(saved, now) if not line.startswith(FORKABLE)]
+    if found:
+        raise UserError(
+            f"cannot fork {where}: only the schedule, the clipping, the mixture and the length may differ.\n  "
+            + "\n  ".join(found)
+            + "\nStart a new run with --from to take only the weights."
+        )

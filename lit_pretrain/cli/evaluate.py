@@ -1,0 +1,104 @@
+"""Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text."""
+
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.cli.parser import parser_options
+from lit_pretrain.cli.train import TrainParser, parent_config, quiet_libraries, raw_option
+from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.stage.stage import Stage
+
+
+class EvaluateCLI(LightningCLI):
+    """The network and data of a run, from its own config, with the weights of one of its checkpoints."""
+
+    def __init__(self, verb: str, args: ArgsType) -> None:
+        super().__init__(
+            Stage,
+            TextData,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            load_from_checkpoint_support=False,
+            parser_class=TrainParser,
+            parser_kwargs=parser_options(verb),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Which run, and which of its checkpoints."""
+        parser.add_argument("--run", type=str, required=True, help="A run folder, or one checkpoint of a run.")
+        parser.add_argument("--checkpoint", type=str, default="last", help="For a run folder: last or best.")
+        parser.add_argument("--json", type=Optional[str], default=None, help="Also write the figures to this file.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with the config of the run as the default."""
+        assert isinstance(args, list)
+        run = raw_option(args, "--run")
+        if run is not None:
+            saved = parent_config(run)
+            parser.set_defaults(_defaults(saved, parser))
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Evaluate trained weights, never random ones."""
+        if self.config.checkpoint not in ("last", "best"):
+            raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
+        self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
+        self.config.model.compile = "off"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that writes nothing."""
+        wanted = self.config.trainer
+        return Trainer(
+            accelerator=wanted.accelerator,
+            devices=1,
+            precision=wanted.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+def evaluate(verb: str, argv: list[str]) -> int:
+    """Run `validate` or `test`.
+
+    Returns:
+        The exit code.
+    """
+    quiet_libraries()
+    cli = EvaluateCLI(verb, argv)
+    run = cli.trainer.validate if verb == "validate" else cli.trainer.test
+    figures = run(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    name = "val" if verb == "validate" else "test"
+    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.config.data.path}:")
+    print(f"{'':12} {'nats/token':>10} {'bits/byte':>10}")
+    print(f"{'all':12} {figures[f'{name}/loss']:10.4f} {figures[f'{name}/bits_per_byte']:10.4f}")
+    for source in cli.datamodule.sources:
+        if f"{name}_loss/{source}" in figures:
+            print(f"{source:12} {figures[f'{name}_loss/{source}']:10.4f} {figures[f'{name}_bits_per_byte/{source}']:10.4f}")
+    if cli.config.json is not None:
+        Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:
+    """The run's model, data and precision as parser defaults."""
+    flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
+    for group in ("model", "data"):
+        for key, value in saved[group].items():
+            if key == "net":
+                flat |= {f"model.net.{k}": v for k, v in value.items()}
+            else:
+                flat[f"{group}.{key}"] = value
+    return flat
+

@@ -1,0 +1,82 @@
+"""Parser: jsonargparse as every verb uses it, with the nearest valid name for a misspelt one."""
+
+import difflib
+import re
+import sys
+from typing import Any, NoReturn, Optional
+
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+ENV_PREFIX = "LIT_PRETRAIN"
+
+_UNKNOWN = (
+    re.compile(r"Unrecognized arguments: (?P<name>\S+)"),
+    re.compile(r"[Kk]ey ['\"](?P<name>[^'\"]+)['\"] is not expected"),
+    re.compile(r"[Oo]ption ['\"]?(?P<name>[\w.]+)['\"]? is not accepted"),
+    re.compile(r"[Dd]oes not accept (?:nested )?key ['\"]?(?P<name>[\w.]+)['\"]?"),
+    re.compile(r"No action for key ['\"](?P<name>[^'\"]+)['\"]"),
+)
+
+
+class Suggesting:
+    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one."""
+
+    def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
+        """Print the message, with a hint for a misspelt name, and exit with 2; the usage of hundreds of options helps nobody."""
+        if self.exit_on_error:  # type: ignore[attr-defined]
+            print(f"error: {message}{self._hint(message)}\n`{self.prog} --help` lists the options.", file=sys.stderr)  # type: ignore[attr-defined]
+            sys.exit(2)
+        super().error(message, ex)  # type: ignore[misc]
+        raise AssertionError("parser.error returned")
+
+    def _hint(self, message: str) -> str:
+        for pattern in _UNKNOWN:
+            match = pattern.search(message)
+            if match:
+                name = match["name"].lstrip("-").split("=")[0].rstrip(".,;:")
+                near = nearest(name, self._known_names())
+                if near:
+                    return f"\nDid you mean {near!r}?"
+        return ""
+
+    def _known_names(self) -> list[str]:
+        names: list[str] = []
+        for action in self._actions:  # type: ignore[attr-defined]
+            names += [option[2:] for option in action.option_strings if option.startswith("--")]
+        return names
+
+
+def nearest(name: str, known: list[str]) -> Optional[str]:
+    """The known name that a misspelt one most likely meant: by the whole, else by its last part."""
+    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if whole:
+        return whole[0]
+    last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    part = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.75)
+    return last[part[0]] if part else None
+
+
+class VerbParser(Suggesting, ArgumentParser):
+    """The parser of verbs that need no Trainer."""
+
+
+def parser_options(verb: str) -> dict[str, Any]:
+    """Settings that all parsers share."""
+    return {
+        "prog": f"lit_pretrain {verb}",
+        "default_env": True,
+        "env_prefix": ENV_PREFIX,
+        "allow_abbrev": False,
+        "parser_mode": "omegaconf+",
+    }
+
+
+def make_parser(verb: str, description: str = "") -> VerbParser:
+    """A parser with `--config` (repeatable, later files over earlier ones), `--print_config` and `${...}` interpolation."""
+    parser = VerbParser(description=description, **parser_options(verb))
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="A YAML file of options; may be given again, later files win."
+    )
+    return parser

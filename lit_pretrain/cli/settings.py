@@ -1,0 +1,40 @@
+"""Run settings: where a run lives, what it starts from, how long it goes, and how often it looks around."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass
+class RunSettings:
+    """Options of `fit`, `posttrain` and `finetune` that belong to the run as a whole. Every "every" counts optimizer steps."""
+
+    name: Optional[str] = None
+    """Name of the run; its folder is <runs>/<name>. Default: the verb and the time."""
+    runs: str = "runs"
+    """Folder that holds the run folders."""
+    resume: str = "never"
+    """never: a new run. auto: go on from the newest complete checkpoint of the run, or start it. Or the path of one checkpoint."""
+    fork: Optional[str] = None
+    """A checkpoint whose whole state (weights, optimizer, position in the data) a new run goes on from, with its own schedule and length."""
+    max_steps: Optional[int] = None
+    """Length of the run in optimizer steps. Exactly one of max_steps, max_tokens and max_flops."""
+    max_tokens: Optional[float] = None
+    """Length of the run in input tokens, rounded up to whole steps."""
+    max_flops: Optional[float] = None
+    """Length of the run in training FLOPs (6 per matmul parameter and token, plus attention), rounded up to whole steps."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    validate_every: int = 100
+    """Steps between two validations; there is always one at the end. 0: only that one."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; there is always one at the end. 0: only that one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the one with the best validation is kept beside them."""
+    sharded_checkpoints: bool = False
+    """With strategy fsdp: one checkpoint folder written by all ranks, instead of one file gathered on rank 0."""
+    sample_every: int = 0
+    """Steps between two text samples; there are always some at the end. 0: only those."""
+    sample_prompts: tuple[str, ...] = ("", "def ", "The ")
+    """Prompts of the text samples."""
+    sample_tokens: int = 96
+    """Longest text sample in tokens."""

@@ -1,0 +1,463 @@
+"""Train: what `fit`, `posttrain` and `finetune` do, from arguments to a finished run folder."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
+from lit_pretrain.callbacks.checkpoints import Checkpoints
+from lit_pretrain.callbacks.graceful_stop import GracefulStop
+from lit_pretrain.callbacks.metrics import Metrics
+from lit_pretrain.callbacks.progress import ProgressLine, short
+from lit_pretrain.callbacks.samples import Samples
+from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
+from lit_pretrain.checkpoint.find import newest_complete, resolve
+from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.parser import Suggesting, parser_options
+from lit_pretrain.cli.precision import default_precision, peak_dtype
+from lit_pretrain.cli.settings import RunSettings
+from lit_pretrain.data.batches import rows_per_step
+from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.remote import load_manifest
+from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.report.folder import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    TENSORBOARD,
+    MetricsFile,
+    make_run_folder,
+    provenance,
+    write_whole,
+)
+from lit_pretrain.report.layout import layout
+from lit_pretrain.report.summary import write_summary
+from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.hardware import peak_flops
+from lit_pretrain.stage.stage import Stage
+
+PRESETS = Path(__file__).parent / "presets"
+VOCAB_MULTIPLE = 64
+"""A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
+NEEDS_PARENT = ("posttrain", "finetune")
+
+# Ours to decide, because a stage counts optimizer steps and normalises and clips by itself.
+OWNED = {
+    "accumulate_grad_batches": (1, "accumulation is derived from data.global_batch_tokens and data.micro_batch_size"),
+    "gradient_clip_val": (None, "set model.clip_norm"),
+    "val_check_interval": (None, "set --validate_every (optimizer steps)"),
+    "check_val_every_n_epoch": (1, "set --validate_every (optimizer steps)"),
+    "max_epochs": (None, "set max_steps, max_tokens or max_flops; epochs differ by source"),
+    "max_steps": (-1, "set --max_steps, --max_tokens or --max_flops"),
+    "log_every_n_steps": (None, "set --log_every"),
+    "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
+    "default_root_dir": (None, "set --runs and --name"),
+}
+
+
+class TrainParser(Suggesting, LightningArgumentParser):
+    """LightningCLI's parser with hints for misspelt names."""
+
+
+class TrainCLI(LightningCLI):
+    """Parses, resolves and instantiates; running is left to `train`."""
+
+    def __init__(self, verb: str, args: ArgsType) -> None:
+        self.verb = verb
+        self.run_folder: Path
+        self.metrics: Metrics
+        self.checkpoints: Checkpoints
+        self.checkpoint: Optional[Path] = None
+        self.settings: RunSettings
+        preset = PRESETS / f"{verb}.yaml"
+        super().__init__(
+            Stage,
+            TextData,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            load_from_checkpoint_support=False,  # checkpoints hold no hyper-parameters that could overrule the config
+            parser_class=TrainParser,
+            parser_kwargs=parser_options(verb) | {"default_config_files": [str(preset)] if preset.exists() else []},
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with the shape of the parent's network as the default."""
+        assert isinstance(args, list)
+        parent = raw_option(args, "--from")
+        if parent is None and self.verb in NEEDS_PARENT and not _asks_only(args):
+            raise UserError(f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one of its checkpoints")
+        if parent is not None:
+            parser.set_defaults({f"model.net.{k}": v for k, v in parent_config(parent)["model"]["net"].items()})
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of the run as a whole."""
+        parser.add_class_arguments(RunSettings, None)
+        parser.add_argument("--from", type=Optional[str], default=None, help="Parent: a run folder or checkpoint whose weights the run starts from.")
+        parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
+
+    # ------------------------------------------------------------------ resolve
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what depends on the data, the machine and the parent, so that the saved config says it all."""
+        config = self.config
+        self.settings = RunSettings(**{field: config[field] for field in RunSettings.__dataclass_fields__})
+        for name, (default, instead) in OWNED.items():
+            if config.trainer[name] not in (default, None):
+                raise UserError(f"trainer.{name}={config.trainer[name]!r} is not for you to set: {instead}")
+        data = config.data
+        manifest = load_manifest(data.path, cache_dir=data.cache_dir, storage_options=data.storage_options)
+        if config.model.net.vocab_size is None:
+            config.model.net.vocab_size = math.ceil(manifest.tokenizer.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        if config.trainer.precision is None:
+            config.trainer.precision = default_precision(config.trainer.accelerator)
+        if config["from"] is not None:
+            config.model.init_from = str(resolve(config["from"]))
+        self._resolve_length(config)
+        self.contract = contract_of(
+            self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash
+        )
+        self._resolve_folder()
+
+    def _resolve_length(self, config: Namespace) -> None:
+        given = {name: config[name] for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None}
+        if len(given) != 1:
+            raise UserError(f"give exactly one of max_steps, max_tokens and max_flops; found {given or 'none'}")
+        (name, value), tokens = next(iter(given.items())), config.data.global_batch_tokens
+        if value <= 0:
+            raise UserError(f"{name}={value} must be positive")
+        if name == "max_flops":
+            value = value / self._flops_per_token(config)
+        config.max_steps = int(value) if name == "max_steps" else math.ceil(value / tokens)
+        config.max_tokens = config.max_flops = None
+
+    @staticmethod
+    def _flops_per_token(config: Namespace) -> float:
+        return flops_per_token(_net(config), config.data.seq_len).training
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved config as nested plain values, as it is saved."""
+        loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return loaded
+
+    def _resolve_folder(self) -> None:
+        config, settings = self.config, self.settings
+        launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+        if config.name is None:
+            if launched:
+                raise UserError("several processes need one run folder: give --name")
+            config.name = f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.run_folder = Path(config.runs) / config.name
+        if settings.resume == "auto":
+            self.checkpoint = newest_complete(self.run_folder, warn)
+        elif settings.resume != "never":
+            self.checkpoint = resolve(settings.resume)
+        if settings.fork is not None:
+            if self.checkpoint is None:
+                self.checkpoint = resolve(settings.fork)
+        if self.checkpoint is not None:
+            saved = read_metadata(self.checkpoint).get(KEY, {})
+            if "contract" not in saved:
+                raise UserError(f"{self.checkpoint} was not written by lit_pretrain: it carries no contract")
+            forks = settings.fork is not None and self.checkpoint.parent.parent != self.run_folder
+            (check_fork if forks else check_resume)(saved["contract"], self.contract, str(self.checkpoint))
+            if saved["step"] >= config.max_steps:
+                raise UserError(
+                    f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
+                )
+        if not launched:
+            going_on = settings.resume != "never"
+            make_run_folder(self.run_folder, resuming=going_on)
+            # Processes that Lightning launches parse the same command line: they must not choose another name or refuse the folder.
+            os.environ["LIT_PRETRAIN_NAME"] = config.name
+
+    # ------------------------------------------------------------------ instantiate
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with our callbacks, logger and checkpoint route."""
+        config, settings = self.config, self.settings
+        tokens = config.data.global_batch_tokens
+        self.metrics = Metrics(
+            every=settings.log_every,
+            sources=self.datamodule.sources,
+            tokens_per_step=tokens,
+            flops_per_token=self._flops_per_token(config),
+            peak=None,
+            sinks=[],
+        )
+        self.checkpoints = Checkpoints(
+            self.run_folder,
+            every=settings.checkpoint_every,
+            keep=settings.keep_checkpoints,
+            contract=self.contract,
+            on_saved=self.metrics.pause,
+        )
+        progress = ProgressLine()
+        samples = Samples(
+            self.run_folder,
+            every=settings.sample_every,
+            prompts=settings.sample_prompts,
+            tokens=settings.sample_tokens,
+            on_done=self.metrics.pause,
+        )
+        own: list[Callback] = [self.metrics, progress, samples, GracefulStop(self.checkpoints), self.checkpoints]
+        self.samples = samples
+        self.metrics.sinks.append(progress)
+        every = settings.validate_every
+        options = dict(config_values(self.config_init["trainer"])) | {
+            "max_steps": config.max_steps,
+            "max_epochs": -1,
+            "val_check_interval": every if every else config.max_steps,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(self.run_folder),
+            "strategy": self._strategy(config.trainer),
+        }
+        if options["logger"] in (None, True):
+            options["logger"] = TensorBoardLogger(
+                str(self.run_folder), name="", version=TENSORBOARD, default_hp_metric=False,
+                purge_step=read_metadata(self.checkpoint)[KEY]["step"] + 1 if self.checkpoint else None,
+            )  # fmt: skip
+        options["callbacks"] = own + list(options["callbacks"] or [])
+        options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
+        try:
+            return Trainer(**options)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise UserError(f"the Trainer refuses its settings: {error}") from error
+
+    def _strategy(self, trainer: Namespace) -> Any:
+        name = trainer.strategy
+        if name == "fsdp":
+            return ModelParallelStrategy(
+                data_parallel_size=_world(trainer), tensor_parallel_size=1, save_distributed_checkpoint=self.config.sharded_checkpoints
+            )
+        if name == "ddp" or (name == "auto" and _world(trainer) > 1):
+            # The only buffers are tables that every rank derives by itself.
+            return DDPStrategy(broadcast_buffers=False)
+        return name
+
+
+def train(verb: str, argv: list[str]) -> int:
+    """Run one of the training verbs.
+
+    Args:
+        verb: fit, posttrain or finetune.
+        argv: Its arguments.
+
+    Returns:
+        The exit code.
+    """
+    quiet_libraries()
+    cli = TrainCLI(verb, argv)
+    trainer, stage, data = cli.trainer, cli.model, cli.datamodule
+    rows, accumulation = rows_per_step(
+        global_batch_tokens=data.global_batch_tokens,
+        seq_len=data.seq_len,
+        micro_batch_size=data.micro_batch_size,
+        world_size=trainer.world_size,
+    )
+    cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
+    first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
+    if trainer.is_global_zero:
+        start_run(cli, first_step)
+        print(plan_line(cli, rows=rows, accumulation=accumulation))
+        if cli.checkpoint:
+            print(f"resume: {cli.checkpoint}, step {first_step}")
+    began = time.perf_counter()
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
+    except DivergedError as error:
+        raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error
+    if trainer.is_global_zero:
+        summary = write_summary(
+            cli.run_folder,
+            seconds=time.perf_counter() - began,
+            train_seconds=cli.metrics.train_seconds,
+            plan=plan_line(cli, rows=rows, accumulation=accumulation),
+            samples=cli.samples.latest,
+        )
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), summary)
+            trainer.logger.finalize("success")
+        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
+    return 0
+
+
+def start_run(cli: TrainCLI, first_step: int) -> None:
+    """Write what the run is before it begins, and open its logs."""
+    folder, config = cli.run_folder, cli.plain_config()
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    attempt = len(list(folder.glob("config*.yaml")))
+    write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
+    manifest = cli.datamodule.manifest
+    facts = provenance(
+        verb=cli.verb,
+        manifest_hash=manifest.hash,
+        tokenizer_hash=manifest.tokenizer.hash,
+        data=config["data"]["path"],
+        parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
+        resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
+        precision=config["trainer"]["precision"],
+        parameters=dataclasses.asdict(count_parameters(_net(cli.config))),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
+    cli.datamodule.tokenizer.save(folder)
+    file = MetricsFile(folder / METRICS, first_step=first_step)
+    cli.metrics.sinks.append(file.write)
+    for logger in cli.trainer.loggers:
+        cli.metrics.sinks.append(lambda step, values, logger=logger: logger.log_metrics(values, step))
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources))
+            logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
+            cli.samples.writer = logger.experiment
+
+
+def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
+    """What is about to happen, in one line."""
+    config, data = cli.config, cli.datamodule
+    counts = count_parameters(_net(config))
+    tokens = config.max_steps * data.global_batch_tokens
+    unique = sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources)
+    return (
+        f"plan: {counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products) | "
+        f"{rows} rows × {data.seq_len} = {data.global_batch_tokens:,} tokens a step "
+        f"({cli.trainer.world_size} ranks × {data.micro_batch_size} rows × {accumulation} accumulation) | "
+        f"{config.max_steps:,} steps = {short(tokens)} tokens = {tokens / max(unique, 1):.2f} epochs | "
+        f"{tokens * cli.metrics.flops_per_token:.3g} FLOPs | {config.trainer.precision}"
+    )
+
+
+def describe(data: TextData, samples: tuple[int, ...]) -> str:
+    """The rows of a step as source, epoch and block, a few of them."""
+    order = data.order()
+    found = [f"{data.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, samples[:16])]
+    more = f" and {len(samples) - 16} more" if len(samples) > 16 else ""
+    return ", ".join(found) + more + " (`lit_pretrain inspect order --step` names the documents)"
+
+
+def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat, printable part of a config for TensorBoard's hparams page."""
+    flat: dict[str, Any] = {}
+    for group in ("model", "data"):
+        stack = [(group, config[group])]
+        while stack:
+            prefix, value = stack.pop()
+            if isinstance(value, Mapping):
+                stack += [(f"{prefix}.{k}", v) for k, v in value.items()]
+            elif isinstance(value, (int, float, str, bool)):
+                flat[prefix] = value
+    return flat | {"max_steps": config["max_steps"], "precision": config["trainer"]["precision"]}
+
+
+def parent_config(where: str) -> dict[str, Any]:
+    """The resolved config of the run that a checkpoint belongs to."""
+    path = resolve(where).parent.parent / CONFIG
+    if not path.is_file():
+        raise UserError(f"--from {where}: {path} is missing, so its network is not known; give a run folder")
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def quiet_libraries() -> None:
+    """Silence what users cannot act on."""
+    warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck.*")
+    warnings.filterwarnings("ignore", message=r".*Trying to infer the `batch_size` from an ambiguous collection.*")
+    warnings.filterwarnings("ignore", message=r".*The `srun` command is available.*")
+    import logging
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def warn(message: str) -> None:
+    """One line to the user that does not stop anything."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def config_values(values: Any) -> dict[str, Any]:
+    """A namespace of instantiated options as a dict."""
+    return values.as_dict() if isinstance(values, Namespace) else dict(values)
+
+
+def _net(config: Namespace) -> ModelConfig:
+    values = config.model.net
+    return values if isinstance(values, ModelConfig) else ModelConfig(**_dataclass_values(values))
+
+
+def _dataclass_values(values: Namespace) -> dict[str, Any]:
+    from lit_pretrain.model.config import RopeScaling
+
+    plain = values.as_dict()
+    if plain.get("rope_scaling") is not None:
+        plain["rope_scaling"] = RopeScaling(**plain["rope_scaling"])
+    return plain
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _world(trainer: Namespace) -> int:
+    devices = trainer.devices
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        local = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        local = devices
+    else:
+        local = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else 1
+    return local * trainer.num_nodes
+
+
+def raw_option(args: list[str], name: str) -> Optional[str]:
+    """The value of an option in raw arguments, the last one winning."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            found = args[i + 1]
+        elif arg.startswith(name + "="):
+            found = arg.split("=", 1)[1]
+    return found
+
+
+def _asks_only(args: list[str]) -> bool:
+    return any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args)
+
+
+def peak_of(trainer: Trainer, precision: str) -> Optional[float]:
+    """Peak of all devices of a run together, where it is known."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = peak_flops(name, peak_dtype(precision))
+    if peak is None:
+        warn(f"the peak of {name!r} in {precision} is not known: no model-FLOPs utilisation will be reported")
+        return None
+    return peak * trainer.world_size

@@ -1,0 +1,8 @@
+"""Measure a finished run on the test split of its data, in nats per token and bits per byte."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain test`."""
+    from lit_pretrain.cli.evaluate import evaluate
+
+    return evaluate("test", argv)

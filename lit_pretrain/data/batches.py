@@ -1,0 +1,109 @@
+"""Batches: which rows every optimizer step and every rank reads, and how rows become micro-batches."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from lit_pretrain.batch import IGNORE_INDEX, Batch
+from lit_pretrain.data.order import Order
+from lit_pretrain.data.rows import Row
+from lit_pretrain.errors import UserError
+
+PAD_ROW = -1
+"""Sample number of a row that fills up the last validation batch and supervises nothing."""
+
+
+def rows_per_step(*, global_batch_tokens: int, seq_len: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
+    """Rows per optimizer step over all ranks, and micro-batches per step and rank (the accumulation).
+
+    Raises:
+        UserError: Something does not divide; the message holds the arithmetic and the nearest batch that works.
+    """
+    unit = seq_len * micro_batch_size * world_size
+    if global_batch_tokens < 1 or global_batch_tokens % unit:
+        nearest = max(1, round(global_batch_tokens / unit)) * unit
+        raise UserError(
+            f"data.global_batch_tokens={global_batch_tokens} must be a multiple of seq_len × micro_batch_size × ranks = "
+            f"{seq_len} × {micro_batch_size} × {world_size} = {unit}; the nearest is {nearest}"
+        )
+    rows = global_batch_tokens // seq_len
+    return rows, rows // world_size // micro_batch_size
+
+
+class StepSampler(Sampler[list[int]]):
+    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end.
+
+    Rank r of W reads the r-th of W equal parts of every step's samples: a step holds the same samples for every world
+    size, micro-batch size and worker count.
+    """
+
+    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int) -> None:
+        self.rows = rows
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.rows // self.world_size
+        step = self.first_step
+        while True:
+            begin = step * self.rows + self.rank * share
+            yield list(range(begin, begin + share))
+            step += 1
+
+
+class OrderedRows(Dataset[tuple[int, int, Row]]):
+    """Training rows by global sample number: (sample number, source, row)."""
+
+    def __init__(self, order: Order, sources: Sequence[Sequence[Row]]) -> None:
+        self.order = order
+        self.sources = sources
+
+    def __getitem__(self, n: int) -> tuple[int, int, Row]:
+        sample = self.order(n)
+        return n, sample.source, self.sources[sample.source][sample.block]
+
+
+class ListedRows(Dataset[tuple[int, int, Row]]):
+    """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row that supervises nothing."""
+
+    def __init__(self, listed: Sequence[tuple[int, int]], sources: Sequence[Sequence[Row]]) -> None:
+        self.listed = listed
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def __getitem__(self, i: int) -> tuple[int, int, Row]:
+        source, block = self.listed[max(i, 0)]
+        return i, source, self.sources[source][block]
+
+
+class Collate:
+    """Rows -> micro-batches of `micro_batch_size` rows.
+
+    Args:
+        micro_batch_size: Rows per micro-batch.
+        eos_id: The one id that may be a target across the edge of a document: it ends the document it follows.
+        cross_documents: Treat a row as one document (attention and targets ignore the edges).
+    """
+
+    def __init__(self, *, micro_batch_size: int, eos_id: int, cross_documents: bool) -> None:
+        self.micro_batch_size = micro_batch_size
+        self.eos_id = eos_id
+        self.cross_documents = cross_documents
+
+    def __call__(self, items: Sequence[tuple[int, int, Row]]) -> list[Batch]:
+        tokens = np.stack([row.tokens for _, _, row in items])
+        doc = np.stack([row.doc for _, _, row in items])
+        labels = tokens[:, 1:].copy()
+        if self.cross_documents:
+            doc = np.zeros_like(doc)
+        labels[(doc[:, 1:] != doc[:, :-1]) & (labels != self.eos_id)] = IGNORE_INDEX
+        index = np.array([n for n, _, _ in items])
+        labels[index == PAD_ROW] = IGNORE_INDEX
+        source = np.array([s for _, s, _ in items])
+        whole = [torch.from_numpy(np.ascontiguousarray(x)) for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)]
+        return [Batch(*parts) for parts in zip(*(x.split(self.micro_batch_size) for x in whole), strict=True)]

@@ -1,0 +1,246 @@
+"""TextData: prepared text as micro-batches of packed rows, in an order that is a pure function of the step."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lit_pretrain.batch import Batch, DataContract
+from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.order import Order, SourceBlocks, permutation
+from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
+from lit_pretrain.data.rows import open_rows, rows_in
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+
+
+class TextData(L.LightningDataModule):
+    """Streams a prepared dataset; no loader state is ever saved.
+
+    Args:
+        path: A directory made by `lit_pretrain prepare`, or an s3:// URL of one.
+        seq_len: Inputs per row, T.
+        global_batch_tokens: Inputs per optimizer step over all ranks; micro-batches are accumulated to reach it.
+        micro_batch_size: Rows that one device processes at once; limits memory and changes nothing else.
+        weights: Share of the samples by source name; null follows the amount of text in each source.
+        seed: Seed of the data order.
+        cycle: Samples per cycle of the mixture; every cycle holds exactly its share of every source.
+        shuffle_chunks: Chunks whose rows are shuffled together; 1 reads remote chunks one after the other.
+        cross_documents: Let attention and targets cross the edges of documents.
+        val_tokens: Held-out inputs used by each validation, spread evenly over the sources; null uses all.
+        num_workers: Loader processes; 0 is fastest for tokens, because copying between processes costs more than reading.
+        cache_dir: Where remote chunks are kept.
+        max_cache_size: Limit of that cache, such as 20GB.
+        storage_options: Passed to the object store's client, such as {endpoint_url: http://127.0.0.1:5000}.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/embedded",
+        seq_len: int = 512,
+        global_batch_tokens: int = 4096,
+        micro_batch_size: int = 8,
+        weights: Optional[dict[str, float]] = None,
+        seed: int = 0,
+        cycle: int = 1024,
+        shuffle_chunks: int = 1,
+        cross_documents: bool = False,
+        val_tokens: Optional[int] = 262_144,
+        num_workers: int = 0,
+        cache_dir: Optional[str] = None,
+        max_cache_size: Optional[str] = None,
+        storage_options: Optional[dict[str, Any]] = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("seq_len", seq_len), ("micro_batch_size", micro_batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers={num_workers} must not be negative")
+        self.path = path
+        self.seq_len = seq_len
+        self.global_batch_tokens = global_batch_tokens
+        self.micro_batch_size = micro_batch_size
+        self.weights = weights
+        self.seed = seed
+        self.cycle = cycle
+        self.shuffle_chunks = shuffle_chunks
+        self.cross_documents = cross_documents
+        self.val_tokens = val_tokens
+        self.num_workers = num_workers
+        self.cache_dir = cache_dir
+        self.max_cache_size = max_cache_size
+        self.storage_options = storage_options
+        self._manifest: Optional[Manifest] = None
+        self._tokenizer: Optional[Tokenizer] = None
+
+    # ------------------------------------------------------------------ what the data is
+
+    @property
+    def manifest(self) -> Manifest:
+        """The dataset's manifest, read once."""
+        if self._manifest is None:
+            self._manifest = load_manifest(self.path, cache_dir=self.cache_dir, storage_options=self.storage_options)
+        return self._manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The dataset's tokenizer, checked against the manifest."""
+        if self._tokenizer is None:
+            file = fetch(self.path, "tokenizer.json", cache_dir=self.cache_dir, storage_options=self.storage_options)
+            tokenizer = Tokenizer.load(str(file))
+            wanted = self.manifest.tokenizer.hash
+            if tokenizer.hash != wanted:
+                raise UserError(
+                    f"{file} is not the tokenizer that encoded the data: its hash is {tokenizer.hash}, the manifest says "
+                    f"{wanted}; restore the file or run `lit_pretrain prepare` again"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of `Batch.source_B`."""
+        return list(self.manifest.sources)
+
+    @property
+    def contract(self) -> DataContract:
+        """What this data promises to a stage."""
+        return DataContract(
+            sources=tuple(self.sources),
+            vocab_size=self.manifest.tokenizer.vocab_size,
+            tokenizer_hash=self.manifest.tokenizer.hash,
+            manifest_hash=self.manifest.hash,
+            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
+            seq_len=self.seq_len,
+            global_batch_tokens=self.global_batch_tokens,
+        )
+
+    def order(self) -> Order:
+        """The data order of training."""
+        blocks = [
+            SourceBlocks(name, tuple(rows_in(chunk.tokens, self.seq_len) for chunk in source.splits["train"].chunks))
+            for name, source in self.manifest.sources.items()
+        ]
+        return Order(
+            blocks, weights=self.weights, seed=self.seed, cycle=self.cycle, shuffle_chunks=self.shuffle_chunks
+        )
+
+    # ------------------------------------------------------------------ loaders
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before the first step: the order, and that local chunks are there and whole."""
+        self.order()
+        if is_remote(self.path):
+            return
+        for split in ("train", "validation") if stage == "fit" else ("validation", "test"):
+            for name, source in self.manifest.sources.items():
+                for chunk in source.splits[split].chunks:
+                    file = self._location(split, name) / chunk.filename
+                    size = file.stat().st_size if file.is_file() else None
+                    if size != chunk.bytes:
+                        found = "it is missing" if size is None else f"it has {size:,} bytes"
+                        raise UserError(
+                            f"chunk {file} is not whole: {found}, the manifest says {chunk.bytes:,} bytes with sha256 "
+                            f"{chunk.sha256}; restore it from a good copy, or delete {self.path} and run "
+                            "`lit_pretrain prepare` again"
+                        )
+
+    def _location(self, split: str, source: str) -> Path:
+        return Path(self.path) / split / source
+
+    def _open(self, split: str) -> list[Any]:
+        """One row reader per source; None where the split holds nothing of it."""
+        readers = []
+        for name, source in self.manifest.sources.items():
+            chunks = source.splits[split].chunks
+            remote = is_remote(self.path)
+            where = f"{self.path.rstrip('/')}/{split}/{name}" if remote else str(self._location(split, name))
+            readers.append(
+                open_rows(
+                    where,
+                    seq_len=self.seq_len,
+                    vocab_size=self.manifest.tokenizer.vocab_size,
+                    chunks=chunks,
+                    cache_dir=str(cache_folder(where, self.cache_dir)) if remote else None,
+                    max_cache_size=self.max_cache_size,
+                    storage_options=self.storage_options,
+                )
+                if chunks
+                else None
+            )
+        return readers
+
+    def _replicas(self) -> tuple[int, int]:
+        """(rank, number) of the data-parallel replica that this process feeds."""
+        strategy = self.trainer.strategy if self.trainer is not None else None
+        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+        return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
+
+    def _loader(self, dataset: Any, batches: Any) -> DataLoader[list[Batch]]:
+        eos = self.manifest.tokenizer.eos_id
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=Collate(
+                micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents
+            ),
+            persistent_workers=self.num_workers > 0,
+            # forkserver: a fork of a process with OpenMP threads and a prefetch thread can hang
+            multiprocessing_context="forkserver" if self.num_workers > 0 else None,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def train_dataloader(self) -> DataLoader[list[Batch]]:
+        """One batch per optimizer step, from the trainer's step on, without end."""
+        assert self.trainer is not None
+        rank, replicas = self._replicas()
+        rows, _ = rows_per_step(
+            global_batch_tokens=self.global_batch_tokens,
+            seq_len=self.seq_len,
+            micro_batch_size=self.micro_batch_size,
+            world_size=replicas,
+        )
+        sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
+        return self._loader(OrderedRows(self.order(), self._open("train")), sampler)
+
+    def val_dataloader(self) -> DataLoader[list[Batch]]:
+        """A fixed selection of held-out rows, the same at every validation and for every number of ranks."""
+        return self._held_out("validation", self.val_tokens)
+
+    def test_dataloader(self) -> DataLoader[list[Batch]]:
+        """All rows of the test split."""
+        return self._held_out("test", None)
+
+    def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
+        held = {name: self.manifest.sources[name].splits[split].chunks for name in self.sources}
+        rows = [sum(rows_in(chunk.tokens, self.seq_len) for chunk in chunks) for chunks in held.values()]
+        if not any(rows):
+            raise UserError(
+                f"the {split} split of {self.path} holds no complete row of {self.seq_len} tokens; prepare more text, "
+                f"raise splits.{split} of the prepare config, or lower data.seq_len"
+            )
+        share = max(rows) if tokens is None else max(1, tokens // self.seq_len // sum(n > 0 for n in rows))
+        listed = [
+            (s, int(block))
+            for s, n in enumerate(rows)
+            for block in sorted(permutation(n, "held-out", split, self.sources[s])[: min(n, share)])
+        ]
+        rank, replicas = self._replicas()
+        step = self.micro_batch_size * replicas
+        # Every rank runs as many batches of the same shape: collectives inside a sharded forward must match.
+        numbers = list(range(len(listed))) + [PAD_ROW] * (-len(listed) % step)
+        size = self.micro_batch_size
+        batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
+        return self._loader(ListedRows(listed, self._open(split)), batches)
+
+    # ------------------------------------------------------------------ from steps back to documents
+
+    def step_samples(self, step: int) -> range:
+        """Global sample numbers that optimizer step `step` (0-based) reads."""
+        rows = self.global_batch_tokens // self.seq_len
+        return range(step * rows, (step + 1) * rows)
+

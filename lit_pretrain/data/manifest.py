@@ -1,0 +1,258 @@
+"""Manifest: what a prepared dataset holds, where each part came from, and the sha256 that each chunk must have."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lit_pretrain.errors import UserError
+
+FILENAME = "manifest.json"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+"""The splits of every dataset, in the order in which they are listed and stored."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One LitData chunk file."""
+
+    filename: str
+    """File name within `<split>/<source>/`."""
+    tokens: int
+    """Stored tokens, separators included."""
+    documents: int
+    """Rows of the chunk header: documents, or pieces of a document longer than a chunk."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the whole file, header included."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """What one source gives to one split."""
+
+    documents: int
+    """Documents, each counted once even where it was cut into pieces."""
+    tokens: int
+    """Stored tokens, separators included."""
+    bytes: int
+    """UTF-8 bytes of the documents' text: the denominator of bits per byte."""
+    chunks: tuple[Chunk, ...]
+    """In the order of the data; empty when the split holds no document of this source."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one source came from, what was left out, and what it holds."""
+
+    kind: str
+    """embedded, text, jsonl or parquet."""
+    origin: str | None
+    """Where the text came from, in the words of the config."""
+    licence: str | None
+    """Its licence, in the words of the config."""
+    files: int
+    """Input files read."""
+    input_bytes: int
+    """Their size on disk; with `files` it shows that the input changed since."""
+    skipped: Mapping[str, int]
+    """Documents left out, by reason: empty, undecodable, too_large."""
+    changed: Mapping[str, int]
+    """Documents kept but altered, by what happened: replaced (undecodable bytes), truncated, cut (at the chunk limit)."""
+    splits: Mapping[str, SourceSplit]
+    """By split name."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all splits."""
+        return sum(split.tokens for split in self.splits.values())
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The contract of the tokenizer that encoded the data."""
+
+    hash: str
+    """sha256 of the canonical tokenizer.json (`Tokenizer.hash`)."""
+    vocab_size: int
+    """Highest id + 1, special tokens included: the rows an embedding needs."""
+    bos: str
+    """Spelling of the token that starts every document."""
+    eos: str
+    """Spelling of the one that ends it."""
+    bos_id: int
+    """Id of `bos`."""
+    eos_id: int
+    """Id of `eos`; equal to `bos_id` when one separator does both."""
+    pattern: str | None
+    """Name of the pre-tokenizer's regex (cl100k, gpt2, ...); None when it is not one that is known by name."""
+    kind: str
+    """train or file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a finished dataset. It is written last: a directory without one is not a dataset."""
+
+    tokenizer: TokenizerRecord
+    dtype: str
+    """Of the stored tokens: uint16 or int32."""
+    splits: Mapping[str, float]
+    """The asked fraction of documents per split."""
+    sources: Mapping[str, Source]
+    """By name, in the order of the config."""
+    config: Mapping[str, Any]
+    """The resolved config of `prepare`, without what cannot change the data (`out`, `workers`)."""
+    config_hash: str
+    """sha256 of the canonical JSON of `config`."""
+    versions: Mapping[str, str]
+    """Of lit_pretrain, Python and the libraries that made the bytes."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def hash(self) -> str:
+        """The identity of the data: sha256 over the stored tokens and the contract to read them, and nothing else.
+
+        Two datasets with the same hash give the same training run. Paths, licences, versions and the config may differ between
+        them; one token, a chunk boundary, a source's name or the tokenizer may not.
+        """
+        identity = {
+            "format_version": self.format_version,
+            "dtype": self.dtype,
+            "tokenizer": [self.tokenizer.hash, self.tokenizer.vocab_size, self.tokenizer.bos_id, self.tokenizer.eos_id],
+            "sources": {
+                name: {split: dataclasses.asdict(part) for split, part in source.splits.items()} for name, source in self.sources.items()
+            },
+        }
+        return canonical_hash(identity)
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split over all sources."""
+        return sum(source.splits[split].tokens for source in self.sources.values())
+
+    def dump(self) -> str:
+        """The text of manifest.json: the fields in their order, plus the `hash` for readers without this library."""
+        return json.dumps({"hash": self.hash, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Manifest:
+        """Reads the text of a manifest.json.
+
+        Args:
+            text: The JSON.
+            where: Path or URL of the file, for messages.
+
+        Raises:
+            UserError: It is not JSON, misses a field, was edited by hand, or has another format version.
+        """
+
+        def damaged(what: str) -> NoReturn:
+            raise UserError(
+                f"{where} is damaged: {what}. Copy it again from where the dataset came from, or delete the dataset's "
+                "directory and run `lit_pretrain prepare` again."
+            )
+
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            damaged(f"not JSON ({error})")
+        if not isinstance(raw, dict):
+            damaged(f"expected a JSON object, found {type(raw).__name__}")
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{where} has format_version {raw.get('format_version')!r}; this lit_pretrain reads {FORMAT_VERSION}. "
+                "Prepare the data again with this version, or use the version that wrote it."
+            )
+        try:
+            manifest = cls(
+                tokenizer=TokenizerRecord(**raw["tokenizer"]),
+                dtype=raw["dtype"],
+                splits=raw["splits"],
+                sources={name: _source(source) for name, source in raw["sources"].items()},
+                config=raw["config"],
+                config_hash=raw["config_hash"],
+                versions=raw["versions"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            damaged(f"a field is missing or has the wrong type ({error})")
+        if raw.get("hash") != manifest.hash:
+            damaged(f"its content has the hash {manifest.hash} but it says {raw.get('hash')!r}")
+        return manifest
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
+        """Reads `<directory>/manifest.json`.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        path = Path(directory) / FILENAME
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"no prepared dataset at {directory}: {path} does not exist. Make it with "
+                f"`lit_pretrain prepare --config configs/prepare/embedded.yaml --out {directory}` (or another prepare config)."
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is damaged: {error}. Delete {directory} and run `lit_pretrain prepare` again.") from None
+
+
+def _source(raw: Mapping[str, Any]) -> Source:
+    """One entry of `sources` from its JSON."""
+    splits = {
+        name: SourceSplit(**{**split, "chunks": tuple(Chunk(**chunk) for chunk in split["chunks"])})
+        for name, split in raw["splits"].items()
+    }
+    return Source(**{**raw, "splits": splits})
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys and its spacing."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_chunk(path: str | os.PathLike[str], expected: Chunk) -> None:
+    """Checks a chunk file against the manifest.
+
+    Args:
+        path: The file.
+        expected: Its entry in the manifest.
+
+    Raises:
+        UserError: It is missing, has another size, or other content. The message names the sha256 it should have.
+    """
+    path = Path(path)
+    mend = "Copy it again from where the dataset came from, or delete the dataset's directory and run `lit_pretrain prepare` again."
+    try:
+        size = path.stat().st_size
+        found = file_sha256(path) if size == expected.bytes else None
+    except FileNotFoundError:
+        raise UserError(f"chunk {path} is missing (expected {expected.bytes:,} bytes, sha256 {expected.sha256}). {mend}") from None
+    except OSError as error:
+        raise UserError(f"chunk {path} cannot be read: {error.strerror or error} (expected sha256 {expected.sha256}). {mend}") from None
+    if found is None:
+        raise UserError(
+            f"chunk {path} {'is truncated' if size < expected.bytes else 'is too long'}: {size:,} bytes on disk, {expected.bytes:,} in the "
+            f"manifest (expected sha256 {expected.sha256}). {mend}"
+        )
+    if found != expected.sha256:
+        raise UserError(f"chunk {path} is corrupted: sha256 is {found}, the manifest says {expected.sha256}. {mend}")

@@ -1,0 +1,153 @@
+"""The config of `prepare`: sources, tokenizer, splits, limits."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from lit_pretrain.errors import UserError
+
+MAX_CHUNK_TOKENS = 2**29 - 1
+"""The chunk header holds byte offsets as uint32: 4 bytes a token and 4 a row must stay below 4 GiB."""
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """Where one source comes from. Documents of a source keep their order: files by name, rows as they stand."""
+
+    kind: Literal["embedded", "text", "jsonl", "parquet"]
+    """embedded: the Python standard library, needs no path. text: plain files. jsonl: one JSON object a line. parquet: tables.
+    Files ending in .gz, .zst or .bz2 are unpacked as they are read (text and jsonl)."""
+    path: Optional[str] = None
+    """A file, or a directory that is searched with `glob`."""
+    glob: Optional[str] = None
+    """Which files of the directory. Default: **/*.txt, **/*.jsonl* or **/*.parquet, by kind."""
+    part: Optional[Literal["code", "prose", "tests"]] = None
+    """Embedded only. code: modules. prose: their docstrings and the language reference. tests: the test packages."""
+    text_field: str = "text"
+    """Jsonl and parquet only: the field or column that holds the text."""
+    separator: Optional[str] = None
+    """Text only: what separates documents within a file (e.g. "\\n\\n"). Default: each file is one document."""
+    licence: Optional[str] = None
+    """Goes into the manifest. SPDX names are best."""
+    origin: Optional[str] = None
+    """Goes into the manifest: where the text came from, for a reader."""
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Train a byte-level BPE on the data, or load one."""
+
+    kind: Literal["train", "file"] = "train"
+    """train: a byte-level BPE on the training split. file: any tokenizer.json."""
+    vocab_size: int = 8192
+    """Train only: ids, special tokens included."""
+    pattern: Literal["cl100k", "qwen2", "gpt2"] = "cl100k"
+    """Train only: the pre-tokenizer's regex, by the name that other tools know it by."""
+    sample_bytes: int = 20_000_000
+    """Train only: bytes of training text to learn from, drawn over all sources; more costs memory and time and gains little."""
+    path: Optional[str] = None
+    """File only: a tokenizer.json, or a folder that holds one (a Hugging Face model, a prepared dataset)."""
+    bos: Optional[str] = None
+    """File only: token that starts a document. Default: as tokenizer_config.json says, else by its usual name."""
+    eos: Optional[str] = None
+    """File only: token that ends a document. A tokenizer with only one of both uses it for both."""
+
+
+@dataclass(kw_only=True)
+class SplitsConfig:
+    """Fractions of the documents held out, by a hash of each document's text: adding text never moves a document to another split."""
+
+    validation: float = 0.01
+    """Fraction of documents for validation."""
+    test: float = 0.005
+    """Fraction of documents for the test."""
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Raw text to a finished directory of LitData shards."""
+
+    out: str
+    """The dataset's directory; made as a whole, at the end."""
+    sources: dict[str, SourceConfig]
+    """Name -> where it comes from. Each source keeps its own shards, so that mixtures are weighed at training time."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    chunk_tokens: int = 8_000_000
+    """Most tokens in a chunk file: 16 MB at two bytes a token. A reader drops less than one row per chunk (0.01 % at T = 1024)."""
+    max_document_bytes: int = 50_000_000
+    """Largest document, in UTF-8 bytes; also bounds the memory."""
+    too_large: Literal["error", "truncate", "skip"] = "error"
+    """What to do with a larger one. What was truncated or skipped is counted in the manifest."""
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    """What to do with text that is not UTF-8: stop, replace the bytes by U+FFFD, or skip the document. Counted in the manifest."""
+    seed: int = 0
+    """Of the hash that splits documents."""
+    workers: Optional[int] = None
+    """Encoding threads. Default: the processors this process may use. The result does not depend on it."""
+
+    def validate(self) -> None:
+        """Checks what the types cannot say.
+
+        Raises:
+            UserError: A value is out of range, or a field does not go with its kind.
+        """
+        if not self.sources:
+            raise UserError("sources is empty: name at least one, e.g. `sources: {mine: {kind: text, path: corpus/}}`")
+        for name, source in self.sources.items():
+            _check_name(name)
+            _check_kind(f"sources.{name}", source, _SOURCE_FIELDS[source.kind], _NEEDED[source.kind], common=("kind", "licence", "origin"))
+            if source.separator == "":
+                raise UserError(f"sources.{name}.separator is empty; give the text between documents, or leave it out")
+        kind = self.tokenizer.kind
+        fields = ("path", "bos", "eos") if kind == "file" else ("vocab_size", "pattern", "sample_bytes")
+        _check_kind("tokenizer", self.tokenizer, fields, ("path",) if kind == "file" else (), common=("kind",))
+        for label, fraction in (("validation", self.splits.validation), ("test", self.splits.test)):
+            if not 0 <= fraction < 1:
+                raise UserError(f"splits.{label}={fraction} must be a fraction of the documents: at least 0 and below 1")
+        held_out = self.splits.validation + self.splits.test
+        if held_out >= 1:
+            raise UserError(f"splits.validation + splits.test = {held_out} leaves nothing to train on; they must sum to less than 1")
+        for label, value, low, high in (
+            ("chunk_tokens", self.chunk_tokens, 2, MAX_CHUNK_TOKENS),
+            ("max_document_bytes", self.max_document_bytes, 1, 2**31),
+            ("workers", self.workers, 1, 4096),
+            ("tokenizer.sample_bytes", self.tokenizer.sample_bytes, 1, 2**40),
+            ("tokenizer.vocab_size", self.tokenizer.vocab_size, 261, 2**24),
+        ):
+            if value is not None and not low <= value <= high:
+                why = " (256 bytes, 4 special tokens and at least one merge)" if label == "tokenizer.vocab_size" and value < low else ""
+                raise UserError(f"{label}={value} must lie between {low} and {high}{why}")
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the data: every field but where it goes and who works on it."""
+        fields = dataclasses.asdict(self)
+        del fields["out"], fields["workers"]
+        return fields
+
+
+_SOURCE_FIELDS: dict[str, tuple[str, ...]] = {
+    "embedded": ("part",),
+    "text": ("path", "glob", "separator"),
+    "jsonl": ("path", "glob", "text_field"),
+    "parquet": ("path", "glob", "text_field"),
+}
+_NEEDED: dict[str, tuple[str, ...]] = {"embedded": ("part",), "text": ("path",), "jsonl": ("path",), "parquet": ("path",)}
+
+
+def _check_kind(where: str, config: Any, allowed: tuple[str, ...], needed: tuple[str, ...], *, common: tuple[str, ...]) -> None:
+    """Refuses a field that is set but belongs to another kind, and one that is missing."""
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        if spec.name not in (*allowed, *common) and value != spec.default:
+            raise UserError(
+                f"{where}.{spec.name}={value!r} has no meaning for kind {config.kind}, which takes {', '.join((*allowed, *common))}"
+            )
+        if spec.name in needed and value is None:
+            raise UserError(f"{where} is of kind {config.kind} and needs `{spec.name}`")
+
+
+def _check_name(name: str) -> None:
+    """A source's name is a directory's name and part of metric names."""
+    if not name or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name) or name.startswith("."):
+        raise UserError(f"sources: the name {name!r} must consist of ASCII letters, digits, '_', '-' and '.', and not start with '.'")

@@ -1,0 +1,92 @@
+"""The embedded corpus: the Python standard library of the running interpreter, as three sources that need no download.
+
+`code` holds its modules, `tests` its test packages, and `prose` the docstrings of `code` (one document a module) with the
+language reference that ships for `help()`. The docstrings are in `code` too, as part of their modules. Which text there is
+depends on the interpreter: its version is recorded in the manifest, and some distributions ship no tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
+_NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
+_TOPICS = "pydoc_data/topics.py"
+
+
+@functools.cache  # sysconfig takes a quarter of a millisecond
+def root() -> Path:
+    """Directory of the standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def files(part: str) -> list[Path]:
+    """The modules that a part is made of, by name, wherever the library lies.
+
+    `prose` is made of the same modules as `code`. What describes this machine rather than Python (build settings) is left out.
+    """
+    found: list[tuple[str, Path]] = []
+    for directory, children, names in os.walk(root()):
+        children[:] = [name for name in children if name not in _NOT_THE_LIBRARY and not name.startswith("config-")]
+        relative = Path(directory).relative_to(root())
+        if (part == "tests") != bool(_TEST_DIRECTORIES.intersection(relative.parts)):
+            continue
+        for name in names:
+            origin = (relative / name).as_posix()
+            if name.endswith(".py") and not name.startswith("_sysconfigdata") and origin != _TOPICS:
+                found.append((origin, Path(directory, name)))
+    return [path for _, path in sorted(found)]
+
+
+def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """(origin, text) of every document of a part. Files that are not text, as some test data, are left out."""
+    for path in modules:
+        origin = path.relative_to(root()).as_posix()
+        source = _source(path)
+        if source is None:
+            continue
+        if part != "prose":
+            yield origin, source
+        elif text := _docstrings(source):
+            yield origin, text
+    if part == "prose":
+        from pydoc_data.topics import topics
+
+        for topic, text in sorted(topics.items()):
+            yield f"topic {topic}", text
+
+
+def _source(path: Path) -> str | None:
+    """A module's text in the encoding that it declares; None where that fails, as some test data must."""
+    try:
+        data = path.read_bytes()
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        return data.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError, LookupError):
+        return None
+
+
+@functools.cache  # two passes read the corpus: the result is 2 MB, parsing takes 2 s
+def _docstrings(source: str) -> str:
+    """The docstrings of a module, its classes and functions, in the order of the text, a blank line between them."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ""
+    return "\n\n".join(text for node in _documented(tree) if (text := ast.get_docstring(node)))
+
+
+def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Whatever can have a docstring, in the order of the text. Expressions hold none, and are most of a tree."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _documented(child)

@@ -1,0 +1,81 @@
+"""What `prepare` says: its steps while it works, and the table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from lit_pretrain.data.manifest import SPLITS, Manifest
+
+Advance = Callable[[int], None]
+
+
+def say(text: str) -> None:
+    """One line about the work, on stderr: stdout is for the result."""
+    print(f"prepare: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def step(title: str, total: int | None) -> Iterator[tuple[Advance, list[str]]]:
+    """A step of the work: a bar on a terminal, else one line when it is done.
+
+    Args:
+        title: What is being done.
+        total: Bytes of work, None when unknown.
+
+    Yields:
+        A function that takes the bytes done since its last call, and a list of figures for the line at the end.
+    """
+    begin = time.perf_counter()
+    figures: list[str] = []
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (TextColumn("prepare: {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield (lambda done: progress.advance(task, done)), figures
+    else:
+        yield (lambda done: None), figures
+    say(f"{title}: {', '.join([*figures, f'{time.perf_counter() - begin:.1f} s'])}")
+
+
+def table(manifest: Manifest) -> str:
+    """Documents, bytes and tokens of every source and split."""
+    rows = [("source", "split", "documents", "bytes", "tokens", "bytes/token", "chunks")]
+    for name, source in manifest.sources.items():
+        for split in SPLITS:
+            part = source.splits[split]
+            rows.append((name, split, *_figures(part.documents, part.bytes, part.tokens), str(len(part.chunks))))
+    for split in SPLITS:
+        parts = [source.splits[split] for source in manifest.sources.values()]
+        total = _figures(sum(p.documents for p in parts), sum(p.bytes for p in parts), sum(p.tokens for p in parts))
+        rows.append(("all", split, *total, str(sum(len(p.chunks) for p in parts))))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    rule = "─" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1 : -len(SPLITS)], rule, *lines[-len(SPLITS) :]])
+
+
+def _figures(documents: int, size: int, tokens: int) -> tuple[str, str, str, str]:
+    """Counts with separators, and the ratio."""
+    return f"{documents:,}", f"{size:,}", f"{tokens:,}", f"{size / tokens:.3f}" if tokens else "-"
+
+
+def left_out(manifest: Manifest) -> Iterator[str]:
+    """One line for each source that lost or altered documents."""
+    words = {
+        "empty": "empty",
+        "undecodable": "not UTF-8",
+        "too_large": "too large",
+        "replaced": "with bytes replaced by U+FFFD",
+        "truncated": "truncated",
+        "cut": "cut at the chunk limit",
+    }
+    for name, source in manifest.sources.items():
+        for counts, verb in ((source.skipped, "left out"), (source.changed, "kept")):
+            if found := {reason: count for reason, count in counts.items() if count}:
+                yield f"{name}: {verb} " + ", ".join(f"{count:,} {words[reason]}" for reason, count in found.items())

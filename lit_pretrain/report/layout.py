@@ -1,0 +1,33 @@
+"""Layout: TensorBoard's custom-scalars page, which opens on the curves one looks at first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def layout(sources: Sequence[str]) -> dict[str, Any]:
+    """Categories and charts for `SummaryWriter.add_custom_scalars`.
+
+    Args:
+        sources: Names of the mixture's sources.
+    """
+    chart = ["Multiline"]
+    return {
+        "Loss": {
+            "train and validation (nats per token)": [*chart, ["train/loss", "val/loss"]],
+            "bits per byte": [*chart, ["val/bits_per_byte$"]],
+            "train by source": [*chart, [f"train_loss/{s}" for s in sources]],
+            "validation bits per byte by source": [*chart, [f"val_bits_per_byte/{s}" for s in sources]],
+        },
+        "Optimisation": {
+            "gradient norm before clipping": [*chart, ["train/grad_norm$", "train/grad_norm_max"]],
+            "learning rates": [*chart, ["lr/.*"]],
+        },
+        "Speed": {
+            "tokens per second": [*chart, ["throughput/tokens_per_second"]],
+            "share of step time": [*chart, ["time/data_fraction", "time/compute_fraction", "time/other_fraction"]],
+        },
+        "Data": {
+            "realised mixture": [*chart, [f"mixture/{s}" for s in sources]],
+            "tokens": [*chart, ["progress/tokens"]],
+        },
+    }

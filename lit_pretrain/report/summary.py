@@ -1,0 +1,64 @@
+"""Summary: one page at the end of a run, written from its own metrics."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
+
+
+def write_summary(
+    run: Path, *, seconds: float, train_seconds: float, plan: str, samples: Mapping[str, str]
+) -> dict[str, float]:
+    """Write summary.md and return the final figures.
+
+    Args:
+        run: The run's folder; its metrics.jsonl holds the figures.
+        seconds: Wall time of this attempt, validation and checkpoints included.
+        train_seconds: Wall time of its training steps alone.
+        plan: The line printed before the run.
+        samples: Generated text by prompt.
+    """
+    lines = read_metrics(run)
+    train = [line for line in lines if "train/loss" in line]
+    held_out = [line for line in lines if "val/loss" in line]
+    last, final = train[-1], held_out[-1]
+    best = min(held_out, key=lambda line: line["val/loss"])
+    figures = {
+        "val/loss": final["val/loss"],
+        "val/bits_per_byte": final["val/bits_per_byte"],
+        "train/loss": last["train/loss"],
+        "tokens": last["progress/tokens"],
+        "flops": last["progress/flops"],
+    }
+    rates = sorted(line["throughput/tokens_per_second"] for line in train)
+    sources = [key.split("/", 1)[1] for key in final if key.startswith("val_bits_per_byte/")]
+    rows = [
+        f"| {s} | {last.get(f'mixture/{s}', math.nan):.1%} | {final[f'val_loss/{s}']:.4f} | {final[f'val_bits_per_byte/{s}']:.4f} |"
+        for s in sources
+    ]
+    texts = [f"### {prompt!r}\n\n```\n{text}\n```\n" for prompt, text in samples.items()]
+    page = [
+        f"# {run.name}",
+        "",
+        plan,
+        "",
+        "| figure | value |",
+        "|---|---|",
+        f"| validation loss | {figures['val/loss']:.4f} nats per token at step {final['step']:,} |",
+        f"| validation bits per byte | {figures['val/bits_per_byte']:.4f} |",
+        f"| best validation loss | {best['val/loss']:.4f} at step {best['step']:,} |",
+        f"| training loss, last window | {figures['train/loss']:.4f} |",
+        f"| tokens | {figures['tokens']:,.0f} |",
+        f"| training FLOPs | {figures['flops']:.4g} |",
+        f"| time | {seconds:,.1f} s, of which {train_seconds:,.1f} s training steps |",
+        f"| throughput, median window | {rates[len(rates) // 2]:,.0f} tokens per second |",
+        "",
+        "| source | share of the last window | validation loss | bits per byte |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        *(["## Samples", "", *texts] if texts else []),
+    ]
+    write_whole(run / SUMMARY, "\n".join(page))
+    return figures

@@ -1,0 +1,235 @@
+"""Stage: one LightningModule for every kind of training. A stage is (data, objective, adapter, parent).
+
+One Lightning batch is one optimizer step: a list of micro-batches. The stage runs them one after the other, adds up
+the gradients of *sums*, and divides once by the number of terms over all micro-batches and ranks, before clipping.
+"""
+
+import math
+from typing import Any, Literal, Optional, Protocol
+
+import lightning as L
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_pretrain.batch import Batch, DataContract
+from lit_pretrain.checkpoint.weights import load_weights
+from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Objective
+from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
+from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.stage.seeds import step_seed
+from lit_pretrain.stage.shard import shard_
+
+
+class OptimizerRecipe(Protocol):
+    """What a stage asks of an optimizer's configuration: AdamW and MuonAdamW of `lit_pretrain.optim` have it."""
+
+    def build(self, named_parameters: Any, roles: Any) -> torch.optim.Optimizer:
+        """Make one optimizer over all parameters, given the role of each."""
+        ...
+
+
+class Stage(L.LightningModule):
+    """Network, objective and optimisation of one stage of training.
+
+    Args:
+        net: Shape of the network.
+        objective: What is minimised.
+        optimizer: How weights are updated.
+        schedule: How the learning rates move over the run.
+        clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
+        init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
+        compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
+        seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its own.
+    """
+
+    def __init__(
+        self,
+        net: ModelConfig = ModelConfig(),
+        objective: Objective = lazy_instance(CrossEntropy),
+        optimizer: OptimizerRecipe = lazy_instance(MuonAdamW),
+        schedule: Schedule = Schedule(),
+        clip_norm: Optional[float] = 1.0,
+        init_from: Optional[str] = None,
+        compile: Literal["auto", "on", "off"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if clip_norm is not None and not clip_norm > 0:
+            raise UserError(f"model.clip_norm={clip_norm} must be positive, or null for no clipping")
+        self.config = net
+        self.objective = objective
+        self.optimizer_recipe = optimizer
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.init_from = init_from
+        self.compile_mode = compile
+        self.seed = seed
+        self.net: Transformer
+        self.contract: Optional[DataContract] = None
+        self.sums: dict[str, Tensor] = {}
+        """Detached sums of the last optimizer step on this rank, for callbacks: nats_S, tokens_S, plus grad_norm."""
+        self._loss = self._micro_batch
+        self._denominator: Optional[Tensor] = None
+        self._batch: list[Batch] = []
+        self.metrics: dict[str, BitsPerByte] = {}
+
+    # ------------------------------------------------------------------ construction
+
+    def configure_model(self) -> None:
+        """Build the network once; sharded over ranks where the strategy shards."""
+        if hasattr(self, "net"):
+            return
+        mesh = self.device_mesh
+        with torch.device("meta" if mesh is not None else "cpu"):
+            net = Transformer(self.config)
+        if mesh is not None:
+            self.net = shard_(net, mesh, device=self.trainer.strategy.root_device, fill=self._fill)
+        else:
+            self._fill(net)
+            self.net = net
+        if self._compiles():
+            # The function that holds the loss, not the module: state-dict keys stay clean and the head fuses.
+            self._loss = torch.compile(self._micro_batch, dynamic=False)
+
+    def _fill(self, net: Transformer) -> None:
+        """Give a whole, unsharded network its first weights."""
+        net.reset_parameters(torch.Generator().manual_seed(self.seed))
+        if self.init_from is not None:
+            load_weights(net, self.init_from)
+
+    def _compiles(self) -> bool:
+        if self.compile_mode == "off":
+            return False
+        reason = can_compile(self.trainer.strategy.root_device)
+        if reason is None:
+            return True
+        if self.compile_mode == "on":
+            raise UserError(f"model.compile=on, but {reason}")
+        self.trainer.print(f"compile: off ({reason})")
+        return False
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the network before anything is computed."""
+        contract: DataContract = self.trainer.datamodule.contract  # type: ignore[attr-defined]
+        if contract.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"the network has model.net.vocab_size={self.config.vocab_size} ids but the data's tokenizer has "
+                f"{contract.vocab_size}; leave model.net.vocab_size out to take it from the data"
+            )
+        if contract.seq_len > self.config.max_seq_len:
+            raise UserError(
+                f"data.seq_len={contract.seq_len} is longer than the network's positions, "
+                f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
+            )
+        self.contract = contract
+        padding = self.config.vocab_size - contract.vocab_size
+        self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)
+        self.metrics = {name: BitsPerByte(len(contract.sources)) for name in ("val", "test")}
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer object, stepped by the schedule once per optimizer step."""
+        assert self.contract is not None
+        optimizer = self.optimizer_recipe.build(self.net.named_parameters(), self.net.parameter_roles())
+        total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------ training
+
+    def _micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Network and objective of one micro-batch: the function that is compiled."""
+        hidden_BTD = self.net(batch.tokens_BT, batch.doc_BT)
+        scores = LabelScores(
+            hidden_BTD, self.net.head_weight, batch.labels_BT, logit_softcap=self.config.logit_softcap
+        )
+        numerator, denominator, metrics = self.objective(scores, batch)
+        return numerator, denominator, metrics
+
+    def training_step(self, batch: list[Batch], batch_idx: int) -> Tensor:
+        """All micro-batches of one optimizer step; Lightning runs the backward of the last one, and the update."""
+        # Dropout is a function of (seed, step, rank), so that there is no generator state to save or to restore.
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        self._batch = batch
+        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        assert self.contract is not None
+        sources = len(self.contract.sources)
+        nats_S = torch.zeros(sources, device=self.device)
+        tokens_S = torch.zeros(sources, device=self.device)
+        denominators = []
+        for i, micro in enumerate(batch):
+            numerator, denominator, metrics = self._loss(micro)
+            denominators.append(denominator)
+            nats_S.index_add_(0, micro.source_B, metrics["nll_B"].detach().float())
+            tokens_S.index_add_(0, micro.source_B, metrics["tokens_B"].float())
+            if i + 1 < len(batch):
+                # Outside autocast, as Lightning runs the last one; DDP does not reduce before its forward has returned.
+                with torch.autocast(self.device.type, enabled=False):
+                    numerator.backward()
+        self._denominator = torch.stack(denominators).sum()
+        self.sums = {"nats_S": nats_S, "tokens_S": tokens_S}
+        return numerator
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: Lightning calls this after `training_step`, which has accumulated gradients by then."""
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Divide by the global count and clip, in one pass over the gradients."""
+        assert self._denominator is not None
+        count = self.trainer.strategy.reduce(self._denominator.float(), reduce_op="sum")
+        # Strategies average gradients over ranks; the count is a sum over ranks.
+        scale = self.trainer.world_size / count.clamp(min=1.0)
+        norm = scale_and_clip_(self.net.parameters(), scale, self.clip_norm)
+        self.sums["grad_norm"] = norm
+        if not math.isfinite(norm.item()):
+            rows = [int(n) for micro in self._batch for n in micro.index_B.tolist()]
+            loss = self.sums["nats_S"].sum() / self.sums["tokens_S"].sum()
+            raise DivergedError(
+                f"step {self.global_step}: the gradient norm is {norm.item()} and the loss {loss.item():.4f} nats; "
+                "stopped before the update, weights and the last checkpoint are good", rows
+            )
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
+        """Add the held-out rows to the metric."""
+        self._evaluate(batch, self.metrics["val"])
+
+    def test_step(self, batch: list[Batch], batch_idx: int) -> None:
+        """Add the test rows to the metric."""
+        self._evaluate(batch, self.metrics["test"])
+
+    def _evaluate(self, batch: list[Batch], metric: BitsPerByte) -> None:
+        metric.to(self.device)
+        self.token_bytes_V = self.token_bytes_V.to(self.device)
+        for micro in batch:
+            # Not compiled: another graph for a few batches costs more than it gains.
+            _, _, metrics = self._micro_batch(micro)
+            metric.update(metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish val/loss and val/bits_per_byte, over all and per source."""
+        self._publish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Publish test/loss and test/bits_per_byte, over all and per source."""
+        self._publish("test")
+
+    def _publish(self, name: str) -> None:
+        assert self.contract is not None
+        values = self.metrics[name].compute()
+        self.metrics[name].reset()
+        for key in ("loss", "bits_per_byte"):
+            self.log(f"{name}/{key}", values[key].float(), rank_zero_only=True)
+            for source, value in zip(self.contract.sources, values[f"{key}_S"], strict=True):
+                if not math.isnan(value.item()):
+                    self.log(f"{name}_{key}/{source}", value.float(), rank_zero_only=True)
+
+
+def trainable(net: nn.Module) -> int:
+    """Number of parameters that training changes."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
