@@ -1,5 +1,10 @@
 #!/usr/bin/env bash
-# Make or refresh .venv: bash scripts/setup.sh [extra ...]   (e.g. dev). Safe to run twice; sourced by nothing.
+# Make or refresh .venv:  bash scripts/setup.sh [extra ...]     (extra: dev)
+#
+# Safe to run twice, from any directory, and after a run that was killed. Settings, from the environment:
+#   PYTHON  the Python to use (default: the first supported one of python3, python3.13 ... python3.10)
+#   VENV    the environment, from the checkout (default .venv)
+#   PIP_*   pip's own; without an NVIDIA GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries
 #
 # Two traps are handled here (docs/design.md, "Install"):
 #   1. litdata asks for an unpinned torchvision, which would pull another torch: torch and litdata are pinned in ONE resolve.
@@ -7,46 +12,95 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"
-EXTRAS="$*"
-
-command -v "$PYTHON" >/dev/null || { echo "setup: no '$PYTHON' on PATH; install Python 3.10-3.13 or set PYTHON=/path/to/python" >&2; exit 1; }
-"$PYTHON" - <<'PY' || exit 1
-import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-    sys.exit(f"setup: Python {sys.version.split()[0]} is not supported; use 3.10-3.13 (set PYTHON=/path/to/python)")
-PY
-
-if [ ! -x "$VENV/bin/python" ]; then
-  echo "setup: creating $VENV with $("$PYTHON" --version)"
-  "$PYTHON" -m venv "$VENV" || { echo "setup: python -m venv failed; on Debian install the package python3-venv" >&2; exit 1; }
-fi
 PY="$VENV/bin/python"
-
-# The stamp names what was installed: a second run with the same inputs does nothing.
-want="$(cat pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1) ${EXTRAS}"
 stamp="$VENV/.lit_pretrain_stamp"
-verify() { "$PY" -W ignore -c 'import torch, lightning, litdata' 2>"$VENV/.verify.log"; }
+log="$VENV/.verify.log"
 
-if [ -f "$stamp" ] && grep -qxF "$want" "$stamp" && verify; then
-  echo "setup: $VENV is up to date"
+say() { echo "setup: $*"; }
+die() {
+  echo "setup: $*" >&2
+  exit 1
+}
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
+has_pip() { "$PY" -m pip --version >/dev/null 2>&1; }
+# In a process of its own, because a mismatched build can end it; the last line of the log is the versions, or the error.
+verify() {
+  "$PY" -W ignore -c 'import torch, lightning, litdata
+print(f"torch {torch.__version__}, lightning {lightning.__version__}, litdata {litdata.__version__}")' >"$log" 2>&1
+}
+
+for extra in "$@"; do
+  grep -q "^$extra = \[" pyproject.toml || die "there is no extra '$extra'; pyproject.toml lists them under optional-dependencies"
+done
+
+# One set-up at a time: two pips in one environment ruin it. The lock is on the checkout itself and dies with this process.
+if command -v flock >/dev/null && exec 9<.; then
+  flock --nonblock 9 || {
+    say "another set-up is at work here; waiting for it"
+    flock 9
+  }
+fi
+
+# ------------------------------------------------------------------ a Python and an environment
+if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
+  die "$VENV is there but is not a virtual environment; remove it, or set VENV to another place"
+fi
+if ! has_pip; then
+  found=""
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+    if supported "$candidate"; then
+      found="$candidate"
+      break
+    fi
+  done
+  [ -n "$found" ] || die "no Python 3.10-3.13 found as ${PYTHON:-python3, python3.13 ... python3.10}; install one, or set PYTHON=/path/to/python"
+  say "creating $VENV with $("$found" --version)"
+  # The first attempt completes what a killed run left; the second starts over.
+  "$found" -m venv "$VENV" >/dev/null 2>&1 && has_pip || "$found" -m venv --clear "$VENV" ||
+    die "$found -m venv failed; on Debian install the package python3-venv"
+fi
+supported "$PY" || die "$VENV holds $("$PY" --version), which is not supported; remove it and run again with Python 3.10-3.13"
+
+# ------------------------------------------------------------------ is there anything to do?
+# The stamp names what was installed: the files that decide it, and the extras.
+inputs="$(cat pyproject.toml scripts/setup.sh | cksum)"
+stamped="" had=""
+if [ -f "$stamp" ]; then
+  { IFS= read -r stamped && IFS= read -r had; } <"$stamp" || true
+fi
+extras="$had" missing=""
+for extra in "$@"; do
+  case " $extras " in
+    *" $extra "*) ;;
+    *) extras="${extras:+$extras }$extra" missing="yes" ;;
+  esac
+done
+if [ "$stamped" = "$inputs" ] && [ -z "$missing" ] && verify; then
+  say "$VENV is up to date: $(tail -n 1 "$log")"
   exit 0
 fi
 
-target="."
-[ -z "$EXTRAS" ] || target=".[${EXTRAS// /,}]"
-echo "setup: installing lit_pretrain${EXTRAS:+ with $EXTRAS} into $VENV (a few minutes the first time)"
-"$PY" -m pip install --quiet --disable-pip-version-check -e "$target"
+# ------------------------------------------------------------------ install, verify, mend
+rm -f "$stamp"
+# A killed pip leaves packages it had set aside (~name), and records of packages it had not finished, which it would take for whole.
+site="$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+rm -rf "$site"/~*
+for info in "$site"/*.dist-info; do
+  [ -f "$info/RECORD" ] || rm -rf "$info"
+done
+say "installing lit_pretrain${extras:+ with $extras} into $VENV (a few minutes the first time)"
+# -qq: errors only; warnings about the machine's package indexes are noise here
+"$PY" -m pip install -qq --disable-pip-version-check -e ".${extras:+[${extras// /,}]}" ||
+  die "pip could not install the packages (see above); check the network or the package index, and run again"
 
-if ! verify && grep -q torchvision "$VENV/.verify.log"; then
-  echo "setup: torchvision does not match this torch build; removing it (text needs none)"
-  "$PY" -m pip uninstall --quiet --yes torchvision
+if ! verify && grep -q torchvision "$log"; then
+  say "torchvision does not match this torch build; removing it (text needs none)"
+  "$PY" -m pip uninstall -qq --yes torchvision
 fi
 if ! verify; then
-  echo "setup: FAILED: 'import torch, lightning, litdata' does not work: $(tail -n 1 "$VENV/.verify.log")" >&2
-  echo "setup: remove $VENV and run again; if it persists, run '$VENV/bin/python -m lit_pretrain doctor' and report what it prints" >&2
-  exit 1
+  die "FAILED: 'import torch, lightning, litdata' does not work: $(tail -n 1 "$log")
+setup: remove $VENV and run again; if it stays so, '$PY -m lit_pretrain doctor' says more"
 fi
-echo "$want" >>"$stamp"
-"$PY" -W ignore -c 'import torch, lightning, litdata; print(f"setup: ready: torch {torch.__version__}, lightning {lightning.__version__}, litdata {litdata.__version__}")'
+printf '%s\n%s\n' "$inputs" "$extras" >"$stamp"
+say "ready: $(tail -n 1 "$log")"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.checkpoint.consolidate import read_folder
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.errors import UserError
 
@@ -28,16 +29,7 @@ def read_weights(where: str, *, which: str = "last") -> dict[str, Tensor]:
     """
     path = resolve(where, which=which)
     if path.is_dir():
-        from torch.distributed.checkpoint import FileSystemReader, load
-
-        metadata = FileSystemReader(path).read_metadata().state_dict_metadata
-        state: dict[str, Any] = {
-            key: torch.empty(value.size, dtype=value.properties.dtype)  # type: ignore[union-attr]
-            for key, value in metadata.items()
-            if key.startswith(f"state_dict.{PREFIX}")
-        }
-        load(state, checkpoint_id=path, no_dist=True)
-        whole: Mapping[str, Tensor] = {key.removeprefix("state_dict."): value for key, value in state.items()}
+        whole: Mapping[str, Tensor] = read_folder(path, only={"state_dict"})["state_dict"]
     else:
         whole = read_metadata(path).get("state_dict", {})
     weights = {key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)}

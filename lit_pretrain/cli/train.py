@@ -5,9 +5,11 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -26,6 +28,7 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine, short
 from lit_pretrain.callbacks.samples import Samples
+from lit_pretrain.checkpoint.consolidate import consolidate
 from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.weights import read_metadata
@@ -288,7 +291,8 @@ def train(verb: str, argv: list[str]) -> int:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
     try:
-        trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
+        with loadable(cli.checkpoint, trainer) as ckpt_path:
+            trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except DivergedError as error:
         raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error
     if trainer.is_global_zero:
@@ -304,6 +308,20 @@ def train(verb: str, argv: list[str]) -> int:
             trainer.logger.finalize("success")
         print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
     return 0
+
+
+@contextmanager
+def loadable(checkpoint: Optional[Path], trainer: Trainer) -> Iterator[Optional[str]]:
+    """The checkpoint in a form that the strategy loads: a sharded folder is one file for strategies that do not shard."""
+    if checkpoint is None or not checkpoint.is_dir() or isinstance(trainer.strategy, ModelParallelStrategy):
+        yield str(checkpoint) if checkpoint else None
+        return
+    if trainer.world_size > 1:
+        raise UserError(f"{checkpoint} is sharded: resume it with --trainer.strategy=fsdp, or on one device")
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent.parent, prefix=".consolidated-") as scratch:
+        whole = Path(scratch) / "whole.ckpt"
+        consolidate(checkpoint, whole)
+        yield str(whole)
 
 
 def start_run(cli: TrainCLI, first_step: int) -> None:

@@ -35,8 +35,8 @@ class ByteLevelBPE:
     """Key of PATTERNS."""
     ranks: Mapping[bytes, int]
     """Bytes of every ordinary token -> its id, which is also its merge priority."""
-    plain: Mapping[str, int]
-    """Added tokens that are matched in ordinary text (Qwen 3's <think>): spelling -> id."""
+    plain: frozenset[str]
+    """Added tokens that are matched in ordinary text (Qwen 3's <think>)."""
     nfc: bool
     """Text is normalised to Unicode NFC first (Qwen)."""
 
@@ -93,7 +93,7 @@ def analyse(spec: Mapping[str, Any]) -> ByteLevelBPE:
     return ByteLevelBPE(pattern_name=name, ranks=ranks, plain=plain, nfc=normalizer == "NFC")
 
 
-def _plain_tokens(tokens: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _plain_tokens(tokens: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Added tokens matched in ordinary text, where tiktoken finds the same matches as `tokenizers`."""
     spellings = sorted(token["content"] for token in tokens)
     for token in tokens:
@@ -102,7 +102,7 @@ def _plain_tokens(tokens: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for shorter, longer in itertools.pairwise(spellings):
         if longer.startswith(shorter):  # the one takes the longest match, the other the first
             raise NotByteLevel(f"its added token {shorter!r} begins {longer!r}")
-    return {token["content"]: token["id"] for token in tokens}
+    return frozenset(spellings)
 
 
 def _pattern_name(pre_tokenizer: Mapping[str, Any] | None) -> str:

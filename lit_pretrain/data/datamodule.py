@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader
 from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.order import Order, SourceBlocks, permutation
+from lit_pretrain.data.order import Order, permutation
 from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
-from lit_pretrain.data.rows import open_rows, rows_in
+from lit_pretrain.data.rows import open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.trace import make_order, rows_in
 from lit_pretrain.errors import UserError
 
 
@@ -120,12 +121,13 @@ class TextData(L.LightningDataModule):
 
     def order(self) -> Order:
         """The data order of training."""
-        blocks = [
-            SourceBlocks(name, tuple(rows_in(chunk.tokens, self.seq_len) for chunk in source.splits["train"].chunks))
-            for name, source in self.manifest.sources.items()
-        ]
-        return Order(
-            blocks, weights=self.weights, seed=self.seed, cycle=self.cycle, shuffle_chunks=self.shuffle_chunks
+        return make_order(
+            self.manifest,
+            seq_len=self.seq_len,
+            weights=self.weights,
+            seed=self.seed,
+            cycle=self.cycle,
+            shuffle_chunks=self.shuffle_chunks,
         )
 
     # ------------------------------------------------------------------ loaders
@@ -236,11 +238,3 @@ class TextData(L.LightningDataModule):
         size = self.micro_batch_size
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
         return self._loader(ListedRows(listed, self._open(split)), batches)
-
-    # ------------------------------------------------------------------ from steps back to documents
-
-    def step_samples(self, step: int) -> range:
-        """Global sample numbers that optimizer step `step` (0-based) reads."""
-        rows = self.global_batch_tokens // self.seq_len
-        return range(step * rows, (step + 1) * rows)
-

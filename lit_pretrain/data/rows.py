@@ -16,6 +16,7 @@ from litdata.streaming.item_loader import Interval, TokensLoader
 from litdata.streaming.resolver import Dir
 
 from lit_pretrain.data.manifest import Chunk, verify_chunk
+from lit_pretrain.data.trace import rows_in
 from lit_pretrain.errors import UserError
 
 
@@ -26,11 +27,6 @@ class Row(NamedTuple):
     """Token ids, shape (T + 1,)."""
     doc: npt.NDArray[np.int32]
     """Number of the token's document within the row, shape (T + 1,), starting at 0."""
-
-
-def rows_in(chunk_tokens: int, seq_len: int) -> int:
-    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
-    return max(0, (chunk_tokens - 1) // seq_len)
 
 
 class RowLoader(TokensLoader):

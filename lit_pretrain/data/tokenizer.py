@@ -68,9 +68,9 @@ class Tokenizer:
         self._hf.no_truncation()
         self._hf.no_padding()
         self._hf.encode_special_tokens = True
-        self.special_tokens: dict[str, int] = {
-            token["content"]: token["id"] for token in self._spec.get("added_tokens") or [] if token["special"]
-        }
+        # The ids as `tokenizers` gives them: it renumbers added tokens whose stored ids leave a gap.
+        self._added = self._hf.get_added_tokens_decoder()
+        self.special_tokens: dict[str, int] = {token.content: index for index, token in self._added.items() if token.special}
         """Spelling -> id."""
         self.bos, self.eos = self._separators(bos, eos, where)
         self.bos_id = self._id(self.bos, where)
@@ -241,12 +241,12 @@ class Tokenizer:
         import tiktoken
 
         self._nfc = bpe.nfc
-        self._plain = frozenset(bpe.plain)
+        self._plain = bpe.plain
         self._tiktoken = tiktoken.Encoding(
             "lit_pretrain",
             pat_str=byte_level.PATTERNS[bpe.pattern_name],
             mergeable_ranks=dict(bpe.ranks),
-            special_tokens={**self.special_tokens, **bpe.plain},
+            special_tokens={token.content: index for index, token in self._added.items()},
         )
         self.check_equality(_SELF_CHECK)
 
@@ -288,8 +288,7 @@ class Tokenizer:
     @cached_property
     def _model_ids(self) -> frozenset[int]:
         """Ids that the model itself spells: the vocabulary without added tokens."""
-        added = {token["id"] for token in self._spec.get("added_tokens") or []}
-        return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - added
+        return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - self._added.keys()
 
     @cached_property
     def _special_spelling(self) -> dict[int, bytes]:

@@ -24,7 +24,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; any leading shape."""
-        return F.rms_norm(x, self.size, self.weight, self.eps)
+        # Under autocast queries and keys come in bf16: the fused kernel wants the gain in the same type.
+        weight = None if self.weight is None else self.weight.type_as(x)
+        return F.rms_norm(x, self.size, weight, self.eps)
 
 
 class LayerNorm(nn.Module):

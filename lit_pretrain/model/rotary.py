@@ -1,7 +1,9 @@
 """Rotary positions: each pair of channels of a query or key is turned by an angle that grows with its position."""
 
 import math
-from typing import NamedTuple, Optional
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,12 @@ from torch import Tensor, nn
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 
 
-class Rotation(NamedTuple):
-    """Cosine and sine of every angle, fp32, broadcastable to (B, T, H, K/2)."""
+@dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine of every angle, fp32, broadcastable to (B, T, H, K/2).
+
+    Not a tuple, lest FSDP's mixed precision find the tensors among a block's inputs and round them.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -66,7 +72,7 @@ class Rotary(nn.Module):
         self.cos = angle.cos().to(device)
         self.sin = angle.sin().to(device)
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         # Every cast, move and to_empty() passes here: whatever it did to the tables, they are made anew.
         super()._apply(fn, recurse)
         self._fill()
@@ -82,5 +88,5 @@ class Rotary(nn.Module):
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Turn channel i and channel i + K/2 of every head together (the layout of Hugging Face checkpoints)."""
     left, right = x_BTHK.chunk(2, dim=-1)
-    cos, sin = rotation
+    cos, sin = rotation.cos, rotation.sin
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BTHK)

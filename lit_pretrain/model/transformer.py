@@ -3,17 +3,22 @@
 from typing import Literal, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.attention import Attention
+from lit_pretrain.model.attention import Attention, Pass
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.feed_forward import FeedForward
 from lit_pretrain.model.init import init_parameter
+from lit_pretrain.model.kernels import make_cached_kernel, make_kernel, softcap
+from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.norm import make_norm
-from lit_pretrain.model.rotary import Rotary, Rotation
+from lit_pretrain.model.rotary import Rotary
 
 Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar"]
+"""What a parameter is to an optimizer. matrix: multiplies activations, 2-D, the head excepted. embedding: a table that is looked up, also
+when tied to the head. vector: a gain or bias. scalar: residual_scalars."""
 
 
 class Block(nn.Module):
@@ -27,34 +32,40 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Optional[Rotation], mask: Optional[Tensor], value_BTC: Optional[Tensor]) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, mask, value_BTC))
-        return x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor] = None) -> Tensor:
+        """Map the residual stream (B, T, D) to the next one."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), shared, value_BTC))
+        out: Tensor = x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD)))
+        return out
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer of the given shape."""
+    """A decoder-only transformer of the given shape.
+
+    The weights are drawn at construction from torch's default generator, on the default device. On the meta device nothing is drawn:
+    `to_empty(device=...)` and `reset_parameters()` follow, and give what direct construction with the same seed gives.
+
+    Args:
+        config: Shape and mathematics.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        with torch.device("meta"):  # nothing is allocated or drawn twice: reset_parameters() below is the only initialisation
+        value_layers = [layer for layer in range(config.n_layer) if config.has_value_embedding(layer)]
+        with torch.device("meta"):  # torch's own initialisation would cost time and random numbers, to be overwritten
             self.token_embedding = nn.Embedding(config.vocab_size, config.width)
             self.position_embedding = nn.Embedding(config.max_seq_len, config.width) if config.position == "learned" else None
             self.value_embeddings = nn.ModuleDict(
-                {
-                    str(layer): nn.Embedding(config.vocab_size, config.kv_heads * config.head_size)
-                    for layer in range(config.n_layer)
-                    if config.has_value_embedding(layer)
-                }
+                {str(layer): nn.Embedding(config.vocab_size, config.kv_heads * config.head_size) for layer in value_layers}
             )
             self.rotary = Rotary(config) if config.position == "rope" else None
             self.embed_norm = make_norm(config, config.width) if config.embed_norm else None
             self.dropout = nn.Dropout(config.dropout)
-            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.residual_scale_L = nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
             self.embedding_scale_L = nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.final_norm = make_norm(config, config.width)
             self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
         if device.type != "meta":
@@ -62,12 +73,12 @@ class Transformer(nn.Module):
             self.reset_parameters()
 
     @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix, (V, D); the token embedding if tied."""
+    def head_weight(self) -> nn.Parameter:
+        """The head's matrix, (V, D): the token embedding if tied."""
         return self.token_embedding.weight if self.head is None else self.head.weight
 
     def parameter_roles(self) -> dict[str, Role]:
-        """What each parameter is, by name, for optimizers and initialisation."""
+        """What each parameter is, by its name in named_parameters()."""
         roles: dict[str, Role] = {}
         for name, parameter in self.named_parameters():
             if name.startswith("value_embeddings."):
@@ -76,7 +87,7 @@ class Transformer(nn.Module):
                 roles[name] = "embedding"
             elif name.startswith("head."):
                 roles[name] = "head"
-            elif name.endswith("scale_L"):
+            elif name in ("residual_scale_L", "embedding_scale_L"):
                 roles[name] = "scalar"
             else:
                 roles[name] = "matrix" if parameter.ndim == 2 else "vector"
@@ -84,33 +95,101 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: Optional[torch.Generator] = None) -> None:
-        """Draw all weights anew with the scheme `config.init`, in the order of named_parameters()."""
+        """Draw all weights anew by the scheme `config.init`, in the order of named_parameters().
+
+        Args:
+            generator: Source of randomness, on the device of the parameters; torch's default one if None.
+        """
         roles = self.parameter_roles()
         for name, parameter in self.named_parameters():
             init_parameter(name, roles[name], parameter, self.config, generator)
 
-    def forward(self, tokens_BT: Tensor, doc_BT: Optional[Tensor] = None, *, positions_BT: Optional[Tensor] = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        doc_BT: Optional[Tensor] = None,
+        *,
+        cache: Optional[KVCache] = None,
+        positions_BT: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Compute the hidden states that the head reads.
+
+        Args:
+            tokens_BT: Token ids, an integer type.
+            doc_BT: Number of the document of each position; a position sees only its own document. None: every row is one document.
+                Learned positions restart with each document. Rotary positions need not: scores depend on differences of positions.
+            cache: Keys and values of earlier tokens; these tokens follow them, in the same document, and are added.
+            positions_BT: Position of each token, in place of those that follow from the row, its documents or the cache.
+
+        Returns:
+            Hidden states after the final norm, (B, T, D).
+
+        Raises:
+            UserError: If the row is longer than the model has positions, or, uncompiled on CPU, if a token id is not in the vocabulary.
+        """
         T = tokens_BT.shape[1]
         if T > self.config.max_seq_len:
-            raise UserError(f"a row of {T} tokens is longer than model.max_seq_len={self.config.max_seq_len}")
-        mask = None
-        if doc_BT is not None:
-            mask = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril() & (doc_BT[:, :, None] == doc_BT[:, None, :])
-            mask = mask[:, None]
-        x_BTD = self.token_embedding(tokens_BT)
-        if self.embed_norm is not None:
-            x_BTD = self.embed_norm(x_BTD)
-        x_BTD = embedding_BTD = self.dropout(x_BTD)
+            raise UserError(f"a row of {T} tokens is longer than model.max_seq_len={self.config.max_seq_len}: shorten it, or raise that")
+        if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_tokens(tokens_BT)
+        slots_BT = None
+        if cache is not None:
+            assert doc_BT is None, "a cached sequence is one document"
+            slots_BT = cache.extend(T)
+            positions_BT = slots_BT if positions_BT is None else positions_BT
+            kernel = make_cached_kernel(self.config, slots_BT, cache.used)
+        else:
+            kernel = make_kernel(self.config, tokens_BT, doc_BT, self._compute_dtype(tokens_BT.device.type))
         rotation = None if self.rotary is None else self.rotary(T, positions_BT)
+        shared = Pass(kernel, rotation, cache, slots_BT)
+
+        x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
         for layer, block in enumerate(self.blocks):
             if self.residual_scale_L is not None and self.embedding_scale_L is not None:
                 x_BTD = self.residual_scale_L[layer] * x_BTD + self.embedding_scale_L[layer] * embedding_BTD
-            value_BTC = self.value_embeddings[str(layer)](tokens_BT) if str(layer) in self.value_embeddings else None
-            x_BTD = block(x_BTD, rotation, mask, value_BTC)
-        return self.final_norm(x_BTD)
+            value_BTC = self.value_embeddings[str(layer)](tokens_BT) if self.config.has_value_embedding(layer) else None
+            x_BTD = block(x_BTD, shared, value_BTC)
+        hidden_BTD: Tensor = self.final_norm(x_BTD)
+        return hidden_BTD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states (..., D) into logits (..., V)."""
-        logits = nn.functional.linear(hidden, self.head_weight)
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        """Turn hidden states (..., D) into logits (..., V), capped if the config says so."""
+        logits = F.linear(hidden, self.head_weight)
+        return logits if self.config.logit_softcap is None else softcap(logits, self.config.logit_softcap)
+
+    def check_tokens(self, tokens_BT: Tensor) -> None:
+        """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the device.
+
+        Raises:
+            UserError: If one is not, with its place.
+        """
+        outside = (tokens_BT < 0) | (tokens_BT >= self.config.vocab_size)
+        if outside.any():
+            row, column = outside.nonzero()[0].tolist()
+            raise UserError(
+                f"token id {int(tokens_BT[row, column])} in row {row}, column {column} is not in the vocabulary of "
+                f"{self.config.vocab_size} tokens: model.vocab_size must be the tokenizer's"
+            )
+
+    def _embed(self, tokens_BT: Tensor, doc_BT: Optional[Tensor], positions_BT: Optional[Tensor]) -> Tensor:
+        x_BTD: Tensor = self.token_embedding(tokens_BT)
+        if self.position_embedding is not None:
+            if positions_BT is None:
+                position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+                positions_BT = position_T[None] if doc_BT is None else position_T - document_starts(doc_BT)
+            x_BTD = x_BTD + self.position_embedding(positions_BT)
+        if self.embed_norm is not None:
+            x_BTD = self.embed_norm(x_BTD)
+        dropped: Tensor = self.dropout(x_BTD)
+        return dropped
+
+    def _compute_dtype(self, device: str) -> torch.dtype:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.token_embedding.weight.dtype
+
+
+def document_starts(doc_BT: Tensor) -> Tensor:
+    """Column in which the document of each position starts, (B, T)."""
+    column_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
+    begins_BT = torch.ones_like(doc_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = doc_BT[:, 1:] != doc_BT[:, :-1]
+    return torch.where(begins_BT, column_T, 0).cummax(dim=1).values

@@ -1,8 +1,14 @@
-"""Linear cross-entropy: head and loss in one, chunk by chunk, so that tokens x vocabulary logits never exist at once.
+"""Linear cross-entropy: output head and loss in one, chunk by chunk, so that tokens x vocabulary logits never exist at once.
 
-Shapes: N tokens, C tokens of a chunk, V vocabulary, D width.
+Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
+
+The gradient with respect to the logits is needed only to be multiplied by two matrices, and the loss is a sum, whose upstream
+gradient is one number. So the forward pass already computes the gradients of the hidden states and the head for a chunk while its
+logits are at hand, throws the logits away, and the backward pass only multiplies by that number.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +16,10 @@ from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX
 
-CHUNK = 512
+_CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+"""Size of a chunk's fp32 logits, by device."""
+_MIN_CHUNK = 256
+"""Fewer tokens per matrix product are slower, and the head's gradient is added up once per chunk."""
 
 
 def linear_cross_entropy(
@@ -21,101 +30,243 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropy of `hidden @ weight.T` against the labels.
+    """Sum the cross-entropy of the logits `hidden @ weight.T` against the labels.
+
+    Args:
+        hidden_ND: Hidden states.
+        weight_VD: Weight of the output head, a plain tensor: whoever shards it gathers it.
+        labels_N: Target ids; `IGNORE_INDEX` where unsupervised.
+        z_loss: Weight of `log(Z)^2` per token (Chowdhery et al. 2022, section 5).
+        label_smoothing: Share of the target spread evenly over the vocabulary.
+        softcap: If given, logits become `cap * tanh(logits / cap)`.
+        chunk: Tokens per chunk; by default from the size of the vocabulary.
 
     Returns:
-        The differentiable sum and the detached plain negative log-likelihood per token.
+        The differentiable sum (in nats, z and smoothing terms included) and the detached negative log-likelihood per token
+        (N, without those terms, 0 where ignored), both fp32, or fp64 for fp64 inputs.
+
+    Raises:
+        RuntimeError: A label is neither in the vocabulary nor `IGNORE_INDEX` (on CUDA asynchronously, as a device assertion).
     """
     _check_labels(labels_N, weight_VD.shape[0])
-    total, nll_N = _LinearCrossEntropy.apply(
-        hidden_ND, weight_VD, labels_N, z_loss, label_smoothing, softcap, chunk, _compute_dtype(hidden_ND),
-        torch.is_grad_enabled() and hidden_ND.requires_grad, torch.is_grad_enabled() and weight_VD.requires_grad,
+    grad = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(
+        hidden_ND,
+        weight_VD,
+        labels_N,
+        (z_loss, label_smoothing, softcap, chunk or _chunk(hidden_ND, weight_VD)),
+        _compute_dtype(hidden_ND, weight_VD),
+        (grad and hidden_ND.requires_grad, grad and weight_VD.requires_grad),
     )
-    return total, nll_N
 
 
 def linear_logp(
-    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, softcap: float | None = None, chunk: int = CHUNK
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, softcap: float | None = None, chunk: int | None = None
 ) -> Tensor:
-    """Differentiable log-probability of each label; 0 where ignored."""
+    """Differentiable log-probability of each label (N), in nats, 0 where ignored.
+
+    The upstream gradient differs from token to token, so the backward pass computes each chunk's logits once more.
+    """
     _check_labels(labels_N, weight_VD.shape[0])
-    return _LinearLogp.apply(hidden_ND, weight_VD, labels_N, softcap, chunk, _compute_dtype(hidden_ND))
+    return _LinearLogp.apply(
+        hidden_ND,
+        weight_VD,
+        labels_N,
+        (0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD)),
+        _compute_dtype(hidden_ND, weight_VD),
+    )
 
 
-def _compute_dtype(hidden_ND: Tensor) -> torch.dtype:
+def _chunk(hidden_ND: Tensor, weight_VD: Tensor) -> int:
+    tokens, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
+    most = max(_MIN_CHUNK, _CHUNK_BYTES.get(hidden_ND.device.type, _CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+    chunks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // chunks))  # equal chunks: a short last one would need its own buffers and its own kernels
+
+
+def _compute_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
     device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device) and hidden_ND.dtype != torch.float64:
+    common = torch.promote_types(hidden_ND.dtype, weight_VD.dtype)
+    if torch.is_autocast_enabled(device) and common != torch.float64:  # autocast leaves fp64 alone
         return torch.get_autocast_dtype(device)
-    return hidden_ND.dtype
+    return common
 
 
 def _check_labels(labels_N: Tensor, vocabulary: int) -> None:
-    good = ((labels_N >= 0) & (labels_N < vocabulary)) | (labels_N == IGNORE_INDEX)
-    torch._assert_async(good.all(), f"a label lies outside the vocabulary of {vocabulary} and is not {IGNORE_INDEX}")
+    good_N = ((labels_N >= 0) & (labels_N < vocabulary)) | (labels_N == IGNORE_INDEX)
+    torch._assert_async(good_N.all(), f"a label is neither in the vocabulary [0, {vocabulary}) nor {IGNORE_INDEX}")
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, softcap: float | None) -> Tensor:
-    logits_CV = hidden_CD @ weight_VD.T
-    if logits_CV.dtype != torch.float64:
-        logits_CV = logits_CV.float()
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _losses_and_logit_grad_(
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    scale_C: Tensor,
+    z_loss: float,
+    smoothing: float,
+    softcap: float | None,
+    want_grad: bool,
+    work_CV: Tensor | None,
+    probs_CV: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Losses of a chunk; with `want_grad` its logits are overwritten by the gradient of `sum(scale * loss)`.
+
+    `work_CV` and `probs_CV` are buffers that may be used; without them (under a compiler) intermediates are allocated.
+    """
+    valid_C = labels_C != IGNORE_INDEX
+    target_C1 = torch.where(valid_C, labels_C, 0)[:, None]
+    if logits_CV.dtype == scale_C.dtype:
+        x_CV = logits_CV
+    else:
+        x_CV = logits_CV.to(scale_C.dtype) if work_CV is None else work_CV.copy_(logits_CV)
     if softcap is not None:
-        logits_CV = torch.tanh(logits_CV / softcap) * softcap
-    return logits_CV
-
-
-def _logit_grad(
-    logits_CV: Tensor, lse_C: Tensor, label_C: Tensor, scale_C: Tensor, lse_scale_C: Tensor, smoothing: float, softcap: float | None
-) -> Tensor:
-    grad_CV = torch.exp(logits_CV - lse_C[:, None]) * (scale_C * lse_scale_C)[:, None]
+        x_CV = torch.tanh(x_CV / softcap) * softcap
+    # One pass makes the probabilities. The largest of them is exp(0) / sum, which gives the normaliser without another exp.
+    probs_CV = torch.softmax(x_CV, dim=1) if probs_CV is None else torch.softmax(x_CV, dim=1, out=probs_CV)
+    lse_C = x_CV.amax(dim=1) - probs_CV.amax(dim=1).log()
+    target_logit_C = x_CV.gather(1, target_C1).squeeze(1)
+    nll_C = lse_C - target_logit_C
+    loss_C = nll_C
     if smoothing:
-        grad_CV -= (scale_C * (smoothing / logits_CV.shape[1]))[:, None]
-    grad_CV = grad_CV.scatter_add(1, label_C[:, None], (scale_C * (smoothing - 1.0))[:, None])
-    if softcap is not None:
-        grad_CV = grad_CV * (1.0 - (logits_CV / softcap).square())
-    return grad_CV
+        loss_C = loss_C + smoothing * (target_logit_C - x_CV.mean(dim=1))
+    if z_loss:
+        loss_C = loss_C + z_loss * lse_C.square()
+    if want_grad:
+        probs_CV.mul_((scale_C * (1.0 + 2.0 * z_loss * lse_C) if z_loss else scale_C)[:, None])
+        if smoothing:
+            probs_CV.sub_(scale_C[:, None], alpha=smoothing / x_CV.shape[1])
+        probs_CV.scatter_add_(1, target_C1, (scale_C * (smoothing - 1.0))[:, None])
+        if softcap is not None:
+            probs_CV.mul_(1.0 - (x_CV / softcap).square())
+        logits_CV.copy_(probs_CV)
+    return loss_C, nll_C
+
+
+@functools.cache
+def _compiled_body() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_losses_and_logit_grad_, dynamic=False)
+
+
+@torch.library.custom_op("lit_pretrain::linear_cross_entropy", mutates_args=())
+def _op(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    scale_N: Tensor,
+    z_loss: float,
+    smoothing: float,
+    softcap: float | None,
+    chunk: int,
+    hidden_grad: bool,
+    weight_grad: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses and, as asked, gradients of `sum(scale * loss)`: total, nll_N, grad_hidden_ND, grad_weight_VD (empty if not asked)."""
+    (tokens, _), vocabulary, acc = hidden_ND.shape, weight_VD.shape[0], scale_N.dtype
+    want_grad = hidden_grad or weight_grad
+    nll_N = hidden_ND.new_empty(tokens, dtype=acc)
+    total = hidden_ND.new_zeros((), dtype=acc)
+    grad_hidden_ND = torch.empty_like(hidden_ND) if hidden_grad else hidden_ND.new_empty(0)
+    # fp32: a bf16 sum over chunks loses what the later ones add.
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc)
+    # The buffers are allocated once: fresh ones per chunk cost more in page faults than the arithmetic.
+    rows = min(chunk, tokens)
+    logits_buffer = hidden_ND.new_empty(rows, vocabulary)
+    work_buffer = None if compiled or hidden_ND.dtype == acc else hidden_ND.new_empty(rows, vocabulary, dtype=acc)
+    probs_buffer = None if compiled else hidden_ND.new_empty(rows, vocabulary, dtype=acc)
+    body = _compiled_body() if compiled else _losses_and_logit_grad_
+    for start in range(0, tokens, chunk):
+        part = slice(start, min(start + chunk, tokens))
+        rows = part.stop - start
+        hidden_CD, labels_C, scale_C = hidden_ND[part], labels_N[part], scale_N[part]
+        logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_buffer[:rows])
+        loss_C, nll_C = body(
+            logits_CV,
+            labels_C,
+            scale_C,
+            z_loss,
+            smoothing,
+            softcap,
+            want_grad,
+            None if work_buffer is None else work_buffer[:rows],
+            None if probs_buffer is None else probs_buffer[:rows],
+        )
+        total += torch.dot(loss_C, scale_C)
+        torch.mul(nll_C, labels_C != IGNORE_INDEX, out=nll_N[part])
+        if hidden_grad:
+            torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
+        if weight_grad:
+            if acc == logits_CV.dtype:
+                grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
+            else:
+                grad_weight_VD += logits_CV.T @ hidden_CD
+    return total, nll_N, grad_hidden_ND, grad_weight_VD
+
+
+@_op.register_fake
+def _(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    scale_N: Tensor,
+    z_loss: float,
+    smoothing: float,
+    softcap: float | None,
+    chunk: int,
+    hidden_grad: bool,
+    weight_grad: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    acc = scale_N.dtype
+    return (
+        hidden_ND.new_empty((), dtype=acc),
+        hidden_ND.new_empty(hidden_ND.shape[0], dtype=acc),
+        torch.empty_like(hidden_ND) if hidden_grad else hidden_ND.new_empty(0),
+        torch.empty_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc),
+    )
+
+
+def _run(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    scale_N: Tensor,
+    config: tuple[float, float, float | None, int],
+    dtype: torch.dtype,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    # Compiled pointwise kernels pay where memory traffic rules (CUDA); on a CPU the eager body is as fast (scripts/bench_head.py).
+    compiled = torch.compiler.is_compiling() and hidden_ND.device.type == "cuda"
+    total, nll_N, grad_hidden, grad_weight = _op(
+        hidden_ND.to(dtype), weight_VD.to(dtype), labels_N, scale_N, *config, *wanted, compiled
+    )
+    return (
+        total,
+        nll_N,
+        grad_hidden.to(hidden_ND.dtype) if wanted[0] else None,
+        grad_weight.to(weight_VD.dtype) if wanted[1] else None,
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, smoothing: float,
-        softcap: float | None, chunk: int, dtype: torch.dtype, hidden_grad: bool, weight_grad: bool,
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        config: tuple[float, float, float | None, int],
+        dtype: torch.dtype,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        hidden, weight = hidden_ND.to(dtype), weight_VD.to(dtype)
-        acc = torch.float64 if dtype == torch.float64 else torch.float32
-        grads_hidden: list[Tensor] = []
-        grad_weight = torch.zeros_like(weight, dtype=acc) if weight_grad else None
-        total = hidden.new_zeros((), dtype=acc)
-        nlls = []
-        for start in range(0, hidden.shape[0], chunk):
-            hidden_CD, label_C = hidden[start : start + chunk], labels_N[start : start + chunk]
-            valid_C = label_C != IGNORE_INDEX
-            label_C = torch.where(valid_C, label_C, 0)
-            scale_C = valid_C.to(acc)
-            logits_CV = _logits(hidden_CD, weight, softcap)
-            lse_C = torch.logsumexp(logits_CV, dim=1)
-            target_C = logits_CV.gather(1, label_C[:, None]).squeeze(1)
-            nll_C = (lse_C - target_C) * scale_C
-            nlls.append(nll_C.to(torch.float32))
-            loss_C = nll_C
-            if smoothing:
-                loss_C = (lse_C - (1 - smoothing) * target_C - smoothing * logits_CV.mean(dim=1)) * scale_C
-            if z_loss:
-                loss_C = loss_C + z_loss * lse_C.square() * scale_C
-            total = total + loss_C.sum()
-            if hidden_grad or weight_grad:
-                grad_CV = _logit_grad(logits_CV, lse_C, label_C, scale_C, 1.0 + 2.0 * z_loss * lse_C, smoothing, softcap).to(dtype)
-                if hidden_grad:
-                    grads_hidden.append(grad_CV @ weight)
-                if grad_weight is not None:
-                    grad_weight += grad_CV.T @ hidden_CD
-        ctx.save_for_backward(
-            torch.cat(grads_hidden).to(hidden_ND.dtype) if grads_hidden else None,
-            grad_weight.to(weight_VD.dtype) if grad_weight is not None else None,
-        )
-        nll_N = torch.cat(nlls) if nlls else hidden.new_zeros(0, dtype=torch.float32)
+        scale_N = (labels_N != IGNORE_INDEX).to(_accumulator(dtype))
+        total, nll_N, grad_hidden, grad_weight = _run(hidden_ND, weight_VD, labels_N, scale_N, config, dtype, wanted)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll_N)
         return total, nll_N
 
@@ -125,52 +276,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad_total.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * grad_total.to(grad_weight.dtype),
-            *(None,) * 8,
+            None,
+            None,
+            None,
+            None,
         )
 
 
 class _LinearLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, softcap: float | None, chunk: int, dtype: torch.dtype
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        config: tuple[float, float, float | None, int],
+        dtype: torch.dtype,
     ) -> Tensor:
-        hidden, weight = hidden_ND.to(dtype), weight_VD.to(dtype)
-        logps, lses = [], []
-        for start in range(0, hidden.shape[0], chunk):
-            label_C = labels_N[start : start + chunk]
-            valid_C = label_C != IGNORE_INDEX
-            logits_CV = _logits(hidden[start : start + chunk], weight, softcap)
-            lse_C = torch.logsumexp(logits_CV, dim=1)
-            target_C = logits_CV.gather(1, torch.where(valid_C, label_C, 0)[:, None]).squeeze(1)
-            logps.append((target_C - lse_C) * valid_C)
-            lses.append(lse_C)
-        lse_N = torch.cat(lses)
-        ctx.save_for_backward(hidden_ND, weight_VD, labels_N, lse_N)
-        ctx.config = softcap, chunk, dtype
-        return torch.cat(logps)
+        scale_N = labels_N.new_zeros(labels_N.shape, dtype=_accumulator(dtype))
+        _, nll_N, _, _ = _run(hidden_ND, weight_VD, labels_N, scale_N, config, dtype, (False, False))
+        ctx.save_for_backward(hidden_ND, weight_VD, labels_N)
+        ctx.config, ctx.dtype = config, dtype
+        return -nll_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, labels_N, lse_N = ctx.saved_tensors
-        softcap, chunk, dtype = ctx.config
-        hidden, weight = hidden_ND.to(dtype), weight_VD.to(dtype)
-        grads_hidden: list[Tensor] = []
-        grad_weight = torch.zeros_like(weight, dtype=lse_N.dtype) if ctx.needs_input_grad[1] else None
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            label_C = labels_N[part]
-            valid_C = label_C != IGNORE_INDEX
-            scale_C = -grad_N[part] * valid_C
-            logits_CV = _logits(hidden[part], weight, softcap)
-            grad_CV = _logit_grad(
-                logits_CV, lse_N[part], torch.where(valid_C, label_C, 0), scale_C, torch.ones_like(scale_C), 0.0, softcap
-            ).to(dtype)
-            if ctx.needs_input_grad[0]:
-                grads_hidden.append(grad_CV @ weight)
-            if grad_weight is not None:
-                grad_weight += grad_CV.T @ hidden[part]
-        return (
-            torch.cat(grads_hidden).to(hidden_ND.dtype) if grads_hidden else None,
-            grad_weight.to(weight_VD.dtype) if grad_weight is not None else None,
-            *(None,) * 4,
-        )
+        hidden_ND, weight_VD, labels_N = ctx.saved_tensors
+        scale_N = torch.where(labels_N != IGNORE_INDEX, -grad_N, 0.0)
+        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        _, _, grad_hidden, grad_weight = _run(hidden_ND, weight_VD, labels_N, scale_N, ctx.config, ctx.dtype, wanted)
+        return grad_hidden, grad_weight, None, None, None

@@ -20,7 +20,7 @@ class SourceConfig:
     path: Optional[str] = None
     """A file, or a directory that is searched with `glob`."""
     glob: Optional[str] = None
-    """Which files of the directory. Default: **/*.txt, **/*.jsonl* or **/*.parquet, by kind."""
+    """Which files of the directory, e.g. "**/*.md". Default: those ending in .txt, .jsonl (packed or not) or .parquet, by kind."""
     part: Optional[Literal["code", "prose", "tests"]] = None
     """Embedded only. code: modules. prose: their docstrings and the language reference. tests: the test packages."""
     text_field: str = "text"

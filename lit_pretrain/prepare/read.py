@@ -15,8 +15,13 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
 
-_GLOBS = {"text": "**/*.txt", "jsonl": "**/*.jsonl*", "parquet": "**/*.parquet"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_SUFFIXES = {
+    "text": tuple(f".txt{packed}" for packed in ("", *_COMPRESSIONS)),
+    "jsonl": tuple(f".jsonl{packed}" for packed in ("", *_COMPRESSIONS)),
+    "parquet": (".parquet",),
+}
+"""Which files of a directory are read where the source has no `glob`."""
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 """Rows held at a time: they share the memory of a few documents."""
@@ -61,13 +66,15 @@ def find(name: str, source: SourceConfig) -> Inputs:
         return _inputs(path.parent, [path])
     if not path.is_dir():
         raise UserError(f"sources.{name}.path: {path} does not exist (relative paths start at {Path.cwd()})")
-    pattern = source.glob or _GLOBS[source.kind]
     try:
-        found = sorted((file for file in path.glob(pattern) if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+        found = sorted((file for file in path.glob(source.glob or "**/*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"sources.{name}.glob={pattern!r} is not a pattern below {path}: {error}") from None
+        raise UserError(f"sources.{name}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
+    if source.glob is None:
+        found = [file for file in found if file.name.endswith(_SUFFIXES[source.kind])]
     if not found:
-        raise UserError(f"sources.{name}: no file below {path} matches {pattern!r}; set `glob`, or correct `path`")
+        wanted = f"matches {source.glob!r}" if source.glob else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
+        raise UserError(f"sources.{name}: no file below {path} {wanted}; set `glob`, or correct `path`")
     return _inputs(path, found)
 
 

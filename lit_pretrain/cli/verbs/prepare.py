@@ -1,7 +1,6 @@
 """Turn raw text into a dataset: tokenizer, LitData shards and their manifest."""
 
 import signal
-import sys
 from types import FrameType
 from typing import Optional
 
@@ -13,24 +12,23 @@ def main(argv: list[str]) -> int:
 
     parser = make_parser("prepare", __doc__)
     parser.add_class_arguments(PrepareConfig)
-    config = parser.instantiate_classes(parser.parse_args(argv))
+    config = parser.instantiate(parser.parse_args(argv))
     del config["config"]
 
     from lit_pretrain.prepare.pipeline import prepare
     from lit_pretrain.prepare.report import left_out, table
 
-    signal.signal(signal.SIGTERM, _exit)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         manifest = prepare(PrepareConfig(**config))
-    except KeyboardInterrupt:
-        print("prepare: interrupted; nothing was kept", file=sys.stderr)
-        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(table(manifest))
     for line in left_out(manifest):
         print(line)
     return 0
 
 
-def _exit(number: int, frame: Optional[FrameType]) -> None:
-    """Leaves through the clean-up handlers, with the code of a process that the signal ended."""
+def _leave(number: int, frame: Optional[FrameType]) -> None:
+    """Leaves through the clean-up, with the code of a process that the signal ended."""
     raise SystemExit(128 + number)

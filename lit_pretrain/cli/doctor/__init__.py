@@ -1,0 +1,1 @@
+"""What `lit_pretrain doctor` examines: the install, the machine, the folders."""

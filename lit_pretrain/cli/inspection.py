@@ -1,0 +1,144 @@
+"""Inspection: the views of `lit_pretrain inspect`; none needs torch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+
+from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.data.trace import Tracer, make_order
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.folder import CONFIG, PROVENANCE, read_metrics
+
+
+def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, json_lines: bool = False) -> str:
+    """Which documents of which sources an optimizer step reads.
+
+    Args:
+        run: A run folder, or a YAML file with the `data` of a run.
+        step: The optimizer step, counted from 0.
+        steps: How many steps from there on.
+        path: The dataset's directory, if it has moved since.
+        json_lines: One JSON object per row instead of a table.
+    """
+    if step < 0 or steps < 1:
+        raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
+    data = _config(run)["data"]
+    where = Path(path or data["path"])
+    if "://" in str(path or data["path"]):
+        raise UserError(f"{path or data['path']} is remote; name a local copy of the dataset with --path")
+    manifest = Manifest.load(where)
+    plan = make_order(
+        manifest,
+        seq_len=data["seq_len"],
+        weights=data.get("weights"),
+        seed=data.get("seed", 0),
+        cycle=data.get("cycle", 1024),
+        shuffle_chunks=data.get("shuffle_chunks", 1),
+    )
+    rows = data["global_batch_tokens"] // data["seq_len"]
+    tracer = Tracer(where, manifest, plan, seq_len=data["seq_len"])
+    lines = []
+    for s in range(step, step + steps):
+        if not json_lines:
+            lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}")
+        for row in tracer.rows(range(s * rows, (s + 1) * rows)):
+            names = [d["origin"] for d in row.documents]
+            if json_lines:
+                facts = {"step": s, "sample": row.sample, "source": row.source, "epoch": row.epoch, "row": row.block}
+                lines.append(json.dumps(facts | {"chunk": row.chunk, "first_token": row.first_token, "documents": names}))
+            else:
+                lines.append(
+                    f"  sample {row.sample:>8}  {row.source:<12} epoch {row.epoch}  row {row.block:>7}  {row.chunk}+{row.first_token}  "
+                    + "; ".join(names)
+                )
+    return "\n".join(lines) + "\n"
+
+
+def data(path: str, documents: int = 3, verify: bool = False) -> str:
+    """What a prepared dataset holds.
+
+    Args:
+        path: The dataset's directory.
+        documents: How many documents of each source to name.
+        verify: Compare every chunk with its sha256.
+    """
+    from lit_pretrain.data.manifest import verify_chunk
+
+    where = Path(path)
+    manifest = Manifest.load(where)
+    lines = [
+        f"{path}: {manifest.hash}",
+        f"tokenizer {manifest.tokenizer.hash} ({manifest.tokenizer.vocab_size} ids, {manifest.tokenizer.pattern}), {manifest.dtype}",
+        "",
+        f"{'source':<12} {'split':<11} {'documents':>10} {'bytes':>14} {'tokens':>14} {'bytes/token':>11}  licence",
+    ]
+    for name, source in manifest.sources.items():
+        for split in SPLITS:
+            part = source.splits[split]
+            ratio = f"{part.bytes / part.tokens:.3f}" if part.tokens else "-"
+            lines.append(
+                f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {source.licence or 'not stated'}"
+            )
+            if verify:
+                for chunk in part.chunks:
+                    verify_chunk(where / split / name / chunk.filename, chunk)
+    if verify:
+        lines.append("every chunk has the sha256 that the manifest says")
+    for name in manifest.sources:
+        file = where / "train" / name / "documents.jsonl"
+        if documents and file.is_file():
+            with file.open(encoding="utf-8") as records:
+                named = [json.loads(line) for _, line in zip(range(documents), records, strict=False)]
+            lines += ["", f"{name}:", *(f"  {d['origin']} ({d['tokens']:,} tokens, {d['chunk']})" for d in named)]
+    return "\n".join(lines) + "\n"
+
+
+def run(path: str) -> str:
+    """What a run was, how it ended, and the runs and data it came from.
+
+    Args:
+        path: The run's folder.
+    """
+    lines: list[str] = []
+    here: Optional[str] = path
+    while here is not None:
+        folder = Path(here)
+        facts = _json(folder / PROVENANCE)
+        config = _config(here)
+        final = [m for m in read_metrics(folder) if "val/loss" in m]
+        lines += [
+            f"{here}: {facts['verb']}, started {facts['started']}",
+            f"  revision {facts['revision']}, {facts['precision']}, {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
+            f"  data {facts['data']} ({facts['manifest_hash'][:16]}), tokenizer {facts['tokenizer_hash'][:16]}",
+        ]
+        if final:
+            lines.append(
+                f"  validation at step {final[-1]['step']:,}: {final[-1]['val/loss']:.4f} nats, {final[-1]['val/bits_per_byte']:.4f} bits per byte"
+            )
+        parent = facts["parent"]
+        if parent is not None:
+            lines.append(f"  from {parent}")
+        here = str(Path(parent).parent.parent) if parent is not None else None
+    return "\n".join(lines) + "\n"
+
+
+VIEWS: dict[str, Callable[..., str]] = {"order": order, "data": data, "run": run}
+
+
+def _config(where: str) -> dict[str, Any]:
+    path = Path(where)
+    file = path / CONFIG if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{where} is neither a run folder (it would hold {CONFIG}) nor a YAML file")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing: {file.parent} is not a run folder")
+    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,96 @@
+"""Trace: from an optimizer step back to rows, chunks and documents, without reading a token."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.order import Order, SourceBlocks
+from lit_pretrain.errors import UserError
+
+
+def rows_in(chunk_tokens: int, seq_len: int) -> int:
+    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
+    return max(0, (chunk_tokens - 1) // seq_len)
+
+
+def make_order(
+    manifest: Manifest, *, seq_len: int, weights: dict[str, float] | None, seed: int, cycle: int, shuffle_chunks: int
+) -> Order:
+    """The data order of training over a prepared dataset."""
+    blocks = [
+        SourceBlocks(name, tuple(rows_in(chunk.tokens, seq_len) for chunk in source.splits["train"].chunks))
+        for name, source in manifest.sources.items()
+    ]
+    return Order(blocks, weights=weights, seed=seed, cycle=cycle, shuffle_chunks=shuffle_chunks)
+
+
+@dataclass(frozen=True)
+class TracedRow:
+    """One row of a step and where its tokens come from."""
+
+    sample: int
+    source: str
+    epoch: int
+    block: int
+    chunk: str
+    first_token: int
+    """Offset of the row's first token in the chunk."""
+    documents: tuple[dict[str, Any], ...]
+    """Entries of documents.jsonl that the row reads from, in order."""
+
+
+class Tracer:
+    """Looks up rows of a local dataset.
+
+    Args:
+        path: The dataset's directory.
+        manifest: Its manifest.
+        order: The order of the run.
+        seq_len: Inputs per row.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, order: Order, *, seq_len: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.order = order
+        self.seq_len = seq_len
+        self._documents: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+    def rows(self, samples: range) -> Iterator[TracedRow]:
+        """The rows of some global sample numbers."""
+        for n in samples:
+            where = self.order(n)
+            source = self.order.sources[where.source]
+            ends = np.cumsum(source.chunk_blocks)
+            c = int(np.searchsorted(ends, where.block, side="right"))
+            chunk = self.manifest.sources[source.name].splits["train"].chunks[c].filename
+            first = (where.block - (int(ends[c - 1]) if c else 0)) * self.seq_len
+            documents = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
+            yield TracedRow(n, source.name, where.epoch, where.block, chunk, first, documents)
+
+    def _overlapping(self, source: str, chunk: str, first: int, last: int) -> tuple[dict[str, Any], ...]:
+        found, begin = [], 0
+        for document in self._chunk_documents(source).get(chunk, []):
+            end = begin + document["tokens"]
+            if end > first and begin < last:
+                found.append(document)
+            begin = end
+        return tuple(found)
+
+    def _chunk_documents(self, source: str) -> dict[str, list[dict[str, Any]]]:
+        if source not in self._documents:
+            file = self.path / "train" / source / "documents.jsonl"
+            if not file.is_file():
+                raise UserError(f"{file} is missing: rows can be counted but their documents cannot be named")
+            by_chunk: dict[str, list[dict[str, Any]]] = {}
+            with file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    document = json.loads(line)
+                    by_chunk.setdefault(document["chunk"], []).append(document)
+            self._documents[source] = by_chunk
+        return self._documents[source]

@@ -1,0 +1,80 @@
+"""KVCache: keys and values of the tokens already seen, so that generating a token costs one token's work."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
+
+
+class KVCache:
+    """Preallocated keys and values of a batch of sequences of different lengths.
+
+    Slot s of a row holds position s of that row's sequence, so rows of different lengths need no padding mask: a query sees the slots up to
+    its own position, and whatever lies beyond (the tail of a padded prompt, say) is overwritten before any query reaches it. Sliding-window
+    layers keep all slots and mask the old ones.
+
+    Args:
+        config: Shape of the model that will write here.
+        batch_size: Rows.
+        max_len: Slots of a row, in tokens.
+        device: Where the model runs.
+        dtype: Of the stored keys and values: the dtype in which the model computes.
+
+    Raises:
+        UserError: If the model has no positions for `max_len` tokens.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, max_len: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        if max_len > config.max_seq_len:
+            raise UserError(f"a sequence of {max_len} tokens is longer than model.max_seq_len={config.max_seq_len}")
+        shape = (config.n_layer, batch_size, max_len, config.kv_heads, config.head_size)
+        self.keys_LBSGK = torch.zeros(shape, device=device, dtype=dtype)  # zeros: 0 * NaN in a slot nobody sees would still be NaN
+        self.values_LBSGK = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.max_len = max_len
+        self.used = 0
+        """No row is longer than this; known without asking the device."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys_LBSGK.nbytes + self.values_LBSGK.nbytes
+
+    def extend(self, length: int) -> Tensor:
+        """Make room for `length` more tokens in every row.
+
+        Returns:
+            Their positions, (B, T), which are also their slots.
+
+        Raises:
+            UserError: If a row would outgrow the cache.
+        """
+        if self.used + length > self.max_len:
+            raise UserError(f"the cache holds {self.max_len} tokens a row: {self.used} and {length} more do not fit")
+        positions_BT = self.lengths_B[:, None] + torch.arange(length, device=self.lengths_B.device)
+        self.used += length
+        self.lengths_B = self.lengths_B + length
+        return positions_BT
+
+    def write(self, layer: int, positions_BT: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values of a layer at their positions.
+
+        Returns:
+            Keys and values of all slots in use, (B, used, G, K) each.
+        """
+        keys, values = self.keys_LBSGK[layer], self.values_LBSGK[layer]
+        rows = torch.arange(positions_BT.shape[0], device=positions_BT.device)[:, None]
+        keys[rows, positions_BT] = k_BTGK.to(keys.dtype)
+        values[rows, positions_BT] = v_BTGK.to(values.dtype)
+        return keys[:, : self.used], values[:, : self.used]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget all but the first `lengths[row]` tokens of each row, such as the padding behind a prompt."""
+        assert len(lengths) == len(self.lengths_B) and 0 <= min(lengths) and max(lengths) <= self.used
+        self.lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self.lengths_B.device)
+        self.used = max(lengths)

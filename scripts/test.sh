@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Set-up with the dev extra, then style, types and tests:  bash scripts/test.sh [pytest arguments]
+# Without arguments the whole default suite runs; with them pytest gets them, as in: bash scripts/test.sh tests/data -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh dev
+bin="${VENV:-.venv}/bin"
+# Tiny networks lose more time to threads than they gain, and processes started by tests would fight for the cores.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+run() {
+  echo "\$ $*"
+  "$@"
+}
+run "$bin/ruff" check .
+run "$bin/ruff" format --check .
+run "$bin/mypy"
+echo "\$ pytest $*"
+exec "$bin/python" -m pytest "$@"

@@ -1,0 +1,318 @@
+"""`prepare`, from text to a dataset: complete, deterministic, done once, and refused with a reason where it must be."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from litdata import StreamingDataset
+from litdata.streaming.item_loader import TokensLoader
+from tokenizers import Tokenizer as Reference
+
+from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256, verify_chunk
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
+from lit_pretrain.prepare.pipeline import prepare
+from lit_pretrain.prepare.report import left_out, table
+from lit_pretrain.prepare.shard import chunk_offsets
+
+STORY = [f"Chapter {n}. The {n * 31 % 97}th day: Größe, naïve, 中文; they'll see.\n" * (1 + n % 7) for n in range(150)]
+CODE = [f"def function_{n}(x):\n    return x + {n * 37}\n" * (1 + n % 5) for n in range(100)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Text files and a packed table of rows."""
+    for n, text in enumerate(STORY):
+        path = tmp_path / "story" / f"part{n % 3}" / f"{n:03d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in CODE), encoding="utf-8")
+    return tmp_path
+
+
+def config(corpus: Path, out: str = "data", **changes: Any) -> PrepareConfig:
+    sources = {
+        "story": SourceConfig(kind="text", path=str(corpus / "story"), licence="CC0-1.0", origin="made for a test"),
+        "code": SourceConfig(kind="jsonl", path=str(corpus / "code.jsonl"), text_field="content"),
+    }
+    fields: dict[str, Any] = {
+        "out": str(corpus / out),
+        "sources": sources,
+        "tokenizer": TokenizerConfig(vocab_size=330, sample_bytes=20_000),
+        "splits": SplitsConfig(validation=0.2, test=0.1),
+        "chunk_tokens": 2_000,
+        "workers": 1,
+    }
+    return PrepareConfig(**{**fields, **changes})
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def stored_documents(out: Path, manifest: Manifest, split: str, source: str) -> list[np.ndarray]:
+    documents = []
+    for chunk in manifest.sources[source].splits[split].chunks:
+        data = (out / split / source / chunk.filename).read_bytes()
+        offsets = chunk_offsets(data)
+        documents += [np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return documents
+
+
+def test_every_document_is_stored_once_and_whole(corpus: Path) -> None:
+    manifest = prepare(config(corpus))
+    out = corpus / "data"
+    reference = Reference.from_file(str(out / "tokenizer.json"))
+    for source, texts in (("story", STORY), ("code", CODE)):
+        found: list[tuple[str, str, int]] = []
+        for split in SPLITS:
+            rows = [json.loads(line) for line in (out / split / source / "documents.jsonl").read_text().splitlines()]
+            documents = stored_documents(out, manifest, split, source)
+            record = manifest.sources[source].splits[split]
+            assert record.documents == len(rows) == len(documents)
+            assert record.tokens == sum(map(len, documents)) == sum(row["tokens"] for row in rows)
+            assert record.bytes == sum(row["bytes"] for row in rows)
+            for row, ids in zip(rows, documents, strict=True):
+                assert ids[0] == manifest.tokenizer.bos_id == manifest.tokenizer.eos_id == 0
+                assert 0 not in ids[1:]
+                text = reference.decode(ids[1:].tolist())
+                assert reference.encode(text).ids == ids[1:].tolist()
+                assert len(text.encode()) == row["bytes"]
+                found.append((text, row["origin"], row["doc"]))
+            assert [row["doc"] for row in rows] == list(range(len(rows)))
+        assert sorted(text for text, _, _ in found) == sorted(texts)
+        for text, origin, _ in found:
+            match = re.fullmatch(r"part\d/(\d{3})\.txt|code\.jsonl:(\d+)", origin)
+            assert match is not None
+            number = int(match[1] or match[2])
+            assert texts[number - (source == "code")] == text
+    assert sum(manifest.sources["story"].splits[split].documents for split in SPLITS) == 150
+    assert {split: manifest.sources["story"].splits[split].documents for split in SPLITS}["train"] in range(90, 120)
+
+
+def test_manifest_is_true(corpus: Path) -> None:
+    manifest = prepare(config(corpus))
+    out = corpus / "data"
+    assert Manifest.load(out) == manifest
+    for name, source in manifest.sources.items():
+        for split, record in source.splits.items():
+            assert len(record.chunks) > 1 or split != "train"
+            for chunk in record.chunks:
+                verify_chunk(out / split / name / chunk.filename, chunk)
+    story = manifest.sources["story"]
+    assert (story.kind, story.licence, story.origin, story.files) == ("text", "CC0-1.0", "made for a test", 150)
+    assert story.input_bytes == sum(len(text.encode()) for text in STORY) == sum(split.bytes for split in story.splits.values())
+    tokenizer = Tokenizer.load(out)
+    assert (manifest.tokenizer.hash, manifest.tokenizer.vocab_size, manifest.tokenizer.pattern) == (tokenizer.hash, 330, "cl100k")
+    assert manifest.dtype == "uint16"
+    assert set(manifest.versions) == {"lit_pretrain", "python", "litdata", "tiktoken", "tokenizers"}
+    assert manifest.config["tokenizer"]["vocab_size"] == 330
+    assert "out" not in manifest.config
+    lines = table(manifest).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert f"{manifest.tokens('train'):,}" in lines[-3]
+
+
+def test_litdata_reads_the_whole_of_a_split(corpus: Path) -> None:
+    manifest = prepare(config(corpus, chunk_tokens=1_000_000))
+    directory = corpus / "data" / "train" / "story"
+    dataset = StreamingDataset(str(directory), item_loader=TokensLoader(block_size=16), shuffle=False)
+    read = np.concatenate([dataset[n] for n in range(len(dataset))])
+    stored = np.concatenate(stored_documents(corpus / "data", manifest, "train", "story"))
+    np.testing.assert_array_equal(read, stored[: len(stored) // 16 * 16])
+
+
+def test_same_bytes_for_any_number_of_workers(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_pretrain.prepare.tokenize._BATCH_DOCUMENTS", 7)
+    hashes = {prepare(config(corpus, out, workers=workers)).hash for out, workers in (("one", 1), ("two", 2), ("five", 5))}
+    assert len(hashes) == 1
+    assert tree(corpus / "one") == tree(corpus / "two") == tree(corpus / "five")
+
+
+def test_second_run_does_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = prepare(config(corpus))
+    before = {path: path.stat().st_mtime_ns for path in (corpus / "data").rglob("*")}
+    assert prepare(config(corpus, workers=2)) == first
+    assert "already prepared" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (corpus / "data").rglob("*")} == before
+
+
+def test_another_config_is_refused_by_field(corpus: Path) -> None:
+    prepare(config(corpus))
+    with pytest.raises(UserError) as caught:
+        prepare(config(corpus, seed=1, tokenizer=TokenizerConfig(vocab_size=340, sample_bytes=20_000)))
+    assert "seed: 0 there, 1 here" in str(caught.value)
+    assert "tokenizer.vocab_size: 330 there, 340 here" in str(caught.value)
+    assert "chunk_tokens" not in str(caught.value)
+    assert "Choose another `out`" in str(caught.value)
+    with pytest.raises(UserError, match=r"sources\.code\.kind: 'jsonl' there, None here"):
+        prepare(config(corpus, sources={"story": config(corpus).sources["story"]}))
+
+
+def test_changed_input_is_refused(corpus: Path) -> None:
+    prepare(config(corpus))
+    (corpus / "story" / "new.txt").write_text("One more.")
+    with pytest.raises(UserError, match=r"input of sources\.story: 150 files of .* there, 151 files of"):
+        prepare(config(corpus))
+
+
+def test_tokenizer_of_another_dataset(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = prepare(config(corpus))
+    again = config(corpus, "again", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "data")))
+    second = prepare(again)
+    assert second.hash == first.hash
+    assert second.tokenizer == dataclasses.replace(first.tokenizer, kind="file")
+    text = (corpus / "data" / "tokenizer.json").read_text()
+    moved = json.loads(text)
+    moved["added_tokens"][1]["content"] = "<|other|>"
+    moved["model"]["vocab"]["<|other|>"] = moved["model"]["vocab"].pop("<|im_start|>")
+    (corpus / "data" / "tokenizer.json").write_text(json.dumps(moved))
+    with pytest.raises(UserError, match=r"content of tokenizer\.path: sha256"):
+        prepare(again)
+    slow = json.loads(text)
+    slow["normalizer"] = {"type": "Lowercase"}
+    (corpus / "slow.json").write_text(json.dumps(slow))
+    capsys.readouterr()
+    manifest = prepare(config(corpus, "slow", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "slow.json"))))
+    assert "slower than tiktoken, because its normalizer is Lowercase" in capsys.readouterr().err
+    reference = Reference.from_file(str(corpus / "slow.json"))
+    assert manifest.tokens("train") == sum(
+        len(reference.encode(text).ids) + 1
+        for text in [*STORY, *CODE]
+        if any(text.lower() == reference.decode(ids[1:].tolist()) for ids in _training(corpus / "slow", manifest))
+    )
+
+
+def _training(out: Path, manifest: Manifest) -> list[np.ndarray]:
+    return [ids for source in manifest.sources for ids in stored_documents(out, manifest, "train", source)]
+
+
+def test_wide_vocabulary_is_stored_wide(corpus: Path) -> None:
+    prepare(config(corpus))
+    spec = json.loads((corpus / "data" / "tokenizer.json").read_text())
+    spec["model"]["vocab"] |= {f"ĠĠ{n}": 330 + n for n in range(2**16)}
+    (corpus / "wide.json").write_text(json.dumps(spec))
+    manifest = prepare(config(corpus, "wide", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "wide.json"))))
+    assert (manifest.dtype, manifest.tokenizer.vocab_size) == ("int32", 330 + 2**16)
+    assert [ids.tolist() for ids in _training(corpus / "wide", manifest)] == [
+        ids.tolist() for ids in _training(corpus / "data", Manifest.load(corpus / "data"))
+    ]
+
+
+def test_long_documents_are_cut_and_counted(corpus: Path) -> None:
+    (corpus / "story" / "long.txt").write_text("A long story, told again and again. " * 2000)
+    manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.0, test=0.0)))
+    assert manifest.sources["story"].changed == {"cut": 1}
+    assert any("1 cut at the chunk limit" in line for line in left_out(manifest))
+    record = manifest.sources["story"].splits["train"]
+    assert record.documents == 151
+    assert sum(chunk.documents for chunk in record.chunks) > 151
+    text = "".join(Tokenizer.load(corpus / "data").decode(ids) for ids in stored_documents(corpus / "data", manifest, "train", "story"))
+    assert "A long story, told again and again. " * 2000 in text
+
+
+def test_counts_of_what_was_left_out(corpus: Path) -> None:
+    (corpus / "story" / "bad.txt").write_bytes(b"\xff")
+    (corpus / "story" / "empty.txt").write_bytes(b"")
+    manifest = prepare(config(corpus, errors="skip"))
+    assert manifest.sources["story"].skipped == {"empty": 1, "undecodable": 1}
+    assert list(left_out(manifest)) == ["story: left out 1 empty, 1 not UTF-8"]
+
+
+def test_copies_fall_to_one_split(corpus: Path) -> None:
+    for n in range(20):
+        (corpus / "story" / f"copy{n}.txt").write_text(STORY[3], encoding="utf-8")
+    manifest = prepare(config(corpus))
+    tokenizer = Tokenizer.load(corpus / "data")
+    texts = {
+        split: {tokenizer.decode(ids) for source in manifest.sources for ids in stored_documents(corpus / "data", manifest, split, source)}
+        for split in SPLITS
+    }
+    assert not (texts["train"] & texts["validation"] or texts["train"] & texts["test"] or texts["validation"] & texts["test"])
+
+
+def test_missing_standard_library_tests_are_said(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(embedded, "files", lambda part: [])
+    sources = {**config(corpus).sources, "tests": SourceConfig(kind="embedded", part="tests")}
+    assert list(prepare(config(corpus, sources=sources)).sources) == ["story", "code"]
+    assert "sources.tests is left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no source has any file"):
+        prepare(config(corpus, "other", sources={"tests": SourceConfig(kind="embedded", part="tests")}))
+
+
+def test_embedded_source_names_its_python(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [path for path in embedded.files("code") if path.parent.name in ("json", "email")]
+    monkeypatch.setattr(embedded, "files", lambda part: few)
+    manifest = prepare(config(corpus, sources={"code": SourceConfig(kind="embedded", part="code", licence="PSF-2.0")}))
+    assert re.fullmatch(r"Python standard library \(CPython 3\.\d+\.\d+\S*\)", manifest.sources["code"].origin or "")
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no sources": ({"sources": {}}, "sources is empty"),
+    "name": ({"sources": {"a/b": SourceConfig(kind="embedded", part="code")}}, "the name 'a/b' must consist of"),
+    "hidden name": ({"sources": {".a": SourceConfig(kind="embedded", part="code")}}, "the name '.a'"),
+    "no part": ({"sources": {"a": SourceConfig(kind="embedded")}}, r"sources\.a is of kind embedded and needs `part`"),
+    "no path": ({"sources": {"a": SourceConfig(kind="text")}}, r"sources\.a is of kind text and needs `path`"),
+    "field of another kind": (
+        {"sources": {"a": SourceConfig(kind="text", path="x", text_field="body")}},
+        r"sources\.a\.text_field='body' has no meaning for kind text, which takes path, glob, separator",
+    ),
+    "empty separator": ({"sources": {"a": SourceConfig(kind="text", path="x", separator="")}}, "separator is empty"),
+    "tokenizer without path": ({"tokenizer": TokenizerConfig(kind="file")}, "tokenizer is of kind file and needs `path`"),
+    "tokenizer with both": ({"tokenizer": TokenizerConfig(path="x")}, r"tokenizer\.path='x' has no meaning for kind train"),
+    "missing tokenizer": ({"tokenizer": TokenizerConfig(kind="file", path="nowhere")}, "tokenizer nowhere does not exist"),
+    "negative fraction": ({"splits": SplitsConfig(validation=-0.1)}, r"splits\.validation=-0\.1 must be a fraction"),
+    "fraction that is not a number": ({"splits": SplitsConfig(test=float("nan"))}, r"splits\.test=nan must be a fraction"),
+    "fractions too large": ({"splits": SplitsConfig(validation=0.5, test=0.5)}, "leaves nothing to train on"),
+    "chunk": ({"chunk_tokens": 2**30}, "chunk_tokens=1073741824 must lie between 2 and 536870911"),
+    "workers": ({"workers": 0}, "workers=0 must lie between"),
+    "vocabulary too small": ({"tokenizer": TokenizerConfig(vocab_size=256)}, "256 bytes, 4 special tokens"),
+    "vocabulary too large": ({"tokenizer": TokenizerConfig(vocab_size=60_000)}, "vocab_size=60000 is too large for this text"),
+    "document too large": ({"max_document_bytes": 100}, r"\.txt is larger than max_document_bytes=100"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_the_config(corpus: Path, mistake: str) -> None:
+    changes, message = MISTAKES[mistake]
+    before = sorted(corpus.iterdir())
+    with pytest.raises(UserError, match=message):
+        prepare(config(corpus, **changes))
+    assert sorted(corpus.iterdir()) == before
+
+
+def test_mistakes_in_the_input(corpus: Path) -> None:
+    only = SourceConfig(kind="text", path=str(corpus / "only.txt"))
+    changes: dict[str, Any] = {"sources": {**config(corpus).sources, "only": only}}
+    (corpus / "only.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"sources\.only holds no document \(1 empty\)"):
+        prepare(config(corpus, **changes))
+    (corpus / "only.txt").write_text("A single document.")
+    splits = SplitsConfig(validation=0.95, test=0.0)
+    with pytest.raises(UserError, match=r"sources\.only is left without training text: all of its 1 documents fell to"):
+        prepare(config(corpus, splits=splits, tokenizer=TokenizerConfig(vocab_size=261), **changes))
+    (corpus / "only.txt").write_text("")
+    with pytest.raises(UserError, match="no source holds any training text"):
+        prepare(config(corpus, sources={"only": only}))
+    (corpus / "code.jsonl").write_text('{"content": "fine"}\n{"text": "not"}\n')
+    with pytest.raises(UserError, match=r"code\.jsonl:2 has no field 'content'; it has 'text'"):
+        prepare(config(corpus))
+    (corpus / "data").mkdir()
+    (corpus / "data" / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds precious\.txt"):
+        prepare(config(corpus))
+    assert (corpus / "data" / "precious.txt").read_text() == "mine"
+    assert not list(corpus.glob(".*"))
+
+
+def test_an_empty_held_out_split_is_said(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.2, test=0.00001)))
+    assert manifest.sources["story"].splits["test"].chunks == ()
+    assert not (corpus / "data" / "test").exists()
+    assert "story: no document fell to test (150 documents, fraction 1e-05)" in capsys.readouterr().err

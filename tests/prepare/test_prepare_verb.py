@@ -1,0 +1,189 @@
+"""`lit_pretrain prepare` as a process: help, configs, exit codes, and what interruptions leave behind."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from lit_pretrain.data.manifest import Manifest, file_sha256
+from lit_pretrain.prepare import embedded, tokenize
+from lit_pretrain.prepare.config import TokenizerConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "lit_pretrain", "prepare", *map(str, arguments)]
+
+
+def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT, timeout=120, **options)
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 0.7 MB of text, stored as many chunks: enough that a signal arrives in the middle."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for n in range(100):
+        (folder / f"{n:03d}.txt").write_text("".join(f"Sentence {n} {k * n % 1009} of a story that goes on.\n" for k in range(150)))
+    return folder
+
+
+def arguments(corpus: Path, out: Path) -> list[str]:
+    source = json.dumps({"a": {"kind": "text", "path": str(corpus)}, "b": {"kind": "text", "path": str(corpus), "separator": "\n"}})
+    return [f"--sources={source}", "--tokenizer.vocab_size=300", "--chunk_tokens=8000", "--workers=2", f"--out={out}"]
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "data"
+    done = run(*arguments(corpus, out))
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(out)
+    assert f"{manifest.tokens('train'):,}" in done.stdout
+    assert [line.split(":")[1].strip().split(" ")[0] for line in done.stderr.splitlines()][:4] == ["read", "train", "encode", "encode"]
+    return out
+
+
+def test_help_is_quick_and_complete() -> None:
+    code = "import sys; from lit_pretrain.__main__ import main\ntry: main(['prepare', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
+    best = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        best = min(best, time.perf_counter() - begin)
+    text, _, loaded = shown.partition("LOADED")
+    assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy"} & set(loaded.split())
+    assert best < 0.5 or os.getloadavg()[0] > 1.5
+    for words in ("Most tokens in a chunk file", "The dataset's directory", "Fraction of documents for validation", "--tokenizer.pattern"):
+        assert words in " ".join(text.split())
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_shipped_configs_round_trip(file: Path, tmp_path: Path) -> None:
+    printed = run("--config", file, "--print_config")
+    assert printed.returncode == 0, printed.stderr
+    (tmp_path / "again.yaml").write_text(printed.stdout)
+    assert run("--config", tmp_path / "again.yaml", "--print_config").stdout == printed.stdout
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_shipped_configs_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each on a little input of its kind, in this process."""
+    from lit_pretrain.__main__ import main
+
+    rows = [f"Row {n} of a table that holds {n * 7} things, and more of them.\n" * 3 for n in range(200)]
+    inputs: dict[str, Callable[[Path], Any]] = {
+        "text_folder": lambda folder: [(folder / f"{n}.txt").write_text(text) for n, text in enumerate(rows)],
+        "jsonl": lambda folder: (folder / "a.jsonl.zst").write_bytes(
+            zstandard.ZstdCompressor().compress("".join(json.dumps({"text": text}) + "\n" for text in rows).encode())
+        ),
+        "parquet": lambda folder: pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / "a.parquet"),
+    }
+    few = {part: embedded.files(part)[:40] for part in ("code", "prose", "tests")}
+    monkeypatch.setattr(embedded, "files", few.__getitem__)
+    extra = ["--tokenizer.vocab_size=300"]
+    if file.stem in inputs:
+        inputs[file.stem](tmp_path)
+        name = {"text_folder": "mine"}.get(file.stem, "web")
+        extra += [f"--sources.{name}.path={tmp_path}"]
+    if file.stem == "parquet":
+        tokenize.train(rows, TokenizerConfig(vocab_size=290)).save(tmp_path)
+        extra[0] = f"--tokenizer.path={tmp_path}"
+    assert main(["prepare", "--config", str(file), f"--out={tmp_path / 'data'}", *extra]) == 0
+    manifest = Manifest.load(tmp_path / "data")
+    assert manifest.tokens("train") > 1000
+    assert list(manifest.sources)[0] in capsys.readouterr().out
+
+
+def test_second_run_says_that_there_is_nothing_to_do(corpus: Path, finished: Path) -> None:
+    again = run(*arguments(corpus, finished))
+    assert (again.returncode, again.stderr) == (0, f"prepare: {finished} is already prepared with this config "
+        f"({Manifest.load(finished).tokens('train'):,} training tokens); nothing to do\n")  # fmt: skip
+    other = run(*arguments(corpus, finished), "--seed=5")
+    assert other.returncode == 2
+    assert "seed: 0 there, 5 here" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--tokenizer.vocab_siz=300"], "tokenizer.vocab_siz"),
+        (["--sources.mine.pth=x", "--sources.mine.kind=text"], "'pth' is not accepted"),
+        (["--sources.mine.kind=txt"], "'embedded', 'text', 'jsonl', 'parquet'"),
+        (["--splits.validation=-1"], "splits.validation=-1.0 must be a fraction"),
+        (["--errors=ignore"], "'strict', 'replace', 'skip'"),
+    ],
+)
+def test_mistakes_exit_with_2_and_a_hint(tmp_path: Path, extra: list[str], message: str) -> None:
+    (tmp_path / "typo.yaml").write_text(f"out: {tmp_path / 'data'}\nsources: {{mine: {{kind: text, path: {tmp_path}}}}}\n")
+    done = run("--config", tmp_path / "typo.yaml", *extra)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_unknown_key_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "typo.yaml").write_text("out: x\nchunk_token: 5\nsources: {}\n")
+    done = run("--config", tmp_path / "typo.yaml")
+    assert done.returncode == 2
+    assert "chunk_tokens" in done.stderr
+
+
+def test_unwritable_out(corpus: Path) -> None:
+    done = run(*arguments(corpus, corpus / "000.txt" / "data"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_a_file_that_the_disk_refuses(corpus: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: both fail in the middle of a write."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+
+    done = run(*arguments(corpus, tmp_path / "data"), preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write the dataset" in done.stderr
+    assert "Nothing was kept" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", SIGNALS, ids=lambda kind: kind.name)
+def test_interrupted_then_run_again(corpus: Path, finished: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    out = tmp_path / "data"
+    process = subprocess.Popen(command(*arguments(corpus, out)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+    begin = time.monotonic()
+    while not list(tmp_path.glob(".data.partial/train/*/chunk-0-0.bin")):
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() - begin < 60
+        time.sleep(0.002)
+    process.send_signal(kind)
+    process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if kind == signal.SIGKILL else 128 + kind)
+    with pytest.raises(ProcessLookupError):  # nobody of its session is left
+        os.killpg(process.pid, 0)
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ([".data.partial"] if kind == signal.SIGKILL else [])
+    assert run(*arguments(corpus, out)).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert tree(out) == tree(finished)

@@ -1,0 +1,134 @@
+"""Shards: LitData reads back exactly what was written, and the bytes depend on nothing but the documents."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from litdata import StreamingDataset
+from litdata.streaming.item_loader import TokensLoader
+
+from lit_pretrain.data.manifest import SourceSplit, verify_chunk
+from lit_pretrain.prepare.shard import ShardWriter, chunk_offsets
+
+VOCAB = {"uint16": 2**16, "int32": 2**17}
+
+
+def write(directory: Path, documents: list[npt.NDArray[np.generic]], chunk_tokens: int) -> SourceSplit:
+    dtype = str(documents[0].dtype)
+    writer = ShardWriter(directory, dtype=dtype, chunk_tokens=chunk_tokens, vocab_size=VOCAB[dtype])
+    for n, ids in enumerate(documents):
+        writer.add(ids, origin=f"Grüße {n}", utf8_bytes=3 * len(ids))
+    split = writer.close()
+    assert writer.cut == sum(len(ids) > chunk_tokens for ids in documents)
+    return split
+
+
+def numbered(lengths: list[int], dtype: str) -> list[npt.NDArray[np.generic]]:
+    """Documents of ids that differ everywhere and use the whole range."""
+    rng = np.random.default_rng(len(lengths))
+    return [rng.integers(0, VOCAB[dtype], length).astype(dtype) for length in lengths]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), chunk_tokens=st.integers(2, 50), dtype=st.sampled_from(sorted(VOCAB)))
+def test_written_is_read_back(lengths: list[int], chunk_tokens: int, dtype: str) -> None:
+    documents = numbered(lengths, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder, "x")
+        split = write(directory, documents, chunk_tokens)
+        assert (split.documents, split.tokens, split.bytes) == (len(lengths), sum(lengths), 3 * sum(lengths))
+        rows = [json.loads(line) for line in (directory / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+        stored: dict[int, list[npt.NDArray[np.generic]]] = {n: [] for n in range(len(documents))}
+        at = 0
+        for chunk in split.chunks:
+            verify_chunk(directory / chunk.filename, chunk)
+            data = (directory / chunk.filename).read_bytes()
+            offsets = chunk_offsets(data)
+            assert (chunk.tokens, chunk.documents) == ((offsets[-1] - offsets[0]) // np.dtype(dtype).itemsize, len(offsets) - 1)
+            assert chunk.tokens <= chunk_tokens
+            for number, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+                row = rows[at]
+                assert (row["chunk"], row["row_in_chunk"], row["origin"]) == (chunk.filename, number, f"Grüße {row['doc']}")
+                stored[row["doc"]].append(np.frombuffer(data[begin:end], dtype=dtype))
+                assert len(stored[row["doc"]][-1]) == row["tokens"]
+                at += 1
+        assert at == len(rows)
+        for number, ids in enumerate(documents):
+            np.testing.assert_array_equal(np.concatenate(stored[number]), ids)
+            assert sum(row["bytes"] for row in rows if row["doc"] == number) == 3 * len(ids)
+            assert [len(piece) for piece in stored[number][:-1]] == [chunk_tokens] * (len(stored[number]) - 1)
+        index = json.loads((directory / "index.json").read_text())
+        assert [(c["filename"], c["dim"], c["chunk_size"], c["chunk_bytes"]) for c in index["chunks"]] == [
+            (c.filename, c.tokens, c.documents, c.bytes) for c in split.chunks
+        ]
+
+
+@pytest.mark.parametrize("dtype", sorted(VOCAB))
+def test_litdata_reads_it(tmp_path: Path, dtype: str) -> None:
+    """The contract with litdata: its own loader gives the stream of every chunk, in order, block by block."""
+    documents = numbered([7, 1, 130, 55, 64, 3, 200, 31], dtype)
+    split = write(tmp_path / "x", documents, 128)
+    block = 8
+    dataset = StreamingDataset(str(tmp_path / "x"), item_loader=TokensLoader(block_size=block), shuffle=False)
+    read = [dataset[n] for n in range(len(dataset))]
+    stream = np.concatenate(documents)
+    expected, begin = [], 0
+    for chunk in split.chunks:
+        usable = chunk.tokens // block * block  # litdata leaves the tail of a chunk
+        expected += list(stream[begin : begin + usable].reshape(-1, block))
+        begin += chunk.tokens
+    assert begin == len(stream)
+    np.testing.assert_array_equal(np.stack(read), np.stack(expected))
+    assert read[0].dtype == np.dtype(dtype)
+
+
+def test_bytes_are_the_same_in_any_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = numbered([20, 30, 40], "uint16")
+    write(tmp_path / "a", documents, 60)
+    for name, value in {"DATA_OPTIMIZER_GLOBAL_RANK": "3", "WORLD_SIZE": "4", "GLOBAL_RANK": "2", "NNODES": "2", "NODE_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    write(tmp_path / "b", documents, 60)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["chunk-0-0.bin", "chunk-0-1.bin", "documents.jsonl", "index.json"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_index_tells_other_content(tmp_path: Path) -> None:
+    write(tmp_path / "a", [np.array([1, 2], dtype=np.uint16)], 60)
+    write(tmp_path / "b", [np.array([1, 3], dtype=np.uint16)], 60)
+    stamps = [json.loads((tmp_path / name / "index.json").read_text())["updated_at"] for name in "ab"]
+    assert stamps[0] != stamps[1]  # else a remote reader would go on with the chunks in its cache
+
+
+def test_writer_notices_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    original = BinaryWriter.write_chunk_to_file
+
+    def flip(self: BinaryWriter, raw_data: bytes, filename: str, compress: bool | None = None) -> None:
+        original(self, raw_data[:-1] + bytes([raw_data[-1] ^ 1]), filename, compress)
+
+    monkeypatch.setattr(BinaryWriter, "write_chunk_to_file", flip)
+    with pytest.raises(RuntimeError, match="does not hold what was written"):
+        write(tmp_path / "a", numbered([5], "uint16"), 60)
+
+
+def test_ids_and_dtype_are_checked(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "a", dtype="uint16", chunk_tokens=10, vocab_size=5)
+    for ids in (np.array([5], dtype=np.uint16), np.array([1], dtype=np.int64), np.array([], dtype=np.uint16)):
+        with pytest.raises(AssertionError):
+            writer.add(ids, origin="", utf8_bytes=0)
+    writer.abort()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", b"\x01\0\0\0\x0c\0\0\0\x0d\0\0\0", b"\xff" * 100, bytes(4)])
+def test_offsets_of_what_is_not_a_chunk(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a chunk"):
+        chunk_offsets(data)

@@ -1,0 +1,127 @@
+"""Training is deterministic and honest about its size; encoding keeps the order on any number of threads."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from lit_pretrain.data.byte_level import PATTERNS
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare import tokenize
+from lit_pretrain.prepare.config import TokenizerConfig
+from lit_pretrain.prepare.read import Document
+
+TEXTS = [f"def function_{n % 17}(argument):\n    return argument * {n * 37}  # Größe №{n % 5} of the thing\n" for n in range(200)]
+
+
+def document(text: str, n: int = 0) -> Document:
+    return Document(text, text.encode(), f"file:{n}")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenize.train(TEXTS, TokenizerConfig(vocab_size=300))
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_trained_tokenizer(pattern: str) -> None:
+    trained = tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
+    assert (trained.vocab_size, trained.pattern_name, trained.backend) == (300, pattern, "tiktoken")
+    assert trained.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<|pad|>": 3}
+    assert (trained.bos_id, trained.eos_id, trained.one_separator) == (0, 0, True)
+    assert sorted(trained.token_bytes()[:260].tolist()) == [0] * 4 + [1] * 256
+    for text in TEXTS:
+        assert trained.decode(trained.encode(text)) == text
+        assert len(trained.encode(text)) < len(text.encode())
+
+
+def test_same_tokenizer_on_any_number_of_threads() -> None:
+    code = (
+        "import sys, hashlib; from tests_texts import TEXTS; from lit_pretrain.prepare import tokenize, config;"
+        "t = tokenize.train(TEXTS * 20, config.TokenizerConfig(vocab_size=400)); print(hashlib.sha256(t._text.encode()).hexdigest())"
+    ).replace("from tests_texts import TEXTS", f"TEXTS = {TEXTS!r}")
+    hashes = set()
+    for threads, parallel in (("1", "true"), ("2", "true"), ("7", "true"), ("2", "false")):
+        env = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
+        hashes.add(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+    assert len(hashes) == 1
+
+
+def test_vocabulary_too_large() -> None:
+    with pytest.raises(UserError, match=r"vocab_size=5000 is too large for this text: it yields (\d+) tokens") as caught:
+        tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=5000))
+    most = int(str(caught.value).split("it yields ")[1].split()[0])
+    assert tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_encoding_keeps_the_order(tokenizer: Tokenizer, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 3)
+    slow = threading.Lock()
+
+    class Uneven(Tokenizer):
+        def encode_batch(self, texts):  # every other batch takes longer
+            if slow.acquire(blocking=False):
+                time.sleep(0.005)
+                slow.release()
+            return super().encode_batch(texts)
+
+    uneven = Uneven(tokenizer._text)
+    documents = [document(text, n) for n, text in enumerate(TEXTS)]
+    encoded = list(tokenize.encode(documents, uneven, "uint16", workers))
+    assert [e.document for e in encoded] == documents
+    for e in encoded:
+        assert e.ids.dtype == np.uint16
+        assert e.ids.tolist() == [0, *tokenizer.encode(e.document.text)]
+
+
+def test_two_separators_enclose_a_document(tokenizer: Tokenizer) -> None:
+    other = Tokenizer(tokenizer._text, bos="<|im_start|>", eos="<|im_end|>")
+    (encoded,) = tokenize.encode([document("abc")], other, "int32", 1)
+    assert encoded.ids.tolist() == [1, *tokenizer.encode("abc"), 2]
+    assert encoded.ids.dtype == np.int32
+
+
+def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 1)
+    taken = 0
+
+    def endless() -> Iterator[Document]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield document("abc")
+
+    stream = tokenize.encode(endless(), tokenizer, "uint16", 2)
+    for given_out in range(1, 50):
+        next(stream)
+        assert taken - given_out <= 2 * 2 + 2
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
+
+
+def test_an_error_ends_the_threads(tokenizer: Tokenizer) -> None:
+    def failing() -> Iterator[Document]:
+        yield from (document(text) for text in TEXTS)
+        raise UserError("the disk is gone")
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        list(tokenize.encode(failing(), tokenizer, "uint16", 2))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
+    assert "TOKENIZERS_PARALLELISM" not in os.environ or os.environ["TOKENIZERS_PARALLELISM"] != "false"
+
+
+def test_lost_bytes_are_noticed(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RuntimeError, match="file:0: its tokens do not spell its 5 bytes"):
+        list(tokenize.encode([Document("abc", b"abcde", "file:0")], tokenizer, "uint16", 1))
+
+
+def test_saved_json_is_readable(tokenizer: Tokenizer) -> None:
+    assert json.loads(tokenizer._text)["model"]["type"] == "BPE"
