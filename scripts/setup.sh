@@ -23,7 +23,8 @@ die() {
   exit 1
 }
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
-has_pip() { "$PY" -m pip --version >/dev/null 2>&1; }
+# `python -m venv` writes the activate script last.
+complete() { [ -f "$VENV/bin/activate" ] && "$PY" -m pip --version >/dev/null 2>&1; }
 # In a process of its own, because a mismatched build can end it; the last line of the log is the versions, or the error.
 verify() {
   "$PY" -W ignore -c 'import torch, lightning, litdata
@@ -46,19 +47,23 @@ fi
 if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
   die "$VENV is there but is not a virtual environment; remove it, or set VENV to another place"
 fi
-if ! has_pip; then
+if ! complete; then
+  candidates=(python3 python3.13 python3.12 python3.11 python3.10)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
   found=""
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+  for candidate in "${candidates[@]}"; do
     if supported "$candidate"; then
       found="$candidate"
       break
     fi
   done
-  [ -n "$found" ] || die "no Python 3.10-3.13 found as ${PYTHON:-python3, python3.13 ... python3.10}; install one, or set PYTHON=/path/to/python"
+  [ -n "$found" ] || die "no Python 3.10-3.13 found (looked for: ${candidates[*]}); install one, or set PYTHON=/path/to/python"
   say "creating $VENV with $("$found" --version)"
-  # The first attempt completes what a killed run left; the second starts over.
-  "$found" -m venv "$VENV" >/dev/null 2>&1 && has_pip || "$found" -m venv --clear "$VENV" ||
-    die "$found -m venv failed; on Debian install the package python3-venv"
+  # A creation that was killed starts over; an environment that only lacks pip gets it.
+  clear=""
+  [ -f "$VENV/bin/activate" ] || clear="--clear"
+  "$found" -m venv $clear "$VENV" || die "$found -m venv failed; on Debian install the package python3-venv"
+  complete || die "$VENV has no working pip; remove it and run again"
 fi
 supported "$PY" || die "$VENV holds $("$PY" --version), which is not supported; remove it and run again with Python 3.10-3.13"
 

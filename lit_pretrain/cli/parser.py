@@ -9,8 +9,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-ENV_PREFIX = "LIT_PRETRAIN"
-
 _UNKNOWN = (
     re.compile(r"Unrecognized arguments: (?P<name>\S+)"),
     re.compile(r"[Kk]ey ['\"](?P<name>[^'\"]+)['\"] is not expected"),
@@ -66,8 +64,6 @@ def parser_options(verb: str) -> dict[str, Any]:
     """Settings that all parsers share."""
     return {
         "prog": f"lit_pretrain {verb}",
-        "default_env": True,
-        "env_prefix": ENV_PREFIX,
         "allow_abbrev": False,
         "parser_mode": "omegaconf+",
     }

@@ -59,6 +59,8 @@ from lit_pretrain.stage.stage import Stage
 PRESETS = Path(__file__).parent / "presets"
 VOCAB_MULTIPLE = 64
 """A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
+LAUNCHED_NAME = "LIT_PRETRAIN_LAUNCHED_NAME"
+"""Environment variable by which the first process of a run tells the others its name."""
 NEEDS_PARENT = ("posttrain", "finetune")
 
 # Ours to decide, because a stage counts optimizer steps and normalises and clips by itself.
@@ -166,6 +168,8 @@ class TrainCLI(LightningCLI):
     def _resolve_folder(self) -> None:
         config, settings = self.config, self.settings
         launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+        if config.name is None and launched:
+            config.name = os.environ.get(LAUNCHED_NAME)
         if config.name is None:
             if launched:
                 raise UserError("several processes need one run folder: give --name")
@@ -191,8 +195,8 @@ class TrainCLI(LightningCLI):
         if not launched:
             going_on = settings.resume != "never"
             make_run_folder(self.run_folder, resuming=going_on)
-            # Processes that Lightning launches parse the same command line: they must not choose another name or refuse the folder.
-            os.environ["LIT_PRETRAIN_NAME"] = config.name
+            # Processes that Lightning launches parse the same command line and must not choose a name of their own.
+            os.environ[LAUNCHED_NAME] = config.name
 
     # ------------------------------------------------------------------ instantiate
 

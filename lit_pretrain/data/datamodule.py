@@ -1,5 +1,6 @@
 """TextData: prepared text as micro-batches of packed rows, in an order that is a pure function of the step."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,7 +11,7 @@ from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.order import Order, permutation
-from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
+from lit_pretrain.data.remote import allow_plain_http, cache_folder, fetch, is_remote, load_manifest
 from lit_pretrain.data.rows import open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.trace import make_order, rows_in
@@ -187,6 +188,7 @@ class TextData(L.LightningDataModule):
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
+            worker_init_fn=partial(_start_worker, self.storage_options),
             collate_fn=Collate(
                 micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents
             ),
@@ -238,3 +240,7 @@ class TextData(L.LightningDataModule):
         size = self.micro_batch_size
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
         return self._loader(ListedRows(listed, self._open(split)), batches)
+
+
+def _start_worker(storage_options: Optional[dict[str, Any]], worker: int) -> None:
+    allow_plain_http(storage_options)  # a setting of the process, which a loader's worker does not inherit

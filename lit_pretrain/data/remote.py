@@ -16,6 +16,17 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
+def allow_plain_http(storage_options: Mapping[str, Any] | None) -> None:
+    """Let LitData's object-store client speak to an http:// endpoint that the user named, such as MinIO on the same machine.
+
+    LitData 0.2.76 has no option for it, and its client refuses the scheme; an https:// or default endpoint changes nothing.
+    """
+    if str((storage_options or {}).get("endpoint_url", "")).startswith("http://"):
+        from litdata.streaming import downloader
+
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+
+
 def cache_folder(location: str, cache_dir: str | None) -> Path:
     """Where what is fetched from a remote location is kept, one folder per location."""
     base = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / "lit_pretrain_cache"
@@ -32,6 +43,7 @@ def fetch(location: str, name: str, *, cache_dir: str | None, storage_options: M
         return Path(location) / name
     from litdata.streaming.downloader import get_downloader  # imports boto3: only for remote data
 
+    allow_plain_http(storage_options)
     folder = cache_folder(location, cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     url = f"{location.rstrip('/')}/{name}"

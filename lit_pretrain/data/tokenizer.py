@@ -114,16 +114,22 @@ class Tokenizer:
             bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
         return cls(text, bos=bos, eos=eos, where=str(file))
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes tokenizer.json, unchanged, and the tokenizer_config.json that lets transformers' AutoTokenizer load the folder."""
+    def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Writes tokenizer.json, unchanged, and the tokenizer_config.json that lets transformers' AutoTokenizer load the folder.
+
+        Returns:
+            The two files.
+        """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.bos,
             "eos_token": self.eos,
             "clean_up_tokenization_spaces": False,
         }
-        (Path(directory) / FILENAME).write_text(self._text, encoding="utf-8")
-        (Path(directory) / CONFIG_FILENAME).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        files = Path(directory) / FILENAME, Path(directory) / CONFIG_FILENAME
+        files[0].write_text(self._text, encoding="utf-8")
+        files[1].write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return files
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._text, self.bos, self.eos)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX
 
-_CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-"""Size of a chunk's fp32 logits, by device."""
-_MIN_CHUNK = 256
-"""Fewer tokens per matrix product are slower, and the head's gradient is added up once per chunk."""
+_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+_CHUNK_TOKENS = 256, 1024
+_TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
 def linear_cross_entropy(
@@ -81,7 +80,7 @@ def linear_logp(
 
 def _chunk(hidden_ND: Tensor, weight_VD: Tensor) -> int:
     tokens, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
-    most = max(_MIN_CHUNK, _CHUNK_BYTES.get(hidden_ND.device.type, _CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+    most = min(1024, max(256, _CHUNK_BYTES.get(hidden_ND.device.type, _CHUNK_BYTES["cuda"]) // (2 * vocabulary)))
     chunks = max(1, -(-tokens // most))
     return max(1, -(-tokens // chunks))  # equal chunks: a short last one would need its own buffers and its own kernels
 
@@ -176,35 +175,40 @@ def _op(
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc)
     # The buffers are allocated once: fresh ones per chunk cost more in page faults than the arithmetic.
     rows = min(chunk, tokens)
+    tile = rows if compiled else max(1, min(rows, _TILE_BYTES.get(hidden_ND.device.type, _TILE_BYTES["cuda"]) // (4 * vocabulary)))
     logits_buffer = hidden_ND.new_empty(rows, vocabulary)
-    work_buffer = None if compiled or hidden_ND.dtype == acc else hidden_ND.new_empty(rows, vocabulary, dtype=acc)
-    probs_buffer = None if compiled else hidden_ND.new_empty(rows, vocabulary, dtype=acc)
+    work_buffer = None if compiled or hidden_ND.dtype == acc else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
+    probs_buffer = None if compiled else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
+    weight_buffer = torch.empty_like(weight_VD) if weight_grad and weight_VD.dtype != acc else None
     body = _compiled_body() if compiled else _losses_and_logit_grad_
     for start in range(0, tokens, chunk):
         part = slice(start, min(start + chunk, tokens))
         rows = part.stop - start
-        hidden_CD, labels_C, scale_C = hidden_ND[part], labels_N[part], scale_N[part]
+        hidden_CD = hidden_ND[part]
         logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_buffer[:rows])
-        loss_C, nll_C = body(
-            logits_CV,
-            labels_C,
-            scale_C,
-            z_loss,
-            smoothing,
-            softcap,
-            want_grad,
-            None if work_buffer is None else work_buffer[:rows],
-            None if probs_buffer is None else probs_buffer[:rows],
-        )
-        total += torch.dot(loss_C, scale_C)
-        torch.mul(nll_C, labels_C != IGNORE_INDEX, out=nll_N[part])
+        for low in range(start, part.stop, tile):
+            sub = slice(low, min(low + tile, part.stop))
+            labels_C, scale_C = labels_N[sub], scale_N[sub]
+            loss_C, nll_C = body(
+                logits_CV[low - start : sub.stop - start],
+                labels_C,
+                scale_C,
+                z_loss,
+                smoothing,
+                softcap,
+                want_grad,
+                None if work_buffer is None else work_buffer[: sub.stop - low],
+                None if probs_buffer is None else probs_buffer[: sub.stop - low],
+            )
+            total += torch.dot(loss_C, scale_C)
+            torch.mul(nll_C, labels_C != IGNORE_INDEX, out=nll_N[sub])
         if hidden_grad:
             torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
         if weight_grad:
             if acc == logits_CV.dtype:
                 grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
             else:
-                grad_weight_VD += logits_CV.T @ hidden_CD
+                grad_weight_VD += torch.mm(logits_CV.T, hidden_CD, out=weight_buffer)
     return total, nll_N, grad_hidden_ND, grad_weight_VD
 
 

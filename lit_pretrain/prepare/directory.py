@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_pretrain.data import manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.shard import sync_directory
+from lit_pretrain.prepare.shard import sync
 
 
 def partial(out: Path) -> Path:
@@ -54,10 +54,10 @@ def whole(out: Path) -> Iterator[Path]:
         ) from None
     try:
         yield work
-        sync_directory(work)
+        sync(work)
         out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(work, out)  # replaces an empty directory
-        sync_directory(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise UserError(
             f"cannot write the dataset below {work}: {error.strerror or error}. Nothing was kept; free some space or choose another `out`."

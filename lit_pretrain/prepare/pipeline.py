@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, read, tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.report import say, step
-from lit_pretrain.prepare.shard import ShardWriter, directories_below, sync_directory, write_durably
+from lit_pretrain.prepare.shard import ShardWriter, directories_below, sync, write_durably
 from lit_pretrain.prepare.split import Sample, Splitter
 
 _EQUALITY_SAMPLE_BYTES = 1_000_000
@@ -43,13 +44,13 @@ def prepare(config: PrepareConfig) -> Manifest:
     """
     config.validate()
     out = Path(config.out).expanduser()
-    inputs = _find(config)
-    given = _given_tokenizer(config)
     if (out / manifests.FILENAME).exists():
         existing = Manifest.load(out)
-        _refuse_difference(out, existing, config, inputs, given)
+        _refuse_difference(out, existing, config)
         say(f"{out} is already prepared with this config ({existing.tokens('train'):,} training tokens); nothing to do")
         return existing
+    inputs = _find(config)
+    given = _given_tokenizer(config)
     directory.check_free(out)
     with directory.whole(out) as work:
         return _Preparation(config, inputs, work).run(given)
@@ -73,9 +74,10 @@ class _Preparation:
         self._check_encoder(tokenizer)
         # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-        tokenizer.save(self._work)
+        for path in tokenizer.save(self._work):
+            sync(path)
         sources = {name: self._store(name, tokenizer, dtype) for name in self._inputs}
-        identity = self._config.identity()
+        identity, splits = self._config.identity(), self._config.splits
         manifest = Manifest(
             tokenizer=TokenizerRecord(
                 hash=tokenizer.hash,
@@ -88,18 +90,19 @@ class _Preparation:
                 kind=self._config.tokenizer.kind,
             ),
             dtype=dtype,
-            splits={"train": 1 - self._config.splits.validation - self._config.splits.test, **dataclasses.asdict(self._config.splits)},
+            splits={"train": round(1 - splits.validation - splits.test, 12), **dataclasses.asdict(splits)},
             sources=sources,
             config=identity,
             config_hash=canonical_hash(identity),
             versions=_versions(),
         )
         for path in directories_below(self._work):
-            sync_directory(path)
+            sync(path)
         write_durably(self._work / manifests.FILENAME, manifest.dump())
         return manifest
 
     def _reader(self, name: str) -> read.Reader:
+        """The documents of a source, for one pass; what both passes must not see is to be taken out here."""
         return read.Reader(self._config.sources[name], self._inputs[name], self._config)
 
     def _train_tokenizer(self) -> Tokenizer:
@@ -143,9 +146,10 @@ class _Preparation:
         """Encodes one source into the shards of its splits."""
         reader = self._reader(name)
         writers: dict[str, ShardWriter] = {}
+        encoding = tokenize.encode(reader, tokenizer, dtype, self._workers)
         try:
-            with step(f"encode {name}", self._sizes.get(name)) as (advance, figures):
-                for encoded in tokenize.encode(reader, tokenizer, dtype, self._workers):
+            with step(f"encode {name}", self._sizes.get(name)) as (advance, figures), contextlib.closing(encoding):
+                for encoded in encoding:
                     document = encoded.document
                     split = self._splitter.split(self._splitter.key(document.utf8))
                     if split not in writers:
@@ -224,35 +228,46 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], reader: read.Reader
             )
 
 
-def _refuse_difference(
-    out: Path, existing: Manifest, config: PrepareConfig, inputs: dict[str, read.Inputs], given: Tokenizer | None
-) -> None:
-    """Compares what was prepared with what is asked for.
+def _refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
+    """Compares what was prepared with what is asked for: the config, and the input as far as it is still there.
 
     Raises:
         UserError: They differ; names each field with both values.
     """
     before, now = _flat(existing.config), _flat(config.identity())
     differences = [
-        f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]
     if not differences:
-        for name, found in inputs.items():
-            source = existing.sources.get(name)
-            there = (source.files, source.input_bytes) if source else (0, 0)
-            if there != (len(found.files), found.bytes):
-                differences.append(
-                    f"  input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, "
-                    f"{len(found.files):,} files of {found.bytes:,} bytes here"
-                )
-        if given is not None and given.hash != existing.tokenizer.hash:
-            differences.append(f"  content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here")
+        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config)]
     if differences:
         raise UserError(
-            f"{out} was prepared otherwise:\n"
-            + "\n".join(differences)
+            f"{out} was prepared otherwise:\n  "
+            + "\n  ".join(differences)
             + "\nChoose another `out`, or remove that directory to prepare it again."
         )
+
+
+def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Sources whose files are others than those that were read, by number and size. Raw text may be gone: the dataset is complete."""
+    for name, source in config.sources.items():
+        if source.path is not None and not Path(source.path).expanduser().exists():
+            continue
+        found = read.find(name, source)
+        record = existing.sources.get(name)
+        there = (record.files, record.input_bytes) if record else (0, 0)
+        if there != (len(found.files), found.bytes):
+            here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
+            yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
+
+
+def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """The given tokenizer, where it is another than the one that encoded the data."""
+    path = config.tokenizer.path
+    if path is not None and Path(path).expanduser().exists():
+        given = _given_tokenizer(config)
+        if given is not None and given.hash != existing.tokenizer.hash:
+            yield f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -67,7 +67,9 @@ def find(name: str, source: SourceConfig) -> Inputs:
     if not path.is_dir():
         raise UserError(f"sources.{name}.path: {path} does not exist (relative paths start at {Path.cwd()})")
     try:
-        found = sorted((file for file in path.glob(source.glob or "**/*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+        found = sorted(
+            (file for file in path.glob(source.glob or "**/*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix()
+        )
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"sources.{name}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
     if source.glob is None:

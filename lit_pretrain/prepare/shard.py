@@ -103,7 +103,7 @@ class ShardWriter:
         self._log.flush()
         os.fsync(self._log.fileno())
         self._log.close()
-        sync_directory(self._directory)
+        sync(self._directory)
         tokens = sum(chunk.tokens for chunk in self._chunks)
         return SourceSplit(documents=self._documents, tokens=tokens, bytes=self._bytes, chunks=tuple(self._chunks))
 
@@ -165,8 +165,8 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Waits until the disk has the names in a directory."""
+def sync(path: Path) -> None:
+    """Waits until the disk has the content of a file, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

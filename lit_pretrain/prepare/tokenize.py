@@ -75,7 +75,7 @@ class Encoded:
     """[tokens], of the stored dtype: bos, the text, and eos where it is another token."""
 
 
-def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike, workers: int) -> Iterator[Encoded]:
+def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike, workers: int) -> Generator[Encoded]:
     """Encodes documents on threads, and gives them out in the order in which they came.
 
     Threads and not processes: the encoders release the GIL (two threads were measured at 1.9 × one), nothing is pickled, and no

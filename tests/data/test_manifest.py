@@ -89,7 +89,10 @@ def test_hash_ignores_what_does_not_change_the_data(other: Manifest) -> None:
             manifest(sources={"one": source(splits={"train": split, "validation": EMPTY, "test": EMPTY}), "two": source()})
             for split in (
                 dataclasses.replace(SPLIT, documents=3),
-                *(dataclasses.replace(SPLIT, chunks=(dataclasses.replace(CHUNK, **change),)) for change in ({"sha256": "00" * 32}, {"tokens": 11})),
+                *(
+                    dataclasses.replace(SPLIT, chunks=(dataclasses.replace(CHUNK, **change),))
+                    for change in ({"sha256": "00" * 32}, {"tokens": 11})
+                ),
             )
         ),
     ],
@@ -152,5 +155,5 @@ def test_verify_chunk(tmp_path) -> None:
     with pytest.raises(UserError, match=f"is missing .*{expected.sha256}"):
         verify_chunk(path, expected)
     path.mkdir()
-    with pytest.raises(UserError, match="cannot be read|on disk"):
+    with pytest.raises(UserError, match=r"cannot be read|on disk"):
         verify_chunk(path, expected)

@@ -60,8 +60,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 def test_two_runs_do_not_share_it(tmp_path: Path) -> None:
     with whole(tmp_path / "data") as work:
         (work / "mine").write_text("kept")
-        code = f"from pathlib import Path; from lit_pretrain.prepare.directory import whole\nwith whole(Path({str(tmp_path / 'data')!r})): pass"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        code = "import sys, pathlib; from lit_pretrain.prepare.directory import whole\nwith whole(pathlib.Path(sys.argv[1])): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], capture_output=True, text=True, check=False)
         assert other.returncode == 1
         assert "another `prepare` is writing" in other.stderr
         assert (work / "mine").read_text() == "kept"

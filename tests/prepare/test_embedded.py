@@ -11,8 +11,12 @@ from lit_pretrain.prepare import embedded
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small standard library."""
     for name, content in {
-        "json/__init__.py": b'"""Reads JSON."""\ndef f():\n    """Does f."""\n    class C:\n        """Is C."""\nasync def g():\n    "Does g."\n',
-        "b.py": b"if True:\n    try:\n        pass\n    except E:\n        def h():\n            '''Does h.\n\n            Well.'''\nx = lambda: 'no docstring'\n",
+        "json/__init__.py": b'"""Reads JSON."""\n'
+        b'def f():\n    """Does f."""\n    class C:\n        """Is C."""\n'
+        b'async def g():\n    "Does g."\n',
+        "b.py": b"if True:\n    try:\n        pass\n    except E:\n"
+        b"        def h():\n            '''Does h.\n\n            Well.'''\n"
+        b"x = lambda: 'no docstring'\n",
         "empty.py": b"",
         "latin.py": b"# -*- coding: latin-1 -*-\nx = '\xe9'\n",
         "test/test_b.py": b'"""Tests b."""\n',
@@ -50,7 +54,7 @@ def test_prose_is_docstrings_and_topics(library: Path) -> None:
     assert prose["json/__init__.py"] == "Reads JSON.\n\nDoes f.\n\nIs C.\n\nDoes g."
     assert prose["b.py"] == "Does h.\n\nWell."
     assert [origin for origin in prose if not origin.startswith("topic ")] == ["b.py", "json/__init__.py"]
-    assert prose["topic with"].startswith("The \"with\" statement")
+    assert prose["topic with"].startswith('The "with" statement')
 
 
 def test_a_distribution_without_tests_has_none(library: Path) -> None:

@@ -1,6 +1,7 @@
 """`prepare`, from text to a dataset: complete, deterministic, done once, and refused with a reason where it must be."""
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -61,7 +62,7 @@ def stored_documents(out: Path, manifest: Manifest, split: str, source: str) -> 
     for chunk in manifest.sources[source].splits[split].chunks:
         data = (out / split / source / chunk.filename).read_bytes()
         offsets = chunk_offsets(data)
-        documents += [np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        documents += [np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in itertools.pairwise(offsets)]
     return documents
 
 
@@ -162,6 +163,14 @@ def test_changed_input_is_refused(corpus: Path) -> None:
         prepare(config(corpus))
 
 
+def test_raw_text_may_be_gone(corpus: Path) -> None:
+    first = prepare(config(corpus))
+    (corpus / "code.jsonl").unlink()
+    assert prepare(config(corpus)) == first
+    with pytest.raises(UserError, match="does not exist"):
+        prepare(config(corpus, "other"))
+
+
 def test_tokenizer_of_another_dataset(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = prepare(config(corpus))
     again = config(corpus, "again", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "data")))
@@ -234,7 +243,8 @@ def test_copies_fall_to_one_split(corpus: Path) -> None:
         split: {tokenizer.decode(ids) for source in manifest.sources for ids in stored_documents(corpus / "data", manifest, split, source)}
         for split in SPLITS
     }
-    assert not (texts["train"] & texts["validation"] or texts["train"] & texts["test"] or texts["validation"] & texts["test"])
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not texts[one] & texts[other]
 
 
 def test_missing_standard_library_tests_are_said(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

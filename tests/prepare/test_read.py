@@ -83,7 +83,7 @@ def test_truncated_or_damaged_archive_is_named(tmp_path: Path, suffix: str, dama
         stream.write(PACK[suffix](whole))
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(damage(stream.getvalue()))
-    with pytest.raises(UserError, match="a.jsonl.* is truncated or damaged"):
+    with pytest.raises(UserError, match=r"a\.jsonl.* is truncated or damaged"):
         texts(SourceConfig(kind="jsonl", path=str(path)))
 
 
@@ -173,7 +173,9 @@ def test_separator_makes_documents(tmp_path: Path) -> None:
     assert dict(found.skipped) == {"empty": 1}
 
 
-@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.binary()])
+@pytest.mark.parametrize(
+    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.binary()]
+)
 def test_parquet(tmp_path: Path, kind: pyarrow.DataType) -> None:
     values = [*ROWS * 200, None]
     column = pyarrow.array([v.encode() if v and kind == pyarrow.binary() else v for v in values], type=kind)
@@ -200,5 +202,5 @@ def test_parquet_errors(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:-20], b"", b"no parquet at all"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="t.parquet is (truncated or )?damaged"):
+        with pytest.raises(UserError, match=r"t\.parquet is (truncated or )?damaged"):
             texts(SourceConfig(kind="parquet", path=str(path)))

@@ -1,5 +1,6 @@
 """Shards: LitData reads back exactly what was written, and the bytes depend on nothing but the documents."""
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_written_is_read_back(lengths: list[int], chunk_tokens: int, dtype: str)
             offsets = chunk_offsets(data)
             assert (chunk.tokens, chunk.documents) == ((offsets[-1] - offsets[0]) // np.dtype(dtype).itemsize, len(offsets) - 1)
             assert chunk.tokens <= chunk_tokens
-            for number, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+            for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
                 row = rows[at]
                 assert (row["chunk"], row["row_in_chunk"], row["origin"]) == (chunk.filename, number, f"Grüße {row['doc']}")
                 stored[row["doc"]].append(np.frombuffer(data[begin:end], dtype=dtype))

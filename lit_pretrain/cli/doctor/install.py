@@ -37,12 +37,15 @@ KNOWN_BAD = (
         "remove this environment, and replace every password, key and token that this machine could read",
         hostile=True,
     ),
-    BadRelease(
-        "lightning",
-        (0,),
-        (2, 6, 5),
-        "a checkpoint can run any code while it is loaded (GHSA-qqmf-gpg7-g8gw, mended in 2.6.6)",
-        f"{REINSTALL}, and load no checkpoint of others before",
+    *(
+        BadRelease(
+            package,
+            (0,),
+            (2, 6, 5),
+            "a checkpoint can run any code while it is loaded (GHSA-qqmf-gpg7-g8gw, mended in 2.6.6)",
+            f"{REINSTALL}, and load no checkpoint of others before",
+        )
+        for package in ("lightning", "pytorch-lightning")
     ),
 )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -23,12 +22,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain doctor`."""
     parser = _Parser(prog="lit_pretrain doctor", description=__doc__, epilog=VERDICTS, allow_abbrev=False)
-    parser.add_argument(
-        "--data", default=os.environ.get("LIT_PRETRAIN_DATA__PATH", "data"), help="A dataset, or the folder of datasets. Default: data"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path(os.environ.get("LIT_PRETRAIN_RUNS", "runs")), help="The folder of runs. Default: runs"
-    )
+    parser.add_argument("--data", default="data", help="A dataset, or the folder of datasets. Default: data")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="The folder of runs. Default: runs")
     parser.add_argument(
         "--verify", action="store_true", help="Compute the sha256 of every chunk of the data; else only sizes are compared."
     )

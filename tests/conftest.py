@@ -1,0 +1,98 @@
+"""Shared fixtures: a small prepared dataset, and the command line as a user runs it."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _story(rng: random.Random) -> str:
+    who, what, where = "fox owl hen cat", "sees hears finds likes", "hill lake barn road"
+    sentences = [
+        f"The {rng.choice(who.split())} {rng.choice(what.split())} the {rng.choice(who.split())} by the {rng.choice(where.split())}."
+        for _ in range(rng.randint(1, 30))
+    ]
+    return " ".join(sentences)
+
+
+def _sums(rng: random.Random) -> str:
+    pairs = [(rng.randint(0, 99), rng.randint(0, 99)) for _ in range(rng.randint(1, 60))]
+    return "\n".join(f"{a} + {b} = {a + b}" for a, b in pairs)
+
+
+def _code(rng: random.Random) -> str:
+    names = [f"{rng.choice('abcdefgh')}_{rng.randint(0, 9)}" for _ in range(rng.randint(1, 20))]
+    return "".join(f"def {name}(x):\n    return x {rng.choice('+-*')} {rng.randint(1, 9)}\n\n\n" for name in names)
+
+
+def _documents(make: Callable[[random.Random], str], size: int, seed: int) -> Iterator[str]:
+    """Documents of very different lengths, and one that is longer than many rows."""
+    rng = random.Random(seed)
+    yield " ".join(make(rng) for _ in range(8))
+    written = 0
+    while written < size:
+        text = make(rng)
+        written += len(text)
+        yield text
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of three made-up sources (story, sums, code), about 300 kB and 512 ids in several chunks; not to be changed."""
+    from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
+    from lit_pretrain.prepare.pipeline import prepare
+
+    raw = tmp_path_factory.mktemp("raw")
+    sources = {}
+    for seed, (name, make, size) in enumerate((("story", _story, 150_000), ("sums", _sums, 100_000), ("code", _code, 50_000))):
+        lines = [json.dumps({"text": text}) + "\n" for text in _documents(make, size, seed)]
+        (raw / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        sources[name] = SourceConfig(kind="jsonl", path=str(raw / f"{name}.jsonl"), licence="CC0-1.0", origin="made for tests")
+    out = tmp_path_factory.mktemp("prepared") / "tiny"
+    prepare(
+        PrepareConfig(
+            out=str(out),
+            sources=sources,
+            tokenizer=TokenizerConfig(kind="train", vocab_size=512),
+            splits=SplitsConfig(validation=0.1, test=0.05),
+            chunk_tokens=16_384,
+            workers=1,
+        )
+    )
+    return out
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> RunCli:
+    """Runs `python -m lit_pretrain ...` on the CPU, in the test's own folder and with one thread.
+
+    `run_cli(*arguments, cwd=..., env=..., timeout=...)`: `env` adds variables, or removes those that are None
+    (`env={"CUDA_VISIBLE_DEVICES": None}` shows the GPUs again).
+    """
+
+    def run(
+        *arguments: object, cwd: Path = tmp_path, env: Mapping[str, str | None] | None = None, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("LIT_PRETRAIN_")}
+        wanted: dict[str, str | None] = {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        wanted["PYTHONPATH"] = os.pathsep.join(filter(None, [wanted.get("PYTHONPATH"), str(ROOT)]))
+        return subprocess.run(
+            [sys.executable, "-m", "lit_pretrain", *map(str, arguments)],
+            cwd=cwd,
+            env={key: value for key, value in wanted.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,163 @@
+"""The house keeps its plan: who may import whom, where Lightning and LitData appear, and what works without torch."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "lit_pretrain"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+# Each part may import the parts named here, and itself. Siblings are strangers: model knows nothing of optim, data nothing of objective.
+MAY_IMPORT = {
+    "errors": set(),
+    "batch": set(),
+    "report": {"errors"},
+    "model": {"errors", "batch"},
+    "adapter": {"errors", "batch"},
+    "objective": {"errors", "batch"},
+    "optim": {"errors", "batch"},
+    "data": {"errors", "batch"},
+    "prepare": {"errors", "data"},
+    "checkpoint": {"errors", "model"},
+    "scaling": {"errors", "model"},
+    "generate": {"errors", "batch", "model", "data"},
+    "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint"},  # never data
+    # they save checkpoints, write the run folder, and sample texts with the run's tokenizer
+    "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data"},
+}
+EVERYTHING = {"cli", "__main__"}
+LIGHTNING = ("stage/", "callbacks/", "data/datamodule.py", "cli/")
+LITDATA = ("data/", "prepare/")
+
+# What has no need of torch does not wait seconds for it: the help of verbs, preparation, planning, reports.
+TORCH_FREE = (
+    "errors",
+    "model.config",
+    "data.manifest",
+    "data.tokenizer",
+    "data.byte_level",
+    "data.order",
+    "data.remote",
+    "prepare.*",
+    "report.*",
+    "scaling.*",
+    "checkpoint.contract",
+    "checkpoint.find",
+    "cli.parser",
+    "cli.settings",
+    "cli.doctor.*",
+    "cli.verbs.*",
+    "__main__",
+)
+
+
+def module_of(file: Path) -> list[str]:
+    """Dotted parts of a file's module, the package included."""
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imported(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of everything that a file imports, within functions too; `from a import b` gives a.b."""
+    package = module_of(file) if file.name == "__init__.py" else module_of(file)[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += [node.module] if node.module else []
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+
+
+def where(file: Path) -> str:
+    return file.relative_to(ROOT / PACKAGE).as_posix()
+
+
+def part_of(name: str) -> str:
+    """lit_pretrain.data.order.Order -> data; the bare package (its version) -> ""."""
+    parts = name.split(".")
+    known = MAY_IMPORT.keys() | EVERYTHING
+    return parts[1] if len(parts) > 1 and parts[1] in known else ""
+
+
+def test_every_part_has_a_place_in_the_plan():
+    parts = {where(file).split("/")[0].removesuffix(".py") for file in FILES} - {"__init__"}
+    assert parts <= MAY_IMPORT.keys() | EVERYTHING, "a new part: add it to MAY_IMPORT with what it may import"
+
+
+def test_the_plan_has_a_direction():
+    order = list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError otherwise
+    assert order.index("stage") > order.index("model") > order.index("batch")
+
+
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_import_direction(part):
+    wrong = [
+        f"{where(file)}:{line} imports {name}"
+        for file in FILES
+        if where(file).split("/")[0].removesuffix(".py") == part
+        for line, name in imported(file)
+        if name.split(".")[0] == PACKAGE and part_of(name) not in MAY_IMPORT[part] | {part, ""}
+    ]
+    assert not wrong, f"{part} may import only {sorted(MAY_IMPORT[part])}:\n" + "\n".join(wrong)
+
+
+def test_scaling_reads_shapes_and_never_builds_weights():
+    wrong = [
+        f"{where(file)}:{line} imports {name}"
+        for file in FILES
+        if where(file).startswith("scaling/")
+        for line, name in imported(file)
+        if part_of(name) == "model" and not name.startswith(f"{PACKAGE}.model.config")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("libraries", "places"),
+    [({"lightning", "lightning_fabric", "pytorch_lightning"}, LIGHTNING), ({"litdata"}, LITDATA)],
+    ids=["lightning", "litdata"],
+)
+def test_libraries_keep_to_their_rooms(libraries, places):
+    wrong = [
+        f"{where(file)}:{line} imports {name}"
+        for file in FILES
+        if not where(file).startswith(places)
+        for line, name in imported(file)
+        if name.split(".")[0] in libraries
+    ]
+    assert not wrong, f"{'/'.join(sorted(libraries))} belongs in {', '.join(places)} only:\n" + "\n".join(wrong)
+
+
+def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
+    file = tmp_path / PACKAGE / "data" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("import a.b as c\nfrom . import order\nfrom ..stage import stage\ndef f():\n    from lit_pretrain import optim\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert sorted(imported(file)) == [(1, "a.b"), (2, "lit_pretrain.data.order"), (3, "lit_pretrain.stage.stage"), (5, "lit_pretrain.optim")]
+    assert [part_of(name) for _, name in sorted(imported(file))][1:] == ["data", "stage", "optim"]
+
+
+def test_what_needs_no_torch_imports_none():
+    names = []
+    for pattern in TORCH_FREE:
+        if pattern.endswith(".*"):
+            folder = ROOT / PACKAGE / pattern[:-2].replace(".", "/")
+            names += [".".join(module_of(file)) for file in sorted(folder.rglob("*.py"))]
+        else:
+            names.append(f"{PACKAGE}.{pattern}")
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'lightning', 'litdata', 'transformers'} & sys.modules.keys()\n"
+        "    assert not heavy, f'{name} imports {heavy}'\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
