@@ -140,7 +140,12 @@ def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_text("import a.b as c\nfrom . import order\nfrom ..stage import stage\ndef f():\n    from lit_pretrain import optim\n")
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    assert sorted(imported(file)) == [(1, "a.b"), (2, "lit_pretrain.data.order"), (3, "lit_pretrain.stage.stage"), (5, "lit_pretrain.optim")]
+    assert sorted(imported(file)) == [
+        (1, "a.b"),
+        (2, "lit_pretrain.data.order"),
+        (3, "lit_pretrain.stage.stage"),
+        (5, "lit_pretrain.optim"),
+    ]
     assert [part_of(name) for _, name in sorted(imported(file))][1:] == ["data", "stage", "optim"]
 
 

@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.text import complete
-from lit_pretrain.report.folder import TOKENIZER
 
 
 class Samples(L.Callback):
@@ -51,7 +50,7 @@ class Samples(L.Callback):
         if not trainer.is_global_zero:
             return
         began = time.perf_counter()
-        tokenizer = Tokenizer.load(str(self.run / TOKENIZER))
+        tokenizer = Tokenizer.load(str(self.run))
         texts = complete(pl_module.net, tokenizer, self.prompts, max_new_tokens=self.tokens, temperature=0.8, top_p=0.95, seed=0)
         self.latest = dict(zip(self.prompts, texts, strict=True))
         if self.writer is not None:

@@ -5,12 +5,12 @@ import re
 import sys
 from typing import Any, NoReturn, Optional
 
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _UNKNOWN = (
-    re.compile(r"Unrecognized arguments: (?P<name>\S+)"),
+    re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)"),
     re.compile(r"[Kk]ey ['\"](?P<name>[^'\"]+)['\"] is not expected"),
     re.compile(r"[Oo]ption ['\"]?(?P<name>[\w.]+)['\"]? is not accepted"),
     re.compile(r"[Dd]oes not accept (?:nested )?key ['\"]?(?P<name>[\w.]+)['\"]?"),
@@ -72,7 +72,5 @@ def parser_options(verb: str) -> dict[str, Any]:
 def make_parser(verb: str, description: str = "") -> VerbParser:
     """A parser with `--config` (repeatable, later files over earlier ones), `--print_config` and `${...}` interpolation."""
     parser = VerbParser(description=description, **parser_options(verb))
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="A YAML file of options; may be given again, later files win."
-    )
+    parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given again, later files win.")
     return parser

@@ -31,6 +31,7 @@ from lit_pretrain.callbacks.samples import Samples
 from lit_pretrain.checkpoint.consolidate import consolidate
 from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
+from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import default_precision, peak_dtype
@@ -428,16 +429,7 @@ def config_values(values: Any) -> dict[str, Any]:
 
 def _net(config: Namespace) -> ModelConfig:
     values = config.model.net
-    return values if isinstance(values, ModelConfig) else ModelConfig(**_dataclass_values(values))
-
-
-def _dataclass_values(values: Namespace) -> dict[str, Any]:
-    from lit_pretrain.model.config import RopeScaling
-
-    plain = values.as_dict()
-    if plain.get("rope_scaling") is not None:
-        plain["rope_scaling"] = RopeScaling(**plain["rope_scaling"])
-    return plain
+    return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
 
 
 def _listed(value: Any) -> list[Any]:

@@ -96,6 +96,7 @@ class Collate:
         self.cross_documents = cross_documents
 
     def __call__(self, items: Sequence[tuple[int, int, Row]]) -> list[Batch]:
+        """Pack (sample number, source, row) items, as many as a multiple of the micro-batch, in their order."""
         tokens = np.stack([row.tokens for _, _, row in items])
         doc = np.stack([row.doc for _, _, row in items])
         labels = tokens[:, 1:].copy()
@@ -106,4 +107,4 @@ class Collate:
         labels[index == PAD_ROW] = IGNORE_INDEX
         source = np.array([s for _, s, _ in items])
         whole = [torch.from_numpy(np.ascontiguousarray(x)) for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)]
-        return [Batch(*parts) for parts in zip(*(x.split(self.micro_batch_size) for x in whole), strict=True)]
+        return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in whole), strict=True)]

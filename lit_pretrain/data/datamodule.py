@@ -9,12 +9,14 @@ from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
+from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.order import Order, permutation
-from lit_pretrain.data.remote import allow_plain_http, cache_folder, fetch, is_remote, load_manifest
-from lit_pretrain.data.rows import open_rows
+from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
+from lit_pretrain.data.rows import INDEX, open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.trace import make_order, rows_in
+from lit_pretrain.data.worker import start_worker
 from lit_pretrain.errors import UserError
 
 
@@ -32,9 +34,10 @@ class TextData(L.LightningDataModule):
         shuffle_chunks: Chunks whose rows are shuffled together; 1 reads remote chunks one after the other.
         cross_documents: Let attention and targets cross the edges of documents.
         val_tokens: Held-out inputs used by each validation, spread evenly over the sources; null uses all.
-        num_workers: Loader processes; 0 is fastest for tokens, because copying between processes costs more than reading.
+        num_workers: Loader processes; 0 is fastest for tokens, because copying between processes costs more than reading. With remote data
+            1 hides the time in which a chunk is fetched.
         cache_dir: Where remote chunks are kept.
-        max_cache_size: Limit of that cache, such as 20GB.
+        max_cache_size: Limit of the chunks in that cache, such as 20GB; null for none.
         storage_options: Passed to the object store's client, such as {endpoint_url: http://127.0.0.1:5000}.
     """
 
@@ -92,8 +95,9 @@ class TextData(L.LightningDataModule):
         """The dataset's tokenizer, checked against the manifest."""
         if self._tokenizer is None:
             file = fetch(self.path, "tokenizer.json", cache_dir=self.cache_dir, storage_options=self.storage_options)
-            tokenizer = Tokenizer.load(str(file))
-            wanted = self.manifest.tokenizer.hash
+            record = self.manifest.tokenizer
+            tokenizer = Tokenizer.load(str(file), bos=record.bos, eos=record.eos)
+            wanted = record.hash
             if tokenizer.hash != wanted:
                 raise UserError(
                     f"{file} is not the tokenizer that encoded the data: its hash is {tokenizer.hash}, the manifest says "
@@ -156,25 +160,39 @@ class TextData(L.LightningDataModule):
 
     def _open(self, split: str) -> list[Any]:
         """One row reader per source; None where the split holds nothing of it."""
-        readers = []
+        cache = self._cache() if is_remote(self.path) else None
+        readers: list[Any] = []
         for name, source in self.manifest.sources.items():
-            chunks = source.splits[split].chunks
-            remote = is_remote(self.path)
-            where = f"{self.path.rstrip('/')}/{split}/{name}" if remote else str(self._location(split, name))
+            chunks, folder = source.splits[split].chunks, f"{split}/{name}"
+            if not chunks:
+                readers.append(None)
+                continue
+            # LitData reads index.json where it expects the chunks; of a remote source both are copies.
+            index = fetch(self.path, f"{folder}/{INDEX}", cache_dir=self.cache_dir, storage_options=self.storage_options)
             readers.append(
                 open_rows(
-                    where,
+                    index.parent,
                     seq_len=self.seq_len,
                     vocab_size=self.manifest.tokenizer.vocab_size,
                     chunks=chunks,
-                    cache_dir=str(cache_folder(where, self.cache_dir)) if remote else None,
-                    max_cache_size=self.max_cache_size,
-                    storage_options=self.storage_options,
+                    folder=folder,
+                    cache=cache,
+                    keep_open=self.shuffle_chunks if split == "train" else 1,
                 )
-                if chunks
-                else None
             )
         return readers
+
+    def _cache(self) -> ChunkCache:
+        limit = None if self.max_cache_size is None else size_in_bytes(self.max_cache_size)
+        largest = [max((c.bytes for c in s.splits["train"].chunks), default=0) for s in self.manifest.sources.values()]
+        needed = sum(largest) * self.shuffle_chunks
+        if limit is not None and limit < needed:
+            raise UserError(
+                f"data.max_cache_size={self.max_cache_size} does not hold the chunks that are read at the same time: "
+                f"{len(largest)} sources × {self.shuffle_chunks} (data.shuffle_chunks) = {needed / 1e6:,.1f} MB; raise it"
+            )
+        root = cache_folder(self.path, self.cache_dir)
+        return ChunkCache(self.path, root, limit=limit, storage_options=self.storage_options)
 
     def _replicas(self) -> tuple[int, int]:
         """(rank, number) of the data-parallel replica that this process feeds."""
@@ -188,13 +206,12 @@ class TextData(L.LightningDataModule):
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
-            worker_init_fn=partial(_start_worker, self.storage_options),
-            collate_fn=Collate(
-                micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents
-            ),
+            worker_init_fn=partial(start_worker, self.storage_options),
+            collate_fn=Collate(micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents),
             persistent_workers=self.num_workers > 0,
-            # forkserver: a fork of a process with OpenMP threads and a prefetch thread can hang
-            multiprocessing_context="forkserver" if self.num_workers > 0 else None,
+            # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to the whole job ends the server, and
+            # with it the workers.
+            multiprocessing_context="spawn" if self.num_workers > 0 else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -240,7 +257,3 @@ class TextData(L.LightningDataModule):
         size = self.micro_batch_size
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
         return self._loader(ListedRows(listed, self._open(split)), batches)
-
-
-def _start_worker(storage_options: Optional[dict[str, Any]], worker: int) -> None:
-    allow_plain_http(storage_options)  # a setting of the process, which a loader's worker does not inherit

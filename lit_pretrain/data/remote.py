@@ -1,14 +1,18 @@
-"""Remote: small files of a dataset (manifest, tokenizer) from a directory or an object store."""
+"""Remote: files of a dataset from a directory or an object store."""
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.data.manifest import FILENAME, Manifest
 from lit_pretrain.errors import UserError
+
+SCRATCH = ".fetch-"
+"""Begins the name of a folder beside a file that is being fetched."""
 
 
 def is_remote(location: str) -> bool:
@@ -33,6 +37,43 @@ def cache_folder(location: str, cache_dir: str | None) -> Path:
     return base / hashlib.sha256(location.encode()).hexdigest()[:16]
 
 
+def download(url: str, target: Path, *, storage_options: Mapping[str, Any] | None, check: Callable[[Path], None] | None = None) -> None:
+    """Fetch one object of a store; the file appears whole or not at all.
+
+    Args:
+        url: Address of the object.
+        target: Where it goes; an older file there is replaced.
+        storage_options: Passed to the object store's client.
+        check: Called with the fetched file before it gets its name; raises if it is not what was wanted.
+
+    Raises:
+        UserError: The object store does not have it or cannot be reached.
+    """
+    from litdata.streaming.downloader import get_downloader  # imports boto3: only for remote data
+
+    allow_plain_http(storage_options)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch:
+        fetched = Path(scratch) / target.name
+        try:
+            get_downloader(url.rsplit("/", 1)[0], scratch, [], dict(storage_options or {})).download_file(url, str(fetched))
+        except Exception as error:  # each store's client has its own exceptions; the cause is kept
+            raise UserError(f"cannot fetch {url}: {_reason(error)}; check the address, the credentials and data.storage_options") from error
+        if not fetched.is_file():
+            raise UserError(f"cannot fetch {url}: the object store does not have it")
+        if check is not None:
+            check(fetched)
+        os.replace(fetched, target)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a store's client says (LitData's prints all of its inner state), and the operating system's word."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    inner = re.findall(r'message: "([^"\n]+)"', str(error))
+    first = lines[0].strip()
+    return f"{first} ({inner[-1]})" if inner and inner[-1] not in first else first
+
+
 def fetch(location: str, name: str, *, cache_dir: str | None, storage_options: Mapping[str, Any] | None) -> Path:
     """A local copy of one small file; fetched afresh each time, because the original may have been replaced.
 
@@ -41,25 +82,9 @@ def fetch(location: str, name: str, *, cache_dir: str | None, storage_options: M
     """
     if not is_remote(location):
         return Path(location) / name
-    from litdata.streaming.downloader import get_downloader  # imports boto3: only for remote data
-
-    allow_plain_http(storage_options)
-    folder = cache_folder(location, cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    url = f"{location.rstrip('/')}/{name}"
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        downloader = get_downloader(location, scratch, [], dict(storage_options or {}))
-        fetched = Path(scratch) / name
-        try:
-            downloader.download_file(url, str(fetched))
-        except Exception as error:  # each store's client has its own exceptions; the cause is kept and shown
-            raise UserError(
-                f"cannot fetch {url}: {error}; check the address, the credentials and data.storage_options"
-            ) from error
-        if not fetched.is_file():
-            raise UserError(f"cannot fetch {url}: the object store does not have it")
-        os.replace(fetched, folder / name)
-    return folder / name
+    target = cache_folder(location, cache_dir) / name
+    download(f"{location.rstrip('/')}/{name}", target, storage_options=storage_options)
+    return target
 
 
 def load_manifest(location: str, *, cache_dir: str | None = None, storage_options: Mapping[str, Any] | None = None) -> Manifest:

@@ -5,7 +5,9 @@ every token but the first of a chunk is a target exactly once (LitData's own loa
 Where documents begin is read from the chunk's header, never guessed from an end-of-text id.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,15 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import Interval, TokensLoader
 from litdata.streaming.resolver import Dir
 
+from lit_pretrain.data.chunk_cache import ChunkCache
 from lit_pretrain.data.manifest import Chunk, verify_chunk
 from lit_pretrain.data.trace import rows_in
 from lit_pretrain.errors import UserError
+
+INDEX = "index.json"
+"""LitData's list of the chunks of one source and split."""
+ATTEMPTS = 10
+"""How often a chunk is fetched that other processes drop from a shared cache before it is opened."""
 
 
 class Row(NamedTuple):
@@ -29,110 +37,145 @@ class Row(NamedTuple):
     """Number of the token's document within the row, shape (T + 1,), starting at 0."""
 
 
-class RowLoader(TokensLoader):
+class _Chunk(NamedTuple):
+    """An open chunk."""
+
+    tokens: npt.NDArray[Any]
+    """All stored tokens, mapped from the file."""
+    begins: npt.NDArray[np.int64]
+    """Token offsets at which its documents begin."""
+
+
+class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
     """LitData item loader that returns overlapping rows with document numbers, and checks each chunk when it opens it.
 
     Args:
         seq_len: Inputs per row, T.
         vocab_size: Ids at or above it are refused.
         chunks: The manifest's entries; every chunk is checked against its sha256 when it is first read.
+        folder: Where the chunks lie in the dataset: `<split>/<source>`.
+        cache: Fetches the chunks of a remote dataset; None where they are local.
+        keep_open: Chunks that stay mapped; as many as are shuffled together.
     """
 
-    def __init__(self, seq_len: int, *, vocab_size: int, chunks: Iterable[Chunk]) -> None:
+    def __init__(
+        self,
+        seq_len: int,
+        *,
+        vocab_size: int,
+        chunks: Iterable[Chunk],
+        folder: str = "",
+        cache: ChunkCache | None = None,
+        keep_open: int = 1,
+    ) -> None:
         super().__init__(block_size=seq_len)
         self._seq_len = seq_len
         self._vocab_size = vocab_size
         self._expected = {chunk.filename: chunk for chunk in chunks}
-        self._begins: dict[int, npt.NDArray[np.int64]] = {}
-        self._checked: set[int] = set()
+        self._folder = folder
+        self._cache = cache
+        self._keep_open = keep_open
+        self._open: dict[str, _Chunk] = {}
+        self._checked: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_open": {}}  # a map is of one process; pickled it would be a copy
 
     def generate_intervals(self) -> list[Interval]:
+        """First and last row of each chunk."""
+        listed = {chunk["filename"]: chunk["dim"] for chunk in self._chunks}
+        if list(listed.items()) != [(chunk.filename, chunk.tokens) for chunk in self._expected.values()]:
+            raise UserError(
+                f"{INDEX} of {self._folder} lists other chunks than the manifest; copy it again from where the dataset came from, or "
+                "run `lit_pretrain prepare` again"
+            )
         intervals, begin = [], 0
-        for chunk in self._chunks:
-            end = begin + rows_in(chunk["dim"], self._seq_len)
+        for chunk in self._expected.values():
+            end = begin + rows_in(chunk.tokens, self._seq_len)
             intervals.append(Interval(begin, begin, end, end))
             begin = end
         return intervals
 
-    def load_item_from_chunk(
-        self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int
-    ) -> Row:  # type: ignore[override]
-        chunk_index = int(chunk_index)
-        if chunk_filepath not in self._chunk_filepaths or not Path(chunk_filepath).is_file():
-            self._chunk_filepaths.pop(chunk_filepath, None)
-            self._wait_until_chunk_ready(chunk_index, chunk_filepath, filesize_bytes)
-            self._chunk_filepaths[chunk_filepath] = True
-        if chunk_index not in self._checked:
-            self._open(chunk_index, Path(chunk_filepath))
-        self._load_chunk(chunk_index, chunk_filepath)
-        first = (index - begin) * self._seq_len
+    def load_item_from_chunk(self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int) -> Row:
+        """Row `index` of the source, which lies in the given chunk, whose first row is `begin`."""
+        name = os.path.basename(chunk_filepath)
+        chunk = self._open.get(name) or self._map(name, chunk_filepath)
+        first = (int(index) - int(begin)) * self._seq_len
         last = first + self._seq_len + 1
-        dtype = np.dtype(self._dtype)
-        stored = np.frombuffer(
-            self._buffers[chunk_index], dtype=dtype, count=self._seq_len + 1, offset=first * dtype.itemsize
-        )
-        tokens = stored.astype(np.int64)
+        tokens = np.array(chunk.tokens[first:last], dtype=np.int64)
         if tokens.max() >= self._vocab_size or tokens.min() < 0:
             worst = int(tokens.max() if tokens.max() >= self._vocab_size else tokens.min())
             raise UserError(
                 f"chunk {chunk_filepath} holds token id {worst} but the tokenizer has only ids 0 to {self._vocab_size - 1}; "
                 "the data and its tokenizer do not belong together: run `lit_pretrain prepare` again"
             )
-        begins = self._begins[chunk_index]
-        inside = begins[np.searchsorted(begins, first, side="right") : np.searchsorted(begins, last, side="left")]
+        inside = chunk.begins[np.searchsorted(chunk.begins, first, side="right") : np.searchsorted(chunk.begins, last, side="left")]
         doc = np.zeros(self._seq_len + 1, dtype=np.int32)
         doc[inside - first] = 1
         return Row(tokens, np.cumsum(doc, dtype=np.int32))
 
-    def _open(self, chunk_index: int, path: Path) -> None:
-        verify_chunk(path, self._expected[path.name])
-        self._begins[chunk_index] = document_begins(path, np.dtype(self._dtype).itemsize)
-        self._checked.add(chunk_index)
-
-    def delete(self, chunk_index: int, chunk_filepath: str) -> None:
-        self._checked.discard(int(chunk_index))  # a fresh download is checked afresh
-        super().delete(chunk_index, chunk_filepath)
+    def _map(self, name: str, path: str) -> _Chunk:
+        """Open a chunk, and let go of the one opened longest ago."""
+        while len(self._open) >= self._keep_open:
+            del self._open[next(iter(self._open))]
+        for _ in range(ATTEMPTS):
+            if self._cache is not None:
+                path = str(self._cache.fetch(self._folder, self._expected[name], in_use=self._open))
+            elif name not in self._checked or not os.path.isfile(path):
+                verify_chunk(path, self._expected[name])
+                self._checked.add(name)
+            try:
+                self._open[name] = _read_chunk(path, np.dtype(self._dtype))
+            except FileNotFoundError:  # another process made room in the cache just now
+                continue
+            return self._open[name]
+        raise UserError(
+            f"chunk {path} was dropped from the cache {ATTEMPTS} times before it could be opened: several processes share a "
+            "data.max_cache_size that is too small for them; raise it"
+        )
 
 
 # LitData compares class names with the one recorded in index.json.
 RowLoader.__name__ = "TokensLoader"
 
 
-def document_begins(path: Path, itemsize: int) -> npt.NDArray[np.int64]:
-    """Token offsets at which the documents of a chunk begin, from the header: uint32 n, then n + 1 byte offsets."""
-    with path.open("rb") as file:
+def _read_chunk(path: str, dtype: np.dtype[Any]) -> _Chunk:
+    """Map a chunk: uint32 n, then n + 1 byte offsets of its documents and its end, then the tokens of all documents."""
+    with open(path, "rb") as file:
         count = int(np.fromfile(file, dtype=np.uint32, count=1)[0])
         offsets = np.fromfile(file, dtype=np.uint32, count=count + 1).astype(np.int64)
-    return (offsets[:-1] - offsets[0]) // itemsize
+    tokens = np.memmap(path, dtype=dtype, mode="r", offset=int(offsets[0]))
+    return _Chunk(tokens, (offsets[:-1] - offsets[0]) // dtype.itemsize)
 
 
 def open_rows(
-    location: str,
+    directory: str | Path,
     *,
     seq_len: int,
     vocab_size: int,
     chunks: Iterable[Chunk],
-    cache_dir: str | None = None,
-    max_cache_size: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    folder: str = "",
+    cache: ChunkCache | None = None,
+    keep_open: int = 1,
 ) -> StreamingDataset:
     """Open the shards of one source as a `StreamingDataset` whose item i is row i.
 
     Args:
-        location: A directory or an `s3://` URL that holds index.json and the chunks.
+        directory: Local folder that holds index.json, and the chunks or, of a remote dataset, their copies.
         seq_len: Inputs per row.
         vocab_size: Number of token ids.
         chunks: The manifest's entries for these shards.
-        cache_dir: Where remote chunks are kept; LitData's own place if None. Local data is read where it lies.
-        max_cache_size: Limit of the cache, e.g. "20GB"; chunks that were read are deleted beyond it.
-        storage_options: Passed to the object store's client, e.g. {"endpoint_url": "http://..."}.
+        folder: Where the shards lie in the dataset: `<split>/<source>`.
+        cache: Fetches the chunks of a remote dataset; None where they are local.
+        keep_open: Chunks that stay mapped; as many as are shuffled together.
     """
-    remote = "://" in location
-    return StreamingDataset(
-        Dir(path=cache_dir, url=location) if remote else Dir(path=location),
-        item_loader=RowLoader(seq_len, vocab_size=vocab_size, chunks=chunks),
-        max_cache_size=max_cache_size,
-        storage_options=dict(storage_options or {}),
-        shuffle=False,
-        drop_last=False,
-    )
+    index = Path(directory) / INDEX
+    try:
+        json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{index} cannot be read ({getattr(error, 'strerror', None) or error}); copy it again from where the dataset came from, or "
+            "run `lit_pretrain prepare` again"
+        ) from None
+    loader = RowLoader(seq_len, vocab_size=vocab_size, chunks=chunks, folder=folder, cache=cache, keep_open=keep_open)
+    return StreamingDataset(Dir(path=str(directory)), item_loader=loader, shuffle=False, drop_last=False)

@@ -18,9 +18,7 @@ def rows_in(chunk_tokens: int, seq_len: int) -> int:
     return max(0, (chunk_tokens - 1) // seq_len)
 
 
-def make_order(
-    manifest: Manifest, *, seq_len: int, weights: dict[str, float] | None, seed: int, cycle: int, shuffle_chunks: int
-) -> Order:
+def make_order(manifest: Manifest, *, seq_len: int, weights: dict[str, float] | None, seed: int, cycle: int, shuffle_chunks: int) -> Order:
     """The data order of training over a prepared dataset."""
     blocks = [
         SourceBlocks(name, tuple(rows_in(chunk.tokens, seq_len) for chunk in source.splits["train"].chunks))

@@ -1,3 +1,115 @@
-"""placeholder until engine exists"""
-def complete(net, tokenizer, prompts, **kw):
-    return ["" for _ in prompts]
+"""Text: prompts and completions as strings, streamed, with stop strings."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
+
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.generate.engine import generate
+from lit_pretrain.model.transformer import Transformer
+
+
+class Piece(NamedTuple):
+    """Some new text of one row."""
+
+    row: int
+    text: str
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the beginning of a document: every document that was trained on begins with the bos id."""
+    return [tokenizer.bos_id, *tokenizer.encode(prompt)]
+
+
+def stream(
+    net: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[Piece]:
+    """Complete prompts; text appears as soon as it is whole characters that cannot be part of a stop string.
+
+    Args:
+        net: The network.
+        tokenizer: Its tokenizer.
+        prompts: Beginnings of documents.
+        max_new_tokens: Limit per row.
+        temperature: 0 is greedy.
+        top_k: Keep the k likeliest tokens.
+        top_p: Keep the likeliest tokens that reach this probability.
+        seed: Seed of row 0.
+        stop: Strings that end a row; they are not given out.
+    """
+    decoders = [tokenizer.stream_decoder() for _ in prompts]
+    held = ["" for _ in prompts]
+    stopped: set[int] = set()
+    tokens = generate(
+        net,
+        [encode_prompt(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_ids=frozenset({tokenizer.eos_id}),
+    )
+    for row, token, last in tokens:
+        if row in stopped:
+            continue
+        held[row] += decoders[row].push(token) + (decoders[row].flush() if last else "")
+        ready, found = split_at_stop(held[row], stop, last=last)
+        held[row] = held[row][len(ready) :]
+        if ready:
+            yield Piece(row, ready)
+        if found:
+            stopped.add(row)
+            if len(stopped) == len(prompts):
+                tokens.close()  # type: ignore[attr-defined]
+                return
+
+
+def split_at_stop(text: str, stop: Sequence[str], *, last: bool) -> tuple[str, bool]:
+    """What of a row's text may be given out, and whether a stop string ended it.
+
+    Args:
+        text: Text that has not been given out.
+        stop: Stop strings.
+        last: Nothing follows, so nothing need be held back.
+
+    Returns:
+        The text before the first stop string, or all but the longest tail that may begin one; and whether one was found.
+    """
+    places = [place for s in stop if s and (place := text.find(s)) >= 0]
+    if places:
+        return text[: min(places)], True
+    if last:
+        return text, False
+    keep = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - keep], False
+
+
+def complete(
+    net: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """The completions of `stream`, one string per prompt."""
+    texts = ["" for _ in prompts]
+    pieces = stream(
+        net, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    )
+    for row, text in pieces:
+        texts[row] += text
+    return texts

@@ -91,13 +91,13 @@ class ModelConfig:
     window_pattern: str = "L"
     """Kinds of attention, repeated over the layers: S sees sliding_window keys, L sees all. Gemma 2 is "SL"."""
     attn_softcap: Optional[float] = None
-    """Caps attention scores smoothly: c * tanh(score / c) (Gemma 2: 50). Only the kernels matmul and flex can. Default: none."""
+    """Caps attention scores smoothly: c * tanh(score / c) (Gemma 2: 50). Only the kernels flex and matmul do. Default: none."""
     logit_softcap: Optional[float] = None
     """Caps logits smoothly: c * tanh(logit / c) (Gemma 2: 30). Default: none."""
-    attention: Literal["auto", "sdpa", "matmul", "flex", "varlen"] = "auto"
-    """Kernel; all give the same result. auto: flex on CUDA, matmul on a CPU in compiled bf16, sdpa elsewhere. sdpa is torch's fused one with
-    a dense mask; matmul multiplies and normalises step by step; flex skips the blocks that documents and windows mask; varlen is the flash
-    kernel over documents laid end to end (CUDA, half precision; reads the number of documents back once per forward pass)."""
+    attention: Literal["auto", "sdpa", "matmul", "tiled", "flex", "varlen"] = "auto"
+    """Kernel; all give the same result. auto: tiled on CPU, flex on CUDA, sdpa elsewhere. tiled is our own for CPUs; sdpa is torch's with a
+    dense mask; matmul is the plain formula, slow; flex and tiled skip what documents and windows hide; varlen is the flash kernel over
+    documents laid end to end (CUDA, half precision; reads the number of documents back once per forward pass)."""
 
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
     """Feed-forward: swiglu and geglu multiply by a gate (three matrices), the others have two. relu2 is the square of relu."""
@@ -141,7 +141,7 @@ class ModelConfig:
                 f"model: sliding_window={self.sliding_window} and window_pattern={self.window_pattern!r} do not fit: "
                 "a window needs an S in the pattern, and an S needs a window"
             )
-        if self.attention in ("sdpa", "varlen") and self.attn_softcap is not None:
+        if self.attention in ("sdpa", "tiled", "varlen") and self.attn_softcap is not None:
             raise UserError(f"model: attention={self.attention!r} cannot cap scores (attn_softcap={self.attn_softcap}): use 'auto'")
         if self.value_embeddings != "none" and self.width < VALUE_GATE_CHANNELS:
             raise UserError(f"model: value_embeddings need width={self.width} to be at least {VALUE_GATE_CHANNELS}")

@@ -1,11 +1,12 @@
 """Kernels: ways to compute attention that is causal, within a document and within a window.
 
-All kernels obey one rule, `key <= query, same document, query - key < window`, and give the same numbers; they differ in speed and in
-where they run. One kernel object serves a whole forward pass: what it derives from the document numbers is made once, not once per layer.
+All kernels obey one rule, `first[query] <= key <= query`, where `first` is the later of the start of the query's document and the start of
+its window. They give the same numbers and differ in speed and in where they run. One kernel object serves a whole forward pass: what it
+derives from the document numbers is made once, not once per layer.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol
 
 import torch
@@ -14,16 +15,12 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.tiled import tiled_attention
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-CHUNKS = 4
-"""Most pieces that the queries of a row are cut into on CPU; a piece skips the keys after it. 4 pieces do 5/8 of the square."""
-MIN_CHUNK = 128
-"""Fewest queries in a piece, in tokens."""
-
-KernelName = Literal["sdpa", "matmul", "flex", "varlen"]
+KernelName = Literal["sdpa", "matmul", "tiled", "flex", "varlen"]
 
 
 class Kernel(Protocol):
@@ -39,27 +36,43 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-def visible(query: Tensor, key: Tensor, window: Optional[int]) -> Tensor:
-    """Whether each query position sees each key position, by order and window; broadcasts."""
-    seen = key <= query
-    return seen if window is None else seen & (query - key < window)
+def document_starts(doc_BT: Tensor) -> Tensor:
+    """Column in which the document of each position starts, (B, T) int64; a document begins wherever the number changes."""
+    column_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
+    return torch.where(_begins(doc_BT), column_T, 0).cummax(dim=1).values
 
 
-def choose_kernel(config: ModelConfig, device: str, *, has_documents: bool, dtype: torch.dtype, compiled: bool) -> KernelName:
+def first_visible(start_BT: Tensor, window: Optional[int]) -> Tensor:
+    """Column of the first key that each position sees, (B, T) int64, given the start of its document."""
+    if window is None:
+        return start_BT
+    column_T = torch.arange(start_BT.shape[1], device=start_BT.device)
+    return torch.maximum(start_BT, column_T - (window - 1))
+
+
+def choose_kernel(config: ModelConfig, device: str, dtype: torch.dtype, has_documents: bool) -> KernelName:
     """Pick the kernel of a forward pass without a cache.
 
-    Measured on 2 CPU cores (AVX512-BF16), 8 rows × 512 tokens, 6 heads of 64, forward and backward, documents masked: sdpa in one piece
-    77 ms fp32 and 65 ms bf16; sdpa in 4 pieces 57 and 62; matmul in 4 pieces, compiled, 60 and 28; matmul eager 164 and 124.
+    Args:
+        config: Names the kernel, or leaves it to us.
+        device: Type of the device.
+        dtype: In which queries, keys and values will come.
+        has_documents: Whether a row may hold several documents.
+
+    Raises:
+        UserError: If the kernel that the config names does not run here.
     """
     name = config.attention
     if name == "auto":
         if device == "cuda":
-            # Without documents, windows or caps, torch's flash kernel needs no mask and beats flex.
+            # Without documents, windows or caps torch's flash kernel needs no mask, and flex nothing to skip.
             plain = not has_documents and config.sliding_window is None and config.attn_softcap is None
             return "sdpa" if plain else "flex"
-        if config.attn_softcap is not None or (device == "cpu" and compiled and dtype == torch.bfloat16):
+        if config.attn_softcap is not None:
             return "matmul"
-        return "sdpa"
+        return "tiled" if device == "cpu" else "sdpa"
+    if name == "tiled" and device != "cpu":
+        raise UserError(f"model.attention='tiled' runs on CPU only, not on {device}: use 'auto'")
     if name == "varlen" and (device != "cuda" or dtype not in (torch.float16, torch.bfloat16)):
         raise UserError(f"model.attention='varlen' runs on CUDA in fp16 or bf16, here it is {device} in {dtype}: use 'auto'")
     if name == "flex" and device == "cpu" and torch.is_grad_enabled():
@@ -76,110 +89,112 @@ def make_kernel(config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor]
         doc_BT: Number of the document of each position; None if every row is one document.
         dtype: In which queries, keys and values will come.
     """
-    B, T = tokens_BT.shape
-    device = tokens_BT.device
-    name = choose_kernel(
-        config, device.type, has_documents=doc_BT is not None, dtype=dtype, compiled=torch.compiler.is_compiling()
-    )
-    windows = {config.window(layer) for layer in range(config.n_layer)}
-    if name == "flex":
-        return FlexKernel(B, T, doc_BT, windows, config.attn_softcap, device)
+    name = choose_kernel(config, tokens_BT.device.type, dtype, doc_BT is not None)
     if name == "varlen":
-        return VarlenKernel(B, T, doc_BT, device)
-    if name == "sdpa" and doc_BT is None and device.type != "cpu":
-        no_mask = {window for window in windows if window is None or window >= T}
-    else:
-        no_mask = set()
-    position_T = torch.arange(T, device=device)
-    same_document = None if doc_BT is None else (doc_BT[:, :, None] == doc_BT[:, None, :])[:, None]
+        return VarlenKernel(tokens_BT if doc_BT is None else doc_BT, one_document=doc_BT is None)
+    start_BT = torch.zeros_like(tokens_BT, dtype=torch.int64) if doc_BT is None else document_starts(doc_BT)
+    T = tokens_BT.shape[1]
+    first: dict[Optional[int], Optional[Tensor]] = {}
+    for window in {config.window(layer) for layer in range(config.n_layer)}:
+        unmasked = doc_BT is None and (window is None or window >= T) and name != "tiled"
+        first[window] = None if unmasked else first_visible(start_BT, window)
+    if name == "tiled":
+        return TiledKernel(first)
+    if name == "flex":
+        return FlexKernel(first, config.attn_softcap, tokens_BT)
+    column_T = torch.arange(T, device=tokens_BT.device)
+    causal_TT = column_T <= column_T[:, None]
     masks: dict[Optional[int], Optional[Tensor]] = {}
-    for window in windows:
-        mask = None
-        if window not in no_mask:
-            mask = visible(position_T[:, None], position_T, window)[None, None]
-            mask = mask if same_document is None else mask & same_document
-        masks[window] = mask
-    pieces = CHUNKS if device.type == "cpu" else 1
-    return DenseKernel(masks, config.attn_softcap, explicit=name == "matmul", pieces=pieces)
-
-
-class DenseKernel:
-    """Attention under a dense boolean mask, fused (SDPA) or as two products and a softmax.
-
-    Args:
-        masks: What each query sees, (1 or B, 1, T, S), for each window among the layers; None: causal, nothing else.
-        cap: Bound of the scores, or None.
-        explicit: Two products and a softmax instead of SDPA. Compiled in bf16 on CPU this is the faster one; it keeps the weights for
-            the backward pass and rounds scores to the dtype, so outputs are off by 5e-3 where SDPA's are by 2e-3 (bf16, scores of deviation 2).
-        pieces: Cut the queries into at most so many pieces and give each only the keys that the order and window let it see.
-    """
-
-    def __init__(self, masks: dict[Optional[int], Optional[Tensor]], cap: Optional[float], *, explicit: bool, pieces: int) -> None:
-        self.masks = masks
-        self.cap = cap
-        self.explicit = explicit
-        self.pieces = pieces
-
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
-        q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-        mask = self.masks[window]
-        attend = self._explicit if self.explicit else self._fused
-        T = q.shape[2]
-        size = max(MIN_CHUNK, -(-T // self.pieces))
-        if size >= T or mask is None:
-            return attend(q, k, v, mask).transpose(1, 2)
-        outputs = []
-        for start in range(0, T, size):
-            stop = min(start + size, T)
-            first = 0 if window is None else max(0, start - window + 1)
-            outputs.append(attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], mask[:, :, start:stop, first:stop]))
-        return torch.cat(outputs, dim=2).transpose(1, 2)
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
-
-    def _explicit(self, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor]) -> Tensor:
-        assert mask is not None
-        B, H, T, K = q.shape
-        G = k.shape[1]
-        R = H // G  # query heads that share a key head stand below each other, so that no key is copied
-        scores = (q.reshape(B, G, R * T, K) @ k.transpose(-1, -2)).unflatten(2, (R, T)) * K**-0.5
-        if self.cap is not None:
-            scores = softcap(scores, self.cap)
-        scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(v)
-        return (weights.flatten(2, 3) @ v).view(B, H, T, K)
+    for window, first_BT in first.items():
+        if first_BT is not None:
+            masks[window] = (causal_TT & (column_T >= first_BT[:, :, None]))[:, None]
+        else:
+            masks[window] = causal_TT[None, None] if name == "matmul" else None
+    return ProductKernel(masks, config.attn_softcap) if name == "matmul" else FusedKernel(masks)
 
 
 def make_cached_kernel(config: ModelConfig, positions_BT: Tensor, length: int) -> Kernel:
     """Build the kernel of a forward pass over new tokens at `positions_BT` and a cache whose slots 0 .. length - 1 hold those positions."""
-    position_S = torch.arange(length, device=positions_BT.device)
-    windows = {config.window(layer) for layer in range(config.n_layer)}
-    masks: dict[Optional[int], Optional[Tensor]] = {
-        window: visible(positions_BT[:, None, :, None], position_S, window) for window in windows
-    }
-    return DenseKernel(masks, config.attn_softcap, explicit=config.attn_softcap is not None, pieces=1)
+    slot_S = torch.arange(length, device=positions_BT.device)
+    last_B1T1 = positions_BT[:, None, :, None]
+    masks: dict[Optional[int], Optional[Tensor]] = {}
+    for window in {config.window(layer) for layer in range(config.n_layer)}:
+        mask = slot_S <= last_B1T1
+        masks[window] = mask if window is None else mask & (slot_S > last_B1T1 - window)
+    return FusedKernel(masks) if config.attn_softcap is None else ProductKernel(masks, config.attn_softcap)
+
+
+class FusedKernel:
+    """Torch's scaled_dot_product_attention under a dense mask.
+
+    Args:
+        masks: What each query sees, (1 or B, 1, T, S), for each window among the layers; None: causal, nothing else.
+    """
+
+    def __init__(self, masks: dict[Optional[int], Optional[Tensor]]) -> None:
+        self.masks = masks
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        mask = self.masks[window]
+        q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped).transpose(1, 2)
+
+
+class ProductKernel:
+    """Two products and a softmax under a dense mask: the plain formula, for what no fused kernel does.
+
+    Args:
+        masks: As for FusedKernel, but never None.
+        cap: Bound of the scores, or None.
+    """
+
+    def __init__(self, masks: dict[Optional[int], Optional[Tensor]], cap: Optional[float]) -> None:
+        self.masks = masks
+        self.cap = cap
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        mask = self.masks[window]
+        assert mask is not None
+        B, T, H, K = q_BTHK.shape
+        G = k_BSGK.shape[2]
+        R = H // G  # query heads that share a key head stand below each other, so that no key is copied
+        q = q_BTHK.transpose(1, 2).reshape(B, G, R * T, K)
+        scores = (q @ k_BSGK.permute(0, 2, 3, 1)).unflatten(2, (R, T)) * K**-0.5
+        if self.cap is not None:
+            scores = softcap(scores, self.cap)
+        scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(v_BSGK)
+        return (weights.flatten(2, 3) @ v_BSGK.transpose(1, 2)).view(B, H, T, K).transpose(1, 2)
+
+
+class TiledKernel:
+    """Our own kernel for CPUs; see lit_pretrain.model.tiled."""
+
+    def __init__(self, first: dict[Optional[int], Optional[Tensor]]) -> None:
+        self.first = first
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        first_BT = self.first[window]
+        assert first_BT is not None
+        return tiled_attention(q_BTHK, k_BSGK, v_BSGK, first_BT)
 
 
 class FlexKernel:
     """FlexAttention: compiled to one fused kernel that skips blocks no query sees."""
 
-    def __init__(
-        self, B: int, T: int, doc_BT: Optional[Tensor], windows: Iterable[Optional[int]], cap: Optional[float], device: torch.device
-    ) -> None:
-        self.score_mod: Optional[Callable[..., Tensor]] = None
-        if cap is not None:
-            limit = cap
-            self.score_mod = lambda score, b, h, q, k: softcap(score, limit)
-        _, create_block_mask = _flex_functions(device.type == "cuda" and not torch.compiler.is_compiling())
+    def __init__(self, first: dict[Optional[int], Optional[Tensor]], cap: Optional[float], tokens_BT: Tensor) -> None:
+        B, T = tokens_BT.shape
+        device = tokens_BT.device
+        self.score_mod = None if cap is None else functools.partial(_flex_cap, cap)
+        self.flex_attention, create_block_mask = _flex_functions(device.type == "cuda" and not torch.compiler.is_compiling())
         self.masks: dict[Optional[int], BlockMask] = {}
-        for window in windows:
-            rule = functools.partial(_flex_rule, doc_BT, window)
-            self.masks[window] = create_block_mask(rule, None if doc_BT is None else B, None, T, T, device=device)
+        for window, first_BT in first.items():
+            rule = _flex_causal if first_BT is None else functools.partial(_flex_rule, first_BT)
+            self.masks[window] = create_block_mask(rule, None if first_BT is None else B, None, T, T, device=device)
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
-        flex_attention, _ = _flex_functions(q_BTHK.is_cuda and not torch.compiler.is_compiling())
-        out: Tensor = flex_attention(
+        out: Tensor = self.flex_attention(
             q_BTHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
@@ -190,14 +205,21 @@ class FlexKernel:
         return out.transpose(1, 2)
 
 
-def _flex_rule(doc_BT: Optional[Tensor], window: Optional[int], b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    seen = visible(q, k, window)
-    return seen if doc_BT is None else seen & (doc_BT[b, q] == doc_BT[b, k])
+def _flex_causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key <= query
+
+
+def _flex_rule(first_BT: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (key <= query) & (key >= first_BT[b, query])
+
+
+def _flex_cap(cap: float, score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return softcap(score, cap)
 
 
 @functools.cache
-def _flex_functions(compiled: bool) -> tuple[Any, Any]:
-    # Imported on use: it drags in the compiler, seconds that a CPU run need not spend. Uncompiled, both functions work on the whole
+def _flex_functions(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    # Imported on use: it drags in the compiler, seconds that other kernels need not spend. Uncompiled, both functions work on the whole
     # square of scores, so outside of torch.compile they are compiled on their own.
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -207,14 +229,18 @@ def _flex_functions(compiled: bool) -> tuple[Any, Any]:
 
 
 class VarlenKernel:
-    """The flash kernel over documents laid end to end: no mask at all, work proportional to the documents' own squares."""
+    """The flash kernel over documents laid end to end: no mask at all, work proportional to the documents' own squares.
 
-    def __init__(self, B: int, T: int, doc_BT: Optional[Tensor], device: torch.device) -> None:
+    Args:
+        doc_BT: Number of the document of each position, or anything of that shape if `one_document`.
+        one_document: Every row is one document.
+    """
+
+    def __init__(self, doc_BT: Tensor, one_document: bool) -> None:
+        B, T = doc_BT.shape
         self.longest = T  # an upper bound serves; the true one would have to be read back from the device
-        if doc_BT is None:
-            self.offsets = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=device)
-        else:
-            self.offsets = document_offsets(doc_BT)
+        rows = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=doc_BT.device)
+        self.offsets = rows if one_document else document_offsets(doc_BT)
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -240,7 +266,11 @@ def document_offsets(doc_BT: Tensor) -> Tensor:
 
     Reads the number of documents back from the device: one synchronisation and, when compiled, one graph break per forward pass.
     """
-    starts_BT = torch.ones_like(doc_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = doc_BT[:, 1:] != doc_BT[:, :-1]
-    starts_N = starts_BT.flatten().nonzero().squeeze(1)
+    starts_N = _begins(doc_BT).flatten().nonzero().squeeze(1)
     return F.pad(starts_N, (0, 1), value=doc_BT.numel()).to(torch.int32)
+
+
+def _begins(doc_BT: Tensor) -> Tensor:
+    begins_BT = torch.ones_like(doc_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = doc_BT[:, 1:] != doc_BT[:, :-1]
+    return begins_BT

@@ -11,7 +11,7 @@ from lit_pretrain.model.attention import Attention, Pass
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.feed_forward import FeedForward
 from lit_pretrain.model.init import init_parameter
-from lit_pretrain.model.kernels import make_cached_kernel, make_kernel, softcap
+from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.norm import make_norm
 from lit_pretrain.model.rotary import Rotary
@@ -186,10 +186,3 @@ class Transformer(nn.Module):
     def _compute_dtype(self, device: str) -> torch.dtype:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.token_embedding.weight.dtype
 
-
-def document_starts(doc_BT: Tensor) -> Tensor:
-    """Column in which the document of each position starts, (B, T)."""
-    column_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
-    begins_BT = torch.ones_like(doc_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = doc_BT[:, 1:] != doc_BT[:, :-1]
-    return torch.where(begins_BT, column_T, 0).cummax(dim=1).values

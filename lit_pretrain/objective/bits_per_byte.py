@@ -48,7 +48,7 @@ class BitsPerByte(Metric):
         """
         valid_BT = labels_BT != IGNORE_INDEX
         bytes_BT = token_bytes_V[torch.where(valid_BT, labels_BT, 0)] * valid_BT
-        self.nats_S.index_add_(0, source_B, (nll_BT.double() * valid_BT).sum(dim=1))
+        self.nats_S.index_add_(0, source_B, torch.where(valid_BT, nll_BT, 0.0).sum(dim=1, dtype=torch.float64))
         self.tokens_S.index_add_(0, source_B, valid_BT.sum(dim=1).double())
         self.bytes_S.index_add_(0, source_B, bytes_BT.sum(dim=1).double())
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_pretrain.batch import IGNORE_INDEX
 
 _CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-_CHUNK_TOKENS = 256, 1024
+_CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
@@ -50,13 +50,13 @@ def linear_cross_entropy(
         RuntimeError: A label is neither in the vocabulary nor `IGNORE_INDEX` (on CUDA asynchronously, as a device assertion).
     """
     _check_labels(labels_N, weight_VD.shape[0])
-    grad = torch.is_grad_enabled()
+    grad, dtype = torch.is_grad_enabled(), _compute_dtype(hidden_ND, weight_VD)
     return _LinearCrossEntropy.apply(
         hidden_ND,
         weight_VD,
         labels_N,
-        (z_loss, label_smoothing, softcap, chunk or _chunk(hidden_ND, weight_VD)),
-        _compute_dtype(hidden_ND, weight_VD),
+        (z_loss, label_smoothing, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)),
+        dtype,
         (grad and hidden_ND.requires_grad, grad and weight_VD.requires_grad),
     )
 
@@ -69,20 +69,20 @@ def linear_logp(
     The upstream gradient differs from token to token, so the backward pass computes each chunk's logits once more.
     """
     _check_labels(labels_N, weight_VD.shape[0])
-    return _LinearLogp.apply(
-        hidden_ND,
-        weight_VD,
-        labels_N,
-        (0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD)),
-        _compute_dtype(hidden_ND, weight_VD),
-    )
+    dtype = _compute_dtype(hidden_ND, weight_VD)
+    config = 0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
+    return _LinearLogp.apply(hidden_ND, weight_VD, labels_N, config, dtype)
 
 
-def _chunk(hidden_ND: Tensor, weight_VD: Tensor) -> int:
-    tokens, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
-    most = min(1024, max(256, _CHUNK_BYTES.get(hidden_ND.device.type, _CHUNK_BYTES["cuda"]) // (2 * vocabulary)))
-    chunks = max(1, -(-tokens // most))
-    return max(1, -(-tokens // chunks))  # equal chunks: a short last one would need its own buffers and its own kernels
+def _of_device(table: dict[str, Any], tensor: Tensor) -> Any:
+    return table["cpu" if tensor.device.type == "cpu" else "cuda"]
+
+
+def _chunk(hidden_ND: Tensor, vocabulary: int, dtype: torch.dtype) -> int:
+    least, most = _of_device(_CHUNK_TOKENS, hidden_ND)
+    fitting = _of_device(_CHUNK_BYTES, hidden_ND) // (dtype.itemsize * vocabulary)
+    chunks = -(-hidden_ND.shape[0] // min(most, max(least, fitting)))
+    return max(1, -(-hidden_ND.shape[0] // max(1, chunks)))  # equal chunks: a compiled body meets one shape, or two
 
 
 def _compute_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
@@ -175,7 +175,7 @@ def _op(
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc)
     # The buffers are allocated once: fresh ones per chunk cost more in page faults than the arithmetic.
     rows = min(chunk, tokens)
-    tile = rows if compiled else max(1, min(rows, _TILE_BYTES.get(hidden_ND.device.type, _TILE_BYTES["cuda"]) // (4 * vocabulary)))
+    tile = rows if compiled else max(1, min(rows, _of_device(_TILE_BYTES, hidden_ND) // (4 * vocabulary)))
     logits_buffer = hidden_ND.new_empty(rows, vocabulary)
     work_buffer = None if compiled or hidden_ND.dtype == acc else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
     probs_buffer = None if compiled else hidden_ND.new_empty(tile, vocabulary, dtype=acc)

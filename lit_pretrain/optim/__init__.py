@@ -2,7 +2,7 @@
 
 from .adamw import AdamW
 from .clip import global_norm, scale_and_clip_
-from .muon import MuonAdamW
+from .muon_adamw import MuonAdamW
 from .param_groups import Role, split_by_role
 from .schedule import Schedule, factor, span_to_steps
 

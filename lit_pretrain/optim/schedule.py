@@ -1,9 +1,12 @@
-"""Schedule: the learning rate as a pure function of the step, with spans in steps, tokens or per cent of the run."""
+"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or per cent of the run."""
 
+import functools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from typing import Literal, Optional
 
 from lit_pretrain.errors import UserError
 
@@ -11,37 +14,46 @@ Kind = Literal["constant", "cosine", "linear", "wsd"]
 Shape = Literal["linear", "1-sqrt", "cosine"]
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_SPAN = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([kmbt]?)\s*(steps?|tokens?|tok|%)?\s*", re.IGNORECASE)
+_NUMBER = r"([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+_SPAN = re.compile(rf"\s*{_NUMBER}\s*([kmbt]?)\s*(%|[a-z]+)?\s*", re.IGNORECASE)
+_UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens", "%": "%"}
+_HINT = "write '100 steps', '5M tokens' or '2%' (of the run)"
 
 
 def span_to_steps(span: str, total_steps: int, tokens_per_step: int, *, name: str = "span") -> int:
-    """Read a span such as "100 steps", "5M tokens" or "2%" (of the run) as whole optimizer steps, rounded to the nearest.
+    """Read a span of training as whole optimizer steps.
+
+    Tokens and per cent are rounded to the nearest step; a span above zero is at least one step long.
 
     Args:
-        span: The text. "0" needs no unit.
-        total_steps: Steps of the run.
-        tokens_per_step: Tokens of one optimizer step.
+        span: Such as "100 steps", "1_000 steps", "5M tokens" (k, M, B, T are powers of 1000) or "2%" of the run. "0" needs no unit.
+        total_steps: Optimizer steps of the run.
+        tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
         name: The setting the span comes from, for messages.
 
     Raises:
-        UserError: The span cannot be read, has no unit, or is negative.
+        UserError: The span cannot be read, has no or an unknown unit, is negative, or is not a whole number of steps.
     """
     match = _SPAN.fullmatch(str(span))
     if match is None:
-        raise UserError(f"{name}: cannot read {span!r}; write '100 steps', '5M tokens' or '2%' of the run.")
-    value = float(match[1]) * _MULTIPLES[match[2].lower()]
-    unit = (match[3] or "").lower()
+        raise UserError(f"{name}: cannot read the span {span!r}; {_HINT}.")
+    value = Fraction(match[1].replace("_", "").replace(",", "")) * _MULTIPLES[match[2].lower()]
     if value < 0:
         raise UserError(f"{name}: {span!r} is negative; a span is zero or longer.")
-    if value == 0:
-        return 0
-    if not unit:
-        raise UserError(f"{name}: {span!r} has no unit; write '{span} steps', '{span} tokens' or '{span}%'.")
+    if match[3] is None:
+        if value == 0:
+            return 0
+        raise UserError(f"{name}: {span!r} has no unit; {_HINT}.")
+    unit = _UNITS.get(match[3].lower())
+    if unit is None:
+        raise UserError(f"{name}: {span!r} has the unknown unit {match[3]!r}; {_HINT}.")
     if unit == "%":
-        value = value / 100 * total_steps
-    elif unit.startswith("tok"):
+        value = value * total_steps / 100
+    elif unit == "tokens":
         value = value / tokens_per_step
-    return round(value)
+    elif value.denominator != 1:
+        raise UserError(f"{name}: {span!r} is not a whole number of steps.")
+    return max(1, math.floor(value + Fraction(1, 2))) if value else 0
 
 
 def factor(
@@ -51,51 +63,114 @@ def factor(
     kind: Kind = "cosine",
     warmup_steps: int = 0,
     decay_start: int | None = None,
-    decay_steps: int | None = None,
     final: float = 0.0,
     shape: Shape = "linear",
 ) -> float:
-    """Learning-rate factor in [0, 1] of optimizer step `step` (0-based)."""
+    """What to multiply the peak learning rate with at an optimizer step.
+
+    Warm-up rises linearly, from `1 / warmup_steps` at step 0 to 1 at its last step. The decay leaves 1 at its first step and
+    reaches `final` at `total_steps`, which is one step after the last, so that the last update is not wasted when `final` is 0.
+
+    Args:
+        step: Index of the optimizer step, from 0; `final` holds from `total_steps` on.
+        total_steps: Optimizer steps of the run.
+        kind: "constant" after warm-up; "cosine" and "linear" decay from the end of warm-up; "wsd" (warm-up, stable, decay; Hu et
+            al. 2024) stays at 1 until `decay_start`.
+        warmup_steps: Length of the warm-up.
+        decay_start: First step of the decay of "wsd".
+        final: Factor at the end of the decay.
+        shape: Decay of "wsd": "linear", "1-sqrt" (Hägele et al. 2024) or "cosine".
+    """
     if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
+        return (step + 1) / warmup_steps
     if kind == "constant":
         return 1.0
-    start = warmup_steps if decay_start is None else decay_start
-    length = total_steps - start if decay_steps is None else decay_steps
-    done = min(1.0, max(0.0, (step - start) / max(1, length)))
-    if kind == "cosine" or (kind == "wsd" and shape == "cosine"):
-        left = 0.5 * (1 + math.cos(math.pi * done))
-    elif kind == "wsd" and shape == "1-sqrt":
-        left = 1 - math.sqrt(done)
+    if kind == "wsd":
+        assert decay_start is not None, "wsd needs decay_start"
+        start = decay_start
     else:
-        left = 1 - done
-    return final + (1 - final) * left
+        start, shape = warmup_steps, kind
+    if step >= total_steps:
+        return final
+    done = max(0, step - start) / max(1, total_steps - start)
+    if shape == "cosine":
+        left = 0.5 * (1.0 + math.cos(math.pi * done))
+    elif shape == "1-sqrt":
+        left = 1.0 - math.sqrt(done)
+    else:
+        left = 1.0 - done
+    return final + (1.0 - final) * left
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate moves over the run."""
+    """How the learning rate moves over the run.
+
+    Spans are texts with a unit: "100 steps", "5M tokens" or "2%" of the run.
+    """
 
     kind: Kind = "cosine"
-    """constant; cosine or linear from warm-up to the end; wsd: warm-up, stable, decay."""
+    """constant; cosine or linear from the end of warm-up to the end of the run; wsd: warm-up, stable, decay."""
     warmup: str = "0"
-    """Linear warm-up, such as "100 steps", "5M tokens" or "2%"."""
+    """Length of the linear warm-up."""
     decay: str = "20%"
-    """Length of the decay of wsd."""
+    """Length of the decay of wsd, which ends with the run."""
+    decay_start: Optional[str] = None  # noqa: UP045 (jsonargparse on Python 3.10 reads Optional better)
+    """Where the decay of wsd starts, counted from the start of the run; replaces `decay`. A decay forked from the checkpoint at
+    step S of a stable run: `decay_start: "S steps"` with the `max_steps` at which the fork shall end."""
     final: float = 0.0
-    """Factor reached at the end of the run."""
+    """Share of the peak learning rate that is left at the end of the run, in [0, 1]."""
     shape: Shape = "linear"
-    """Shape of the decay of wsd."""
-    decay_start: str | None = None
-    """Where the decay of wsd starts, counted from the start of the run; by default where it ends with the run."""
+    """Shape of the decay of wsd: linear, 1-sqrt or cosine."""
 
-    def factor(self, step: int, total_steps: int, tokens_per_step: int) -> float:
-        """Factor of optimizer step `step` in a run of `total_steps`."""
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.final <= 1.0:
+            raise UserError(f"schedule.final must lie in [0, 1], found {self.final}; it is a share of the peak learning rate.")
+
+    def in_steps(self, total_steps: int, tokens_per_step: int) -> Callable[[int], float]:
+        """Resolve the spans for one run.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
+
+        Returns:
+            The factor as a function of the step; it can be pickled and given to `torch.optim.lr_scheduler.LambdaLR`.
+
+        Raises:
+            UserError: A span cannot be read, or warm-up and decay do not fit into the run.
+        """
+        if total_steps < 1:
+            raise UserError(f"schedule: a run needs at least one optimizer step, found {total_steps}.")
         warmup = span_to_steps(self.warmup, total_steps, tokens_per_step, name="schedule.warmup")
-        start = length = None
+        if warmup > total_steps:
+            raise UserError(
+                f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of {total_steps}; "
+                "shorten it or train longer."
+            )
+        start = None
         if self.kind == "wsd":
-            length = span_to_steps(self.decay, total_steps, tokens_per_step, name="schedule.decay")
-            start = total_steps - length
             if self.decay_start is not None:
                 start = span_to_steps(self.decay_start, total_steps, tokens_per_step, name="schedule.decay_start")
-        return factor(step, total_steps, kind=self.kind, warmup_steps=warmup, decay_start=start, decay_steps=length, final=self.final, shape=self.shape)
+                setting = f"schedule.decay_start: {self.decay_start!r}"
+            else:
+                start = total_steps - span_to_steps(self.decay, total_steps, tokens_per_step, name="schedule.decay")
+                setting = f"schedule.decay: {self.decay!r}"
+            if not warmup <= start <= total_steps:
+                raise UserError(
+                    f"{setting} starts the decay at step {start}, but it must start between the end of warm-up, "
+                    f"step {warmup}, and the end of the run, step {total_steps}; shorten warm-up or decay, or train longer."
+                )
+        return functools.partial(
+            factor,
+            total_steps=total_steps,
+            kind=self.kind,
+            warmup_steps=warmup,
+            decay_start=start,
+            final=self.final,
+            shape=self.shape,
+        )
+
+    def factor(self, step: int, total_steps: int, tokens_per_step: int) -> float:
+        """Factor of one optimizer step; see `in_steps`."""
+        return self.in_steps(total_steps, tokens_per_step)(step)

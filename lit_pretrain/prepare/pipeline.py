@@ -8,9 +8,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
@@ -19,7 +17,9 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, read, tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
+from lit_pretrain.prepare.inputs import Inputs, find
 from lit_pretrain.prepare.report import say, step
+from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.shard import ShardWriter, directories_below, sync, write_durably
 from lit_pretrain.prepare.split import Sample, Splitter
 
@@ -46,11 +46,11 @@ def prepare(config: PrepareConfig) -> Manifest:
     out = Path(config.out).expanduser()
     if (out / manifests.FILENAME).exists():
         existing = Manifest.load(out)
-        _refuse_difference(out, existing, config)
+        refuse_difference(out, existing, config)
         say(f"{out} is already prepared with this config ({existing.tokens('train'):,} training tokens); nothing to do")
         return existing
     inputs = _find(config)
-    given = _given_tokenizer(config)
+    given = tokenize.load(config.tokenizer)
     directory.check_free(out)
     with directory.whole(out) as work:
         return _Preparation(config, inputs, work).run(given)
@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 class _Preparation:
     """One run of the pipeline into a directory of its own."""
 
-    def __init__(self, config: PrepareConfig, inputs: dict[str, read.Inputs], work: Path) -> None:
+    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], work: Path) -> None:
         self._config = config
         self._inputs = inputs
         self._work = work
@@ -179,11 +179,11 @@ class _Preparation:
         )
 
 
-def _find(config: PrepareConfig) -> dict[str, read.Inputs]:
+def _find(config: PrepareConfig) -> dict[str, Inputs]:
     """The files of every source, by name. Some distributions ship Python without its tests: that source is then left out, and said so."""
-    inputs: dict[str, read.Inputs] = {}
+    inputs: dict[str, Inputs] = {}
     for name, source in config.sources.items():
-        found = read.find(name, source)
+        found = find(name, source)
         if found.files:
             inputs[name] = found
         else:
@@ -191,15 +191,6 @@ def _find(config: PrepareConfig) -> dict[str, read.Inputs]:
     if not inputs:
         raise UserError("no source has any file; give at least one that has (see the lines above)")
     return inputs
-
-
-def _given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """The tokenizer that the config names, None when one is to be trained."""
-    chosen = config.tokenizer
-    if chosen.kind == "train":
-        return None
-    assert chosen.path is not None
-    return Tokenizer.load(Path(chosen.path).expanduser(), bos=chosen.bos, eos=chosen.eos)
 
 
 def _origin(source: SourceConfig) -> str | None:
@@ -226,55 +217,6 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], reader: read.Reader
                 f"{name}: no document fell to {label} ({documents} documents, fraction {fraction}); "
                 "more documents or a larger fraction would give it some"
             )
-
-
-def _refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
-    """Compares what was prepared with what is asked for: the config, and the input as far as it is still there.
-
-    Raises:
-        UserError: They differ; names each field with both values.
-    """
-    before, now = _flat(existing.config), _flat(config.identity())
-    differences = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
-    ]
-    if not differences:
-        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config)]
-    if differences:
-        raise UserError(
-            f"{out} was prepared otherwise:\n  "
-            + "\n  ".join(differences)
-            + "\nChoose another `out`, or remove that directory to prepare it again."
-        )
-
-
-def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Sources whose files are others than those that were read, by number and size. Raw text may be gone: the dataset is complete."""
-    for name, source in config.sources.items():
-        if source.path is not None and not Path(source.path).expanduser().exists():
-            continue
-        found = read.find(name, source)
-        record = existing.sources.get(name)
-        there = (record.files, record.input_bytes) if record else (0, 0)
-        if there != (len(found.files), found.bytes):
-            here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
-            yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
-
-
-def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """The given tokenizer, where it is another than the one that encoded the data."""
-    path = config.tokenizer.path
-    if path is not None and Path(path).expanduser().exists():
-        given = _given_tokenizer(config)
-        if given is not None and given.hash != existing.tokenizer.hash:
-            yield f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
 def _versions() -> dict[str, str]:

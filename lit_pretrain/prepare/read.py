@@ -14,14 +14,8 @@ from typing import Any, BinaryIO, cast
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
+from lit_pretrain.prepare.inputs import COMPRESSIONS, Inputs
 
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-_SUFFIXES = {
-    "text": tuple(f".txt{packed}" for packed in ("", *_COMPRESSIONS)),
-    "jsonl": tuple(f".jsonl{packed}" for packed in ("", *_COMPRESSIONS)),
-    "parquet": (".parquet",),
-}
-"""Which files of a directory are read where the source has no `glob`."""
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 """Rows held at a time: they share the memory of a few documents."""
@@ -37,52 +31,6 @@ class Document:
     """The same as bytes."""
     origin: str
     """Where it came from, relative to the source: file, or file:row (jsonl: line from 1; parquet: row from 0; separator: from 1)."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of a source."""
-
-    base: Path
-    """What origins are relative to."""
-    files: tuple[Path, ...]
-    """In reading order."""
-    bytes: int
-    """On disk."""
-
-
-def find(name: str, source: SourceConfig) -> Inputs:
-    """Lists the files of a source, sorted by name.
-
-    Raises:
-        UserError: There are none, or the path does not exist.
-    """
-    if source.kind == "embedded":
-        assert source.part is not None
-        return _inputs(embedded.root(), embedded.files(source.part))
-    assert source.path is not None
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        return _inputs(path.parent, [path])
-    if not path.is_dir():
-        raise UserError(f"sources.{name}.path: {path} does not exist (relative paths start at {Path.cwd()})")
-    try:
-        found = sorted(
-            (file for file in path.glob(source.glob or "**/*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix()
-        )
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(f"sources.{name}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
-    if source.glob is None:
-        found = [file for file in found if file.name.endswith(_SUFFIXES[source.kind])]
-    if not found:
-        wanted = f"matches {source.glob!r}" if source.glob else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
-        raise UserError(f"sources.{name}: no file below {path} {wanted}; set `glob`, or correct `path`")
-    return _inputs(path, found)
-
-
-def _inputs(base: Path, files: list[Path]) -> Inputs:
-    """With their size."""
-    return Inputs(base=base, files=tuple(files), bytes=sum(file.stat().st_size for file in files))
 
 
 class Reader:
@@ -259,9 +207,9 @@ def _split(file: BinaryIO, separator: bytes, limit: int) -> Iterator[bytes]:
         for piece in whole:
             yield piece if beginning is None else beginning
             beginning = None
-        if len(rest) > limit + 4:
+        if len(rest) > limit + 4 + len(separator):  # its end may be half a separator, which is not part of the piece
             beginning = rest[: limit + 4] if beginning is None else beginning
-            rest = rest[len(rest) - len(separator) + 1 :]  # what may be half a separator
+            rest = rest[len(rest) - len(separator) + 1 :]
     yield rest if beginning is None else beginning
 
 
@@ -275,7 +223,7 @@ def _character_boundary(utf8: bytes, limit: int) -> int:
 
 def _open(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
     """The bytes of a file, unpacked where its suffix says so."""
-    compression = _COMPRESSIONS.get(path.suffix)
+    compression = COMPRESSIONS.get(path.suffix)
     if compression is None:
         return path.open("rb")
     import pyarrow
@@ -295,7 +243,7 @@ def _reading(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied") from None
     except (OSError, EOFError) as error:
-        kind = "is truncated or damaged" if path.suffix in (*_COMPRESSIONS, ".parquet") else "cannot be read"
+        kind = "is truncated or damaged" if path.suffix in (*COMPRESSIONS, ".parquet") else "cannot be read"
         raise UserError(f"{path} {kind}: {error}. Fetch it again, or remove it from the source.") from None
     except ValueError as error:  # pyarrow.ArrowInvalid
         raise UserError(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,18 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             f"Set vocab_size to at most {size} (half of that would be wiser), raise tokenizer.sample_bytes, or add text."
         )
     return Tokenizer(tokenizer.to_str(pretty=True), bos=END_OF_TEXT, eos=END_OF_TEXT)
+
+
+def load(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that the config names, None when one is to be trained.
+
+    Raises:
+        UserError: It cannot be read, or has no token that could separate documents.
+    """
+    if config.kind == "train":
+        return None
+    assert config.path is not None
+    return Tokenizer.load(Path(config.path).expanduser(), bos=config.bos, eos=config.eos)
 
 
 @dataclass(frozen=True)

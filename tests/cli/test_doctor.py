@@ -49,7 +49,18 @@ def test_well_here(run_cli, dataset, tmp_path):
     run = run_cli("doctor", "--data", dataset, "--runs", tmp_path / "new" / "runs", "--verify", "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     found = report(run.stdout)
-    for name in ("Python", "torch", "lightning", "litdata", "torchmetrics", "jsonargparse", "tensorboard", "tokenizers", "tiktoken", "numpy"):
+    for name in (
+        "Python",
+        "torch",
+        "lightning",
+        "litdata",
+        "torchmetrics",
+        "jsonargparse",
+        "tensorboard",
+        "tokenizers",
+        "tiktoken",
+        "numpy",
+    ):
         assert found[name].verdict == "ok"
         assert "required" in found[name].found
     assert {found[f"import {name}"].verdict for name in ("torch", "lightning", "litdata")} == {"ok"}
@@ -248,7 +259,11 @@ def test_compiler(tmp_path, monkeypatch):
     (found,) = machine.compiler()
     assert (found.verdict, "not found" in found.found) == ("note", True)
     fake = tmp_path / "broken++"
-    for complaint, says in (("fatal error: Python.h: No such file", "python3-dev"), ("fatal error: omp.h: No such file", "OpenMP"), ("x", "CXX")):
+    for complaint, says in (
+        ("fatal error: Python.h: No such file", "python3-dev"),
+        ("fatal error: omp.h: No such file", "OpenMP"),
+        ("x", "CXX"),
+    ):
         fake.write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
         fake.chmod(0o755)
         monkeypatch.setenv("CXX", str(fake))

@@ -65,7 +65,9 @@ def test_permutation_is_one(n: int, key: int) -> None:
 
 def test_the_order_outlives_library_versions() -> None:
     """Golden values: a change here breaks the resume of every run that was ever started."""
-    order = Order([SourceBlocks("a", (10, 7, 0, 3)), SourceBlocks("b", (100, 50))], weights={"a": 1, "b": 2}, seed=3, cycle=9, shuffle_chunks=2)
+    order = Order(
+        [SourceBlocks("a", (10, 7, 0, 3)), SourceBlocks("b", (100, 50))], weights={"a": 1, "b": 2}, seed=3, cycle=9, shuffle_chunks=2
+    )
     assert [tuple(order(n)) for n in (0, 1, 2, 3, 100, 1000)] == [
         (0, 0, 1), (0, 0, 7), (1, 0, 61), (1, 0, 57), (0, 1, 11), (0, 16, 9)
     ]  # fmt: skip

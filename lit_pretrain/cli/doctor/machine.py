@@ -56,7 +56,11 @@ def devices(probe: Probe) -> list[Finding]:
     if not probe.torch:
         return []
     if probe.died:
-        return [Finding("devices", f"asking torch for them: {probe.died}", "trouble", "see `nvidia-smi`; CUDA_VISIBLE_DEVICES= leaves the GPUs out")]
+        return [
+            Finding(
+                "devices", f"asking torch for them: {probe.died}", "trouble", "see `nvidia-smi`; CUDA_VISIBLE_DEVICES= leaves the GPUs out"
+            )
+        ]
     if not probe.devices:
         return [Finding("devices", "mps" if probe.torch.get("mps") else "the CPU alone")]
     return [_device(index, facts) for index, facts in enumerate(probe.devices)]

@@ -1,0 +1,74 @@
+"""Generation: what `lit_pretrain generate` does. Heavy imports wait until the options have been read."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+from lit_pretrain.errors import UserError
+
+
+def generate_text(
+    run: str,
+    prompt: str = "",
+    prompts: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+    checkpoint: str = "last",
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = 0.95,
+    seed: int = 0,
+    stop: list[str] = [],  # noqa: B006
+    device: str = "auto",
+) -> int:
+    """Complete prompts and print them as they grow.
+
+    Args:
+        run: A run folder, or one checkpoint of a run.
+        prompt: What to complete. The empty prompt starts a document.
+        prompts: Several to complete at once, in place of one.
+        checkpoint: For a run folder: last or best.
+        max_new_tokens: Longest completion in tokens.
+        temperature: Divides the logits; 0 always takes the likeliest token.
+        top_k: Keep only the k likeliest tokens.
+        top_p: Keep only the likeliest tokens that together reach this probability.
+        seed: Seed of the first prompt; the next ones count on from it.
+        stop: Strings that end a completion.
+        device: auto, cpu or cuda.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
+    from lit_pretrain.checkpoint.find import resolve
+
+    path = resolve(run, which=checkpoint)
+    import torch
+
+    from lit_pretrain.checkpoint.network import load_network
+    from lit_pretrain.data.tokenizer import Tokenizer
+    from lit_pretrain.generate.text import stream
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda, but torch finds no CUDA device; leave it out to use the CPU")
+    net = load_network(path).to(device)
+    tokenizer = Tokenizer.load(str(Path(path).parent.parent))
+    began = time.perf_counter()
+    asked = prompts or [prompt]
+    texts = ["" for _ in asked]
+    if not prompts:
+        print(prompt, end="", flush=True)
+    for row, text in stream(
+        net, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    ):
+        texts[row] += text
+        if not prompts:
+            print(text, end="", flush=True)
+    if prompts:
+        for before, text in zip(asked, texts, strict=True):
+            print(f"=== {before!r}\n{before}{text}")
+    else:
+        print()
+    tokens, seconds = sum(len(tokenizer.encode(text)) for text in texts), time.perf_counter() - began
+    print(f"({tokens} tokens in {seconds:.1f} s)", file=sys.stderr)
+    return 0

@@ -1,0 +1,62 @@
+"""Rerun: whether a finished dataset is the one that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare import tokenize
+from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.inputs import find
+
+
+def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
+    """Compares what was prepared with what is asked for: the config, and the input as far as it is still there.
+
+    Raises:
+        UserError: They differ; names each field with both values.
+    """
+    before, now = _flat(existing.config), _flat(config.identity())
+    differences = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+    ]
+    if not differences:
+        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config)]
+    if differences:
+        raise UserError(
+            f"{out} was prepared otherwise:\n  "
+            + "\n  ".join(differences)
+            + "\nChoose another `out`, or remove that directory to prepare it again."
+        )
+
+
+def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Sources whose files are others than those that were read, by number and size. Raw text may be gone: the dataset is complete."""
+    for name, source in config.sources.items():
+        if source.path is not None and not Path(source.path).expanduser().exists():
+            continue
+        found = find(name, source)
+        record = existing.sources.get(name)
+        there = (record.files, record.input_bytes) if record else (0, 0)
+        if there != (len(found.files), found.bytes):
+            here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
+            yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
+
+
+def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """The given tokenizer, where it is another than the one that encoded the data."""
+    path = config.tokenizer.path
+    if path is not None and Path(path).expanduser().exists():
+        given = tokenize.load(config.tokenizer)
+        if given is not None and given.hash != existing.tokenizer.hash:
+            yield f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
