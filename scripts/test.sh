@@ -16,5 +16,10 @@ run() {
 run "$bin/ruff" check .
 run "$bin/ruff" format --check .
 run "$bin/mypy"
+if [ $# -eq 0 ]; then
+  # One process a core, up to eight: 0.6 of the time on two cores. By file, so that a file's fixtures are made once.
+  cores="$("$bin/python" -c 'import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')"
+  set -- -n "$cores" --dist loadfile
+fi
 echo "\$ pytest $*"
 exec "$bin/python" -m pytest "$@"

@@ -309,7 +309,9 @@ def train(verb: str, argv: list[str]) -> int:
             samples=cli.samples.latest,
         )
         if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), summary)
+            # Names of their own: TensorBoard stores them at step 0, where they would spoil the curves.
+            final = {f"final/{name.replace('/', '_')}": value for name, value in summary.items()}
+            trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
             trainer.logger.finalize("success")
         print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
     return 0

@@ -1,97 +1,138 @@
-"""Engine: many prompts at once, one token of each per step, through the key-value cache."""
+"""Engine: continue a batch of prompts of different lengths, token by token."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Optional
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple, Optional, Union
 
 import torch
+from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.sampling import check_sampling, sample
+from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
 
 
-class Generated(NamedTuple):
+class Token(NamedTuple):
     """One new token of one row."""
 
     row: int
-    token: int
+    """Index of the prompt that it continues."""
+    id: int
+    """Token id; a stop id is reported like any other token."""
     last: bool
-    """No more tokens follow in this row: it reached a stop token or its limit."""
+    """Nothing follows in this row: a stop id ended it, or max_new_tokens did."""
 
 
 def generate(
-    net: Transformer,
+    model: Transformer,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: Optional[int] = None,
     top_p: Optional[float] = None,
-    seed: int = 0,
-    stop_ids: frozenset[int] = frozenset(),
-) -> Iterator[Generated]:
-    """Continue prompts of any lengths, as a stream of tokens.
+    min_p: Optional[float] = None,
+    seed: Union[int, Sequence[int]] = 0,
+    stop_ids: Collection[int] = (),
+) -> Iterator[Token]:
+    """Continue prompts, yielding each token as soon as it is drawn, the rows in turn.
 
-    A row gets the tokens that it would get alone: lengths, neighbours and their order do not matter, and row r draws from a generator of its
-    own that is seeded with `seed + r`. The caller may stop rows by closing the iterator. The network is in eval mode meanwhile.
+    A row's tokens depend on its prompt, its seed and the settings, not on its neighbours. Dropout is off while a step runs; between steps
+    the model is as the caller left it, and autograd is untouched. The caller's autocast applies. A compiled model runs uncompiled here,
+    because the length changes with every token. For stop strings, decode the tokens and close the iterator.
 
     Args:
-        net: The network, whole and on one device.
-        prompts: Token ids, at least one per row.
-        max_new_tokens: Limit per row.
-        temperature: 0 is greedy.
-        top_k: Keep the k likeliest tokens.
-        top_p: Keep the likeliest tokens that reach this probability.
-        seed: Seed of row 0.
-        stop_ids: Tokens that end a row; they are given out as its last.
+        model: A transformer, on any device.
+        prompts: Token ids, one sequence per row, none empty.
+        max_new_tokens: Most tokens to add to each row.
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Keep so many of the likeliest tokens; None: all.
+        top_p: Keep the fewest tokens that together reach this probability; None: all.
+        min_p: Keep the tokens at least this fraction as likely as the likeliest; None: all.
+        seed: One number, from which every row gets its own stream; or one per row, with which a row draws as it would alone.
+        stop_ids: A row ends after drawing one of these.
 
-    Yields:
-        Tokens, row by row within each step.
+    Returns:
+        An iterator over new tokens.
 
     Raises:
-        UserError: An empty prompt, settings without meaning, or more tokens than the network has positions.
+        UserError: If a prompt is empty, holds an unknown token or has no room for max_new_tokens, or if a setting is out of range.
     """
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    check_sampling(temperature, top_k, top_p, min_p)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if not prompts or not all(prompts):
-        raise UserError("every prompt needs at least one token: start an empty one with the tokenizer's bos id")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise UserError(f"prompt {row} is empty: start it with the tokenizer's beginning-of-text token at least")
+        if len(prompt) + max_new_tokens > model.config.max_seq_len:
+            raise UserError(
+                f"prompt {row} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is more than "
+                f"model.max_seq_len={model.config.max_seq_len}: shorten one of them"
+            )
+    if isinstance(seed, int):
+        streams = [random.Random(f"{seed}:{row}") for row in range(len(prompts))]
+    elif len(seed) == len(prompts):
+        streams = [random.Random(f"{number}:0") for number in seed]
+    else:
+        raise UserError(f"{len(seed)} seeds for {len(prompts)} prompts: give one for all, or one for each")
+
+    def sample(logits_BV: Tensor) -> Tensor:
+        probabilities_BC, ids_BC = candidates(logits_BV, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        uniform_B = torch.tensor([stream.random() for stream in streams], dtype=probabilities_BC.dtype)
+        return draw(probabilities_BC, ids_BC, uniform_B.to(probabilities_BC.device))
+
+    return _stream(model, prompts, max_new_tokens, sample, stop_ids) if prompts else iter(())
+
+
+def _stream(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sample: Callable[[Tensor], Tensor],
+    stop_ids: Collection[int],
+) -> Iterator[Token]:
+    device = model.token_embedding.weight.device
+    rows = torch.arange(len(prompts), device=device)
     lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths) + max_new_tokens
-    if longest > net.config.max_seq_len:
-        raise UserError(
-            f"a prompt of {max(lengths)} tokens and {max_new_tokens} new ones make {longest}, but the network has positions for "
-            f"model.net.max_seq_len={net.config.max_seq_len}: shorten the prompt or ask for fewer tokens"
-        )
-    weight = net.head_weight
-    cache = KVCache(net.config, len(prompts), longest, device=weight.device, dtype=weight.dtype)
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
-    # Padding stands behind a prompt, where no query of the row sees it; its slots are overwritten by the row's own tokens.
-    padded = torch.tensor([[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts], device=weight.device)
-    last = torch.tensor(lengths, device=weight.device) - 1
-    running = set(range(len(prompts)))
-    tokens = padded
-    training = net.training
-    net.eval()
-    try:
-        for step in range(max_new_tokens):
-            # A with-block must not span a yield: the caller would run its own code without gradients.
-            with torch.no_grad():
-                hidden_BTD = net(tokens, cache=cache)
-                if step == 0:
-                    hidden_BD = hidden_BTD[torch.arange(len(prompts), device=weight.device), last]
-                    cache.truncate(lengths)
-                else:
-                    hidden_BD = hidden_BTD[:, -1]
-                chosen = sample(net.logits(hidden_BD), generators, temperature=temperature, top_k=top_k, top_p=top_p)
-            for row in sorted(running):
-                done = chosen[row] in stop_ids or step + 1 == max_new_tokens
-                if done:
-                    running.discard(row)
-                yield Generated(row, chosen[row], done)
-            if not running:
-                return
-            tokens = torch.tensor(chosen, device=weight.device)[:, None]
-    finally:
-        net.train(training)
+    longest = max(lengths)
+    # Padded on the right: a row's slots in the cache are its positions, and what the padding wrote there is forgotten.
+    tokens_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+    with _one_step(model):
+        model.check_tokens(tokens_BT)
+        cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype())
+        hidden_BTD = model(tokens_BT, cache=cache)
+        cache.truncate(lengths)
+        drawn_B = sample(model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - 1]))
+        del hidden_BTD
+    alive = set(range(len(prompts)))
+    for count in range(1, max_new_tokens + 1):
+        for row, token in enumerate(drawn_B.tolist()):
+            if row in alive:
+                last = count == max_new_tokens or token in stop_ids
+                if last:
+                    alive.remove(row)
+                yield Token(row, token, last)
+        if not alive:
+            return
+        with _one_step(model):
+            drawn_B = sample(model.logits(model(drawn_B[:, None], cache=cache)[:, -1]))
+
+
+@contextmanager
+def _one_step(model: nn.Module) -> Iterator[None]:
+    """No dropout, no autograd, no compiler; never across a yield, because a generator may be left hanging there."""
+    training = [module for module in model.modules() if module.training]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and asking would import the compiler
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

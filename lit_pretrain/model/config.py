@@ -58,7 +58,7 @@ class ModelConfig:
     head_dim: Optional[int] = None
     """Size of one head. Default: width / n_head."""
     ffn_width: Optional[int] = None
-    """Hidden size of the feed-forward. Default: 8/3 of the width rounded up to a multiple of 64 for swiglu and geglu, else 4 times the width."""
+    """Hidden size of the feed-forward. Default: with a gate 8/3 of the width, rounded up to a multiple of 64; without 4 times the width."""
     max_seq_len: int = 2048
     """Longest sequence in tokens; the length of the table of positions, learned or rotary."""
 
@@ -113,7 +113,7 @@ class ModelConfig:
     """alternate: every other layer, the last included, adds a gated embedding of the input token to its values. Costs vocab_size times
     n_kv_head times head_dim parameters per such layer and almost no FLOPs; does not survive export to a Hugging Face architecture."""
     residual_scalars: bool = False
-    """Layer l reads a_l * x + b_l * x0, x0 being the embedding: two learned scalars per layer, 1 and 0.1 at first. Does not survive export."""
+    """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and 0.1 at first. Does not survive export."""
 
     init: Literal["normal", "gpt2", "zero_residual"] = "normal"
     """normal: every matrix and embedding has standard deviation init_std. gpt2: the same, and what writes to the residual stream is

@@ -26,4 +26,5 @@ class FeedForward(nn.Module):
             hidden = F.relu(up).square()  # So et al. 2021, Primer
         else:
             hidden = F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.down_proj(hidden)
+        out: Tensor = self.down_proj(hidden)
+        return out

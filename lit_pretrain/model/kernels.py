@@ -32,7 +32,7 @@ class Kernel(Protocol):
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
-    """cap * tanh(x / cap): the identity near zero, never beyond ±cap (Gemma 2)."""
+    """Bound x smoothly, cap * tanh(x / cap): the identity near zero, never beyond ±cap (Gemma 2)."""
     return cap * torch.tanh(x / cap)
 
 
@@ -135,6 +135,7 @@ class FusedKernel:
         self.masks = masks
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
         mask = self.masks[window]
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
         grouped = q.shape[1] != k.shape[1]
@@ -154,18 +155,20 @@ class ProductKernel:
         self.cap = cap
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
         mask = self.masks[window]
         assert mask is not None
         B, T, H, K = q_BTHK.shape
         G = k_BSGK.shape[2]
         R = H // G  # query heads that share a key head stand below each other, so that no key is copied
         q = q_BTHK.transpose(1, 2).reshape(B, G, R * T, K)
-        scores = (q @ k_BSGK.permute(0, 2, 3, 1)).unflatten(2, (R, T)) * K**-0.5
+        scores = (q @ k_BSGK.permute(0, 2, 3, 1)).view(B, G, R, T, -1) * K**-0.5
         if self.cap is not None:
             scores = softcap(scores, self.cap)
         scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(v_BSGK)
-        return (weights.flatten(2, 3) @ v_BSGK.transpose(1, 2)).view(B, H, T, K).transpose(1, 2)
+        heads: Tensor = weights.flatten(2, 3) @ v_BSGK.transpose(1, 2)
+        return heads.view(B, H, T, K).transpose(1, 2)
 
 
 class TiledKernel:
@@ -175,6 +178,7 @@ class TiledKernel:
         self.first = first
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
         first_BT = self.first[window]
         assert first_BT is not None
         return tiled_attention(q_BTHK, k_BSGK, v_BSGK, first_BT)
@@ -194,6 +198,7 @@ class FlexKernel:
             self.masks[window] = create_block_mask(rule, None if first_BT is None else B, None, T, T, device=device)
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
         out: Tensor = self.flex_attention(
             q_BTHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
@@ -213,7 +218,7 @@ def _flex_rule(first_BT: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tenso
     return (key <= query) & (key >= first_BT[b, query])
 
 
-def _flex_cap(cap: float, score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+def _flex_cap(cap: float, score: Tensor, *indices: Tensor) -> Tensor:
     return softcap(score, cap)
 
 
@@ -243,6 +248,7 @@ class VarlenKernel:
         self.offsets = rows if one_document else document_offsets(doc_BT)
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
         from torch.nn.attention.varlen import varlen_attn
 
         group = q_BTHK.shape[2] // k_BSGK.shape[2]  # expanded here: torch 2.11 has no enable_gqa, later ones insist on it
@@ -260,7 +266,7 @@ class VarlenKernel:
         return out.view_as(q_BTHK)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_offsets(doc_BT: Tensor) -> Tensor:
     """Where each document starts in the flattened batch, and the end: (documents + 1,), int32.
 

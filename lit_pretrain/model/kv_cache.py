@@ -75,6 +75,7 @@ class KVCache:
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths[row]` tokens of each row, such as the padding behind a prompt."""
-        assert len(lengths) == len(self.lengths_B) and 0 <= min(lengths) and max(lengths) <= self.used
+        assert len(lengths) == len(self.lengths_B)
+        assert max(lengths) <= self.used
         self.lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self.lengths_B.device)
         self.used = max(lengths)

@@ -53,8 +53,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> Tensor:
 @torch.library.custom_op("lit_pretrain::tiled_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = q.shape[-1] ** -0.5
-    dq, dk, dv = torch.empty(q.shape, dtype=q.dtype), torch.zeros(k.shape, dtype=k.dtype), torch.zeros(v.shape, dtype=v.dtype)
     groups = k.shape[2]
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    # Sums over tiles are kept in fp32 or better, like the scores.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    dk, dv = torch.zeros(k.shape, dtype=wide), torch.zeros(v.shape, dtype=wide)
     with torch.autocast("cpu", enabled=False):
         for row, key, start, stop in _tiles(first_BT, q.dtype):
             q_tile, k_tile = q[row, start:stop], k[row, key:stop]
@@ -65,7 +68,7 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dq[row, start:stop] = _unfold(torch.bmm(dscores, k_tile.transpose(0, 1)), stop - start).mul_(scale)
             dk[row, key:stop].add_(torch.bmm(dscores.transpose(1, 2), q_GNK).transpose(0, 1), alpha=scale)
-    return dq, dk, dv
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _tiles(first_BT: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, int, int]]:

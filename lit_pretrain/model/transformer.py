@@ -73,7 +73,7 @@ class Transformer(nn.Module):
             self.reset_parameters()
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """The head's matrix, (V, D): the token embedding if tied."""
         return self.token_embedding.weight if self.head is None else self.head.weight
 
@@ -127,20 +127,22 @@ class Transformer(nn.Module):
         Raises:
             UserError: If the row is longer than the model has positions, or, uncompiled on CPU, if a token id is not in the vocabulary.
         """
-        T = tokens_BT.shape[1]
-        if T > self.config.max_seq_len:
-            raise UserError(f"a row of {T} tokens is longer than model.max_seq_len={self.config.max_seq_len}: shorten it, or raise that")
+        length = tokens_BT.shape[1]
+        if length > self.config.max_seq_len:
+            raise UserError(
+                f"a row of {length} tokens is longer than model.max_seq_len={self.config.max_seq_len}: shorten it, or raise that"
+            )
         if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_tokens(tokens_BT)
         slots_BT = None
         if cache is not None:
             assert doc_BT is None, "a cached sequence is one document"
-            slots_BT = cache.extend(T)
+            slots_BT = cache.extend(length)
             positions_BT = slots_BT if positions_BT is None else positions_BT
             kernel = make_cached_kernel(self.config, slots_BT, cache.used)
         else:
-            kernel = make_kernel(self.config, tokens_BT, doc_BT, self._compute_dtype(tokens_BT.device.type))
-        rotation = None if self.rotary is None else self.rotary(T, positions_BT)
+            kernel = make_kernel(self.config, tokens_BT, doc_BT, self.compute_dtype())
+        rotation = None if self.rotary is None else self.rotary(length, positions_BT)
         shared = Pass(kernel, rotation, cache, slots_BT)
 
         x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
@@ -156,6 +158,12 @@ class Transformer(nn.Module):
         """Turn hidden states (..., D) into logits (..., V), capped if the config says so."""
         logits = F.linear(hidden, self.head_weight)
         return logits if self.config.logit_softcap is None else softcap(logits, self.config.logit_softcap)
+
+    def compute_dtype(self) -> torch.dtype:
+        """In which dtype attention computes: autocast's where it is on, else that of the weights."""
+        weight = self.token_embedding.weight
+        device = weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
     def check_tokens(self, tokens_BT: Tensor) -> None:
         """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the device.
@@ -182,7 +190,3 @@ class Transformer(nn.Module):
             x_BTD = self.embed_norm(x_BTD)
         dropped: Tensor = self.dropout(x_BTD)
         return dropped
-
-    def _compute_dtype(self, device: str) -> torch.dtype:
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.token_embedding.weight.dtype
-

@@ -1,81 +1,109 @@
-"""Muon: momentum, orthogonalised, for matrices; AdamW for the rest; as one optimizer."""
+"""Muon: momentum, orthogonalised, for matrices, and AdamW for the rest, as one optimizer."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-from .orthogonalize import coefficients, orthogonalize_
+from .orthogonalize import orthogonalize_, polynomials
 
 LrScaling = Literal["original", "match_rms_adamw"]
-_STACK_BYTES = 64 * 2**20
+
+_STACK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+"""Size of the matrices orthogonalised together: one kernel for many, without doubling the memory of a large network."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Steps the groups that say `algorithm="muon"` with Muon and those that say `"adamw"` with AdamW.
+    """Steps groups that say `algorithm="muon"` with Muon (Jordan et al. 2024) and those that say `"adamw"` with AdamW.
 
-    State and groups hold tensors and primitives only, so checkpoints load with `weights_only=True`.
+    State and groups hold tensors and primitives only, so that checkpoints load with `weights_only=True`. State has the precision of its
+    parameter. Learning rates are read from the groups at every step, so any `torch.optim.lr_scheduler` works.
+
+    Args:
+        groups: Parameter groups with the settings of their algorithm; made by `MuonAdamW.build`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; returns what `closure` returns."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: Re-evaluates the network, if given.
+
+        Returns:
+            What `closure` returns.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if any(parameter.grad is not None for parameter in group["params"]):
-                {"muon": self._muon, "adamw": self._adamw}[group["algorithm"]](group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters and group["algorithm"] == "muon":
+                self._step_muon(group, parameters)
+            elif parameters:
+                self._step_adamw(group, parameters)
         return loss
 
-    def _muon(self, group: dict[str, Any]) -> None:
+    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        momentum = momentum_at(group["step"], group["momentum"], group["momentum_start"], group["momentum_warmup_steps"])
         group["step"] += 1
-        momentum = group["momentum"]
-        if group["step"] < group["momentum_warmup_steps"]:
-            done = group["step"] / group["momentum_warmup_steps"]
-            momentum = group["momentum_start"] + (momentum - group["momentum_start"]) * done
-        stacks: dict[tuple[int, int], list[Tensor]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                rows, columns = parameter.shape[-2:]
-                stacks.setdefault((min(rows, columns), max(rows, columns)), []).append(parameter)
-        polynomials = coefficients(group["orthogonalization"], group["iterations"])
-        for (short, long), parameters in stacks.items():
-            most = max(1, _STACK_BYTES // (2 * short * long))
-            for start in range(0, len(parameters), most):
-                self._muon_stack(group, parameters[start : start + most], momentum, polynomials)
-
-    def _muon_stack(self, group: dict[str, Any], parameters: list[Tensor], momentum: float, polynomials: Any) -> None:
-        grads = [p.grad for p in parameters if p.grad is not None]
-        buffers = []
+        by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum_buffer"])
-        torch._foreach_lerp_(buffers, grads, 1.0 - momentum)
-        updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        rows, columns = parameters[0].shape[-2:]
-        stack = torch.empty(len(parameters), min(rows, columns), max(rows, columns), dtype=torch.bfloat16, device=grads[0].device)
-        for place, update in zip(stack.unbind(), updates):
-            place.copy_(update if update.shape[-2] <= update.shape[-1] else update.mT)
-        orthogonal = orthogonalize_(stack, polynomials)
-        for parameter, update in zip(parameters, orthogonal.unbind()):
-            tall = parameter.shape[-2] > parameter.shape[-1]
-            ratio = max(1.0, parameter.shape[-2] / parameter.shape[-1]) ** 0.5
-            if group["lr_scaling"] == "match_rms_adamw":
-                ratio = 0.2 * max(parameter.shape[-2:]) ** 0.5
-            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.mT if tall else update, alpha=-group["lr"] * ratio)
+            by_shape.setdefault(parameter.shape, []).append(parameter)
+        for shape, alike in by_shape.items():
+            limit = _STACK_BYTES["cpu" if alike[0].device.type == "cpu" else "cuda"]
+            together = max(1, limit // (2 * shape.numel()))
+            for start in range(0, len(alike), together):
+                self._step_stack(group, alike[start : start + together], momentum)
 
-    def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    def _step_stack(self, group: dict[str, Any], parameters: list[Tensor], momentum: float) -> None:
+        """Muon on parameters of one shape."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, grads, 1.0 - momentum)
+        averages = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+        updates = self._orthogonalized(group, parameters, averages)
+        lr = group["lr"]
+        step_size = lr * lr_multiplier(group["lr_scaling"], *parameters[0].shape[-2:])
+        if group["cautious"] and group["weight_decay"]:
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-lr * group["weight_decay"])
+        elif group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-step_size)
+
+    def _orthogonalized(self, group: dict[str, Any], parameters: list[Tensor], averages: list[Tensor]) -> list[Tensor]:
+        shape = parameters[0].shape
+        rows, columns = shape[-2:]
+        tall = rows > columns
+        per_parameter = shape.numel() // (rows * columns)  # 1, or the number of experts of a stacked weight
+        device = parameters[0].device
+        stack_Smn = torch.empty(
+            len(parameters) * per_parameter, min(rows, columns), max(rows, columns), dtype=_precision(device.type), device=device
+        )
+        for place, average in zip(stack_Smn.split(per_parameter), averages, strict=True):
+            full = average.full_tensor() if isinstance(average, DTensor) else average
+            place.copy_((full.mT if tall else full).view_as(place) if full.ndim == 2 else (full.mT if tall else full).reshape(place.shape))
+        stack_Smn = orthogonalize_(
+            stack_Smn,
+            polynomials(group["orthogonalization"], group["iterations"]),
+            tighten=group["orthogonalization"] == "polar_express",
+        )
+        updates = [(update.mT if tall else update).reshape(shape) for update in stack_Smn.split(per_parameter)]
+        return [_like(parameter, update) for parameter, update in zip(parameters, updates, strict=True)]
+
+    def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["step"] = torch.zeros((), device=parameter.device if group["fused"] else None)
@@ -98,3 +126,38 @@ class MuonWithAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def momentum_at(step: int, momentum: float, start: float, warmup_steps: int) -> float:
+    """Momentum at a step (from 0): rises linearly from `start` to `momentum` over `warmup_steps`."""
+    return momentum if step >= warmup_steps else start + (momentum - start) * step / warmup_steps
+
+
+def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
+    """What the learning rate is multiplied with for a weight of this shape.
+
+    An orthogonal update has singular values of one, so its entries shrink with the longer side. "original" (Jordan et al. 2024) keeps the
+    spectral norm and favours tall weights; "match_rms_adamw" (Liu et al. 2025, eq. 4) keeps the root mean square entry at AdamW's
+    usual 0.2.
+    """
+    if scaling == "original":
+        return float(max(1.0, rows / columns) ** 0.5)
+    return float(0.2 * max(rows, columns) ** 0.5)
+
+
+def _like(parameter: Tensor, full: Tensor) -> Tensor:
+    """The part of a full tensor that belongs to this rank, for a sharded parameter; without communication."""
+    if not isinstance(parameter, DTensor):
+        return full
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=parameter.placements)
+
+
+@cache
+def _precision(device: str) -> torch.dtype:
+    """bf16 where matrix products run in it natively (4 times as fast as fp32 on AVX512-BF16), else fp32."""
+    if device != "cpu":
+        return torch.bfloat16
+    native = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if any(probe is not None and probe() for probe in native) else torch.float32

@@ -141,6 +141,13 @@ class Stage(L.LightningModule):
 
     # ------------------------------------------------------------------ training
 
+    def on_train_start(self) -> None:
+        """Set the learning rates of the first step: a checkpoint brings those of its own schedule, and a fork has another."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
+
     def _micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Network and objective of one micro-batch: the function that is compiled."""
         hidden_BTD = self.net(batch.tokens_BT, batch.doc_BT)
@@ -193,6 +200,11 @@ class Stage(L.LightningModule):
                 "stopped before the update, weights and the last checkpoint are good", rows
             )
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Ask for the validation that ends every run; Lightning would skip it where the length is no multiple of the interval."""
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
     # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
@@ -212,7 +224,7 @@ class Stage(L.LightningModule):
             metric.update(metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V)
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss and val/bits_per_byte, over all and per source."""
+        """Publish val/loss and val/bits_per_byte, over all and per source; `Metrics` passes them on, at the step they belong to."""
         self._publish("val")
 
     def on_test_epoch_end(self) -> None:
@@ -224,10 +236,10 @@ class Stage(L.LightningModule):
         values = self.metrics[name].compute()
         self.metrics[name].reset()
         for key in ("loss", "bits_per_byte"):
-            self.log(f"{name}/{key}", values[key].float(), rank_zero_only=True)
+            self.log(f"{name}/{key}", values[key].float(), logger=False, rank_zero_only=True)
             for source, value in zip(self.contract.sources, values[f"{key}_S"], strict=True):
                 if not math.isnan(value.item()):
-                    self.log(f"{name}_{key}/{source}", value.float(), rank_zero_only=True)
+                    self.log(f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True)
 
 
 def trainable(net: nn.Module) -> int:

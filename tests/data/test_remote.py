@@ -1,5 +1,7 @@
 """Remote data: an S3 server on this machine gives the same batches as the directory, through a cache with a limit."""
 
+import dataclasses
+import hashlib
 import os
 import shutil
 import socket
@@ -17,7 +19,8 @@ import torch
 
 from lit_pretrain.batch import Batch
 from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.remote import cache_folder, download, fetch, load_manifest
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.remote import download, fetch, load_manifest
 from lit_pretrain.errors import UserError
 
 BUCKET = "corpus"
@@ -134,22 +137,33 @@ def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused(url: str, endp
 
 
 def test_a_replaced_dataset_is_noticed(client: Any, endpoint: str, dataset: Path, tmp_path: Path) -> None:
-    """The manifest is fetched afresh, and copies of the old chunks are not used."""
-    first, options = upload(client, dataset, "replaced"), {"endpoint_url": endpoint}
-    data = text_data(first, cache_dir=str(tmp_path), storage_options=options)
-    next(iter(data.train_dataloader()))
-    swapped = Path(shutil.copytree(dataset, tmp_path / "swapped"))
-    chunks = data.manifest.sources["sums"].splits["train"].chunks
-    file = swapped / "train" / "sums" / chunks[0].filename
-    raw = bytearray(file.read_bytes())
-    raw[-2] ^= 1
-    file.write_bytes(raw)
-    upload(client, swapped, "replaced")  # the old manifest with another chunk: a damaged upload
-    shutil.rmtree(cache_folder(first, str(tmp_path)))
-    again = text_data(first, cache_dir=str(tmp_path), storage_options=options)
-    with pytest.raises(UserError, match="is not the chunk that the manifest names") as caught:
-        list(islice(again.train_dataloader(), 60))
-    assert chunks[0].sha256 in str(caught.value)
+    """The manifest is fetched afresh, and copies of chunks that it no longer names are fetched again."""
+    where, options = upload(client, dataset, "replaced"), {"endpoint_url": endpoint}
+
+    def first_row() -> list[int]:
+        data = text_data(where, cache_dir=str(tmp_path / "cache"), storage_options=options, weights={"sums": 1.0})
+        return list(data._open("train")[1][0].tokens[:5])
+
+    before = first_row()
+    manifest = Manifest.load(dataset)
+    sums = manifest.sources["sums"]
+    chunk = sums.splits["train"].chunks[0]
+    raw = bytearray((dataset / "train" / "sums" / chunk.filename).read_bytes())
+    raw[4 * (chunk.documents + 2)] ^= 1  # the first token
+    client.put_object(Bucket=BUCKET, Key=f"replaced/train/sums/{chunk.filename}", Body=bytes(raw))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match="is not the chunk that the manifest names"):  # half replaced: the old manifest, a new chunk
+        first_row()
+    other = dataclasses.replace(chunk, sha256=hashlib.sha256(raw).hexdigest())
+    train = dataclasses.replace(sums.splits["train"], chunks=(other, *sums.splits["train"].chunks[1:]))
+    changed = dataclasses.replace(
+        manifest, sources={**manifest.sources, "sums": dataclasses.replace(sums, splits={**sums.splits, "train": train})}
+    )
+    client.put_object(Bucket=BUCKET, Key="replaced/manifest.json", Body=changed.dump().encode())
+    assert first_row() == [before[0] ^ 1, *before[1:]]
+    client.upload_file(str(dataset / "manifest.json"), BUCKET, "replaced/manifest.json")
+    client.upload_file(str(dataset / "train" / "sums" / chunk.filename), BUCKET, f"replaced/train/sums/{chunk.filename}")
+    assert first_row() == before  # although a good copy of the other chunk lies in the cache
 
 
 # ---------------------------------------------------------------------- what can go wrong

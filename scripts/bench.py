@@ -1,0 +1,216 @@
+"""Bench: tokens per second and peak memory of `lit_pretrain fit` beside a bare PyTorch loop of the same shapes.
+
+    python scripts/bench.py                                  # 6 layers × 384, T = 512, V = 8192, bf16-mixed and fp32
+    python scripts/bench.py --repeats 5 --precision bf16-mixed
+
+On a CUDA device the shapes are of the 1 B class and MFU is measured against the rate of a large matrix product on that
+device. Every contestant runs in a process of its own, in turn (A B C A B C ...); medians over windows and repeats are
+printed, and the ratio of each to the best bare loop. The bare loop is written here: plain modules, fused AdamW, clipping,
+random tokens made beforehand, no logging, no data. It attends causally over the whole row, or within documents as ours
+does (`+docs`). `reading` iterates the data pipeline alone.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CPU = {"layers": 6, "width": 384, "heads": 6, "hidden": 1024, "seq": 512, "vocab": 8192, "batch": 8}
+CUDA = {"layers": 16, "width": 2048, "heads": 32, "hidden": 5504, "seq": 4096, "vocab": 32768, "batch": 4}
+
+
+class BareBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.n1, self.n2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(self.n1(x)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = turn(q, cos, sin), turn(k, cos, sin)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
+        h = self.n2(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+class Bare(nn.Module):
+    def __init__(self, s: dict[str, int]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(s["vocab"], s["width"])
+        self.blocks = nn.ModuleList(BareBlock(s["width"], s["heads"], s["hidden"]) for _ in range(s["layers"]))
+        self.norm, self.head = nn.RMSNorm(s["width"]), nn.Linear(s["width"], s["vocab"], bias=False)
+        half = s["width"] // s["heads"] // 2
+        angle = torch.arange(s["seq"])[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def forward(self, tokens: Tensor, labels: Tensor, doc: Tensor | None) -> Tensor:
+        mask = None
+        if doc is not None:
+            T = tokens.shape[1]
+            mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril() & (doc[:, None, :, None] == doc[:, None, None, :])
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin, mask)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), labels.flatten())
+
+
+def bare(s: dict[str, int], *, device: str, precision: str, compiled: bool, docs: bool, steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    net = Bare(s).to(device)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.02) if p.ndim > 1 else nn.init.ones_(p)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    loss_of = torch.compile(net, dynamic=False) if compiled else net
+    rows = torch.randint(0, s["vocab"], (4, s["batch"], s["seq"] + 1), device=device)
+    doc = (torch.arange(s["seq"], device=device) > s["seq"] // 2).int().expand(s["batch"], -1).contiguous() if docs else None
+    seconds = []
+    for i in range(steps):
+        began = time.perf_counter()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = loss_of(rows[i % 4, :, :-1], rows[i % 4, :, 1:], doc)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {"step_seconds": statistics.median(seconds[steps // 4 :]), "peak_mib": peak_mib(device), "first_seconds": seconds[0]}
+
+
+def peak_mib(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def ours(s: dict[str, int], *, data: str, precision: str, steps: int, compiled: bool) -> dict[str, float]:
+    from lit_pretrain.__main__ import main as cli
+
+    with tempfile.TemporaryDirectory() as runs:
+        began = time.time()
+        code = cli([
+            "fit", "--config", "configs/pretrain/llama_adamw.yaml", "--data.path", data, "--runs", runs, "--name", "bench",
+            f"--model.net.n_layer={s['layers']}", f"--model.net.width={s['width']}", f"--model.net.n_head={s['heads']}",
+            f"--model.net.ffn_width={s['hidden']}", f"--model.net.max_seq_len={s['seq']}", f"--data.seq_len={s['seq']}",
+            f"--data.micro_batch_size={s['batch']}", f"--data.global_batch_tokens={s['batch'] * s['seq']}",
+            f"--trainer.precision={precision}", f"--model.compile={'on' if compiled else 'off'}", f"--max_steps={steps}", "--log_every=5",
+            "--validate_every=0", "--checkpoint_every=0", "--sample_prompts=[]", f"--data.val_tokens={s['batch'] * s['seq']}",
+        ])  # fmt: skip
+        assert code == 0, code
+        lines = [json.loads(line) for line in (Path(runs) / "bench" / "metrics.jsonl").read_text().splitlines()]
+        windows = [line for line in lines if "time/step_seconds" in line]
+        return {
+            "step_seconds": statistics.median(line["time/step_seconds"] for line in windows[len(windows) // 4 or 1 :]),
+            "data_fraction": statistics.median(line["time/data_fraction"] for line in windows[1:]),
+            "peak_mib": peak_mib("cuda" if torch.cuda.is_available() else "cpu"),
+            "total_seconds": time.time() - began,
+        }
+
+
+def reading(s: dict[str, int], *, data: str) -> dict[str, float]:
+    from lit_pretrain.data.datamodule import TextData
+
+    module = TextData(path=data, seq_len=s["seq"], global_batch_tokens=s["seq"] * s["batch"], micro_batch_size=s["batch"])
+    from lit_pretrain.data.batches import Collate, OrderedRows
+
+    rows = OrderedRows(module.order(), module._open("train"))
+    collate = Collate(micro_batch_size=s["batch"], eos_id=module.manifest.tokenizer.eos_id, cross_documents=False)
+    seconds = []
+    for step in range(200):
+        began = time.perf_counter()
+        collate([rows[n] for n in range(step * s["batch"], (step + 1) * s["batch"])])
+        seconds.append(time.perf_counter() - began)
+    return {"step_seconds": statistics.median(seconds), "peak_mib": peak_mib("cpu")}
+
+
+def matmul_peak() -> float:
+    """Rate of a large bf16 matrix product on this device, FLOP/s."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - began)
+
+
+def one(job: dict[str, Any]) -> dict[str, float]:
+    """Run one contestant in a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{job} failed:\n{done.stdout}{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/embedded")
+    parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32-true"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = CUDA if device == "cuda" else CPU
+    if options.job:
+        job = json.loads(options.job)
+        kind = job.pop("kind")
+        print(json.dumps({"bare": bare, "ours": ours, "reading": reading}[kind](shape, **job)))
+        return
+    tokens = shape["batch"] * shape["seq"]
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}")
+    for precision in options.precision:
+        common = {"precision": precision, "steps": options.steps}
+        jobs: dict[str, dict[str, Any]] = {
+            "bare eager": {"kind": "bare", "device": device, "compiled": False, "docs": False, **common},
+            "bare compiled": {"kind": "bare", "device": device, "compiled": True, "docs": False, **common},
+            "bare compiled +docs": {"kind": "bare", "device": device, "compiled": True, "docs": True, **common},
+            "lit_pretrain fit": {"kind": "ours", "data": options.data, "compiled": True, **common},
+            "reading": {"kind": "reading", "data": options.data},
+        }
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+        for _ in range(options.repeats):
+            for name, job in jobs.items():
+                results[name].append(one(job))
+        rate = {name: tokens / statistics.median(r["step_seconds"] for r in runs) for name, runs in results.items()}
+        best = max(rate["bare eager"], rate["bare compiled"])
+        print(f"\n{precision:22} {'tokens/s':>10} {'of best bare':>12} {'of bare +docs':>13} {'peak MiB':>9}")
+        for name, runs in results.items():
+            peak = statistics.median(r["peak_mib"] for r in runs)
+            print(f"{name:22} {rate[name]:10,.0f} {rate[name] / best:12.3f} {rate[name] / rate['bare compiled +docs']:13.3f} {peak:9,.0f}")
+        waits = [r["data_fraction"] for r in results["lit_pretrain fit"]]
+        print(f"data wait of fit: {statistics.median(waits):.2%} of step time")
+        if device == "cuda":
+            from lit_pretrain.model.config import ModelConfig
+            from lit_pretrain.scaling.flops import flops_per_token
+
+            net = ModelConfig(vocab_size=shape["vocab"], n_layer=shape["layers"], width=shape["width"], n_head=shape["heads"], ffn_width=shape["hidden"])
+            flops = flops_per_token(net, shape["seq"]).training
+            print(f"MFU against the measured matmul rate: {rate['lit_pretrain fit'] * flops / matmul_peak():.1%}")
+
+
+if __name__ == "__main__":
+    main()
