@@ -3,12 +3,13 @@
 import ast
 import difflib
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Optional
 
 from lit_pretrain import __version__
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, message_of
 
 VERBS = Path(__file__).parent / "cli" / "verbs"
 
@@ -45,7 +46,22 @@ def main(argv: Optional[list[str]] = None) -> int:
         The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3 training diverged,
         75 stopped by a signal after saving, 130 interrupted from the keyboard.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes at its end
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
@@ -55,21 +71,10 @@ def main(argv: Optional[list[str]] = None) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in verbs():
         near = difflib.get_close_matches(verb, verbs(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"error: there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.", file=sys.stderr)
-        return 2
-    try:
-        module = importlib.import_module(f"lit_pretrain.cli.verbs.{verb}")
-        return int(module.main(rest))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        sys.stderr.close()
-        return 1
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.")
+    module = importlib.import_module(f"lit_pretrain.cli.verbs.{verb}")
+    return int(module.main(rest))
 
 
 if __name__ == "__main__":

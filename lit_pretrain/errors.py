@@ -28,5 +28,13 @@ class DivergedError(UserError):
         self.samples = tuple(samples)
 
 
+def message_of(error: UserError) -> str:
+    """What to tell the user: torch passes an exception of a loader's worker on with the worker's traceback as its message."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+    return text
+
+
 PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: a signal asked to stop, the run saved itself, and `--resume auto` goes on from there."""

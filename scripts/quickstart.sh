@@ -9,8 +9,13 @@ bin="${VENV:-.venv}/bin"
 run_folder=runs/quickstart
 
 run() {
-  printf '\n$ %s' "$1"
-  printf ' %q' "${@:2}"
+  printf '\n$'
+  for word in "$@"; do
+    case "$word" in
+      *" "*) printf ' "%s"' "$word" ;;
+      *) printf ' %s' "$word" ;;
+    esac
+  done
   printf '\n'
   "$@"
 }

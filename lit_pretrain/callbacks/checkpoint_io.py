@@ -11,6 +11,8 @@ from typing import Any, Optional
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from lit_pretrain.checkpoint.consolidate import consolidated
+
 
 class PlainCheckpointIO(CheckpointIO):
     """One file per checkpoint, loaded with `weights_only=True`."""
@@ -24,7 +26,9 @@ class PlainCheckpointIO(CheckpointIO):
             os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Optional[bool] = True) -> dict[str, Any]:
-        """Read a checkpoint; arbitrary objects in it are refused."""
+        """Read a checkpoint; arbitrary objects in it are refused. A sharded one is put together for strategies that do not shard."""
+        if Path(path).is_dir():
+            return consolidated(Path(path))
         loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return loaded
 

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_pretrain.checkpoint.contract import KEY
-from lit_pretrain.checkpoint.find import BEST, FOLDER, checkpoint_name, checkpoints, step_of
+from lit_pretrain.checkpoint.find import BEST, FOLDER, checkpoint_name, checkpoints, is_complete, step_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import write_whole
 
@@ -29,9 +29,7 @@ class Checkpoints(Checkpoint):
         on_saved: Told how many seconds each save took, so that throughput does not count them.
     """
 
-    def __init__(
-        self, run: Path, *, every: int, keep: int, contract: Mapping[str, Any], on_saved: Callable[[float], None]
-    ) -> None:
+    def __init__(self, run: Path, *, every: int, keep: int, contract: Mapping[str, Any], on_saved: Callable[[float], None]) -> None:
         if every < 0 or keep < 1:
             raise UserError(f"checkpoint_every={every} must not be negative and keep_checkpoints={keep} at least 1")
         self.run = run
@@ -51,22 +49,32 @@ class Checkpoints(Checkpoint):
         checkpoint[KEY] = {"step": trainer.global_step, "contract": self.contract}
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Save when it is time."""
-        step = trainer.global_step
-        if step == trainer.max_steps or (self.every and step % self.every == 0):
+        """Save when it is time, unless a validation comes first."""
+        if self._is_due(trainer) and not validates_now(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Remember the best checkpoint so far."""
+        """Save when it is time, and remember the best checkpoint so far.
+
+        After the validation and not before it: a run that is killed in between validates again, and loses nothing of its record.
+        """
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self._is_due(trainer):
+            self.save(trainer)
         path = self.run / FOLDER / checkpoint_name(trainer.global_step)
-        if trainer.sanity_checking or not trainer.is_global_zero or not path.exists():
+        if not trainer.is_global_zero or not path.exists():
             return
         loss = float(trainer.callback_metrics["val/loss"])
         record = self.run / FOLDER / BEST
         before = json.loads(record.read_text())["loss"] if record.is_file() else math.inf
         if loss < before:
             write_whole(record, json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step}) + "\n")
-            self._prune()
+            self._prune(path)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        step = trainer.global_step
+        return step == trainer.max_steps or (self.every > 0 and step % self.every == 0)
 
     def save(self, trainer: L.Trainer) -> Path:
         """Save the state after the current step; all ranks call this.
@@ -100,14 +108,24 @@ class Checkpoints(Checkpoint):
                 os.fsync(descriptor)  # the rename itself must survive a power cut
             finally:
                 os.close(descriptor)
-            self._prune()
+            self._prune(path)
         trainer.strategy.barrier("checkpoint")
         self.on_saved(time.perf_counter() - began)
         return path
 
-    def _prune(self) -> None:
+    def _prune(self, saved: Path) -> None:
+        """Delete all but the newest complete checkpoints, the best, and the one just saved; and what is torn and older than that."""
         record = self.run / FOLDER / BEST
         best = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
-        for path in checkpoints(self.run)[: -self.keep]:
-            if path.name != best and step_of(path) is not None:
+        found = checkpoints(self.run)
+        # A torn file must not count as one of those kept, or the last good one would go.
+        kept = {path.name for path in [path for path in found if is_complete(path)][-self.keep :]} | {saved.name, best}
+        for path in found:
+            if path.name not in kept and (step_of(path) or 0) < (step_of(saved) or 0):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def validates_now(trainer: L.Trainer) -> bool:
+    """Whether a validation follows the optimizer step that has just ended."""
+    step, every = trainer.global_step, trainer.val_check_batch
+    return bool(trainer.enable_validation and (step == trainer.max_steps or (every and step % every == 0)))

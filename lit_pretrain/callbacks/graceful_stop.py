@@ -1,7 +1,8 @@
 """Graceful stop: SIGTERM and SIGUSR1 save at the next step boundary and end the run with a code of its own."""
 
 import signal
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 import lightning as L
 
@@ -21,6 +22,7 @@ class GracefulStop(L.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received: int = 0
+        self.saved: Optional[Path] = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
@@ -32,14 +34,23 @@ class GracefulStop(L.Callback):
         self.received = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop together: one rank that was asked is enough."""
+        """Agree on stopping (one rank that was asked is enough), and save at once: there may not be much time."""
         asked = self.received != 0
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            path = self.checkpoints.save(trainer)
+        if asked and trainer.global_step < trainer.max_steps:  # after the last step the run ends by itself
+            self.saved = self.checkpoints.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save again after a validation that was due at the same step, so that the resumed run does not repeat or miss it."""
+        if self.saved is not None:
+            self.saved = self.checkpoints.save(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop before the next step."""
+        if self.saved is not None:
             name = signal.Signals(self.received).name if self.received else "a signal on another rank"
-            raise Preempted(f"stopped by {name} after step {trainer.global_step}; saved {path}; go on with --resume auto")
+            raise Preempted(f"stopped by {name} after step {trainer.global_step}; saved {self.saved}; go on with --resume auto")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

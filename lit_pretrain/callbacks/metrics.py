@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 
+WINDOW = "metrics_window"
+"""Where the unfinished window lies in a checkpoint."""
 Sink = Callable[[int, dict[str, float]], None]
 """Takes the optimizer step and the metrics of a window or of a validation."""
 
@@ -46,20 +48,38 @@ class Metrics(L.Callback):
         self.sinks = list(sinks)
         self.train_seconds = 0.0
         """Wall time of training steps, without validation and checkpoints."""
+        self._unfinished: Optional[dict[str, Any]] = None
         self._begin(time.perf_counter())
 
     def _begin(self, now: float) -> None:
         self._sums: Optional[Tensor] = None
         self._norms: list[Tensor] = []
-        self._steps = 0
+        self._steps = self._timed_steps = 0
         self._data = self._compute = self._paused = 0.0
         self._window = self._last = now
 
     # ------------------------------------------------------------------ the clock
 
-    def on_train_start(self, *args: Any) -> None:
-        """Start the first window."""
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Start the first window, or go on with the one in which the run was interrupted."""
         self._begin(time.perf_counter())
+        if self._unfinished is not None:
+            device = trainer.strategy.root_device
+            # The sums are those of all ranks together: one rank takes them over.
+            self._sums = torch.tensor(self._unfinished["sums"], dtype=torch.float64, device=device) * trainer.is_global_zero
+            self._norms = list(torch.tensor(self._unfinished["norms"], device=device))
+            self._steps = len(self._norms)
+            self._unfinished = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the window that is not finished: a resumed run writes the same means as one that was not interrupted."""
+        if self._sums is not None:
+            norms = torch.stack(self._norms).float().tolist()
+            checkpoint[WINDOW] = {"sums": self._total(trainer).tolist(), "norms": norms}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up the window again."""
+        self._unfinished = checkpoint.get(WINDOW)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """What passed since the last step was waiting for data (validation and checkpoints have been taken out)."""
@@ -86,16 +106,17 @@ class Metrics(L.Callback):
 
     # ------------------------------------------------------------------ the sums
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         """Add one optimizer step; at the end of a window, read and report."""
         now = time.perf_counter()
         self._compute += now - self._last
         self._last = now
-        step_sums = pl_module.sums
+        step_sums: dict[str, Tensor] = pl_module.sums
         packed = torch.cat([step_sums["nats_S"].double(), step_sums["tokens_S"].double()])
         self._sums = packed if self._sums is None else self._sums + packed
         self._norms.append(step_sums["grad_norm"].detach())
         self._steps += 1
+        self._timed_steps += 1
         step = trainer.global_step
         if step % self.every == 0 or step == trainer.max_steps:
             self._report(trainer, step)
@@ -104,15 +125,22 @@ class Metrics(L.Callback):
         tokens = step * self.tokens_per_step
         return {"progress/tokens": float(tokens), "progress/flops": tokens * self.flops_per_token}
 
-    def _report(self, trainer: L.Trainer, step: int) -> None:
+    def _total(self, trainer: L.Trainer) -> Tensor:
+        """The sums of the window over all ranks; all of them call this."""
         assert self._sums is not None
-        total = trainer.strategy.reduce(self._sums, reduce_op="sum") if trainer.world_size > 1 else self._sums
+        if trainer.world_size == 1:
+            return self._sums
+        total: Tensor = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
+        return total
+
+    def _report(self, trainer: L.Trainer, step: int) -> None:
+        total = self._total(trainer)
         norms = torch.stack(self._norms).float()
         nats, tokens = total.view(2, -1).tolist()  # the one synchronisation of the window
         now = time.perf_counter()
         wall = max(now - self._window - self._paused, 1e-9)
         self.train_seconds += wall
-        rate = self._steps * self.tokens_per_step / wall
+        rate = self._timed_steps * self.tokens_per_step / wall
         values = {
             "train/loss": sum(nats) / max(sum(tokens), 1.0),
             "train/grad_norm": norms.mean().item(),
@@ -122,7 +150,7 @@ class Metrics(L.Callback):
             "data/supervised_fraction": sum(tokens) / (self._steps * self.tokens_per_step),
             "throughput/tokens_per_second": rate,
             "throughput/flops_per_second": rate * self.flops_per_token,
-            "time/step_seconds": wall / self._steps,
+            "time/step_seconds": wall / self._timed_steps,
             "time/data_fraction": self._data / wall,
             "time/compute_fraction": self._compute / wall,
             "time/other_fraction": max(0.0, 1.0 - (self._data + self._compute) / wall),

@@ -1,11 +1,10 @@
-"""Consolidate: a sharded checkpoint folder as the one file that a single process or DDP resumes from."""
+"""Consolidate: a sharded checkpoint folder as the one state that a single process or DDP resumes from."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
@@ -18,31 +17,25 @@ def read_folder(path: Path, *, only: set[str] | None = None) -> dict[str, Any]:
         only: Top-level entries to read ("state_dict"); all if None.
     """
     state: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys=only) if only else _EmptyStateDictLoadPlanner()
+    planner = _EmptyStateDictLoadPlanner(keys=only)  # type: ignore[no-untyped-call]
     _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
     return state
 
 
-def consolidate(path: Path, out: Path) -> None:
-    """Write the checkpoint of a folder as one file, from which training goes on exactly.
+def consolidated(path: Path) -> dict[str, Any]:
+    """The checkpoint of a folder as it would have been written by a strategy that does not shard; training goes on from it exactly.
 
     Args:
         path: A complete sharded checkpoint.
-        out: The file; it appears whole.
     """
     tensors = read_folder(path)
     checkpoint = dict(torch.load(path / "meta.pt", map_location="cpu", weights_only=True))
     checkpoint["state_dict"] = tensors["state_dict"]
-    states = []
+    states: list[dict[str, Any]] = []
     while (name := f"optimizer_{len(states)}") in tensors:
         states.append(by_position(tensors[name]))
     checkpoint["optimizer_states"] = states
-    scratch = out.with_name(out.name + ".tmp")
-    with scratch.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, out)
+    return checkpoint
 
 
 def by_position(named: dict[str, Any]) -> dict[str, Any]:

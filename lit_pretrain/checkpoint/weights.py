@@ -48,7 +48,9 @@ def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:
     own = net.state_dict()
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))
-    shapes = [f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in weights and own[k].shape != weights[k].shape]
+    shapes = [
+        f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in weights and own[k].shape != weights[k].shape
+    ]
     if missing or extra or shapes:
         raise UserError(
             f"the weights of {where} do not fit this network: missing {missing[:3]}, unknown {extra[:3]}, "

@@ -1,6 +1,8 @@
 """Parser: jsonargparse as every verb uses it, with the nearest valid name for a misspelt one."""
 
 import difflib
+import importlib
+import inspect
 import re
 import sys
 from typing import Any, NoReturn, Optional
@@ -9,12 +11,12 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+# How jsonargparse says that it does not know a name. Within a list or mapping of configs it names the class instead of the group.
 _UNKNOWN = (
+    re.compile(r"class_path '(?P<owner>[\w.]+)':\s+Option '(?P<name>[\w.]+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
+    re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)"),
-    re.compile(r"[Kk]ey ['\"](?P<name>[^'\"]+)['\"] is not expected"),
-    re.compile(r"[Oo]ption ['\"]?(?P<name>[\w.]+)['\"]? is not accepted"),
-    re.compile(r"[Dd]oes not accept (?:nested )?key ['\"]?(?P<name>[\w.]+)['\"]?"),
-    re.compile(r"No action for key ['\"](?P<name>[^'\"]+)['\"]"),
 )
 
 
@@ -30,20 +32,25 @@ class Suggesting:
         raise AssertionError("parser.error returned")
 
     def _hint(self, message: str) -> str:
-        for pattern in _UNKNOWN:
-            match = pattern.search(message)
-            if match:
-                name = match["name"].lstrip("-").split("=")[0].rstrip(".,;:")
-                near = nearest(name, self._known_names())
-                if near:
-                    return f"\nDid you mean {near!r}?"
-        return ""
+        match = next(filter(None, (pattern.search(message) for pattern in _UNKNOWN)), None)
+        if match is None:
+            return ""
+        found = match.groupdict()
+        name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
+        near = nearest(name, _parameters(found["owner"]) if found.get("owner") else self._known_names())
+        return f"\nDid you mean {near!r}?" if near else ""
 
     def _known_names(self) -> list[str]:
         names: list[str] = []
         for action in self._actions:  # type: ignore[attr-defined]
             names += [option[2:] for option in action.option_strings if option.startswith("--")]
         return names
+
+
+def _parameters(path: str) -> list[str]:
+    """Names that a class takes."""
+    module, _, name = path.rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
 def nearest(name: str, known: list[str]) -> Optional[str]:

@@ -1,15 +1,16 @@
 """Precision: the default that the device computes fast without losing the optimizer's accuracy."""
 
+from pathlib import Path
+
 import torch
 
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
     try:
-        flags = open("/proc/cpuinfo", encoding="utf-8").read()
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return False
-    words = set(flags.split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 

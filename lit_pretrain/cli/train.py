@@ -5,11 +5,9 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -28,13 +26,13 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine, short
 from lit_pretrain.callbacks.samples import Samples
-from lit_pretrain.checkpoint.consolidate import consolidate
 from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import default_precision, peak_dtype
+from lit_pretrain.cli.ranks import is_first_process, one_voice
 from lit_pretrain.cli.settings import RunSettings
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
@@ -169,6 +167,16 @@ class TrainCLI(LightningCLI):
     def _resolve_folder(self) -> None:
         config, settings = self.config, self.settings
         launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+        if settings.resume not in ("never", "auto"):
+            self.checkpoint = resolve(settings.resume)
+            run = self.checkpoint.parent.parent
+            if config.name is None:
+                config.runs, config.name = str(run.parent), run.name
+            elif (Path(config.runs) / config.name).resolve() != run.resolve():
+                raise UserError(
+                    f"--resume {settings.resume} goes on with the run {run}, but --name is {config.name!r}; leave --name out, or start "
+                    "another run from that checkpoint with --fork or --from"
+                )
         if config.name is None and launched:
             config.name = os.environ.get(LAUNCHED_NAME)
         if config.name is None:
@@ -178,11 +186,8 @@ class TrainCLI(LightningCLI):
         self.run_folder = Path(config.runs) / config.name
         if settings.resume == "auto":
             self.checkpoint = newest_complete(self.run_folder, warn)
-        elif settings.resume != "never":
-            self.checkpoint = resolve(settings.resume)
-        if settings.fork is not None:
-            if self.checkpoint is None:
-                self.checkpoint = resolve(settings.fork)
+        if settings.fork is not None and self.checkpoint is None:
+            self.checkpoint = resolve(settings.fork)
         if self.checkpoint is not None:
             saved = read_metadata(self.checkpoint).get(KEY, {})
             if "contract" not in saved:
@@ -193,7 +198,7 @@ class TrainCLI(LightningCLI):
                 raise UserError(
                     f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
                 )
-        if not launched:
+        if is_first_process():
             going_on = settings.resume != "never"
             make_run_folder(self.run_folder, resuming=going_on)
             # Processes that Lightning launches parse the same command line and must not choose a name of their own.
@@ -296,8 +301,8 @@ def train(verb: str, argv: list[str]) -> int:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
     try:
-        with loadable(cli.checkpoint, trainer) as ckpt_path:
-            trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        with one_voice(launched=LAUNCHED_NAME in os.environ and not trainer.is_global_zero):
+            trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
     except DivergedError as error:
         raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error
     if trainer.is_global_zero:
@@ -315,20 +320,6 @@ def train(verb: str, argv: list[str]) -> int:
             trainer.logger.finalize("success")
         print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
     return 0
-
-
-@contextmanager
-def loadable(checkpoint: Optional[Path], trainer: Trainer) -> Iterator[Optional[str]]:
-    """The checkpoint in a form that the strategy loads: a sharded folder is one file for strategies that do not shard."""
-    if checkpoint is None or not checkpoint.is_dir() or isinstance(trainer.strategy, ModelParallelStrategy):
-        yield str(checkpoint) if checkpoint else None
-        return
-    if trainer.world_size > 1:
-        raise UserError(f"{checkpoint} is sharded: resume it with --trainer.strategy=fsdp, or on one device")
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent.parent, prefix=".consolidated-") as scratch:
-        whole = Path(scratch) / "whole.ckpt"
-        consolidate(checkpoint, whole)
-        yield str(whole)
 
 
 def start_run(cli: TrainCLI, first_step: int) -> None:

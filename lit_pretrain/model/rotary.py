@@ -13,7 +13,7 @@ from lit_pretrain.model.config import ModelConfig, RopeScaling
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosine and sine of every angle, fp32, broadcastable to (B, T, H, K/2).
+    """Cosine and sine of every angle, fp32 or better, broadcastable to (B, T, H, K/2).
 
     Not a tuple, lest FSDP's mixed precision find the tensors among a block's inputs and round them.
     """
@@ -25,7 +25,7 @@ class Rotation:
 def rotary_frequencies(head_size: int, theta: float, scaling: Optional[RopeScaling]) -> Tensor:
     """Radians per token of each pair of channels: theta^(-2i/K) (Su et al. 2021, eq. 15), stretched if `scaling` says so.
 
-    Computed in fp32 on the CPU, as the published checkpoints were trained.
+    In fp32 and on the CPU, so that they are bit for bit those of the published checkpoints.
 
     Returns:
         Frequencies of shape (K/2,).
@@ -46,8 +46,9 @@ def rotary_frequencies(head_size: int, theta: float, scaling: Optional[RopeScali
 class Rotary(nn.Module):
     """Tables of cosines and sines for positions 0 .. max_seq_len - 1.
 
-    The tables are derived, so they are not in the state dict; and they stay fp32 whatever the module is cast to: a bf16 table would
-    turn distant positions by the same angle. Scores depend on differences of positions only, so packed documents need no restart.
+    The tables are derived, so they are not in the state dict; and they stay fp32 or better whatever the module is cast to: a bf16 table
+    would turn distant positions by the same angle. Angles are multiplied in fp64, since in fp32 they are off by 5e-4 at position 8192.
+    Scores depend on differences of positions only, so packed documents need no restart.
     """
 
     cos: Tensor
@@ -67,10 +68,11 @@ class Rotary(nn.Module):
         device = self.cos.device
         if device.type == "meta":
             return
-        position = torch.arange(self.max_seq_len, dtype=torch.float32, device="cpu")
+        dtype = torch.promote_types(self.cos.dtype, torch.float32)
+        position = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu")
         angle = position[:, None] * rotary_frequencies(self.head_size, self.theta, self.scaling)
-        self.cos = angle.cos().to(device)
-        self.sin = angle.sin().to(device)
+        self.cos = angle.cos().to(device, dtype)
+        self.sin = angle.sin().to(device, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         # Every cast, move and to_empty() passes here: whatever it did to the tables, they are made anew.

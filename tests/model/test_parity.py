@@ -16,18 +16,24 @@ VOCAB, WIDTH, LAYERS = 61, 48, 3
 RANDOM = {"initializer_range": 0.2}
 
 
-def as_float64(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-
-
 @pytest.fixture(autouse=True)
-def norms_in_the_dtype_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers computes RMSNorm in float32 whatever the model's dtype; the formula is what we compare."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+def in_the_dtype_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes norms and angles in float32 whatever the model's dtype; the formulas are what we compare."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+    from transformers.models.mistral.modeling_mistral import MistralRMSNorm, MistralRotaryEmbedding
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-    for norm in (LlamaRMSNorm, Qwen3RMSNorm):
-        monkeypatch.setattr(norm, "forward", lambda self, x: as_float64(x, self.weight, self.variance_epsilon))
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def turn(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angle = position_ids[..., None].to(x) * self.inv_freq.to(x)
+        return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+
+    for cls in (LlamaRMSNorm, MistralRMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(cls, "forward", norm)
+    for cls in (LlamaRotaryEmbedding, MistralRotaryEmbedding, Qwen3RotaryEmbedding):
+        monkeypatch.setattr(cls, "forward", turn)
 
 
 def scramble(model: nn.Module) -> None:
@@ -69,7 +75,7 @@ def rename_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         if "attn.c_attn" in key:  # queries, keys and values in one matrix, stored input-first
             for letter, part in zip("qkv", value.chunk(3, dim=-1), strict=True):
-                renamed[rename(key.replace("attn.c_attn", f"attention.{letter}_proj"), names)] = part.T
+                renamed[rename(key.replace("attn.c_attn", f"attention.{letter}_proj"), names)] = part.T if part.ndim == 2 else part
         else:
             renamed[rename(key, names)] = value.T if value.ndim == 2 and "c_" in key else value
     return renamed
@@ -211,10 +217,6 @@ def test_sliding_window_is_mistrals() -> None:
         tie_word_embeddings=False,
         **RANDOM,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-
-        patch.setattr(MistralRMSNorm, "forward", lambda self, x: as_float64(x, self.weight, self.variance_epsilon))
-        theirs = build(transformers.MistralForCausalLM, config)
-        ours = ModelConfig(**shape(n_kv_head=2, ffn_width=80, rope_theta=500.0, sliding_window=7, window_pattern="S"))
-        assert_same(theirs, ours, rename_llama(theirs.state_dict()))
+    theirs = build(transformers.MistralForCausalLM, config)
+    ours = ModelConfig(**shape(n_kv_head=2, ffn_width=80, rope_theta=500.0, sliding_window=7, window_pattern="S"))
+    assert_same(theirs, ours, rename_llama(theirs.state_dict()))

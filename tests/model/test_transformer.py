@@ -1,0 +1,192 @@
+"""The transformer: construction, roles, refusals, and the parts that no other family has."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.transformer import Transformer
+
+SMALL: dict[str, Any] = {"vocab_size": 50, "n_layer": 3, "width": 32, "n_head": 4, "max_seq_len": 64, "init_std": 0.3}
+EXTRAS: dict[str, Any] = {"value_embeddings": "alternate", "residual_scalars": True, "qk_norm": True, "embed_norm": True}
+
+
+def small(**changes: Any) -> ModelConfig:
+    return ModelConfig(**{**SMALL, **changes})
+
+
+def tokens(T: int = 40, B: int = 2) -> Tensor:
+    return torch.randint(50, (B, T), generator=torch.Generator().manual_seed(0))
+
+
+def same_weights(a: Transformer, b: Transformer) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------ construction
+
+
+@pytest.mark.parametrize("changes", [{}, EXTRAS, {"position": "learned", "tie_embeddings": True, "norm": "layernorm"}])
+def test_construction_on_meta_gives_the_same_network(changes: dict[str, Any]) -> None:
+    config = small(**changes)
+    torch.manual_seed(3)
+    direct = Transformer(config)
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert all(p.is_meta for p in [*model.parameters(), *model.buffers()])
+    model.to_empty(device="cpu")
+    torch.manual_seed(3)
+    model.reset_parameters()
+    assert same_weights(model, direct)
+    assert torch.equal(model(tokens()), direct(tokens()))
+
+
+def test_a_generator_decides_the_weights_and_leaves_the_default_one_alone() -> None:
+    a, b = Transformer(small()), Transformer(small())
+    before = torch.get_rng_state()
+    a.reset_parameters(torch.Generator().manual_seed(5))
+    b.reset_parameters(torch.Generator().manual_seed(5))
+    assert same_weights(a, b)
+    assert torch.equal(torch.get_rng_state(), before)
+    b.reset_parameters(torch.Generator().manual_seed(6))
+    assert not same_weights(a, b)
+
+
+def test_the_default_dtype_is_the_dtype_of_the_weights() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Transformer(small(**EXTRAS))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(tokens()).dtype == torch.bfloat16
+    assert {b.dtype for b in model.buffers()} == {torch.float32}
+
+
+def test_the_state_dict_holds_the_parameters_and_round_trips() -> None:
+    model, other = Transformer(small(**EXTRAS)), Transformer(small(**EXTRAS))
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(tokens()), other(tokens()))
+    assert torch.equal(copy.deepcopy(model)(tokens()), model(tokens()))
+
+
+def test_every_parameter_has_a_role_and_a_gradient() -> None:
+    model = Transformer(small(**EXTRAS, attn_out_bias=True))
+    model.logits(model(tokens(50))).square().mean().backward()
+    roles = model.parameter_roles()
+    assert list(roles) == [name for name, _ in model.named_parameters()]
+    assert {roles[name] for name in roles} == {"matrix", "embedding", "value_embedding", "head", "vector", "scalar"}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.ndim == 2) == (roles[name] not in ("vector", "scalar")), name
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    model = Transformer(small(tie_embeddings=True))
+    assert model.head_weight is model.token_embedding.weight
+    assert model.parameter_roles()["token_embedding.weight"] == "embedding"
+    assert "head" not in model.parameter_roles().values()
+    assert Transformer(small()).head_weight.shape == (50, 32)
+
+
+# ------------------------------------------------------------------ mathematics
+
+
+def test_learned_positions_restart_with_each_document_and_can_be_given() -> None:
+    model = Transformer(small(position="learned")).double()
+    doc_BT = torch.tensor([[0] * 10 + [1] * 30]).expand(2, 40)
+    restarted = torch.cat((torch.arange(10), torch.arange(30))).expand(2, 40)
+    torch.testing.assert_close(model(tokens(), doc_BT), model(tokens(), doc_BT, positions_BT=restarted))
+    assert not torch.allclose(model(tokens(), doc_BT), model(tokens(), doc_BT, positions_BT=torch.arange(40).expand(2, 40)))
+
+
+def test_logits_are_capped() -> None:
+    model = Transformer(small(logit_softcap=2.0, init_std=1.0))
+    plain = model(tokens()) @ model.head_weight.T
+    assert plain.abs().max() > 4
+    assert model.logits(model(tokens())).abs().max() <= 2
+    torch.testing.assert_close(model.logits(model(tokens())), 2 * torch.tanh(plain / 2))
+
+
+def test_value_embeddings_enter_gated_by_the_residual_stream() -> None:
+    torch.manual_seed(0)
+    model = Transformer(small(n_layer=1, value_embeddings="alternate", position="none")).double()
+    attention, table = model.blocks[0].attention, model.value_embeddings["0"].weight
+    row = tokens(1, 1)  # a single token attends to itself: what attention returns is its value
+    x = model.blocks[0].attention_norm(model.token_embedding(row))
+    for gate in (0.0, 0.7):
+        torch.nn.init.constant_(attention.value_gate.weight, gate)
+        scale = 2 * torch.sigmoid(gate * x[..., :32].sum())
+        added = model.blocks[0].attention.out_proj(attention.v_proj(x) + scale * table[row])
+        block = model.token_embedding(row) + added
+        expected = model.final_norm(block + model.blocks[0].feed_forward(model.blocks[0].ffn_norm(block)))
+        torch.testing.assert_close(model(row), expected)
+
+
+def test_residual_scalars_mix_the_embedding_into_every_layer() -> None:
+    model = Transformer(small(n_layer=2, residual_scalars=True, init="zero_residual")).double()  # blocks start as the identity
+    model.residual_scale_L.data = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    model.embedding_scale_L.data = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    x0 = model.token_embedding(tokens())
+    torch.testing.assert_close(model(tokens()), model.final_norm(3.0 * (2.0 * x0 + 0.5 * x0) + 0.25 * x0))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = Transformer(small(dropout=0.5))
+    assert not torch.equal(model(tokens()), model(tokens()))
+    model.eval()
+    assert torch.equal(model(tokens()), model(tokens()))
+
+
+def test_autocast_computes_products_in_half_and_keeps_the_residual_stream() -> None:
+    model = Transformer(small(**EXTRAS))
+    seen: list[torch.dtype] = []
+    model.blocks[1].attention.out_proj.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(tokens())
+        assert model.compute_dtype() == torch.bfloat16
+    assert seen == [torch.bfloat16, torch.bfloat16]
+    assert hidden.dtype == torch.float32
+    torch.testing.assert_close(hidden, model(tokens()), rtol=0.1, atol=0.1)
+    assert model.compute_dtype() == torch.float32
+
+
+# ------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_row_longer_than_the_positions_is_refused(position: str) -> None:
+    with pytest.raises(UserError, match=r"65 tokens.*max_seq_len=64"):
+        Transformer(small(position=position))(tokens(65))
+
+
+@pytest.mark.parametrize("bad", [50, -100])
+def test_a_token_outside_the_vocabulary_is_refused_with_its_place(bad: int) -> None:
+    row = tokens()
+    row[1, 7] = bad
+    with pytest.raises(UserError, match=rf"token id {bad} in row 1, column 7.*50 tokens"):
+        Transformer(small())(row)
+
+
+# ------------------------------------------------------------------ compiler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {**EXTRAS, "position": "learned", "sliding_window": 9, "window_pattern": "SL"}], ids=["llama", "extras"])
+def test_it_compiles_to_one_graph_with_documents(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Transformer(small(n_layer=2, **changes))
+    doc_BT = torch.randint(0, 4, (2, 40)).sort().values
+    expected = model(tokens(), doc_BT)
+    keys = list(model.state_dict())
+    model.compile(fullgraph=True, dynamic=False)
+    compiled = model(tokens(), doc_BT)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+    compiled.square().mean().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("head."))
+    assert list(model.state_dict()) == keys
