@@ -29,10 +29,9 @@ def usage() -> str:
     table = verbs()
     width = max(map(len, table))
     lines = [f"  {name:<{width}}  {text}" for name, text in table.items()]
-    return "\n".join(
-        ["usage: lit_pretrain VERB [options]", "", "Train language models, from raw text to a task model.", "", "verbs:", *lines]
-        + ["", "`lit_pretrain VERB --help` lists the options of a verb; `lit_pretrain --version` prints the version."]
-    )
+    head = ["usage: lit_pretrain VERB [options]", "", "Train language models, from raw text to a task model.", "", "verbs:"]
+    foot = ["", "`lit_pretrain VERB --help` lists the options of a verb; `lit_pretrain --version` prints the version."]
+    return "\n".join([*head, *lines, *foot])
 
 
 def main(argv: Optional[list[str]] = None) -> int:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Bare(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, self.cos, self.sin, mask)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), labels.flatten())
+        loss: Tensor = F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), labels.flatten())
+        return loss
 
 
 def bare(s: dict[str, int], *, device: str, precision: str, compiled: bool, docs: bool, steps: int) -> dict[str, float]:
@@ -178,7 +180,8 @@ def main() -> None:
     if options.job:
         job = json.loads(options.job)
         kind = job.pop("kind")
-        print(json.dumps({"bare": bare, "ours": ours, "reading": reading}[kind](shape, **job)))
+        contestants: dict[str, Callable[..., dict[str, float]]] = {"bare": bare, "ours": ours, "reading": reading}
+        print(json.dumps(contestants[kind](shape, **job)))
         return
     tokens = shape["batch"] * shape["seq"]
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}")
@@ -207,7 +210,9 @@ def main() -> None:
             from lit_pretrain.model.config import ModelConfig
             from lit_pretrain.scaling.flops import flops_per_token
 
-            net = ModelConfig(vocab_size=shape["vocab"], n_layer=shape["layers"], width=shape["width"], n_head=shape["heads"], ffn_width=shape["hidden"])
+            net = ModelConfig(
+                vocab_size=shape["vocab"], n_layer=shape["layers"], width=shape["width"], n_head=shape["heads"], ffn_width=shape["hidden"]
+            )
             flops = flops_per_token(net, shape["seq"]).training
             print(f"MFU against the measured matmul rate: {rate['lit_pretrain fit'] * flops / matmul_peak():.1%}")
 

@@ -27,7 +27,8 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", "--logdir", str(logdir)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -58,7 +59,8 @@ def browser(width: int, height: int) -> Iterator[Any]:
         options.binary_location = CHROMIUM
         for flag in (
             "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--window-size={width},{height}", f"--user-data-dir={profile}",
+            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+            f"--window-size={width},{height}", f"--user-data-dir={profile}",
         ):  # fmt: skip
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -69,16 +71,16 @@ def browser(width: int, height: int) -> Iterator[Any]:
 
 
 COUNT_CURVES = """
-const curves = [];
+let curves = 0;
 const walk = (node) => {
   if (node.shadowRoot) walk(node.shadowRoot);
   for (const child of node.children || []) walk(child);
-  if (node.tagName === 'path' && (node.getAttribute('d') || '').split('L').length > 2 && node.closest('.line-chart, svg, g')) curves.push(node);
+  if (node.tagName === 'path' && node.closest('.render-area, .plot') && (node.getAttribute('d') || '').split('L').length > 2) curves += 1;
 };
 walk(document.documentElement);
-return curves.length;
+return curves;
 """
-"""Counts drawn line segments: SVG paths with several points, in whatever shadow root they lie."""
+"""Counts drawn curves: SVG paths of several points inside the plot area of a chart, in whatever shadow root they lie; icons are not."""
 
 
 def draw(address: str, out: Path, *, page: str = "custom_scalars", width: int = 1500, height: int = 1250, seconds: float = 60.0) -> int:

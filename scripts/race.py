@@ -23,7 +23,8 @@ CONFIGS = ["configs/pretrain/quickstart.yaml", "configs/pretrain/nanochat.yaml",
 def fit(config: str, *, name: str, runs: str, data: str, steps: int, extra: list[str]) -> list[dict[str, Any]]:
     """Run one recipe for some steps; returns the lines of its metrics."""
     command = [
-        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", "--config", config, "--data.path", data, "--runs", runs, "--name", name,
+        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", "--config", config, "--data.path", data,
+        "--runs", runs, "--name", name,
         "--max_tokens", "null", "--max_flops", "null", "--max_steps", str(steps),
         "--validate_every", "0", "--checkpoint_every", "0", "--sample_prompts", "[]", "--log_every", "5", *extra,
     ]  # fmt: skip
@@ -35,7 +36,7 @@ def fit(config: str, *, name: str, runs: str, data: str, steps: int, extra: list
 
 def step_seconds(lines: list[dict[str, Any]]) -> float:
     """Median seconds per step, without the first window (which compiles)."""
-    return statistics.median(line["time/step_seconds"] for line in lines[1:] if "time/step_seconds" in line)
+    return statistics.median(float(line["time/step_seconds"]) for line in lines[1:] if "time/step_seconds" in line)
 
 
 def main() -> None:
@@ -65,7 +66,8 @@ def main() -> None:
             seconds = steps * step_seconds(lines)
             facts = json.loads((Path(runs) / f"race-{i}" / "provenance.json").read_text())
             print(
-                f"{config:44} {facts['parameters']['total'] / 1e6:7.1f}M {steps:6d} {train[-1]['progress/tokens'] / 1e6:7.2f}M {seconds:8.1f} "
+                f"{config:44} {facts['parameters']['total'] / 1e6:7.1f}M {steps:6d} "
+                f"{train[-1]['progress/tokens'] / 1e6:7.2f}M {seconds:8.1f} "
                 f"{final['val/loss']:7.4f} {final['val/bits_per_byte']:9.4f}",
                 flush=True,
             )

@@ -18,7 +18,8 @@ TINY = [
 ]  # fmt: skip
 SHORT = [
     "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=2",
-    "--max_tokens=null", "--max_flops=null", "--log_every=1", "--validate_every=0", "--checkpoint_every=0", "--sample_tokens=2", "--sample_prompts=['']",
+    "--max_tokens=null", "--max_flops=null", "--log_every=1", "--validate_every=0", "--checkpoint_every=0", "--sample_tokens=2",
+    "--sample_prompts=['']",
     "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
 ]  # fmt: skip
 
@@ -43,9 +44,8 @@ def test_run_configs_train(config: Path, dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", MODELS, ids=lambda p: p.stem)
 def test_model_shapes_train_when_shrunk(config: Path, dataset: Path, tmp_path: Path) -> None:
     base = ROOT / "configs" / "pretrain" / "llama_adamw.yaml"
-    code = main([
-        "fit", "--config", str(base), "--config", str(config), *shrink(config), *SHORT, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"
-    ])  # fmt: skip
+    configs = ["--config", str(base), "--config", str(config)]
+    code = main(["fit", *configs, *shrink(config), *SHORT, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"])
     assert code == 0
     assert (tmp_path / "run" / "summary.md").is_file()
 

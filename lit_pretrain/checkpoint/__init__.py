@@ -1,0 +1,1 @@
+"""Checkpoint: finding, checking, reading and putting together what a run saved."""

@@ -78,7 +78,8 @@ def evaluate(verb: str, argv: list[str]) -> int:
     quiet_libraries()
     cli = EvaluateCLI(verb, argv)
     run = cli.trainer.validate if verb == "validate" else cli.trainer.test
-    figures = run(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    run(cli.model, datamodule=cli.datamodule, verbose=False)
+    figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     name = "val" if verb == "validate" else "test"
     print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.config.data.path}:")
     print(f"{'':12} {'nats/token':>10} {'bits/byte':>10}")

@@ -78,9 +78,9 @@ def data(path: str, documents: int = 3, verify: bool = False) -> str:
     for name, source in manifest.sources.items():
         for split in SPLITS:
             part = source.splits[split]
-            ratio = f"{part.bytes / part.tokens:.3f}" if part.tokens else "-"
+            ratio, licence = f"{part.bytes / part.tokens:.3f}" if part.tokens else "-", source.licence or "not stated"
             lines.append(
-                f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {source.licence or 'not stated'}"
+                f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {licence}"
             )
             if verify:
                 for chunk in part.chunks:
@@ -111,13 +111,13 @@ def run(path: str) -> str:
         final = [m for m in read_metrics(folder) if "val/loss" in m]
         lines += [
             f"{here}: {facts['verb']}, started {facts['started']}",
-            f"  revision {facts['revision']}, {facts['precision']}, {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
+            f"  revision {facts['revision']}, {facts['precision']}",
+            f"  {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
             f"  data {facts['data']} ({facts['manifest_hash'][:16]}), tokenizer {facts['tokenizer_hash'][:16]}",
         ]
         if final:
-            lines.append(
-                f"  validation at step {final[-1]['step']:,}: {final[-1]['val/loss']:.4f} nats, {final[-1]['val/bits_per_byte']:.4f} bits per byte"
-            )
+            loss, bits = final[-1]["val/loss"], final[-1]["val/bits_per_byte"]
+            lines.append(f"  validation at step {final[-1]['step']:,}: {loss:.4f} nats, {bits:.4f} bits per byte")
         parent = facts["parent"]
         if parent is not None:
             lines.append(f"  from {parent}")

@@ -15,7 +15,7 @@ class RunSettings:
     resume: str = "never"
     """never: a new run. auto: go on from the newest complete checkpoint of the run, or start it. Or the path of one checkpoint."""
     fork: Optional[str] = None
-    """A checkpoint whose whole state (weights, optimizer, position in the data) a new run goes on from, with its own schedule and length."""
+    """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on from, with its own schedule and length."""
     max_steps: Optional[int] = None
     """Length of the run in optimizer steps. Exactly one of max_steps, max_tokens and max_flops."""
     max_tokens: Optional[float] = None

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +18,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
@@ -90,7 +91,6 @@ class TrainCLI(LightningCLI):
         self.checkpoints: Checkpoints
         self.checkpoint: Optional[Path] = None
         self.settings: RunSettings
-        preset = PRESETS / f"{verb}.yaml"
         super().__init__(
             Stage,
             TextData,
@@ -101,7 +101,7 @@ class TrainCLI(LightningCLI):
             seed_everything_default=False,
             load_from_checkpoint_support=False,  # checkpoints hold no hyper-parameters that could overrule the config
             parser_class=TrainParser,
-            parser_kwargs=parser_options(verb) | {"default_config_files": [str(preset)] if preset.exists() else []},
+            parser_kwargs=parser_options(verb),
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -112,12 +112,14 @@ class TrainCLI(LightningCLI):
             raise UserError(f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one of its checkpoints")
         if parent is not None:
             parser.set_defaults({f"model.net.{k}": v for k, v in parent_config(parent)["model"]["net"].items()})
-        self.config = parser.parse_args(args)
+        preset = PRESETS / f"{self.verb}.yaml"
+        self.config = parser.parse_args([*(["--config", str(preset)] if preset.exists() else []), *args])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the run as a whole."""
         parser.add_class_arguments(RunSettings, None)
-        parser.add_argument("--from", type=Optional[str], default=None, help="Parent: a run folder or checkpoint whose weights the run starts from.")
+        text = "Parent: a run folder or checkpoint whose weights the run starts from."
+        parser.add_argument("--from", type=Optional[str], default=None, help=text)
         parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
 
     # ------------------------------------------------------------------ resolve
@@ -161,7 +163,7 @@ class TrainCLI(LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as nested plain values, as it is saved."""
-        loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         return loaded
 
     def _resolve_folder(self) -> None:
@@ -345,11 +347,16 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     file = MetricsFile(folder / METRICS, first_step=first_step)
     cli.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
-        cli.metrics.sinks.append(lambda step, values, logger=logger: logger.log_metrics(values, step))
+        cli.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(layout(cli.datamodule.sources))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.samples.writer = logger.experiment
+
+
+def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
+    """A sink of `Metrics` that writes to a Lightning logger."""
+    logger.log_metrics(values, step)
 
 
 def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
@@ -439,7 +446,7 @@ def _world(trainer: Namespace) -> int:
         local = devices
     else:
         local = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else 1
-    return local * trainer.num_nodes
+    return local * int(trainer.num_nodes)
 
 
 def raw_option(args: list[str], name: str) -> Optional[str]:

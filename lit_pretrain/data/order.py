@@ -45,6 +45,7 @@ class SourceBlocks:
 
     @property
     def blocks(self) -> int:
+        """Blocks of the whole source."""
         return sum(self.chunk_blocks)
 
 
@@ -54,7 +55,8 @@ def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         z = x + _UINT64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> _UINT64(30))) * _UINT64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> _UINT64(27))) * _UINT64(0x94D049BB133111EB)
-        return z ^ (z >> _UINT64(31))
+        mixed: npt.NDArray[np.uint64] = z ^ (z >> _UINT64(31))
+        return mixed
 
 
 def permutation(n: int, *key: int | str) -> npt.NDArray[np.int64]:
@@ -163,7 +165,7 @@ class Order:
         s = int(source_of[position])
         i = k * self.quotas[s] + int(rank_of[position])
         epoch, place = divmod(i, self.sources[s].blocks)
-        chunks, ends = self._epoch_plan(s, epoch)
+        _, ends = self._epoch_plan(s, epoch)
         group = int(np.searchsorted(ends, place, side="right"))
         begin = int(ends[group - 1]) if group else 0
         return Sample(s, epoch, int(self._group_blocks(s, epoch, group)[place - begin]))

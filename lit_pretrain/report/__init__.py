@@ -1,0 +1,1 @@
+"""Report: the run folder and what a person reads in it."""

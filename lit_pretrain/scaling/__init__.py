@@ -1,0 +1,1 @@
+"""Scaling: arithmetic over shapes and devices, without torch."""

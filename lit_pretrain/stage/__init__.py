@@ -1,0 +1,1 @@
+"""Stage: the LightningModule that every kind of training shares."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Protocol
 
 import lightning as L
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 

@@ -176,17 +176,41 @@ def test_a_token_outside_the_vocabulary_is_refused_with_its_place(bad: int) -> N
 # ------------------------------------------------------------------ compiler
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {**EXTRAS, "position": "learned", "sliding_window": 9, "window_pattern": "SL"}], ids=["llama", "extras"])
-def test_it_compiles_to_one_graph_with_documents(changes: dict[str, Any]) -> None:
+def check_compiled(changes: dict[str, Any], backend: str) -> None:
     torch.manual_seed(0)
     model = Transformer(small(n_layer=2, **changes))
     doc_BT = torch.randint(0, 4, (2, 40)).sort().values
     expected = model(tokens(), doc_BT)
     keys = list(model.state_dict())
-    model.compile(fullgraph=True, dynamic=False)
+    model.compile(fullgraph=True, dynamic=False, backend=backend)
     compiled = model(tokens(), doc_BT)
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
     compiled.square().mean().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("head."))
     assert list(model.state_dict()) == keys
+
+
+COMPILED = [
+    pytest.param({}, id="llama"),
+    pytest.param({**EXTRAS, "position": "learned", "sliding_window": 9, "window_pattern": "SL"}, id="extras"),
+    pytest.param({"attn_softcap": 5.0}, id="softcap"),
+    pytest.param({"attention": "sdpa"}, id="sdpa"),
+]
+
+
+@pytest.mark.parametrize("changes", COMPILED)
+def test_it_is_one_graph_to_the_compiler(changes: dict[str, Any]) -> None:
+    check_compiled(changes, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", COMPILED)
+def test_it_is_the_same_compiled(changes: dict[str, Any]) -> None:
+    check_compiled(changes, "inductor")
+
+
+def test_a_long_row_is_refused_by_a_compiled_model_too() -> None:
+    model = Transformer(small())
+    model.compile(backend="eager")
+    with pytest.raises(UserError, match="65 tokens"):
+        model(tokens(65))

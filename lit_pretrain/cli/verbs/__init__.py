@@ -1,0 +1,1 @@
+"""Verbs: one file each, found by its name."""

@@ -1,0 +1,74 @@
+"""Every command that the README shows in a `bash` block runs, in order, on a small dataset and with a short run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = [
+    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.compile=off",
+    "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--log_every=1",
+    "--sample_tokens=2", "--trainer.accelerator=cpu",
+]  # fmt: skip
+WHOLE_SCRIPTS = {"bash scripts/quickstart.sh", "bash scripts/test.sh"}
+"""They contain this test or take minutes; CI runs the one, and the other's commands are below the heading "Step by step"."""
+
+
+def commands() -> list[str]:
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S):
+        joined = block.replace("\\\n", " ")
+        found += [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+    return found
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    assert commands()[:2] == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    for command in WHOLE_SCRIPTS:
+        script = ROOT / command.split()[1]
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_every_other_command_runs(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(dataset, tmp_path / "data" / "embedded")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / "texts").mkdir()
+    for i in range(40):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"The story of number {i}. " * 40)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = 0
+    for command in commands():
+        if command in WHOLE_SCRIPTS:
+            continue
+        words = [w.replace(".venv/bin/", "") for w in shlex.split(command)]
+        if words[0] == "tensorboard":  # a server: tests/scripts/test_picture.py starts it and looks at it
+            continue
+        assert words[0] == "lit_pretrain", f"do not know how to test {command!r}"
+        if words[1] in ("fit", "posttrain", "finetune"):
+            # A later option wins over an earlier one; the shape of a child is its parent's.
+            words += [option for option in SHORT if words[1] == "fit" or not option.startswith("--model.net")] + ["--max_steps=2"]
+        if words[1] == "generate":
+            words += ["--max_new_tokens=4"]
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        if words[1] == "prepare" and "embedded" in command:  # there is another dataset at that place: refused, not overwritten
+            assert done.returncode == 2, command
+            continue
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 8
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
+def test_links_lead_somewhere(path: str) -> None:
+    assert (ROOT / path).exists(), path
