@@ -46,7 +46,8 @@ class BareBlock(nn.Module):
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.out(a.transpose(1, 2).reshape(B, T, D))
         h = self.n2(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        out: Tensor = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return out
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

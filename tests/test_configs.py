@@ -14,7 +14,7 @@ MODELS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 RUNS = sorted(p for kind in ("pretrain", "posttrain", "finetune") for p in (ROOT / "configs" / kind).glob("*.yaml"))
 TINY = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.n_kv_head=null", "--model.net.head_dim=null",
-    "--model.net.ffn_width=64", "--model.net.vocab_size=null", "--model.net.max_seq_len=64", "--model.compile=off",
+    "--model.net.ffn_width=64", "--model.net.vocab_size=512", "--model.net.max_seq_len=64", "--model.compile=off",
 ]  # fmt: skip
 SHORT = [
     "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=2",

@@ -163,7 +163,8 @@ class Transformer(nn.Module):
         """In which dtype attention computes: autocast's where it is on, else that of the weights."""
         weight = self.token_embedding.weight
         device = weight.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none, and would raise
+        return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
     def check_tokens(self, tokens_BT: Tensor) -> None:
         """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the device.

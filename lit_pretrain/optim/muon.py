@@ -12,7 +12,7 @@ from .orthogonalize import orthogonalize_, polynomials
 
 LrScaling = Literal["original", "match_rms_adamw"]
 
-_STACK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+_STACK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 """Size of the matrices orthogonalised together: one kernel for many, without doubling the memory of a large network."""
 
 

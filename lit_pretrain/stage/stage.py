@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Protocol
 
 import lightning as L
 import torch
-from jsonargparse import lazy_instance  # type: ignore[attr-defined]
+from jsonargparse.typing import lazy_instance
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -176,7 +176,7 @@ class Stage(L.LightningModule):
             if i + 1 < len(batch):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
-                    numerator.backward()
+                    numerator.backward()  # type: ignore[no-untyped-call]
         self._denominator = torch.stack(denominators).sum()
         self.sums = {"nats_S": nats_S, "tokens_S": tokens_S}
         return numerator
