@@ -102,4 +102,3 @@ def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[st
             else:
                 flat[f"{group}.{key}"] = value
     return flat
-

@@ -79,9 +79,7 @@ def data(path: str, documents: int = 3, verify: bool = False) -> str:
         for split in SPLITS:
             part = source.splits[split]
             ratio, licence = f"{part.bytes / part.tokens:.3f}" if part.tokens else "-", source.licence or "not stated"
-            lines.append(
-                f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {licence}"
-            )
+            lines.append(f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {licence}")
             if verify:
                 for chunk in part.chunks:
                     verify_chunk(where / split / name / chunk.filename, chunk)

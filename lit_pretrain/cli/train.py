@@ -140,9 +140,7 @@ class TrainCLI(LightningCLI):
         if config["from"] is not None:
             config.model.init_from = str(resolve(config["from"]))
         self._resolve_length(config)
-        self.contract = contract_of(
-            self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash
-        )
+        self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
         self._resolve_folder()
 
     def _resolve_length(self, config: Namespace) -> None:

@@ -44,4 +44,5 @@ class CrossEntropy(Objective):
         return total, tokens_B.sum(), {"nll_BT": nll_BT, "nll_B": nll_BT.sum(dim=1), "tokens_B": tokens_B}
 
     def extra_repr(self) -> str:
+        """The settings, for `print(objective)`."""
         return f"z_loss={self.z_loss}, label_smoothing={self.label_smoothing}"

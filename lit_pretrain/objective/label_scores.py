@@ -15,9 +15,7 @@ class LabelScores:
         logit_softcap: If given, logits become `cap * tanh(logits / cap)` (Gemma 2).
     """
 
-    def __init__(
-        self, hidden_BTD: Tensor, head_weight_VD: Tensor, labels_BT: Tensor, *, logit_softcap: float | None = None
-    ) -> None:
+    def __init__(self, hidden_BTD: Tensor, head_weight_VD: Tensor, labels_BT: Tensor, *, logit_softcap: float | None = None) -> None:
         self.hidden_BTD = hidden_BTD
         self.head_weight_VD = head_weight_VD
         self.labels_BT = labels_BT
@@ -42,7 +40,5 @@ class LabelScores:
 
     def logp(self) -> Tensor:
         """Differentiable log-probability of each label (B, T), in nats, 0 where ignored."""
-        logp_N = linear_logp(
-            self.hidden_BTD.flatten(0, 1), self.head_weight_VD, self.labels_BT.flatten(), softcap=self.logit_softcap
-        )
+        logp_N = linear_logp(self.hidden_BTD.flatten(0, 1), self.head_weight_VD, self.labels_BT.flatten(), softcap=self.logit_softcap)
         return logp_N.view_as(self.labels_BT)

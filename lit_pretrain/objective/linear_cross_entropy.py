@@ -51,7 +51,7 @@ def linear_cross_entropy(
     """
     _check_labels(labels_N, weight_VD.shape[0])
     grad, dtype = torch.is_grad_enabled(), _compute_dtype(hidden_ND, weight_VD)
-    return _LinearCrossEntropy.apply(
+    total, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_ND,
         weight_VD,
         labels_N,
@@ -59,6 +59,7 @@ def linear_cross_entropy(
         dtype,
         (grad and hidden_ND.requires_grad, grad and weight_VD.requires_grad),
     )
+    return total, nll_N
 
 
 def linear_logp(
@@ -71,7 +72,8 @@ def linear_logp(
     _check_labels(labels_N, weight_VD.shape[0])
     dtype = _compute_dtype(hidden_ND, weight_VD)
     config = 0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
-    return _LinearLogp.apply(hidden_ND, weight_VD, labels_N, config, dtype)
+    logp_N: Tensor = _LinearLogp.apply(hidden_ND, weight_VD, labels_N, config, dtype)  # type: ignore[no-untyped-call]
+    return logp_N
 
 
 def _of_device(table: dict[str, Any], tensor: Tensor) -> Any:
@@ -81,7 +83,7 @@ def _of_device(table: dict[str, Any], tensor: Tensor) -> Any:
 def _chunk(hidden_ND: Tensor, vocabulary: int, dtype: torch.dtype) -> int:
     least, most = _of_device(_CHUNK_TOKENS, hidden_ND)
     fitting = _of_device(_CHUNK_BYTES, hidden_ND) // (dtype.itemsize * vocabulary)
-    chunks = -(-hidden_ND.shape[0] // min(most, max(least, fitting)))
+    chunks = int(-(-hidden_ND.shape[0] // min(most, max(least, fitting))))
     return max(1, -(-hidden_ND.shape[0] // max(1, chunks)))  # equal chunks: a compiled body meets one shape, or two
 
 
@@ -119,9 +121,8 @@ def _losses_and_logit_grad_(
     """
     valid_C = labels_C != IGNORE_INDEX
     target_C1 = torch.where(valid_C, labels_C, 0)[:, None]
-    if logits_CV.dtype == scale_C.dtype:
-        x_CV = logits_CV
-    else:
+    x_CV = logits_CV
+    if logits_CV.dtype != scale_C.dtype:
         x_CV = logits_CV.to(scale_C.dtype) if work_CV is None else work_CV.copy_(logits_CV)
     if softcap is not None:
         x_CV = torch.tanh(x_CV / softcap) * softcap
@@ -246,9 +247,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     # Compiled pointwise kernels pay where memory traffic rules (CUDA); on a CPU the eager body is as fast (scripts/bench_head.py).
     compiled = torch.compiler.is_compiling() and hidden_ND.device.type == "cuda"
-    total, nll_N, grad_hidden, grad_weight = _op(
-        hidden_ND.to(dtype), weight_VD.to(dtype), labels_N, scale_N, *config, *wanted, compiled
-    )
+    total, nll_N, grad_hidden, grad_weight = _op(hidden_ND.to(dtype), weight_VD.to(dtype), labels_N, scale_N, *config, *wanted, compiled)
     return (
         total,
         nll_N,

@@ -36,9 +36,7 @@ class AdamW:
         if unknown:
             raise UserError(f"AdamW: lr_scale names the unknown role {unknown[0]!r}; use one of {', '.join(ROLES)}.")
 
-    def build(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
-    ) -> torch.optim.Optimizer:
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]) -> torch.optim.Optimizer:
         """Make the optimizer.
 
         Args:

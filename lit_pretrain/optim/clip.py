@@ -20,7 +20,7 @@ def _groups(parameters: Iterable[Tensor]) -> _Groups:
 
 
 def _norm(groups: _Groups) -> Tensor:
-    norms = []
+    norms: list[Tensor] = []
     for grads in groups:
         # fp32 (or wider): the norm of many bf16 norms would carry three digits.
         dtype = torch.promote_types(grads[0].dtype, torch.float32)

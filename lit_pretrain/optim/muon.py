@@ -75,18 +75,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
             dtype=_precision(parameters[0].device.type),
             device=parameters[0].device,
         )
-        # One matrix at a time, not foreach: on a CPU its temporaries stay in the cache (measured: ...).
-        for parameter, place in zip(parameters, stack_Smn.split(each), strict=True):
+        # One matrix at a time, not foreach: on a CPU its temporaries stay in the cache.
+        places: tuple[Tensor, ...] = torch.split(stack_Smn, each)
+        for parameter, place in zip(parameters, places, strict=True):
             update = self._momentum(group, parameter, momentum)
             update = update.full_tensor() if hasattr(update, "full_tensor") else update
-            place.copy_((update.mT if tall else update).view(place.shape) if update.ndim == 2 else (update.mT if tall else update).flatten(0, -3))
+            wide = update.mT if tall else update
+            place.copy_(wide.view(place.shape) if wide.ndim == 2 else wide.flatten(0, -3))
         method = group["orthogonalization"]
-        stack_Smn = orthogonalize_(
-            stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express"
-        )
+        stack_Smn = orthogonalize_(stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express")
         decay = group["lr"] * group["weight_decay"]
         step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
-        for parameter, place in zip(parameters, stack_Smn.split(each), strict=True):
+        places = torch.split(stack_Smn, each)
+        for parameter, place in zip(parameters, places, strict=True):
             update = _like(parameter, (place.mT if tall else place).view(parameter.shape) if each == 1 else place)
             if group["cautious"]:
                 parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-decay)

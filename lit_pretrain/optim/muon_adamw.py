@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_pretrain.errors import UserError
-
-from .adamw import can_fuse, check_adamw, check_not_negative
+from .adamw import can_fuse, check_adamw
 from .muon import LrScaling, MuonWithAdamW
 from .orthogonalize import Method
 from .param_groups import decays, split_by_role
@@ -61,9 +59,7 @@ class MuonAdamW:
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, where="MuonAdamW")
 
-    def build(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
-    ) -> torch.optim.Optimizer:
+    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]) -> torch.optim.Optimizer:
         """Make the optimizer.
 
         Args:

@@ -14,9 +14,7 @@ output projection; vector: norms and biases; scalar: single gains."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-def split_by_role(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
-) -> dict[Role, list[nn.Parameter]]:
+def split_by_role(named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]) -> dict[Role, list[nn.Parameter]]:
     """Sort the trainable parameters by role, in the order of `ROLES`; roles without a parameter are left out.
 
     Args:

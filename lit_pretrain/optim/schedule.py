@@ -15,7 +15,7 @@ Shape = Literal["linear", "1-sqrt", "cosine"]
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NUMBER = r"([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
-_SPAN = re.compile(rf"\s*{_NUMBER}\s*([kmbt]?)\s*(%|[a-z]+)?\s*", re.IGNORECASE)
+_SPAN = re.compile(rf"\s*{_NUMBER}\s*((?:[kmbt](?!ok))?)\s*(%|[a-z]+)?\s*", re.IGNORECASE)
 _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens", "%": "%"}
 _HINT = "write '100 steps', '5M tokens' or '2%' (of the run)"
 
@@ -115,7 +115,7 @@ class Schedule:
     """Length of the linear warm-up."""
     decay: str = "20%"
     """Length of the decay of wsd, which ends with the run."""
-    decay_start: Optional[str] = None  # noqa: UP045 (jsonargparse on Python 3.10 reads Optional better)
+    decay_start: Optional[str] = None
     """Where the decay of wsd starts, counted from the start of the run; replaces `decay`. A decay forked from the checkpoint at
     step S of a stable run: `decay_start: "S steps"` with the `max_steps` at which the fork shall end."""
     final: float = 0.0
@@ -145,8 +145,7 @@ class Schedule:
         warmup = span_to_steps(self.warmup, total_steps, tokens_per_step, name="schedule.warmup")
         if warmup > total_steps:
             raise UserError(
-                f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of {total_steps}; "
-                "shorten it or train longer."
+                f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of {total_steps}; shorten it or train longer."
             )
         start = None
         if self.kind == "wsd":

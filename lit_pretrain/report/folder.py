@@ -45,9 +45,7 @@ def make_run_folder(path: Path, *, resuming: bool) -> None:
         UserError: A new run would overwrite another, or the folder cannot be written.
     """
     if not resuming and (path / CONFIG).exists():
-        raise UserError(
-            f"the run folder {path} already holds a run; choose another --name, or go on with that run by --resume auto"
-        )
+        raise UserError(f"the run folder {path} already holds a run; choose another --name, or go on with that run by --resume auto")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

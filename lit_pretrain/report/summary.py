@@ -7,9 +7,7 @@ from pathlib import Path
 from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
 
 
-def write_summary(
-    run: Path, *, seconds: float, train_seconds: float, plan: str, samples: Mapping[str, str]
-) -> dict[str, float]:
+def write_summary(run: Path, *, seconds: float, train_seconds: float, plan: str, samples: Mapping[str, str]) -> dict[str, float]:
     """Write summary.md and return the final figures.
 
     Args:

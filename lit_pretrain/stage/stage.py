@@ -151,9 +151,7 @@ class Stage(L.LightningModule):
     def _micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Network and objective of one micro-batch: the function that is compiled."""
         hidden_BTD = self.net(batch.tokens_BT, batch.doc_BT)
-        scores = LabelScores(
-            hidden_BTD, self.net.head_weight, batch.labels_BT, logit_softcap=self.config.logit_softcap
-        )
+        scores = LabelScores(hidden_BTD, self.net.head_weight, batch.labels_BT, logit_softcap=self.config.logit_softcap)
         numerator, denominator, metrics = self.objective(scores, batch)
         return numerator, denominator, metrics
 
@@ -197,7 +195,8 @@ class Stage(L.LightningModule):
             loss = self.sums["nats_S"].sum() / self.sums["tokens_S"].sum()
             raise DivergedError(
                 f"step {self.global_step}: the gradient norm is {norm.item()} and the loss {loss.item():.4f} nats; "
-                "stopped before the update, weights and the last checkpoint are good", rows
+                "stopped before the update, weights and the last checkpoint are good",
+                rows,
             )
 
     def on_train_batch_end(self, *args: Any) -> None:

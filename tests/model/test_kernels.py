@@ -149,7 +149,12 @@ def test_the_kernel_that_is_chosen(changes: dict[str, Any], device: str, documen
 
 @pytest.mark.parametrize(
     ("kernel", "device", "dtype"),
-    [("tiled", "cuda", torch.bfloat16), ("varlen", "cpu", torch.bfloat16), ("varlen", "cuda", torch.float32), ("flex", "cpu", torch.float32)],
+    [
+        ("tiled", "cuda", torch.bfloat16),
+        ("varlen", "cpu", torch.bfloat16),
+        ("varlen", "cuda", torch.float32),
+        ("flex", "cpu", torch.float32),
+    ],
 )
 def test_a_kernel_that_does_not_run_here_is_refused(kernel: Any, device: str, dtype: torch.dtype) -> None:
     with pytest.raises(UserError, match=f"{kernel}.*auto"):

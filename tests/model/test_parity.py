@@ -175,9 +175,7 @@ def test_qwen3(tied: bool) -> None:
         **RANDOM,
     )
     theirs = build(transformers.Qwen3ForCausalLM, config)
-    ours = ModelConfig(
-        **shape(n_kv_head=2, head_dim=20, ffn_width=80, rope_theta=1000.0, tie_embeddings=tied), norm_eps=1e-6, qk_norm=True
-    )
+    ours = ModelConfig(**shape(n_kv_head=2, head_dim=20, ffn_width=80, rope_theta=1000.0, tie_embeddings=tied), norm_eps=1e-6, qk_norm=True)
     assert_same(theirs, ours, rename_llama(theirs.state_dict()))
 
 

@@ -1,8 +1,6 @@
 """BitsPerByte against closed forms, ragged batches, merging over ranks, and its import."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -28,9 +26,7 @@ def rows(seed: int, count: int, length: int, sources: int) -> tuple[Tensor, Tens
 def test_uniform_bytes_cost_eight_bits() -> None:
     """A model that knows nothing about bytes, one byte per token, pays ln 256 nats a token and 8 bits a byte."""
     metric = BitsPerByte()
-    metric.update(
-        torch.full((2, 5), math.log(256.0)), torch.ones(2, 5).long(), torch.zeros(2).long(), torch.ones(256).long()
-    )
+    metric.update(torch.full((2, 5), math.log(256.0)), torch.ones(2, 5).long(), torch.zeros(2).long(), torch.ones(256).long())
     found = metric.compute()
     assert found["loss"].item() == pytest.approx(math.log(256.0), rel=1e-7)
     assert found["bits_per_byte"].item() == pytest.approx(8.0, rel=1e-7)
@@ -58,9 +54,7 @@ def test_ignored_positions_count_for_nothing_whatever_they_hold() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=6), split=st.integers(0, 6)
-)
+@given(shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=6), split=st.integers(0, 6))
 def test_any_split_into_batches_and_ranks_gives_the_same(shapes: list[tuple[int, int]], split: int) -> None:
     batches = [rows(seed, count, length, 3) for seed, (count, length) in enumerate(shapes)]
     whole = BitsPerByte(num_sources=3)

@@ -69,9 +69,7 @@ def test_equals_plain_in_fp64(
     seed: int,
 ) -> None:
     hidden, weight, labels = inputs(tokens, width, vocabulary, ignored=ignored, seed=seed)
-    found, nll = linear_cross_entropy(
-        hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=chunk
-    )
+    found, nll = linear_cross_entropy(hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=chunk)
     expected = plain(hidden, weight, labels, z_loss, smoothing, softcap)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(nll, plain_nll(hidden, weight, labels, softcap), rtol=1e-11, atol=1e-12)
@@ -86,9 +84,7 @@ def test_equals_plain_in_fp64(
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_fp32_agrees_with_fp64_to_1e_6(softcap: float | None, z_loss: float, smoothing: float) -> None:
     hidden, weight, labels = inputs(517, 48, 1003, torch.float32)
-    found, _ = linear_cross_entropy(
-        hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=100
-    )
+    found, _ = linear_cross_entropy(hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=100)
     exact_inputs = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     exact = plain(*exact_inputs, labels, z_loss, smoothing, softcap)
     assert relative(found.double(), exact) < 1e-6
@@ -211,9 +207,7 @@ def test_label_outside_the_vocabulary_is_an_error(bad: int) -> None:
     ignored=st.sampled_from([0.0, 0.4, 1.0]),
     seed=st.integers(0, 3),
 )
-def test_logp_equals_plain_with_a_gradient_per_token(
-    tokens: int, chunk: int, softcap: float | None, ignored: float, seed: int
-) -> None:
+def test_logp_equals_plain_with_a_gradient_per_token(tokens: int, chunk: int, softcap: float | None, ignored: float, seed: int) -> None:
     hidden, weight, labels = inputs(tokens, 5, 11, ignored=ignored, seed=seed)
     found = linear_logp(hidden, weight, labels, softcap=softcap, chunk=chunk)
     expected = -plain_nll(hidden, weight, labels, softcap)
