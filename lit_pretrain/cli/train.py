@@ -296,7 +296,7 @@ def train(verb: str, argv: list[str]) -> int:
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
     if trainer.is_global_zero:
         start_run(cli, first_step)
-        print(plan_line(cli, rows=rows, accumulation=accumulation))
+        print(plan_line(cli, rows=rows, accumulation=accumulation), flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
