@@ -9,6 +9,7 @@ import pytest
 
 from lit_pretrain.report.folder import read_metrics
 
+pytestmark = pytest.mark.slow  # a dozen processes that each import everything
 ROOT = Path(__file__).parents[1]
 # AdamW in fp32: Muon's bf16 orthogonalisation would amplify the rounding of another order of sums.
 BASE = [

@@ -1,6 +1,5 @@
 """A killed run goes on as if it had never stopped: the same losses, bit for bit, through the real command line."""
 
-import json
 import os
 import shutil
 import signal
@@ -87,22 +86,6 @@ def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tm
     assert main(options(dataset, tmp_path, "torn", "--resume=auto", *extra)) == 0
     assert "step=00000012.ckpt is torn" in capsys.readouterr().err
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
-
-
-def test_a_fork_goes_on_with_another_schedule(dataset: Path, tmp_path: Path) -> None:
-    stable = ["--model.schedule.kind=wsd", "--model.schedule.decay=1 steps", "--data.micro_batch_size=8"]
-    assert main(options(dataset, tmp_path, "stable", *stable)) == 0
-    fork = ["--model.schedule.kind=wsd", "--model.schedule.decay=4 steps", "--data.micro_batch_size=8", "--max_steps=12"]
-    checkpoint = tmp_path / "stable" / "checkpoints" / "step=00000008.ckpt"
-    assert main(options(dataset, tmp_path, "fork", *fork, f"--fork={checkpoint}")) == 0
-    lines = read_metrics(tmp_path / "fork")
-    assert [m["step"] for m in lines if "train/loss" in m] == [9, 10, 11, 12]
-    # Step 9 reads the same samples with the same weights as in the stable run: the same loss.
-    first = next(m for m in read_metrics(tmp_path / "stable") if m["step"] == 9)
-    assert lines[0]["train/loss"] == first["train/loss"]
-    assert lines[-1]["lr/matrix"] < lines[0]["lr/matrix"]
-    parent = json.loads((tmp_path / "fork" / "provenance.json").read_text())["parent"]
-    assert parent == str(checkpoint)
 
 
 def test_weights_alone_start_a_new_run(dataset: Path, tmp_path: Path) -> None:
