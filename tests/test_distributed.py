@@ -1,15 +1,17 @@
 """Two gloo ranks on a CPU, through the real command line: the same losses as one process, and checkpoints that change hands."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lit_pretrain.report.folder import read_metrics
 
-pytestmark = pytest.mark.slow  # a dozen processes that each import everything
 ROOT = Path(__file__).parents[1]
 # AdamW in fp32: Muon's bf16 orthogonalisation would amplify the rounding of another order of sums.
 BASE = [
@@ -21,27 +23,62 @@ BASE = [
 TWO = ["--trainer.devices=2", "--data.micro_batch_size=4"]
 ONE = ["--data.micro_batch_size=8"]
 
+CALLBACKS = """
+import os, signal
+import lightning as L
+from lit_pretrain.errors import UserError
 
-def fit(dataset: Path, runs: Path, name: str, *extra: str) -> None:
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "lit_pretrain",
-        "fit",
-        *BASE,
-        f"--data.path={dataset}",
-        f"--runs={runs}",
-        f"--name={name}",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *extra], env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+class Act(L.Callback):
+    def __init__(self, what: str, rank: int, step: int = 5) -> None:
+        self.what, self.rank, self.step = what, rank, step
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            if self.what == "error":
+                raise RuntimeError(f"cosmic ray on rank {self.rank}")
+            if self.what == "mistake":
+                raise UserError(f"a mistake that only rank {self.rank} sees")
+            if self.what == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def start(dataset: Path, runs: Path, name: str, *extra: str) -> "subprocess.Popen[str]":
+    (runs / "acting.py").write_text(CALLBACKS)
+    places = {"--data.path": dataset, "--runs": runs, "--name": name}
+    command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *BASE, *(f"{key}={value}" for key, value in places.items())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(runs)])}
+    return subprocess.Popen(
+        [*command, *extra], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int, str]:
+    """Exit code of the first process and the output of all; every process of the run must have ended in time."""
+    try:
+        output, _ = process.communicate(timeout=seconds)  # ends when the last process closes the pipe
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output
+
+
+def fit(dataset: Path, runs: Path, name: str, *extra: str) -> str:
+    code, output = finish(start(dataset, runs, name, *extra))
+    assert code == 0, output
+    return output
+
+
+def act(what: str, rank: int) -> list[str]:
+    return ["--trainer.callbacks+=acting.Act", f"--trainer.callbacks.what={what}", f"--trainer.callbacks.rank={rank}"]
 
 
 def figures(run: Path) -> list[float]:
     return [m.get("train/loss", m.get("val/loss")) for m in read_metrics(run)]
+
+
+def mixture(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in m.items() if k.startswith(("mixture/", "data/"))} for m in read_metrics(run)]
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +97,73 @@ def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list
     name = request.node.callspec.id
     fit(dataset, one, name, *TWO, *extra)
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
-    checkpoint = one / name / "checkpoints" / "step=00000008.ckpt"
-    assert checkpoint.is_dir() == ("--sharded_checkpoints=true" in extra)
+    assert mixture(one / name) == mixture(one / "one")  # the same samples in every step
+    last = one / name / "checkpoints" / "step=00000008.ckpt"
+    assert last.is_dir() == ("--sharded_checkpoints=true" in extra)
     # The middle one remains; one process goes on from what two have saved.
-    subprocess.run(["rm", "-r", str(checkpoint)], check=True)
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
     fit(dataset, one, name, *ONE, "--resume=auto")
+    assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
+    assert last.is_file()
+
+
+@pytest.mark.parametrize(
+    ("extra", "again"),
+    [
+        ([], []),
+        (["--trainer.strategy=fsdp"], ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]),
+        (["--trainer.strategy=fsdp", "--sharded_checkpoints=true"], ["--trainer.strategy=fsdp"]),
+    ],
+    ids=["ddp", "fsdp", "fsdp-sharded"],
+)
+def test_two_ranks_go_on_from_one_and_then_from_two(
+    dataset: Path, one: Path, extra: list[str], again: list[str], request: pytest.FixtureRequest
+) -> None:
+    name = f"from-one-{request.node.callspec.id}"
+    shutil.copytree(one / "one", one / name)
+    (one / name / "checkpoints" / "step=00000008.ckpt").unlink()
+    fit(dataset, one, name, *TWO, *extra, "--resume=auto", "--checkpoint_every=6")
+    assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
+    last = one / name / "checkpoints" / "step=00000008.ckpt"
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    assert (one / name / "checkpoints" / "step=00000006.ckpt").is_dir() == ("--sharded_checkpoints=true" in extra)
+    fit(dataset, one, name, *TWO, *again, "--resume=auto")
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
 
 
-def test_two_ranks_go_on_from_one(dataset: Path, one: Path) -> None:
-    fit(dataset, one, "begun", *ONE)
-    (one / "begun" / "checkpoints" / "step=00000008.ckpt").unlink()
-    fit(dataset, one, "begun", *TWO, "--resume=auto")
-    assert figures(one / "begun") == pytest.approx(figures(one / "one"), abs=1e-5)
+def test_a_signal_to_the_parent_saves_once_and_ends_all(dataset: Path, tmp_path: Path) -> None:
+    process = start(dataset, tmp_path, "run", *TWO, "--trainer.precision=bf16-mixed", "--max_steps=2000", "--checkpoint_every=0")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not metrics.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    assert output.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in output
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert f"saved {saved}" in output
+    assert saved.name == f"step={read_metrics(tmp_path / 'run')[-1]['step']:08d}.ckpt"
+
+
+def test_a_signal_to_one_rank_stops_all_together(dataset: Path, tmp_path: Path) -> None:
+    code, output = finish(
+        start(dataset, tmp_path, "run", *TWO, "--trainer.precision=bf16-true", "--trainer.strategy=fsdp", *act("signal", 1))
+    )
+    assert code == 75, output
+    assert "stopped by a signal on another rank after step 6" in output
+    assert (tmp_path / "run" / "checkpoints" / "step=00000006.ckpt").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("what", "message"), [("error", "cosmic ray on rank {}"), ("mistake", "a mistake that only rank {} sees")])
+def test_a_failure_of_one_rank_ends_the_run(dataset: Path, tmp_path: Path, what: str, message: str, rank: int) -> None:
+    """No process is left waiting in a collective, and the reason is said once."""
+    code, output = finish(start(dataset, tmp_path, "run", *TWO, *act(what, rank)), seconds=90)
+    assert code not in (0, 75), output
+    assert message.format(rank) in output
+    assert (tmp_path / "run" / "checkpoints" / "step=00000004.ckpt").exists()
+    if what == "mistake":
+        assert output.count("error: ") == 1
+        assert "Traceback" not in output

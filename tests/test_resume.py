@@ -1,28 +1,46 @@
-"""A killed run goes on as if it had never stopped: the same losses, bit for bit, through the real command line."""
+"""A stopped run goes on as if it had never stopped: the same losses, bit for bit, through the real command line."""
 
+import dataclasses
+import functools
+import hashlib
+import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.stage.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
 BASE = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.dropout=0.1",
-    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.val_tokens=256", f"--max_steps={STEPS}",
-    "--log_every=1", "--validate_every=5", "--checkpoint_every=4", "--keep_checkpoints=3", "--sample_prompts=[]",
+    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.micro_batch_size=8", "--data.val_tokens=256",
+    f"--max_steps={STEPS}", "--log_every=1", "--validate_every=5", "--checkpoint_every=4", "--keep_checkpoints=3", "--sample_prompts=[]",
     "--trainer.accelerator=cpu",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums of several threads have another rounding: runs in this process are compared with runs in others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def options(dataset: Path, runs: Path, name: str, *extra: str) -> list[str]:
@@ -33,48 +51,171 @@ def losses(run: Path) -> list[tuple[Any, ...]]:
     return [(m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss")) for m in read_metrics(run)]
 
 
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder and the hash of its content."""
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@contextmanager
+def at_step(step: int, action: Callable[[], object]) -> Iterator[None]:
+    """Do something in the middle of the training step that follows so many steps."""
+    plain = Stage.training_step
+
+    @functools.wraps(plain)
+    def training_step(self: Stage, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == step:
+            action()
+        return plain(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "training_step", training_step)
+        yield
+
+
 def start(arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "lit_pretrain", *arguments], stdout=file, stderr=file, env=environment
+            [sys.executable, "-W", "ignore", "-m", "lit_pretrain", *arguments],
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,  # a process group of its own, as a scheduler's job is
         )
 
 
 def stop_at(process: "subprocess.Popen[bytes]", run: Path, step: int, number: int) -> int:
+    """Signal every process of a run when it has written a step; its exit code."""
     end = time.time() + 120
     while time.time() < end and process.poll() is None:
         file = run / "metrics.jsonl"
         if file.exists() and f'{{"step": {step},' in file.read_text():
-            process.send_signal(number)
+            os.killpg(process.pid, number)
             break
         time.sleep(0.005)
     return process.wait(120)
 
 
+@pytest.fixture(scope="module")
+def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uninterrupted runs in one process: `one` with one micro-batch a step, `four` with four."""
+    runs = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    assert main(options(dataset, runs, "one")) == 0
+    assert main(options(dataset, runs, "four", "--data.micro_batch_size=2")) == 0
+    assert losses(runs / "one") != losses(runs / "four")  # another order of sums: the comparisons below can fail
+    for a, b in zip(read_metrics(runs / "one"), read_metrics(runs / "four"), strict=True):
+        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {k: v for k, v in b.items() if k.startswith("mixture/")}
+    return runs
+
+
+# ---------------------------------------------------------------------- stopped and resumed
+
+
 @pytest.mark.parametrize(
-    ("number", "code", "extra"),
+    ("number", "code", "reference", "extra"),
     [
-        (signal.SIGTERM, 75, ["--data.micro_batch_size=8"]),
-        (signal.SIGUSR1, 75, ["--data.micro_batch_size=2"]),
-        (signal.SIGKILL, -signal.SIGKILL, ["--data.micro_batch_size=2", "--data.num_workers=2"]),
+        (signal.SIGTERM, 75, "four", ["--data.micro_batch_size=2", "--data.num_workers=2"]),
+        (signal.SIGKILL, -signal.SIGKILL, "one", []),
     ],
-    ids=["SIGTERM", "SIGUSR1-accumulation", "SIGKILL-workers-accumulation"],
+    ids=["SIGTERM-workers-accumulation", "SIGKILL"],
 )
-def test_a_stopped_run_equals_an_uninterrupted_one(dataset: Path, tmp_path: Path, number: int, code: int, extra: list[str]) -> None:
-    whole = start(options(dataset, tmp_path, "whole", *extra), tmp_path / "whole.log")
-    assert whole.wait(180) == 0, (tmp_path / "whole.log").read_text()
-    stopped = start(options(dataset, tmp_path, "stopped", "--resume=auto", *extra), tmp_path / "stopped.log")
-    assert stop_at(stopped, tmp_path / "stopped", 6, number) == code, (tmp_path / "stopped.log").read_text()
+def test_a_job_stopped_by_a_signal_equals_an_uninterrupted_one(
+    dataset: Path, tmp_path: Path, whole: Path, number: int, code: int, reference: str, extra: list[str]
+) -> None:
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)  # starts the run, then goes on with it
+    stopped = start(arguments, tmp_path / "log")
+    assert stop_at(stopped, tmp_path / "run", 6, number) == code, (tmp_path / "log").read_text()
     if code == 75:
-        assert "--resume auto" in (tmp_path / "stopped.log").read_text()
-    resumed = start(options(dataset, tmp_path, "stopped", "--resume=auto", *extra), tmp_path / "resumed.log")
-    assert resumed.wait(180) == 0, (tmp_path / "resumed.log").read_text()
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+        assert "go on with --resume auto" in (tmp_path / "log").read_text()
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    assert main([*arguments, "--data.num_workers=0"]) == 0
+    assert losses(tmp_path / "run") == losses(whole / reference)
+
+
+# 4: a validation follows the step in which the signal comes; 7: a checkpoint is due anyway
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 6), (signal.SIGUSR1, 4), (signal.SIGTERM, 7)])
+def test_a_signal_saves_at_the_next_step_boundary(
+    dataset: Path, tmp_path: Path, whole: Path, number: int, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(dataset, tmp_path, "run", "--resume=auto")
+    with at_step(step, lambda: os.kill(os.getpid(), number)):
+        assert main(arguments) == 75
+    saved = tmp_path / "run" / "checkpoints" / f"step={step + 1:08d}.ckpt"
+    assert f"stopped by {signal.Signals(number).name} after step {step + 1}; saved {saved}" in capsys.readouterr().err
+    assert saved.exists()
+    assert losses(tmp_path / "run") == [line for line in losses(whole / "one") if line[0] <= step + 1]
+    assert main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(whole / "one")
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(dataset: Path, tmp_path: Path, whole: Path) -> None:
+    with at_step(STEPS - 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(options(dataset, tmp_path, "run")) == 0
+    assert losses(tmp_path / "run") == losses(whole / "one")
+    assert (tmp_path / "run" / "summary.md").exists()
+
+
+@pytest.mark.parametrize("extra", [[], ["--data.micro_batch_size=2", "--data.num_workers=1"]], ids=["plain", "worker-accumulation"])
+def test_a_run_that_failed_goes_on_from_its_last_checkpoint(dataset: Path, tmp_path: Path, whole: Path, extra: list[str]) -> None:
+    def fail() -> None:
+        raise RuntimeError("cosmic ray")
+
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)
+    with at_step(11, fail), pytest.raises(RuntimeError, match="cosmic ray"):
+        main(arguments)
+    assert main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(whole / ("four" if extra else "one"))
+
+
+def test_a_run_killed_during_a_validation_validates_again(
+    dataset: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", "--checkpoint_every=5")
+    plain = Stage.validation_step
+
+    def validation_step(self: Stage, batch: Any, batch_idx: int) -> None:
+        if self.global_step == STEPS:
+            raise RuntimeError("killed")
+        plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Stage, "validation_step", validation_step)
+    with pytest.raises(RuntimeError, match="killed"):
+        main(arguments)
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(whole / "one")
+    assert (tmp_path / "run" / "summary.md").exists()
+
+
+def test_windows_of_several_steps_are_the_same_after_a_stop_in_their_middle(dataset: Path, tmp_path: Path) -> None:
+    windows = ["--log_every=6", "--validate_every=0"]
+    assert main(options(dataset, tmp_path, "whole", *windows)) == 0
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *windows)
+    with at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(arguments) == 75
+    assert main(arguments) == 0
+
+    def figures(run: Path) -> list[dict[str, float]]:
+        measured = ("throughput/", "time/")
+        return [{k: v for k, v in line.items() if not k.startswith(measured)} for line in read_metrics(run)]
+
+    assert [line["step"] for line in figures(tmp_path / "run")] == [6, 12, 14, 14]
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_another_micro_batch_reads_the_same_samples(dataset: Path, tmp_path: Path, whole: Path) -> None:
+    with at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(options(dataset, tmp_path, "run")) == 75
+    assert main(options(dataset, tmp_path, "run", "--resume=auto", "--data.micro_batch_size=4", "--model.net.dropout=0.1")) == 0
+    for a, b in zip(read_metrics(tmp_path / "run"), read_metrics(whole / "one"), strict=True):
+        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {k: v for k, v in b.items() if k.startswith("mixture/")}
+        if "train/loss" in a:
+            assert a["train/loss"] == pytest.approx(b["train/loss"], rel=0.02)  # other dropout masks
 
 
 def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # `code` is the smallest source: at full weight 14 steps of 8192 tokens read it several times over.
+    # `code` has 593 rows: at full weight 14 steps of 256 rows read it six times.
     extra = ["--data.weights={code: 1}", "--data.global_batch_tokens=8192", "--data.micro_batch_size=64"]
     assert main(options(dataset, tmp_path, "whole", *extra)) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "torn")
@@ -88,23 +229,14 @@ def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tm
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
 
 
-def test_weights_alone_start_a_new_run(dataset: Path, tmp_path: Path) -> None:
-    assert main(options(dataset, tmp_path, "parent", "--data.micro_batch_size=8")) == 0
-    child = [o for o in options(dataset, tmp_path, "child", "--data.micro_batch_size=8")[1:] if not o.startswith("--model.net")]
-    assert main(["finetune", f"--from={tmp_path / 'parent'}", *child]) == 0
-    final = [m for m in read_metrics(tmp_path / "parent") if "val/loss" in m][-1]["val/loss"]
-    first = read_metrics(tmp_path / "child")[0]
-    assert first["step"] == 1
-    assert first["train/loss"] < final + 0.5  # far below the loss of guessing, ln 512 = 6.24
-    assert main(["finetune", *child[:-1]]) == 2  # no parent
+# ---------------------------------------------------------------------- what is refused
 
 
 @pytest.fixture(scope="module")
 def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("begun")
-    assert main(options(dataset, runs, "run", "--data.micro_batch_size=8")) == 0
-    for name in ("step=00000014.ckpt", "best.json"):
-        (runs / "run" / "checkpoints" / name).unlink(missing_ok=True)
+    with at_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(options(dataset, runs, "run")) == 75
     return runs
 
 
@@ -112,21 +244,172 @@ def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "field"),
     [
         ("--data.seed=5", "data.seed: the checkpoint has 0, this run 5"),
+        ("--data.seq_len=16", "data.seq_len: the checkpoint has 32, this run 16"),
         ("--data.global_batch_tokens=512", "data.global_batch_tokens: the checkpoint has 256, this run 512"),
+        ("--data.weights={code: 1}", "data.weights.code: the checkpoint has None, this run 1"),
         ("--model.net.width=64", "model.net.width: the checkpoint has 32, this run 64"),
+        ("--model.net.dropout=0.2", "model.net.dropout: the checkpoint has 0.1, this run 0.2"),
         ("--model.seed=3", "model.seed: the checkpoint has 0, this run 3"),
-        ("--model.schedule.kind=linear", "model.schedule.kind"),
-        ("--data.weights={code: 1}", "data.weights"),
+        ("--model.schedule.kind=constant", "this run 'constant'"),
+        ("--model.optimizer.matrix_lr=0.5", "matrix_lr: the checkpoint has"),
         ("--max_steps=20", "max_steps: the checkpoint has 14, this run 20"),
+        ("--trainer.precision=64-true", "this run '64-true'"),
     ],
 )
-def test_resume_refuses_other_settings(dataset: Path, begun: Path, change: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(p.name for p in (begun / "run" / "checkpoints").iterdir())
-    assert main(options(dataset, begun, "run", "--data.micro_batch_size=8", "--resume=auto", change)) == 2
-    assert field in capsys.readouterr().err
-    assert sorted(p.name for p in (begun / "run" / "checkpoints").iterdir()) == before
+def test_resume_refuses_other_settings_and_names_both_values(
+    dataset: Path, begun: Path, change: str, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(begun)
+    assert main(options(dataset, begun, "run", "--resume=auto", change)) == 2
+    error = capsys.readouterr().err
+    assert "cannot resume from" in error
+    assert field in error
+    assert tree(begun) == before
+
+
+def test_resume_refuses_other_data(dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copytree(dataset, tmp_path / "other"))
+    manifest = Manifest.load(other)
+    code = manifest.sources["code"]
+    train = dataclasses.replace(code.splits["train"], chunks=code.splits["train"].chunks[:1])
+    changed = dataclasses.replace(code, splits={**code.splits, "train": train})
+    manifest = dataclasses.replace(manifest, sources={**manifest.sources, "code": changed})
+    (other / "manifest.json").write_text(manifest.dump())
+    assert main(options(other, begun, "run", "--resume=auto")) == 2
+    assert f"data.manifest: the checkpoint has '{Manifest.load(dataset).hash}', this run '{manifest.hash}'" in capsys.readouterr().err
+    moved = Path(shutil.copytree(dataset, tmp_path / "moved"))  # the same data in another place is the same data
+    runs = Path(shutil.copytree(begun, tmp_path / "runs"))
+    assert main(options(moved, runs, "run", "--resume=auto")) == 0
 
 
 def test_a_new_run_does_not_overwrite(dataset: Path, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(options(dataset, begun, "run", "--data.micro_batch_size=8")) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    before = tree(begun)
+    assert main(options(dataset, begun, "run")) == 2
+    assert "already holds a run; choose another --name, or go on with that run by --resume auto" in capsys.readouterr().err
+    assert main(options(dataset, begun, "run", f"--from={begun / 'run'}")) == 2
+    assert main(options(dataset, begun, "run", f"--fork={begun / 'run'}")) == 2
+    assert tree(begun) == before
+
+
+def test_a_named_checkpoint_goes_on_in_its_own_run(
+    dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: Path
+) -> None:
+    runs = Path(shutil.copytree(begun, tmp_path / "runs"))
+    shutil.copytree(runs / "run", runs / "victim")
+    checkpoint = runs / "run" / "checkpoints" / "step=00000004.ckpt"
+    before = tree(runs)
+    assert main(options(dataset, runs, "victim", f"--resume={checkpoint}")) == 2
+    assert "goes on with the run" in capsys.readouterr().err
+    assert tree(runs) == before
+    assert main(options(dataset, runs, "run", f"--resume={checkpoint}")) == 0
+    assert losses(runs / "run") == losses(whole / "one")
+
+
+def test_a_finished_run_is_not_resumed(dataset: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(whole)
+    assert main(options(dataset, whole, "one", "--resume=auto")) == 2
+    assert "stands at step 14 and the run ends at 14: nothing is left to do" in capsys.readouterr().err
+    assert tree(whole) == before
+
+
+def test_something_else_is_not_a_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    foreign = tmp_path / "run" / "checkpoints" / "step=00000003.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    assert main(options(dataset, tmp_path, "run", f"--resume={foreign}")) == 2
+    assert "was not written by lit_pretrain" in capsys.readouterr().err
+    assert main(options(dataset, tmp_path, "run", "--resume=nowhere")) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- forks and children
+
+
+def test_a_fork_goes_on_with_another_schedule(
+    dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[list[int]]] = {}
+    plain = Stage.training_step
+
+    @functools.wraps(plain)
+    def training_step(self: Stage, batch: Any, batch_idx: int) -> Any:
+        run = Path(self.trainer.default_root_dir).name
+        seen.setdefault(run, []).append([n for micro in batch for n in micro.index_B.tolist()])
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Stage, "training_step", training_step)
+    wsd = ["--model.schedule.kind=wsd", "--model.schedule.warmup=0", "--model.schedule.decay=1 steps"]
+    assert main(options(dataset, tmp_path, "stable", *wsd)) == 0
+    fork = [*wsd, "--model.schedule.decay=6 steps", "--max_steps=12"]
+    checkpoint = tmp_path / "stable" / "checkpoints" / "step=00000008.ckpt"
+    before = tree(tmp_path / "stable")
+    assert main(options(dataset, tmp_path, "fork", *fork, f"--fork={checkpoint}")) == 0
+    assert tree(tmp_path / "stable") == before
+    lines = [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m]
+    assert [m["step"] for m in lines] == [9, 10, 11, 12]
+    assert [m["progress/tokens"] for m in lines] == [256 * m["step"] for m in lines]
+    assert seen["fork"] == seen["stable"][8:12]  # the data order goes on
+    # Step 9 reads the same samples with the same weights as in the stable run, but its update is already on the new schedule.
+    reference = {m["step"]: m for m in read_metrics(tmp_path / "stable") if "train/loss" in m}
+    assert lines[0]["train/loss"] == reference[9]["train/loss"]
+    rate = reference[9]["lr/matrix"]
+    assert [m["lr/matrix"] for m in lines] == pytest.approx([rate * (1 - done / 6) for done in (2, 3, 4, 5)])
+    facts = json.loads((tmp_path / "fork" / "provenance.json").read_text())
+    assert facts["parent"] == str(checkpoint)
+    # A fork is a run like others: it is resumed by its own settings.
+    (tmp_path / "fork" / "checkpoints" / "step=00000012.ckpt").unlink()
+    (tmp_path / "fork" / "checkpoints" / "best.json").unlink(missing_ok=True)
+    assert main(options(dataset, tmp_path, "fork", *fork, f"--fork={checkpoint}", "--resume=auto")) == 0
+    assert [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m][-1]["train/loss"] == lines[-1]["train/loss"]
+    capsys.readouterr()
+    assert main(options(dataset, tmp_path, "other", *fork, f"--fork={checkpoint}", "--model.net.n_layer=3")) == 2
+    error = capsys.readouterr().err
+    assert "cannot fork" in error
+    assert "model.net.n_layer: the checkpoint has 2, this run 3" in error
+    assert "decay" not in error.split("differ.")[1]  # what may differ is not blamed
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_alone_start_a_new_run(dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = whole / "one"
+    rest = [option for option in options(dataset, tmp_path, "child")[1:] if not option.startswith("--model.net")]
+    assert main(["finetune", f"--from={parent}", *rest, "--model.net.dropout=0", "--max_steps=2"]) == 0
+    config = (tmp_path / "child" / "config.yaml").read_text()
+    assert "width: 32" in config  # the shape is the parent's
+    first = read_metrics(tmp_path / "child")[0]
+    assert first["step"] == 1
+    assert first["progress/tokens"] == 256
+    final = [m for m in read_metrics(parent) if "val/loss" in m][-1]["val/loss"]
+    assert first["train/loss"] == pytest.approx(final, abs=0.5)  # far below the loss of guessing, ln 512 = 6.24
+    facts = json.loads((tmp_path / "child" / "provenance.json").read_text())
+    assert facts["parent"] == str(parent / "checkpoints" / f"step={STEPS:08d}.ckpt")
+    capsys.readouterr()
+    assert main(["inspect", "run", str(tmp_path / "child")]) == 0
+    lineage = capsys.readouterr().out
+    assert f"from {facts['parent']}" in lineage
+    assert f"{parent}: fit" in lineage
+    assert main(["finetune", *rest[:-1], "--name=orphan"]) == 2  # no parent
+    assert main(["fit", f"--from={parent}", *rest[:-1], "--name=wider", "--model.net.width=64"]) == 2
+    assert "do not fit this network" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = options(dataset, tmp_path, "run", "--resume=auto")
+    older = tmp_path / "run" / "checkpoints" / "step=00000004.ckpt"
+    try:
+        with at_step(7, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (older.stat().st_size // 2, hard))):
+            code = main(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert "step=00000008.ckpt could not be written" in error
+    assert "File too large" in error
+    assert "--resume auto" in error
+    assert [path.name for path in older.parent.glob("step*")] == [older.name]  # and no .tmp
+    assert main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(whole / "one")

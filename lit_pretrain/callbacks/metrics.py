@@ -48,6 +48,7 @@ class Metrics(L.Callback):
         self.sinks = list(sinks)
         self.train_seconds = 0.0
         """Wall time of training steps, without validation and checkpoints."""
+        self._rates: dict[str, float] = {}
         self._unfinished: Optional[dict[str, Any]] = None
         self._begin(time.perf_counter())
 
@@ -81,8 +82,10 @@ class Metrics(L.Callback):
         """Take up the window again."""
         self._unfinished = checkpoint.get(WINDOW)
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """What passed since the last step was waiting for data (validation and checkpoints have been taken out)."""
+        # Before the step: at its end the scheduler has set the rates of the next one.
+        self._rates = {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)}
         now = time.perf_counter()
         self._data += now - self._last
         self._last = now
@@ -155,7 +158,7 @@ class Metrics(L.Callback):
             "time/compute_fraction": self._compute / wall,
             "time/other_fraction": max(0.0, 1.0 - (self._data + self._compute) / wall),
             **self._position(step),
-            **{f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)},
+            **self._rates,
         }
         if self.peak is not None:
             values["throughput/mfu"] = rate * self.flops_per_token / self.peak

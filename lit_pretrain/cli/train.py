@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.callbacks.checkpoints import Checkpoints
@@ -33,7 +33,7 @@ from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import default_precision, peak_dtype
-from lit_pretrain.cli.ranks import is_first_process, one_voice
+from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process, one_voice
 from lit_pretrain.cli.settings import RunSettings
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
@@ -54,13 +54,12 @@ from lit_pretrain.report.layout import layout
 from lit_pretrain.report.summary import write_summary
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import peak_flops
+from lit_pretrain.stage.sharded_strategy import ShardedStrategy
 from lit_pretrain.stage.stage import Stage
 
 PRESETS = Path(__file__).parent / "presets"
 VOCAB_MULTIPLE = 64
 """A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
-LAUNCHED_NAME = "LIT_PRETRAIN_LAUNCHED_NAME"
-"""Environment variable by which the first process of a run tells the others its name."""
 NEEDS_PARENT = ("posttrain", "finetune")
 
 # Ours to decide, because a stage counts optimizer steps and normalises and clips by itself.
@@ -264,7 +263,7 @@ class TrainCLI(LightningCLI):
     def _strategy(self, trainer: Namespace) -> Any:
         name = trainer.strategy
         if name == "fsdp":
-            return ModelParallelStrategy(
+            return ShardedStrategy(
                 data_parallel_size=_world(trainer), tensor_parallel_size=1, save_distributed_checkpoint=self.config.sharded_checkpoints
             )
         if name == "ddp" or (name == "auto" and _world(trainer) > 1):
@@ -301,7 +300,7 @@ def train(verb: str, argv: list[str]) -> int:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
     try:
-        with one_voice(launched=LAUNCHED_NAME in os.environ and not trainer.is_global_zero):
+        with one_voice(trainer):
             trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
     except DivergedError as error:
         raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error

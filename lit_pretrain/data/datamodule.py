@@ -200,18 +200,18 @@ class TextData(L.LightningDataModule):
         kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
         return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
 
-    def _loader(self, dataset: Any, batches: Any) -> DataLoader[list[Batch]]:
+    def _loader(self, dataset: Any, batches: Any, *, workers: int) -> DataLoader[list[Batch]]:
         eos = self.manifest.tokenizer.eos_id
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            num_workers=self.num_workers,
+            num_workers=workers,
             worker_init_fn=partial(start_worker, self.storage_options),
             collate_fn=Collate(micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
             # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to the whole job ends the server, and
             # with it the workers.
-            multiprocessing_context="spawn" if self.num_workers > 0 else None,
+            multiprocessing_context="spawn" if workers > 0 else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -226,7 +226,7 @@ class TextData(L.LightningDataModule):
             world_size=replicas,
         )
         sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
-        return self._loader(OrderedRows(self.order(), self._open("train")), sampler)
+        return self._loader(OrderedRows(self.order(), self._open("train")), sampler, workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[list[Batch]]:
         """A fixed selection of held-out rows, the same at every validation and for every number of ranks."""
@@ -256,4 +256,5 @@ class TextData(L.LightningDataModule):
         numbers = list(range(len(listed))) + [PAD_ROW] * (-len(listed) % step)
         size = self.micro_batch_size
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
-        return self._loader(ListedRows(listed, self._open(split)), batches)
+        # The start of a process costs more than it takes to read what is held out.
+        return self._loader(ListedRows(listed, self._open(split)), batches, workers=0)

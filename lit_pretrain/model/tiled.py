@@ -9,8 +9,12 @@ of 150, bf16 48 ms for 135, fp32 57 for 147; undivided rows 65 for 134 and 96 fo
 135 for 580. For torch.compile it is one opaque operation that needs no C++ compilation.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -18,7 +22,7 @@ from torch import Tensor
 TILE = {torch.float32: 64, torch.float64: 64}
 """Queries in a tile, by dtype."""
 HALF_TILE = 128
-"""Queries in a tile in bf16 and fp16, whose scores take the same room in half as many bytes."""
+"""Queries in a tile in bf16 and fp16."""
 
 
 def tiled_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Tensor) -> Tensor:
@@ -41,58 +45,131 @@ def tiled_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Te
 
 @torch.library.custom_op("lit_pretrain::tiled_attention", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> Tensor:
-    out = torch.empty(q.shape, dtype=q.dtype)
-    with torch.autocast("cpu", enabled=False):
-        for row, key, start, stop in _tiles(first_BT, q.dtype):
-            weights = _weights(q[row, start:stop], k[row, key:stop], first_BT[row, start:stop], key)
-            heads = torch.bmm(weights, v[row, key:stop].transpose(0, 1))
-            out[row, start:stop] = _unfold(heads, stop - start)
+    out = q.new_empty(q.shape)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    tiles_of = _tiles(first_BT, q.dtype)
+
+    def work(row: int, groups: slice, heads: slice) -> None:
+        q_TFK, k_GTK = q[row, :, heads].to(wide), k[row, :, groups].to(wide).transpose(0, 1)
+        v_GTK = v[row, :, groups].transpose(0, 1)
+        for tile in tiles_of[row]:
+            weights = _weights(_fold(q_TFK[tile.queries], len(k_GTK)), k_GTK[:, tile.keys], tile).to(q.dtype)
+            out[row, tile.queries, heads] = _unfold(torch.bmm(weights, v_GTK[:, tile.keys]), tile.size)
+
+    _share_out(work, q, k)
     return out
 
 
 @torch.library.custom_op("lit_pretrain::tiled_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale = q.shape[-1] ** -0.5
-    groups = k.shape[2]
-    dq = torch.empty(q.shape, dtype=q.dtype)
-    # Sums over tiles are kept in fp32 or better, like the scores.
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     wide = torch.promote_types(q.dtype, torch.float32)
-    dk, dv = torch.zeros(k.shape, dtype=wide), torch.zeros(v.shape, dtype=wide)
-    with torch.autocast("cpu", enabled=False):
-        for row, key, start, stop in _tiles(first_BT, q.dtype):
-            q_tile, k_tile = q[row, start:stop], k[row, key:stop]
-            q_GNK, grad_GNK = _fold(q_tile, groups), _fold(grad[row, start:stop], groups)
-            weights = _weights(q_tile, k_tile, first_BT[row, start:stop], key)
-            dv[row, key:stop] += torch.bmm(weights.transpose(1, 2), grad_GNK).transpose(0, 1)
-            dweights = torch.bmm(grad_GNK, v[row, key:stop].permute(1, 2, 0))
+    scale = q.shape[-1] ** -0.5
+    tiles_of = _tiles(first_BT, q.dtype)
+
+    def work(row: int, groups: slice, heads: slice) -> None:
+        q_TFK, k_GTK, v_GKT = q[row, :, heads], k[row, :, groups].transpose(0, 1), v[row, :, groups].permute(1, 2, 0)
+        wide_q_TFK, wide_k_GTK, G = q_TFK.to(wide), k_GTK.to(wide), len(k_GTK)
+        # Sums over tiles are kept in fp32 or better, like the scores.
+        dk_GTK, dv_GTK = torch.zeros_like(wide_k_GTK), torch.zeros_like(wide_k_GTK)
+        for tile in tiles_of[row]:
+            grad_GNK = _fold(grad[row, tile.queries, heads], G)
+            weights = _weights(_fold(wide_q_TFK[tile.queries], G), wide_k_GTK[:, tile.keys], tile).to(q.dtype)
+            dv_GTK[:, tile.keys] += torch.bmm(weights.transpose(1, 2), grad_GNK)
+            dweights = torch.bmm(grad_GNK, v_GKT[:, :, tile.keys])
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dq[row, start:stop] = _unfold(torch.bmm(dscores, k_tile.transpose(0, 1)), stop - start).mul_(scale)
-            dk[row, key:stop].add_(torch.bmm(dscores.transpose(1, 2), q_GNK).transpose(0, 1), alpha=scale)
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+            dq[row, tile.queries, heads] = _unfold(torch.bmm(dscores, k_GTK[:, tile.keys]), tile.size).mul_(scale)
+            dk_GTK[:, tile.keys] += torch.bmm(dscores.transpose(1, 2), _fold(q_TFK[tile.queries], G))
+        dk[row, :, groups], dv[row, :, groups] = dk_GTK.mul_(scale).transpose(0, 1), dv_GTK.transpose(0, 1)
+
+    _share_out(work, q, k)
+    return dq, dk, dv
 
 
-def _tiles(first_BT: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, int, int]]:
-    """Yield row, first key, first query and end (of keys and queries) of each tile."""
+def _share_out(work: Callable[[int, slice, slice], None], q: Tensor, k: Tensor) -> None:
+    """Call `work` for every row and its heads, on as many threads as torch may use.
+
+    Each thread runs its operations alone. With torch's own threads inside each of a tile's twenty short operations, all would wait for the
+    slowest at the end of each: on a busy machine that was measured five times slower, and the result would depend on their number.
+    """
+    B, _, H, _ = q.shape
+    G = k.shape[2]
+    threads = torch.get_num_threads()
+    size = -(-G // -(-threads // B))  # key heads in a part: rows are split only where there are fewer of them than threads
+    parts = [(row, slice(g, min(g + size, G)), slice(g * H // G, min(g + size, G) * H // G)) for row in range(B) for g in range(0, G, size)]
+
+    def run(part: tuple[int, slice, slice]) -> None:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # neither is inherited by a thread
+            work(*part)
+
+    if threads == 1:
+        for part in parts:
+            run(part)
+    else:
+        list(_pool(os.getpid(), threads).map(run, parts))
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads whose operations are not themselves spread over threads; one pool a process, because a fork does not inherit them."""
+    together = threading.Barrier(threads + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # of this thread; and of threads yet to come, which is mended below
+        together.wait()
+
+    pool = ThreadPoolExecutor(threads, "tiled_attention", initializer=alone)
+    for _ in range(threads):
+        pool.submit(lambda: None)
+    together.wait()
+    torch.set_num_threads(threads)
+    return pool
+
+
+class _Tile(NamedTuple):
+    """Some queries of a row and the keys that they see, as columns; the last keys stand at the queries' own columns."""
+
+    queries: slice
+    keys: slice
+    size: int
+    hidden_SL: Optional[Tensor]
+    """Keys of another document, or before the window, that a query must not see; None if there are none."""
+
+
+def _tiles(first_BT: Tensor, dtype: torch.dtype) -> list[list[_Tile]]:
+    """List the tiles of each row."""
     T = first_BT.shape[1]
     size = TILE.get(dtype, HALF_TILE)
-    for row, keys in enumerate(first_BT[:, ::size].tolist()):
-        for key, start in zip(keys, range(0, T, size), strict=True):
-            yield row, key, start, min(start + size, T)
+    column_T = torch.arange(T, device=first_BT.device)
+    starts = range(0, T, size)
+    ends = [min(start + size, T) for start in starts]
+    lowest, highest = first_BT[:, ::size].tolist(), first_BT[:, [end - 1 for end in ends]].tolist()
+    rows = []
+    for row, first_T in enumerate(first_BT):
+        tiles = []
+        for start, end, low, high in zip(starts, ends, lowest[row], highest[row], strict=True):
+            # From a multiple of the tile: oneDNN compiles a product for every new shape, so there must be few.
+            key = low - low % size
+            hidden_SL = column_T[key:end] < first_T[start:end, None] if high > key else None
+            tiles.append(_Tile(slice(start, end), slice(key, end), end - start, hidden_SL))
+        rows.append(tiles)
+    return rows
 
 
-def _weights(q_tile: Tensor, k_tile: Tensor, first_S: Tensor, key: int) -> Tensor:
-    """Softmax of a tile's masked scores: queries (S, H, K) and keys (L, G, K) that start in column `key`, to (G, H/G * S, L)."""
-    S, H, K = q_tile.shape
-    L, G, _ = k_tile.shape
-    wide = torch.promote_types(q_tile.dtype, torch.float32)
-    bias_SL = torch.zeros(S, L, dtype=wide)
-    bias_SL[:, L - S :].copy_(torch.full((S, S), float("-inf"), dtype=wide).triu_(1))  # the last S keys stand at the queries' own columns
-    if first_S[0] != first_S[-1]:  # a document or window starts within the tile
-        bias_SL.masked_fill_(torch.arange(key, key + L) < first_S[:, None], float("-inf"))
-    bias = bias_SL if G == H else bias_SL.repeat(H // G, 1)
-    # fp32: bf16 scores would be off by 3 % where they reach 8, and the weights with them
-    scores = torch.baddbmm(bias, _fold(q_tile, G).to(wide), k_tile.to(wide).permute(1, 2, 0), alpha=K**-0.5)
-    return scores.softmax(-1).to(q_tile.dtype)
+def _weights(q_GNK: Tensor, k_GLK: Tensor, tile: _Tile) -> Tensor:
+    """Softmax of a tile's masked scores, (G, N, L)."""
+    scores = torch.baddbmm(q_GNK.new_empty(()), q_GNK, k_GLK.transpose(1, 2), beta=0, alpha=q_GNK.shape[-1] ** -0.5)
+    by_head = scores.view(-1, tile.size, scores.shape[2])
+    by_head[..., -tile.size :] += _causal(tile.size, scores.dtype)
+    if tile.hidden_SL is not None:
+        by_head.masked_fill_(tile.hidden_SL, float("-inf"))
+    return scores.softmax(-1)
+
+
+@functools.cache
+def _causal(size: int, dtype: torch.dtype) -> Tensor:
+    """Zero where a query sees a key of its own tile, else -inf."""
+    return torch.full((size, size), float("-inf"), dtype=dtype, device="cpu").triu_(1)
 
 
 def _fold(x_SHK: Tensor, groups: int) -> Tensor:

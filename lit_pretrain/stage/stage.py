@@ -163,8 +163,9 @@ class Stage(L.LightningModule):
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
         assert self.contract is not None
         sources = len(self.contract.sources)
-        nats_S = torch.zeros(sources, device=self.device)
-        tokens_S = torch.zeros(sources, device=self.device)
+        # fp32 by name: in bf16-true the default is bf16, which counts to 256.
+        nats_S = torch.zeros(sources, device=self.device, dtype=torch.float32)
+        tokens_S = torch.zeros(sources, device=self.device, dtype=torch.float32)
         denominators = []
         for i, micro in enumerate(batch):
             numerator, denominator, metrics = self._loss(micro)

@@ -79,7 +79,6 @@ def test_workers_change_nothing_and_outlive_signals(dataset: Path) -> None:
     got += [next(iterator) for _ in range(6)]
     assert same(expected, got)
     assert all(worker.is_alive() for worker in iterator._workers)  # type: ignore[attr-defined]
-    assert same(list(plain.val_dataloader()), list(text_data(dataset, num_workers=1).val_dataloader()))
 
 
 def test_validation_rows_are_the_same_for_every_number_of_ranks(dataset: Path) -> None:
