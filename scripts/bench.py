@@ -1,20 +1,21 @@
 """Bench: tokens per second and peak memory of `lit_pretrain fit` beside a bare PyTorch loop of the same shapes.
 
     python scripts/bench.py                                  # 6 layers × 384, T = 512, V = 8192, bf16-mixed and fp32
-    python scripts/bench.py --repeats 5 --precision bf16-mixed
+    python scripts/bench.py --steps 40 --precision bf16-mixed
 
 On a CUDA device the shapes are of the 1 B class and MFU is measured against the rate of a large matrix product on that
-device. Every contestant runs in a process of its own, in turn (A B C A B C ...); medians over windows and repeats are
-printed, and the ratio of each to the best bare loop. The bare loop is written here: plain modules, fused AdamW, clipping,
-random tokens made beforehand, no logging, no data. It attends causally over the whole row, or within documents as ours
-does (`+docs`). `reading` iterates the data pipeline alone.
+device. Every contestant is a process of its own, and they take turns step by step (A B C A B C ...), so that what
+disturbs the machine disturbs all of them: with whole runs in turn, medians of the same program differed by 10 %. Medians
+over steps are printed, and the ratio of each to the best bare loop. The bare loop is written here: plain modules, fused
+AdamW, clipping, random tokens made beforehand, no logging, no data. It attends causally over the whole row, or within
+documents as ours does (`+docs`). `reading` iterates the data pipeline alone. A step of `fit` is everything from one
+batch to the next: loading, computing, logging.
 """
 
 import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import WARM, Contestant, Turns, take_turns
 
 CPU = {"layers": 6, "width": 384, "heads": 6, "hidden": 1024, "seq": 512, "vocab": 8192, "batch": 8}
 CUDA = {"layers": 16, "width": 2048, "heads": 32, "hidden": 5504, "seq": 4096, "vocab": 32768, "batch": 4}
@@ -87,19 +89,17 @@ def bare(s: dict[str, int], *, device: str, precision: str, compiled: bool, docs
     loss_of = torch.compile(net, dynamic=False) if compiled else net
     rows = torch.randint(0, s["vocab"], (4, s["batch"], s["seq"] + 1), device=device)
     doc = (torch.arange(s["seq"], device=device) > s["seq"] // 2).int().expand(s["batch"], -1).contiguous() if docs else None
-    seconds = []
+    turns = Turns()
     for i in range(steps):
-        began = time.perf_counter()
+        turns.wait()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = loss_of(rows[i % 4, :, :-1], rows[i % 4, :, 1:], doc)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return {"step_seconds": statistics.median(seconds[steps // 4 :]), "peak_mib": peak_mib(device), "first_seconds": seconds[0]}
+    turns.wait()
+    return {"peak_mib": peak_mib(device)}
 
 
 def peak_mib(device: str) -> float:
@@ -110,7 +110,6 @@ def ours(s: dict[str, int], *, data: str, precision: str, steps: int, compiled: 
     from lit_pretrain.__main__ import main as cli
 
     with tempfile.TemporaryDirectory() as runs:
-        began = time.time()
         code = cli([
             "fit", "--config", "configs/pretrain/llama_adamw.yaml", "--data.path", data, "--runs", runs, "--name", "bench",
             f"--model.net.n_layer={s['layers']}", f"--model.net.width={s['width']}", f"--model.net.n_head={s['heads']}",
@@ -118,19 +117,20 @@ def ours(s: dict[str, int], *, data: str, precision: str, steps: int, compiled: 
             f"--data.micro_batch_size={s['batch']}", f"--data.global_batch_tokens={s['batch'] * s['seq']}",
             f"--trainer.precision={precision}", f"--model.compile={'on' if compiled else 'off'}", f"--max_steps={steps}", "--log_every=5",
             "--validate_every=0", "--checkpoint_every=0", "--sample_prompts=[]", f"--data.val_tokens={s['batch'] * s['seq']}",
+            "--trainer.callbacks+=turns.TakeTurns",
         ])  # fmt: skip
         assert code == 0, code
         lines = [json.loads(line) for line in (Path(runs) / "bench" / "metrics.jsonl").read_text().splitlines()]
         windows = [line for line in lines if "time/step_seconds" in line]
         return {
-            "step_seconds": statistics.median(line["time/step_seconds"] for line in windows[len(windows) // 4 or 1 :]),
-            "data_fraction": statistics.median(line["time/data_fraction"] for line in windows[1:]),
+            # Seconds, because the window's whole time holds the turns of the others.
+            "data_seconds": statistics.median(line["time/data_fraction"] * line["time/step_seconds"] for line in windows[1:]),
             "peak_mib": peak_mib("cuda" if torch.cuda.is_available() else "cpu"),
-            "total_seconds": time.time() - began,
         }
 
 
-def reading(s: dict[str, int], *, data: str) -> dict[str, float]:
+def reading(s: dict[str, int], *, data: str) -> float:
+    """Seconds that the data pipeline takes for a step's batch."""
     from lit_pretrain.data.datamodule import TextData
 
     module = TextData(path=data, seq_len=s["seq"], global_batch_tokens=s["seq"] * s["batch"], micro_batch_size=s["batch"])
@@ -143,7 +143,7 @@ def reading(s: dict[str, int], *, data: str) -> dict[str, float]:
         began = time.perf_counter()
         collate([rows[n] for n in range(step * s["batch"], (step + 1) * s["batch"])])
         seconds.append(time.perf_counter() - began)
-    return {"step_seconds": statistics.median(seconds), "peak_mib": peak_mib("cpu")}
+    return statistics.median(seconds)
 
 
 def matmul_peak() -> float:
@@ -159,21 +159,25 @@ def matmul_peak() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - began)
 
 
-def one(job: dict[str, Any]) -> dict[str, float]:
-    """Run one contestant in a process of its own."""
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{job} failed:\n{done.stdout}{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def compete(jobs: dict[str, dict[str, Any]], steps: int) -> dict[str, dict[str, float]]:
+    """Run all contestants, in turn, step by step."""
+    contestants = {
+        name: Contestant([sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job | {"steps": steps + WARM})])
+        for name, job in jobs.items()
+    }
+    take_turns(contestants.values(), steps)
+    return {
+        name: json.loads(contestant.finish().splitlines()[-1])
+        | {"step_seconds": statistics.median(contestant.seconds), "start_seconds": contestant.start_seconds}
+        for name, contestant in contestants.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/embedded")
     parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32-true"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="steps of each contestant that count")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -181,32 +185,33 @@ def main() -> None:
     if options.job:
         job = json.loads(options.job)
         kind = job.pop("kind")
-        contestants: dict[str, Callable[..., dict[str, float]]] = {"bare": bare, "ours": ours, "reading": reading}
-        print(json.dumps(contestants[kind](shape, **job)))
+        runners: dict[str, Callable[..., dict[str, float]]] = {"bare": bare, "ours": ours}
+        print(json.dumps(runners[kind](shape, **job)))
         return
     tokens = shape["batch"] * shape["seq"]
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}")
     for precision in options.precision:
-        common = {"precision": precision, "steps": options.steps}
-        jobs: dict[str, dict[str, Any]] = {
-            "bare eager": {"kind": "bare", "device": device, "compiled": False, "docs": False, **common},
-            "bare compiled": {"kind": "bare", "device": device, "compiled": True, "docs": False, **common},
-            "bare compiled +docs": {"kind": "bare", "device": device, "compiled": True, "docs": True, **common},
-            "lit_pretrain fit": {"kind": "ours", "data": options.data, "compiled": True, **common},
-            "reading": {"kind": "reading", "data": options.data},
-        }
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
-        for _ in range(options.repeats):
-            for name, job in jobs.items():
-                results[name].append(one(job))
-        rate = {name: tokens / statistics.median(r["step_seconds"] for r in runs) for name, runs in results.items()}
+        common = {"kind": "bare", "device": device, "precision": precision}
+        results = compete(
+            {
+                "bare eager": {"compiled": False, "docs": False, **common},
+                "bare compiled": {"compiled": True, "docs": False, **common},
+                "bare compiled +docs": {"compiled": True, "docs": True, **common},
+                "lit_pretrain fit": {"kind": "ours", "data": options.data, "compiled": True, "precision": precision},
+            },
+            options.steps,
+        )
+        rate = {name: tokens / result["step_seconds"] for name, result in results.items()}
         best = max(rate["bare eager"], rate["bare compiled"])
-        print(f"\n{precision:22} {'tokens/s':>10} {'of best bare':>12} {'of bare +docs':>13} {'peak MiB':>9}")
-        for name, runs in results.items():
-            peak = statistics.median(r["peak_mib"] for r in runs)
-            print(f"{name:22} {rate[name]:10,.0f} {rate[name] / best:12.3f} {rate[name] / rate['bare compiled +docs']:13.3f} {peak:9,.0f}")
-        waits = [r["data_fraction"] for r in results["lit_pretrain fit"]]
-        print(f"data wait of fit: {statistics.median(waits):.2%} of step time")
+        print(f"\n{precision:20} {'tokens/s':>9} {'of best bare':>13} {'of bare +docs':>14} {'peak MiB':>9} {'start to first step':>20}")
+        for name, result in results.items():
+            print(
+                f"{name:20} {rate[name]:9,.0f} {rate[name] / best:13.3f} {rate[name] / rate['bare compiled +docs']:14.3f} "
+                f"{result['peak_mib']:9,.0f} {result['start_seconds']:18.1f} s",
+                flush=True,
+            )
+        fit = results["lit_pretrain fit"]
+        print(f"data wait of fit: {fit['data_seconds'] / fit['step_seconds']:.2%} of step time")
         if device == "cuda":
             from lit_pretrain.model.config import ModelConfig
             from lit_pretrain.scaling.flops import flops_per_token
@@ -216,6 +221,7 @@ def main() -> None:
             )
             flops = flops_per_token(net, shape["seq"]).training
             print(f"MFU against the measured matmul rate: {rate['lit_pretrain fit'] * flops / matmul_peak():.1%}")
+    print(f"\nreading alone: {tokens / reading(shape, data=options.data):,.0f} tokens/s")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Find: the checkpoints of a run, the newest complete one, and the best."""
+"""Find: the checkpoints of a run, the newest complete one, the best, and the config they belong to."""
 
 import json
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
+
+import yaml
 
 from lit_pretrain.errors import UserError
 
@@ -80,3 +82,16 @@ def resolve(where: str, *, which: str = "last") -> Path:
     if found is None:
         raise UserError(f"{where} holds no complete checkpoint ({which}) under {path / FOLDER}; train the run first")
     return found
+
+
+def config_of(checkpoint: Path) -> dict[str, Any]:
+    """The resolved config of the run that a checkpoint belongs to.
+
+    Raises:
+        UserError: The checkpoint does not lie in a run folder.
+    """
+    file = checkpoint.parent.parent / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{file} is missing, so the network of {checkpoint} is not known; give a run folder")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from lit_pretrain.checkpoint.find import config_of
 from lit_pretrain.checkpoint.weights import load_weights
-from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.model.transformer import Transformer
 
@@ -24,10 +23,7 @@ def load_network(checkpoint: Path) -> Transformer:
     Args:
         checkpoint: `<run>/checkpoints/step=....ckpt`, beside the run's config.yaml.
     """
-    file = checkpoint.parent.parent / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{file} is missing, so the network of {checkpoint} is not known; give a run folder")
-    fields = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["net"]
+    fields = config_of(checkpoint)["model"]["net"]
     with torch.device("meta"):
         net = Transformer(model_config(fields))
     net.to_empty(device="cpu")

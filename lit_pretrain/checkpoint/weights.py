@@ -1,4 +1,4 @@
-"""Weights: the network's tensors out of a checkpoint file or a sharded checkpoint folder."""
+"""Weights: the network's tensors out of a checkpoint file, a sharded checkpoint folder or a Hugging Face folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.checkpoint.consolidate import read_folder
 from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_tensors
 from lit_pretrain.errors import UserError
 
 PREFIX = "net."
@@ -22,11 +23,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_weights(where: str, *, which: str = "last") -> dict[str, Tensor]:
-    """The network's state dict, consolidated, from a run folder or a checkpoint.
+    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face folder.
 
     Raises:
         UserError: There is no complete checkpoint, or it holds no network.
     """
+    if is_hf_folder(Path(where)):
+        return read_tensors(Path(where))
     path = resolve(where, which=which)
     if path.is_dir():
         whole: Mapping[str, Tensor] = read_folder(path, only={"state_dict"})["state_dict"]

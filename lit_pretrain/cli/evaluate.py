@@ -7,9 +7,9 @@ from typing import Any, Optional
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.find import config_of, resolve
 from lit_pretrain.cli.parser import parser_options
-from lit_pretrain.cli.train import TrainParser, parent_config, quiet_libraries, raw_option
+from lit_pretrain.cli.train import TrainParser, quiet_libraries, raw_option
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.stage.stage import Stage
@@ -43,7 +43,7 @@ class EvaluateCLI(LightningCLI):
         assert isinstance(args, list)
         run = raw_option(args, "--run")
         if run is not None:
-            saved = parent_config(run)
+            saved = config_of(resolve(run))
             parser.set_defaults(_defaults(saved, parser))
         self.config = parser.parse_args(args)
 

@@ -30,6 +30,7 @@ from lit_pretrain.callbacks.samples import Samples
 from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.checkpoint.parent import Parent, find_parent
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import default_precision, peak_dtype
@@ -38,6 +39,8 @@ from lit_pretrain.cli.settings import RunSettings
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.remote import load_manifest
+from lit_pretrain.data.tokenizer import FILENAME as TOKENIZER
+from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.report.folder import (
@@ -89,6 +92,7 @@ class TrainCLI(LightningCLI):
         self.metrics: Metrics
         self.checkpoints: Checkpoints
         self.checkpoint: Optional[Path] = None
+        self.parent: Optional[Parent] = None
         self.settings: RunSettings
         super().__init__(
             Stage,
@@ -106,18 +110,22 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the shape of the parent's network as the default."""
         assert isinstance(args, list)
-        parent = raw_option(args, "--from")
+        parent = raw_parent(args)
         if parent is None and self.verb in NEEDS_PARENT and not _asks_only(args):
-            raise UserError(f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one of its checkpoints")
+            raise UserError(
+                f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one of its checkpoints, "
+                "or --from FOLDER, a Hugging Face model"
+            )
         if parent is not None:
-            parser.set_defaults({f"model.net.{k}": v for k, v in parent_config(parent)["model"]["net"].items()})
+            self.parent = find_parent(parent)
+            parser.set_defaults({f"model.net.{field}": value for field, value in self.parent.shape.items()})
         preset = PRESETS / f"{self.verb}.yaml"
         self.config = parser.parse_args([*(["--config", str(preset)] if preset.exists() else []), *args])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the run as a whole."""
         parser.add_class_arguments(RunSettings, None)
-        text = "Parent: a run folder or checkpoint whose weights the run starts from."
+        text = "Parent whose weights the run starts from: a run folder, one of its checkpoints, or a Hugging Face folder."
         parser.add_argument("--from", type=Optional[str], default=None, help=text)
         parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
 
@@ -136,8 +144,9 @@ class TrainCLI(LightningCLI):
             config.model.net.vocab_size = math.ceil(manifest.tokenizer.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
-        if config["from"] is not None:
-            config.model.init_from = str(resolve(config["from"]))
+        if self.parent is not None:
+            config.model.init_from = str(self.parent.path)
+            check_tokenizer(self.parent, manifest.tokenizer.hash, data.path)
         self._resolve_length(config)
         self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
         self._resolve_folder()
@@ -393,13 +402,28 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"max_steps": config["max_steps"], "precision": config["trainer"]["precision"]}
 
 
-def parent_config(where: str) -> dict[str, Any]:
-    """The resolved config of the run that a checkpoint belongs to."""
-    path = resolve(where).parent.parent / CONFIG
-    if not path.is_file():
-        raise UserError(f"--from {where}: {path} is missing, so its network is not known; give a run folder")
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return loaded
+def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str) -> None:
+    """Refuse data whose token ids mean something else to the parent.
+
+    Raises:
+        UserError: The tokenizers differ.
+    """
+    own = parent.tokenizer_hash
+    if own is None:
+        if not (parent.path / TOKENIZER).is_file():
+            warn(f"{parent.path} holds no {TOKENIZER}: whether the data's token ids mean the same to it cannot be checked")
+            return
+        own = Tokenizer.load(parent.path).hash
+    if own != tokenizer_hash:
+        raise UserError(
+            f"the tokenizer of {data} ({tokenizer_hash[:12]}) is not that of the parent {parent.path} ({own[:12]}): its weights know other "
+            f"token ids. Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.path {tokenizer_folder(parent)}"
+        )
+
+
+def tokenizer_folder(parent: Parent) -> Path:
+    """Where the tokenizer of a parent lies."""
+    return parent.path if parent.tokenizer_hash is None else parent.path.parent.parent
 
 
 def quiet_libraries() -> None:
@@ -455,6 +479,17 @@ def raw_option(args: list[str], name: str) -> Optional[str]:
         elif arg.startswith(name + "="):
             found = arg.split("=", 1)[1]
     return found
+
+
+def raw_parent(args: list[str]) -> Optional[str]:
+    """The parent named in raw arguments: by --from, or by `from` in one of the files given with --config."""
+    parent = None
+    for i, arg in enumerate(args):
+        file = args[i + 1] if arg in ("-c", "--config") and i + 1 < len(args) else arg[9:] if arg.startswith("--config=") else None
+        if file is not None and Path(file).is_file():
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            parent = content.get("from") or parent if isinstance(content, dict) else parent
+    return raw_option(args, "--from") or parent
 
 
 def _asks_only(args: list[str]) -> bool:

@@ -1,0 +1,236 @@
+"""Import: a Hugging Face model folder as a shape and weights of ours.
+
+Field and tensor names are those of transformers 5 (and of 4, where they differ). What a family can do and we cannot is refused, never
+ignored: a network that is almost the same gives almost the same numbers, and nobody notices.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_pretrain.errors import UserError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_LLAMA_NAMES = (
+    (r"^model\.embed_tokens\.", "token_embedding."),
+    (r"^model\.norm\.", "final_norm."),
+    (r"^lm_head\.", "head."),
+    (r"^model\.layers\.", "blocks."),
+    (r"\.self_attn\.o_proj\.", ".attention.out_proj."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.mlp\.", ".feed_forward."),
+    (r"\.post_attention_layernorm\.", ".ffn_norm."),
+    (r"\.input_layernorm\.", ".attention_norm."),
+)
+_GPT2_NAMES = (
+    (r"^transformer\.", ""),
+    (r"^wte\.", "token_embedding."),
+    (r"^wpe\.", "position_embedding."),
+    (r"^ln_f\.", "final_norm."),
+    (r"^lm_head\.", "head."),
+    (r"^h\.", "blocks."),
+    (r"\.ln_1\.", ".attention_norm."),
+    (r"\.ln_2\.", ".ffn_norm."),
+    (r"\.attn\.c_proj\.", ".attention.out_proj."),
+    (r"\.mlp\.c_fc\.", ".feed_forward.up_proj."),
+    (r"\.mlp\.c_proj\.", ".feed_forward.down_proj."),
+)
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
+"""Tables that old releases stored beside the weights."""
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether a folder looks like a Hugging Face model: a config.json that names a model type."""
+    file = path / CONFIG
+    return file.is_file() and "model_type" in _read_json(file)
+
+
+def read_shape(path: Path) -> dict[str, Any]:
+    """The fields of `ModelConfig` that make it the network of a Hugging Face folder.
+
+    Raises:
+        UserError: The family, or something that its config asks for, is not one of ours; names the field and its value.
+    """
+    file = path / CONFIG
+    config = _read_json(file)
+    family = config.get("model_type")
+    if family not in _SHAPES:
+        raise UserError(f"{file}: model_type={family!r} cannot be imported; known are {', '.join(_SHAPES)}")
+    try:
+        return _SHAPES[family](config, file)
+    except KeyError as error:
+        raise UserError(f"{file}: field {error} is missing, which every {family} has") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of our network from a Hugging Face folder, in the dtypes of its files.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    config = _read_json(path / CONFIG)
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as content:
+                tensors |= {name: content.get_tensor(name) for name in content.keys() if not _BUFFERS.search(name)}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is missing or damaged ({error}); download the model again") from None
+    renamed = _rename_gpt2(tensors) if config["model_type"] == "gpt2" else {_rename(k, _LLAMA_NAMES): v for k, v in tensors.items()}
+    if read_shape(path)["tie_embeddings"]:
+        renamed.pop("head.weight", None)  # some files hold it twice
+    return renamed
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / INDEX).is_file():
+        return [path / name for name in sorted(set(_read_json(path / INDEX)["weight_map"].values()))]
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    raise UserError(f"{path} holds neither {WEIGHTS} nor {INDEX}; save the model with safetensors (`save_pretrained` does)")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    return loaded
+
+
+def _rename(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    for old, new in names:
+        key = re.sub(old, new, key)
+    return key
+
+
+def _rename_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        # GPT-2 stores its matrices input first, and queries, keys and values as one.
+        stored = value.T.contiguous() if value.ndim == 2 and re.search(r"\.c_(attn|proj|fc)\.", key) else value
+        if ".attn.c_attn." in key:
+            for letter, part in zip("qkv", stored.chunk(3), strict=True):
+                renamed[_rename(key.replace(".attn.c_attn.", f".attention.{letter}_proj."), _GPT2_NAMES)] = part
+        else:
+            renamed[_rename(key, _GPT2_NAMES)] = stored
+    return renamed
+
+
+# ---------------------------------------------------------------------- shapes
+
+
+def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What Llama, Mistral, Qwen2 and Qwen3 have in common."""
+    _require(config, file, "hidden_act", "silu")
+    rope = {"rope_theta": 10000.0, **{k: config[k] for k in ("rope_theta",) if k in config}, **(config.get("rope_scaling") or {})}
+    rope |= config.get("rope_parameters") or {}  # transformers 5
+    shape: dict[str, Any] = {
+        "vocab_size": config["vocab_size"],
+        "n_layer": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "n_head": config["num_attention_heads"],
+        "n_kv_head": config.get("num_key_value_heads", config["num_attention_heads"]),
+        "head_dim": config.get("head_dim"),
+        "ffn_width": config["intermediate_size"],
+        "max_seq_len": config["max_position_embeddings"],
+        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_theta": float(rope["rope_theta"]),
+        "tie_embeddings": config.get("tie_word_embeddings", False),
+        "activation": "swiglu",
+    }
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        shape["rope_scaling"] = {
+            "factor": rope["factor"],
+            "low_freq_factor": rope["low_freq_factor"],
+            "high_freq_factor": rope["high_freq_factor"],
+            "original_max_seq_len": rope["original_max_position_embeddings"],
+        }
+    elif kind != "default":
+        raise UserError(f"{file}: rope type {kind!r} is not one of ours (default, llama3)")
+    return shape
+
+
+def _llama(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    _require(config, file, "pretraining_tp", 1)
+    bias = config.get("attention_bias", False)
+    return _llama_like(config, file) | {"qkv_bias": bias, "attn_out_bias": bias, "ffn_bias": config.get("mlp_bias", False)}
+
+
+def _mistral(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    shape = _llama_like(config, file)
+    if config.get("sliding_window") is not None:
+        shape |= {"sliding_window": config["sliding_window"], "window_pattern": "S"}
+    return shape
+
+
+def _qwen2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    return _llama_like(config, file) | {"qkv_bias": True} | _qwen_windows(config)
+
+
+def _qwen3(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    bias = config.get("attention_bias", False)
+    shape = _llama_like(config, file) | {"qk_norm": True, "qkv_bias": bias, "attn_out_bias": bias} | _qwen_windows(config)
+    return shape | {"head_dim": config.get("head_dim", 128)}
+
+
+def _qwen_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not config.get("use_sliding_window", False) or config.get("sliding_window") is None:
+        return {}
+    first = config.get("max_window_layers", 28)  # transformers: layers from here on slide
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if layer >= first else "full_attention" for layer in range(config["num_hidden_layers"])
+    ]
+    pattern = "".join("S" if kind == "sliding_attention" else "L" for kind in kinds)
+    return {"sliding_window": config["sliding_window"], "window_pattern": pattern} if "S" in pattern else {}
+
+
+def _gpt2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    _require(config, file, "scale_attn_weights", True)
+    _require(config, file, "scale_attn_by_inverse_layer_idx", False)
+    _require(config, file, "add_cross_attention", False)
+    activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in activations:
+        raise UserError(f"{file}: activation_function={activation!r} is not one of ours ({', '.join(activations)})")
+    return {
+        "vocab_size": config["vocab_size"],
+        "n_layer": config["n_layer"],
+        "width": config["n_embd"],
+        "n_head": config["n_head"],
+        "ffn_width": config.get("n_inner"),
+        "max_seq_len": config["n_positions"],
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        "position": "learned",
+        "activation": activations[activation],
+        "qkv_bias": True,
+        "attn_out_bias": True,
+        "ffn_bias": True,
+        "tie_embeddings": config.get("tie_word_embeddings", True),
+    }
+
+
+_SHAPES: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gpt2": _gpt2,
+}
+
+
+def _require(config: Mapping[str, Any], file: Path, field: str, value: Any) -> None:
+    found = config.get(field, value)
+    if found != value:
+        raise UserError(f"{file}: {field}={found!r} is not one of ours; only {value!r} is")
