@@ -119,7 +119,9 @@ def run(path: str) -> str:
         parent = facts["parent"]
         if parent is not None:
             lines.append(f"  from {parent}")
-        here = str(Path(parent).parent.parent) if parent is not None else None
+        # A Hugging Face folder, or a run that is no longer here, ends the line.
+        folder = Path(parent).parent.parent if parent is not None else folder
+        here = str(folder) if parent is not None and (folder / PROVENANCE).is_file() else None
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,109 @@
+"""Which checkpoint is meant, and which fields must be the same to go on from it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lit_pretrain.checkpoint.contract import check_fork, check_resume, contract_of, flatten
+from lit_pretrain.checkpoint.find import best, checkpoint_name, checkpoints, newest_complete, resolve, step_of
+from lit_pretrain.errors import UserError
+
+
+def write(run: Path, step: int, *, whole: bool = True) -> Path:
+    path = run / "checkpoints" / checkpoint_name(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", b"x" * 1000)
+    if not whole:
+        path.write_bytes(path.read_bytes()[:-30])
+    return path
+
+
+def test_names_sort_and_read_back() -> None:
+    assert step_of(Path(checkpoint_name(12))) == 12
+    assert step_of(Path("step=00000012.ckpt.tmp")) is None
+    assert sorted([checkpoint_name(100), checkpoint_name(9)]) == [checkpoint_name(9), checkpoint_name(100)]
+
+
+def test_the_newest_complete_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert newest_complete(tmp_path, said.append) is None
+    old, torn = write(tmp_path, 9), write(tmp_path, 10, whole=False)
+    (tmp_path / "checkpoints" / "step=00000011.ckpt.tmp").write_text("")
+    sharded = tmp_path / "checkpoints" / checkpoint_name(12)
+    sharded.mkdir()
+    (sharded / "meta.pt").write_text("")  # its .metadata is written last, and was not
+    assert [path.name for path in checkpoints(tmp_path)] == [old.name, torn.name, sharded.name]
+    assert newest_complete(tmp_path, said.append) == old
+    assert [name in text for name, text in zip((sharded.name, torn.name), said, strict=True)] == [True, True]
+    (sharded / ".metadata").write_text("")
+    assert newest_complete(tmp_path, said.append) == sharded
+
+
+def test_what_a_user_may_write(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"checkpoint": first.name, "loss": 1.0}))
+    assert resolve(str(tmp_path)) == second
+    assert resolve(str(tmp_path), which="best") == first == best(tmp_path)
+    assert resolve(str(first)) == first
+    torn = write(tmp_path, 3, whole=False)
+    with pytest.raises(UserError, match="is torn or not a checkpoint"):
+        resolve(str(torn))
+    with pytest.raises(UserError, match="does not exist"):
+        resolve(str(tmp_path / "nowhere"))
+    first.unlink()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        resolve(str(tmp_path), which="best")
+
+
+CONFIG = {
+    "model": {"net": {"width": 8, "attention": "auto"}, "schedule": {"kind": "wsd"}, "compile": "auto"},
+    "data": {"path": "here", "seed": 0, "weights": None, "global_batch_tokens": 64, "micro_batch_size": 1},
+    "max_steps": 10,
+    "trainer": {"precision": "32-true", "devices": 1},
+}
+
+
+def contract(**changes: object) -> dict[str, object]:
+    changed = json.loads(json.dumps(CONFIG))
+    for dotted, value in changes.items():
+        *path, last = dotted.split("__")
+        part = changed
+        for name in path:
+            part = part[name]
+        part[last] = value
+    return contract_of(changed, manifest_hash="m", tokenizer_hash="t")
+
+
+def test_what_does_not_change_the_numbers_may_differ() -> None:
+    check_resume(contract(), contract(data__path="there", data__micro_batch_size=2, model__compile="off", trainer__devices=2), "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message", "forks"),
+    [
+        ("model__net__width", 16, "model.net.width: the checkpoint has 8, this run 16", False),
+        ("data__seed", 1, "data.seed: the checkpoint has 0, this run 1", False),
+        ("data__global_batch_tokens", 128, "data.global_batch_tokens: the checkpoint has 64, this run 128", False),
+        ("trainer__precision", "bf16-mixed", "trainer.precision: the checkpoint has '32-true', this run 'bf16-mixed'", False),
+        ("model__schedule__kind", "cosine", "model.schedule.kind: the checkpoint has 'wsd', this run 'cosine'", True),
+        ("max_steps", 20, "max_steps: the checkpoint has 10, this run 20", True),
+        ("data__weights", {"code": 1.0}, "data.weights.code: the checkpoint has None, this run 1.0", True),
+    ],
+)
+def test_what_changes_them_is_named(field: str, value: object, message: str, forks: bool) -> None:
+    with pytest.raises(UserError, match="cannot resume from x") as caught:
+        check_resume(contract(), contract(**{field: value}), "x")
+    assert message in str(caught.value)
+    if forks:
+        check_fork(contract(), contract(**{field: value}), "x")
+    else:
+        with pytest.raises(UserError, match="cannot fork x") as caught:
+            check_fork(contract(), contract(**{field: value}), "x")
+        assert message in str(caught.value)
+
+
+def test_flatten_keeps_lists_and_empties() -> None:
+    assert flatten({"a": {"b": (1, 2), "c": {}}, "d": None}) == {"a.b": [1, 2], "d": None}

@@ -1,0 +1,61 @@
+"""The run folder: whole files, no overwriting, and a metrics file that continues where a checkpoint stands."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.folder import METRICS, MetricsFile, make_run_folder, provenance, read_metrics, revision, write_whole
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.md"
+    write_whole(file, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
+
+
+def test_a_folder_with_a_run_is_not_given_to_another(tmp_path: Path) -> None:
+    make_run_folder(tmp_path / "run", resuming=False)
+    make_run_folder(tmp_path / "run", resuming=False)  # still empty
+    (tmp_path / "run" / "config.yaml").write_text("max_steps: 1\n")
+    with pytest.raises(UserError, match="already holds a run"):
+        make_run_folder(tmp_path / "run", resuming=False)
+    make_run_folder(tmp_path / "run", resuming=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        make_run_folder(tmp_path / "file" / "run", resuming=False)
+
+
+def test_metrics_go_on_after_the_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / METRICS
+    metrics = MetricsFile(file, first_step=0)
+    for step in range(1, 6):
+        metrics.write(step, {"train/loss": 1 / step})
+    with file.open("a") as torn:
+        torn.write('{"step": 6, "train/lo')
+    MetricsFile(file, first_step=3).write(4, {"train/loss": 7.0})
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 7.0)]
+    with pytest.raises(UserError, match="is not a run folder"):
+        read_metrics(tmp_path / "elsewhere")
+
+
+def test_provenance_names_versions_and_survives_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert revision() is None
+    monkeypatch.setattr("sys.argv", ["/somewhere/lit_pretrain", "fit", "--name", "a b"])
+    facts = json.loads(json.dumps(provenance(parent=None)))
+    assert facts["command"] == "lit_pretrain fit --name 'a b'"
+    assert facts["revision"] is None
+    assert facts["versions"]["torch"].startswith("2.")
+    assert "not installed" not in facts["versions"].values()
+    assert facts["parent"] is None

@@ -1,0 +1,56 @@
+"""The summary is written from the metrics alone, and the layout names curves that exist."""
+
+import json
+import re
+from pathlib import Path
+
+from lit_pretrain.report.folder import METRICS, SUMMARY
+from lit_pretrain.report.layout import layout
+from lit_pretrain.report.summary import write_summary
+
+TRAIN = {
+    "train/grad_norm": 1.0, "train/grad_norm_max": 2.0, "lr/matrix": 0.1, "time/data_fraction": 0.0, "time/compute_fraction": 1.0,
+    "time/other_fraction": 0.0, "progress/flops": 3e9,
+}  # fmt: skip
+
+
+def write(run: Path) -> list[dict[str, float]]:
+    lines: list[dict[str, float]] = []
+    for step, rate in ((10, 100.0), (20, 300.0), (30, 200.0)):
+        values = {"train/loss": 5.0 - step / 10, "progress/tokens": step * 64.0, "throughput/tokens_per_second": rate}
+        lines.append(
+            {"step": step, **values, "mixture/code": 0.25, "mixture/prose": 0.75, "train_loss/code": 1.0, "train_loss/prose": 2.0} | TRAIN
+        )
+    for step, loss in ((15, 2.5), (30, 3.0)):
+        by_source = {f"val_{kind}/{source}": loss + i for kind in ("loss", "bits_per_byte") for i, source in enumerate(("code", "prose"))}
+        lines.append({"step": step, "val/loss": loss, "val/bits_per_byte": loss / 2, **by_source})
+    (run / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_figures_come_from_the_metrics(tmp_path: Path) -> None:
+    write(tmp_path)
+    figures = write_summary(tmp_path, seconds=99.0, train_seconds=88.0, plan="plan: something", samples={"def ": "f(x):"})
+    assert figures == {"val/loss": 3.0, "val/bits_per_byte": 1.5, "train/loss": 2.0, "tokens": 1920.0, "flops": 3e9}
+    page = (tmp_path / SUMMARY).read_text()
+    for expected in (
+        "plan: something",
+        "3.0000 nats per token at step 30",
+        "best validation loss | 2.5000 at step 15",
+        "throughput, median window | 200 tokens",
+        "99.0 s, of which 88.0 s",
+        "| code | 25.0% | 3.0000 | 3.0000 |",
+        "| prose | 75.0% | 4.0000 | 4.0000 |",
+        "### 'def '",
+        "f(x):",
+    ):
+        assert expected in page, expected
+
+
+def test_every_curve_of_the_layout_is_written_by_a_run(tmp_path: Path) -> None:
+    """TensorBoard shows an empty chart for a name that nobody writes."""
+    names = {name for line in write(tmp_path) for name in line}
+    charts = [pattern for category in layout(["code", "prose"]).values() for _, patterns in category.values() for pattern in patterns]
+    assert len(charts) > 10
+    for pattern in charts:
+        assert any(re.search(pattern, name) for name in names), pattern
