@@ -8,8 +8,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.checkpoint.find import config_of, resolve
+from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
-from lit_pretrain.cli.train import TrainParser, quiet_libraries, raw_option
+from lit_pretrain.cli.raw import raw_option
+from lit_pretrain.cli.train_cli import TrainParser
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.stage.stage import Stage

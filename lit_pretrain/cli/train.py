@@ -2,283 +2,38 @@
 
 import dataclasses
 import json
-import math
-import os
-import sys
 import time
-import warnings
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 import yaml
-from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 
-from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
-from lit_pretrain.callbacks.checkpoints import Checkpoints
-from lit_pretrain.callbacks.graceful_stop import GracefulStop
-from lit_pretrain.callbacks.metrics import Metrics
-from lit_pretrain.callbacks.progress import ProgressLine, short
-from lit_pretrain.callbacks.samples import Samples
-from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
-from lit_pretrain.checkpoint.find import newest_complete, resolve
-from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.checkpoint.parent import Parent, find_parent
+from lit_pretrain.callbacks.progress import short
+from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
-from lit_pretrain.cli.parser import Suggesting, parser_options
-from lit_pretrain.cli.precision import default_precision, peak_dtype
-from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process, one_voice
-from lit_pretrain.cli.settings import RunSettings
+from lit_pretrain.cli.messages import quiet_libraries, warn
+from lit_pretrain.cli.precision import peak_dtype
+from lit_pretrain.cli.ranks import one_voice
+from lit_pretrain.cli.train_cli import TrainCLI, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.remote import load_manifest
-from lit_pretrain.data.tokenizer import FILENAME as TOKENIZER
-from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.errors import DivergedError, UserError
-from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.errors import DivergedError
+from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
     CONFIG,
     METRICS,
     PROVENANCE,
-    TENSORBOARD,
     MetricsFile,
-    make_run_folder,
     provenance,
     write_whole,
 )
 from lit_pretrain.report.layout import layout
 from lit_pretrain.report.summary import write_summary
-from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import peak_flops
-from lit_pretrain.stage.sharded_strategy import ShardedStrategy
-from lit_pretrain.stage.stage import Stage
-
-PRESETS = Path(__file__).parent / "presets"
-VOCAB_MULTIPLE = 64
-"""A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
-NEEDS_PARENT = ("posttrain", "finetune")
-
-# Ours to decide, because a stage counts optimizer steps and normalises and clips by itself.
-OWNED = {
-    "accumulate_grad_batches": (1, "accumulation is derived from data.global_batch_tokens and data.micro_batch_size"),
-    "gradient_clip_val": (None, "set model.clip_norm"),
-    "val_check_interval": (None, "set --validate_every (optimizer steps)"),
-    "check_val_every_n_epoch": (1, "set --validate_every (optimizer steps)"),
-    "max_epochs": (None, "set max_steps, max_tokens or max_flops; epochs differ by source"),
-    "max_steps": (-1, "set --max_steps, --max_tokens or --max_flops"),
-    "log_every_n_steps": (None, "set --log_every"),
-    "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
-    "default_root_dir": (None, "set --runs and --name"),
-}
-
-
-class TrainParser(Suggesting, LightningArgumentParser):
-    """LightningCLI's parser with hints for misspelt names."""
-
-
-class TrainCLI(LightningCLI):
-    """Parses, resolves and instantiates; running is left to `train`."""
-
-    def __init__(self, verb: str, args: ArgsType) -> None:
-        self.verb = verb
-        self.run_folder: Path
-        self.metrics: Metrics
-        self.checkpoints: Checkpoints
-        self.checkpoint: Optional[Path] = None
-        self.parent: Optional[Parent] = None
-        self.settings: RunSettings
-        super().__init__(
-            Stage,
-            TextData,
-            args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            load_from_checkpoint_support=False,  # checkpoints hold no hyper-parameters that could overrule the config
-            parser_class=TrainParser,
-            parser_kwargs=parser_options(verb),
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, with the shape of the parent's network as the default."""
-        assert isinstance(args, list)
-        parent = raw_parent(args)
-        if parent is None and self.verb in NEEDS_PARENT and not _asks_only(args):
-            raise UserError(
-                f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one of its checkpoints, "
-                "or --from FOLDER, a Hugging Face model"
-            )
-        if parent is not None:
-            self.parent = find_parent(parent)
-            parser.set_defaults({f"model.net.{field}": value for field, value in self.parent.shape.items()})
-        preset = PRESETS / f"{self.verb}.yaml"
-        self.config = parser.parse_args([*(["--config", str(preset)] if preset.exists() else []), *args])
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The options of the run as a whole."""
-        parser.add_class_arguments(RunSettings, None)
-        text = "Parent whose weights the run starts from: a run folder, one of its checkpoints, or a Hugging Face folder."
-        parser.add_argument("--from", type=Optional[str], default=None, help=text)
-        parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
-
-    # ------------------------------------------------------------------ resolve
-
-    def before_instantiate_classes(self) -> None:
-        """Fill in what depends on the data, the machine and the parent, so that the saved config says it all."""
-        config = self.config
-        self.settings = RunSettings(**{field: config[field] for field in RunSettings.__dataclass_fields__})
-        for name, (default, instead) in OWNED.items():
-            if config.trainer[name] not in (default, None):
-                raise UserError(f"trainer.{name}={config.trainer[name]!r} is not for you to set: {instead}")
-        data = config.data
-        manifest = load_manifest(data.path, cache_dir=data.cache_dir, storage_options=data.storage_options)
-        if config.model.net.vocab_size is None:
-            config.model.net.vocab_size = math.ceil(manifest.tokenizer.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        if config.trainer.precision is None:
-            config.trainer.precision = default_precision(config.trainer.accelerator)
-        if self.parent is not None:
-            config.model.init_from = str(self.parent.path)
-            check_tokenizer(self.parent, manifest.tokenizer.hash, data.path)
-        self._resolve_length(config)
-        self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
-        self._resolve_folder()
-
-    def _resolve_length(self, config: Namespace) -> None:
-        given = {name: config[name] for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None}
-        if len(given) != 1:
-            raise UserError(f"give exactly one of max_steps, max_tokens and max_flops; found {given or 'none'}")
-        (name, value), tokens = next(iter(given.items())), config.data.global_batch_tokens
-        if value <= 0:
-            raise UserError(f"{name}={value} must be positive")
-        if name == "max_flops":
-            value = value / self._flops_per_token(config)
-        config.max_steps = int(value) if name == "max_steps" else math.ceil(value / tokens)
-        config.max_tokens = config.max_flops = None
-
-    @staticmethod
-    def _flops_per_token(config: Namespace) -> float:
-        return flops_per_token(_net(config), config.data.seq_len).training
-
-    def plain_config(self) -> dict[str, Any]:
-        """The resolved config as nested plain values, as it is saved."""
-        loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        return loaded
-
-    def _resolve_folder(self) -> None:
-        config, settings = self.config, self.settings
-        launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
-        if settings.resume not in ("never", "auto"):
-            self.checkpoint = resolve(settings.resume)
-            run = self.checkpoint.parent.parent
-            if config.name is None:
-                config.runs, config.name = str(run.parent), run.name
-            elif (Path(config.runs) / config.name).resolve() != run.resolve():
-                raise UserError(
-                    f"--resume {settings.resume} goes on with the run {run}, but --name is {config.name!r}; leave --name out, or start "
-                    "another run from that checkpoint with --fork or --from"
-                )
-        if config.name is None and launched:
-            config.name = os.environ.get(LAUNCHED_NAME)
-        if config.name is None:
-            if launched:
-                raise UserError("several processes need one run folder: give --name")
-            config.name = f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.run_folder = Path(config.runs) / config.name
-        if settings.resume == "auto":
-            self.checkpoint = newest_complete(self.run_folder, warn)
-        if settings.fork is not None and self.checkpoint is None:
-            self.checkpoint = resolve(settings.fork)
-        if self.checkpoint is not None:
-            saved = read_metadata(self.checkpoint).get(KEY, {})
-            if "contract" not in saved:
-                raise UserError(f"{self.checkpoint} was not written by lit_pretrain: it carries no contract")
-            forks = settings.fork is not None and self.checkpoint.parent.parent != self.run_folder
-            (check_fork if forks else check_resume)(saved["contract"], self.contract, str(self.checkpoint))
-            if saved["step"] >= config.max_steps:
-                raise UserError(
-                    f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
-                )
-        if is_first_process():
-            going_on = settings.resume != "never"
-            make_run_folder(self.run_folder, resuming=going_on)
-            # Processes that Lightning launches parse the same command line and must not choose a name of their own.
-            os.environ[LAUNCHED_NAME] = config.name
-
-    # ------------------------------------------------------------------ instantiate
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our callbacks, logger and checkpoint route."""
-        config, settings = self.config, self.settings
-        tokens = config.data.global_batch_tokens
-        self.metrics = Metrics(
-            every=settings.log_every,
-            sources=self.datamodule.sources,
-            tokens_per_step=tokens,
-            flops_per_token=self._flops_per_token(config),
-            peak=None,
-            sinks=[],
-        )
-        self.checkpoints = Checkpoints(
-            self.run_folder,
-            every=settings.checkpoint_every,
-            keep=settings.keep_checkpoints,
-            contract=self.contract,
-            on_saved=self.metrics.pause,
-        )
-        progress = ProgressLine()
-        samples = Samples(
-            self.run_folder,
-            every=settings.sample_every,
-            prompts=settings.sample_prompts,
-            tokens=settings.sample_tokens,
-            on_done=self.metrics.pause,
-        )
-        own: list[Callback] = [self.metrics, progress, samples, GracefulStop(self.checkpoints), self.checkpoints]
-        self.samples = samples
-        self.metrics.sinks.append(progress)
-        every = settings.validate_every
-        options = dict(config_values(self.config_init["trainer"])) | {
-            "max_steps": config.max_steps,
-            "max_epochs": -1,
-            "val_check_interval": every if every else config.max_steps,
-            "check_val_every_n_epoch": None,
-            "num_sanity_val_steps": 0,
-            "use_distributed_sampler": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(self.run_folder),
-            "strategy": self._strategy(config.trainer),
-        }
-        if options["logger"] in (None, True):
-            options["logger"] = TensorBoardLogger(
-                str(self.run_folder), name="", version=TENSORBOARD, default_hp_metric=False,
-                purge_step=read_metadata(self.checkpoint)[KEY]["step"] + 1 if self.checkpoint else None,
-            )  # fmt: skip
-        options["callbacks"] = own + list(options["callbacks"] or [])
-        options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
-        try:
-            return Trainer(**options)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
-            raise UserError(f"the Trainer refuses its settings: {error}") from error
-
-    def _strategy(self, trainer: Namespace) -> Any:
-        name = trainer.strategy
-        if name == "fsdp":
-            return ShardedStrategy(
-                data_parallel_size=_world(trainer), tensor_parallel_size=1, save_distributed_checkpoint=self.config.sharded_checkpoints
-            )
-        if name == "ddp" or (name == "auto" and _world(trainer) > 1):
-            # The only buffers are tables that every rank derives by itself.
-            return DDPStrategy(broadcast_buffers=False)
-        return name
 
 
 def train(verb: str, argv: list[str]) -> int:
@@ -345,7 +100,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
-        parameters=dataclasses.asdict(count_parameters(_net(cli.config))),
+        parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
@@ -368,7 +123,7 @@ def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
 def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
     """What is about to happen, in one line."""
     config, data = cli.config, cli.datamodule
-    counts = count_parameters(_net(config))
+    counts = count_parameters(net_of(config))
     tokens = config.max_steps * data.global_batch_tokens
     unique = sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources)
     return (
@@ -400,100 +155,6 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
             elif isinstance(value, (int, float, str, bool)):
                 flat[prefix] = value
     return flat | {"max_steps": config["max_steps"], "precision": config["trainer"]["precision"]}
-
-
-def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str) -> None:
-    """Refuse data whose token ids mean something else to the parent.
-
-    Raises:
-        UserError: The tokenizers differ.
-    """
-    own = parent.tokenizer_hash
-    if own is None:
-        if not (parent.path / TOKENIZER).is_file():
-            warn(f"{parent.path} holds no {TOKENIZER}: whether the data's token ids mean the same to it cannot be checked")
-            return
-        own = Tokenizer.load(parent.path).hash
-    if own != tokenizer_hash:
-        raise UserError(
-            f"the tokenizer of {data} ({tokenizer_hash[:12]}) is not that of the parent {parent.path} ({own[:12]}): its weights know other "
-            f"token ids. Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.path {tokenizer_folder(parent)}"
-        )
-
-
-def tokenizer_folder(parent: Parent) -> Path:
-    """Where the tokenizer of a parent lies."""
-    return parent.path if parent.tokenizer_hash is None else parent.path.parent.parent
-
-
-def quiet_libraries() -> None:
-    """Silence what users cannot act on."""
-    warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
-    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck.*")
-    warnings.filterwarnings("ignore", message=r".*Trying to infer the `batch_size` from an ambiguous collection.*")
-    warnings.filterwarnings("ignore", message=r".*The `srun` command is available.*")
-    import logging
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def warn(message: str) -> None:
-    """One line to the user that does not stop anything."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def config_values(values: Any) -> dict[str, Any]:
-    """A namespace of instantiated options as a dict."""
-    return values.as_dict() if isinstance(values, Namespace) else dict(values)
-
-
-def _net(config: Namespace) -> ModelConfig:
-    values = config.model.net
-    return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _world(trainer: Namespace) -> int:
-    devices = trainer.devices
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    if isinstance(devices, list):
-        local = len(devices)
-    elif isinstance(devices, int) and devices > 0:
-        local = devices
-    else:
-        local = torch.cuda.device_count() if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else 1
-    return local * int(trainer.num_nodes)
-
-
-def raw_option(args: list[str], name: str) -> Optional[str]:
-    """The value of an option in raw arguments, the last one winning."""
-    found = None
-    for i, arg in enumerate(args):
-        if arg == name and i + 1 < len(args):
-            found = args[i + 1]
-        elif arg.startswith(name + "="):
-            found = arg.split("=", 1)[1]
-    return found
-
-
-def raw_parent(args: list[str]) -> Optional[str]:
-    """The parent named in raw arguments: by --from, or by `from` in one of the files given with --config."""
-    parent = None
-    for i, arg in enumerate(args):
-        file = args[i + 1] if arg in ("-c", "--config") and i + 1 < len(args) else arg[9:] if arg.startswith("--config=") else None
-        if file is not None and Path(file).is_file():
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            parent = content.get("from") or parent if isinstance(content, dict) else parent
-    return raw_option(args, "--from") or parent
-
-
-def _asks_only(args: list[str]) -> bool:
-    return any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args)
 
 
 def peak_of(trainer: Trainer, precision: str) -> Optional[float]:

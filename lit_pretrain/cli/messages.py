@@ -1,0 +1,20 @@
+"""Messages: what users are told besides results, and what they are spared."""
+
+import logging
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Silence what users cannot act on."""
+    warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck.*")
+    warnings.filterwarnings("ignore", message=r".*Trying to infer the `batch_size` from an ambiguous collection.*")
+    warnings.filterwarnings("ignore", message=r".*The `srun` command is available.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def warn(message: str) -> None:
+    """One line to the user that does not stop anything."""
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""Parent: whether the data speaks the language of the weights that a run starts from."""
+
+from pathlib import Path
+
+from lit_pretrain.checkpoint.parent import Parent
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.data.tokenizer import FILENAME as TOKENIZER
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+
+
+def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str) -> None:
+    """Refuse data whose token ids mean something else to the parent.
+
+    Raises:
+        UserError: The tokenizers differ.
+    """
+    own = parent.tokenizer_hash
+    if own is None:
+        if not (parent.path / TOKENIZER).is_file():
+            warn(f"{parent.path} holds no {TOKENIZER}: whether the data's token ids mean the same to it cannot be checked")
+            return
+        own = Tokenizer.load(parent.path).hash
+    if own != tokenizer_hash:
+        raise UserError(
+            f"the tokenizer of {data} ({tokenizer_hash[:12]}) is not that of the parent {parent.path} ({own[:12]}): its weights know other "
+            "token ids. Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.kind file "
+            f"--tokenizer.path {tokenizer_folder(parent)}"
+        )
+
+
+def tokenizer_folder(parent: Parent) -> Path:
+    """Where the tokenizer of a parent lies."""
+    return parent.path if parent.tokenizer_hash is None else parent.path.parent.parent
