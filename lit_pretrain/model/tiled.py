@@ -90,7 +90,7 @@ def _share_out(work: Callable[[int, slice, slice], None], q: Tensor, k: Tensor) 
     """Call `work` for every row and its heads, on as many threads as torch may use.
 
     Each thread runs its operations alone. With torch's own threads inside each of a tile's twenty short operations, all would wait for the
-    slowest at the end of each: on a busy machine that was measured five times slower, and the result would depend on their number.
+    slowest at the end of each: on a busy machine that was measured five times slower.
     """
     B, _, H, _ = q.shape
     G = k.shape[2]
@@ -98,8 +98,11 @@ def _share_out(work: Callable[[int, slice, slice], None], q: Tensor, k: Tensor) 
     size = -(-G // -(-threads // B))  # key heads in a part: rows are split only where there are fewer of them than threads
     parts = [(row, slice(g, min(g + size, G)), slice(g * H // G, min(g + size, G) * H // G)) for row in range(B) for g in range(0, G, size)]
 
+    inference = torch.is_inference_mode_enabled()
+
     def run(part: tuple[int, slice, slice]) -> None:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # neither is inherited by a thread
+        # None of these is inherited by a thread.
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", enabled=False):
             work(*part)
 
     if threads == 1:

@@ -1,5 +1,8 @@
 """The CPU kernel against the formula written out in float64."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,3 +111,30 @@ def test_strided_inputs() -> None:
     torch.testing.assert_close(strided, expected)
     grouped = tiled_attention(q.transpose(1, 2).contiguous().transpose(1, 2), k[:, :, :2], v[:, :, :2], first_BT)
     torch.testing.assert_close(grouped, tiled_attention(q, k[:, :, :2].contiguous(), v[:, :, :2].contiguous(), first_BT))
+
+
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("B", [1, 5])
+@pytest.mark.usefixtures("threads_restored")
+def test_any_number_of_threads_gives_the_same(B: int, mode: Callable[[], AbstractContextManager[None]]) -> None:
+    """Rows and heads are divided among threads, none of which knows what the caller has switched on or off."""
+    first_BT = torch.zeros(B, 150, dtype=torch.long)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            leaves = [x.requires_grad_(mode is torch.enable_grad) for x in inputs(B, 150, 6, 2, torch.float32)]
+            out = tiled_attention(*leaves, first_BT)
+        assert torch.get_num_threads() == threads
+        grads = torch.autograd.grad(out.square().sum(), leaves) if mode is torch.enable_grad else ()
+        results.append((out, *grads))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
