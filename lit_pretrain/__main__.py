@@ -46,8 +46,12 @@ def main(argv: Optional[list[str]] = None) -> int:
         75 stopped by a signal after saving, 130 interrupted from the keyboard.
     """
     try:
-        code = _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        except SystemExit:  # a parser's, after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here and not at the interpreter's end, where a reader that has gone could not be dealt with
         return code
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)

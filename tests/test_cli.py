@@ -135,7 +135,8 @@ def test_a_reader_that_has_gone_gets_no_traceback(arguments):
     os.close(reader)
     try:
         command = [sys.executable, "-m", "lit_pretrain", *arguments]
-        run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # or every print meets the closed pipe by itself
+        run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=buffered)
     finally:
         os.close(writer)
     assert run.stderr == ""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,15 @@ def test_a_file_that_the_disk_refuses(corpus: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """What a shell has started in the background ignores SIGINT, and so would the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("kind", SIGNALS, ids=lambda kind: kind.name)
 def test_interrupted_then_run_again(corpus: Path, finished: Path, tmp_path: Path, kind: signal.Signals) -> None:
     out = tmp_path / "data"
