@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lit_pretrain.errors import UserError
 
 FILENAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
 """The splits of every dataset, in the order in which they are listed and stored."""
 
@@ -50,11 +50,27 @@ class SourceSplit:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one step of the preparation let through: together the steps of a source are its funnel."""
+
+    name: str
+    """read, then the steps of the config in their order (a filter's name, exact, near, ...), then store."""
+    documents: int
+    """Documents that left the step."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+    removed: Mapping[str, int]
+    """Documents taken out, by reason."""
+    changed: Mapping[str, int]
+    """Documents kept but altered, by what happened."""
+
+
+@dataclass(frozen=True)
 class Source:
     """Where one source came from, what was left out, and what it holds."""
 
     kind: str
-    """embedded, text, jsonl or parquet."""
+    """As in the config: embedded, text, jsonl, parquet, ..."""
     origin: str | None
     """Where the text came from, in the words of the config."""
     licence: str | None
@@ -63,10 +79,10 @@ class Source:
     """Input files read."""
     input_bytes: int
     """Their size on disk; with `files` it shows that the input changed since."""
-    skipped: Mapping[str, int]
-    """Documents left out, by reason: empty, undecodable, too_large."""
-    changed: Mapping[str, int]
-    """Documents kept but altered, by what happened: replaced (undecodable bytes), truncated, cut (at the chunk limit)."""
+    path: str | None
+    """Where the files lay, in the words of the config; origins of documents are relative to it. None: the embedded corpus."""
+    funnel: tuple[Step, ...]
+    """In the order of the work; the last step is what the splits hold."""
     splits: Mapping[str, SourceSplit]
     """By split name."""
 
@@ -212,7 +228,7 @@ def _source(raw: Mapping[str, Any]) -> Source:
         name: SourceSplit(**{**split, "chunks": tuple(Chunk(**chunk) for chunk in split["chunks"])})
         for name, split in raw["splits"].items()
     }
-    return Source(**{**raw, "splits": splits})
+    return Source(**{**raw, "splits": splits, "funnel": tuple(Step(**step) for step in raw["funnel"])})
 
 
 def canonical_hash(value: Any) -> str:

@@ -5,32 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.checks import check_kind
+from lit_pretrain.prepare.source import SourceConfig
 
 MAX_CHUNK_TOKENS = 2**29 - 1
 """The chunk header holds byte offsets as uint32: 4 bytes a token and 4 a row must stay below 4 GiB."""
-
-
-@dataclass(kw_only=True)
-class SourceConfig:
-    """Where one source comes from. Documents of a source keep their order: files by name, rows as they stand."""
-
-    kind: Literal["embedded", "text", "jsonl", "parquet"]
-    """embedded: the Python standard library, needs no path. text: plain files. jsonl: one JSON object a line. parquet: tables.
-    Files ending in .gz, .zst or .bz2 are unpacked as they are read (text and jsonl)."""
-    path: Optional[str] = None
-    """A file, or a directory that is searched with `glob`."""
-    glob: Optional[str] = None
-    """Which files of the directory, e.g. "**/*.md". Default: those ending in .txt, .jsonl (packed or not) or .parquet, by kind."""
-    part: Optional[Literal["code", "prose", "tests"]] = None
-    """Embedded only. code: modules. prose: their docstrings and the language reference. tests: the test packages."""
-    text_field: str = "text"
-    """Jsonl and parquet only: the field or column that holds the text."""
-    separator: Optional[str] = None
-    """Text only: what separates documents within a file (e.g. "\\n\\n"). Default: each file is one document."""
-    licence: Optional[str] = None
-    """Goes into the manifest. SPDX names are best."""
-    origin: Optional[str] = None
-    """Goes into the manifest: where the text came from, for a reader."""
 
 
 @dataclass(kw_only=True)
@@ -95,13 +74,10 @@ class PrepareConfig:
         if not self.sources:
             raise UserError("sources is empty: name at least one, e.g. `sources: {mine: {kind: text, path: corpus/}}`")
         for name, source in self.sources.items():
-            _check_name(name)
-            _check_kind(f"sources.{name}", source, _SOURCE_FIELDS[source.kind], _NEEDED[source.kind], common=("kind", "licence", "origin"))
-            if source.separator == "":
-                raise UserError(f"sources.{name}.separator is empty; give the text between documents, or leave it out")
+            source.validate(name)
         kind = self.tokenizer.kind
         fields = ("path", "bos", "eos") if kind == "file" else ("vocab_size", "pattern", "sample_bytes")
-        _check_kind("tokenizer", self.tokenizer, fields, ("path",) if kind == "file" else (), common=("kind",))
+        check_kind("tokenizer", self.tokenizer, fields, ("path",) if kind == "file" else (), common=("kind",))
         for label, fraction in (("validation", self.splits.validation), ("test", self.splits.test)):
             if not 0 <= fraction < 1:
                 raise UserError(f"splits.{label}={fraction} must be a fraction of the documents: at least 0 and below 1")
@@ -124,30 +100,3 @@ class PrepareConfig:
         fields = dataclasses.asdict(self)
         del fields["out"], fields["workers"]
         return fields
-
-
-_SOURCE_FIELDS: dict[str, tuple[str, ...]] = {
-    "embedded": ("part",),
-    "text": ("path", "glob", "separator"),
-    "jsonl": ("path", "glob", "text_field"),
-    "parquet": ("path", "glob", "text_field"),
-}
-_NEEDED: dict[str, tuple[str, ...]] = {"embedded": ("part",), "text": ("path",), "jsonl": ("path",), "parquet": ("path",)}
-
-
-def _check_kind(where: str, config: Any, allowed: tuple[str, ...], needed: tuple[str, ...], *, common: tuple[str, ...]) -> None:
-    """Refuses a field that is set but belongs to another kind, and one that is missing."""
-    for spec in dataclasses.fields(config):
-        value = getattr(config, spec.name)
-        if spec.name not in (*allowed, *common) and value != spec.default:
-            raise UserError(
-                f"{where}.{spec.name}={value!r} has no meaning for kind {config.kind}, which takes {', '.join((*allowed, *common))}"
-            )
-        if spec.name in needed and value is None:
-            raise UserError(f"{where} is of kind {config.kind} and needs `{spec.name}`")
-
-
-def _check_name(name: str) -> None:
-    """A source's name is a directory's name and part of metric names."""
-    if not name or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name) or name.startswith("."):
-        raise UserError(f"sources: the name {name!r} must consist of ASCII letters, digits, '_', '-' and '.', and not start with '.'")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.config import SourceConfig
+from lit_pretrain.prepare.source import SourceConfig
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 """Suffixes of files that are unpacked as they are read, and the name of their format."""

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, Step, TokenizerRecord, canonical_hash
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, read, tokenize
-from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
+from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.inputs import Inputs, find
-from lit_pretrain.prepare.report import say, step
+from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.shard import ShardWriter, directories_below, sync, write_durably
+from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.split import Sample, Splitter
 
 _EQUALITY_SAMPLE_BYTES = 1_000_000
@@ -108,7 +109,7 @@ class _Preparation:
     def _train_tokenizer(self) -> Tokenizer:
         """Reads everything once, for a uniform sample of the training split over all sources. Bad input shows up here, early."""
         sample = Sample(self._config.tokenizer.sample_bytes)
-        with step("read all sources", None) as (advance, figures):
+        with working("read all sources", None) as (advance, figures):
             documents = 0
             for name in self._inputs:
                 self._sizes[name] = 0
@@ -124,7 +125,7 @@ class _Preparation:
         if not texts:
             raise UserError("no source holds any training text: every file is empty, or every document fell to validation or test")
         config = self._config.tokenizer
-        with step(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", None):
+        with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", None):
             return tokenize.train(texts, config)
 
     def _check_encoder(self, tokenizer: Tokenizer) -> None:
@@ -148,7 +149,7 @@ class _Preparation:
         writers: dict[str, ShardWriter] = {}
         encoding = tokenize.encode(reader, tokenizer, dtype, self._workers)
         try:
-            with step(f"encode {name}", self._sizes.get(name)) as (advance, figures), contextlib.closing(encoding):
+            with working(f"encode {name}", self._sizes.get(name)) as (advance, figures), contextlib.closing(encoding):
                 for encoded in encoding:
                     document = encoded.document
                     split = self._splitter.split(self._splitter.key(document.utf8))
@@ -173,8 +174,16 @@ class _Preparation:
             licence=source.licence,
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
-            skipped=dict(sorted(reader.skipped.items())),
-            changed=dict(sorted((reader.changed + Counter(cut=cut)).items())),
+            path=source.path,
+            funnel=(
+                Step(
+                    name="read",
+                    documents=sum(split.documents for split in splits.values()),
+                    bytes=sum(split.bytes for split in splits.values()),
+                    removed=dict(sorted(reader.skipped.items())),
+                    changed=dict(sorted((reader.changed + Counter(cut=cut)).items())),
+                ),
+            ),
             splits=splits,
         )
 

@@ -7,30 +7,19 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
+from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.inputs import COMPRESSIONS, Inputs
+from lit_pretrain.prepare.source import SourceConfig
 
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 """Rows held at a time: they share the memory of a few documents."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text."""
-
-    text: str
-    """What is encoded; never empty."""
-    utf8: bytes
-    """The same as bytes."""
-    origin: str
-    """Where it came from, relative to the source: file, or file:row (jsonl: line from 1; parquet: row from 0; separator: from 1)."""
 
 
 class Reader:
@@ -88,11 +77,10 @@ class Reader:
             if not self._undecodable(origin, f"byte 0x{utf8[error.start]:02x} at offset {error.start} ({error.reason})"):
                 return None
             text = utf8.decode(errors="replace")
-            utf8 = text.encode()
         if not text or text.isspace():
             self.skipped["empty"] += 1
             return None
-        return Document(text, utf8, origin)
+        return Document(text, origin)
 
     def _undecodable(self, origin: str, what: str) -> bool:
         """Whether to go on with replaced characters."""

@@ -18,7 +18,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def step(title: str, total: int | None) -> Iterator[tuple[Advance, list[str]]]:
+def working(title: str, total: int | None) -> Iterator[tuple[Advance, list[str]]]:
     """A step of the work: a bar on a terminal, else one line when it is done.
 
     Args:
@@ -76,6 +76,7 @@ def left_out(manifest: Manifest) -> Iterator[str]:
         "cut": "cut at the chunk limit",
     }
     for name, source in manifest.sources.items():
-        for counts, verb in ((source.skipped, "left out"), (source.changed, "kept")):
-            if found := {reason: count for reason, count in counts.items() if count}:
-                yield f"{name}: {verb} " + ", ".join(f"{count:,} {words[reason]}" for reason, count in found.items())
+        for step in source.funnel:
+            for counts, verb in ((step.removed, "left out"), (step.changed, "kept")):
+                if found := {reason: count for reason, count in counts.items() if count}:
+                    yield f"{name}: {verb} " + ", ".join(f"{count:,} {words.get(reason, reason)}" for reason, count in found.items())

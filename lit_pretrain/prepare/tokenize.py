@@ -17,7 +17,7 @@ from lit_pretrain.data.byte_level import PATTERNS
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.config import TokenizerConfig
-from lit_pretrain.prepare.read import Document
+from lit_pretrain.prepare.document import Document
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")

@@ -12,6 +12,7 @@ from lit_pretrain.data.manifest import (
     Manifest,
     Source,
     SourceSplit,
+    Step,
     TokenizerRecord,
     canonical_hash,
     verify_chunk,
@@ -30,8 +31,8 @@ def source(**changes: Any) -> Source:
         "licence": "MIT",
         "files": 1,
         "input_bytes": 31,
-        "skipped": {"empty": 1},
-        "changed": {},
+        "path": "texts",
+        "funnel": (Step(name="read", documents=3, bytes=30, removed={"empty": 1}, changed={}),),
         "splits": {"train": SPLIT, "validation": EMPTY, "test": EMPTY},
     }
     return Source(**{**fields, **changes})
@@ -70,7 +71,7 @@ def test_counts() -> None:
         manifest(versions={"python": "3.12"}),
         manifest(config={"seed": 1}, config_hash="x"),
         manifest(splits={"train": 1.0, "validation": 0.0, "test": 0.0}),
-        manifest(sources={"one": source(licence="CC0-1.0", origin=None, files=3), "two": source(skipped={})}),
+        manifest(sources={"one": source(licence="CC0-1.0", origin=None, files=3), "two": source(funnel=())}),
     ],
 )
 def test_hash_ignores_what_does_not_change_the_data(other: Manifest) -> None:
@@ -122,8 +123,8 @@ def test_load(tmp_path) -> None:
     [
         (lambda text: text[: len(text) // 2], "not JSON"),
         (lambda text: "[]", "expected a JSON object, found list"),
-        (lambda text: "{}", "format_version None; this lit_pretrain reads 1"),
-        (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "format_version 2"),
+        (lambda text: "{}", "format_version None; this lit_pretrain reads 2"),
+        (lambda text: text.replace('"format_version": 2', '"format_version": 3'), "format_version 3"),
         (lambda text: text.replace('"dtype"', '"dtypes"'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"token": 10'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"tokens": 12'), "its content has the hash"),

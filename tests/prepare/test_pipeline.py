@@ -217,7 +217,7 @@ def test_wide_vocabulary_is_stored_wide(corpus: Path) -> None:
 def test_long_documents_are_cut_and_counted(corpus: Path) -> None:
     (corpus / "story" / "long.txt").write_text("A long story, told again and again. " * 2000)
     manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.0, test=0.0)))
-    assert manifest.sources["story"].changed == {"cut": 1}
+    assert manifest.sources["story"].funnel[0].changed == {"cut": 1}
     assert any("1 cut at the chunk limit" in line for line in left_out(manifest))
     record = manifest.sources["story"].splits["train"]
     assert record.documents == 151
@@ -230,7 +230,7 @@ def test_counts_of_what_was_left_out(corpus: Path) -> None:
     (corpus / "story" / "bad.txt").write_bytes(b"\xff")
     (corpus / "story" / "empty.txt").write_bytes(b"")
     manifest = prepare(config(corpus, errors="skip"))
-    assert manifest.sources["story"].skipped == {"empty": 1, "undecodable": 1}
+    assert manifest.sources["story"].funnel[0].removed == {"empty": 1, "undecodable": 1}
     assert list(left_out(manifest)) == ["story: left out 1 empty, 1 not UTF-8"]
 
 

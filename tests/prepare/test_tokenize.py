@@ -118,9 +118,11 @@ def test_an_error_ends_the_threads(tokenizer: Tokenizer) -> None:
     assert "TOKENIZERS_PARALLELISM" not in os.environ or os.environ["TOKENIZERS_PARALLELISM"] != "false"
 
 
-def test_lost_bytes_are_noticed(tokenizer: Tokenizer) -> None:
+def test_lost_bytes_are_noticed(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokenizer.encode_batch
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: [ids[:-1] for ids in whole(texts)])
     with pytest.raises(RuntimeError, match="file:0: its tokens do not spell its 5 bytes"):
-        list(tokenize.encode([Document("abc", b"abcde", "file:0")], tokenizer, "uint16", 1))
+        list(tokenize.encode([Document("abcde", "file:0")], tokenizer, "uint16", 1))
 
 
 def test_saved_json_is_readable(tokenizer: Tokenizer) -> None:

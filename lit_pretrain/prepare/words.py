@@ -1,0 +1,66 @@
+"""Words: the two ways in which text is cut into words here, and 64-bit hashes of words and of runs of words.
+
+Filters count white-space words (`str.split`): which splitter is used changes verdicts more than any threshold does (the same Python
+manual passes Gopher's quality rules with 93 % of its pages by white space and with 3 % when punctuation counts as words), so there is one.
+Comparisons between texts (near-duplicates, containment, decontamination) use `plain_words`, blind to case and punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from lit_pretrain.data.order import splitmix64
+
+# Scripts written without spaces (kana, Han): a character is a word, or a page would be one.
+_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_PLAIN_WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it loses bits
+_CACHED_WORDS = 1 << 20
+
+
+def words(text: str) -> list[str]:
+    """White-space words: the splitter of every filter."""
+    return text.split()
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case runs of letters and digits; kana and Han characters one by one."""
+    return _PLAIN_WORD.findall(text.lower())
+
+
+class _HashOf(dict[str, int]):
+    """Word -> 64-bit hash; a text repeats its words, and a look-up is cheaper than a call."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        value = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return value
+
+
+_hash_of = _HashOf()
+
+
+def hash_words(found: list[str]) -> npt.NDArray[np.uint64]:
+    """One stable 64-bit hash (XXH3) per word, [words]: the same in every process and version."""
+    return np.fromiter(map(_hash_of.__getitem__, found), dtype=np.uint64, count=len(found))
+
+
+def hash_ngrams(hashes: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
+    """Hashes of all runs of `n` words in their order, [max(0, words - n + 1)], from the hashes of the words.
+
+    A polynomial in an odd constant modulo 2^64, mixed by SplitMix64: two runs collide by chance once in about 2^64 pairs.
+    """
+    count = len(hashes) - n + 1
+    if count <= 0:
+        return np.empty(0, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        total = hashes[:count].copy()
+        for offset in range(1, n):
+            total *= _MULTIPLIER
+            total += hashes[offset : offset + count]
+    return splitmix64(total)
