@@ -22,7 +22,7 @@ TEXTS = [f"def function_{n % 17}(argument):\n    return argument * {n * 37}  # G
 
 
 def document(text: str, n: int = 0) -> Document:
-    return Document(text, text.encode(), f"file:{n}")
+    return Document(text, f"file:{n}")
 
 
 @pytest.fixture(scope="module")
