@@ -132,7 +132,7 @@ class Tokenizer:
         return files
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._text, self.bos, self.eos)
+        return _rebuild, (self._text, self.bos, self.eos, self.fallback_reason)
 
     @property
     def backend(self) -> str:
@@ -337,9 +337,12 @@ class StreamDecoder:
         return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[len(self._given) :]
 
 
-def _rebuild(text: str, bos: str, eos: str) -> Tokenizer:
-    """Unpickles: the native parts are built again from the JSON."""
-    return Tokenizer(text, bos=bos, eos=eos)
+def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:
+    """Unpickles: the native parts are built again from the JSON; tiktoken stays given up where it was."""
+    tokenizer = Tokenizer(text, bos=bos, eos=eos)
+    if fallback_reason is not None and tokenizer.fallback_reason is None:
+        tokenizer._tiktoken, tokenizer.fallback_reason = None, fallback_reason
+    return tokenizer
 
 
 def _content(token: Any) -> str | None:

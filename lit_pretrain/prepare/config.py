@@ -6,6 +6,7 @@ from typing import Any, Literal, Optional
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind
+from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
 from lit_pretrain.prepare.source import SourceConfig
 
 MAX_CHUNK_TOKENS = 2**29 - 1
@@ -62,8 +63,16 @@ class PrepareConfig:
     """What to do with text that is not UTF-8: stop, replace the bytes by U+FFFD, or skip the document. Counted in the manifest."""
     seed: int = 0
     """Of the hash that splits documents."""
+    keep_rejects: int = 3
+    """Documents kept for reading, per source, step and reason, of those that were left out: rejects.jsonl of the dataset."""
+    part_bytes: int = 256_000_000
+    """A task reads consecutive files of about this size. Each part has chunks of its own."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """What runs the tasks. local: processes of this machine. ray, slurm: clusters, by datatrove's executors. The result is the same."""
     workers: Optional[int] = None
-    """Encoding threads. Default: the processors this process may use. The result does not depend on it."""
+    """Tasks at a time. Default: the processors this process may use. The result does not depend on it."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def validate(self) -> None:
         """Checks what the types cannot say.
@@ -87,7 +96,9 @@ class PrepareConfig:
         for label, value, low, high in (
             ("chunk_tokens", self.chunk_tokens, 2, MAX_CHUNK_TOKENS),
             ("max_document_bytes", self.max_document_bytes, 1, 2**31),
-            ("workers", self.workers, 1, 4096),
+            ("workers", self.workers, 1, 100_000),
+            ("keep_rejects", self.keep_rejects, 0, 10_000),
+            ("part_bytes", self.part_bytes, 1, 2**50),
             ("tokenizer.sample_bytes", self.tokenizer.sample_bytes, 1, 2**40),
             ("tokenizer.vocab_size", self.tokenizer.vocab_size, 261, 2**24),
         ):
@@ -96,7 +107,8 @@ class PrepareConfig:
                 raise UserError(f"{label}={value} must lie between {low} and {high}{why}")
 
     def identity(self) -> dict[str, Any]:
-        """What can change the data: every field but where it goes and who works on it."""
+        """What can change the data: every field but where it goes, who works on it, and what is kept for reading."""
         fields = dataclasses.asdict(self)
-        del fields["out"], fields["workers"]
+        for name in ("out", "workers", "engine", "ray", "slurm", "keep_rejects"):
+            del fields[name]
         return fields

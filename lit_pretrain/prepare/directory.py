@@ -1,4 +1,4 @@
-"""The directory of a dataset: it exists whole or not at all."""
+"""The directories of a preparation: the dataset exists whole or not at all, and what was done before a fault is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from pathlib import Path
 
 from lit_pretrain.data import manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.shard import sync
+from lit_pretrain.prepare.report import say
+from lit_pretrain.prepare.shard import sync, write_durably
+
+DATASET = "dataset"
+"""Below the working directory: what becomes `out`."""
+_STATE = "state.json"
 
 
 def partial(out: Path) -> Path:
@@ -36,11 +41,15 @@ def check_free(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """Gives an empty directory to fill, and moves it to `out` when the block ends well.
+def workspace(out: Path, state: str) -> Iterator[Path]:
+    """Gives the directory to work in; when the block ends well, its `dataset` becomes `out` and the rest is removed.
 
-    A failed block leaves nothing; a killed process leaves a hidden directory that the next run removes. A lock, which dies with its
-    process, keeps two runs from sharing it.
+    What a run with the same `state` left there after a fault is still in it; anything else is removed first. A lock, which dies with
+    its process, keeps two runs from sharing it.
+
+    Args:
+        out: Where the dataset goes.
+        state: Text that two runs share if one may go on with the other's files: config, input, versions.
 
     Raises:
         UserError: The place cannot be written, the disk is full, or another process is at work there.
@@ -48,28 +57,36 @@ def whole(out: Path) -> Iterator[Path]:
     work = partial(out)
     try:
         lock = _take(work, out)
+        if not (work / _STATE).is_file() or (work / _STATE).read_text(encoding="utf-8") != state:
+            _empty(work)
+            write_durably(work / _STATE, state)
+        elif any(work.glob("*/*.json")):
+            say(f"going on with what an earlier run left in {work}")
     except OSError as error:
         raise UserError(
             f"out={out} cannot be written: {error.strerror} ({error.filename or work}). Choose another `out`, or mend its permissions."
         ) from None
+    finished = False
     try:
         yield work
-        sync(work)
+        sync(work / DATASET)
         out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work, out)  # replaces an empty directory
+        os.rename(work / DATASET, out)  # replaces an empty directory
         sync(out.parent)
+        finished = True
     except OSError as error:
         raise UserError(
-            f"cannot write the dataset below {work}: {error.strerror or error}. Nothing was kept; free some space or choose another `out`."
+            f"cannot write the dataset below {work}: {error.strerror or error}. Free some space and run again: finished tasks are kept; "
+            "or choose another `out`."
         ) from error
     finally:
-        if work.exists() and _same(work, lock):
+        if work.exists() and _same(work, lock) and (finished or not any(work.glob("*/*.json"))):
             shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
 
 
 def _take(work: Path, out: Path) -> int:
-    """Creates and locks the directory, empties it if a killed run left it, and returns the descriptor of the lock."""
+    """Creates and locks the directory, and returns the descriptor of the lock."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
@@ -79,14 +96,17 @@ def _take(work: Path, out: Path) -> int:
             os.close(lock)
             raise UserError(f"another `prepare` is writing {out} right now; wait for it, or choose another `out`") from None
         if work.exists() and _same(work, lock):
-            break
+            return lock
         os.close(lock)  # the other run finished between the two calls
+
+
+def _empty(work: Path) -> None:
+    """Removes what is in a directory."""
     for child in work.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
         else:
             child.unlink()
-    return lock
 
 
 def _same(path: Path, descriptor: int) -> bool:

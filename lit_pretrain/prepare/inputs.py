@@ -20,15 +20,30 @@ _SUFFIXES = {
 
 
 @dataclass(frozen=True)
+class InputFile:
+    """One file of a source."""
+
+    name: str
+    """Relative to the source's base."""
+    location: str
+    """Its path."""
+    bytes: int
+    """On disk."""
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The files of a source."""
 
     base: Path
     """What origins are relative to."""
-    files: tuple[Path, ...]
+    files: tuple[InputFile, ...]
     """In reading order."""
-    bytes: int
-    """On disk."""
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(file.bytes for file in self.files)
 
 
 def find(name: str, source: SourceConfig) -> Inputs:
@@ -62,4 +77,5 @@ def find(name: str, source: SourceConfig) -> Inputs:
 
 def _inputs(base: Path, files: list[Path]) -> Inputs:
     """With their size."""
-    return Inputs(base=base, files=tuple(files), bytes=sum(file.stat().st_size for file in files))
+    found = (InputFile(file.relative_to(base).as_posix(), str(file), file.stat().st_size) for file in files)
+    return Inputs(base=base, files=tuple(found))

@@ -1,28 +1,40 @@
-"""The pipeline: find → learn a tokenizer → read, split, encode, store → record. Filters and deduplication belong between read and split."""
+"""The pipeline: find → clean → compare → learn a tokenizer → encode → record."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import os
 import platform
-from collections import Counter
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, Step, TokenizerRecord, canonical_hash
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import directory, read, tokenize
+from lit_pretrain.prepare import directory, rejects, tokenize
 from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.engine.config import EngineConfig
+from lit_pretrain.prepare.engine.run import run
+from lit_pretrain.prepare.engine.stage import Stage, Task
+from lit_pretrain.prepare.funnel import Funnel
 from lit_pretrain.prepare.inputs import Inputs, find
+from lit_pretrain.prepare.parts import cut
+from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.rerun import refuse_difference
-from lit_pretrain.prepare.shard import ShardWriter, directories_below, sync, write_durably
+from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_durably
 from lit_pretrain.prepare.source import SourceConfig
-from lit_pretrain.prepare.split import Sample, Splitter
+from lit_pretrain.prepare.store import read_documents
+from lit_pretrain.prepare.survivors import clean_file
+from lit_pretrain.prepare.tasks.clean import CleanTask
+from lit_pretrain.prepare.tasks.encode import EncodeTask, part_directory, split_of
+from lit_pretrain.prepare.tasks.sample import SampleTask, gather
 
 _EQUALITY_SAMPLE_BYTES = 1_000_000
 """Text of the data itself on which tiktoken must agree with `tokenizers` before it encodes the rest."""
@@ -31,8 +43,8 @@ _EQUALITY_SAMPLE_BYTES = 1_000_000
 def prepare(config: PrepareConfig) -> Manifest:
     """Turns raw text into a finished dataset directory, or finds that it is there already.
 
-    The result is a function of the config and the input: the same bytes for any number of workers, on any day. `config.out` appears at
-    the end, as a whole; whatever interrupts the work leaves nothing under that name.
+    The result is a function of the config and the input: the same bytes for any engine and number of workers, on any day. `config.out`
+    appears at the end, as a whole. Tasks that finished before a fault are kept beside it, and the same call goes on from there.
 
     Args:
         config: What to prepare.
@@ -53,32 +65,42 @@ def prepare(config: PrepareConfig) -> Manifest:
     inputs = _find(config)
     given = tokenize.load(config.tokenizer)
     directory.check_free(out)
-    with directory.whole(out) as work:
-        return _Preparation(config, inputs, work).run(given)
+    with directory.workspace(out, _state(config, inputs, given)) as work:
+        return _Preparation(config, inputs, work.absolute()).run(given)
 
 
 class _Preparation:
-    """One run of the pipeline into a directory of its own."""
+    """One run of the pipeline in a directory of its own."""
 
     def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], work: Path) -> None:
         self._config = config
         self._inputs = inputs
         self._work = work
-        self._splitter = Splitter(config.splits, config.seed)
-        self._workers = config.workers or _processors()
-        self._sizes: dict[str, int] = {}  # UTF-8 bytes per source, once a pass has counted them
+        self._parts = tuple(cut(inputs, config.part_bytes))
+        self._engine = EngineConfig(engine=config.engine, workers=config.workers or _processors(), ray=config.ray, slurm=config.slurm)
+        self._stages = 0
+        self._clean: list[dict[str, Any]] = []
 
     def run(self, tokenizer: Tokenizer | None) -> Manifest:
         """All of it; returns the manifest that was written."""
+        config, parts, work = self._config, self._parts, self._work
+        bases = {name: found.base for name, found in self._inputs.items()}
+        self._clean = self._do("clean", "read and clean", CleanTask(config, parts, bases, work), [part.bytes for part in parts])
+        self._check_documents()
+        left = [result["funnel"][-1]["bytes"] for result in self._clean]
         if tokenizer is None:
-            tokenizer = self._train_tokenizer()
+            tokenizer = self._train_tokenizer(left)
         self._check_encoder(tokenizer)
         # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-        for path in tokenizer.save(self._work):
+        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype), left)
+        dataset = work / directory.DATASET
+        dataset.mkdir(exist_ok=True)
+        for path in tokenizer.save(dataset):
             sync(path)
-        sources = {name: self._store(name, tokenizer, dtype) for name in self._inputs}
-        identity, splits = self._config.identity(), self._config.splits
+        sources = {name: self._source(name, encoded, dataset, dtype) for name in self._inputs}
+        self._write_rejects(dataset)
+        identity, splits = config.identity(), config.splits
         manifest = Manifest(
             tokenizer=TokenizerRecord(
                 hash=tokenizer.hash,
@@ -88,7 +110,7 @@ class _Preparation:
                 bos_id=tokenizer.bos_id,
                 eos_id=tokenizer.eos_id,
                 pattern=tokenizer.pattern_name,
-                kind=self._config.tokenizer.kind,
+                kind=config.tokenizer.kind,
             ),
             dtype=dtype,
             splits={"train": round(1 - splits.validation - splits.test, 12), **dataclasses.asdict(splits)},
@@ -97,44 +119,56 @@ class _Preparation:
             config_hash=canonical_hash(identity),
             versions=_versions(),
         )
-        for path in directories_below(self._work):
+        for path in directories_below(dataset):
             sync(path)
-        write_durably(self._work / manifests.FILENAME, manifest.dump())
+        write_durably(dataset / manifests.FILENAME, manifest.dump())
         return manifest
 
-    def _reader(self, name: str) -> read.Reader:
-        """The documents of a source, for one pass; what both passes must not see is to be taken out here."""
-        return read.Reader(self._config.sources[name], self._inputs[name], self._config)
+    def _do(self, name: str, title: str, task: Task, sizes: Sequence[int]) -> list[dict[str, Any]]:
+        """Runs one stage to its end."""
+        self._stages += 1
+        return run(Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work), self._engine)
 
-    def _train_tokenizer(self) -> Tokenizer:
-        """Reads everything once, for a uniform sample of the training split over all sources. Bad input shows up here, early."""
-        sample = Sample(self._config.tokenizer.sample_bytes)
-        with working("read all sources", None) as (advance, figures):
-            documents = 0
-            for name in self._inputs:
-                self._sizes[name] = 0
-                for document in self._reader(name):
-                    key = self._splitter.key(document.utf8)
-                    if self._splitter.split(key) == "train":
-                        sample.offer(key, document.text, len(document.utf8))
-                    documents += 1
-                    self._sizes[name] += len(document.utf8)
-                    advance(len(document.utf8))
-            figures.append(f"{documents:,} documents, {sum(self._sizes.values()):,} bytes")
-        texts = sample.texts()
-        if not texts:
-            raise UserError("no source holds any training text: every file is empty, or every document fell to validation or test")
+    def _funnel(self, name: str) -> Funnel:
+        """The steps of a source, over its parts."""
+        funnel = Funnel([])
+        for part, result in zip(self._parts, self._clean, strict=True):
+            if part.source == name:
+                funnel.add(result["funnel"])
+        return funnel
+
+    def _check_documents(self) -> None:
+        """Refuses a source that nothing is left of."""
+        for name in self._inputs:
+            steps = self._funnel(name).record()
+            if not steps[-1].documents:
+                left = ", ".join(f"{count:,} {reason}" for step in steps for reason, count in step.removed.items()) or "it has no rows"
+                raise UserError(f"sources.{name} holds no document ({left}). Correct its path or its filters, or remove it from `sources`.")
+
+    def _train_tokenizer(self, left: Sequence[int]) -> Tokenizer:
+        """Learns from a uniform sample of the training split over all sources; once for all attempts."""
         config = self._config.tokenizer
+        saved = self._work / "tokenizer"
+        if (saved / "done").exists():
+            return Tokenizer.load(saved)
+        documents = sum(result["funnel"][-1]["documents"] for result in self._clean)
+        self._do("sample", "sample text for the tokenizer", SampleTask(self._config, self._work, sum(left), documents), left)
+        texts = gather(self._config, self._work, len(self._parts))
+        if not texts:
+            raise UserError("no source holds any training text: every document fell to validation or test")
         with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", None):
-            return tokenize.train(texts, config)
+            tokenizer = tokenize.train(texts, config)
+        saved.mkdir(exist_ok=True)
+        tokenizer.save(saved)
+        write_durably(saved / "done", "")
+        return tokenizer
 
     def _check_encoder(self, tokenizer: Tokenizer) -> None:
         """Compares the fast encoder with the reference on the data's own text."""
         texts: list[str] = []
-        size = 0
         for name in self._inputs:
-            share = size + _EQUALITY_SAMPLE_BYTES // len(self._inputs)
-            for document in self._reader(name):
+            size, share = 0, _EQUALITY_SAMPLE_BYTES // len(self._inputs)
+            for document in read_documents(clean_file(self._work, next(n for n, part in enumerate(self._parts) if part.source == name))):
                 texts.append(document.text[:_EQUALITY_SAMPLE_BYTES])
                 size += len(document.utf8)
                 if size >= share:
@@ -143,31 +177,32 @@ class _Preparation:
         if tokenizer.fallback_reason is not None:
             say(f"encoding with `tokenizers`, several times slower than tiktoken, because {tokenizer.fallback_reason}")
 
-    def _store(self, name: str, tokenizer: Tokenizer, dtype: str) -> Source:
-        """Encodes one source into the shards of its splits."""
-        reader = self._reader(name)
-        writers: dict[str, ShardWriter] = {}
-        encoding = tokenize.encode(reader, tokenizer, dtype, self._workers)
-        try:
-            with working(f"encode {name}", self._sizes.get(name)) as (advance, figures), contextlib.closing(encoding):
-                for encoded in encoding:
-                    document = encoded.document
-                    split = self._splitter.split(self._splitter.key(document.utf8))
-                    if split not in writers:
-                        writers[split] = ShardWriter(
-                            self._work / split / name, dtype=dtype, chunk_tokens=self._config.chunk_tokens, vocab_size=tokenizer.vocab_size
-                        )
-                    writers[split].add(encoded.ids, origin=document.origin, utf8_bytes=len(document.utf8))
-                    advance(len(document.utf8))
-                splits = {split: writers[split].close() if split in writers else SourceSplit(0, 0, 0, ()) for split in SPLITS}
-                tokens = sum(split.tokens for split in splits.values())
-                figures += [f"{sum(split.documents for split in splits.values()):,} documents", f"{tokens:,} tokens"]
-        finally:
-            for writer in writers.values():
-                writer.abort()
-        _check_splits(name, splits, reader, self._config)
+    def _source(self, name: str, encoded: Sequence[dict[str, Any]], dataset: Path, dtype: str) -> Source:
+        """Puts the parts of a source together, and records it."""
+        mine = [n for n, part in enumerate(self._parts) if part.source == name]
+        splits = {
+            split: assemble(
+                dataset / split / name,
+                [(self._parts[n].number, part_directory(self._work, n) / split, split_of(encoded[n], split)) for n in mine],
+                dtype=dtype,
+                chunk_tokens=self._config.chunk_tokens,
+            )
+            for split in SPLITS
+        }
+        funnel = self._funnel(name)
+        funnel.add(
+            [
+                {
+                    "name": "store",
+                    "documents": sum(split.documents for split in splits.values()),
+                    "bytes": sum(split.bytes for split in splits.values()),
+                    "removed": {},
+                    "changed": {"cut": cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                }
+            ]
+        )
+        _check_splits(name, splits, self._config)
         source = self._config.sources[name]
-        cut = sum(writer.cut for writer in writers.values())
         return Source(
             kind=source.kind,
             origin=_origin(source),
@@ -175,17 +210,44 @@ class _Preparation:
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
             path=source.path,
-            funnel=(
-                Step(
-                    name="read",
-                    documents=sum(split.documents for split in splits.values()),
-                    bytes=sum(split.bytes for split in splits.values()),
-                    removed=dict(sorted(reader.skipped.items())),
-                    changed=dict(sorted((reader.changed + Counter(cut=cut)).items())),
-                ),
-            ),
+            funnel=funnel.record(),
             splits=splits,
         )
+
+    def _write_rejects(self, dataset: Path) -> None:
+        """The samples of what was left out, by source."""
+        lines = []
+        for name in self._inputs:
+            kept = Rejects(self._config.keep_rejects)
+            for part, result in zip(self._parts, self._clean, strict=True):
+                if part.source == name:
+                    kept.add(result["rejects"])
+            lines += [json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n" for entry in kept.dump()]
+        if lines:
+            write_durably(dataset / rejects.FILENAME, "".join(lines))
+
+
+def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None) -> str:
+    """What two runs must share for one to go on with the other's files."""
+    files = {
+        name: [(file.name, file.location, file.bytes, _modified(file.location)) for file in found.files] for name, found in inputs.items()
+    }
+    facts = {
+        "config": config.identity(),
+        "keep_rejects": config.keep_rejects,
+        "files": files,
+        "tokenizer": None if given is None else given.hash,
+        "versions": _versions(),
+    }
+    return canonical_hash(facts) + "\n"
+
+
+def _modified(location: str) -> int | None:
+    """Time of a local file's last change, ns."""
+    try:
+        return os.stat(location).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _find(config: PrepareConfig) -> dict[str, Inputs]:
@@ -209,12 +271,9 @@ def _origin(source: SourceConfig) -> str | None:
     return f"{source.origin or 'Python standard library'} ({platform.python_implementation()} {platform.python_version()})"
 
 
-def _check_splits(name: str, splits: dict[str, SourceSplit], reader: read.Reader, config: PrepareConfig) -> None:
-    """Refuses a source without documents or without training text, and says when a held-out split came out empty."""
+def _check_splits(name: str, splits: dict[str, SourceSplit], config: PrepareConfig) -> None:
+    """Refuses a source without training text, and says when a held-out split came out empty."""
     documents = sum(split.documents for split in splits.values())
-    if not documents:
-        left = ", ".join(f"{count} {reason}" for reason, count in sorted(reader.skipped.items())) or "it has no rows"
-        raise UserError(f"sources.{name} holds no document ({left}). Correct its path, or remove it from `sources`.")
     if not splits["train"].tokens:
         raise UserError(
             f"sources.{name} is left without training text: all of its {documents} documents fell to validation or test. Lower `splits`, "
@@ -230,10 +289,12 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], reader: read.Reader
 
 def _versions() -> dict[str, str]:
     """What made the bytes."""
-    libraries = {name: importlib.metadata.version(name) for name in ("litdata", "tiktoken", "tokenizers")}
+    libraries = {name: importlib.metadata.version(name) for name in ("tiktoken", "tokenizers")}
     return {"lit_pretrain": lit_pretrain.__version__, "python": platform.python_version(), **libraries}
 
 
 def _processors() -> int:
     """Those that this process may use, which on a cluster is not all that there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -39,11 +39,11 @@ class Reader:
     def __iter__(self) -> Iterator[Document]:
         if self._source.kind == "embedded":
             assert self._source.part is not None
-            yield from self._documents(embedded.documents(self._source.part, self._inputs.files))
+            yield from self._documents(embedded.documents(self._source.part, [Path(file.location) for file in self._inputs.files]))
             return
         read = {"text": self._text, "jsonl": self._jsonl, "parquet": self._parquet}[self._source.kind]
-        for path in self._inputs.files:
-            name = path.relative_to(self._inputs.base).as_posix()
+        for file in self._inputs.files:
+            path, name = Path(file.location), file.name
             with _reading(path):
                 yield from self._documents(read(path, name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections.abc import Iterator
 
 from lit_pretrain.prepare.config import SplitsConfig
 
@@ -50,10 +51,16 @@ class Sample:
         while self._bytes - self._heap[0][2] >= self._max_bytes:
             self._bytes -= heapq.heappop(self._heap)[2]
 
+    def documents(self) -> Iterator[tuple[int, str]]:
+        """(key, text) in the order of their keys."""
+        for key, _, _, text in sorted(self._heap, key=lambda entry: (-entry[0], entry[3])):
+            yield -key, text
+
     def texts(self) -> list[str]:
         """The documents in the order of their keys, the last one cut at the limit."""
         texts, left = [], self._max_bytes
-        for _, _, size, text in sorted(self._heap, key=lambda entry: -entry[0]):
+        for _, text in self.documents():
+            size = len(text.encode())
             texts.append(text if size <= left else text.encode()[:left].decode(errors="ignore"))
             left -= size
         return texts

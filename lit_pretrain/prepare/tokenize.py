@@ -1,12 +1,10 @@
-"""Tokenizing: training a byte-level BPE, and encoding documents on many threads in one order."""
+"""Tokenizing: training a byte-level BPE, and encoding documents."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,36 +86,23 @@ class Encoded:
     """[tokens], of the stored dtype: bos, the text, and eos where it is another token."""
 
 
-def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike, workers: int) -> Generator[Encoded]:
-    """Encodes documents on threads, and gives them out in the order in which they came.
+def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike) -> Generator[Encoded]:
+    """Encodes documents in their order, on this thread; holds about 1 MiB of text.
 
-    Threads and not processes: the encoders release the GIL (two threads were measured at 1.9 × one), nothing is pickled, and no
-    worker can outlive the run. At most 2 × workers + 2 batches of about 1 MiB of text are in memory.
+    Raises:
+        RuntimeError: The tokens of a document do not spell its bytes.
     """
     head = np.array([tokenizer.bos_id], dtype=dtype)
     tail = np.array([] if tokenizer.one_separator else [tokenizer.eos_id], dtype=dtype)
     lengths = tokenizer.token_bytes() if tokenizer.backend == "tiktoken" and not tokenizer.normalizes else None
-
-    def work(batch: list[Document]) -> list[Encoded]:
-        encoded = []
-        for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
-            if lengths is not None and int(lengths[ids].sum()) != len(document.utf8):
-                raise RuntimeError(f"{document.origin}: its tokens do not spell its {len(document.utf8)} bytes; please report this text")
-            encoded.append(Encoded(document, np.concatenate([head, ids.astype(dtype), tail])))
-        return encoded
-
-    with _single_threaded_tokenizers(), contextlib.closing(_batches(documents)) as batches:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-        pending: deque[Future[list[Encoded]]] = deque()
-        try:
-            for batch in batches:
-                pending.append(pool.submit(work, batch))
-                if len(pending) > 2 * workers + 1:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with _single_threaded_tokenizers():
+        for batch in _batches(documents):
+            for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
+                if lengths is not None and int(lengths[ids].sum()) != len(document.utf8):
+                    raise RuntimeError(
+                        f"{document.origin}: its tokens do not spell its {len(document.utf8)} bytes; please report this text"
+                    )
+                yield Encoded(document, np.concatenate([head, ids.astype(dtype), tail]))
 
 
 def _batches(documents: Iterable[Document]) -> Generator[list[Document]]:

@@ -164,12 +164,12 @@ def test_an_index_of_another_dataset_is_refused(copy: Path) -> None:
 
 def test_int32_tokens_are_read_too(tmp_path: Path) -> None:
     """Vocabularies beyond 65,536 ids are stored as int32."""
-    from lit_pretrain.prepare.shard import ShardWriter
+    from lit_pretrain.prepare.shard import ShardWriter, assemble
 
-    writer = ShardWriter(tmp_path / "train" / "wide", dtype=np.int32, chunk_tokens=50, vocab_size=200_000)
+    writer = ShardWriter(tmp_path / "part", part=0, dtype=np.int32, chunk_tokens=50, vocab_size=200_000)
     for length in (5, 17, 9, 40):
         writer.add(np.arange(100_000, 100_000 + length, dtype=np.int32), origin="made", utf8_bytes=1)
-    split = writer.close()
+    split = assemble(tmp_path / "train" / "wide", [(0, tmp_path / "part", writer.close())], dtype="int32", chunk_tokens=50)
     rows = open_rows(tmp_path / "train" / "wide", seq_len=4, vocab_size=200_000, chunks=split.chunks)
     assert rows[0].tokens.tolist() == [100_000, 100_001, 100_002, 100_003, 100_004]
     assert rows[1].doc.tolist() == [0, 1, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""A dataset's directory exists whole or not at all."""
+"""A dataset's directory exists whole or not at all, and finished tasks outlive a fault."""
 
 import errno
 import os
@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.directory import check_free, partial, whole
+from lit_pretrain.prepare.directory import DATASET, check_free, partial, workspace
+
+
+def finish_a_task(work: Path) -> None:
+    (work / "01-clean").mkdir(exist_ok=True)
+    (work / "01-clean" / "00000.json").write_text("{}")
 
 
 def test_appears_at_the_end(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "data"
-    with whole(out) as work:
-        (work / "a").mkdir()
-        (work / "a" / "b").write_text("content")
+    with workspace(out, "state") as work:
+        finish_a_task(work)
+        (work / DATASET / "a").mkdir(parents=True)
+        (work / DATASET / "a" / "b").write_text("content")
         assert not out.exists()
         assert work.parent == out.parent  # one file system: the last step is a rename
     assert (out / "a" / "b").read_text() == "content"
@@ -24,9 +30,9 @@ def test_appears_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, RuntimeError, UserError])
-def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_failure_before_any_task_was_done_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
     def fail() -> None:
-        with whole(tmp_path / "data") as work:
+        with workspace(tmp_path / "data", "state") as work:
             (work / "a").write_text("half")
             raise failure("no")
 
@@ -35,32 +41,58 @@ def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, code: int) -> None:
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, UserError])
+def test_finished_tasks_are_kept_for_the_same_work(
+    tmp_path: Path, failure: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
-        with whole(tmp_path / "data") as work:
-            (work / "a").write_text("half")
-            raise OSError(code, os.strerror(code))
+        with workspace(tmp_path / "data", "state") as work:
+            finish_a_task(work)
+            raise failure("no")
 
-    with pytest.raises(UserError, match=f"{os.strerror(code)}. Nothing was kept"):
+    with pytest.raises(failure):
         fail()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
+    with workspace(tmp_path / "data", "state") as work:
+        assert (work / "01-clean" / "00000.json").exists()
+        assert "going on with what an earlier run left" in capsys.readouterr().err
+        (work / DATASET).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+def test_what_other_work_left_is_removed(tmp_path: Path) -> None:
     stale = partial(tmp_path / "data")
     (stale / "train").mkdir(parents=True)
     (stale / "train" / "chunk-0-0.bin").write_text("stale")
     (stale / "link").symlink_to(tmp_path)
-    with whole(tmp_path / "data") as work:
-        assert list(work.iterdir()) == []
+    finish_a_task(stale)
+    (stale / "state.json").write_text("other")
+    with workspace(tmp_path / "data", "state") as work:
+        assert [path.name for path in work.iterdir()] == ["state.json"]
+        (work / DATASET).mkdir()
     assert list((tmp_path / "data").iterdir()) == []
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_said(tmp_path: Path, code: int) -> None:
+    def fail() -> None:
+        with workspace(tmp_path / "data", "state") as work:
+            (work / "a").write_text("half")
+            raise OSError(code, os.strerror(code))
+
+    with pytest.raises(UserError, match=f"{os.strerror(code)}. Free some space and run again"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_do_not_share_it(tmp_path: Path) -> None:
-    with whole(tmp_path / "data") as work:
+    with workspace(tmp_path / "data", "state") as work:
+        (work / DATASET).mkdir()
         (work / "mine").write_text("kept")
-        code = "import sys, pathlib; from lit_pretrain.prepare.directory import whole\nwith whole(pathlib.Path(sys.argv[1])): pass"
+        code = (
+            "import sys, pathlib; from lit_pretrain.prepare.directory import workspace\n"
+            "with workspace(pathlib.Path(sys.argv[1]), 'state'): pass"
+        )
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], capture_output=True, text=True, check=False)
         assert other.returncode == 1
         assert "another `prepare` is writing" in other.stderr
@@ -71,8 +103,8 @@ def test_an_empty_directory_is_taken_and_a_full_one_refused(tmp_path: Path) -> N
     out = tmp_path / "data"
     out.mkdir()
     check_free(out)
-    with whole(out):
-        pass
+    with workspace(out, "state") as work:
+        (work / DATASET).mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not a prepared dataset .*notes\.txt"):
         check_free(out)
@@ -85,12 +117,12 @@ def test_an_empty_directory_is_taken_and_a_full_one_refused(tmp_path: Path) -> N
 
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), whole(tmp_path / "file" / "data"):
+    with pytest.raises(UserError, match="cannot be written"), workspace(tmp_path / "file" / "data", "state"):
         pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied"), whole(tmp_path / "data"):
+    with pytest.raises(UserError, match="Permission denied"), workspace(tmp_path / "data", "state"):
         pass

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -61,21 +59,10 @@ def test_vocabulary_too_large() -> None:
     assert tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_encoding_keeps_the_order(tokenizer: Tokenizer, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_keeps_the_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 3)
-    slow = threading.Lock()
-
-    class Uneven(Tokenizer):
-        def encode_batch(self, texts):  # every other batch takes longer
-            if slow.acquire(blocking=False):
-                time.sleep(0.005)
-                slow.release()
-            return super().encode_batch(texts)
-
-    uneven = Uneven(tokenizer._text)
     documents = [document(text, n) for n, text in enumerate(TEXTS)]
-    encoded = list(tokenize.encode(documents, uneven, "uint16", workers))
+    encoded = list(tokenize.encode(documents, tokenizer, "uint16"))
     assert [e.document for e in encoded] == documents
     for e in encoded:
         assert e.ids.dtype == np.uint16
@@ -84,7 +71,7 @@ def test_encoding_keeps_the_order(tokenizer: Tokenizer, workers: int, monkeypatc
 
 def test_two_separators_enclose_a_document(tokenizer: Tokenizer) -> None:
     other = Tokenizer(tokenizer._text, bos="<|im_start|>", eos="<|im_end|>")
-    (encoded,) = tokenize.encode([document("abc")], other, "int32", 1)
+    (encoded,) = tokenize.encode([document("abc")], other, "int32")
     assert encoded.ids.tolist() == [1, *tokenizer.encode("abc"), 2]
     assert encoded.ids.dtype == np.int32
 
@@ -99,22 +86,11 @@ def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
             taken += 1
             yield document("abc")
 
-    stream = tokenize.encode(endless(), tokenizer, "uint16", 2)
+    stream = tokenize.encode(endless(), tokenizer, "uint16")
     for given_out in range(1, 50):
         next(stream)
-        assert taken - given_out <= 2 * 2 + 2
+        assert taken - given_out <= 1
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
-
-
-def test_an_error_ends_the_threads(tokenizer: Tokenizer) -> None:
-    def failing() -> Iterator[Document]:
-        yield from (document(text) for text in TEXTS)
-        raise UserError("the disk is gone")
-
-    with pytest.raises(UserError, match="the disk is gone"):
-        list(tokenize.encode(failing(), tokenizer, "uint16", 2))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
     assert "TOKENIZERS_PARALLELISM" not in os.environ or os.environ["TOKENIZERS_PARALLELISM"] != "false"
 
 
@@ -122,7 +98,7 @@ def test_lost_bytes_are_noticed(tokenizer: Tokenizer, monkeypatch: pytest.Monkey
     whole = tokenizer.encode_batch
     monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: [ids[:-1] for ids in whole(texts)])
     with pytest.raises(RuntimeError, match="file:0: its tokens do not spell its 5 bytes"):
-        list(tokenize.encode([Document("abcde", "file:0")], tokenizer, "uint16", 1))
+        list(tokenize.encode([Document("abcde", "file:0")], tokenizer, "uint16"))
 
 
 def test_saved_json_is_readable(tokenizer: Tokenizer) -> None:

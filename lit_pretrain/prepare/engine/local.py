@@ -1,0 +1,98 @@
+"""Local engine: tasks in this process, or in processes of this machine, one each.
+
+Not datatrove's LocalPipelineExecutor: its pool waits for ever for a worker that the kernel killed (seen: `kill -9` of a worker, no end
+after minutes), and its tasks outlive a parent that was killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import parent_process
+from multiprocessing.sharedctypes import Synchronized
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.engine.stage import Advance, Stage
+
+_PRELOAD = ["lit_pretrain.prepare.pipeline", "numpy", "pyarrow.parquet", "tiktoken", "tokenizers", "xxhash"]
+"""Imported once by the server that tasks are forked from."""
+_POLL_SECONDS = 0.2
+
+
+def run(stage: Stage, workers: int, advance: Advance) -> None:
+    """Does the open tasks of a stage.
+
+    Args:
+        stage: What to do. Its results say how each task ended.
+        workers: Tasks at a time; with one, they run in this process.
+        advance: Told of progress.
+    """
+    tasks = stage.open_tasks()
+    # The largest first: with few tasks the last one decides how long all of it takes.
+    tasks.sort(key=lambda number: (-stage.sizes[number], number))
+    if workers == 1 or len(tasks) == 1:
+        for number in tasks:
+            stage.run(number, advance)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    done: Synchronized[int] = context.Value("q", 0)
+    told = 0
+    running: dict[int, ForkServerProcess] = {}
+    try:
+        while tasks or running:
+            while tasks and len(running) < workers:
+                number = tasks.pop(0)
+                process = context.Process(target=_child, args=(stage, number, done), name=f"{stage.name}-{number}")
+                process.start()
+                running[number] = process
+            multiprocessing.connection.wait([process.sentinel for process in running.values()], timeout=_POLL_SECONDS)
+            advance(done.value - told)
+            told = done.value
+            for number, process in list(running.items()):
+                if process.exitcode is not None:
+                    process.join()
+                    del running[number]
+                    if process.exitcode:
+                        _explain(stage, number, process.exitcode)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+
+
+def _explain(stage: Stage, number: int, code: int) -> None:
+    """Raises what a task that failed has written, or how it was killed."""
+    if code > 0:
+        stage.results()
+    raise UserError(
+        f"task {number} of {stage.name} was killed by signal {-code}"
+        + (" (most often for lack of memory; fewer workers need less)" if code == -9 else "")
+        + ". Run again: finished tasks are kept."
+    )
+
+
+def _child(stage: Stage, number: int, done: Synchronized[int]) -> None:
+    """A task in a process of its own."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def advance(size: int) -> None:
+        with done.get_lock():
+            done.value += size
+
+    try:
+        stage.run(number, advance)
+    except Exception:
+        os._exit(1)  # written down by `run`; a traceback on the terminal helps nobody
+
+
+def _end_with_parent() -> None:
+    """Ends the task when the process that started it has gone, however it went."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,77 @@
+"""Store: documents between two stages, as Parquet files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from lit_pretrain.prepare.document import Document
+
+_GROUP_BYTES = 8 << 20
+"""Text held in memory by a writer or a reader: one row group."""
+
+
+class DocumentWriter:
+    """Writes documents in order; the file gets its name when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path = path
+        self._scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = pyarrow.schema([("text", pyarrow.large_string()), ("origin", pyarrow.string()), ("fields", pyarrow.string())])
+        self._writer = pyarrow.parquet.ParquetWriter(self._scratch, self._schema, compression="zstd", compression_level=1)
+        self._rows: list[Document] = []
+        self._size = 0
+
+    def add(self, document: Document) -> None:
+        """Takes a document."""
+        self._rows.append(document)
+        self._size += len(document.text)
+        if self._size >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        columns = [
+            [document.text for document in self._rows],
+            [document.origin for document in self._rows],
+            [json.dumps(dict(document.fields), ensure_ascii=False) if document.fields else None for document in self._rows],
+        ]
+        arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows, self._size = [], 0
+
+    def __enter__(self) -> DocumentWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._writer.close()
+            self._scratch.unlink(missing_ok=True)
+            return
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        with self._scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._scratch, self._path)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file, in order."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            texts, origins, fields = (table.column(n) for n in range(3))
+            for text, origin, extra in zip(texts, origins, fields, strict=True):
+                more = extra.as_py()
+                yield Document(text.as_py(), origin.as_py(), json.loads(more) if more else {})

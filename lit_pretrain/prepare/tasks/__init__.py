@@ -1,0 +1,1 @@
+"""Tasks: what an engine runs for each part of the input."""
