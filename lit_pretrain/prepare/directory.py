@@ -60,7 +60,7 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
         if not (work / _STATE).is_file() or (work / _STATE).read_text(encoding="utf-8") != state:
             _empty(work)
             write_durably(work / _STATE, state)
-        elif any(work.glob("*/*.json")):
+        elif _worth_keeping(work):
             say(f"going on with what an earlier run left in {work}")
     except OSError as error:
         raise UserError(
@@ -80,9 +80,14 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
             "or choose another `out`."
         ) from error
     finally:
-        if work.exists() and _same(work, lock) and (finished or not any(work.glob("*/*.json"))):
+        if work.exists() and _same(work, lock) and (finished or not _worth_keeping(work)):
             shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
+
+
+def _worth_keeping(work: Path) -> bool:
+    """Whether a task has ended here, or a cluster has left its logs."""
+    return any(work.glob("*/*.json")) or any(work.glob("*/logs"))
 
 
 def _take(work: Path, out: Path) -> int:

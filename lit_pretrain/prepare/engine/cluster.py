@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -85,11 +87,17 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: str, config: Engin
     """As one job array; returns when it has left the queue."""
     from datatrove.executor import SlurmPipelineExecutor
 
+    class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
+        """Without the job that merges statistics: it waits in the queue for ever when a task fails."""
+
+        def launch_merge_stats(self) -> None:
+            """Launches nothing."""
+
     slurm = config.slurm
     if slurm.partition is None:
         raise UserError("engine slurm needs slurm.partition (see `sinfo`)")
     name = f"lit_pretrain-{stage.name}-{Path(logs).name}"
-    executor = SlurmPipelineExecutor(
+    executor = Executor(
         pipeline=[task],
         tasks=tasks,
         workers=workers,
@@ -100,7 +108,7 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: str, config: Engin
         job_name=name,
         logging_dir=logs,
         sbatch_args=dict(slurm.sbatch),
-        env_command=slurm.environment,
+        env_command=slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         qos=slurm.qos,
         mail_type="NONE",
     )

@@ -27,7 +27,7 @@ class SlurmConfig:
     qos: Optional[str] = None
     """Quality of service, where the cluster has them."""
     environment: Optional[str] = None
-    """Command that activates the Python environment on the nodes, e.g. `source /shared/lit_pretrain/.venv/bin/activate`."""
+    """Command that activates the Python environment on the nodes. Default: the directory of this Python comes first in PATH."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """More options of sbatch, e.g. `{account: mine}`."""
 

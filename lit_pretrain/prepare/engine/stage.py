@@ -80,7 +80,7 @@ class Stage:
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(self.sizes)} tasks of {self.name} did not end (the first: {missing[0]}): they were killed, most "
-                "often for lack of memory. Run again: finished tasks are kept. Fewer workers need less memory."
+                f"often for lack of memory or time, or never started (logs: {self.directory / 'logs'}). Run again: finished tasks are kept."
             )
         return [json.loads(self._result(number).read_text(encoding="utf-8")) for number in range(len(self.sizes))]
 
