@@ -1,0 +1,1 @@
+"""Filters: which documents are kept, and why the others are not."""

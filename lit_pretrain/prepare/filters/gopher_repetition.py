@@ -1,0 +1,206 @@
+"""Gopher's repetition rules: text that says the same thing again and again.
+
+Rae et al. (2021), Scaling Language Models (arXiv:2112.11446), section A.1.1 and table A1. The same verdicts as datatrove 0.10.1, whose
+reading of the table is the common one: fractions of characters are taken of the whole text, white space included; among
+equally frequent n-grams the first to appear is the top one; the duplicates of an n-gram are counted from left to right without overlap.
+
+One difference. datatrove compares runs of 5 to 10 words by their letters without the spaces, so that "ab c" repeats "a bc". Here two
+runs are equal when their words are.
+
+And one thing that is theirs and stays: an n-gram that occurs once counts as top, so that a text of a handful of words always fails.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
+from lit_pretrain.prepare.filters.view import View
+
+_PARAGRAPH_END = re.compile(r"\n{2,}")
+
+TOP_NGRAMS: Mapping[int, float] = MappingProxyType({2: 0.20, 3: 0.18, 4: 0.16})
+"""Words of an n-gram -> largest fraction of characters in the most frequent one (table A1)."""
+DUPLICATE_NGRAMS: Mapping[int, float] = MappingProxyType({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+"""Words of an n-gram -> largest fraction of characters in those that appeared before (table A1)."""
+
+
+class GopherRepetition:
+    """Removes texts with too many repeated lines, paragraphs or n-grams. A threshold of null switches its rule off.
+
+    Reasons, in the order of the checks: duplicate_paragraphs, duplicate_paragraph_characters, duplicate_lines,
+    duplicate_line_characters, top_2_gram (3, 4), duplicate_5_grams (6 ... 10).
+
+    Args:
+        max_duplicate_paragraphs: Fraction of paragraphs that appeared before.
+        max_duplicate_paragraph_characters: Fraction of characters in them.
+        max_duplicate_lines: Fraction of lines that appeared before; empty lines are not counted.
+        max_duplicate_line_characters: Fraction of characters in them.
+        top_ngrams: Words of an n-gram -> largest fraction of characters in the most frequent one. Default: `TOP_NGRAMS`.
+        duplicate_ngrams: Words of an n-gram -> largest fraction of characters in repeated ones. Default: `DUPLICATE_NGRAMS`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_duplicate_paragraphs: Optional[float] = 0.30,
+        max_duplicate_paragraph_characters: Optional[float] = 0.20,
+        max_duplicate_lines: Optional[float] = 0.30,
+        max_duplicate_line_characters: Optional[float] = 0.20,
+        top_ngrams: Optional[dict[int, float]] = None,
+        duplicate_ngrams: Optional[dict[int, float]] = None,
+    ) -> None:
+        self._max_paragraphs = max_duplicate_paragraphs
+        self._max_paragraph_characters = max_duplicate_paragraph_characters
+        self._max_lines = max_duplicate_lines
+        self._max_line_characters = max_duplicate_line_characters
+        self._top = dict(TOP_NGRAMS) if top_ngrams is None else top_ngrams
+        self._duplicate = dict(DUPLICATE_NGRAMS) if duplicate_ngrams is None else duplicate_ngrams
+        for name, thresholds in (("top_ngrams", self._top), ("duplicate_ngrams", self._duplicate)):
+            if any(n < 2 for n in thresholds):
+                raise UserError(f"{name}={thresholds}: an n-gram has at least 2 words; it maps their number to the largest fraction")
+
+    def __call__(self, document: Document, view: View) -> Verdict:
+        """See `Filter`."""
+        size = len(view.text)
+        stripped = view.text.strip()
+        if "\n\n" in stripped:
+            repeated, fraction = _repeated(_PARAGRAPH_END.split(stripped))
+            if _above(fraction, self._max_paragraphs):
+                return remove("duplicate_paragraphs")
+            if _above(repeated / size, self._max_paragraph_characters):
+                return remove("duplicate_paragraph_characters")
+        repeated, fraction = _repeated(_lines(view))
+        if _above(fraction, self._max_lines):
+            return remove("duplicate_lines")
+        if _above(repeated / size, self._max_line_characters):
+            return remove("duplicate_line_characters")
+        return self._ngrams(view, size)
+
+    def _ngrams(self, view: View, size: int) -> Verdict:
+        """The rules on n-grams, from the shortest to the longest: what repeats is rare, and rarer the longer it is."""
+        total = len(view.ids)
+        ends = np.zeros(total + 1, dtype=np.int64)  # characters of the words before each word
+        np.cumsum(view.lengths[view.ids], out=ends[1:])
+        repeats = _Repeats.of_words(view)
+        for n in range(2, max((*self._top, *self._duplicate), default=0) + 1):
+            if n > total:
+                break
+            repeats = repeats.longer()
+            if n in self._top:
+                first, count = repeats.top()
+                if count * int(ends[first + n] - ends[first] + n - 1) / size > self._top[n]:
+                    return remove(f"top_{n}_gram")
+            if (
+                n in self._duplicate
+                and repeats.duplicate_characters_at_most(ends, n) / size > self._duplicate[n]
+                and repeats.duplicate_characters(ends, n) / size > self._duplicate[n]
+            ):
+                return remove(f"duplicate_{n}_grams")
+        return KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeats:
+    """The n-grams of a text that occur more than once, for one n.
+
+    An (n+1)-gram repeats only where the n-grams at both of its ends do, and is known by their pair. So each n looks only at
+    the places that the one before left, and compares pairs of small integers: exact, with no hash that could collide.
+    """
+
+    places: npt.NDArray[np.int64]
+    """Where they start, in words, ascending: [places]."""
+    groups: npt.NDArray[np.int64]
+    """Number of the n-gram at each place, from 0, each at least twice: [places]."""
+    firsts: npt.NDArray[np.int64]
+    """First place of each n-gram: [groups]."""
+    counts: npt.NDArray[np.int64]
+    """How often each occurs: [groups]."""
+
+    @classmethod
+    def of_words(cls, view: View) -> _Repeats:
+        """Words that repeat (n = 1)."""
+        return cls._of(np.arange(len(view.ids)), view.ids)
+
+    @classmethod
+    def _of(cls, places: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> _Repeats:
+        """Groups places by their keys and drops what stands alone."""
+        if not len(places):
+            return cls(places, keys, places, places)
+        order = keys.argsort()
+        ranked = keys[order]
+        starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+        counts = np.diff(starts, append=len(keys))
+        several = counts > 1
+        number = np.where(several, np.cumsum(several) - 1, -1)  # groups of one get -1
+        groups = np.empty_like(keys)
+        groups[order] = np.repeat(number, counts)
+        kept = groups >= 0
+        firsts = np.minimum.reduceat(order, starts)[several]  # the sort is not stable: the first is the smallest
+        return cls(places[kept], groups[kept], places[firsts], counts[several])
+
+    def longer(self) -> _Repeats:
+        """The same for n + 1."""
+        following = np.flatnonzero(self.places[1:] == self.places[:-1] + 1)
+        return self._of(self.places[following], self.groups[following] * len(self.firsts) + self.groups[following + 1])
+
+    def top(self) -> tuple[int, int]:
+        """(place, count) of the most frequent n-gram; of several, the first to appear. All different: the first of the text."""
+        if not len(self.counts):
+            return 0, 1
+        most = int(self.counts.max())
+        return int(self.firsts[self.counts == most].min()), most
+
+    def duplicate_characters_at_most(self, ends: npt.NDArray[np.int64], n: int) -> int:
+        """An upper bound on `duplicate_characters`, cheap and mostly enough: all that later occurrences cover."""
+        later = self.places[self.firsts[self.groups] != self.places]
+        if not len(later):
+            return 0
+        breaks = np.flatnonzero(np.diff(later) != 1)
+        starts = later[np.concatenate(([0], breaks + 1))]
+        lasts = later[np.concatenate((breaks, [len(later) - 1]))]
+        return int((ends[lasts + n] - ends[starts]).sum())
+
+    def duplicate_characters(self, ends: npt.NDArray[np.int64], n: int) -> int:
+        """Characters in n-grams that appeared before, read from left to right: a repeated one is counted and jumped over.
+
+        What is jumped over is not remembered as seen. Only the places in `self` can be repeated or be the first of a repeated one.
+        """
+        seen: set[int] = set()
+        characters, next_place = 0, 0
+        for place, group in zip(self.places.tolist(), self.groups.tolist(), strict=True):
+            if place < next_place:
+                continue
+            if group in seen:
+                characters += int(ends[place + n] - ends[place])
+                next_place = place + n
+            else:
+                seen.add(group)
+        return characters
+
+
+def _above(value: float, limit: float | None) -> bool:
+    return limit is not None and value > limit
+
+
+def _lines(view: View) -> list[str]:
+    """Between runs of line feeds; text that begins or ends with one has an empty line there, as in datatrove."""
+    lines = [row for row in view.rows if row]
+    return lines + [""] * (view.text.startswith("\n") + view.text.endswith("\n"))
+
+
+def _repeated(parts: list[str]) -> tuple[int, float]:
+    """(characters in parts that appeared before, fraction of parts that did)."""
+    different = set(parts)
+    if len(different) == len(parts):
+        return 0, 0.0
+    return sum(map(len, parts)) - sum(map(len, different)), (len(parts) - len(different)) / len(parts)
