@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.errors import UserError
 
 FILENAME = "manifest.json"
@@ -131,6 +132,8 @@ class Manifest:
     """sha256 of the canonical JSON of `config`."""
     versions: Mapping[str, str]
     """Of lit_pretrain, Python and the libraries that made the bytes."""
+    gate: tuple[GateRecord, ...] = ()
+    """Evaluation sets that the documents were held against, and what was found."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -196,6 +199,7 @@ class Manifest:
                 config=raw["config"],
                 config_hash=raw["config_hash"],
                 versions=raw["versions"],
+                gate=tuple(GateRecord.from_json(record) for record in raw["gate"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             damaged(f"a field is missing or has the wrong type ({error})")

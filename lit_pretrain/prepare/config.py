@@ -6,7 +6,10 @@ from typing import Any, Literal, Optional
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind
+from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
+from lit_pretrain.prepare.filters.chain import Chain
+from lit_pretrain.prepare.filters.spec import FilterEntry
 from lit_pretrain.prepare.source import SourceConfig
 
 MAX_CHUNK_TOKENS = 2**29 - 1
@@ -51,6 +54,11 @@ class PrepareConfig:
     """The dataset's directory; made as a whole, at the end."""
     sources: dict[str, SourceConfig]
     """Name -> where it comes from. Each source keeps its own shards, so that mixtures are weighed at training time."""
+    filters: list[FilterEntry] = field(default_factory=list)
+    """What a document must pass, in this order: presets (gopher, c4, fineweb), our filters, or your own by class path. A source's own
+    `filters` replace them."""
+    decontaminate: Optional[DecontaminateConfig] = None
+    """Evaluation sets that no document may hold. Null: none is checked, and `evaluate` will say so."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     chunk_tokens: int = 8_000_000
@@ -84,6 +92,9 @@ class PrepareConfig:
             raise UserError("sources is empty: name at least one, e.g. `sources: {mine: {kind: text, path: corpus/}}`")
         for name, source in self.sources.items():
             source.validate(name)
+            Chain(self.filters_of(name))
+        if self.decontaminate is not None:
+            self.decontaminate.validate()
         kind = self.tokenizer.kind
         fields = ("path", "bos", "eos") if kind == "file" else ("vocab_size", "pattern", "sample_bytes")
         check_kind("tokenizer", self.tokenizer, fields, ("path",) if kind == "file" else (), common=("kind",))
@@ -105,6 +116,11 @@ class PrepareConfig:
             if value is not None and not low <= value <= high:
                 why = " (256 bytes, 4 special tokens and at least one merge)" if label == "tokenizer.vocab_size" and value < low else ""
                 raise UserError(f"{label}={value} must lie between {low} and {high}{why}")
+
+    def filters_of(self, source: str) -> list[FilterEntry]:
+        """The filters of a source: its own, or those of all."""
+        own = self.sources[source].filters
+        return self.filters if own is None else own
 
     def identity(self) -> dict[str, Any]:
         """What can change the data: every field but where it goes, who works on it, and what is kept for reading."""

@@ -14,11 +14,14 @@ from typing import Any
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
+from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, rejects, tokenize
 from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.decontaminate.index import Index
+from lit_pretrain.prepare.decontaminate.report import Tally, gate_records
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.run import run
 from lit_pretrain.prepare.engine.stage import Stage, Task
@@ -32,10 +35,12 @@ from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents
 from lit_pretrain.prepare.survivors import clean_file
-from lit_pretrain.prepare.tasks.clean import CleanTask
+from lit_pretrain.prepare.tasks.clean import CleanTask, gate_file
 from lit_pretrain.prepare.tasks.encode import EncodeTask, part_directory, split_of
 from lit_pretrain.prepare.tasks.sample import SampleTask, gather
 
+CONTAMINATION_FILENAME = "contamination.json"
+"""Of the dataset: hits of evaluation sets, with both sides of a few."""
 _EQUALITY_SAMPLE_BYTES = 1_000_000
 """Text of the data itself on which tiktoken must agree with `tokenizers` before it encodes the rest."""
 
@@ -63,18 +68,20 @@ def prepare(config: PrepareConfig) -> Manifest:
         say(f"{out} is already prepared with this config ({existing.tokens('train'):,} training tokens); nothing to do")
         return existing
     inputs = _find(config)
+    index = None if config.decontaminate is None else Index.build(config.decontaminate)
     given = tokenize.load(config.tokenizer)
     directory.check_free(out)
-    with directory.workspace(out, _state(config, inputs, given)) as work:
-        return _Preparation(config, inputs, work.absolute()).run(given)
+    with directory.workspace(out, _state(config, inputs, given, index)) as work:
+        return _Preparation(config, inputs, index, work.absolute()).run(given)
 
 
 class _Preparation:
     """One run of the pipeline in a directory of its own."""
 
-    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], work: Path) -> None:
+    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], index: Index | None, work: Path) -> None:
         self._config = config
         self._inputs = inputs
+        self._index = index
         self._work = work
         self._parts = tuple(cut(inputs, config.part_bytes))
         self._engine = EngineConfig(engine=config.engine, workers=config.workers or _processors(), ray=config.ray, slurm=config.slurm)
@@ -84,6 +91,8 @@ class _Preparation:
     def run(self, tokenizer: Tokenizer | None) -> Manifest:
         """All of it; returns the manifest that was written."""
         config, parts, work = self._config, self._parts, self._work
+        if self._index is not None:
+            self._index.save(gate_file(work))
         bases = {name: found.base for name, found in self._inputs.items()}
         self._clean = self._do("clean", "read and clean", CleanTask(config, parts, bases, work), [part.bytes for part in parts])
         self._check_documents()
@@ -118,6 +127,7 @@ class _Preparation:
             config=identity,
             config_hash=canonical_hash(identity),
             versions=_versions(),
+            gate=self._gate(dataset),
         )
         for path in directories_below(dataset):
             sync(path)
@@ -214,6 +224,17 @@ class _Preparation:
             splits=splits,
         )
 
+    def _gate(self, dataset: Path) -> tuple[GateRecord, ...]:
+        """The record of the evaluation sets; hits with both sides go to a file of the dataset."""
+        if self._index is None:
+            return ()
+        assert self._config.decontaminate is not None
+        tally = Tally()
+        for result in self._clean:
+            tally.merge(Tally.from_json(result["gate"]))
+        write_durably(dataset / CONTAMINATION_FILENAME, json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n")
+        return gate_records(self._index, tally, self._config.decontaminate)
+
     def _write_rejects(self, dataset: Path) -> None:
         """The samples of what was left out, by source."""
         lines = []
@@ -227,7 +248,7 @@ class _Preparation:
             write_durably(dataset / rejects.FILENAME, "".join(lines))
 
 
-def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None) -> str:
+def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None) -> str:
     """What two runs must share for one to go on with the other's files."""
     files = {
         name: [(file.name, file.location, file.bytes, _modified(file.location)) for file in found.files] for name, found in inputs.items()
@@ -237,6 +258,7 @@ def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | 
         "keep_rejects": config.keep_rejects,
         "files": files,
         "tokenizer": None if given is None else given.hash,
+        "gate": None if index is None else index.hash,
         "versions": _versions(),
     }
     return canonical_hash(facts) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from lit_pretrain.data.manifest import SPLITS, Manifest
 
@@ -65,18 +65,39 @@ def _figures(documents: int, size: int, tokens: int) -> tuple[str, str, str, str
     return f"{documents:,}", f"{size:,}", f"{tokens:,}", f"{size / tokens:.3f}" if tokens else "-"
 
 
-def left_out(manifest: Manifest) -> Iterator[str]:
-    """One line for each source that lost or altered documents."""
-    words = {
-        "empty": "empty",
-        "undecodable": "not UTF-8",
-        "too_large": "too large",
-        "replaced": "with bytes replaced by U+FFFD",
-        "truncated": "truncated",
-        "cut": "cut at the chunk limit",
-    }
+def funnel(manifest: Manifest) -> str:
+    """What each step of each source let through, and why the rest stayed behind.
+
+    Tokens are counted at the end only; before it they are estimated by the bytes per token of the whole source, and marked with ≈.
+    """
+    lines = [f"{'source':<12} {'step':<18} {'documents':>11} {'bytes':>15} {'tokens':>15} {'left':>7}  removed or changed"]
+    lines.append("─" * 128)
     for name, source in manifest.sources.items():
+        stored = sum(split.bytes for split in source.splits.values())
+        first = source.funnel[0].bytes
         for step in source.funnel:
-            for counts, verb in ((step.removed, "left out"), (step.changed, "kept")):
-                if found := {reason: count for reason, count in counts.items() if count}:
-                    yield f"{name}: {verb} " + ", ".join(f"{count:,} {words.get(reason, reason)}" for reason, count in found.items())
+            tokens = f"≈ {round(step.bytes * source.tokens / stored):,}" if step is not source.funnel[-1] else f"{source.tokens:,}"
+            share = f"{step.bytes / first:.1%}" if first else "-"
+            what = [f"{count:,} {WORDS.get(reason, reason)}" for reason, count in _most(step.removed)]
+            what += [f"{count:,} {WORDS.get(reason, reason)} (kept)" for reason, count in _most(step.changed)]
+            lines.append(
+                f"{name:<12} {step.name:<18} {step.documents:>11,} {step.bytes:>15,} {tokens:>15} {share:>7}  {', '.join(what)}".rstrip()
+            )
+            name = ""
+    return "\n".join(lines)
+
+
+WORDS = {
+    "undecodable": "not UTF-8",
+    "too_large": "too large",
+    "replaced": "with bytes replaced by U+FFFD",
+    "cut": "cut at the chunk limit",
+}
+"""Reasons that need more words than their name."""
+
+
+def _most(counts: Mapping[str, int], most: int = 4) -> list[tuple[str, int]]:
+    """The commonest reasons, the rest as one."""
+    found = sorted(((reason, count) for reason, count in counts.items() if count), key=lambda pair: (-pair[1], pair[0]))
+    rest = sum(count for _, count in found[most:])
+    return found[:most] + ([("for other reasons", rest)] if rest else [])

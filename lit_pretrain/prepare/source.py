@@ -5,6 +5,7 @@ from typing import Literal, Optional
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind
+from lit_pretrain.prepare.filters.spec import FilterEntry
 
 
 @dataclass(kw_only=True)
@@ -24,6 +25,8 @@ class SourceConfig:
     """Jsonl and parquet only: the field or column that holds the text."""
     separator: Optional[str] = None
     """Text only: what separates documents within a file (e.g. "\\n\\n"). Default: each file is one document."""
+    filters: Optional[list[FilterEntry]] = None
+    """Filters of this source alone, in place of those of all; [] for none."""
     licence: Optional[str] = None
     """Goes into the manifest. SPDX names are best."""
     origin: Optional[str] = None
@@ -39,7 +42,7 @@ class SourceConfig:
             UserError: A field does not go with the kind, or is missing; or the name cannot be used.
         """
         _check_name(name)
-        check_kind(f"sources.{name}", self, _SOURCE_FIELDS[self.kind], _NEEDED[self.kind], common=("kind", "licence", "origin"))
+        check_kind(f"sources.{name}", self, _SOURCE_FIELDS[self.kind], _NEEDED[self.kind], common=("kind", "filters", "licence", "origin"))
         if self.separator == "":
             raise UserError(f"sources.{name}.separator is empty; give the text between documents, or leave it out")
 

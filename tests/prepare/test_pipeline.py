@@ -19,7 +19,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
 from lit_pretrain.prepare.pipeline import prepare
-from lit_pretrain.prepare.report import left_out, table
+from lit_pretrain.prepare.report import funnel, table
 from lit_pretrain.prepare.shard import chunk_offsets
 
 STORY = [f"Chapter {n}. The {n * 31 % 97}th day: Größe, naïve, 中文; they'll see.\n" * (1 + n % 7) for n in range(150)]
@@ -217,7 +217,7 @@ def test_long_documents_are_cut_and_counted(corpus: Path) -> None:
     (corpus / "story" / "long.txt").write_text("A long story, told again and again. " * 2000)
     manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.0, test=0.0)))
     assert manifest.sources["story"].funnel[-1].changed == {"cut": 1}
-    assert any("1 cut at the chunk limit" in line for line in left_out(manifest))
+    assert "1 cut at the chunk limit (kept)" in funnel(manifest)
     record = manifest.sources["story"].splits["train"]
     assert record.documents == 151
     assert sum(chunk.documents for chunk in record.chunks) > 151
@@ -230,7 +230,8 @@ def test_counts_of_what_was_left_out(corpus: Path) -> None:
     (corpus / "story" / "empty.txt").write_bytes(b"")
     manifest = prepare(config(corpus, errors="skip"))
     assert manifest.sources["story"].funnel[0].removed == {"empty": 1, "undecodable": 1}
-    assert list(left_out(manifest)) == ["story: left out 1 empty, 1 not UTF-8"]
+    (line,) = [line for line in funnel(manifest).splitlines() if line.startswith("story")]
+    assert line.endswith("100.0%  1 empty, 1 not UTF-8")
 
 
 def test_copies_fall_to_one_split(corpus: Path) -> None:

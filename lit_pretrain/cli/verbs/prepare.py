@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     del config["config"]
 
     from lit_pretrain.prepare.pipeline import prepare
-    from lit_pretrain.prepare.report import left_out, table
+    from lit_pretrain.prepare.report import funnel, table
 
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -24,8 +24,7 @@ def main(argv: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     print(table(manifest))
-    for line in left_out(manifest):
-        print(line)
+    print(f"\n{funnel(manifest)}")
     return 0
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.decontaminate.index import Index
+from lit_pretrain.prepare.decontaminate.report import Tally, apply
+from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.stage import Advance
+from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.funnel import Funnel
 from lit_pretrain.prepare.inputs import Inputs
 from lit_pretrain.prepare.parts import Part
@@ -19,7 +23,7 @@ from lit_pretrain.prepare.survivors import clean_file
 
 @dataclass(frozen=True)
 class CleanTask:
-    """Reads one part: read → filters → decontaminate → pii."""
+    """Reads one part: read → filters → decontaminate."""
 
     config: PrepareConfig
     parts: tuple[Part, ...]
@@ -27,17 +31,68 @@ class CleanTask:
     work: Path
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<number>.parquet; returns the funnel of the part, and samples of what it left behind."""
+        """Writes clean/<number>.parquet; returns the funnel of the part, samples of what it left behind, and hits of evaluation sets."""
         part = self.parts[number]
-        funnel = Funnel(["read"])
-        rejects = Rejects(self.config.keep_rejects)
+        pass_ = _Pass(self.config, part.source, self.work)
         reader = Reader(self.config.sources[part.source], Inputs(self.bases[part.source], part.files), self.config)
         with DocumentWriter(clean_file(self.work, number)) as writer:
             for document in reader:
                 size = len(document.utf8)
-                funnel.passed("read", size)
-                writer.add(document)
+                pass_.funnel.passed("read", size)
+                if (kept := pass_.judge(document)) is not None:
+                    writer.add(kept)
                 advance(size)
-        funnel.steps["read"].removed.update(reader.skipped)
-        funnel.steps["read"].changed.update(reader.changed)
-        return {"funnel": funnel.dump(), "rejects": rejects.dump()}
+        read = pass_.funnel.steps["read"]
+        read.removed.update(reader.skipped)
+        read.changed.update(reader.changed)
+        return {"funnel": pass_.funnel.dump(), "rejects": pass_.rejects.dump(), "gate": pass_.tally.to_json()}
+
+
+class _Pass:
+    """The steps that follow reading, with what they count."""
+
+    def __init__(self, config: PrepareConfig, source: str, work: Path) -> None:
+        self._source = source
+        self._config = config
+        self._chain = Chain(config.filters_of(source))
+        self._index = None if config.decontaminate is None else Index.load(gate_file(work))
+        self.funnel = Funnel(["read", *self._chain.names, *(["decontaminate"] if self._index else [])])
+        self.rejects = Rejects(config.keep_rejects)
+        self.tally = Tally()
+
+    def judge(self, document: Document) -> Document | None:
+        """The document as the steps leave it, None when one of them removes it."""
+        outcome = self._chain(document)
+        for name, size in zip(self._chain.names, outcome.passed, strict=False):
+            self.funnel.passed(name, size)
+        for name, what in outcome.changed:
+            self.funnel.steps[name].changed[what] += 1
+        if not outcome.kept:
+            self._reject(outcome.removed_by, outcome.reason, outcome.document)
+            return None
+        return self._decontaminate(outcome.document)
+
+    def _decontaminate(self, document: Document) -> Document | None:
+        if self._index is None:
+            return document
+        assert self._config.decontaminate is not None
+        hits = self._index.check(document.text)
+        self.tally.add(self._source, document, hits)
+        kept = apply(document, hits, self._config.decontaminate)
+        names = "+".join(sorted({hit.set for hit in hits}))
+        if kept is None:
+            self._reject("decontaminate", names, document)
+            return None
+        if hits:
+            self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
+        self.funnel.passed("decontaminate", len(kept.utf8))
+        return kept
+
+    def _reject(self, step: str, reason: str, document: Document) -> None:
+        self.funnel.steps[step].removed[reason] += 1
+        self.rejects.offer(step, reason, document.origin, document.text)
+
+
+def gate_file(work: Path) -> Path:
+    """Where the index of the evaluation sets lies while tasks run."""
+    return work / "gate.npz"
