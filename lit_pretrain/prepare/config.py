@@ -8,7 +8,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind
 from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
-from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.filters.spec import FilterEntry
 from lit_pretrain.prepare.source import SourceConfig
 
@@ -88,6 +87,8 @@ class PrepareConfig:
         Raises:
             UserError: A value is out of range, or a field does not go with its kind.
         """
+        from lit_pretrain.prepare.filters.chain import Chain  # numpy, which --help can do without
+
         if not self.sources:
             raise UserError("sources is empty: name at least one, e.g. `sources: {mine: {kind: text, path: corpus/}}`")
         for name, source in self.sources.items():

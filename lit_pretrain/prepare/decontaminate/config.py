@@ -13,9 +13,9 @@ class EvaluationSet:
     path: str
     """jsonl, json (a list of objects), parquet or txt; all but parquet also packed (.gz, .zst, .bz2)."""
     fields: list[str] = field(default_factory=lambda: ["text"])
-    """What counts of an item. Each field is looked for on its own, because a leak may hold the question without the answer, and words across
-    their seam stand in a row in one layout only. `a + b` joins fields that are read as one text (a stem and its endings). A field with a
-    list gives one text per element; `a.b` looks into an object. Txt files have the field `text`."""
+    """What counts of an item. Each field is looked for on its own, because a leak may hold the question without the answer, and words
+    across their seam stand in a row in one layout only. `a + b` joins fields that are read as one text (a stem and its endings). A field
+    with a list gives one text per element; `a.b` looks into an object. Txt files have the field `text`."""
     separator: str = "\n"
     """Txt only: what stands between items; "\\n\\n" makes each paragraph one."""
     licence: Optional[str] = None
