@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind
 from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
+from lit_pretrain.prepare.dedup.config import DedupConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.spec import FilterEntry
 from lit_pretrain.prepare.source import SourceConfig
@@ -56,6 +57,8 @@ class PrepareConfig:
     filters: list[FilterEntry] = field(default_factory=list)
     """What a document must pass, in this order: presets (gopher, c4, fineweb), our filters, or your own by class path. A source's own
     `filters` replace them."""
+    dedup: Optional[DedupConfig] = None
+    """Which documents say what others said before. Null: all stay."""
     decontaminate: Optional[DecontaminateConfig] = None
     """Evaluation sets that no document may hold. Null: none is checked, and `evaluate` will say so."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -94,6 +97,8 @@ class PrepareConfig:
         for name, source in self.sources.items():
             source.validate(name)
             Chain(self.filters_of(name))
+        if self.dedup is not None:
+            self.dedup.validate()
         if self.decontaminate is not None:
             self.decontaminate.validate()
         kind = self.tokenizer.kind

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
@@ -22,6 +26,12 @@ from lit_pretrain.prepare import directory, rejects, tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.decontaminate.index import Index
 from lit_pretrain.prepare.decontaminate.report import Tally, gate_records
+from lit_pretrain.prepare.dedup.decide import REASONS
+from lit_pretrain.prepare.dedup.lines import ranges_for
+from lit_pretrain.prepare.dedup.report import FILENAME as DUPLICATES_FILENAME
+from lit_pretrain.prepare.dedup.report import report
+from lit_pretrain.prepare.dedup.sketch import sizes_of
+from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.run import run
 from lit_pretrain.prepare.engine.stage import Stage, Task
@@ -33,9 +43,19 @@ from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_durably
 from lit_pretrain.prepare.source import SourceConfig
-from lit_pretrain.prepare.store import read_documents
-from lit_pretrain.prepare.survivors import clean_file
+from lit_pretrain.prepare.store import read_documents, read_some
+from lit_pretrain.prepare.survivors import all_removed, clean_file
 from lit_pretrain.prepare.tasks.clean import CleanTask, gate_file
+from lit_pretrain.prepare.tasks.compare import (
+    BucketTask,
+    Comparison,
+    DecideTask,
+    GroupTask,
+    LinesTask,
+    RepeatedTask,
+    ShinglesTask,
+    SketchTask,
+)
 from lit_pretrain.prepare.tasks.encode import EncodeTask, part_directory, split_of
 from lit_pretrain.prepare.tasks.sample import SampleTask, gather
 
@@ -87,24 +107,30 @@ class _Preparation:
         self._engine = EngineConfig(engine=config.engine, workers=config.workers or _processors(), ray=config.ray, slurm=config.slurm)
         self._stages = 0
         self._clean: list[dict[str, Any]] = []
+        self._left: list[int] = []  # bytes that the filters left of each part
+        self._begins: tuple[int, ...] = ()  # number of the first document of each part in the corpus
 
     def run(self, tokenizer: Tokenizer | None) -> Manifest:
         """All of it; returns the manifest that was written."""
         config, parts, work = self._config, self._parts, self._work
+        dataset = work / directory.DATASET
+        dataset.mkdir(exist_ok=True)
         if self._index is not None:
             self._index.save(gate_file(work))
         bases = {name: found.base for name, found in self._inputs.items()}
         self._clean = self._do("clean", "read and clean", CleanTask(config, parts, bases, work), [part.bytes for part in parts])
+        self._left = [result["funnel"][-1]["bytes"] for result in self._clean]
+        counts = [result["funnel"][-1]["documents"] for result in self._clean]
+        self._begins = tuple(itertools.accumulate(counts[:-1], initial=0))
         self._check_documents()
-        left = [result["funnel"][-1]["bytes"] for result in self._clean]
+        self._compare()
+        left = self._left
         if tokenizer is None:
             tokenizer = self._train_tokenizer(left)
         self._check_encoder(tokenizer)
         # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype), left)
-        dataset = work / directory.DATASET
-        dataset.mkdir(exist_ok=True)
+        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), left)
         for path in tokenizer.save(dataset):
             sync(path)
         sources = {name: self._source(name, encoded, dataset, dtype) for name in self._inputs}
@@ -139,6 +165,47 @@ class _Preparation:
         self._stages += 1
         return run(Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work), self._engine)
 
+    def _compare(self) -> None:
+        """Finds what was said before: whole documents, then lines."""
+        config = self._config.dedup
+        if config is None:
+            return
+        corpus = Comparison(config, self._work, self._begins, tuple(self._left))
+        if config.compares:
+            self._do("sketch", "sketch documents", SketchTask(corpus), self._left)
+            self._do("bucket", "find documents that may be duplicates", BucketTask(corpus), [1] * len(corpus.edges))
+            groups = self._do("group", "group them", GroupTask(corpus), [1])[0]["groups"]
+            self._do("shingles", "read them again", ShinglesTask(corpus), self._left)
+            self._do("decide", "compare them", DecideTask(corpus), [1] * groups)
+            self._record_duplicates(corpus)
+        if config.lines is not None:
+            counts = self._do("lines", "hash lines", LinesTask(corpus), self._left)
+            ranges = ranges_for(sum(result["lines"] for result in counts))
+            self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges)
+
+    def _record_duplicates(self, corpus: Comparison) -> None:
+        """Adds the verdicts to the funnels of the parts, and writes the report."""
+        removed = all_removed(self._work)
+        sizes = np.concatenate([sizes_of(path) for path in corpus.sketches])
+        ends = [*corpus.begins[1:], len(sizes)]
+        for begin, end, result in zip(corpus.begins, ends, self._clean, strict=True):
+            here = (removed.document >= begin) & (removed.document < end)
+            gone = Counter(REASONS[code] for code in removed.reason[here].tolist())
+            size = int(sizes[begin:end].sum() - sizes[removed.document[here]].sum())
+            count = end - begin - int(here.sum())
+            result["funnel"].append({"name": "dedup", "documents": count, "bytes": size, "removed": gone, "changed": {}})
+
+        def look_up(wanted: set[int]) -> dict[int, tuple[str, Document]]:
+            found = {}
+            for number, (begin, end) in enumerate(zip(corpus.begins, ends, strict=True)):
+                if here := [document - begin for document in wanted if begin <= document < end]:
+                    for place, document in read_some(clean_file(self._work, number), here).items():
+                        found[begin + place] = (self._parts[number].source, document)
+            return found
+
+        facts = report(removed, sizes, look_up)
+        write_durably(self._work / directory.DATASET / DUPLICATES_FILENAME, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
     def _funnel(self, name: str) -> Funnel:
         """The steps of a source, over its parts."""
         funnel = Funnel([])
@@ -162,7 +229,7 @@ class _Preparation:
         if (saved / "done").exists():
             return Tokenizer.load(saved)
         documents = sum(result["funnel"][-1]["documents"] for result in self._clean)
-        self._do("sample", "sample text for the tokenizer", SampleTask(self._config, self._work, sum(left), documents), left)
+        self._do("sample", "sample text for the tokenizer", SampleTask(self._config, self._work, sum(left), documents, self._begins), left)
         texts = gather(self._config, self._work, len(self._parts))
         if not texts:
             raise UserError("no source holds any training text: every document fell to validation or test")
@@ -200,6 +267,8 @@ class _Preparation:
             for split in SPLITS
         }
         funnel = self._funnel(name)
+        if self._config.dedup is not None and self._config.dedup.lines is not None:
+            funnel.add([_lines_step(splits, [encoded[n]["lines"] for n in mine])])
         funnel.add(
             [
                 {
@@ -246,6 +315,18 @@ class _Preparation:
             lines += [json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n" for entry in kept.dump()]
         if lines:
             write_durably(dataset / rejects.FILENAME, "".join(lines))
+
+
+def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """What taking out repeated lines left of a source."""
+    lines, changed, emptied = (sum(result[name] for result in results) for name in ("lines", "changed", "emptied"))
+    return {
+        "name": "lines",
+        "documents": sum(split.documents for split in splits.values()),
+        "bytes": sum(split.bytes for split in splits.values()),
+        "removed": {"nothing_left": emptied} if emptied else {},
+        "changed": {f"lost {lines:,} lines": changed} if changed else {},
+    }
 
 
 def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None) -> str:

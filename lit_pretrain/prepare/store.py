@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -75,3 +75,22 @@ def read_documents(path: Path) -> Iterator[Document]:
             for text, origin, extra in zip(texts, origins, fields, strict=True):
                 more = extra.as_py()
                 yield Document(text.as_py(), origin.as_py(), json.loads(more) if more else {})
+
+
+def read_some(path: Path, wanted: Iterable[int]) -> dict[int, Document]:
+    """Some documents of a file by their place in it; only the row groups that hold them are read."""
+    import pyarrow.parquet
+
+    left = sorted(set(wanted))
+    found: dict[int, Document] = {}
+    with pyarrow.parquet.ParquetFile(path) as file:
+        begin = 0
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            if here := [place for place in left if begin <= place < end]:
+                table = file.read_row_group(group)
+                for place in here:
+                    text, origin, fields = (table.column(n)[place - begin].as_py() for n in range(3))
+                    found[place] = Document(text, origin, json.loads(fields) if fields else {})
+            begin = end
+    return found

@@ -32,6 +32,8 @@ class EncodeTask:
     work: Path
     tokenizer: Tokenizer
     dtype: str
+    begins: tuple[int, ...]
+    """Number of the first document of each part in the corpus."""
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
         """Writes shards/<number>/<split>/; returns the record of each split."""
@@ -41,8 +43,10 @@ class EncodeTask:
         splitter = Splitter(config.splits, config.seed)
         writers: dict[str, ShardWriter] = {}
 
+        survivors = Survivors(config.dedup, self.work, number, self.begins[number])
+
         def counted() -> Iterator[Document]:
-            for document in Survivors(config, self.work, number):
+            for document in survivors:
                 advance(len(document.utf8))
                 yield document
 
@@ -72,6 +76,7 @@ class EncodeTask:
         return {
             "splits": {name: dataclasses.asdict(split) for name, split in splits.items()},
             "cut": sum(writer.cut for writer in writers.values()),
+            "lines": {"lines": survivors.lines, "changed": survivors.changed, "emptied": survivors.emptied},
         }
 
 

@@ -28,6 +28,8 @@ class SampleTask:
     total_bytes: int
     """Of all parts; with the next, what share of the keys may count."""
     total_documents: int
+    begins: tuple[int, ...]
+    """Number of the first document of each part in the corpus."""
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
         """Writes sample/<number>.parquet, the keys as origins."""
@@ -36,7 +38,7 @@ class SampleTask:
         below = round(min(1.0, share) * 2**64)
         splitter = Splitter(self.config.splits, self.config.seed)
         sample = Sample(limit)
-        for document in Survivors(self.config, self.work, number):
+        for document in Survivors(self.config.dedup, self.work, number, self.begins[number]):
             utf8 = document.utf8
             key = splitter.key(utf8)
             if key < below and splitter.split(key) == "train":

@@ -1,0 +1,1 @@
+"""Deduplication: of documents that say the same, the first one stays."""
