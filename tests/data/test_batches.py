@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
-from lit_pretrain.data.order import Order, SourceBlocks
+from lit_pretrain.data.order import Order
 from lit_pretrain.data.rows import Row
+from lit_pretrain.data.stretches import SourceBlocks
 from lit_pretrain.errors import UserError
 
 BOS, EOS = 1, 2

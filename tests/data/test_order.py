@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.data.order import Order, SourceBlocks, permutation, quotas_of
+from lit_pretrain.data.order import Order
+from lit_pretrain.data.permutation import permutation
+from lit_pretrain.data.stretches import SourceBlocks, quotas_of
 from lit_pretrain.errors import UserError
 
 chunk_lists = st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any)
@@ -25,8 +27,8 @@ def orders(draw: st.DrawFn) -> Order:
 @settings(max_examples=60, deadline=None)
 def test_every_cycle_holds_exactly_its_quotas(order: Order, k: int) -> None:
     seen = Counter(order(n).source for n in range(k * order.cycle, (k + 1) * order.cycle))
-    assert [seen[s] for s in range(len(order.sources))] == list(order.quotas)
-    assert sum(order.quotas) == order.cycle
+    assert [seen[s] for s in range(len(order.sources))] == list(order.stretches[0].quotas)
+    assert sum(order.stretches[0].quotas) == order.cycle
 
 
 @given(orders())
