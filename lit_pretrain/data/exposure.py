@@ -66,6 +66,11 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
         f"{name} has been read as often as data.max_epochs allows after {n * seq_len:,} tokens" for name, n in _leaves(order, samples)
     ]
     lines += [
+        f"warning: the phase from {change.begin * seq_len:,} tokens begins after the end of the run"
+        for change in order.changes
+        if change.begin >= samples
+    ]
+    lines += [
         f"warning: {source.name} is read {e:.1f} times; beyond about {EPOCHS_LIKE_NEW} epochs repeated text is worth less and less "
         "(Muennighoff et al. 2023): add text, lower its weight or set data.max_epochs"
         for source, e in zip(order.sources, epochs, strict=True)

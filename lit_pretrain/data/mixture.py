@@ -104,7 +104,10 @@ def check_past(manifest: Manifest, saved: Mapping[str, Any], now: Mapping[str, A
     tokens, rows = now["global_batch_tokens"], now["global_batch_tokens"] // now["seq_len"]
     if order_of(manifest, now).begins_as(order_of(manifest, saved), step * rows):
         return
-    settings = ", ".join(f"{name}: {saved[name]!r}" for name in _SETTINGS if saved.get(name) is not None) or "all null, the default"
+    settings = (
+        ", ".join(f"{name}: {saved[name]!r}" for name in _SETTINGS if saved.get(name) is not None)
+        or "weights, temperature, max_epochs and phases null"
+    )
     raise UserError(
         f"cannot fork {where} with this mixture: its {step:,} steps were read in another one, and a fork reads every source on from where "
         f"it was. Keep the mixture of the run ({settings}) and say what changes as a phase from token {step * tokens} on, such as "

@@ -80,8 +80,8 @@ def cycle_plan(quotas: Sequence[int], seed: int, number: int) -> tuple[npt.NDArr
     """
     source_of = np.repeat(np.arange(len(quotas)), quotas)[permutation(sum(quotas), seed, "cycle", number)]
     rank_of = np.empty(len(source_of), dtype=np.int64)
-    for s, quota in enumerate(quotas):
-        rank_of[source_of == s] = np.arange(quota)
+    first = np.cumsum([0, *quotas])[:-1]
+    rank_of[np.argsort(source_of, kind="stable")] = np.arange(len(source_of)) - np.repeat(first, quotas)
     return source_of, rank_of
 
 
