@@ -138,7 +138,7 @@ class TrainCLI(LightningCLI):
         self._resolve_length(config)
         self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
         order = order_of(manifest, self.plain_config()["data"])
-        check_length(order, steps=config.max_steps, rows=data.global_batch_tokens // data.seq_len, seq_len=data.seq_len)
+        check_length(order, steps=config.max_steps, rows=max(1, data.global_batch_tokens // data.seq_len), seq_len=data.seq_len)
         self._resolve_folder(manifest)
 
     def _resolve_length(self, config: Namespace) -> None:

@@ -65,8 +65,8 @@ def make_order(
     Raises:
         UserError: The mixture does not fit the data, or contradicts itself.
     """
-    if seq_len < 1 or global_batch_tokens < seq_len:
-        raise UserError(f"data.seq_len={seq_len} must be at least 1, and data.global_batch_tokens={global_batch_tokens} at least as much")
+    if seq_len < 1 or global_batch_tokens < 1:
+        raise UserError(f"{'data.seq_len' if seq_len < 1 else 'data.global_batch_tokens'} must be at least 1")
     sources = [
         SourceBlocks(name, tuple(rows_in(chunk.tokens, seq_len) for chunk in source.splits["train"].chunks))
         for name, source in manifest.sources.items()
@@ -143,6 +143,7 @@ def _changes(mixture: Mixture, sources: Sequence[SourceBlocks], *, seq_len: int,
             "data.phases begins at token 0, so that data.weights and data.temperature would hold nowhere; set them to null, or begin the "
             "phases later"
         )
+    rows = max(1, global_batch_tokens // seq_len)  # a batch that does not divide is refused elsewhere, with its arithmetic
     changes: list[Change] = []
     step = -1
     for phase, setting in zip(phases, settings, strict=True):
@@ -160,5 +161,5 @@ def _changes(mixture: Mixture, sources: Sequence[SourceBlocks], *, seq_len: int,
         if phase.temperature is not None:
             where = f"{setting}temperature"
             weights = temperature_weights(sources, phase.temperature, where)
-        changes.append(Change(step * (global_batch_tokens // seq_len), weights, where))
+        changes.append(Change(step * rows, weights, where))
     return changes

@@ -128,6 +128,14 @@ def test_resuming_goes_on_with_the_next_step() -> None:
     assert list(whole)[4:] == list(islice(StepSampler(rows=6, rank=1, world_size=2, first_step=4), 6))
 
 
+def test_steps_end_with_the_last_one_that_the_order_fills() -> None:
+    """Whoever reads ahead must not ask for more."""
+    for samples, steps in ((17, 2), (18, 3), (23, 3)):
+        assert len(list(StepSampler(rows=6, rank=1, world_size=2, first_step=0, samples=samples))) == steps
+    assert list(StepSampler(rows=6, rank=0, world_size=2, first_step=2, samples=18)) == [[12, 13, 14]]
+    assert not list(StepSampler(rows=6, rank=0, world_size=2, first_step=3, samples=18))
+
+
 # ---------------------------------------------------------------------- datasets
 
 

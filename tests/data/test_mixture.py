@@ -79,7 +79,7 @@ def test_weights_hold_until_the_first_phase(dataset: Path) -> None:
         ({"phases": [{"from_tokens": 9999}, {"from_tokens": 999}]}, r"data.phases\[1\].from_tokens=999 is step 4, but .* step 39"),
         ({"phases": [{"from": 0}]}, "a phase has from_tokens, and weights or temperature"),
         ({"max_epochs": {"cod": 1}}, "data.max_epochs names unknown sources"),
-        ({"seq_len": 0}, "data.seq_len=0 must be at least 1"),
+        ({"seq_len": 0}, "data.seq_len must be at least 1"),
     ],
 )
 def test_contradictions_are_refused(dataset: Path, data: dict[str, Any], message: str) -> None:
