@@ -44,8 +44,9 @@ class Mixture:
     def of(cls, data: Mapping[str, Any]) -> "Mixture":
         """The mixture in the `data` of a config, as plain values."""
         try:
-            phases = [phase if isinstance(phase, Phase) else Phase(**phase) for phase in data.get("phases") or ()]
-        except TypeError as error:
+            # float: to YAML 15e6 is a text, and a file that never went through our parser may be inspected.
+            phases = [Phase(**{**phase, "from_tokens": float(phase["from_tokens"])}) for phase in data.get("phases") or ()]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"data.phases: {error}; a phase has from_tokens, and weights or temperature") from None
         return cls(weights=data.get("weights"), temperature=data.get("temperature"), max_epochs=data.get("max_epochs"), phases=phases)
 

@@ -55,6 +55,8 @@ def test_phases_of_a_config_and_of_python_are_the_same(dataset: Path) -> None:
     same = make_order(Manifest.load(dataset), mixture, seed=3, cycle=64, shuffle_chunks=1, **BATCH)
     assert order(dataset, **data).stretches == same.stretches
     assert len(same.stretches) == 2
+    phases[1]["from_tokens"] = "2.56e3"  # as a YAML file may have it
+    assert order(dataset, **data).stretches == same.stretches
 
 
 def test_weights_hold_until_the_first_phase(dataset: Path) -> None:
@@ -77,6 +79,7 @@ def test_weights_hold_until_the_first_phase(dataset: Path) -> None:
         ({"phases": [{"from_tokens": 999, "weights": {"code": 1}, "temperature": 2}]}, "exclude each other"),
         ({"phases": [{"from_tokens": -1}]}, "must be finite and not negative"),
         ({"phases": [{"from_tokens": 9999}, {"from_tokens": 999}]}, r"data.phases\[1\].from_tokens=999 is step 4, but .* step 39"),
+        ({"phases": [{"from_tokens": 0, "weight": 1}]}, "a phase has from_tokens, and weights or temperature"),
         ({"phases": [{"from": 0}]}, "a phase has from_tokens, and weights or temperature"),
         ({"max_epochs": {"cod": 1}}, "data.max_epochs names unknown sources"),
         ({"seq_len": 0}, "data.seq_len must be at least 1"),
