@@ -1,5 +1,7 @@
 """Every shipped config parses and runs through the real command line, shrunk to a toy where it is large."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.optim.schedule import Schedule
 from lit_pretrain.report.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +36,24 @@ def shrink(config: Path) -> list[str]:
     return TINY + window + scaling
 
 
+@pytest.fixture(scope="module")
+def corpus(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small dataset under the names of the embedded corpus, which configs may give weights to."""
+    names = {"code": "code", "story": "prose", "sums": "tests"}
+    path = Path(shutil.copytree(dataset, tmp_path_factory.mktemp("corpus") / "embedded"))
+    for split in SPLITS:
+        for old, new in names.items():
+            if old != new and (path / split / old).exists():
+                (path / split / old).rename(path / split / new)
+    manifest = Manifest.load(path)
+    manifest = dataclasses.replace(manifest, sources={names[name]: source for name, source in manifest.sources.items()})
+    (path / "manifest.json").write_text(manifest.dump(), encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("config", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_run_configs_train(config: Path, dataset: Path, tmp_path: Path) -> None:
-    code = main(["fit", "--config", str(config), *shrink(config), *SHORT, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"])
+def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path) -> None:
+    code = main(["fit", "--config", str(config), *shrink(config), *SHORT, f"--data.path={corpus}", f"--runs={tmp_path}", "--name=run"])
     assert code == 0
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
@@ -53,6 +72,18 @@ def test_model_shapes_train_when_shrunk(config: Path, dataset: Path, tmp_path: P
 @pytest.mark.parametrize("config", MODELS, ids=lambda p: p.stem)
 def test_model_shapes_are_whole(config: Path) -> None:
     model_config(yaml.safe_load(config.read_text())["model"]["net"])
+
+
+def test_the_annealing_mix_begins_with_the_decay() -> None:
+    config = yaml.safe_load((ROOT / "configs" / "pretrain" / "annealing.yaml").read_text())
+    data, steps, schedule = config["data"], config["max_steps"], config["model"]["schedule"]
+    tokens = data["global_batch_tokens"]
+    factor = Schedule(**schedule).in_steps(steps, tokens)
+    begin = data["phases"][1]["from_tokens"] // tokens
+    assert (factor(begin), factor(begin + 1) < 1) == (1.0, True)
+    rows = tokens // data["seq_len"]
+    assert [begin * rows % data["cycle"], (steps - begin) * rows % data["cycle"]] == [0, 0]  # whole cycles, as its comment says
+    assert all(sum(phase["weights"].values()) == pytest.approx(1) for phase in data["phases"])
 
 
 def test_there_are_configs() -> None:

@@ -43,6 +43,8 @@ TORCH_FREE = (
     "data.tokenizer",
     "data.byte_level",
     "data.order",
+    "data.mixture",
+    "data.exposure",
     "data.remote",
     "prepare.*",
     "report.*",

@@ -229,6 +229,49 @@ def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tm
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
 
 
+def test_across_a_phase_and_a_source_that_leaves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 8 rows a step: 0.05 epochs of `code`, 593 rows, are 29; at half of the samples it leaves in its eighth step.
+    phases = "[{from_tokens: 0, weights: {story: 1, sums: 3}}, {from_tokens: 1100, weights: {code: 1, sums: 1}}]"
+    extra = [f"--data.phases={phases}", "--data.max_epochs={code: 0.05}", "--data.cycle=64"]
+    assert main(options(dataset, tmp_path, "whole", *extra)) == 0
+    printed = capsys.readouterr().out
+    assert "from 0  from 1,024   share  epochs" in printed  # 1,100 tokens are 4.3 steps of 256
+    assert "code has been read as often as data.max_epochs allows after" in printed
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)
+    for step in (3, 7, 10):
+        with at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            assert main(arguments) == 75
+    assert main(arguments) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    capsys.readouterr()
+    assert main(["inspect", "order", str(tmp_path / "run"), f"--steps={STEPS}", "--json_lines=true"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    code = [row for row in rows if row["source"] == "code"]
+    assert len(code) == len({row["row"] for row in code}) == 29
+    assert code[0]["step"] == 4
+    assert {row["source"] for row in rows if row["step"] > code[-1]["step"]} == {"sums"}
+    config = ["fit", "--config", str(tmp_path / "run" / "config.yaml"), f"--runs={tmp_path}", "--name=again", "--resume=never"]
+    assert main(config) == 0  # the saved config says it all
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+    capsys.readouterr()
+    assert main(["validate", "--run", str(tmp_path / "run")]) == 0
+    assert "code" in capsys.readouterr().out
+    by_step = {m["step"]: m for m in read_metrics(tmp_path / "run") if "train/loss" in m}
+    assert [by_step[step]["mixture/code"] > 0 for step in (4, 5, code[-1]["step"] + 1, STEPS)] == [False, True, True, False]
+
+
+def test_a_run_may_end_with_its_text_and_not_go_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 3 % of 593 rows are 17: two steps of 8.
+    extra = ["--data.weights={code: 1}", "--data.max_epochs=0.03", "--checkpoint_every=1", "--data.num_workers=1"]
+    assert main(options(dataset, tmp_path, "run", *extra)) == 2
+    error = capsys.readouterr().err
+    assert "after 17 no source of its mixture may be read any more" in error
+    assert "The longest run is max_steps=2, max_tokens=512" in error
+    assert not (tmp_path / "run").exists()
+    assert main(options(dataset, tmp_path, "run", *extra, "--max_steps=2")) == 0
+    assert [line[0] for line in losses(tmp_path / "run")] == [1, 2, 2]
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
@@ -247,6 +290,12 @@ def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--data.seq_len=16", "data.seq_len: the checkpoint has 32, this run 16"),
         ("--data.global_batch_tokens=512", "data.global_batch_tokens: the checkpoint has 256, this run 512"),
         ("--data.weights={code: 1}", "data.weights.code: the checkpoint has None, this run 1"),
+        ("--data.temperature=2", "data.temperature: the checkpoint has None, this run 2.0"),
+        ("--data.max_epochs={code: 3}", "data.max_epochs.code: the checkpoint has None, this run 3.0"),
+        (
+            "--data.phases=[{from_tokens: 9999, weights: {code: 1}}]",
+            "data.phases: the checkpoint has None, this run [{'from_tokens': 9999.0,",
+        ),
         ("--model.net.width=64", "model.net.width: the checkpoint has 32, this run 64"),
         ("--model.net.dropout=0.2", "model.net.dropout: the checkpoint has 0.1, this run 0.2"),
         ("--model.seed=3", "model.seed: the checkpoint has 0, this run 3"),
@@ -323,6 +372,27 @@ def test_something_else_is_not_a_checkpoint(dataset: Path, tmp_path: Path, capsy
 
 
 # ---------------------------------------------------------------------- forks and children
+
+
+def test_a_fork_goes_on_with_another_mixture(dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every source is read on from where the run was: nothing twice, nothing left out."""
+    fork = f"--fork={begun / 'run' / 'checkpoints' / 'step=00000008.ckpt'}"
+    assert main(options(dataset, tmp_path, "fork", fork, "--data.weights={code: 1}")) == 2
+    error = capsys.readouterr().err
+    assert "its 8 steps were read in another one" in error
+    assert "data.phases: [{from_tokens: 2048, weights: {...}}]" in error
+    assert not (tmp_path / "fork").exists()
+    phase = "--data.phases=[{from_tokens: 2048, weights: {code: 1}}]"
+    assert main(options(dataset, tmp_path, "fork", fork, phase, "--resume=auto")) == 0
+    lines = [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m]
+    assert [(m["step"], m["mixture/code"]) for m in lines] == [(step, 1.0) for step in range(9, STEPS + 1)]
+    capsys.readouterr()
+    assert main(["inspect", "order", str(tmp_path / "fork"), f"--steps={STEPS}", "--json_lines=true"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    code = [row["row"] for row in rows if row["source"] == "code"]
+    assert len(code) == len(set(code)) > 6 * 8
+    assert main(["inspect", "order", str(begun / "run"), "--steps=8", "--json_lines=true"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows[:64]
 
 
 def test_a_fork_goes_on_with_another_schedule(

@@ -70,8 +70,24 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
         )
 
 
-FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", "data.weights")
-"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with."""
+MIXTURE = ("data.weights", "data.temperature", "data.max_epochs", "data.phases")
+FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
+"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with: from its step on, so that every source is
+read on from where it was (the command line compares the orders)."""
+
+
+def data_of(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data` of a config again, as far as a contract holds it: the opposite of `flatten`."""
+    data: dict[str, Any] = {}
+    for key, value in contract.items():
+        group, _, field = key.partition(".")
+        if group == "data":
+            name, _, entry = field.partition(".")  # the name of a source may hold dots itself
+            if entry:
+                data.setdefault(name, {})[entry] = value
+            else:
+                data[name] = value
+    return data
 
 
 def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Optional
 import yaml
 
 from lit_pretrain.data.manifest import SPLITS, Manifest
-from lit_pretrain.data.trace import Tracer, make_order
+from lit_pretrain.data.mixture import order_of
+from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import CONFIG, PROVENANCE, read_metrics
 
@@ -30,14 +31,7 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
     if "://" in str(path or data["path"]):
         raise UserError(f"{path or data['path']} is remote; name a local copy of the dataset with --path")
     manifest = Manifest.load(where)
-    plan = make_order(
-        manifest,
-        seq_len=data["seq_len"],
-        weights=data.get("weights"),
-        seed=data.get("seed", 0),
-        cycle=data.get("cycle", 1024),
-        shuffle_chunks=data.get("shuffle_chunks", 1),
-    )
+    plan = order_of(manifest, data)
     rows = data["global_batch_tokens"] // data["seq_len"]
     tracer = Tracer(where, manifest, plan, seq_len=data["seq_len"])
     lines = []

@@ -21,6 +21,7 @@ from lit_pretrain.cli.ranks import one_voice
 from lit_pretrain.cli.train_cli import TrainCLI, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.exposure import exposure
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -57,9 +58,11 @@ def train(verb: str, argv: list[str]) -> int:
     )
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
+    plan = plan_line(cli, rows=rows, accumulation=accumulation)
+    mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
     if trainer.is_global_zero:
         start_run(cli, first_step)
-        print(plan_line(cli, rows=rows, accumulation=accumulation), flush=True)
+        print(plan, mixture, sep="\n", flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
@@ -73,7 +76,8 @@ def train(verb: str, argv: list[str]) -> int:
             cli.run_folder,
             seconds=time.perf_counter() - began,
             train_seconds=cli.metrics.train_seconds,
-            plan=plan_line(cli, rows=rows, accumulation=accumulation),
+            plan=plan,
+            mixture=mixture,
             samples=cli.samples.latest,
         )
         if isinstance(trainer.logger, TensorBoardLogger):

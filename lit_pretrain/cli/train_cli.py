@@ -21,7 +21,7 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.samples import Samples
-from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of
+from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, contract_of, data_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import Parent, find_parent
@@ -34,6 +34,9 @@ from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.raw import asks_only, raw_parent
 from lit_pretrain.cli.settings import RunSettings
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.exposure import check_length
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.mixture import check_past, order_of
 from lit_pretrain.data.remote import load_manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
@@ -134,7 +137,9 @@ class TrainCLI(LightningCLI):
             check_tokenizer(self.parent, manifest.tokenizer.hash, data.path)
         self._resolve_length(config)
         self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
-        self._resolve_folder()
+        order = order_of(manifest, self.plain_config()["data"])
+        check_length(order, steps=config.max_steps, rows=max(1, data.global_batch_tokens // data.seq_len), seq_len=data.seq_len)
+        self._resolve_folder(manifest)
 
     def _resolve_length(self, config: Namespace) -> None:
         given = {name: config[name] for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None}
@@ -157,7 +162,7 @@ class TrainCLI(LightningCLI):
         loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         return loaded
 
-    def _resolve_folder(self) -> None:
+    def _resolve_folder(self, manifest: Manifest) -> None:
         config, settings = self.config, self.settings
         launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
         if settings.resume not in ("never", "auto"):
@@ -187,6 +192,8 @@ class TrainCLI(LightningCLI):
                 raise UserError(f"{self.checkpoint} was not written by lit_pretrain: it carries no contract")
             forks = settings.fork is not None and self.checkpoint.parent.parent != self.run_folder
             (check_fork if forks else check_resume)(saved["contract"], self.contract, str(self.checkpoint))
+            if forks:
+                check_past(manifest, data_of(saved["contract"]), data_of(self.contract), step=saved["step"], where=str(self.checkpoint))
             if saved["step"] >= config.max_steps:
                 raise UserError(
                     f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"

@@ -33,22 +33,24 @@ def rows_per_step(*, global_batch_tokens: int, seq_len: int, micro_batch_size: i
 
 
 class StepSampler(Sampler[list[int]]):
-    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end.
+    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end unless the order has one.
 
     Rank r of W reads the r-th of W equal parts of every step's samples: a step holds the same samples for every world
     size, micro-batch size and worker count.
     """
 
-    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int) -> None:
+    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int, samples: int | None = None) -> None:
         self.rows = rows
         self.rank = rank
         self.world_size = world_size
         self.first_step = first_step
+        self.samples = samples
+        """Samples of the whole order; None without end. Prefetching must not ask for more."""
 
     def __iter__(self) -> Iterator[list[int]]:
         share = self.rows // self.world_size
         step = self.first_step
-        while True:
+        while self.samples is None or (step + 1) * self.rows <= self.samples:
             begin = step * self.rows + self.rank * share
             yield list(range(begin, begin + share))
             step += 1

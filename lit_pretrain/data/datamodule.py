@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -11,11 +11,13 @@ from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
 from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.order import Order, permutation
+from lit_pretrain.data.mixture import Mixture, Phase, make_order
+from lit_pretrain.data.order import Order
+from lit_pretrain.data.permutation import permutation
 from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
 from lit_pretrain.data.rows import INDEX, open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.trace import make_order, rows_in
+from lit_pretrain.data.trace import rows_in
 from lit_pretrain.data.worker import start_worker
 from lit_pretrain.errors import UserError
 
@@ -29,6 +31,11 @@ class TextData(L.LightningDataModule):
         global_batch_tokens: Inputs per optimizer step over all ranks; micro-batches are accumulated to reach it.
         micro_batch_size: Rows that one device processes at once; limits memory and changes nothing else.
         weights: Share of the samples by source name; null follows the amount of text in each source.
+        temperature: Shares in proportion to tokens^(1/temperature), in place of weights: 1 follows the amount of text, larger evens the
+            sources out.
+        max_epochs: How often a source may be read, one number for all or by source name; one that has been read as often leaves its place
+            to the others, in proportion to their weights. null reads on for ever.
+        phases: Changes of the mixture, each with from_tokens and weights or temperature; the first may begin at 0 in place of weights.
         seed: Seed of the data order.
         cycle: Samples per cycle of the mixture; every cycle holds exactly its share of every source.
         shuffle_chunks: Chunks whose rows are shuffled together; 1 reads remote chunks one after the other.
@@ -48,6 +55,9 @@ class TextData(L.LightningDataModule):
         global_batch_tokens: int = 4096,
         micro_batch_size: int = 8,
         weights: Optional[dict[str, float]] = None,
+        temperature: Optional[float] = None,
+        max_epochs: Optional[Union[float, dict[str, float]]] = None,
+        phases: Optional[list[Phase]] = None,
         seed: int = 0,
         cycle: int = 1024,
         shuffle_chunks: int = 1,
@@ -68,7 +78,7 @@ class TextData(L.LightningDataModule):
         self.seq_len = seq_len
         self.global_batch_tokens = global_batch_tokens
         self.micro_batch_size = micro_batch_size
-        self.weights = weights
+        self.mixture = Mixture(weights=weights, temperature=temperature, max_epochs=max_epochs, phases=phases or ())
         self.seed = seed
         self.cycle = cycle
         self.shuffle_chunks = shuffle_chunks
@@ -128,8 +138,9 @@ class TextData(L.LightningDataModule):
         """The data order of training."""
         return make_order(
             self.manifest,
+            self.mixture,
             seq_len=self.seq_len,
-            weights=self.weights,
+            global_batch_tokens=self.global_batch_tokens,
             seed=self.seed,
             cycle=self.cycle,
             shuffle_chunks=self.shuffle_chunks,
@@ -225,8 +236,9 @@ class TextData(L.LightningDataModule):
             micro_batch_size=self.micro_batch_size,
             world_size=replicas,
         )
-        sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
-        return self._loader(OrderedRows(self.order(), self._open("train")), sampler, workers=self.num_workers)
+        order, first = self.order(), self.trainer.global_step
+        sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end)
+        return self._loader(OrderedRows(order, self._open("train")), sampler, workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[list[Batch]]:
         """A fixed selection of held-out rows, the same at every validation and for every number of ranks."""

@@ -9,22 +9,13 @@ from typing import Any
 import numpy as np
 
 from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.order import Order, SourceBlocks
+from lit_pretrain.data.order import Order
 from lit_pretrain.errors import UserError
 
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
     """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
     return max(0, (chunk_tokens - 1) // seq_len)
-
-
-def make_order(manifest: Manifest, *, seq_len: int, weights: dict[str, float] | None, seed: int, cycle: int, shuffle_chunks: int) -> Order:
-    """The data order of training over a prepared dataset."""
-    blocks = [
-        SourceBlocks(name, tuple(rows_in(chunk.tokens, seq_len) for chunk in source.splits["train"].chunks))
-        for name, source in manifest.sources.items()
-    ]
-    return Order(blocks, weights=weights, seed=seed, cycle=cycle, shuffle_chunks=shuffle_chunks)
 
 
 @dataclass(frozen=True)

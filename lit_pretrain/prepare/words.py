@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from lit_pretrain.data.order import splitmix64
+from lit_pretrain.data.permutation import splitmix64
 
 # Scripts written without spaces (kana, Han): a character is a word, or a page would be one.
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -7,7 +7,9 @@ from pathlib import Path
 from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
 
 
-def write_summary(run: Path, *, seconds: float, train_seconds: float, plan: str, samples: Mapping[str, str]) -> dict[str, float]:
+def write_summary(
+    run: Path, *, seconds: float, train_seconds: float, plan: str, mixture: str, samples: Mapping[str, str]
+) -> dict[str, float]:
     """Write summary.md and return the final figures.
 
     Args:
@@ -15,6 +17,7 @@ def write_summary(run: Path, *, seconds: float, train_seconds: float, plan: str,
         seconds: Wall time of this attempt, validation and checkpoints included.
         train_seconds: Wall time of its training steps alone.
         plan: The line printed before the run.
+        mixture: The table printed before the run.
         samples: Generated text by prompt.
     """
     lines = read_metrics(run)
@@ -40,6 +43,10 @@ def write_summary(run: Path, *, seconds: float, train_seconds: float, plan: str,
         f"# {run.name}",
         "",
         plan,
+        "",
+        "```",
+        mixture,
+        "```",
         "",
         "| figure | value |",
         "|---|---|",

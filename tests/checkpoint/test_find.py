@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_pretrain.checkpoint.contract import check_fork, check_resume, contract_of, flatten
+from lit_pretrain.checkpoint.contract import check_fork, check_resume, contract_of, data_of, flatten
 from lit_pretrain.checkpoint.find import best, checkpoint_name, checkpoints, newest_complete, resolve, step_of
 from lit_pretrain.errors import UserError
 
@@ -91,6 +91,9 @@ def test_what_does_not_change_the_numbers_may_differ() -> None:
         ("model__schedule__kind", "cosine", "model.schedule.kind: the checkpoint has 'wsd', this run 'cosine'", True),
         ("max_steps", 20, "max_steps: the checkpoint has 10, this run 20", True),
         ("data__weights", {"code": 1.0}, "data.weights.code: the checkpoint has None, this run 1.0", True),
+        ("data__temperature", 2.0, "data.temperature: the checkpoint has None, this run 2.0", True),
+        ("data__max_epochs", {"code": 2.0}, "data.max_epochs.code: the checkpoint has None, this run 2.0", True),
+        ("data__phases", [{"from_tokens": 0.0}], "data.phases: the checkpoint has None, this run [{'from_tokens': 0.0}]", True),
     ],
 )
 def test_what_changes_them_is_named(field: str, value: object, message: str, forks: bool) -> None:
@@ -103,6 +106,15 @@ def test_what_changes_them_is_named(field: str, value: object, message: str, for
         with pytest.raises(UserError, match="cannot fork x") as caught:
             check_fork(contract(), contract(**{field: value}), "x")
         assert message in str(caught.value)
+
+
+def test_the_data_of_a_contract_is_that_of_the_config() -> None:
+    phases = [{"from_tokens": 0.0, "weights": {"code": 1.0}}]
+    data = data_of(contract(data__weights={"code": 1.0, "a.b": 2.0}, data__phases=phases))
+    assert data["weights"] == {"code": 1.0, "a.b": 2.0}
+    assert data["phases"] == phases
+    assert (data["seed"], data["global_batch_tokens"]) == (0, 64)
+    assert data_of(contract())["weights"] is None
 
 
 def test_flatten_keeps_lists_and_empties() -> None:

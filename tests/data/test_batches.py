@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
-from lit_pretrain.data.order import Order, SourceBlocks
+from lit_pretrain.data.order import Order
 from lit_pretrain.data.rows import Row
+from lit_pretrain.data.stretches import SourceBlocks
 from lit_pretrain.errors import UserError
 
 BOS, EOS = 1, 2
@@ -125,6 +126,14 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(tokens: int,
 def test_resuming_goes_on_with_the_next_step() -> None:
     whole = islice(StepSampler(rows=6, rank=1, world_size=2, first_step=0), 10)
     assert list(whole)[4:] == list(islice(StepSampler(rows=6, rank=1, world_size=2, first_step=4), 6))
+
+
+def test_steps_end_with_the_last_one_that_the_order_fills() -> None:
+    """Whoever reads ahead must not ask for more."""
+    for samples, steps in ((17, 2), (18, 3), (23, 3)):
+        assert len(list(StepSampler(rows=6, rank=1, world_size=2, first_step=0, samples=samples))) == steps
+    assert list(StepSampler(rows=6, rank=0, world_size=2, first_step=2, samples=18)) == [[12, 13, 14]]
+    assert not list(StepSampler(rows=6, rank=0, world_size=2, first_step=3, samples=18))
 
 
 # ---------------------------------------------------------------------- datasets

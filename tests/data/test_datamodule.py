@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.mixture import Phase
 from lit_pretrain.errors import UserError
 
 
@@ -50,9 +51,11 @@ def test_a_step_is_the_same_for_every_split_of_the_work(dataset: Path) -> None:
 
 
 def test_the_rows_of_a_step_are_those_of_the_order(dataset: Path) -> None:
-    data = text_data(dataset, weights={"story": 1, "code": 3}, seed=5, cycle=40)
+    phases = [Phase(from_tokens=3 * 64 * 16, temperature=2.0)]  # the fourth of five steps
+    data = text_data(dataset, weights={"story": 1, "code": 3}, phases=phases, max_epochs={"code": 0.06}, seed=5, cycle=40)
     order = data.order()
     sources = data._open("train")
+    assert [stretch.begin for stretch in order.stretches[1:]] == [pytest.approx(20, abs=8), 48]  # code leaves in the second
     for n, step in enumerate(steps(data.train_dataloader(), 5)):
         batch = rows_of(step)
         assert batch.index_B.tolist() == list(range(16 * n, 16 * n + 16))
@@ -65,6 +68,15 @@ def test_the_rows_of_a_step_are_those_of_the_order(dataset: Path) -> None:
 def test_a_resumed_loader_continues_where_the_other_stopped(dataset: Path) -> None:
     whole = steps(text_data(dataset).train_dataloader(), 7)
     assert same(whole[3:], steps(text_data(dataset, step=3).train_dataloader(), 4))
+
+
+def test_a_loader_ends_with_its_order(dataset: Path) -> None:
+    data = text_data(dataset, max_epochs=0.1)
+    end = data.order().end
+    assert end is not None
+    batches = steps(data.train_dataloader(), 10**6)
+    assert len(batches) == end // 16
+    assert rows_of(batches[-1]).index_B.tolist() == list(range(end // 16 * 16 - 16, end // 16 * 16))
 
 
 def test_workers_change_nothing_and_outlive_signals(dataset: Path) -> None:

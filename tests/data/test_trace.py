@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.mixture import order_of
 from lit_pretrain.data.rows import open_rows
-from lit_pretrain.data.trace import Tracer, make_order, rows_in
+from lit_pretrain.data.trace import Tracer, rows_in
 from lit_pretrain.errors import UserError
 
 
@@ -20,7 +21,10 @@ def test_rows_of_a_chunk(chunk_tokens: int, seq_len: int, rows: int) -> None:
 @pytest.mark.parametrize("seq_len", [16, 300])
 def test_a_traced_row_names_exactly_the_documents_it_reads(dataset: Path, seq_len: int) -> None:
     manifest = Manifest.load(dataset)
-    order = make_order(manifest, seq_len=seq_len, weights=None, seed=7, cycle=64, shuffle_chunks=2)
+    # The second phase begins in the middle of the samples that are traced, and `code` leaves soon after.
+    phases = [{"from_tokens": 600 * seq_len, "weights": {"code": 3, "sums": 1}}]
+    options = {"seed": 7, "cycle": 64, "shuffle_chunks": 2, "phases": phases, "max_epochs": {"code": 0.5}}
+    order = order_of(manifest, {"seq_len": seq_len, "global_batch_tokens": 8 * seq_len, **options})
     tracer = Tracer(dataset, manifest, order, seq_len=seq_len)
     readers = [
         open_rows(dataset / "train" / name, seq_len=seq_len, vocab_size=512, chunks=source.splits["train"].chunks)
@@ -49,6 +53,6 @@ def test_a_traced_row_names_exactly_the_documents_it_reads(dataset: Path, seq_le
 
 def test_without_the_list_of_documents_it_says_so(dataset: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(dataset)
-    order = make_order(manifest, seq_len=64, weights=None, seed=0, cycle=64, shuffle_chunks=1)
+    order = order_of(manifest, {"seq_len": 64, "global_batch_tokens": 64})
     with pytest.raises(UserError, match=r"documents\.jsonl is missing"):
         list(Tracer(tmp_path, manifest, order, seq_len=64).rows(range(4)))

@@ -30,11 +30,13 @@ def write(run: Path) -> list[dict[str, float]]:
 
 def test_figures_come_from_the_metrics(tmp_path: Path) -> None:
     write(tmp_path)
-    figures = write_summary(tmp_path, seconds=99.0, train_seconds=88.0, plan="plan: something", samples={"def ": "f(x):"})
+    printed = {"plan": "plan: something", "mixture": "mixture over 99 tokens:"}
+    figures = write_summary(tmp_path, seconds=99.0, train_seconds=88.0, **printed, samples={"def ": "f(x):"})
     assert figures == {"val/loss": 3.0, "val/bits_per_byte": 1.5, "train/loss": 2.0, "tokens": 1920.0, "flops": 3e9}
     page = (tmp_path / SUMMARY).read_text()
     for expected in (
         "plan: something",
+        "```\nmixture over 99 tokens:\n```",
         "3.0000 nats per token at step 30",
         "best validation loss | 2.5000 at step 15",
         "throughput, median window | 200 tokens",
