@@ -274,5 +274,5 @@ def test_runs_of_words_are_compared_by_their_words() -> None:
 
 def test_punctuation() -> None:
     assert SENTENCE_ENDS == TERMINAL_PUNCTUATION
-    assert SYMBOLS == PUNCTUATION_SET | {"\t", "\n"}, "tab and line feed, which no word holds"
+    assert PUNCTUATION_SET | {"\t", "\n"} == SYMBOLS, "tab and line feed, which no word holds"
     assert not any(symbol.isalpha() for symbol in SYMBOLS), "a word of letters is looked at no further"

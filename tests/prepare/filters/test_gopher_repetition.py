@@ -114,7 +114,7 @@ def test_of_equally_frequent_ngrams_the_first_counts() -> None:
 
 
 def test_an_ngram_of_one_word_is_refused() -> None:
-    with pytest.raises(UserError, match="duplicate_ngrams.*at least 2 words"):
+    with pytest.raises(UserError, match=r"duplicate_ngrams.*at least 2 words"):
         GopherRepetition(duplicate_ngrams={1: 0.5})
 
 
