@@ -1,0 +1,123 @@
+"""Gopher's repetition: each rule of table A1 by itself, with a text just above its number and one at it."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.filters.gopher_repetition import DUPLICATE_NGRAMS, TOP_NGRAMS, GopherRepetition
+from lit_pretrain.prepare.filters.preset import PRESETS
+from lit_pretrain.prepare.filters.verdict import KEEP, Verdict
+from lit_pretrain.prepare.filters.view import View
+
+TABLE_A1: dict[str, Any] = {
+    "max_duplicate_paragraphs": 0.30,
+    "max_duplicate_paragraph_characters": 0.20,
+    "max_duplicate_lines": 0.30,
+    "max_duplicate_line_characters": 0.20,
+    "top_ngrams": {2: 0.20, 3: 0.18, 4: 0.16},
+    "duplicate_ngrams": {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
+}
+OFF: dict[str, Any] = {name: {} if "ngrams" in name else None for name in TABLE_A1}
+
+
+def judge(text: str, **arguments: Any) -> Verdict:
+    return GopherRepetition(**arguments)(Document(text=text, origin=""), View(text))
+
+
+def reason(text: str, **arguments: Any) -> str:
+    verdict = judge(text, **arguments)
+    assert verdict.keep == (not verdict.reason)
+    return verdict.reason
+
+
+def test_the_preset_is_table_a1() -> None:
+    assert PRESETS["gopher"][0].init_args == TABLE_A1
+
+
+def test_defaults_are_table_a1() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(GopherRepetition).parameters.items()}
+    assert {**defaults, "top_ngrams": dict(TOP_NGRAMS), "duplicate_ngrams": dict(DUPLICATE_NGRAMS)} == TABLE_A1
+
+
+@pytest.mark.parametrize(("rule", "separator"), [("max_duplicate_paragraphs", "\n\n"), ("max_duplicate_lines", "\n")])
+def test_fraction_of_parts(rule: str, separator: str) -> None:
+    def text(repeated: int) -> str:
+        """Ten parts, some of which are repetitions of one short one."""
+        different = [f"a part of three lines, number {n}\nsecond {n}\nthird {n}" if separator != "\n" else f"line {n}" for n in range(20)]
+        return separator.join(different[: 10 - repeated - 1] + ["no"] * (repeated + 1))
+
+    only = {**OFF, rule: TABLE_A1[rule]}
+    name = rule.removeprefix("max_")
+    assert reason(text(4), **only) == name
+    assert reason(text(3), **only) == ""
+    assert reason(text(4), **{**TABLE_A1, rule: None, "top_ngrams": {}, "duplicate_ngrams": {}}) == "", "no other rule on parts objects"
+    assert reason(text(4)) == name, "and it is the first to object"
+
+
+@pytest.mark.parametrize(("rule", "separator"), [("max_duplicate_paragraph_characters", "\n\n"), ("max_duplicate_line_characters", "\n")])
+def test_fraction_of_characters_in_parts(rule: str, separator: str) -> None:
+    def text(size: int) -> str:
+        """20 characters that appeared before, among `size`."""
+        start = f"{'p' * 20}{separator}{'p' * 20}{separator}"
+        return start + "f" * (size - len(start))
+
+    only = {**OFF, rule: TABLE_A1[rule]}
+    assert len(text(99)) == 99
+    assert reason(text(99), **only) == rule.removeprefix("max_")
+    assert reason(text(100), **only) == ""
+
+
+@pytest.mark.parametrize(("n", "limit"), TABLE_A1["top_ngrams"].items())
+def test_top_ngram(n: int, limit: float) -> None:
+    ngram = " ".join("abcdefghijk"[place] * 2 for place in range(n))
+    size = next(size for size in range(1000) if size and 2 * len(ngram) / size <= limit)  # 2 of them in so many characters pass
+
+    def text(size: int) -> str:
+        return f"{ngram} {'f' * (size - 2 * len(ngram) - 2)} {ngram}"
+
+    only = {**OFF, "top_ngrams": {n: limit}}
+    assert len(text(size)) == size
+    assert reason(text(size - 1), **only) == f"top_{n}_gram"
+    assert reason(text(size), **only) == ""
+
+
+@pytest.mark.parametrize(("n", "limit"), TABLE_A1["duplicate_ngrams"].items())
+def test_duplicate_ngrams(n: int, limit: float) -> None:
+    ngram = " ".join("abcdefghijk"[place] * 2 for place in range(n))
+    size = next(size for size in range(1000) if size and 2 * n / size <= limit)  # the second one's letters in so many characters pass
+
+    def text(size: int) -> str:
+        return f"{ngram} {'f' * (size - 2 * len(ngram) - 2)} {ngram}"
+
+    only = {**OFF, "duplicate_ngrams": {n: limit}}
+    assert len(text(size)) == size
+    assert reason(text(size - 1), **only) == f"duplicate_{n}_grams"
+    assert reason(text(size), **only) == ""
+
+
+def test_duplicates_are_counted_without_overlap() -> None:
+    """Of eleven equal words the first five are new, the five after the first and the last five are not: 20 letters of 32 characters."""
+    text = " ".join(["ha"] * 11)
+    assert reason(text, **{**OFF, "duplicate_ngrams": {5: 20 / 32 - 0.001}}) == "duplicate_5_grams"
+    assert reason(text, **{**OFF, "duplicate_ngrams": {5: 20 / 32}}) == ""
+
+
+def test_of_equally_frequent_ngrams_the_first_counts() -> None:
+    short, long = "a b", "longer words"
+    rest = "x" * 40
+    only = {**OFF, "top_ngrams": {2: 0.2}}
+    assert reason(f"{short} {long} {rest} {long} {short}", **only) == ""
+    assert reason(f"{long} {short} {rest} {short} {long}", **only) == "top_2_gram"
+
+
+def test_an_ngram_of_one_word_is_refused() -> None:
+    with pytest.raises(UserError, match=r"duplicate_ngrams.*at least 2 words"):
+        GopherRepetition(duplicate_ngrams={1: 0.5})
+
+
+def test_text_of_white_space_and_of_one_word() -> None:
+    assert judge("  ", **TABLE_A1) == KEEP
+    assert judge("word", **TABLE_A1) == KEEP

@@ -1,0 +1,70 @@
+"""Language: detected, recorded, kept or not; codes that do not exist are refused with the nearest that does."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("py3langid")
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.filters.language import Language
+from lit_pretrain.prepare.filters.verdict import Verdict
+from lit_pretrain.prepare.filters.view import View
+
+TEXTS = {
+    "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience.",
+    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.",
+    "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison.",
+    "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+}
+
+
+def judge(text: str, **arguments: Any) -> Verdict:
+    return Language(**arguments)(Document(text=text, origin=""), View(text))
+
+
+@pytest.mark.parametrize("code", TEXTS)
+def test_languages_are_told_apart(code: str) -> None:
+    assert judge(TEXTS[code], keep=[code]) == Verdict(True, fields={"language": code})
+    others = sorted(TEXTS.keys() - {code})
+    assert judge(TEXTS[code], keep=others) == Verdict(False, f"language_{code}", fields={"language": code})
+    assert judge(TEXTS[code]) == Verdict(True, fields={"language": code}), "without `keep` it is only recorded"
+
+
+def test_a_toss_up_is_removed() -> None:
+    verdict = judge("12 x 7", min_score=0.9)
+    assert not verdict.keep
+    assert verdict.reason == "low_score"
+    assert judge("12 x 7", min_score=0).keep
+    assert judge(TEXTS["en"], keep=["en"], min_score=0.9).keep
+
+
+def test_only_the_start_is_looked_at() -> None:
+    mixed = TEXTS["de"] + TEXTS["en"] * 50
+    assert judge(mixed, characters=100).fields["language"] == "de"
+    assert judge(mixed, characters=100_000).fields["language"] == "en"
+
+
+def test_choosing_among_fewer_languages() -> None:
+    assert judge(TEXTS["de"], languages=["en", "fr"], min_score=0).fields["language"] in ("en", "fr")
+    assert judge(TEXTS["de"]).fields["language"] == "de", "the choice of one filter is not that of another"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": ["eng"]}, "keep: unknown language code 'eng'. Did you mean 'en'"),
+        ({"keep": ["EN"]}, "'EN'. Did you mean 'en'"),
+        ({"keep": ["en", "german"]}, "'german'.*Known: .*de,"),
+        ({"languages": ["q"]}, "languages: unknown"),
+        ({"keep": []}, "keep is empty"),
+        ({"keep": ["en"], "languages": ["de", "fr"]}, "not among"),
+        ({"min_score": 1.5}, "min_score"),
+        ({"characters": 0}, "characters"),
+    ],
+)
+def test_what_cannot_be(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Language(**arguments)
