@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lit_pretrain.data.manifest import Step
+from lit_pretrain.prepare.filters.chain import Outcome
 
 
 @dataclass
@@ -42,6 +43,15 @@ class Funnel:
         step = self.steps[name]
         step.documents += 1
         step.bytes += size
+
+    def judged(self, names: Sequence[str], outcome: Outcome) -> None:
+        """The filters of these names looked at a document."""
+        for name, size in zip(names, outcome.passed, strict=False):  # a removed one passed only the first of them
+            self.passed(name, size)
+        for name, what in outcome.changed:
+            self.steps[name].changed[what] += 1
+        if not outcome.kept:
+            self.steps[outcome.removed_by].removed[outcome.reason] += 1
 
     def dump(self) -> list[dict[str, Any]]:
         """As JSON."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.order import splitmix64
+from lit_pretrain.data.permutation import splitmix64
 from lit_pretrain.prepare.dedup.buckets import Edges
 from lit_pretrain.prepare.dedup.sketch import save, shingles
 from lit_pretrain.prepare.document import Document

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.order import permutation
+from lit_pretrain.data.permutation import permutation
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
 from lit_pretrain.prepare.document import Document
 

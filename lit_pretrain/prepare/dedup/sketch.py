@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.order import splitmix64
+from lit_pretrain.data.permutation import splitmix64
 from lit_pretrain.prepare.dedup.config import DedupConfig, NearConfig
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.words import hash_ngrams, hash_words, plain_words
@@ -69,7 +69,7 @@ def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int
         out,
         {
             "exact": np.array(exact, dtype=np.uint64).reshape(-1, 2),
-            "bands": np.concatenate(keys),
+            "bands": np.concatenate(keys) if config.near is not None else np.zeros((len(exact), 0), np.uint64),
             "distinct": np.array(distinct, dtype=np.int64),
             "bytes": np.array(sizes, dtype=np.int64),
             "sample": np.concatenate(samples),

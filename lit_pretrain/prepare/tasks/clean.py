@@ -63,12 +63,9 @@ class _Pass:
     def judge(self, document: Document) -> Document | None:
         """The document as the steps leave it, None when one of them removes it."""
         outcome = self._chain(document)
-        for name, size in zip(self._chain.names, outcome.passed, strict=False):
-            self.funnel.passed(name, size)
-        for name, what in outcome.changed:
-            self.funnel.steps[name].changed[what] += 1
+        self.funnel.judged(self._chain.names, outcome)
         if not outcome.kept:
-            self._reject(outcome.removed_by, outcome.reason, outcome.document)
+            self.rejects.offer(outcome.removed_by, outcome.reason, outcome.document.origin, outcome.document.text)
             return None
         return self._decontaminate(outcome.document)
 
@@ -81,16 +78,13 @@ class _Pass:
         kept = apply(document, hits, self._config.decontaminate)
         names = "+".join(sorted({hit.set for hit in hits}))
         if kept is None:
-            self._reject("decontaminate", names, document)
+            self.funnel.steps["decontaminate"].removed[names] += 1
+            self.rejects.offer("decontaminate", names, document.origin, document.text)
             return None
         if hits:
             self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
         self.funnel.passed("decontaminate", len(kept.utf8))
         return kept
-
-    def _reject(self, step: str, reason: str, document: Document) -> None:
-        self.funnel.steps[step].removed[reason] += 1
-        self.rejects.offer(step, reason, document.origin, document.text)
 
 
 def gate_file(work: Path) -> Path:

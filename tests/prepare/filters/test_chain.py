@@ -1,4 +1,4 @@
-"""Chain: filters in their order, up to the first objection; and what a source's tally says of it."""
+"""Chain: filters in their order, up to the first objection; and what a source's funnel says of it."""
 
 import random
 from typing import Any
@@ -12,9 +12,9 @@ from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.filters import load as loading
 from lit_pretrain.prepare.filters.chain import Chain, Outcome
 from lit_pretrain.prepare.filters.spec import FilterSpec
-from lit_pretrain.prepare.filters.tally import Tally
 from lit_pretrain.prepare.filters.verdict import Verdict
 from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.funnel import Funnel
 
 HERE = "made_for_the_tests"
 
@@ -107,19 +107,19 @@ TEXTS = st.lists(st.text(alphabet="xz a", min_size=1, max_size=9), max_size=30)
 
 
 @given(texts=TEXTS, cut=st.integers(0, 30))
-def test_tally(texts: list[str], cut: int) -> None:
+def test_funnel(texts: list[str], cut: int) -> None:
     filters = chain("without_z", "no_x", "count")
     outcomes = [filters(document(text)) for text in texts]
-    whole, parts = Tally(filters.names), [Tally(filters.names), Tally(filters.names)]
+    whole, parts = Funnel(filters.names), [Funnel(filters.names), Funnel(filters.names)]
     for place, outcome in enumerate(outcomes):
-        whole.add(outcome)
-        parts[place < cut].add(outcome)
-    parts[1].merge(parts[0])
-    assert parts[1].steps() == whole.steps(), "parts add up"
-    steps: dict[str, Any] = {step.name: step for step in whole.steps()}
+        whole.judged(filters.names, outcome)
+        parts[place < cut].judged(filters.names, outcome)
+    parts[1].add(parts[0].dump())
+    assert parts[1].record() == whole.record(), "parts add up"
+    steps: dict[str, Any] = {step.name: step for step in whole.record()}
     assert list(steps) == filters.names
     documents = len(texts)
-    for step in whole.steps():
+    for step in whole.record():
         assert step.documents == documents - sum(step.removed.values()), "what came in left or was removed"
         documents = step.documents
     kept = [outcome for outcome in outcomes if outcome.kept]
