@@ -64,7 +64,7 @@ def load(spec: FilterSpec) -> Callee:
         made = target(**_typed(spec, target)) if spec.class_path in OURS else target(**spec.init_args)
         if not callable(made):
             raise UserError(f"filters: objects of {spec.class_path} cannot be called; give the class a __call__(self, document, view)")
-        return made  # type: ignore[no-any-return]
+        return made
     if not callable(target):
         raise UserError(f"filters: {spec.class_path} is neither a class nor a function but a {type(target).__name__}")
     _check_names(spec, inspect.signature(target), skip=2)
