@@ -17,7 +17,7 @@ from lit_pretrain.prepare.filters.verdict import Verdict
 from lit_pretrain.prepare.filters.view import View
 
 if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier
+    from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
 
 
 class Language:
@@ -28,7 +28,8 @@ class Language:
     Args:
         keep: Codes of the languages to keep, mostly of two letters (en, de, pt; zxx: not a language, such as code or tables).
             Null: all of them, the language is only recorded.
-        min_score: Least probability of the best language, from 0 to 1. The default only removes what is a toss-up.
+        min_score: Least probability of the best language, from 0 to 1. Short texts score low: of 807 English documents of the Python
+            standard library that were recognised, 79 stayed below 0.5. The default asks for none.
         characters: How many are looked at, from the start of the text: half a millisecond for the default.
         languages: The languages to choose among; fewer are more accurate where the others cannot occur. Null: all.
 
@@ -40,7 +41,7 @@ class Language:
         self,
         *,
         keep: Optional[list[str]] = None,
-        min_score: float = 0.5,
+        min_score: float = 0.0,
         characters: int = 1000,
         languages: Optional[list[str]] = None,
     ) -> None:

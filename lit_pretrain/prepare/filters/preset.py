@@ -3,9 +3,9 @@
 FineWeb's recipe puts these sets one after the other; its config is
 
     filters:
-      - {class_path: Url, init_args: {datatrove_lists: true}}      # section 3.1; the same lists
-      - {class_path: Language, init_args: {keep: [en], min_score: 0.65}}  # section 3.1; there with fastText, whose scores differ
-      - gopher                                                      # section 3.3
+      - {class_path: Url, init_args: {datatrove_lists: true}}       # section 3.3, base filtering; the same lists
+      - {class_path: Language, init_args: {keep: [en]}}             # there with fastText, and a score of at least 0.65
+      - gopher                                                      # there, too
       - {class_path: C4, init_args: {terminal_punctuation: false}}  # section 3.5: all of C4's rules but this one
       - fineweb                                                     # section 3.6
 """
