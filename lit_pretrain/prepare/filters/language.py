@@ -17,7 +17,7 @@ from lit_pretrain.prepare.filters.verdict import Verdict
 from lit_pretrain.prepare.filters.view import View
 
 if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
+    from py3langid.langid import LanguageIdentifier
 
 
 class Language:
