@@ -1,0 +1,226 @@
+"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb 20] [--repeats 3] [filters dedup gate bpe encode whole]`.
+
+Figures are medians of CPU seconds of this process, so that what else the machine does counts little; datatrove's filters (extra
+`cluster`) take turns with ours on the same text. The text is the Python standard library and the packages installed beside it. `whole`
+runs `lit_pretrain prepare` with all steps in a process of its own and prints its peak memory.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.prepare.document import Document
+
+Jobs = dict[str, Callable[[], Any]]
+
+
+def texts(megabytes: float, suffixes: Sequence[str] = (".py", ".md", ".rst", ".txt")) -> list[Document]:
+    """Real text of this size: by name, so that it is the same on every run."""
+    found: list[Document] = []
+    size = 0
+    for place in ("stdlib", "purelib"):
+        root = Path(sysconfig.get_path(place))
+        for path in sorted(path for path in root.rglob("*") if path.suffix in suffixes and path.is_file()):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+            if text.strip():
+                found.append(Document(text, path.name))
+                size += len(text.encode())
+            if size >= megabytes * 1e6:
+                return found
+    return found
+
+
+def size_of(documents: Sequence[Document]) -> float:
+    """MB of UTF-8."""
+    return sum(len(document.utf8) for document in documents) / 1e6
+
+
+def race(jobs: Jobs, amount: float, unit: str, repeats: int) -> None:
+    """Runs the jobs in turn and prints each one's median rate."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            began = time.process_time()
+            job()
+            seconds[name].append(time.process_time() - began)
+    for name, spent in seconds.items():
+        median = statistics.median(spent)
+        print(f"  {name:<44} {amount / median:9.2f} {unit} per CPU-second   (median of {repeats}: {median:.2f} s)", flush=True)
+
+
+def bench_filters(megabytes: float, repeats: int) -> None:
+    """Our filters, and datatrove's with a white-space splitter."""
+    from datatrove.data import Document as TheirDocument
+    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    from lit_pretrain.prepare.filters.c4 import sentences
+    from lit_pretrain.prepare.filters.chain import Chain
+
+    class WhiteSpace(WordTokenizer):  # type: ignore[misc]
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            raise NotImplementedError
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:  # as many as ours has: C4 only counts them
+            return [(0, 0)] * sentences(text)
+
+    documents = texts(megabytes)
+    splitter = WhiteSpace()
+    classes = (GopherRepetitionFilter, GopherQualityFilter, C4QualityFilter, FineWebQualityFilter)
+    theirs = [each(language=splitter) for each in classes]
+    ours = Chain(["gopher", "c4", "fineweb"])
+    with_language = Chain(["gopher", "c4", "fineweb", "Language"])
+
+    def run_theirs() -> None:
+        for document in documents:
+            given = TheirDocument(text=document.text, id="")
+            for each in theirs:
+                if each.filter(given) is not True:
+                    break
+
+    jobs: Jobs = {
+        "gopher + c4 + fineweb, lit_pretrain": lambda: [ours(document) for document in documents],
+        "gopher + c4 + fineweb, datatrove": run_theirs,
+        "gopher + c4 + fineweb + language, lit_pretrain": lambda: [with_language(document) for document in documents],
+    }
+    race(jobs, size_of(documents), "MB", repeats)
+
+
+def bench_dedup(megabytes: float, repeats: int) -> None:
+    """Sketches, buckets, comparison."""
+    from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig
+    from lit_pretrain.prepare.dedup.run import deduplicate
+
+    documents = texts(megabytes)
+
+    def run(config: DedupConfig) -> None:
+        with tempfile.TemporaryDirectory() as work:
+            deduplicate([documents], config, Path(work))
+
+    jobs: Jobs = {
+        "exact": lambda: run(DedupConfig(near=None)),
+        "exact + near": lambda: run(DedupConfig()),
+        "exact + near + containment": lambda: run(DedupConfig(containment=ContainmentConfig())),
+    }
+    race(jobs, size_of(documents), "MB", repeats)
+
+
+def bench_gate(megabytes: float, repeats: int) -> None:
+    """13-grams against an index of 7,000 items."""
+    from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
+    from lit_pretrain.prepare.decontaminate.index import Index
+
+    documents = texts(megabytes)
+    words = " ".join(document.text for document in texts(4, (".rst", ".md"))).split()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "items.jsonl"
+        items = [" ".join(words[at * 40 : at * 40 + 40][::-1]) for at in range(7000)]
+        path.write_text("".join(json.dumps({"text": item}) + "\n" for item in items if item))
+        index = Index.build(DecontaminateConfig(against={"made": EvaluationSet(path=str(path))}))
+    race({"decontaminate": lambda: [index.check(document.text) for document in documents]}, size_of(documents), "MB", repeats)
+
+
+def bench_bpe(megabytes: float, repeats: int) -> None:
+    """BPE of 32,768 ids."""
+    from lit_pretrain.prepare import tokenize
+    from lit_pretrain.prepare.config import TokenizerConfig
+
+    documents = [document.text for document in texts(megabytes)]
+    size = sum(len(text.encode()) for text in documents) / 1e6
+    race(
+        {f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=32768))},
+        size,
+        "MB",
+        repeats,
+    )
+
+
+def bench_encode(megabytes: float, repeats: int) -> None:
+    """Encoding and storing."""
+    from lit_pretrain.prepare import tokenize
+    from lit_pretrain.prepare.config import TokenizerConfig
+    from lit_pretrain.prepare.shard import ShardWriter, assemble
+
+    documents = texts(megabytes)
+    tokenizer = tokenize.train([document.text for document in documents[:2000]], TokenizerConfig(vocab_size=16384))
+    count = sum(len(encoded.ids) for encoded in tokenize.encode(documents, tokenizer, "uint16"))
+
+    def store() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            writer = ShardWriter(Path(folder) / "part", part=0, dtype="uint16", chunk_tokens=8_000_000, vocab_size=tokenizer.vocab_size)
+            for encoded in tokenize.encode(documents, tokenizer, "uint16"):
+                writer.add(encoded.ids, origin=encoded.document.origin, utf8_bytes=len(encoded.document.utf8))
+            assemble(Path(folder) / "all", [(0, Path(folder) / "part", writer.close())], dtype="uint16", chunk_tokens=8_000_000)
+
+    race({"encode + shard": store}, count / 1e6, "M tokens", repeats)
+
+
+def bench_whole(megabytes: float, repeats: int) -> None:
+    """The command line with all steps, one worker: rate over everything, and peak memory."""
+    documents = texts(megabytes)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "text.jsonl"
+        with source.open("w") as file:
+            for document in documents:
+                file.write(json.dumps({"text": document.text}) + "\n")
+        config = {
+            "out": f"{folder}/out",
+            "sources": {"all": {"kind": "jsonl", "path": str(source)}},
+            "filters": ["gopher", "c4", "fineweb", "Language"],
+            "dedup": {"exact": True, "near": {}, "containment": {}, "lines": {}},
+            "tokenizer": {"vocab_size": 4096},  # little of code passes Gopher's rules
+            "workers": 1,
+        }
+        (Path(folder) / "config.yaml").write_text(json.dumps(config))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "lit_pretrain", "prepare", "--config", f"{folder}/config.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print("\n".join(f"  {line}" for line in done.stderr.splitlines()))
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    size = size_of(documents)
+    print(f"  {'all steps, one worker':<44} {size / spent:9.2f} MB per CPU-second   ({size:.0f} MB, peak {after.ru_maxrss / 1e6:.2f} GB)")
+
+
+BENCHES: dict[str, Callable[[float, int], None]] = {
+    "filters": bench_filters,
+    "dedup": bench_dedup,
+    "gate": bench_gate,
+    "bpe": bench_bpe,
+    "encode": bench_encode,
+    "whole": bench_whole,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; default all")
+    parser.add_argument("--mb", type=float, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHES):
+        parser.error(f"no such bench: {', '.join(sorted(unknown))}")
+    for name in options.names or BENCHES:
+        print(f"{name} ({options.mb:g} MB)", flush=True)
+        BENCHES[name](options.mb, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
