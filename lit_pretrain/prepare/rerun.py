@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.data.evaluation_set import content_sha256, read_records
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
@@ -24,7 +25,7 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]
     if not differences:
-        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config)]
+        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config), *_changed_exams(existing, config)]
     if differences:
         raise UserError(
             f"{out} was prepared otherwise:\n  "
@@ -53,6 +54,18 @@ def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[st
         given = tokenize.load(config.tokenizer)
         if given is not None and given.hash != existing.tokenizer.hash:
             yield f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here"
+
+
+def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Evaluation sets with other records than those that the data were held against."""
+    if config.decontaminate is None:
+        return
+    there = {record.name: record.content_sha256 for record in existing.gate}
+    for name, evaluation_set in config.decontaminate.against.items():
+        if Path(evaluation_set.path).expanduser().exists():
+            here = content_sha256(read_records(evaluation_set.path, evaluation_set.separator))
+            if here != there.get(name):
+                yield f"content of decontaminate.against.{name}: sha256 {there.get(name)} there, {here} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

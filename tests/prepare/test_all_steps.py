@@ -1,0 +1,167 @@
+"""Every step at once, through the command line: the funnel says what was planted, on any number of workers, and after any interruption."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_pretrain.data.manifest import Manifest, file_sha256
+from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
+from lit_pretrain.prepare.filters.view import View
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["sketch", "bucket", "group", "shingles", "decide", "lines", "repeated", "sample", "encode"]
+
+
+def passages(count: int) -> list[str]:
+    """Real English text, distinct, that passes the filter."""
+    text = " ".join(text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii())
+    found = text.split()
+    judge = GopherQuality()
+    chosen = []
+    for at in range(0, len(found), 120):
+        passage = " ".join(found[at : at + 120])
+        if judge(Document(passage, ""), View(passage)).keep:
+            chosen.append(passage)
+    return chosen[:count]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources of 130 and 60 passages, with 10 copies, 10 near copies, 5 leaks of an evaluation set, 7 texts of digits and a notice."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(5)
+    texts = passages(200)
+    web, books, items = texts[:130], texts[130:190], texts[190:200]
+    notice = "This page was printed by the people who own it."
+    copies = web[:10]
+    near = []
+    for text in web[10:20]:
+        words = text.split()
+        del words[rng.randrange(60)]
+        near.append(" ".join(words))
+    leaks = [f"{web[50 + n][:200]} {items[n]}" for n in range(5)]
+    numbers = [" ".join(str(rng.randrange(10**6)) for _ in range(100)) for _ in range(7)]
+    pages = [*web, *copies, *near, *leaks, *numbers]
+    for n in range(4):
+        lines = [json.dumps({"text": f"{page}\n{notice}" if page in web[:130] else page}) + "\n" for page in pages[n::4]]
+        (folder / f"web{n}.jsonl").write_text("".join(lines))
+    (folder / "books").mkdir()
+    for n, text in enumerate(books):
+        (folder / "books" / f"{n:02d}.txt").write_text(text)
+    (folder / "exam.jsonl").write_text("".join(json.dumps({"question": item}) + "\n" for item in items))
+    config = {
+        "sources": {
+            "web": {"kind": "jsonl", "path": str(folder), "glob": "web*.jsonl", "licence": "CC0-1.0", "filters": ["GopherQuality"]},
+            "books": {"kind": "text", "path": str(folder / "books")},
+        },
+        "dedup": {"exact": True, "near": {"threshold": 0.7}, "lines": {"min_words": 5}},
+        "decontaminate": {"against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}},
+        "tokenizer": {"vocab_size": 400},
+        "chunk_tokens": 4000,
+        "part_bytes": 20_000,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def command(corpus: Path, out: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "lit_pretrain", "prepare", "--config", str(corpus / "config.yaml"), f"--out={out}", *extra]
+
+
+def run(corpus: Path, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(corpus, out, *extra), capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "data"
+    done = run(corpus, out, "--workers=1")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_funnel_says_what_was_planted(finished: Path) -> None:
+    manifest = Manifest.load(finished)
+    web, books = (manifest.sources[name].funnel for name in ("web", "books"))
+    assert [step.name for step in web] == ["read", "GopherQuality", "decontaminate", "dedup", "lines", "store"]
+    assert [step.name for step in books] == ["read", "decontaminate", "dedup", "lines", "store"]
+    by_name = {step.name: step for step in web}
+    assert by_name["read"].documents == 130 + 10 + 10 + 5 + 7
+    assert sum(by_name["GopherQuality"].removed.values()) == 7
+    assert by_name["decontaminate"].removed == {"exam": 5}
+    assert by_name["dedup"].removed == {"exact": 10, "near": 10}
+    assert list(by_name["lines"].changed) == [f"lost {by_name['dedup'].documents - 1} lines"]
+    for steps, source in ((web, manifest.sources["web"]), (books, manifest.sources["books"])):
+        assert steps[-1].documents == sum(split.documents for split in source.splits.values())
+        assert steps[-1].bytes == sum(split.bytes for split in source.splits.values())
+        documents = steps[0].documents
+        for step in steps[1:]:
+            assert step.documents == documents - sum(step.removed.values())
+            documents = step.documents
+
+
+def test_the_reports_show_both_sides(finished: Path) -> None:
+    rejects = [json.loads(line) for line in (finished / "rejects.jsonl").read_text().splitlines()]
+    assert {(entry["source"], entry["step"]) for entry in rejects} >= {("web", "GopherQuality"), ("web", "decontaminate")}
+    assert all(entry["origin"].startswith("web") and entry["text"] for entry in rejects)
+    contamination = json.loads((finished / "contamination.json").read_text())
+    assert contamination["exam"]["documents"] == 5
+    (gate,) = Manifest.load(finished).gate
+    assert (gate.name, gate.items, gate.items_hit, gate.documents_hit, gate.clean) == ("exam", 10, 5, 5, True)
+    duplicates = json.loads((finished / "duplicates.json").read_text())
+    assert {reason: found["documents"] for reason, found in duplicates["removed"].items()} == {"exact": 10, "near": 10, "contained": 0}
+    assert duplicates["clusters"] == {"2": 20}
+    assert all(example["removed"]["origin"] != example["kept"]["origin"] for example in duplicates["examples"])
+
+
+def test_workers_do_not_show(corpus: Path, finished: Path, tmp_path: Path) -> None:
+    assert run(corpus, tmp_path / "data", "--workers=3").returncode == 0
+    assert tree(tmp_path / "data") == tree(finished)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_and_run_again(corpus: Path, finished: Path, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "data"
+    process = subprocess.Popen(command(corpus, out, "--workers=1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    begin = time.monotonic()
+    while not list(tmp_path.glob(f".data.partial/*-{stage}/*.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() - begin < 120
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    if not out.exists():  # else the last stage was quicker than the signal
+        done = run(corpus, out, "--workers=2")
+        assert done.returncode == 0, done.stderr
+        assert "going on with what an earlier run left" in done.stderr
+    assert tree(out) == tree(finished)
+
+
+def test_another_exam_is_another_dataset(corpus: Path, finished: Path, tmp_path: Path) -> None:
+    """The evaluation sets are part of what was asked for, by content."""
+    again = run(corpus, finished)
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+    before = (corpus / "exam.jsonl").read_text()
+    try:
+        (corpus / "exam.jsonl").write_text(
+            before + json.dumps({"question": "What is new here, and why was it not asked before today?"}) + "\n"
+        )
+        other = run(corpus, finished)
+    finally:
+        (corpus / "exam.jsonl").write_text(before)
+    assert other.returncode == 2
+    assert "content of decontaminate.against.exam" in other.stderr
