@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from lit_pretrain.data.manifest import Manifest, file_sha256
+from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
 from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.shard import chunk_offsets
 
 ROOT = Path(__file__).parents[2]
+NOTICE = "This page was printed by the people who own it."
 STAGES = ["sketch", "bucket", "group", "shingles", "decide", "lines", "repeated", "sample", "encode"]
 
 
@@ -42,7 +46,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(5)
     texts = passages(200)
     web, books, items = texts[:130], texts[130:190], texts[190:200]
-    notice = "This page was printed by the people who own it."
     copies = web[:10]
     near = []
     for text in web[10:20]:
@@ -53,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = [" ".join(str(rng.randrange(10**6)) for _ in range(100)) for _ in range(7)]
     pages = [*web, *copies, *near, *leaks, *numbers]
     for n in range(4):
-        lines = [json.dumps({"text": f"{page}\n{notice}" if page in web[:130] else page}) + "\n" for page in pages[n::4]]
+        lines = [json.dumps({"text": f"{page}\n{NOTICE}" if page in web[:130] else page}) + "\n" for page in pages[n::4]]
         (folder / f"web{n}.jsonl").write_text("".join(lines))
     (folder / "books").mkdir()
     for n, text in enumerate(books):
@@ -92,6 +95,13 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(corpus, out, "--workers=1")
     assert done.returncode == 0, done.stderr
     return out
+
+
+def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
+    """All stored text of a split."""
+    tokenizer = Tokenizer.load(out)
+    data = [(out / split / source / chunk.filename).read_bytes() for chunk in manifest.sources[source].splits[split].chunks]
+    return "".join(tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype)) for chunk in data)
 
 
 def test_the_funnel_says_what_was_planted(finished: Path) -> None:
