@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_pretrain.data.manifest import Manifest, file_sha256
+from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document import Document
@@ -22,6 +22,7 @@ from lit_pretrain.prepare.filters.view import View
 from lit_pretrain.prepare.shard import chunk_offsets
 
 ROOT = Path(__file__).parents[2]
+NOTICE = "This page was printed by the people who own it."
 NOTICE = "This page was printed by the people who own it."
 STAGES = ["sketch", "bucket", "group", "shingles", "decide", "lines", "repeated", "sample", "encode"]
 
@@ -95,6 +96,13 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(corpus, out, "--workers=1")
     assert done.returncode == 0, done.stderr
     return out
+
+
+def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
+    """All stored text of a split."""
+    tokenizer = Tokenizer.load(out)
+    data = [(out / split / source / chunk.filename).read_bytes() for chunk in manifest.sources[source].splits[split].chunks]
+    return "".join(tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype)) for chunk in data)
 
 
 def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
