@@ -105,13 +105,6 @@ def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
     return "".join(tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype)) for chunk in data)
 
 
-def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
-    """All stored text of a split."""
-    tokenizer = Tokenizer.load(out)
-    data = [(out / split / source / chunk.filename).read_bytes() for chunk in manifest.sources[source].splits[split].chunks]
-    return "".join(tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype)) for chunk in data)
-
-
 def test_the_funnel_says_what_was_planted(finished: Path) -> None:
     manifest = Manifest.load(finished)
     web, books = (manifest.sources[name].funnel for name in ("web", "books"))
