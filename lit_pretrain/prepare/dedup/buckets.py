@@ -40,8 +40,7 @@ def bucket(sketches: Sequence[Path], column: str, out: Path, config: DedupConfig
         assert config.containment is not None
         edges = _sample(sketches, config.containment.threshold)
     else:
-        band = int(column.removeprefix("band-"))
-        keys = np.concatenate([_load(path, "bands")[:, band] for path in sketches])
+        keys = np.concatenate([_load(path, column) for path in sketches])
         edges = star(keys, np.arange(len(keys)), keys != NO_KEY)
     save(out, {"edges": edges})
     return len(edges)

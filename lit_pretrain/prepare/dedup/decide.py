@@ -152,7 +152,8 @@ def _sketches_of(
             here = documents[(documents >= begin) & (documents < begin + count)] - begin
             if len(here):
                 exact.append(arrays["exact"][here])
-                bands.append(arrays["bands"][here])
+                columns = [arrays[name][here] for name in arrays.files if name.startswith("band-")]
+                bands.append(np.stack(columns, axis=1) if columns else np.empty((len(here), 0), np.uint64))
                 distinct.append(arrays["distinct"][here])
             begin += count
     return np.concatenate(exact), np.concatenate(bands), np.concatenate(distinct)

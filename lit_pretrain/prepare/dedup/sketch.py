@@ -35,8 +35,8 @@ def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int
 
     Args:
         documents: The part.
-        out: A .npz file, which appears whole. Arrays: exact [N, 2], bands [N, bands], distinct [N] (shingles of a document), bytes [N]
-            (UTF-8), sample [S] and sample_document [S] (sampled shingles, and whose they are).
+        out: A .npz file, which appears whole. Arrays: exact [N, 2], band-0 [N] and so on (each is read alone), distinct [N] (shingles of a
+            document), bytes [N] (UTF-8), sample [S] and sample_document [S] (sampled shingles, and whose they are).
         config: What is compared.
 
     Returns:
@@ -69,7 +69,7 @@ def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int
         out,
         {
             "exact": np.array(exact, dtype=np.uint64).reshape(-1, 2),
-            "bands": np.concatenate(keys) if config.near is not None else np.zeros((len(exact), 0), np.uint64),
+            **{f"band-{band}": column for band, column in enumerate(np.concatenate(keys).T)},
             "distinct": np.array(distinct, dtype=np.int64),
             "bytes": np.array(sizes, dtype=np.int64),
             "sample": np.concatenate(samples),
