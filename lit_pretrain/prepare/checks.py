@@ -10,7 +10,8 @@ def check_kind(where: str, config: Any, allowed: tuple[str, ...], needed: tuple[
     """Refuses a field that is set but belongs to another kind, and one that is missing."""
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
-        if spec.name not in (*allowed, *common) and value != spec.default:
+        default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+        if spec.name not in (*allowed, *common) and value != default:
             raise UserError(
                 f"{where}.{spec.name}={value!r} has no meaning for kind {config.kind}, which takes {', '.join((*allowed, *common))}"
             )

@@ -67,10 +67,12 @@ class PrepareConfig:
     """Most tokens in a chunk file: 16 MB at two bytes a token. A reader drops less than one row per chunk (0.01 % at T = 1024)."""
     max_document_bytes: int = 50_000_000
     """Largest document, in UTF-8 bytes; also bounds the memory."""
-    too_large: Literal["error", "truncate", "skip"] = "error"
-    """What to do with a larger one. What was truncated or skipped is counted in the manifest."""
-    errors: Literal["strict", "replace", "skip"] = "strict"
-    """What to do with text that is not UTF-8: stop, replace the bytes by U+FFFD, or skip the document. Counted in the manifest."""
+    too_large: Literal["truncate", "skip"] = "skip"
+    """What to do with a larger one: keep its beginning, or reject it. Counted in the manifest."""
+    errors: Literal["replace", "skip"] = "skip"
+    """What to do with text that is not UTF-8: replace the bytes by U+FFFD, or reject the document. Counted in the manifest."""
+    max_bad_fraction: float = 0.01
+    """Rejected records stop the run when they are more than this fraction of a source, as do unread bytes of damaged files. 0: any."""
     seed: int = 0
     """Of the hash that splits documents."""
     keep_rejects: int = 3
@@ -107,6 +109,8 @@ class PrepareConfig:
         for label, fraction in (("validation", self.splits.validation), ("test", self.splits.test)):
             if not 0 <= fraction < 1:
                 raise UserError(f"splits.{label}={fraction} must be a fraction of the documents: at least 0 and below 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"max_bad_fraction={self.max_bad_fraction} must be a fraction of the records: from 0 to 1")
         held_out = self.splits.validation + self.splits.test
         if held_out >= 1:
             raise UserError(f"splits.validation + splits.test = {held_out} leaves nothing to train on; they must sum to less than 1")
@@ -129,8 +133,10 @@ class PrepareConfig:
         return self.filters if own is None else own
 
     def identity(self) -> dict[str, Any]:
-        """What can change the data: every field but where it goes, who works on it, and what is kept for reading."""
+        """What can change the data: every field but where it goes, who works on it, when it stops, and how a store is reached."""
         fields = dataclasses.asdict(self)
-        for name in ("out", "workers", "engine", "ray", "slurm", "keep_rejects"):
+        for name in ("out", "workers", "engine", "ray", "slurm", "keep_rejects", "max_bad_fraction"):
             del fields[name]
+        for source in fields["sources"].values():
+            del source["storage_options"]  # may hold credentials, and the manifest is for others to read
         return fields

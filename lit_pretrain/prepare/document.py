@@ -13,9 +13,10 @@ class Document:
     text: str
     """What is encoded; never empty, and always encodable as UTF-8."""
     origin: str
-    """Where it came from, relative to the source: file, or file:row (jsonl: line from 1; parquet: row from 0; separator: from 1)."""
+    """Where it came from, relative to the source: file, or file:row (jsonl and separator: from 1; tables and
+    records of a WARC file: from 0)."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What else the source tells about it, by our names: url, id, language, date (see `SourceConfig.fields`)."""
+    """What else the source tells about it, by our names: url, id, language, date (see `SourceConfig.fields`), and title of a page."""
 
     @property
     def utf8(self) -> bytes:

@@ -30,7 +30,8 @@ def root() -> Path:
 def files(part: str) -> list[Path]:
     """The modules that a part is made of, by name, wherever the library lies.
 
-    `prose` is made of the same modules as `code`. What describes this machine rather than Python (build settings) is left out.
+    `prose` is made of the same modules as `code`, and of the file that holds the language reference. What describes this machine rather
+    than Python (build settings) is left out.
     """
     found: list[tuple[str, Path]] = []
     for directory, children, names in os.walk(root()):
@@ -40,13 +41,13 @@ def files(part: str) -> list[Path]:
             continue
         for name in names:
             origin = (relative / name).as_posix()
-            if name.endswith(".py") and not name.startswith("_sysconfigdata") and origin != _TOPICS:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata") and (origin != _TOPICS or part == "prose"):
                 found.append((origin, Path(directory, name)))
     return [path for _, path in sorted(found)]
 
 
 def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """(origin, text) of every document of a part. Files that are not text, as some test data, are left out."""
+    """(origin, text) of every document of some modules of a part. Files that are not text, as some test data, are left out."""
     for path in modules:
         origin = path.relative_to(root()).as_posix()
         source = _source(path)
@@ -54,13 +55,11 @@ def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
             continue
         if part != "prose":
             yield origin, source
+        elif origin == _TOPICS:
+            for topic, text in sorted(_topics(source).items()):
+                yield f"topic {topic}", text
         elif text := _docstrings(source):
             yield origin, text
-    if part == "prose":
-        from pydoc_data.topics import topics
-
-        for topic, text in sorted(topics.items()):
-            yield f"topic {topic}", text
 
 
 def _source(path: Path) -> str | None:
@@ -71,6 +70,15 @@ def _source(path: Path) -> str | None:
         return data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError):
         return None
+
+
+def _topics(source: str) -> dict[str, str]:
+    """The dictionary that the module of the language reference consists of."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            topics: dict[str, str] = ast.literal_eval(node.value)
+            return topics
+    return {}
 
 
 @functools.cache  # two passes read the corpus: the result is 2 MB, parsing takes 2 s

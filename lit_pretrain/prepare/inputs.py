@@ -2,80 +2,191 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare.remote import hub_files, is_remote, s3_objects, url_bytes
 from lit_pretrain.prepare.source import SourceConfig
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-"""Suffixes of files that are unpacked as they are read, and the name of their format."""
+PACKED = (".gz", ".zst", ".bz2")
+"""Suffixes of files that are unpacked as they are read."""
+
+
+def _packed_or_not(*suffixes: str) -> tuple[str, ...]:
+    return tuple(f"{suffix}{packed}" for suffix in suffixes for packed in ("", *PACKED))
+
+
 _SUFFIXES = {
-    "text": tuple(f".txt{packed}" for packed in ("", *COMPRESSIONS)),
-    "jsonl": tuple(f".jsonl{packed}" for packed in ("", *COMPRESSIONS)),
+    "text": _packed_or_not(".txt", ".md"),
+    "html": _packed_or_not(".html", ".htm"),
+    "jsonl": _packed_or_not(".jsonl"),
     "parquet": (".parquet",),
+    "dataset": (".arrow",),
+    "warc": _packed_or_not(".warc", ".wet"),
 }
 """Which files of a directory are read where the source has no `glob`."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a source."""
+    """One file of a source; can be read without the others, so that any slice of a source's files is a task of its own."""
 
     name: str
-    """Relative to the source's base."""
+    """Relative to the source's base, with forward slashes; begins the origins of its documents."""
     location: str
-    """Its path."""
+    """Path or address."""
     bytes: int
-    """On disk."""
+    """As it is stored, packed."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The files of a source."""
 
-    base: Path
-    """What origins are relative to."""
+    base: str
+    """What names are relative to: a directory or an address; empty where several paths have nothing in common."""
     files: tuple[InputFile, ...]
-    """In reading order."""
+    """In reading order: sorted by name."""
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """As stored, all files together."""
         return sum(file.bytes for file in self.files)
 
 
 def find(name: str, source: SourceConfig) -> Inputs:
-    """Lists the files of a source, sorted by name.
+    """Lists the files of a source, sorted by name. A dataset on the hub is downloaded to the cache of `datasets` for that.
 
     Raises:
-        UserError: There are none, or the path does not exist.
+        UserError: There are none, a path does not exist, or an address cannot be reached.
     """
     if source.kind == "embedded":
         assert source.part is not None
-        return _inputs(embedded.root(), embedded.files(source.part))
-    assert source.path is not None
-    path = Path(source.path).expanduser()
+        return _inputs(name, [(str(embedded.root()), _local(embedded.files(source.part)))])
+    if source.hub is not None:
+        assert source.split is not None
+        files = hub_files(f"sources.{name}", source.hub, subset=source.subset, split=source.split, revision=source.revision)
+        return _inputs(name, [(str(files[0].parent), _local(files))])
+    return _inputs(name, [_find(f"sources.{name}", path, source) for path in source.paths])
+
+
+_Found = tuple[str, list[tuple[str, int]]]
+"""A base, and the location and size of each file below it."""
+
+
+def _find(where: str, path: str, source: SourceConfig) -> _Found:
+    """The files of one entry of `path`."""
+    if path.startswith("s3://"):
+        return _in_bucket(where, path, source)
+    if path.startswith(("http://", "https://")):
+        if path.endswith("/") or source.glob is not None:
+            raise UserError(
+                f"{where}.path: {path} is a folder of a web server, which cannot be listed; give the addresses of its files as a list"
+            )
+        return path.rpartition("/")[0], [(path, url_bytes(path))]
+    if is_remote(path):
+        raise UserError(f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local path")
+    return _on_disk(where, Path(path).expanduser(), source)
+
+
+def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
+    """A file, or those of a directory."""
     if path.is_file():
-        return _inputs(path.parent, [path])
+        return str(path.parent), _local([path])
     if not path.is_dir():
-        raise UserError(f"sources.{name}.path: {path} does not exist (relative paths start at {Path.cwd()})")
+        raise UserError(f"{where}.path: {path} does not exist (relative paths start at {Path.cwd()})")
+    if source.kind == "dataset" and source.glob is None:
+        return _saved_dataset(where, path, source.split)
     try:
-        found = sorted(
-            (file for file in path.glob(source.glob or "**/*") if file.is_file()), key=lambda file: file.relative_to(path).as_posix()
-        )
+        found = [file for file in path.glob(source.glob or "**/*") if file.is_file()]
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"sources.{name}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
+        raise UserError(f"{where}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
     if source.glob is None:
         found = [file for file in found if file.name.endswith(_SUFFIXES[source.kind])]
+    _check_any(where, str(path), found, source)
+    return str(path), _local(found)
+
+
+def _saved_dataset(where: str, path: Path, split: str | None) -> _Found:
+    """The files that `save_to_disk` wrote, as its state names them: a cache may lie beside them."""
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        if split not in names:
+            raise UserError(f"{where}: {path} has the splits {', '.join(names)}; set `split` to one of them (it is {split!r})")
+        path /= str(split)
+    elif split is not None:
+        raise UserError(f"{where}.split={split!r}, but {path} was saved without splits; leave it out")
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        files = [path / entry["filename"] for entry in state["_data_files"]]
+        return str(path), _local(files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}.path: {path} is not a dataset as `save_to_disk` writes it ({error}); for a folder of tables use kind parquet"
+        ) from None
+
+
+def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
+    """An object, or those below a prefix."""
+    base = path.rstrip("/")
+    if source.kind == "dataset" and source.split is not None:
+        base += f"/{source.split}"
+    listed = s3_objects(base, source.storage_options)
+    if base == path and dict(listed).get(base) is not None:
+        return base.rpartition("/")[0], [(base, dict(listed)[base])]
+    below = [(location, size) for location, size in listed if location.startswith(f"{base}/") and not location.endswith("/")]
+    fits: Callable[[str], Any] = re.compile(_regex(source.glob)).fullmatch if source.glob else lambda n: n.endswith(_SUFFIXES[source.kind])
+    found = [(location, size) for location, size in below if fits(location[len(base) + 1 :])]
+    _check_any(where, base, found, source)
+    return base, found
+
+
+def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) -> None:
+    """A directory without any file to read is a mistake."""
     if not found:
         wanted = f"matches {source.glob!r}" if source.glob else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
-        raise UserError(f"sources.{name}: no file below {path} {wanted}; set `glob`, or correct `path`")
-    return _inputs(path, found)
+        raise UserError(f"{where}: no file below {base} {wanted}; set `glob`, or correct `path`")
 
 
-def _inputs(base: Path, files: list[Path]) -> Inputs:
+def _regex(pattern: str) -> str:
+    """A pattern of `Path.glob` as a regular expression, for names that are not on this disk."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(parts.get(token, re.escape(token)) for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", pattern))
+
+
+def _local(files: Iterable[Path]) -> list[tuple[str, int]]:
     """With their size."""
-    found = (InputFile(file.relative_to(base).as_posix(), str(file), file.stat().st_size) for file in files)
-    return Inputs(base=base, files=tuple(found))
+    return [(str(file), file.stat().st_size) for file in files]
+
+
+def _inputs(name: str, found: list[_Found]) -> Inputs:
+    """Names relative to what all entries have in common, sorted; each file once."""
+    base = _common([entry for entry, _ in found])
+    files: dict[str, InputFile] = {}
+    for location, size in (file for _, entry in found for file in entry):
+        if location in files:
+            raise UserError(f"sources.{name}.path: {location} is listed twice; each file must be named once")
+        relative = location.removeprefix(base).lstrip("/")
+        # A file's name may be no UTF-8; origins are written as such.
+        files[location] = InputFile(relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), location, size)
+    return Inputs(base=base, files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location))))
+
+
+def _common(bases: list[str]) -> str:
+    """The longest directory that holds all; empty where there is none."""
+    if len(bases) == 1:
+        return bases[0]
+    parts: list[str] = []
+    for level in zip(*(base.split("/") for base in bases), strict=False):
+        if len(set(level)) > 1:
+            break
+        parts.append(level[0])
+    common = "/".join(parts)
+    return "" if common.endswith((":", ":/")) else common

@@ -45,7 +45,7 @@ from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents, read_some
 from lit_pretrain.prepare.survivors import all_removed, clean_file
-from lit_pretrain.prepare.tasks.clean import CleanTask, gate_file
+from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file
 from lit_pretrain.prepare.tasks.compare import (
     BucketTask,
     Comparison,
@@ -117,8 +117,7 @@ class _Preparation:
         dataset.mkdir(exist_ok=True)
         if self._index is not None:
             self._index.save(gate_file(work))
-        bases = {name: found.base for name, found in self._inputs.items()}
-        self._clean = self._do("clean", "read and clean", CleanTask(config, parts, bases, work), [part.bytes for part in parts])
+        self._clean = self._do("clean", "read and clean", CleanTask(config, parts, work), [part.bytes for part in parts])
         self._left = [result["funnel"][-1]["bytes"] for result in self._clean]
         counts = [result["funnel"][-1]["documents"] for result in self._clean]
         self._begins = tuple(itertools.accumulate(counts[:-1], initial=0))
@@ -217,6 +216,8 @@ class _Preparation:
     def _check_documents(self) -> None:
         """Refuses a source that nothing is left of."""
         for name in self._inputs:
+            mine = [result for part, result in zip(self._parts, self._clean, strict=True) if part.source == name]
+            check_read(name, mine, self._config.max_bad_fraction)
             steps = self._funnel(name).record()
             if not steps[-1].documents:
                 left = ", ".join(f"{count:,} {reason}" for step in steps for reason, count in step.removed.items()) or "it has no rows"
@@ -288,7 +289,7 @@ class _Preparation:
             licence=source.licence,
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
-            path=source.path,
+            path=None if source.kind == "embedded" else self._inputs[name].base,
             funnel=funnel.record(),
             splits=splits,
         )

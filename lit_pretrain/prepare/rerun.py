@@ -12,6 +12,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.inputs import find
+from lit_pretrain.prepare.remote import is_remote
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
@@ -37,7 +38,7 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
 def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
     """Sources whose files are others than those that were read, by number and size. Raw text may be gone: the dataset is complete."""
     for name, source in config.sources.items():
-        if source.path is not None and not Path(source.path).expanduser().exists():
+        if source.hub is not None or any(is_remote(path) or not Path(path).expanduser().exists() for path in source.paths):
             continue
         found = find(name, source)
         record = existing.sources.get(name)

@@ -26,7 +26,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "site-packages/pip/__init__.py": b"x = 1\n",
         "config-3.11-x86/python-config.py": b"x = 1\n",
         "_sysconfigdata__linux.py": b"x = 1\n",
-        "pydoc_data/topics.py": b"topics = {}\n",
+        "pydoc_data/topics.py": b"topics = {'with': 'The \"with\" statement is used.'}\n",
         "data.txt": b"no module\n",
         "syntax.py": b"def f(:\n",
     }.items():
@@ -66,7 +66,7 @@ def test_a_distribution_without_tests_has_none(library: Path) -> None:
 def test_this_python() -> None:
     code, tests = embedded.files("code"), embedded.files("tests")
     assert not set(code) & set(tests)
-    assert embedded.files("prose") == code
+    assert [path for path in embedded.files("prose") if path.name != "topics.py"] == code
     assert {"json/decoder.py", "ast.py"} <= {path.relative_to(embedded.root()).as_posix() for path in code}
     assert not any("site-packages" in path.parts for path in [*code, *tests])
     some = [path for path in code if path.parent.name == "json"]

@@ -40,7 +40,7 @@ def corpus(tmp_path: Path) -> Path:
 def config(corpus: Path, out: str = "data", **changes: Any) -> PrepareConfig:
     sources = {
         "story": SourceConfig(kind="text", path=str(corpus / "story"), licence="CC0-1.0", origin="made for a test"),
-        "code": SourceConfig(kind="jsonl", path=str(corpus / "code.jsonl"), text_field="content"),
+        "code": SourceConfig(kind="jsonl", path=str(corpus / "code.jsonl"), fields={"text": "content"}),
     }
     fields: dict[str, Any] = {
         "out": str(corpus / out),
@@ -270,8 +270,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no part": ({"sources": {"a": SourceConfig(kind="embedded")}}, r"sources\.a is of kind embedded and needs `part`"),
     "no path": ({"sources": {"a": SourceConfig(kind="text")}}, r"sources\.a is of kind text and needs `path`"),
     "field of another kind": (
-        {"sources": {"a": SourceConfig(kind="text", path="x", text_field="body")}},
-        r"sources\.a\.text_field='body' has no meaning for kind text, which takes path, glob, separator",
+        {"sources": {"a": SourceConfig(kind="text", path="x", fields={"text": "body"})}},
+        r"sources\.a\.fields=\{'text': 'body'\} has no meaning for kind text, which takes path, glob",
     ),
     "empty separator": ({"sources": {"a": SourceConfig(kind="text", path="x", separator="")}}, "separator is empty"),
     "tokenizer without path": ({"tokenizer": TokenizerConfig(kind="file")}, "tokenizer is of kind file and needs `path`"),
@@ -284,7 +284,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "workers": ({"workers": 0}, "workers=0 must lie between"),
     "vocabulary too small": ({"tokenizer": TokenizerConfig(vocab_size=256)}, "256 bytes, 4 special tokens"),
     "vocabulary too large": ({"tokenizer": TokenizerConfig(vocab_size=60_000)}, "vocab_size=60000 is too large for this text"),
-    "document too large": ({"max_document_bytes": 100}, r"\.txt is larger than max_document_bytes=100"),
+    "document too large": ({"max_document_bytes": 100}, r"too_large, the first in part0/003\.txt: larger than max_document_bytes=100"),
 }
 
 
@@ -311,7 +311,10 @@ def test_mistakes_in_the_input(corpus: Path) -> None:
     with pytest.raises(UserError, match=r"sources\.only holds no document \(1 empty\)"):
         prepare(config(corpus, sources={"only": only}))
     (corpus / "code.jsonl").write_text('{"content": "fine"}\n{"text": "not"}\n')
-    with pytest.raises(UserError, match=r"code\.jsonl:2 has no field 'content'; it has 'text'"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 2 records .* more than max_bad_fraction=0\.01 allows:\n  1 missing_field, the first in code\.jsonl:2: .*content",
+    ):
         prepare(config(corpus))
     (corpus / "data").mkdir()
     (corpus / "data" / "precious.txt").write_text("mine")

@@ -137,9 +137,9 @@ def test_second_run_says_that_there_is_nothing_to_do(corpus: Path, finished: Pat
     [
         (["--tokenizer.vocab_siz=300"], "tokenizer.vocab_siz"),
         (["--sources.mine.pth=x", "--sources.mine.kind=text"], "'pth' is not accepted"),
-        (["--sources.mine.kind=txt"], "'embedded', 'text', 'jsonl', 'parquet'"),
+        (["--sources.mine.kind=txt"], "'jsonl', 'parquet', 'dataset', 'warc'"),
         (["--splits.validation=-1"], "splits.validation=-1.0 must be a fraction"),
-        (["--errors=ignore"], "'strict', 'replace', 'skip'"),
+        (["--errors=ignore"], "'replace', 'skip'"),
     ],
 )
 def test_mistakes_exit_with_2_and_a_hint(tmp_path: Path, extra: list[str], message: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,8 @@ from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.funnel import Funnel
-from lit_pretrain.prepare.inputs import Inputs
 from lit_pretrain.prepare.parts import Part
-from lit_pretrain.prepare.read import Reader
+from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy, check_bad
 from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.store import DocumentWriter
 from lit_pretrain.prepare.survivors import clean_file
@@ -27,25 +29,35 @@ class CleanTask:
 
     config: PrepareConfig
     parts: tuple[Part, ...]
-    bases: dict[str, Path]
     work: Path
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
         """Writes clean/<number>.parquet; returns the funnel of the part, samples of what it left behind, and hits of evaluation sets."""
         part = self.parts[number]
         pass_ = _Pass(self.config, part.source, self.work)
-        reader = Reader(self.config.sources[part.source], Inputs(self.bases[part.source], part.files), self.config)
+        config = self.config
+        policy = ReadPolicy(config.errors, config.too_large, config.max_document_bytes)
+        reader = Reader(config.sources[part.source], part.files, policy, self.work / "fetched" / f"{number:05d}")
         with DocumentWriter(clean_file(self.work, number)) as writer:
             for document in reader:
+                if isinstance(document, BadRecord):
+                    pass_.rejects.offer("read", document.reason, document.origin, f"{document.detail}\n{document.excerpt}".strip())
+                    continue
                 size = len(document.utf8)
                 pass_.funnel.passed("read", size)
                 if (kept := pass_.judge(document)) is not None:
                     writer.add(kept)
                 advance(size)
         read = pass_.funnel.steps["read"]
-        read.removed.update(reader.skipped)
-        read.changed.update(reader.changed)
-        return {"funnel": pass_.funnel.dump(), "rejects": pass_.rejects.dump(), "gate": pass_.tally.to_json()}
+        read.removed.update(reader.counts.removed)
+        read.changed.update(reader.counts.changed)
+        return {
+            "funnel": pass_.funnel.dump(),
+            "rejects": pass_.rejects.dump(),
+            "gate": pass_.tally.to_json(),
+            "read": {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(reader.counts).items()},
+            "bad": {reason: dataclasses.asdict(record) for reason, record in reader.examples.items()},
+        }
 
 
 class _Pass:
@@ -85,6 +97,27 @@ class _Pass:
             self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
         self.funnel.passed("decontaminate", len(kept.utf8))
         return kept
+
+
+def check_read(name: str, results: Iterable[dict[str, Any]], limit: float) -> None:
+    """Refuses a source too much of which could not be used.
+
+    Args:
+        name: The source's.
+        results: Of its parts, in order.
+        limit: `max_bad_fraction`.
+
+    Raises:
+        UserError: More is bad.
+    """
+    counts = ReadCounts()
+    examples: dict[str, BadRecord] = {}
+    for result in results:
+        raw = result["read"]
+        counts += ReadCounts(**{**raw, **{name: Counter(raw[name]) for name in ("empty", "bad", "changed")}})
+        for reason, record in result["bad"].items():
+            examples.setdefault(reason, BadRecord(**record))
+    check_bad(name, counts, examples, limit)
 
 
 def gate_file(work: Path) -> Path:

@@ -30,7 +30,7 @@ def test_ray(prepare: Prepare, texts: Path, local: Path, tmp_path: Path) -> None
 def test_a_task_that_fails_on_ray_is_an_error(prepare: Prepare, texts: Path, tmp_path: Path) -> None:
     """Ray's executor itself ends with 0 in this case."""
     (tmp_path / "texts").symlink_to(texts)
-    done = prepare(tmp_path / "texts", tmp_path / "data", "--engine=ray", "--workers=2", "--max_document_bytes=5500", "--too_large=error")
+    done = prepare(tmp_path / "texts", tmp_path / "data", "--engine=ray", "--workers=2", "--max_document_bytes=5500")
     assert done.returncode == 2
     assert "is larger than max_document_bytes=5,500" in done.stderr
     assert "Traceback" not in done.stderr
