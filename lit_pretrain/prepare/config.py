@@ -10,6 +10,7 @@ from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
 from lit_pretrain.prepare.dedup.config import DedupConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.spec import FilterEntry
+from lit_pretrain.prepare.pii.config import PiiConfig
 from lit_pretrain.prepare.source import SourceConfig
 
 MAX_CHUNK_TOKENS = 2**29 - 1
@@ -59,6 +60,8 @@ class PrepareConfig:
     `filters` replace them."""
     dedup: Optional[DedupConfig] = None
     """Which documents say what others said before. Null: all stay."""
+    pii: Optional[PiiConfig] = None
+    """Which personal data are replaced; `pii: {}` for all kinds. Null: none."""
     decontaminate: Optional[DecontaminateConfig] = None
     """Evaluation sets that no document may hold. Null: none is checked, and `evaluate` will say so."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -99,6 +102,8 @@ class PrepareConfig:
         for name, source in self.sources.items():
             source.validate(name)
             Chain(self.filters_of(name))
+        if self.pii is not None:
+            self.pii.validate()
         if self.dedup is not None:
             self.dedup.validate()
         if self.decontaminate is not None:

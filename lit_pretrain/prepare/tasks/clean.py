@@ -17,6 +17,7 @@ from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.funnel import Funnel
 from lit_pretrain.prepare.parts import Part
+from lit_pretrain.prepare.pii.redact import Redactor
 from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy, check_bad
 from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.store import DocumentWriter
@@ -25,7 +26,7 @@ from lit_pretrain.prepare.survivors import clean_file
 
 @dataclass(frozen=True)
 class CleanTask:
-    """Reads one part: read → filters → decontaminate."""
+    """Reads one part: read → filters → decontaminate → pii."""
 
     config: PrepareConfig
     parts: tuple[Part, ...]
@@ -68,7 +69,9 @@ class _Pass:
         self._config = config
         self._chain = Chain(config.filters_of(source))
         self._index = None if config.decontaminate is None else Index.load(gate_file(work))
-        self.funnel = Funnel(["read", *self._chain.names, *(["decontaminate"] if self._index else [])])
+        self._redactor = None if config.pii is None else Redactor(config.pii)
+        later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
+        self.funnel = Funnel(["read", *self._chain.names, *later])
         self.rejects = Rejects(config.keep_rejects)
         self.tally = Tally()
 
@@ -79,7 +82,8 @@ class _Pass:
         if not outcome.kept:
             self.rejects.offer(outcome.removed_by, outcome.reason, outcome.document.origin, outcome.document.text)
             return None
-        return self._decontaminate(outcome.document)
+        kept = self._decontaminate(outcome.document)
+        return None if kept is None else self._redact(kept)
 
     def _decontaminate(self, document: Document) -> Document | None:
         if self._index is None:
@@ -97,6 +101,17 @@ class _Pass:
             self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
         self.funnel.passed("decontaminate", len(kept.utf8))
         return kept
+
+    def _redact(self, document: Document) -> Document:
+        if self._redactor is None:
+            return document
+        text, counts = self._redactor(document.text)
+        for kind in counts:
+            self.funnel.steps["pii"].changed[f"with {kind}"] += 1
+        if counts:
+            document = dataclasses.replace(document, text=text)
+        self.funnel.passed("pii", len(document.utf8))
+        return document
 
 
 def check_read(name: str, results: Iterable[dict[str, Any]], limit: float) -> None:
