@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import ssl
 import tempfile
 import time
 import urllib.error
@@ -90,7 +91,10 @@ def local_copy(location: str, size: int, *, scratch: Path, storage_options: Mapp
     handle, path = tempfile.mkstemp(suffix=suffix, dir=scratch)
     os.close(handle)
     try:
-        _attempts(location, "fetch", lambda: _fetch(location, size, Path(path), storage_options))
+        try:
+            _attempts(location, "fetch", lambda: _fetch(location, size, Path(path), storage_options))
+        except OSError as error:  # of this disk: the network's are told by then
+            raise UserError(f"cannot store a copy of {location} below {scratch}: {error.strerror or error}") from None
         yield Path(path)
     finally:
         Path(path).unlink(missing_ok=True)
@@ -152,7 +156,7 @@ def _attempts(address: str, verb: str, do: Callable[[], _T]) -> _T:
 
 def _is_transfer(error: Exception) -> bool:
     """Whether it comes from the network or a store rather than from this disk or this program."""
-    if isinstance(error, (_Broken, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError)):
+    if isinstance(error, (_Broken, http.client.HTTPException, urllib.error.URLError, ssl.SSLError, ConnectionError, TimeoutError)):
         return True
     return type(error).__module__.split(".")[0] in ("botocore", "boto3", "urllib3")
 

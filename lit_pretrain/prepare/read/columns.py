@@ -115,9 +115,11 @@ def _as_bytes(batch: Any, path: list[str]) -> Any:
     import pyarrow
 
     values = _column(batch, path)
-    return (
-        values.cast(pyarrow.string()).cast(pyarrow.large_binary()) if values.type == pyarrow.null() else values.cast(pyarrow.large_binary())
-    )
+    if values.type == pyarrow.null():
+        values = values.cast(pyarrow.string())
+    values = values.cast(pyarrow.large_binary())
+    values.validate(full=True)  # an Arrow file has no checksums, and a wrong offset would end the process
+    return values
 
 
 def _values(batch: Any, path: list[str]) -> list[Any]:

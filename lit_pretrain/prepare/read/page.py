@@ -36,10 +36,14 @@ def main_text(page: bytes, charset: str | None = None) -> tuple[str, str | None]
 
 
 def _decoded(page: bytes, charset: str | None) -> str | bytes:
-    """By the first declaration that is true; else the bytes, for trafilatura to guess."""
+    """As UTF-8 where it is that, for pages in UTF-8 that declare Latin-1 are common and the reverse is not seen; else by the first
+    declaration that is true; else the bytes, for trafilatura to guess.
+    """
     declared = [charset] if charset else []
     if found := _META.search(page, 0, 4096):
         declared.append(found.group(1).decode("ascii", "replace"))
+    if not page.isascii():  # ASCII bytes may be an encoding with escapes, such as ISO-2022-JP
+        declared.insert(0, "utf-8-sig")
     for label in declared:
         try:
             return page.decode(_WINDOWS.get(label.lower(), label))

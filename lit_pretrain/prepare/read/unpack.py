@@ -69,6 +69,7 @@ class _Unpacked(io.RawIOBase):
         self._size = os.fstat(file.fileno()).st_size
         self._member: Any = None  # None between members
         self._members = 0
+        self._padded = False
         self._packed = b""
         self._ready = memoryview(b"")
         self.position = 0
@@ -95,9 +96,11 @@ class _Unpacked(io.RawIOBase):
                 raise Damaged("the file ends too early" if self._size else "the file is empty", self._size - self.position)
             return False
         if self._member is None:
-            if self._members and not packed.strip(b"\0"):  # padding, which gzip allows
-                self.position += len(packed)
+            if self._members and self._start is _gzip and not packed.strip(b"\0"):  # padding, which gzip allows at the end
+                self._padded = True
                 return True
+            if self._padded:  # a hole: what stood there is lost
+                raise Damaged("zeros between packed data", self._size - self.position)
             self._member = self._start()
             self._members += 1
         try:

@@ -35,6 +35,8 @@ def records(path: Path, name: str, source: SourceConfig, policy: ReadPolicy) -> 
         number = -1
         try:
             for number, record in enumerate(archive):
+                if record.rec_headers.get_header("Content-Length") is None:
+                    raise Damaged(f"record {number} has no Content-Length", unread(file, path))
                 found = _record(record, f"{name}:{number}", policy)
                 while record.raw_stream.read(1 << 16):
                     pass

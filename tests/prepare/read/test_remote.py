@@ -1,0 +1,245 @@
+"""Remote input: read as if it lay here, fetched whole or not at all, and named where it cannot be had."""
+
+import gzip
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare import remote
+from lit_pretrain.prepare.inputs import InputFile, find
+from lit_pretrain.prepare.read import Reader, ReadPolicy
+from lit_pretrain.prepare.source import SourceConfig
+
+ROWS = [f"row {n} {n * 7919 % 10007}" for n in range(2000)]
+BODY = "".join(json.dumps({"text": row}) + "\n" for row in ROWS).encode()
+BUCKET = "raw"
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0, 0.0))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+# ---------------------------------------------------------------------- a web server
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """What it does is the first part of the path, and how often it did not work yet is counted."""
+
+    daemon_threads = True
+    asked: dict[str, int]
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1]
+        count = self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
+        body = gzip.compress(BODY) if self.path.endswith(".gz") else BODY
+        status = {"missing": 404, "busy": 503 if count in (1, 2, 4) else 200, "forbidden": 403, "down": 500}.get(kind, 200)
+        self.send_response(status)
+        if kind != "endless":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        # The first request asks for the size.
+        if kind == "broken" or (kind == "flaky" and count in (2, 3)):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif status == 200:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.asked = {}
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def address(server: Server, path: str) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/{path}"
+
+
+def test_files_of_a_web_server(server: Server, read: Any) -> None:
+    assert read("jsonl", address(server, "files/a.jsonl?download=true")).texts == ROWS
+    found = read("jsonl", [address(server, "files/y/b.jsonl.gz"), address(server, "files/x/b.jsonl")])
+    assert found.texts == ROWS * 2
+    assert (found.origins[0], found.origins[-1]) == ("x/b.jsonl:1", "y/b.jsonl.gz:2000")
+
+
+@pytest.mark.parametrize("kind", ["flaky", "busy"])
+def test_what_passes_is_tried_again(server: Server, read: Any, kind: str) -> None:
+    assert read("jsonl", address(server, f"{kind}/a.jsonl")).texts == ROWS
+    assert server.asked[f"/{kind}/a.jsonl"] == {"flaky": 4, "busy": 5}[kind]
+
+
+def test_a_connection_that_always_breaks_is_an_error_and_no_half_file(server: Server, tmp_path: Path) -> None:
+    source = SourceConfig(kind="jsonl", path=address(server, "broken/a.jsonl"))
+    reader = Reader(source, find("mine", source).files, ReadPolicy(), tmp_path / "scratch")
+    with pytest.raises(UserError, match=rf"cannot fetch http://.*/broken/a\.jsonl: {len(BODY) // 2:,} bytes came where {len(BODY):,} were"):
+        list(reader)
+    assert reader.counts.records == 0
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(("kind", "times", "cause"), [("missing", 1, "404"), ("forbidden", 1, "403"), ("down", 4, "500")])
+def test_a_file_that_is_not_there_is_said(server: Server, kind: str, times: int, cause: str) -> None:
+    url = address(server, f"{kind}/a.jsonl")
+    with pytest.raises(UserError, match=rf"cannot fetch {url}: HTTP Error {cause}") as caught:
+        find("mine", SourceConfig(kind="jsonl", path=url))
+    assert server.asked[f"/{kind}/a.jsonl"] == times
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_does_not_say_the_size_is_refused(server: Server) -> None:
+    with pytest.raises(UserError, match="does not say how large the file is"):
+        find("mine", SourceConfig(kind="jsonl", path=address(server, "endless/a.jsonl")))
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(UserError, match=r"cannot fetch http://127\.0\.0\.1:\d+/a\.jsonl: .*refused"):
+        find("mine", SourceConfig(kind="jsonl", path=f"http://127.0.0.1:{port}/a.jsonl"))
+
+
+def test_a_file_that_changed_since_it_was_listed_is_not_read(server: Server, tmp_path: Path) -> None:
+    url = address(server, "files/a.jsonl")
+    for size in (len(BODY) - 1, len(BODY) + 1):
+        reader = Reader(SourceConfig(kind="jsonl", path=url), [InputFile("a.jsonl", url, size)], ReadPolicy(), tmp_path)
+        with pytest.raises(UserError, match="were listed"):
+            list(reader)
+
+
+def test_a_full_disk_is_not_taken_for_the_network(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = address(server, "files/a.jsonl")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"a\.jsonl.*No space left on device"):
+        list(Reader(SourceConfig(kind="jsonl", path=url), [InputFile("a.jsonl", url, len(BODY))], ReadPolicy(), tmp_path))
+    assert server.asked == {"/files/a.jsonl": 1}
+
+
+# ---------------------------------------------------------------------- an object store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client of an S3 server on this machine, and the options that reach it."""
+    pytest.importorskip("moto.server")
+    import boto3
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    log = tmp_path_factory.mktemp("moto") / "log"
+    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{port}",
+        "aws_access_key_id": "a",
+        "aws_secret_access_key": "b",
+        "region_name": "us-east-1",
+    }
+    with log.open("wb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=file, stderr=file, env=environment
+        )
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    pytest.fail(f"the S3 server ended: {log.read_text()}")
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            client = boto3.client("s3", **options)
+            client.create_bucket(Bucket=BUCKET)
+            yield client, options
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def test_objects_below_a_prefix(store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any) -> None:
+    client, options = store
+    for key in ("web/b.jsonl", "web/a/x.jsonl.gz", "web/notes.txt", "website/c.jsonl", "web/"):
+        body = b"" if key.endswith("/") else gzip.compress(BODY) if key.endswith(".gz") else BODY
+        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ROWS}), tmp_path / "t.parquet")
+    client.upload_file(str(tmp_path / "t.parquet"), BUCKET, "web/t.parquet")
+
+    def names(**fields: Any) -> list[str]:
+        return [file.name for file in find("mine", SourceConfig(kind="jsonl", storage_options=options, **fields)).files]
+
+    assert names(path="s3://raw/web") == names(path="s3://raw/web/") == ["a/x.jsonl.gz", "b.jsonl"]
+    assert names(path="s3://raw/web", glob="*.txt") == ["notes.txt"]
+    assert names(path="s3://raw") == ["web/a/x.jsonl.gz", "web/b.jsonl", "website/c.jsonl"]
+    assert names(path=["s3://raw/website", "s3://raw/web/b.jsonl"]) == ["web/b.jsonl", "website/c.jsonl"]
+    assert names(path="s3://raw/web/b.jsonl") == ["b.jsonl"]
+    assert read("jsonl", "s3://raw/web", storage_options=options).texts == ROWS * 2
+    assert read("parquet", "s3://raw/web", storage_options=options).texts == ROWS
+    with pytest.raises(UserError, match=r"no file below s3://raw/nothing ends in \.jsonl"):
+        names(path="s3://raw/nothing")
+    with pytest.raises(UserError, match=r"cannot list s3://elsewhere/x: .*NoSuchBucket"):
+        names(path="s3://elsewhere/x")
+
+
+def test_many_objects_are_listed_page_by_page(store: tuple[Any, dict[str, str]]) -> None:
+    client, options = store
+    for n in range(1003):
+        client.put_object(Bucket=BUCKET, Key=f"many/{n:04d}.txt", Body=b"x")
+    assert len(find("mine", SourceConfig(kind="text", path="s3://raw/many", storage_options=options)).files) == 1003
+
+
+def test_an_object_that_vanished_is_said(store: tuple[Any, dict[str, str]], tmp_path: Path) -> None:
+    client, options = store
+    client.put_object(Bucket=BUCKET, Key="gone/a.txt", Body=b"text")
+    source = SourceConfig(kind="text", path="s3://raw/gone", storage_options=options)
+    files = find("mine", source).files
+    client.delete_object(Bucket=BUCKET, Key="gone/a.txt")
+    with pytest.raises(UserError, match=r"cannot fetch s3://raw/gone/a\.txt: .*NoSuchKey") as caught:
+        list(Reader(source, files, ReadPolicy(), tmp_path))
+    assert "aws_secret" not in str(caught.value)
+
+
+def test_a_saved_dataset_in_a_store(store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any) -> None:
+    client, options = store
+    table = pyarrow.table({"text": ROWS})
+    with pyarrow.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    for key in ("ds/train/data-00000-of-00001.arrow", "ds/test/data-00000-of-00001.arrow"):
+        client.upload_file(str(tmp_path / "d.arrow"), BUCKET, key)
+    assert read("dataset", "s3://raw/ds", split="train", storage_options=options).texts == ROWS
