@@ -180,6 +180,10 @@ class Tokenizer:
         """A decoder that takes one id at a time and never gives out half a character."""
         return StreamDecoder(self, skip_special=skip_special)
 
+    def spellings(self) -> dict[int, str]:
+        """Id -> token as its file spells it, special tokens included; ids without a token are left out."""
+        return {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
+
     def pieces(self) -> dict[int, bytes]:
         """Id -> the UTF-8 bytes that it stands for, of every ordinary token; special tokens and unused ids are left out.
 
@@ -238,7 +242,7 @@ class Tokenizer:
                 )
             raise UserError(
                 f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME} nor a {MAP_FILENAME} beside it that "
-                f"says bos_token or eos_token, and none of the usual names ({', '.join(sorted({t for p in _KNOWN_SEPARATORS for t in p}))}). "
+                f"says bos_token or eos_token, and none of the usual names ({_listed({t for pair in _KNOWN_SEPARATORS for t in pair})}). "
                 "Set `tokenizer.bos` and `tokenizer.eos`, or one of them, in the prepare config to its special tokens: "
                 f"{_listed(self.special_tokens)}"
             )
