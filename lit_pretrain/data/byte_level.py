@@ -15,6 +15,9 @@ PATTERNS: dict[str, str] = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 }
 """Pre-tokenizer regexes by name. cl100k is GPT-4's and Llama 3's (digits in threes), qwen2 Qwen 2 and 3's (single digits), gpt2 GPT-2's."""
+ALIASES: dict[str, str] = {"llama3": "cl100k"}
+"""Other names of the same regex. Llama 3's `pat_str` (meta-llama/llama3, llama/tokenizer.py) and the Split of its tokenizer.json are
+cl100k's, character for character, so a file alone cannot tell them apart: manifests record cl100k for both."""
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_OF_CHARACTER: dict[str, int] = {chr(byte): byte for byte in _PRINTABLE} | {

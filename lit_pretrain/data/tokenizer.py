@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILENAME = "tokenizer.json"
 CONFIG_FILENAME = "tokenizer_config.json"
+MAP_FILENAME = "special_tokens_map.json"
 
 _KNOWN_SEPARATORS = (("<|begin_of_text|>", "<|end_of_text|>"), ("<|endoftext|>", "<|endoftext|>"), ("<s>", "</s>"), ("<bos>", "<eos>"))
 """(bos, eos) by the names that published tokenizers use, tried in this order where no tokenizer_config.json tells."""
@@ -92,7 +93,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str], *, bos: str | None = None, eos: str | None = None) -> Tokenizer:
         """Loads a tokenizer.json, or a folder that holds one (a prepared dataset, a Hugging Face model).
 
-        The folder's tokenizer_config.json names the bos and eos tokens, unless they are given here.
+        The folder's tokenizer_config.json names the bos and eos tokens, else its special_tokens_map.json, unless they are given here.
 
         Raises:
             UserError: It does not exist, cannot be read, or has no token that could separate documents.
@@ -104,14 +105,13 @@ class Tokenizer:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-            raise UserError(f"tokenizer {file} {reason}; give a tokenizer.json or a folder that holds one") from None
-        config_file = file.parent / CONFIG_FILENAME
-        if config_file.is_file() and bos is None and eos is None:
-            try:
-                config = json.loads(config_file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{config_file} is damaged: {error}") from None
-            bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+            raise UserError(f"tokenizer {file} {reason}; {_other_kind(file.parent)}") from None
+        if bos is None and eos is None:
+            for name in (CONFIG_FILENAME, MAP_FILENAME):
+                config = _json_object(file.parent / name)
+                bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+                if bos or eos:
+                    break
         return cls(text, bos=bos, eos=eos, where=str(file))
 
     def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -180,6 +180,31 @@ class Tokenizer:
         """A decoder that takes one id at a time and never gives out half a character."""
         return StreamDecoder(self, skip_special=skip_special)
 
+    def spellings(self) -> dict[int, str]:
+        """Id -> token as its file spells it, special tokens included; ids without a token are left out."""
+        return {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
+
+    def pieces(self) -> dict[int, bytes]:
+        """Id -> the UTF-8 bytes that it stands for, of every ordinary token; special tokens and unused ids are left out.
+
+        Raises:
+            UserError: The tokenizer is lossy (WordPiece, Unigram without bytes), so that its tokens stand for no bytes.
+        """
+        if self._bytes_of is not None:
+            return dict(self._bytes_of)
+        decoder = json.dumps(self._spec.get("decoder"))
+        if "ByteFallback" not in decoder:
+            raise UserError(
+                "bits per byte need a tokenizer whose tokens spell bytes (byte-level BPE, or BPE with byte fallback); this one's "
+                f"decoder is {decoder}. Use another tokenizer, or train one with `tokenizer: {{kind: train}}` in the prepare config."
+            )
+        pieces = {}
+        for token, index in self._hf.get_vocab(with_added_tokens=True).items():
+            if token not in self.special_tokens:
+                byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+                pieces[index] = bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+        return pieces
+
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens and unused ids.
 
@@ -190,21 +215,8 @@ class Tokenizer:
             UserError: The tokenizer is lossy (WordPiece, Unigram without bytes), so that its tokens have no byte length.
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        vocab = self._hf.get_vocab(with_added_tokens=True)
-        if self._bytes_of is not None:
-            for index, spelling in self._bytes_of.items():
-                lengths[index] = len(spelling)
-            return lengths
-        decoder = json.dumps(self._spec.get("decoder"))
-        if "ByteFallback" not in decoder:
-            raise UserError(
-                "bits per byte need a tokenizer whose tokens spell bytes (byte-level BPE, or BPE with byte fallback); this one's "
-                f"decoder is {decoder}. Use another tokenizer, or train one with `tokenizer: {{kind: train}}` in the prepare config."
-            )
-        for token, index in vocab.items():
-            if token not in self.special_tokens:
-                is_byte = re.fullmatch(r"<0x[0-9A-F]{2}>", token) is not None
-                lengths[index] = 1 if is_byte else len(token.replace("▁", " ").encode())
+        for index, piece in self.pieces().items():
+            lengths[index] = len(piece)
         return lengths
 
     def check_equality(self, texts: Sequence[str]) -> None:
@@ -223,9 +235,16 @@ class Tokenizer:
             for pair in _KNOWN_SEPARATORS:
                 if all(token in self.special_tokens for token in pair):
                     return pair
+            if not self.special_tokens:
+                raise UserError(
+                    f"{where} has no special token, and documents need one to separate them. Add one to it with the `tokenizers` library "
+                    "(`Tokenizer.from_file(...)`, `add_special_tokens(['<|endoftext|>'])`, `save(...)`), or train a tokenizer."
+                )
             raise UserError(
-                f"{where} names no token that separates documents; give `bos` and `eos`, or one of them (its special tokens: "
-                f"{', '.join(sorted(self.special_tokens)) or 'none'})"
+                f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME} nor a {MAP_FILENAME} beside it that "
+                f"says bos_token or eos_token, and none of the usual names ({_listed({t for pair in _KNOWN_SEPARATORS for t in pair})}). "
+                "Set `tokenizer.bos` and `tokenizer.eos`, or one of them, in the prepare config to its special tokens: "
+                f"{_listed(self.special_tokens)}"
             )
         one = bos or eos
         assert one is not None
@@ -234,7 +253,11 @@ class Tokenizer:
     def _id(self, token: str, where: str) -> int:
         """Id of a special token."""
         if token not in self.special_tokens:
-            raise UserError(f"{where} has no special token {token!r}; it has {', '.join(sorted(self.special_tokens)) or 'none'}")
+            kind = "calls it an ordinary token, which text could spell" if self._hf.token_to_id(token) is not None else "does not have it"
+            raise UserError(
+                f"{where} has no special token {token!r}, which is to separate documents: it {kind}. Set `tokenizer.bos` and "
+                f"`tokenizer.eos` in the prepare config to others; it has {_listed(self.special_tokens)}"
+            )
         return self.special_tokens[token]
 
     def _try_tiktoken(self) -> None:
@@ -348,3 +371,34 @@ def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Toke
 def _content(token: Any) -> str | None:
     """The spelling of a token in a tokenizer_config.json: a string, or an object that holds it."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is damaged: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _listed(tokens: Iterable[str]) -> str:
+    """Spellings for a message: published tokenizers reserve hundreds of special tokens."""
+    spellings = sorted(tokens)
+    return ", ".join(spellings[:12]) + (f" and {len(spellings) - 12} more" if len(spellings) > 12 else "") or "none"
+
+
+def _other_kind(folder: Path) -> str:
+    """What to do about a missing tokenizer.json, by what lies there instead."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [n for n in names if n.endswith((".tiktoken", ".model")) or n in ("vocab.json", "vocab.txt", "merges.txt")]
+    if not others:
+        return "give a tokenizer.json or a folder that holds one"
+    return (
+        f"{folder} holds {', '.join(others)}, which is another tokenizer's format (tiktoken, SentencePiece, ...). Convert it with the "
+        f"`transformers` library: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) writes a tokenizer.json"
+    )

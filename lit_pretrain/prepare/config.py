@@ -13,6 +13,10 @@ from lit_pretrain.prepare.filters.spec import FilterEntry
 from lit_pretrain.prepare.pii.config import PiiConfig
 from lit_pretrain.prepare.source import SourceConfig
 
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
+"""Ids 0 to 3 of every trained tokenizer: the document separator (bos and eos), the two ends of a chat turn, and padding. The last
+three are unused in pretraining; having their rows from the start spares chat training a resize."""
 MAX_CHUNK_TOKENS = 2**29 - 1
 """The chunk header holds byte offsets as uint32: 4 bytes a token and 4 a row must stay below 4 GiB."""
 
@@ -25,8 +29,13 @@ class TokenizerConfig:
     """train: a byte-level BPE on the training split. file: any tokenizer.json."""
     vocab_size: int = 8192
     """Train only: ids, special tokens included."""
-    pattern: Literal["cl100k", "qwen2", "gpt2"] = "cl100k"
-    """Train only: the pre-tokenizer's regex, by the name that other tools know it by."""
+    pattern: Literal["cl100k", "llama3", "qwen2", "gpt2"] = "cl100k"
+    """Train only: the pre-tokenizer's regex, by the name that other tools know it by. cl100k and llama3 are the same regex."""
+    regex: Optional[str] = None
+    """Train only, instead of `pattern`: an own regex (Oniguruma's syntax) whose matches, and the text between them, are the words that no
+    token crosses. Encoding is then several times slower, and converters to GGUF, which know only the named ones, refuse the tokenizer."""
+    special_tokens: Optional[list[str]] = None
+    """Train only: further special tokens, with ids from 4 on. Ids 0 to 3 are <|endoftext|>, <|im_start|>, <|im_end|> and <|pad|>."""
     sample_bytes: int = 20_000_000
     """Train only: bytes of training text to learn from, drawn over all sources; more costs memory and time and gains little."""
     path: Optional[str] = None
@@ -35,6 +44,37 @@ class TokenizerConfig:
     """File only: token that starts a document. Default: as tokenizer_config.json says, else by its usual name."""
     eos: Optional[str] = None
     """File only: token that ends a document. A tokenizer with only one of both uses it for both."""
+
+    def validate(self) -> None:
+        """Checks what the types cannot say.
+
+        Raises:
+            UserError: A value is out of range, a field does not go with its kind, a special token is empty or named twice, or the regex
+                is none.
+        """
+        train = ("vocab_size", "pattern", "regex", "special_tokens", "sample_bytes")
+        file = self.kind == "file"
+        check_kind("tokenizer", self, ("path", "bos", "eos") if file else train, ("path",) if file else (), common=("kind",))
+        for position, token in enumerate(self.special_tokens or ()):
+            where = f"tokenizer.special_tokens[{position}]={token!r}"
+            if not token:
+                raise UserError(f"{where} is empty; a special token needs a spelling, such as <|tool|>")
+            if token in SPECIAL_TOKENS:
+                raise UserError(f"{where} is there already: every trained tokenizer has {', '.join(SPECIAL_TOKENS)}. Remove it.")
+            if token in (self.special_tokens or ())[:position]:
+                raise UserError(f"{where} is named twice; remove one of them")
+        specials = len(SPECIAL_TOKENS) + len(self.special_tokens or ())
+        for label, value, low, high in (
+            ("sample_bytes", self.sample_bytes, 1, 2**40),
+            ("vocab_size", self.vocab_size, 257 + specials, 2**24),
+        ):
+            if not low <= value <= high:
+                why = f" (256 bytes, {specials} special tokens and at least one merge)" if label == "vocab_size" and value < low else ""
+                raise UserError(f"tokenizer.{label}={value} must lie between {low} and {high}{why}")
+        if self.regex is not None:
+            if self.pattern != "cl100k":
+                raise UserError(f"tokenizer.regex and tokenizer.pattern={self.pattern} exclude each other; give one of them")
+            _check_regex(self.regex)
 
 
 @dataclass(kw_only=True)
@@ -108,9 +148,7 @@ class PrepareConfig:
             self.dedup.validate()
         if self.decontaminate is not None:
             self.decontaminate.validate()
-        kind = self.tokenizer.kind
-        fields = ("path", "bos", "eos") if kind == "file" else ("vocab_size", "pattern", "sample_bytes")
-        check_kind("tokenizer", self.tokenizer, fields, ("path",) if kind == "file" else (), common=("kind",))
+        self.tokenizer.validate()
         for label, fraction in (("validation", self.splits.validation), ("test", self.splits.test)):
             if not 0 <= fraction < 1:
                 raise UserError(f"splits.{label}={fraction} must be a fraction of the documents: at least 0 and below 1")
@@ -125,12 +163,9 @@ class PrepareConfig:
             ("workers", self.workers, 1, 100_000),
             ("keep_rejects", self.keep_rejects, 0, 10_000),
             ("part_bytes", self.part_bytes, 1, 2**50),
-            ("tokenizer.sample_bytes", self.tokenizer.sample_bytes, 1, 2**40),
-            ("tokenizer.vocab_size", self.tokenizer.vocab_size, 261, 2**24),
         ):
             if value is not None and not low <= value <= high:
-                why = " (256 bytes, 4 special tokens and at least one merge)" if label == "tokenizer.vocab_size" and value < low else ""
-                raise UserError(f"{label}={value} must lie between {low} and {high}{why}")
+                raise UserError(f"{label}={value} must lie between {low} and {high}")
 
     def filters_of(self, source: str) -> list[FilterEntry]:
         """The filters of a source: its own, or those of all."""
@@ -145,3 +180,29 @@ class PrepareConfig:
         for source in fields["sources"].values():
             del source["storage_options"]  # may hold credentials, and the manifest is for others to read
         return fields
+
+
+def _check_regex(pattern: str) -> None:
+    """Refuses what `tokenizers` cannot compile, and what finds nothing."""
+    import regex
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    try:
+        compiled = tokenizers.Regex(pattern)
+    except Exception as error:  # `tokenizers` raises bare Exception, and says no place
+        place = ""
+        try:
+            regex.compile(pattern)
+        except regex.error as found:
+            if found.pos is not None:
+                place = f" at position {found.pos}: {pattern[: found.pos]}>>>{pattern[found.pos :]}"
+        raise UserError(f"tokenizer.regex={pattern!r} is not a regex: {error}{place}. Correct it, or name a tokenizer.pattern.") from None
+    if len(pre_tokenizers.Split(compiled, "isolated").pre_tokenize_str(_REGEX_PROBE)) == 1:
+        raise UserError(
+            f"tokenizer.regex={pattern!r} does not cut {_REGEX_PROBE!r} into words: tokens would span whole documents. Correct it, or "
+            "name a tokenizer.pattern."
+        )
+
+
+_REGEX_PROBE = "Words, 12 numbers; and\n\tlines of x = f(y)!"

@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.byte_level import PATTERNS
+from lit_pretrain.data.byte_level import ALIASES, PATTERNS
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.config import TokenizerConfig
+from lit_pretrain.prepare.config import END_OF_TEXT, SPECIAL_TOKENS, TokenizerConfig
 from lit_pretrain.prepare.document import Document
-
-END_OF_TEXT = "<|endoftext|>"
-SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
-"""Ids 0 to 3 of every trained tokenizer: the document separator (bos and eos), the two ends of a chat turn, and padding. The last
-three are unused in pretraining; having their rows from the start spares chat training a resize."""
+from lit_pretrain.prepare.report import say
 
 _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 4096
@@ -33,7 +29,7 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
     Args:
         texts: What to learn from.
-        config: Size and pattern.
+        config: Size, pattern or regex, special tokens.
 
     Raises:
         UserError: The texts do not hold enough repeated pairs for the vocabulary.
@@ -42,18 +38,20 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=config.pattern == "gpt2")
-    if config.pattern == "gpt2":
-        tokenizer.pre_tokenizer = by_bytes
+    if config.pattern == "gpt2":  # its regex is ByteLevel's own, and published files say it so
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     else:
-        split = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[config.pattern]), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
+        regex = config.regex or PATTERNS[ALIASES.get(config.pattern, config.pattern)]
+        split = pre_tokenizers.Split(tokenizers.Regex(regex), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    if config.regex is not None:
+        say("tokenizer.regex is none of the named patterns: encoding is several times slower, and converters to GGUF refuse the tokenizer")
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,
         show_progress=False,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *(config.special_tokens or ())],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -1,0 +1,1 @@
+"""`lit_pretrain tokenizer report`: what a tokenizer makes of text, beside others."""

@@ -1,0 +1,37 @@
+"""Examine a tokenizer: `tokenizer report` (bytes per token beside others, unused ids, coverage, examples)."""
+
+import sys
+
+VIEWS = {"report": "What the tokenizer of a dataset, or a tokenizer by itself, makes of text, beside others."}
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain tokenizer WHAT`."""
+    from lit_pretrain.errors import UserError
+
+    if not argv or argv[0] in ("-h", "--help"):
+        listing = "\n".join(f"  {name}  {line}" for name, line in VIEWS.items())
+        print(f"usage: lit_pretrain tokenizer WHAT [options]\n\n{listing}\n\n`lit_pretrain tokenizer WHAT --help` lists the options.")
+        return 0 if argv else 2
+    if argv[0] not in VIEWS:
+        raise UserError(f"there is no view {argv[0]!r} of a tokenizer; there is: {', '.join(VIEWS)}")
+    from lit_pretrain.cli.parser import make_parser
+
+    parser = make_parser("tokenizer report", VIEWS["report"])
+    parser.add_argument("path", type=str, help="A prepared dataset, a tokenizer.json, or a folder that holds one.")
+    parser.add_argument(
+        "--against", type=str, nargs="+", default=[], help="Tokenizers to compare with: likewise, or tiktoken's encodings by name."
+    )
+    parser.add_argument("--text", type=str, nargs="+", default=[], help="UTF-8 files to compare on instead of the training split.")
+    parser.add_argument("--sample_bytes", type=int, default=1_000_000, help="UTF-8 bytes to compare on, per source or file.")
+    parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")
+    options = parser.parse_args(argv[1:])
+
+    import json
+
+    from lit_pretrain.cli.tokenizer_report.report import report
+    from lit_pretrain.cli.tokenizer_report.table import table
+
+    found = report(options.path, against=options.against, text=options.text, sample_bytes=options.sample_bytes)
+    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else table(found))
+    return 0
