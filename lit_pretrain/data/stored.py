@@ -72,11 +72,12 @@ def sample_documents(
                 break
             # A token is at least a byte: of a long document, no more than is wanted is read.
             ids = np.asarray(tokens[begins[row] : min(begins[row + 1], begins[row] + share + 1)])
-            data = tokenizer.decode(ids.tolist()).encode()[:share]
+            # Where a document was cut between two chunks, half a character may be left of it.
+            data = tokenizer.decode(ids.tolist()).strip("\ufffd").encode()[:share]
             share -= len(data)
             left -= len(data)
-            if data:
-                yield data.decode(errors="ignore")
+            if text := data.decode(errors="ignore"):
+                yield text
 
 
 def _open(file: Path, dtype: str, size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -184,7 +184,7 @@ class PrepareConfig:
 
 def _check_regex(pattern: str) -> None:
     """Refuses what `tokenizers` cannot compile, and what finds nothing."""
-    import regex
+    import regex  # type: ignore[import-untyped]
     import tokenizers
     from tokenizers import pre_tokenizers
 

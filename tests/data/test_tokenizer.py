@@ -107,6 +107,35 @@ def test_qwen_like_equals_tokenizers(text: str) -> None:
         assert ours.encode(variant) == reference_ids(qwen_like(), variant)
 
 
+@functools.cache
+def llama3_like() -> str:
+    """Specials after the vocabulary, words that are tokens taken whole, and a post-processor that adds a bos."""
+    spec = json.loads(trained_json(specials=()))
+    spec["model"]["ignore_merges"] = True
+    size = len(spec["model"]["vocab"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for n, content in enumerate(("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{k}|>" for k in range(20)))):
+        spec["added_tokens"].append({"id": size + n, "content": content, **flags})
+    bos = {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [size], "tokens": ["<|begin_of_text|>"]}},
+    }
+    return json.dumps(spec)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXT)
+def test_llama3_like_equals_tokenizers(text: str) -> None:
+    ours = Tokenizer(llama3_like())
+    assert (ours.backend, ours.pattern_name, ours.bos, ours.eos) == ("tiktoken", "cl100k", "<|begin_of_text|>", "<|end_of_text|>")
+    for variant in (text, f"  {text}'S {text}\r\n\r\n", f"12345{text}\u0345\u0661\u0662", f"{text}<|begin_of_text|>"):
+        assert ours.encode(variant) == reference_ids(llama3_like(), variant)
+        assert ours.decode(ours.encode(variant)) == variant
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=TEXT)
 def test_nothing_is_lost(text: str) -> None:
@@ -278,6 +307,52 @@ def test_separators_that_are_missing() -> None:
     with pytest.raises(UserError, match="no special token '<c>'"):
         Tokenizer(trained_json(specials=("<a>", "<b>")), bos="<c>")
     assert Tokenizer(trained_json(specials=("<a>", "<b>")), eos="<b>").bos == "<b>"
+
+
+@pytest.mark.parametrize("shape", ["string", "object"])
+def test_special_tokens_map_names_the_separators(tmp_path, shape: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(trained_json(specials=("<a>", "<b>", "<|endoftext|>")), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 5, "bos_token": null}', encoding="utf-8")
+    named = {"bos_token": "<a>", "eos_token": "<b>"}
+    named = named if shape == "string" else {key: {"content": value, "lstrip": False} for key, value in named.items()}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named), encoding="utf-8")
+    assert (Tokenizer.load(tmp_path).bos, Tokenizer.load(tmp_path).eos) == ("<a>", "<b>")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}', encoding="utf-8")  # it has the say
+    assert Tokenizer.load(tmp_path).bos == "<|endoftext|>"
+    assert Tokenizer.load(tmp_path, eos="<b>").bos == "<b>"
+    (tmp_path / "special_tokens_map.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"special_tokens_map\.json is damaged: expected a JSON object, found list"):
+        Tokenizer.load(tmp_path)
+
+
+def test_too_few_special_tokens(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"has no special token, and documents need one.*add_special_tokens"):
+        Tokenizer(trained_json(specials=()))
+    with pytest.raises(
+        UserError, match=r"neither a tokenizer_config\.json nor .*`tokenizer\.bos` and `tokenizer\.eos`.*<\|0\|>.* and 18 more"
+    ):
+        Tokenizer(trained_json(specials=tuple(f"<|{n}|>" for n in range(30))))
+    with pytest.raises(UserError, match=r"no special token 'a'.*calls it an ordinary token.*it has <b>"):
+        Tokenizer(trained_json(specials=("<b>",)), bos="a")
+
+
+@pytest.mark.parametrize("names", [("qwen.tiktoken",), ("tokenizer.model",), ("merges.txt", "vocab.json")])
+def test_folders_of_another_format_say_what_to_do(tmp_path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"does not exist; .*holds {', '.join(names)}.*AutoTokenizer\.from_pretrained"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", [trained_json, sentencepiece_like, qwen_like])
+def test_pieces_spell_the_text(text) -> None:
+    ours = Tokenizer(text())
+    pieces = ours.pieces()
+    assert pieces.keys() == ours.spellings().keys() - ours.special_tokens.values()
+    for sample in ("ab é 中", "a  b"):
+        spelt = b"".join(pieces[index] for index in ours.encode(sample)).decode()
+        assert spelt in (sample, f" {sample}")
 
 
 def test_save_load_and_pickle_keep_everything(tmp_path) -> None:

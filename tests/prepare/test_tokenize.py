@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lit_pretrain.data.byte_level import PATTERNS
+from lit_pretrain.data.byte_level import ALIASES, PATTERNS
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
@@ -28,10 +29,10 @@ def tokenizer() -> Tokenizer:
     return tokenize.train(TEXTS, TokenizerConfig(vocab_size=300))
 
 
-@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@pytest.mark.parametrize("pattern", sorted([*PATTERNS, *ALIASES]))
 def test_trained_tokenizer(pattern: str) -> None:
     trained = tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
-    assert (trained.vocab_size, trained.pattern_name, trained.backend) == (300, pattern, "tiktoken")
+    assert (trained.vocab_size, trained.pattern_name, trained.backend) == (300, ALIASES.get(pattern, pattern), "tiktoken")
     assert trained.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<|pad|>": 3}
     assert (trained.bos_id, trained.eos_id, trained.one_separator) == (0, 0, True)
     assert sorted(trained.token_bytes()[:260].tolist()) == [0] * 4 + [1] * 256
@@ -50,6 +51,64 @@ def test_same_tokenizer_on_any_number_of_threads() -> None:
         env = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
         hashes.add(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
     assert len(hashes) == 1
+
+
+def test_llama3_is_cl100k() -> None:
+    # Its own regex, as meta-llama/llama3's llama/tokenizer.py gives it.
+    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    named = tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern="llama3"))
+    assert named.hash == tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, regex=regex)).hash
+    assert named.hash == tokenize.train(TEXTS, TokenizerConfig(vocab_size=300)).hash
+    assert named.hash != tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern="qwen2")).hash
+
+
+def test_further_special_tokens() -> None:
+    config = TokenizerConfig(vocab_size=300, special_tokens=["<|tool|>", "<think>"])
+    config.validate()
+    trained = tokenize.train(TEXTS, config)
+    assert list(trained.special_tokens.items())[:6] == [
+        ("<|endoftext|>", 0), ("<|im_start|>", 1), ("<|im_end|>", 2), ("<|pad|>", 3), ("<|tool|>", 4), ("<think>", 5),
+    ]  # fmt: skip
+    assert (trained.vocab_size, trained.backend, trained.bos_id) == (300, "tiktoken", 0)
+    assert {4, 5}.isdisjoint(trained.encode("<think><|tool|>"))
+    assert trained.decode(trained.encode("<think>")) == "<think>"
+
+
+def test_own_regex(capsys: pytest.CaptureFixture[str]) -> None:
+    config = TokenizerConfig(vocab_size=300, regex=r"\p{L}+|[0-9]")
+    config.validate()
+    trained = tokenize.train(TEXTS, config)
+    assert "converters to GGUF refuse the tokenizer" in capsys.readouterr().err
+    assert (trained.pattern_name, trained.backend, trained.vocab_size) == (None, "tokenizers", 300)
+    assert len(trained.encode("1234567")) == 7
+    for text in (*TEXTS, "中 \n\t..x1", ""):
+        assert trained.decode(trained.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"regex": r"\p{L}+|(abc"}, r"is not a regex: .*parenthesis at position \d+: .*>>>"),
+        ({"regex": r"\p{Foo}+"}, r"is not a regex: .*invalid character property"),
+        ({"regex": "[a-"}, r"is not a regex: .*char-class.*position"),
+        ({"regex": "zzz"}, "does not cut .* into words"),
+        ({"regex": "(?m).+"}, "does not cut .* into words"),
+        ({"regex": r"\w+", "pattern": "gpt2"}, "exclude each other"),
+        ({"special_tokens": ["<a>", ""]}, r"special_tokens\[1\]='' is empty"),
+        ({"special_tokens": ["<a>", "<b>", "<a>"]}, r"special_tokens\[2\]='<a>' is named twice"),
+        ({"special_tokens": ["<|pad|>"]}, "is there already"),
+        ({"special_tokens": ["<a>"], "vocab_size": 261}, r"between 262 and .*5 special tokens"),
+        ({"vocab_size": 260}, r"between 261 and .*4 special tokens and at least one merge"),
+        ({"sample_bytes": 0}, "tokenizer.sample_bytes=0"),
+        ({"kind": "file", "path": "x", "special_tokens": ["<a>"]}, "special_tokens=.* has no meaning for kind file"),
+        ({"kind": "file", "path": "x", "regex": "a"}, "regex='a' has no meaning for kind file"),
+        ({"kind": "file"}, "needs `path`"),
+        ({"bos": "<a>"}, "bos='<a>' has no meaning for kind train"),
+    ],
+)
+def test_mistakes_in_the_config(changes: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        TokenizerConfig(**changes).validate()
 
 
 def test_vocabulary_too_large() -> None:
