@@ -243,3 +243,22 @@ def test_help_of_fit_costs_little_more_than_lightning_itself():
     pairs = [(cpu_seconds("-m", "lit_pretrain", "fit", "--help"), cpu_seconds("-c", "import lightning.pytorch.cli")) for _ in range(3)]
     ours, theirs = (min(column) for column in zip(*pairs, strict=True))
     assert ours < 1.3 * theirs
+
+
+def test_names_as_shells_have_them() -> None:
+    from lit_pretrain.cli.parser import make_parser
+
+    parser = make_parser("try")
+    parser.add_argument("path", type=str)
+    parser.add_argument("--keep_rejects", type=int, default=1)
+    parser.add_argument("--verify", type=bool, default=False)
+    parser.add_argument("--words", type=str, default="")
+    for given, expected in (
+        (["here", "--keep-rejects", "2"], (2, False, "")),
+        (["here", "--keep-rejects=2", "--verify"], (2, True, "")),
+        (["--verify", "here", "--words=--keep-rejects"], (1, True, "--keep-rejects")),
+        (["here", "--verify", "false"], (1, False, "")),
+        (["here", "--verify=true", "--words", "a-b"], (1, True, "a-b")),
+    ):
+        found = parser.parse_args(given)
+        assert (found.path, found.keep_rejects, found.verify, found.words) == ("here", *expected), given

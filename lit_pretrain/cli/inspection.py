@@ -7,7 +7,9 @@ from typing import Any, Optional
 
 import yaml
 
-from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.cli.dataset.view import data
+from lit_pretrain.data.documents import full_origin
+from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import order_of
 from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import UserError
@@ -39,7 +41,7 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
         if not json_lines:
             lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}")
         for row in tracer.rows(range(s * rows, (s + 1) * rows)):
-            names = [d["origin"] for d in row.documents]
+            names = [full_origin(manifest.sources[row.source], document.origin) for document in row.documents]
             if json_lines:
                 facts = {"step": s, "sample": row.sample, "source": row.source, "epoch": row.epoch, "row": row.block}
                 lines.append(json.dumps(facts | {"chunk": row.chunk, "first_token": row.first_token, "documents": names}))
@@ -48,43 +50,6 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
                     f"  sample {row.sample:>8}  {row.source:<12} epoch {row.epoch}  row {row.block:>7}  {row.chunk}+{row.first_token}  "
                     + "; ".join(names)
                 )
-    return "\n".join(lines) + "\n"
-
-
-def data(path: str, documents: int = 3, verify: bool = False) -> str:
-    """What a prepared dataset holds.
-
-    Args:
-        path: The dataset's directory.
-        documents: How many documents of each source to name.
-        verify: Compare every chunk with its sha256.
-    """
-    from lit_pretrain.data.manifest import verify_chunk
-
-    where = Path(path)
-    manifest = Manifest.load(where)
-    lines = [
-        f"{path}: {manifest.hash}",
-        f"tokenizer {manifest.tokenizer.hash} ({manifest.tokenizer.vocab_size} ids, {manifest.tokenizer.pattern}), {manifest.dtype}",
-        "",
-        f"{'source':<12} {'split':<11} {'documents':>10} {'bytes':>14} {'tokens':>14} {'bytes/token':>11}  licence",
-    ]
-    for name, source in manifest.sources.items():
-        for split in SPLITS:
-            part = source.splits[split]
-            ratio, licence = f"{part.bytes / part.tokens:.3f}" if part.tokens else "-", source.licence or "not stated"
-            lines.append(f"{name:<12} {split:<11} {part.documents:>10,} {part.bytes:>14,} {part.tokens:>14,} {ratio:>11}  {licence}")
-            if verify:
-                for chunk in part.chunks:
-                    verify_chunk(where / split / name / chunk.filename, chunk)
-    if verify:
-        lines.append("every chunk has the sha256 that the manifest says")
-    for name in manifest.sources:
-        file = where / "train" / name / "documents.jsonl"
-        if documents and file.is_file():
-            with file.open(encoding="utf-8") as records:
-                named = [json.loads(line) for _, line in zip(range(documents), records, strict=False)]
-            lines += ["", f"{name}:", *(f"  {d['origin']} ({d['tokens']:,} tokens, {d['chunk']})" for d in named)]
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn, Optional
 
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -20,8 +21,33 @@ _UNKNOWN = (
 )
 
 
+_BOOLEANS = frozenset({"true", "false", "yes", "no"})
+
+
 class Suggesting:
-    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one."""
+    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-` in a name is `_`."""
+
+    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:
+        """Parse; `--keep-rejects 2` is `--keep_rejects 2`, and a bare `--verify` is `--verify true`."""
+        given = None if args is None else self._as_declared(list(args))
+        return super().parse_args(given, *rest, **options)  # type: ignore[misc]
+
+    def _as_declared(self, args: list[str]) -> list[str]:
+        names = {f"--{name}" for name in self._known_names()}
+        switches = {
+            option
+            for action in self._actions  # type: ignore[attr-defined]
+            if getattr(action, "_typehint", None) is bool or getattr(action, "type", None) is bool
+            for option in action.option_strings
+        }
+        declared = []
+        for arg, following in zip(args, [*args[1:], ""], strict=True):
+            name, equals, value = arg.partition("=")
+            if name.startswith("--") and name not in names and f"--{name[2:].replace('-', '_')}" in names:
+                name = f"--{name[2:].replace('-', '_')}"
+            bare = name in switches and not equals and following.lower() not in _BOOLEANS
+            declared.append(f"{name}=true" if bare else f"{name}{equals}{value}")
+        return declared
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Print the message, with a hint for a misspelt name, and exit with 2; the usage of hundreds of options helps nobody."""
@@ -63,7 +89,7 @@ def nearest(name: str, known: list[str]) -> Optional[str]:
     return last[part[0]] if part else None
 
 
-class VerbParser(Suggesting, ArgumentParser):
+class VerbParser(Suggesting, ArgumentParser):  # type: ignore[misc]  # parse_args of the mixin passes on what it does not read
     """The parser of verbs that need no Trainer."""
 
 

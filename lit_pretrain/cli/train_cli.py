@@ -67,7 +67,7 @@ OWNED = {
 }
 
 
-class TrainParser(Suggesting, LightningArgumentParser):
+class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
     """LightningCLI's parser with hints for misspelt names."""
 
 

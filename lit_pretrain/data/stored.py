@@ -30,7 +30,7 @@ def token_counts(path: Path, manifest: Manifest, split: str = "train") -> npt.ND
     for name, source in manifest.sources.items():
         for chunk in source.splits[split].chunks:
             file = path / split / name / chunk.filename
-            tokens, _ = _open(file, manifest.dtype, chunk.bytes)
+            tokens, _ = open_chunk(file, manifest.dtype, chunk.bytes)
             for begin in range(0, len(tokens), _BLOCK_TOKENS):
                 block = np.asarray(tokens[begin : begin + _BLOCK_TOKENS])
                 if int(block.max()) >= size or int(block.min()) < 0:
@@ -66,7 +66,7 @@ def sample_documents(
     left = size
     for number, chunk in enumerate(chosen):
         share = left // (len(chosen) - number)  # what a small chunk could not give, the next ones do
-        tokens, begins = _open(path / split / source / chunk.filename, manifest.dtype, chunk.bytes)
+        tokens, begins = open_chunk(path / split / source / chunk.filename, manifest.dtype, chunk.bytes)
         for row in np.random.default_rng(number).permutation(len(begins) - 1).tolist():
             if share <= 0:
                 break
@@ -80,7 +80,7 @@ def sample_documents(
                 yield text
 
 
-def _open(file: Path, dtype: str, size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def open_chunk(file: Path, dtype: str, size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The mapped tokens of a chunk, and the offsets at which its rows begin, then its end (see `data/rows.py` on the format)."""
     mend = "Copy it again from where the dataset came from, or run `lit_pretrain prepare` again."
     try:

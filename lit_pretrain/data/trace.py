@@ -1,16 +1,14 @@
 """Trace: from an optimizer step back to rows, chunks and documents, without reading a token."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from lit_pretrain.data.documents import DocumentRecord, read_records
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.order import Order
-from lit_pretrain.errors import UserError
 
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
@@ -29,8 +27,8 @@ class TracedRow:
     chunk: str
     first_token: int
     """Offset of the row's first token in the chunk."""
-    documents: tuple[dict[str, Any], ...]
-    """Entries of documents.jsonl that the row reads from, in order."""
+    documents: tuple[DocumentRecord, ...]
+    """What the row reads from, in order."""
 
 
 class Tracer:
@@ -48,7 +46,7 @@ class Tracer:
         self.manifest = manifest
         self.order = order
         self.seq_len = seq_len
-        self._documents: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._documents: dict[str, dict[str, list[DocumentRecord]]] = {}
 
     def rows(self, samples: range) -> Iterator[TracedRow]:
         """The rows of some global sample numbers."""
@@ -62,24 +60,19 @@ class Tracer:
             documents = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
             yield TracedRow(n, source.name, where.epoch, where.block, chunk, first, documents)
 
-    def _overlapping(self, source: str, chunk: str, first: int, last: int) -> tuple[dict[str, Any], ...]:
+    def _overlapping(self, source: str, chunk: str, first: int, last: int) -> tuple[DocumentRecord, ...]:
         found, begin = [], 0
         for document in self._chunk_documents(source).get(chunk, []):
-            end = begin + document["tokens"]
+            end = begin + document.tokens
             if end > first and begin < last:
                 found.append(document)
             begin = end
         return tuple(found)
 
-    def _chunk_documents(self, source: str) -> dict[str, list[dict[str, Any]]]:
+    def _chunk_documents(self, source: str) -> dict[str, list[DocumentRecord]]:
         if source not in self._documents:
-            file = self.path / "train" / source / "documents.jsonl"
-            if not file.is_file():
-                raise UserError(f"{file} is missing: rows can be counted but their documents cannot be named")
-            by_chunk: dict[str, list[dict[str, Any]]] = {}
-            with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    document = json.loads(line)
-                    by_chunk.setdefault(document["chunk"], []).append(document)
+            by_chunk: dict[str, list[DocumentRecord]] = {}
+            for record in read_records(self.path, "train", source):
+                by_chunk.setdefault(record.chunk, []).append(record)
             self._documents[source] = by_chunk
         return self._documents[source]

@@ -18,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.data.documents import FILENAME as DOCUMENTS_FILENAME
 from lit_pretrain.data.manifest import Chunk, SourceSplit
 
-DOCUMENTS_FILENAME = "documents.jsonl"
 INDEX_FILENAME = "index.json"
 _DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
 """LitData's names of token arrays without headers."""

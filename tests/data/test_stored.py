@@ -49,7 +49,7 @@ def test_a_sample_without_limit_is_every_document(dataset: Path) -> None:
         expected = [tokenizer.decode(row) for row in rows(dataset, manifest, source)]
         assert sorted(texts) == sorted(expected)
         assert sum(len(text.encode()) for text in texts) == facts.splits["train"].bytes
-        raw = {json.loads(line)["text"] for line in (Path(facts.path or "")).read_text(encoding="utf-8").splitlines()}
+        raw = {json.loads(line)["text"] for line in (Path(facts.path or "") / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()}
         assert set(texts) <= raw
 
 

@@ -47,8 +47,8 @@ def test_a_traced_row_names_exactly_the_documents_it_reads(dataset: Path, seq_le
         listed = [d for d in documents[traced.source] if d["chunk"] == traced.chunk]
         begins = dict(zip((d["row_in_chunk"] for d in listed), np.cumsum([0] + [d["tokens"] for d in listed[:-1]]), strict=True))
         edges = np.flatnonzero(np.diff(row.doc)) + 1
-        assert [begins[d["row_in_chunk"]] - traced.first_token for d in traced.documents[1:]] == edges.tolist()
-        assert begins[traced.documents[0]["row_in_chunk"]] <= traced.first_token
+        assert [begins[d.row] - traced.first_token for d in traced.documents[1:]] == edges.tolist()
+        assert begins[traced.documents[0].row] <= traced.first_token
 
 
 def test_without_the_list_of_documents_it_says_so(dataset: Path, tmp_path: Path) -> None:

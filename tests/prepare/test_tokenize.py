@@ -15,7 +15,7 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import TokenizerConfig
-from lit_pretrain.prepare.read import Document
+from lit_pretrain.prepare.document import Document
 
 TEXTS = [f"def function_{n % 17}(argument):\n    return argument * {n * 37}  # Größe №{n % 5} of the thing\n" for n in range(200)]
 

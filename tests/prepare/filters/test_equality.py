@@ -198,7 +198,9 @@ def mutations(text: str, rng: random.Random) -> list[str]:
 def texts() -> list[str]:
     """Fourteen hundred texts: docstrings, the language reference, tests and their mutations, all shorter than 8,000 characters."""
     rng = random.Random(0)
-    prose = [text for _, text in embedded.documents("prose", embedded.files("prose")[:40])]
+    prose_files = embedded.files("prose")
+    reference = [path for path in prose_files if path.name == "topics.py"]
+    prose = [text for _, text in embedded.documents("prose", [*prose_files[:40], *reference])]
     code = [text for _, text in embedded.documents("tests", embedded.files("tests")[:40])]
     chosen = rng.sample([text for text in prose if text.strip()], 60) + rng.sample([text for text in code if text.strip()], 10)
     found = [changed for text in chosen for changed in mutations(text[:6000], rng) if changed]

@@ -1,0 +1,1 @@
+"""Datasets: what `inspect data` prints and draws."""
