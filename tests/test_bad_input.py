@@ -1,10 +1,12 @@
 """A user's mistake gets one clear message, an exit code, no traceback, and costs nothing that was there before."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_pretrain.__main__ import main
 
@@ -41,9 +43,17 @@ def fit(dataset: Path, runs: Path, *extra: str) -> int:
         (["--model.net.vocab_size=100"], "model.net.vocab_size=100"),
         (["--max_tokens=1000"], "exactly one of max_steps, max_tokens and max_flops"),
         (["--max_steps=0"], "max_steps=0 must be positive"),
+        (["--max_steps=null", "--max_tokens=.nan"], "max_tokens=nan must be positive and finite"),
+        (["--max_steps=null", "--max_flops=.inf"], "max_flops=inf must be positive and finite"),
+        (["--data.global_batch_tokens=1048576"], "fewer than one batch of data.global_batch_tokens=1,048,576"),
+        (["--data.weights={code: 1}", "--data.global_batch_tokens=131072"], "fewer than one batch of data.global_batch_tokens=131,072"),
+        (["--model.schedule.warmup=300%"], "longer than the run"),
+        (["--trainer.devices=-2"], "the Trainer refuses its settings"),
+        (["--trainer.accelerator=quantum"], "the Trainer refuses its settings"),
+        (["--trainer.limit_val_batches=0"], "set data.val_tokens"),
+        (["--name=../elsewhere"], "must be a plain name"),
         (["--trainer.accumulate_grad_batches=2"], "accumulation is derived"),
         (["--trainer.gradient_clip_val=1.0"], "set model.clip_norm"),
-        (["--trainer.accelerator=cuda"], "the Trainer refuses its settings"),
         (["--model.net.n_heads=2"], "Did you mean"),
         (["--model.net.n_head=5"], "n_head"),
         (["--from=nowhere"], "nowhere does not exist"),
@@ -55,7 +65,7 @@ def test_mistakes_in_options(dataset: Path, tmp_path: Path, extra: list[str], me
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-    assert not list(tmp_path.glob("run/checkpoints/*.ckpt"))
+    assert list(tmp_path.iterdir()) == []  # a run that is refused leaves nothing that the next one would stumble over
 
 
 @pytest.fixture
@@ -125,8 +135,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     error = capsys.readouterr().err
     assert code == 3
     assert "step 2: the gradient norm is nan" in error
-    assert "epoch 0 row" in error
+    assert re.search(r"(story|sums|code) epoch 0 row \d+: \S+\.jsonl:\d+", error), error
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("*.ckpt")] == ["step=00000002.ckpt"]
+
+
+def test_a_run_that_was_refused_can_be_mended(dataset: Path, tmp_path: Path) -> None:
+    """Also where an attempt wrote its config and then stopped before its first checkpoint."""
+    assert fit(dataset, tmp_path, "--model.net.vocab_size=100", "--resume=auto") == 2
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: {net: {vocab_size: 100}}\n")
+    assert fit(dataset, tmp_path, "--resume=auto") == 0
+    assert [path.name for path in (tmp_path / "run").glob("config*.yaml")] == ["config.yaml"]
+    assert main(["validate", f"--run={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_an_unknown_device_for_generation(dataset: Path, tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert fit(dataset, tmp_path, "--max_steps=1") == 0
+    assert main(["generate", f"--run={tmp_path / 'run'}", f"--device={device}"]) == 2
+    assert f"--device={device}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "generate"])

@@ -49,6 +49,8 @@ def generate_text(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device not in ("cpu", "cuda"):
+        raise UserError(f"--device={device} is unknown; give auto, cpu or cuda")
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda, but torch finds no CUDA device; leave it out to use the CPU")
     net = load_network(path).to(device)

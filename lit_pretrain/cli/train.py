@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -21,7 +22,10 @@ from lit_pretrain.cli.ranks import one_voice
 from lit_pretrain.cli.train_cli import TrainCLI, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.documents import full_origin
 from lit_pretrain.data.exposure import exposure
+from lit_pretrain.data.remote import is_remote
+from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -29,12 +33,16 @@ from lit_pretrain.report.folder import (
     METRICS,
     PROVENANCE,
     MetricsFile,
+    make_run_folder,
     provenance,
     write_whole,
 )
 from lit_pretrain.report.layout import layout
 from lit_pretrain.report.summary import write_summary
 from lit_pretrain.scaling.hardware import peak_flops
+
+_ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
+"""Of a step that diverged."""
 
 
 def train(verb: str, argv: list[str]) -> int:
@@ -50,6 +58,10 @@ def train(verb: str, argv: list[str]) -> int:
     quiet_libraries()
     cli = TrainCLI(verb, argv)
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
+    # Before anything is written: a run that is refused leaves nothing behind.
+    stage.check(data.contract)
+    data.setup("fit")
+    stage.schedule.in_steps(cli.config.max_steps, data.global_batch_tokens)
     rows, accumulation = rows_per_step(
         global_batch_tokens=data.global_batch_tokens,
         seq_len=data.seq_len,
@@ -92,8 +104,10 @@ def train(verb: str, argv: list[str]) -> int:
 def start_run(cli: TrainCLI, first_step: int) -> None:
     """Write what the run is before it begins, and open its logs."""
     folder, config = cli.run_folder, cli.plain_config()
+    make_run_folder(folder)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-    attempt = len(list(folder.glob("config*.yaml")))
+    # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would have to agree with.
+    attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
     manifest = cli.datamodule.manifest
     facts = provenance(
@@ -140,11 +154,19 @@ def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
 
 
 def describe(data: TextData, samples: tuple[int, ...]) -> str:
-    """The rows of a step as source, epoch and block, a few of them."""
-    order = data.order()
-    found = [f"{data.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, samples[:16])]
-    more = f" and {len(samples) - 16} more" if len(samples) > 16 else ""
-    return ", ".join(found) + more + " (`lit_pretrain inspect order --step` names the documents)"
+    """The rows that this process read in a step, a few of them: source, epoch, row and documents."""
+    order, shown = data.order(), samples[:_ROWS_NAMED]
+    if is_remote(data.path):  # the list of documents lies with the data
+        found = [f"{data.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
+    else:
+        found = []
+        for row in Tracer(Path(data.path), data.manifest, order, seq_len=data.seq_len).rows(shown):
+            source = data.manifest.sources[row.source]
+            names = [full_origin(source, document.origin) for document in row.documents]
+            rest = f" and {len(names) - _DOCUMENTS_NAMED} more" if len(names) > _DOCUMENTS_NAMED else ""
+            found.append(f"{row.source} epoch {row.epoch} row {row.block}: {', '.join(names[:_DOCUMENTS_NAMED])}{rest}")
+    more = [f"and {len(samples) - _ROWS_NAMED} more rows (`lit_pretrain inspect order --step` names them all)"]
+    return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,10 +40,7 @@ from lit_pretrain.data.mixture import check_past, order_of
 from lit_pretrain.data.remote import load_manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.report.folder import (
-    TENSORBOARD,
-    make_run_folder,
-)
+from lit_pretrain.report.folder import TENSORBOARD, check_unused
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.stage.sharded_strategy import ShardedStrategy
 from lit_pretrain.stage.stage import Stage
@@ -61,6 +58,8 @@ OWNED = {
     "check_val_every_n_epoch": (1, "set --validate_every (optimizer steps)"),
     "max_epochs": (None, "set max_steps, max_tokens or max_flops; epochs differ by source"),
     "max_steps": (-1, "set --max_steps, --max_tokens or --max_flops"),
+    "limit_train_batches": (None, "set --max_steps, --max_tokens or --max_flops"),
+    "limit_val_batches": (None, "set data.val_tokens, and --validate_every"),
     "log_every_n_steps": (None, "set --log_every"),
     "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
     "default_root_dir": (None, "set --runs and --name"),
@@ -146,8 +145,8 @@ class TrainCLI(LightningCLI):
         if len(given) != 1:
             raise UserError(f"give exactly one of max_steps, max_tokens and max_flops; found {given or 'none'}")
         (name, value), tokens = next(iter(given.items())), config.data.global_batch_tokens
-        if value <= 0:
-            raise UserError(f"{name}={value} must be positive")
+        if not 0 < value < math.inf:
+            raise UserError(f"{name}={value} must be positive and finite")
         if name == "max_flops":
             value = value / self._flops_per_token(config)
         config.max_steps = int(value) if name == "max_steps" else math.ceil(value / tokens)
@@ -181,6 +180,8 @@ class TrainCLI(LightningCLI):
             if launched:
                 raise UserError("several processes need one run folder: give --name")
             config.name = f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if Path(config.name).name != config.name:
+            raise UserError(f"--name {config.name!r} must be a plain name without {os.sep!r}; --runs says in which folder runs lie")
         self.run_folder = Path(config.runs) / config.name
         if settings.resume == "auto":
             self.checkpoint = newest_complete(self.run_folder, warn)
@@ -199,8 +200,8 @@ class TrainCLI(LightningCLI):
                     f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
                 )
         if is_first_process():
-            going_on = settings.resume != "never"
-            make_run_folder(self.run_folder, resuming=going_on)
+            if settings.resume == "never":
+                check_unused(self.run_folder)
             # Processes that Lightning launches parse the same command line and must not choose a name of their own.
             os.environ[LAUNCHED_NAME] = config.name
 
@@ -258,7 +259,7 @@ class TrainCLI(LightningCLI):
         options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
         try:
             return Trainer(**options)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"the Trainer refuses its settings: {error}") from error
 
     def _strategy(self, trainer: Namespace) -> Any:

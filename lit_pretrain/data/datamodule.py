@@ -149,8 +149,17 @@ class TextData(L.LightningDataModule):
     # ------------------------------------------------------------------ loaders
 
     def setup(self, stage: str) -> None:
-        """Check what can be checked before the first step: the order, and that local chunks are there and whole."""
-        self.order()
+        """Check what can be checked before the first step: that there is enough text, and that local chunks are there and whole."""
+        if stage == "fit":
+            order = self.order()
+            used = [max(weights) > 0 for weights in zip(*order.weights, strict=True)]
+            rows = sum(source.blocks for source, is_used in zip(order.sources, used, strict=True) if is_used)
+            if rows * self.seq_len < self.global_batch_tokens:
+                raise UserError(
+                    f"{self.path} holds {rows:,} rows × {self.seq_len} = {rows * self.seq_len:,} training tokens in the sources of the "
+                    f"mixture, fewer than one batch of data.global_batch_tokens={self.global_batch_tokens:,}; add text, or lower it"
+                )
+            self._held_out_rows("validation")
         if is_remote(self.path):
             return
         for split in ("train", "validation") if stage == "fit" else ("validation", "test"):
@@ -248,14 +257,23 @@ class TextData(L.LightningDataModule):
         """All rows of the test split."""
         return self._held_out("test", None)
 
-    def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
-        held = {name: self.manifest.sources[name].splits[split].chunks for name in self.sources}
-        rows = [sum(rows_in(chunk.tokens, self.seq_len) for chunk in chunks) for chunks in held.values()]
+    def _held_out_rows(self, split: str) -> list[int]:
+        """Complete rows of each source in a split that is held out.
+
+        Raises:
+            UserError: There is none at all.
+        """
+        held = [self.manifest.sources[name].splits[split].chunks for name in self.sources]
+        rows = [sum(rows_in(chunk.tokens, self.seq_len) for chunk in chunks) for chunks in held]
         if not any(rows):
             raise UserError(
                 f"the {split} split of {self.path} holds no complete row of {self.seq_len} tokens; prepare more text, "
                 f"raise splits.{split} of the prepare config, or lower data.seq_len"
             )
+        return rows
+
+    def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
+        rows = self._held_out_rows(split)
         share = max(rows) if tokens is None else max(1, tokens // self.seq_len // sum(n > 0 for n in rows))
         listed = [
             (s, int(block))

@@ -1,6 +1,6 @@
 """Trace: from an optimizer step back to rows, chunks and documents, without reading a token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Tracer:
         self.seq_len = seq_len
         self._documents: dict[str, dict[str, list[DocumentRecord]]] = {}
 
-    def rows(self, samples: range) -> Iterator[TracedRow]:
+    def rows(self, samples: Iterable[int]) -> Iterator[TracedRow]:
         """The rows of some global sample numbers."""
         for n in samples:
             where = self.order(n)

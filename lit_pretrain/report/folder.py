@@ -38,14 +38,22 @@ def write_whole(path: Path, content: Union[str, bytes]) -> None:
         raise
 
 
-def make_run_folder(path: Path, *, resuming: bool) -> None:
-    """Create the folder of a new run, or check that of a resumed one.
+def check_unused(path: Path) -> None:
+    """Refuse the folder of another run for a new one.
 
     Raises:
-        UserError: A new run would overwrite another, or the folder cannot be written.
+        UserError: It holds a run.
     """
-    if not resuming and (path / CONFIG).exists():
+    if (path / CONFIG).exists():
         raise UserError(f"the run folder {path} already holds a run; choose another --name, or go on with that run by --resume auto")
+
+
+def make_run_folder(path: Path) -> None:
+    """Create a run's folder where there is none, and make sure that it can be written.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

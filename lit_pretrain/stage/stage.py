@@ -113,9 +113,12 @@ class Stage(L.LightningModule):
         self.trainer.print(f"compile: off ({reason})")
         return False
 
-    def setup(self, stage: str) -> None:
-        """Check the data against the network before anything is computed."""
-        contract: DataContract = self.trainer.datamodule.contract  # type: ignore[attr-defined]
+    def check(self, contract: DataContract) -> None:
+        """Check the data against the network.
+
+        Raises:
+            UserError: They do not fit; says which to change.
+        """
         if contract.vocab_size > self.config.vocab_size:
             raise UserError(
                 f"the network has model.net.vocab_size={self.config.vocab_size} ids but the data's tokenizer has "
@@ -126,6 +129,11 @@ class Stage(L.LightningModule):
                 f"data.seq_len={contract.seq_len} is longer than the network's positions, "
                 f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
             )
+
+    def setup(self, stage: str) -> None:
+        """Take the data's contract, if it fits the network, and prepare what is measured."""
+        contract: DataContract = self.trainer.datamodule.contract  # type: ignore[attr-defined]
+        self.check(contract)
         self.contract = contract
         padding = self.config.vocab_size - contract.vocab_size
         self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)
@@ -237,7 +245,8 @@ class Stage(L.LightningModule):
         self.metrics[name].reset()
         for key in ("loss", "bits_per_byte"):
             self.log(f"{name}/{key}", values[key].float(), logger=False, rank_zero_only=True)
-            for source, value in zip(self.contract.sources, values[f"{key}_S"], strict=True):
+            # torchmetrics gives out a single element as a scalar: one source, and an iteration would fail.
+            for source, value in zip(self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True):
                 if not math.isnan(value.item()):
                     self.log(f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True)
 

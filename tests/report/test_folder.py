@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import METRICS, MetricsFile, make_run_folder, provenance, read_metrics, revision, write_whole
+from lit_pretrain.report.folder import METRICS, MetricsFile, check_unused, make_run_folder, provenance, read_metrics, revision, write_whole
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,15 +24,15 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 
 
 def test_a_folder_with_a_run_is_not_given_to_another(tmp_path: Path) -> None:
-    make_run_folder(tmp_path / "run", resuming=False)
-    make_run_folder(tmp_path / "run", resuming=False)  # still empty
+    make_run_folder(tmp_path / "run")
+    check_unused(tmp_path / "run")  # still empty
     (tmp_path / "run" / "config.yaml").write_text("max_steps: 1\n")
     with pytest.raises(UserError, match="already holds a run"):
-        make_run_folder(tmp_path / "run", resuming=False)
-    make_run_folder(tmp_path / "run", resuming=True)
+        check_unused(tmp_path / "run")
+    make_run_folder(tmp_path / "run")  # of a run that goes on
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        make_run_folder(tmp_path / "file" / "run", resuming=False)
+        make_run_folder(tmp_path / "file" / "run")
 
 
 def test_metrics_go_on_after_the_checkpoint(tmp_path: Path) -> None:
