@@ -1,12 +1,14 @@
-"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb 20] [--repeats 3] [filters dedup gate bpe encode whole]`.
+"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb MB] [--repeats 3] [filters dedup gate bpe encode whole]`.
 
 Figures are medians of CPU seconds of this process, so that what else the machine does counts little; datatrove's filters (extra
 `cluster`) take turns with ours on the same text. The text is the Python standard library and the packages installed beside it. `whole`
-runs `lit_pretrain prepare` with all steps in a process of its own and prints its peak memory.
+runs `lit_pretrain prepare` with all steps in a process of its own, on the text once and four times over (each copy altered), and prints the
+peak memory of both: it must not grow with the input.
 """
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -171,13 +173,22 @@ def bench_encode(megabytes: float, repeats: int) -> None:
 
 
 def bench_whole(megabytes: float, repeats: int) -> None:
-    """The command line with all steps, one worker: rate over everything, and peak memory."""
+    """The command line with all steps, one worker, in parts of 8 MB: rate over everything, and peak memory by size of the input."""
     documents = texts(megabytes)
+    for copies in (1, 4):
+        # Words of a copy begin with its number, so that no copy is a duplicate of another.
+        altered = [Document(re.sub(r"\b(?=[a-z])", f"{copy}", each.text), each.origin) for copy in range(1, copies) for each in documents]
+        _prepare_all(documents + altered)
+
+
+def _prepare_all(documents: Sequence[Document]) -> None:
+    """One run of the command line, and what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "text.jsonl"
-        with source.open("w") as file:
-            for document in documents:
-                file.write(json.dumps({"text": document.text}) + "\n")
+        source = Path(folder) / "text"
+        source.mkdir()
+        for begin in range(0, len(documents), 500):
+            lines = [json.dumps({"text": document.text}) + "\n" for document in documents[begin : begin + 500]]
+            (source / f"{begin:08d}.jsonl").write_text("".join(lines))
         config = {
             "out": f"{folder}/out",
             "sources": {"all": {"kind": "jsonl", "path": str(source)}},
@@ -185,6 +196,7 @@ def bench_whole(megabytes: float, repeats: int) -> None:
             "dedup": {"exact": True, "near": {}, "containment": {}, "lines": {}},
             "tokenizer": {"vocab_size": 4096},  # little of code passes Gopher's rules
             "workers": 1,
+            "part_bytes": 8_000_000,
         }
         (Path(folder) / "config.yaml").write_text(json.dumps(config))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -212,14 +224,15 @@ BENCHES: dict[str, Callable[[float, int], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; default all")
-    parser.add_argument("--mb", type=float, default=20)
+    parser.add_argument("--mb", type=float, help="MB of text; default 20, of bpe 50")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     for name in options.names or BENCHES:
-        print(f"{name} ({options.mb:g} MB)", flush=True)
-        BENCHES[name](options.mb, options.repeats)
+        megabytes = options.mb or (50 if name == "bpe" else 20)
+        print(f"{name} ({megabytes:g} MB)", flush=True)
+        BENCHES[name](megabytes, options.repeats)
 
 
 if __name__ == "__main__":
