@@ -152,10 +152,10 @@ def jacobian(form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Opti
     """Derivatives of ln L by the coordinates, runs × parameters."""
     n, d = np.asarray(n, float), np.asarray(d, float)
     if form == "kaplan":
-        p, q, alpha_n, alpha_d = theta
-        value, (u, _), (w_n, w_d) = _log_loss_parts(form, theta, n, d, unique)
-        return np.stack([alpha_n * w_n, alpha_d * w_d, w_n * (p - np.log(n)), value / alpha_d - w_n * u], axis=-1)
-    _, _, (w_e, w_n, w_d) = _log_loss_parts(form, theta, n, d, unique)
+        p, _, alpha_n, alpha_d = theta
+        value, terms, (w_n, w_d) = _log_loss_parts(form, theta, n, d, unique)
+        return np.stack([alpha_n * w_n, alpha_d * w_d, w_n * (p - np.log(n)), value / alpha_d - w_n * terms[0]], axis=-1)
+    w_e, w_n, w_d = _log_loss_parts(form, theta, n, d, unique)[2]
     if form == "data":
         e = _effective(theta, n, d, unique)
         alpha, beta = theta[3], theta[4]
@@ -200,7 +200,7 @@ class _Effective(NamedTuple):
 
     n: Floats
     d: Floats
-    fresh: Floats
+    fresh: NDArray[np.bool_]
     """Where no token is repeated."""
     log_unique: Floats
     n_by_n: Floats
@@ -211,10 +211,9 @@ class _Effective(NamedTuple):
 
 
 def _effective(theta: Floats, n: Floats, d: Floats, unique: Optional[ArrayLike]) -> _Effective:
-    """N' and D' (Muennighoff et al. eq. 5): a repeated token, and a parameter beyond those that the unique data feeds best, decay in worth."""
+    """N' and D' (Muennighoff et al. eq. 5): repeated tokens, and parameters beyond what the unique data feeds best, decay in worth."""
     _, a, b, alpha, beta = theta[:5]
     r_d, r_n = np.exp(theta[5]), np.exp(theta[6])
-    fresh = np.full(d.shape, True) if unique is None else d <= np.asarray(unique, float)
     u = d if unique is None else np.minimum(d, np.asarray(unique, float))
     x = (d / u - 1) / r_d
     d_eff = u * (1 + r_d * -np.expm1(-x))
@@ -228,7 +227,7 @@ def _effective(theta: Floats, n: Floats, d: Floats, unique: Optional[ArrayLike])
     return _Effective(
         n=n_eff,
         d=d_eff,
-        fresh=fresh,
+        fresh=np.asarray(d == u),
         log_unique=np.log(u),
         n_by_n=np.exp(-y),
         d_by_d=np.exp(-x),

@@ -40,7 +40,7 @@ _LAWS = (
         parameters=_CHINCHILLA_RANGES[0],
         tokens=_CHINCHILLA_RANGES[1],
         unit="nats per token (MassiveText, 32k SentencePiece)",
-        note="The default. Runs read off Hoffmann's figure 4; gives about 18 tokens per parameter at 5.76e23 FLOPs, as approaches 1 and 2 do.",
+        note="The default. Its runs were read off Hoffmann's figure. 18 tokens per parameter at 5.76e23 FLOPs, as in approaches 1 and 2.",
     ),
     PublishedLaw(
         name="besiroglu_lad",
@@ -68,7 +68,7 @@ _LAWS = (
         parameters=_CHINCHILLA_RANGES[0],
         tokens=_CHINCHILLA_RANGES[1],
         unit="nats per token (MassiveText, 32k SentencePiece)",
-        note="The optimiser had stopped early: 59 tokens per parameter at 5.76e23 FLOPs (93 with the rounded exponents), against their own 20.",
+        note="The optimiser had stopped early: 59 tokens per parameter at 5.76e23 FLOPs (93 with rounded exponents) for their own 20.",
     ),
     PublishedLaw(
         name="kaplan",

@@ -1,8 +1,8 @@
 """Regression: the law that runs follow, by robust least squares on the logarithm of the loss.
 
-Hoffmann et al. (2022) minimise the sum of Huber(ln L_predicted - ln L) with a threshold of 1e-3. They and their replicators start L-BFGS from
-thousands of points, because on that objective it stops early (on its mean at once). Here Gauss-Newton steps with the analytic Jacobian reach the
-same optimum in milliseconds from starts that linear least squares provides.
+Hoffmann et al. (2022) minimise the sum of Huber(ln L_predicted - ln L) with a threshold of 1e-3. They and their replicators start
+L-BFGS from thousands of points, because on that objective it stops early (on its mean at once). Here Gauss-Newton steps with the
+analytic Jacobian reach the same optimum in milliseconds from starts that linear least squares provides.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lit_pretrain.scaling.law import PARAMETERS, Floats, Form, Law, coordinates,
 Loss = Literal["huber", "lad"]
 DELTA = 1e-3
 """Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their size and not by its square."""
-_ROUGH, _RESAMPLED, _EXACT = 1e-6, 1e-10, 1e-15
-"""Relative tolerances: to compare starts, for a resample (its noise is far larger), and for the fit that is reported."""
+_QUICK, _EXACT = 1e-10, 1e-15
+"""Relative tolerances: of starts that are compared and of resamples, whose noise is far larger; and of the fit that is reported."""
 _LAD_STEPS = 100
 
 
@@ -68,13 +68,13 @@ def fit(
         raise UserError(f"delta={delta} must be positive: it is the Huber threshold, in ln L")
     problem = _Problem(form, n, d, np.log(loss), unique)
     if start is not None:
-        best = problem.huber(coordinates(start), delta, _RESAMPLED)
+        best = coordinates(start) if kind == "lad" else problem.huber(coordinates(start), delta, _QUICK)
     else:
-        tried = [problem.huber(theta, delta, _ROUGH) for theta in _starts(form, n, d, loss)]
+        tried = [problem.huber(theta, delta, _QUICK) for theta in _starts(form, n, d, loss)]
         best = problem.huber(min(tried, key=lambda theta: problem.huber_objective(theta, delta)), delta, _EXACT)
         _check_determined(problem, best)
     if kind == "lad":
-        best = problem.absolute(best)
+        best = problem.absolute(best, _QUICK if start is not None else _EXACT)
     residuals = -problem.residuals(best)
     objective = float(np.abs(residuals).sum()) if kind == "lad" else problem.huber_objective(best, delta)
     return Fit(from_coordinates(form, best), objective, residuals)
@@ -115,8 +115,8 @@ class _Problem:
         value = float(np.where(r <= delta, r**2 / 2, delta * (r - delta / 2)).sum())
         return value if np.isfinite(value) else np.inf
 
-    def absolute(self, theta: Floats) -> Floats:
-        """Least absolute deviations: Gauss-Newton steps, each a linear programme, shortened until the sum falls (Osborne and Watson 1971)."""
+    def absolute(self, theta: Floats, tolerance: float) -> Floats:
+        """Least absolute deviations: Gauss-Newton steps, each a linear programme, shortened until the sum falls (Osborne & Watson 1971)."""
         value = float(np.abs(self.residuals(theta)).sum())
         for _ in range(_LAD_STEPS):
             step = _lad_step(self.jacobian(theta), self.residuals(theta))
@@ -130,7 +130,7 @@ class _Problem:
             else:
                 return theta
             theta, gain, value = theta + length * step, value - trial, trial
-            if gain < 1e-13 * value:
+            if gain <= tolerance * value:
                 return theta
         return theta
 
