@@ -139,9 +139,9 @@ def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
     """The step that minimises sum |r + J step|, from the dual: maximise r y over |y| <= 1 with J^T y = 0."""
     scale = np.linalg.norm(jacobian_RP, axis=0)
     found = linprog(-residuals_R, A_eq=(jacobian_RP / scale).T, b_eq=np.zeros(len(scale)), bounds=(-1, 1), method="highs")
-    if found.status != 0:
-        return np.zeros(len(scale))
-    return np.asarray(found.eqlin.marginals, float) / scale
+    assert found.status == 0, found.message  # y = 0 is feasible and the box is bounded
+    step: Floats = np.asarray(found.eqlin.marginals, float) / scale
+    return step
 
 
 def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
