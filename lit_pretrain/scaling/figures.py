@@ -103,10 +103,13 @@ def contour_figure(fitted: Fitted) -> Figure:
     figure.colorbar(filled, ax=ax, label=_loss_label(runs), format="%.2f")
     largest = runs.largest_compute
     for power in np.arange(np.floor(np.log10(_flops(runs).min())), np.ceil(np.log10(largest * FAR)) + 1):
-        ax.plot(n, 10**power / FLOPS_PER_PARAMETER_TOKEN / n, ":", color="white", linewidth=0.8)
-        at = 10**power / FLOPS_PER_PARAMETER_TOKEN / n[4]
-        if d[0] < at < d[-1] / 1.5:
-            ax.text(n[4], at, f"1e{power:.0f}", color="white", fontsize=7, va="bottom")
+        ax.plot(n, 10**power / FLOPS_PER_PARAMETER_TOKEN / n, ":", color="black", linewidth=0.7, alpha=0.7)
+        # at the left edge, or where the line comes in from above
+        x, y = n[4], 10**power / FLOPS_PER_PARAMETER_TOKEN / n[4]
+        if y > d[-8]:
+            x, y = 10**power / FLOPS_PER_PARAMETER_TOKEN / d[-8], d[-8]
+        if n[0] < x < n[-12] and y > d[0]:
+            ax.text(x, y, f"1e{power:.0f}", color="white" if law.loss(x, y) > levels[6] else "black", fontsize=7, va="bottom")
     c = np.geomspace(_flops(runs).min() / 10, largest * _AHEAD * 10, 100)
     best_n, best_d = _optima(law, c)
     inside = c <= largest
@@ -160,15 +163,18 @@ def pairs_figure(fitted: Fitted) -> Figure:
             if column > row:
                 ax.set_visible(False)
                 continue
-            log_x, log_y = names[column] not in EXPONENTS, names[row] not in EXPONENTS
-            ax.set_xscale("log" if log_x and x.max() > 3 * x.min() else "linear")
+            for axis, name, drawn in (("x", names[column], x), ("y", names[row], y)):
+                log = name not in EXPONENTS and drawn.max() > 10 * drawn.min()
+                getattr(ax, f"set_{axis}scale")("log" if log else "linear")
+                if not log:
+                    ax.locator_params(axis=axis, nbins=4)
             if column == row:
                 bins = np.geomspace(x.min(), x.max(), 25) if ax.get_xscale() == "log" else 25
                 ax.hist(x, bins=bins, color=BLUE, alpha=0.7)
                 ax.axvline(law.params[names[row]], color=ORANGE, linewidth=1.5)
+                ax.set_yscale("linear")
                 ax.set_yticks([])
             else:
-                ax.set_yscale("log" if log_y and y.max() > 3 * y.min() else "linear")
                 ax.plot(x, y, ".", color=BLUE, markersize=2, alpha=0.4, rasterized=True)
                 ax.plot(law.params[names[column]], law.params[names[row]], "*", color=ORANGE, markersize=11, markeredgecolor="black")
             ax.tick_params(labelsize=7, labelleft=column == 0 and row != 0, labelbottom=row == size - 1)
@@ -178,6 +184,7 @@ def pairs_figure(fitted: Fitted) -> Figure:
                 ax.tick_params(axis="x", rotation=45)
             if column == 0 and row:
                 ax.set_ylabel(names[row])
+    figure.align_labels()
     figure.suptitle(f"{len(values):,} bootstrap resamples of {len(fitted.runs)} runs; orange: the fit of all", fontsize=10)
     return figure
 

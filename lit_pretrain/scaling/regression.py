@@ -21,7 +21,7 @@ DELTA = 1e-3
 """Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their size and not by its square."""
 _QUICK, _EXACT = 1e-10, 1e-15
 """Relative tolerances: of starts that are compared and of resamples, whose noise is far larger; and of the fit that is reported."""
-_LAD_STEPS = 100
+_LAD_STEPS, _LAD_QUICK = 100, 1e-7
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fit(
         best = problem.huber(min(tried, key=lambda theta: problem.huber_objective(theta, delta)), delta, _EXACT)
         _check_determined(problem, best)
     if kind == "lad":
-        best = problem.absolute(best, _QUICK if start is not None else _EXACT)
+        best = problem.absolute(best, _LAD_QUICK if start is not None else _EXACT)
     residuals = -problem.residuals(best)
     objective = float(np.abs(residuals).sum()) if kind == "lad" else problem.huber_objective(best, delta)
     return Fit(from_coordinates(form, best), objective, residuals)
