@@ -57,12 +57,12 @@ def test_intervals_cover_the_truth() -> None:
 
 def test_intervals_cover_the_truth_in_a_few_sets() -> None:
     held = 0
-    for seed in range(100, 110):
+    for seed in range(100, 108):
         runs = noisy(seed)
-        draws = bootstrap(fit("chinchilla", *runs).law, *runs, draws=60, seed=seed)
+        draws = bootstrap(fit("chinchilla", *runs).law, *runs, draws=40, seed=seed)
         low, high = exponent_intervals(draws)["a"]
         held += low <= TRUTH.exponents.a <= high
-    assert held >= 7  # of 10 at 95 %, fewer have a chance of 1 in 900
+    assert held >= 5  # of 8 at 95 %, fewer have a chance of 1 in 2,700
 
 
 def test_what_is_not_usable() -> None:

