@@ -7,7 +7,6 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.isoflop import isoflop
-from lit_pretrain.scaling.law import Floats
 from lit_pretrain.scaling.published import law as published
 from lit_pretrain.scaling.runs import Runs
 
@@ -82,8 +81,8 @@ def test_budgets_may_differ_by_a_rounded_step() -> None:
     assert len(isoflop(shaken, draws=0).minima) == 4
 
 
-def flipped(runs: Runs) -> Floats:
-    return 10 - runs.loss
+def flipped(runs: Runs) -> Runs:
+    return dataclasses.replace(runs, loss=10 - runs.loss)
 
 
 REFUSED = {
@@ -92,7 +91,7 @@ REFUSED = {
     "edge, smaller": (lambda: sweeps(below=0.9, above=16), "minimum is at the edge of the sweep .* add smaller models"),
     "spread": (lambda: sweeps(below=1.5, above=1.5), r"factor of 2\.25 only"),
     "two sizes": (lambda: sweeps(sizes=2), "2 sizes; a parabola needs at least 3"),
-    "no minimum": (lambda: (lambda r: dataclasses.replace(r, loss=flipped(r)))(sweeps()), "no minimum in N"),
+    "no minimum": (lambda: flipped(sweeps()), "no minimum in N"),
     "falling N*": (lambda: parabolic(-0.1), r"N\* falls with compute"),
     "falling D*": (lambda: parabolic(1.1), r"D\* falls with compute"),
 }

@@ -47,10 +47,10 @@ def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is at step 3 of 4: .* no final loss"):
+    with pytest.raises(UserError, match=r"is at step 3 of 4: .* no final loss"):
         read_folders([run_folder(tmp_path / "early", ModelConfig(), last=3)], "total")
     (run_folder(tmp_path / "new", ModelConfig()) / "metrics.jsonl").write_text('{"step": 1, "train/loss": 9.0}\n')
-    with pytest.raises(UserError, match="no validation in metrics.jsonl yet"):
+    with pytest.raises(UserError, match=r"no validation in metrics\.jsonl yet"):
         read_folders([tmp_path / "new"], "total")
     (run_folder(tmp_path / "odd", ModelConfig()) / "config.yaml").write_text("model: {net: {vocab: 3}}\nmax_steps: 4\n")
     with pytest.raises(UserError, match="is not the config of a run"):
