@@ -147,7 +147,9 @@ def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
 def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
     """A few starts: for given exponents the law is linear in E, A and B, and non-negative least squares finds them."""
     found = []
-    exponents = (0.15, 0.3, 0.5, 0.8)
+    exponents = [0.15, 0.3, 0.5, 0.8]
+    if form in ("chinchilla", "tied"):
+        exponents.append(-0.1)  # a loss that rises with N or D is to be found, and then refused as such
     for alpha in exponents:
         for beta in (alpha,) if form in ("tied", "kaplan") else exponents:
             columns = np.stack([np.ones_like(n), n**-alpha, d**-beta], axis=-1)
