@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "data": {"errors", "batch"},
     "prepare": {"errors", "data"},
     "checkpoint": {"errors", "model"},
-    "scaling": {"errors", "model"},
+    "scaling": {"errors", "model", "report"},  # laws are fitted to run folders
     "generate": {"errors", "batch", "model", "data"},
     "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint"},  # never data
     # they save checkpoints, write the run folder, and sample texts with the run's tokenizer

@@ -1,0 +1,168 @@
+"""Run table: runs from a CSV, JSON Lines or JSON file, whatever its columns are called."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.scaling.runs import Record, Unit
+
+QUANTITIES = ("n", "d", "c", "loss", "unique", "unit")
+"""What `--columns` may name."""
+_NAMES = {
+    "n": "n params parameters n_params num_params n_parameters num_parameters model_size size",
+    "d": "d tokens n_tokens num_tokens training_tokens train_tokens",
+    "c": "c flop flops compute compute_budget budget training_flop training_flops total_flops",
+    "nats": "loss final_loss val_loss validation_loss test_loss nats nats_per_token",
+    "bits_per_byte": "bits_per_byte bpb val_bits_per_byte val_bpb",
+    "unique": "unique unique_tokens",
+    "unit": "unit loss_unit",
+}
+_UNITS: dict[str, Unit] = {"nats": "nats", "nats_per_token": "nats", "bits_per_byte": "bits_per_byte", "bpb": "bits_per_byte"}
+
+
+def read_table(path: Path, columns: Optional[Mapping[str, str]] = None, *, unit: Optional[Unit] = None) -> list[Record]:
+    """Runs of a file, one per row.
+
+    Args:
+        path: .csv with a header, .jsonl with an object per line, or .json with a list of objects.
+        columns: Names of columns by quantity (QUANTITIES); what is not named is found by its usual names.
+        unit: Of the loss column, where its name and the file do not say; default nats per token.
+
+    Raises:
+        UserError: The file cannot be read, a column is not there or not clear, or a value is no number.
+    """
+    rows = _rows(path)
+    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    chosen = _choose(path, header, dict(columns or {}), unit)
+    records = []
+    for where, row in rows:
+        values = {quantity: _number(where, name, row.get(name)) for quantity, name in chosen.items() if quantity != "unit"}
+        losses: dict[Unit, float] = {}
+        for known in ("nats", "bits_per_byte"):
+            if values.get(known) is not None:
+                losses[known] = values[known]  # type: ignore[assignment]
+        if "unit" in chosen:
+            losses = {_unit(where, row.get(chosen["unit"])): next(iter(losses.values()))} if losses else {}
+        if not losses:
+            wanted = [chosen[known] for known in ("nats", "bits_per_byte") if known in chosen]
+            raise UserError(f"{where}: no loss in column {' or '.join(map(repr, wanted))}; leave the row out")
+        records.append(Record(where, losses, values.get("n"), values.get("d"), values.get("c"), values.get("unique")))
+    return records
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`n=params,loss=final loss` as a mapping."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        quantity, equals, name = part.partition("=")
+        quantity = quantity.strip().lower()
+        if not equals or quantity not in QUANTITIES:
+            raise UserError(f"--columns {text}: {part!r} is not QUANTITY=COLUMN with a quantity out of {', '.join(QUANTITIES)}")
+        found[quantity] = name.strip()
+    return found
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file and line, values by column) of every row."""
+    if path.suffix not in (".csv", ".jsonl", ".json"):
+        raise UserError(f"--data {path}: a .csv, .jsonl or .json file is needed")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--data {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data {path} is not UTF-8: {error}") from None
+    rows: list[tuple[str, Any]]
+    if path.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines())
+        rows = []
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: the row has not the {len(reader.fieldnames or ())} fields of the header")
+            rows.append((where, row))
+    elif path.suffix == ".jsonl":
+        lines = ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
+        rows = [(f"{path}:{number}", _parse(f"{path}:{number}", line)) for number, line in lines]
+    else:
+        items = _parse(str(path), text)
+        if not isinstance(items, list):
+            raise UserError(f"--data {path}: a list of objects is needed, found {type(items).__name__}")
+        rows = [(f"{path}: item {number}", item) for number, item in enumerate(items, start=1)]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: an object with a value per column is needed, found {type(row).__name__}")
+    if not rows:
+        raise UserError(f"--data {path} has no rows")
+    return rows
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+
+
+def _choose(path: Path, header: Sequence[str], columns: dict[str, str], unit: Optional[Unit]) -> dict[str, str]:
+    """The column of every quantity that is there; the loss under its unit."""
+    for quantity, name in columns.items():
+        if name not in header:
+            near = difflib.get_close_matches(name, header, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"--columns {quantity}={name}: {path} has no column {name!r}{hint} Columns: {', '.join(map(repr, header))}")
+    chosen = {quantity: name for quantity, name in columns.items() if quantity != "loss"}
+    if "loss" in columns:
+        chosen[_unit_of_name(columns["loss"]) or unit or "nats"] = columns["loss"]
+    sizes = [quantity for quantity in ("n", "d", "c") if quantity in columns]
+    for quantity, names in _NAMES.items():
+        given = quantity in columns or ("loss" in columns and quantity in ("nats", "bits_per_byte"))
+        matches = [name for name in header if _plain(name) in names.split()]
+        if given or not matches or (quantity in ("n", "d", "c") and len(sizes) > 1):
+            continue
+        if len(matches) > 1:
+            key = "loss" if quantity in ("nats", "bits_per_byte") else quantity
+            raise UserError(f"{path}: {', '.join(map(repr, matches))} could each be {key}; say which with --columns {key}=NAME")
+        chosen[quantity] = matches[0]
+    missing = [] if len({"n", "d", "c"} & chosen.keys()) > 1 else ["two of n (parameters), d (tokens), c (FLOPs)"]
+    if not {"nats", "bits_per_byte"} & chosen.keys():
+        missing.append("loss")
+    if missing:
+        raise UserError(
+            f"{path}: no column is known as {' and '.join(missing)}; say which they are with --columns n=…,d=…,c=…,loss=… "
+            f"Columns: {', '.join(map(repr, header))}"
+        )
+    return chosen
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _unit_of_name(name: str) -> Optional[Unit]:
+    return "bits_per_byte" if _plain(name) in _NAMES["bits_per_byte"].split() else None
+
+
+def _unit(where: str, value: Any) -> Unit:
+    unit = _UNITS.get(_plain(str(value)))
+    if unit is None:
+        raise UserError(f"{where}: the unit of the loss is {value!r}; it must be nats or bits_per_byte")
+    return unit
+
+
+def _number(where: str, column: str, value: Any) -> Optional[float]:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise UserError(f"{where}: {column} is {value!r}, not a number")
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"{where}: {column} is {value!r}, not a number") from None
