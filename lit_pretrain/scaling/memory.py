@@ -145,7 +145,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     inputs = (5 if config.gated else 4) if per_linear else 2
     kept = 2 * r * t * d + inputs * c * t * d  # residual at both norms, and what the projections read
     kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head  # queries, keys, values, heads, and the scores' log-sum-exp
-    kept += c * t * f * (4 if config.gated else 3)
+    kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)  # a compiler computes the activation again from its input
     kept += 2 * _norm_extra(config, layout)
     if config.qk_norm:
         kept += c * t * (q + k)
@@ -156,7 +156,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
-    if per_linear:  # the bf16 copies of the weights are saved for the backward pass
+    if r != c:  # autocast's copies of the weights are saved for the backward pass, compiled or not
         kept += c * _block_parameters(config)
     return float(kept)
 
