@@ -12,7 +12,7 @@ from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import Device, Utilization
 from lit_pretrain.scaling.inference import lifetime_optimum
 from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
-from lit_pretrain.scaling.published import PublishedLaw, law
+from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
 from lit_pretrain.scaling.stages import Stage, StageCost, stage_cost
 
@@ -55,8 +55,34 @@ class Question:
     """Bytes of one device."""
     unique_tokens: Optional[float] = None
     inference_tokens: Optional[float] = None
-    law: str = "besiroglu"
+    law: str = DEFAULT
     assumptions: tuple[Assumption, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss that a published law expects of a run."""
+
+    law: str
+    unit: str
+    loss: float
+    ci95: Optional[list[float]]
+    outside: list[str]
+    """In which ways the run is none of those that the law was fitted to; empty: it is within them."""
+
+    @property
+    def text(self) -> str:
+        """Loss, interval and law, in a few words."""
+        interval = "" if self.ci95 is None else f" ({self.ci95[0]:.3f}–{self.ci95[1]:.3f})"
+        return f"{self.loss:.3f}{interval} by {self.law}"
+
+
+def predict(counts: ParameterCounts, tokens: float, name: str = DEFAULT) -> Prediction:
+    """What a published law expects of so many parameters and tokens, all of them new."""
+    found = law(name)
+    n = counts.total if found.counts == "total" else counts.non_embedding
+    here = _at(found, _drawn(found), n, tokens, None)
+    return Prediction(found.name, found.unit, here["loss"], here["ci95"], _outside(found, n, tokens))
 
 
 def make_plan(question: Question) -> dict[str, Any]:
