@@ -138,4 +138,3 @@ def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> li
         return []
     share = device.utilization(dtype).value
     return [f"{clock(flops / (top * share * devices))} at {share:.0%} MFU"]
-

@@ -1,4 +1,4 @@
-"""Signatures: the parameters of a class, read from its source without importing it, so that a verb without torch knows the others' options."""
+"""Signatures: the parameters of a class, read from its source: so a verb without torch knows the options of those with it."""
 
 import ast
 import importlib.util
@@ -29,9 +29,7 @@ def parameters(file: Path, name: str) -> dict[str, Any]:
             pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
             return {argument.arg: _literal(default) for argument, default in pairs}
     return {
-        node.target.id: _literal(node.value)
-        for node in found.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        node.target.id: _literal(node.value) for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 

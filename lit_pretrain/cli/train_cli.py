@@ -143,7 +143,9 @@ class TrainCLI(LightningCLI):
         order = order_of(manifest, self.plain_config()["data"])
         check_length(order, steps=config.max_steps, rows=max(1, data.global_batch_tokens // data.seq_len), seq_len=data.seq_len)
         self.layout = layout_of(config, _world(config.trainer))
-        check_memory(net_of(config), self.layout, ranks_here=self.layout.devices // int(config.trainer.num_nodes), allow=self.settings.allow_oom)
+        check_memory(
+            net_of(config), self.layout, ranks_here=self.layout.devices // int(config.trainer.num_nodes), allow=self.settings.allow_oom
+        )
         self._resolve_folder(manifest)
 
     def _resolve_length(self, config: Namespace) -> None:

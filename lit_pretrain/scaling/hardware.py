@@ -1,8 +1,8 @@
 """Hardware: dense peak and memory of known devices, matched on the names that drivers report.
 
-Peaks are vendors' dense figures (never the sparse ones) in TFLOP/s, as collected by torchtitan, nanochat, Composer and vendors' data sheets.
-Memory is what `nvidia-smi` shows of a whole device where it was looked up, else what the vendor states. An unknown device has no peak, and so
-no model-FLOPs utilisation: a guessed denominator gives a number that means nothing.
+Peaks are vendors' dense figures (never the sparse ones) in TFLOP/s, as collected by torchtitan, nanochat, Composer and data sheets. Memory
+is what `nvidia-smi` shows of a whole device where it was looked up, else what the vendor states. An unknown device has no peak, and so no
+model-FLOPs utilisation: a guessed denominator gives a number that means nothing.
 """
 
 import re
@@ -47,7 +47,9 @@ class Device:
         if dtype == "fp8":
             return Utilization(0.25, "Mosaic's LLM Foundry, 12 FP8 runs on H100: 14–30 % of the FP8 peak")
         if self.name.startswith(("H100", "H200", "GH200")):
-            return Utilization(0.40, "Llama 3 405B 38–43 % on 16,384 H100; Mosaic's H100 BF16 table, ≥128 GPUs: median 41.3 %; torchtitan 33.7–39.0 %")
+            return Utilization(
+                0.40, "Llama 3 405B 38–43 % on 16,384 H100; Mosaic's H100 BF16 table, ≥128 GPUs: median 41.3 %; torchtitan 33.7–39.0 %"
+            )
         if self.name.startswith("A100"):
             return Utilization(0.50, "Mosaic's LLM Foundry, A100-80GB: 39–64 %, median 54.1 %; below it, as other loops are")
         return Utilization(0.35, f"assumed: no published table of {self.name} is known here; below that of H100")

@@ -1,8 +1,8 @@
 """Memory: the peak of one device by phase of a step, counted from the shape, the batch and how the run is laid out.
 
-Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads, f feed-forward, V vocabulary, L layers,
-W devices over which state is sharded. The peak is the largest of three phases: the loss (all activations and the head's), the backward pass of
-a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted.
+Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads, f feed-forward, V vocabulary, n layers,
+w devices over which state is sharded. The peak is the largest of three phases: the loss (all activations and the head's), the backward pass
+of a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _block_parameters(config: ModelConfig) -> float:
 def peak(config: ModelConfig, layout: Layout) -> Peak:
     """Peak of each phase on one device, without what the driver, communication and fragmentation take.
 
-    The backward pass is followed block by block: block i runs while the activations of blocks 1 to i are there, the gradients of those above
-    are done, the one before is being reduced and the next one is being gathered.
+    The backward pass is followed block by block: block i runs while the activations of blocks 1 to i are there, the gradients of those
+    above are done, the one before is being reduced and the next one is being gathered.
     """
     s = states(config, layout)
     t, d, f, n = layout.tokens, config.width, config.ffn_size, config.n_layer
@@ -193,14 +193,11 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
 
     block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
     head_gradient = config.vocab_size * d * g * layout.trainable  # not reduced before the embedding's, which is the last
-    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0)  # upstream, two of the feed-forward's, and a weight's gradient
+    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0)  # upstream, two wide ones, a weight's gradient
     backward = 0.0
     for i in range(n, 0, -1):
         kept = i * (boundary if layout.checkpointing else block) + (block if layout.checkpointing else 0.0)
-        if layout.accumulates:
-            done = s.gradients
-        else:
-            done = (n - i) * block_gradient / w + (0.0 if sharded else head_gradient)
+        done = s.gradients if layout.accumulates else (n - i) * block_gradient / w + (0.0 if sharded else head_gradient)
         gathered = 0.0
         if sharded:
             blocks = _block_parameters(config) * g
@@ -246,7 +243,11 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
             found.append(f"--data.micro_batch_size {fitting[-1]}{extra}")
     for checkpointing in sorted({layout.checkpointing, True}):
         counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
-        wide = [n for n in counts if peak(config, dataclasses.replace(layout, sharding="fsdp", devices=n, checkpointing=checkpointing)).bytes <= limit]
+        wide = [
+            n
+            for n in counts
+            if peak(config, dataclasses.replace(layout, sharding="fsdp", devices=n, checkpointing=checkpointing)).bytes <= limit
+        ]
         if wide:
             extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
             found.append(f"FSDP (--trainer.strategy fsdp) over at least {wide[0]} devices{extra}")

@@ -6,11 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import numpy as np
+
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling import memory
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import Device, Utilization
 from lit_pretrain.scaling.inference import lifetime_optimum
+from lit_pretrain.scaling.law import Floats, coordinates, log_loss
 from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
@@ -167,7 +170,8 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
     return {
         "layout": {
             "sharding": layout.sharding, "devices": layout.devices, "rows": layout.rows, "seq_len": layout.seq_len,
-            "precision": layout.precision, "activation_checkpointing": layout.checkpointing, "head": layout.head, "compiled": layout.compiled,
+            "precision": layout.precision, "activation_checkpointing": layout.checkpointing, "head": layout.head,
+            "compiled": layout.compiled,
         },
         "states": peak.states._asdict(),
         "activations": peak.activations,
@@ -189,16 +193,16 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
     best = found.optimum(flops, unique if found.form == "data" else None)
     drawn = _drawn(found)
     answer: dict[str, Any] = {
-        "law": found.name, "citation": found.citation, "unit": found.unit, "note": found.note, "params": dict(found.params), "form": found.form,
-        "counts": found.counts, "n": n,
+        "law": found.name, "citation": found.citation, "unit": found.unit, "note": found.note, "params": dict(found.params),
+        "form": found.form, "counts": found.counts, "n": n,
         "here": _at(found, drawn, n, tokens, unique),
         "optimum": {"n": best.n, "d": best.d, **_at(found, drawn, best.n, best.d, unique)},
         "outside": _outside(found, n, tokens),
         "interval": "95 %, from resamples of the law's runs: it omits the error of the law's form, other data and other recipes"
-        if drawn else "none: the runs of this law are not at hand",
+        if drawn is not None else "none: the runs of this law are not at hand",
     }  # fmt: skip
-    if drawn:
-        low, high = _quantiles([one.optimum(flops).n for one in drawn])
+    if drawn is not None:
+        low, high = _middle(_optima(drawn, flops))
         answer["optimum"]["n_ci95"], answer["optimum"]["d_ci95"] = [low, high], [flops / 6 / high, flops / 6 / low]
     if unique is not None:
         repeated = law("muennighoff")
@@ -210,24 +214,29 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
     return answer
 
 
-def _drawn(found: PublishedLaw) -> list[Any]:
+def _drawn(found: PublishedLaw) -> Optional[Floats]:
+    """Coordinates of the law as resampled runs would give them, coordinates × draws; None where their spread is not known."""
     if found.log_covariance is None:
-        return []
-    from lit_pretrain.scaling.bootstrap import normal_draws
-    from lit_pretrain.scaling.law import coordinates
-
-    return list(normal_draws(found, coordinates(found), found.log_covariance, draws=DRAWS, seed=0).laws)
+        return None
+    drawn: Floats = np.random.default_rng(0).multivariate_normal(coordinates(found), np.asarray(found.log_covariance), size=DRAWS).T
+    return drawn
 
 
-def _at(found: PublishedLaw, drawn: list[Any], n: float, d: float, unique: Optional[float]) -> dict[str, Any]:
-    interval = _quantiles([float(one.loss(n, d)) for one in drawn]) if drawn else None
-    return {"loss": float(found.loss(n, d, unique if found.form == "data" else None)), "ci95": interval and list(interval)}
+def _optima(drawn: Floats, flops: float) -> Floats:
+    """N* of every draw (Hoffmann et al. 2022, eq. 4)."""
+    _, a, b, alpha, beta = drawn
+    log_g = (np.log(alpha / beta) + a - b) / (alpha + beta)
+    optima: Floats = np.exp(log_g + beta / (alpha + beta) * np.log(flops / 6.0))
+    return optima
 
 
-def _quantiles(values: list[float]) -> tuple[float, float]:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
+def _at(found: PublishedLaw, drawn: Optional[Floats], n: float, d: float, unique: Optional[float]) -> dict[str, Any]:
+    interval = None if drawn is None else _middle(np.exp(log_loss(found.form, drawn, n, d)))
+    return {"loss": float(found.loss(n, d, unique if found.form == "data" else None)), "ci95": interval}
+
+
+def _middle(values: Floats) -> list[float]:
+    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
 
 
 def _outside(found: PublishedLaw, n: float, d: float) -> list[str]:

@@ -75,16 +75,21 @@ def solve(
     if not 0 < rate.goodput <= 1:
         raise UserError(f"goodput {rate.goodput:g} must lie in (0, 1]: it is a share of the time")
     length = tokens if tokens is not None else None if flops is None else flops / flops_per_token
-    if not named or (tokens is not None and flops is not None) or len(named) > 2 or (len(named) == 2 and (length is None or seconds is None)):
+    if (
+        not named
+        or (tokens is not None and flops is not None)
+        or len(named) > 2
+        or (len(named) == 2 and (length is None or seconds is None))
+    ):
         raise UserError(
             "give one of tokens (max_steps, max_tokens), FLOPs (max_flops), dollars and days or hours, or a length and a time; "
             f"found {' and '.join(named) or 'none'}"
         )
     per_second, goodput = rate.tokens_per_second, rate.goodput
     if (dollars is not None or seconds is not None) and per_second is None:
-        raise UserError("how fast it trains is not known: name a --device with a known peak, or give --tokens_per_second, measured on one device")
+        raise UserError("how fast it trains is not known: name a --device with a known peak, or give --tokens_per_second of one device")
     if dollars is not None and price is None:
-        raise UserError("a budget in dollars needs --price, dollars of a device for an hour; no price is assumed, because they differ by a factor of ten")
+        raise UserError("a budget in dollars needs --price, dollars of a device for an hour: none is assumed, they differ too much")
 
     solved = "time and money"
     if length is None:
@@ -105,7 +110,7 @@ def solve(
             solved, goodput = "goodput", busy / (seconds * devices)
             if goodput > 1:
                 raise UserError(
-                    f"{devices} devices need {busy / devices / DAY:,.2f} days without any loss of time, more than the {seconds / DAY:,.2f} given: "
+                    f"{devices} devices need {busy / devices / DAY:,.2f} days without any loss, more than the {seconds / DAY:,.2f} given: "
                     "take more time, more devices (leave --devices out to have them counted) or fewer tokens"
                 )
     devices = devices or 1

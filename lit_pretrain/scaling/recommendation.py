@@ -28,7 +28,10 @@ def recommendations(n: float, d: float, loss: Optional[float] = None) -> list[Ru
     c = 6.0 * n * d
     scale = n / 108e6
     rules = [
-        Rule("DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125, "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125", "DeepSeek-AI 2024, DeepSeek LLM, eq. 1"),
+        Rule(
+            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125, "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
+            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1",
+        ),
         Rule(
             "Step Law", 0.58 * d**0.571, 1.79 * n**-0.713 * d**0.307, "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
             "Li et al. 2025, Predictable Scale part I; fitted up to 1 B parameters and 100 B tokens",
@@ -40,6 +43,12 @@ def recommendations(n: float, d: float, loss: Optional[float] = None) -> list[Ru
     ]  # fmt: skip
     if loss is not None:
         rules.append(
-            Rule("critical batch", 2e8 / loss ** (1 / 0.21), None, "B = 2e8 / L^(1/0.21)", "Kaplan et al. 2020, eq. 1.4; where more tokens a step stop to pay")
+            Rule(
+                "critical batch",
+                2e8 / loss ** (1 / 0.21),
+                None,
+                "B = 2e8 / L^(1/0.21)",
+                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
+            )
         )
     return rules

@@ -27,19 +27,19 @@ class StageCost(NamedTuple):
 def stage_cost(config: ModelConfig, seq_len: int, stage: Stage, lora_rank: int = 16) -> StageCost:
     """Cost of a stage.
 
-    A matrix product costs 2 FLOPs per weight and token forward, 2 for the gradient of its input and 2 for that of its weight. Frozen weights
-    spare the last; a reference adds a forward pass. Attention scores have no weights: forward 4 H K T per layer, backward twice that.
+    A matrix product costs 2 FLOPs per weight and token forward, 2 for the gradient of its input and 2 for that of its weight. Frozen
+    weights spare the last; a reference adds a forward pass. Attention scores have no weights: forward 4 H K T a layer, backward twice that.
 
     Args:
         config: Shape.
         seq_len: Tokens of a row.
-        stage: pretrain and sft: all weights. dpo: the same and a frozen reference. lora: frozen weights, and two factors beside each matrix of
-            the blocks.
+        stage: pretrain and sft: all weights. dpo: the same and a frozen reference. lora: frozen weights, and two factors beside each
+            matrix of the blocks.
         lora_rank: Of the factors.
     """
     flops = flops_per_token(config, seq_len)
     if stage == "dpo":
-        return StageCost(flops.training * 4 / 3, 1.0, 0, True, "forward and backward of the policy (3) and forward of the reference (1): 4/3")
+        return StageCost(flops.training * 4 / 3, 1.0, 0, True, "forward and backward of the policy, forward of the reference: 4/3")
     if stage == "lora":
         added = lora_parameters(config, lora_rank)
         frozen = 4.0 * count_parameters(config).matmul

@@ -15,7 +15,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def gradients(net: Transformer, tokens_BT: torch.Tensor, doc_BT: torch.Tensor, *, on: bool, compiled: bool = False) -> dict[str, torch.Tensor]:
+def gradients(
+    net: Transformer, tokens_BT: torch.Tensor, doc_BT: torch.Tensor, *, on: bool, compiled: bool = False
+) -> dict[str, torch.Tensor]:
     net.checkpoint_activations(on)
     net.zero_grad()
     torch.manual_seed(5)

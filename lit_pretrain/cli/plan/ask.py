@@ -54,11 +54,16 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
     )  # fmt: skip
     noted.append(Assumption("optimizer", optimizer, "MuonAdamW keeps one moment of a matrix, AdamW two; its workspace is not counted"))
     noted.append(
-        Assumption("beside tensors", f"{OVERHEAD[layout.device] / GIB:g} GiB", "driver, communication, fragmentation: 1–3 GiB on CUDA, not measured here")
+        Assumption(
+            "beside tensors",
+            f"{OVERHEAD[layout.device] / GIB:g} GiB",
+            "driver, communication, fragmentation: 1–3 GiB on CUDA, not measured here",
+        )
     )
     utilization = _utilization(config, device, dtype, noted)
     return Question(
-        net=net, layout=layout, devices=devices, stage=config.stage, lora_rank=config.lora_rank, step_tokens=step, device=device, dtype=dtype,
+        net=net, layout=layout, devices=devices, stage=config.stage, lora_rank=config.lora_rank, step_tokens=step,
+        device=device, dtype=dtype,
         mfu=utilization, tokens_per_second=config.tokens_per_second, goodput=_goodput(config, noted), price=config.price,
         **_length(config, step), dollars=config.dollars, seconds=_seconds(config),
         limit=config.memory_gib * GIB if config.memory_gib is not None else device.memory if device is not None else None,
@@ -72,14 +77,18 @@ def _net(values: Union[ModelConfig, Namespace], manifest: Optional[Manifest], no
     if isinstance(fields["rope_scaling"], dict):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     if fields["vocab_size"] is None:
-        fields["vocab_size"] = ModelConfig.vocab_size if manifest is None else -(-manifest.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        fields["vocab_size"] = (
+            ModelConfig.vocab_size if manifest is None else -(-manifest.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        )
         why = "no vocab_size and no dataset is given" if manifest is None else "the dataset's tokenizer, padded as `fit` does"
         noted.append(Assumption("vocabulary", f"{fields['vocab_size']:,}", why))
     return ModelConfig(**fields)
 
 
 def _data(given: Namespace, net: ModelConfig, *, bare: bool, noted: list[Assumption]) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"seq_len": net.max_seq_len, "micro_batch_size": 1, "global_batch_tokens": None} if bare else data_parameters()
+    defaults: dict[str, Any] = (
+        {"seq_len": net.max_seq_len, "micro_batch_size": 1, "global_batch_tokens": None} if bare else data_parameters()
+    )
     found = {}
     for name in ("seq_len", "micro_batch_size", "global_batch_tokens"):
         found[name] = defaults[name] if given[name] is None else given[name]
@@ -168,7 +177,9 @@ def _utilization(config: Namespace, device: Optional[Device], dtype: str, noted:
     if config.mfu is not None:
         return Utilization(config.mfu, "given")
     default = device.utilization(dtype)
-    noted.append(Assumption("MFU", f"{default.value:.0%} of {device.peak(dtype) or 0:.3g} FLOP/s ({device.name}, {dtype}, dense)", default.source))
+    noted.append(
+        Assumption("MFU", f"{default.value:.0%} of {device.peak(dtype) or 0:.3g} FLOP/s ({device.name}, {dtype}, dense)", default.source)
+    )
     return default
 
 

@@ -57,10 +57,17 @@ def plan_parser(description: str) -> VerbParser:
         for name in known:
             default = False if typed.get(name) is bool else None
             text = HELP.get(prefix + name, argparse.SUPPRESS)
-            parser.add_argument(f"--{prefix}{name}", type=typed.get(name, Any), default=default, help=text)
+            # Any would have jsonargparse import the classes that a value names, and torch with them.
+            kind = {"type": typed[name]} if name in typed else {"type": _as_it_is}
+            parser.add_argument(f"--{prefix}{name}", default=default, help=text, **kind)
     parser.add_class_arguments(ModelConfig, "model.net")
     parser.set_defaults({"model.net.vocab_size": None})
     return parser
+
+
+def _as_it_is(value: Any) -> Any:
+    """The type of an option that no plan depends on, or only by name."""
+    return value
 
 
 def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
@@ -87,7 +94,9 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
 
 def was_given(arguments: list[str], section: str) -> bool:
     """Whether a config file or an option says anything about a section."""
-    return any(argument.startswith(f"--{section}.") for argument in arguments) or any(section in content for content in _contents(arguments))
+    return any(argument.startswith(f"--{section}.") for argument in arguments) or any(
+        section in content for content in _contents(arguments)
+    )
 
 
 def _without_inner(arguments: list[str]) -> tuple[list[str], Optional[str]]:

@@ -50,7 +50,13 @@ def _memory(axes: Any, m: dict[str, Any]) -> None:
     over, kept = m["overhead"] / GIB, sum(m["states"].values()) - m["states"]["gradients"]
     states = [min(kept / GIB, size) for size in sizes]
     axes.bar(names, states, color=BLUE, label="weights and moments")
-    axes.bar(names, [size - state for size, state in zip(sizes, states, strict=True)], bottom=states, color=ORANGE, label="gradients, activations, head")
+    axes.bar(
+        names,
+        [size - state for size, state in zip(sizes, states, strict=True)],
+        bottom=states,
+        color=ORANGE,
+        label="gradients, activations, head",
+    )
     axes.bar(names, [over] * len(names), bottom=sizes, color=GREY, label="beside tensors")
     for i, size in enumerate(sizes):
         axes.text(i, size + over, f"{size + over:,.3g}", ha="center", va="bottom")

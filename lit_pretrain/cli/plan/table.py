@@ -64,14 +64,18 @@ def _run(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def _memory(m: dict[str, Any]) -> list[tuple[str, str]]:
     layout, states = m["layout"], m["states"]
     how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
+    over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
     rows = [
         (
             "layout",
-            f"{how} over {layout['devices']:,}, {layout['rows']:,} rows × {layout['seq_len']:,}, {layout['precision']}, "
+            f"{how}{over}, {layout['rows']:,} rows × {layout['seq_len']:,}, {layout['precision']}, "
             f"{'compiled' if layout['compiled'] else 'uncompiled'}, {layout['head']} head, "
             f"activation checkpointing {'on' if layout['activation_checkpointing'] else 'off'}",
         ),
-        ("states", ", ".join(f"{name} {_gib(value)}" for name, value in states.items() if value) + f"; activations {_gib(m['activations'])}"),
+        (
+            "states",
+            ", ".join(f"{name} {_gib(value)}" for name, value in states.items() if value) + f"; activations {_gib(m['activations'])}",
+        ),
     ]
     rows += [(f"peak, {name}", _gib(value) + (" ← the peak" if name == m["peak_phase"] else "")) for name, value in m["phases"].items()]
     total = f"{_gib(m['peak'] + m['overhead'])} with {_gib(m['overhead'])} beside tensors"
@@ -106,7 +110,8 @@ def _loss(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]
         rows.append(
             (
                 "with inference",
-                f"the same loss and {_short(life['inference_tokens'])} tokens served cost least with N {_short(life['n'])}, D {_short(life['d'])}: "
+                f"the same loss and {_short(life['inference_tokens'])} tokens served cost least with N {_short(life['n'])}, "
+                f"D {_short(life['d'])}: "
                 f"{life['flops']:.4g} FLOPs, {life['saved']:.3g} ({life['share']:.1%}) saved (Sardana et al. 2024)",
             )
         )
@@ -115,7 +120,9 @@ def _loss(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]
 
 def _recommended(r: dict[str, Any]) -> list[tuple[str, str]]:
     (low, high), (small, large) = r["lr"], r["batch_tokens"]
-    rows = [("range", f"lr {low:.2g} to {high:.2g}, batch {_short(small)} to {_short(large)} tokens: published rules for AdamW, which disagree")]
+    rows = [
+        ("range", f"lr {low:.2g} to {high:.2g}, batch {_short(small)} to {_short(large)} tokens: published rules for AdamW, which disagree")
+    ]
     for rule in r["rules"]:
         lr = "" if rule["lr"] is None else f"lr {rule['lr']:.2g}, "
         rows.append((rule["name"], f"{lr}batch {_short(rule['batch_tokens'])} ({rule['formula']}; {rule['source']})"))
