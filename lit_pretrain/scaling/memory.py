@@ -143,7 +143,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     c, r = layout.compute_bytes, layout.residual_bytes
     per_linear = r != c and not layout.compiled  # autocast remembers casts of weights, not of activations
     inputs = (5 if config.gated else 4) if per_linear else 2
-    kept = 2 * r * t * d + inputs * c * t * d  # residual at both norms, and what the projections read
+    kept: float = 2 * r * t * d + inputs * c * t * d  # residual at both norms, and what the projections read
     kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head  # queries, keys, values, heads, and the scores' log-sum-exp
     kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)  # a compiler computes the activation again from its input
     kept += 2 * _norm_extra(config, layout)
