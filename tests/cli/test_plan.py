@@ -207,6 +207,6 @@ def test_the_memory_of_fit_is_asked_of_the_system() -> None:
     limit = device_memory("cpu")
     assert limit is not None
     assert 1e8 < limit < 1e14
+    rows = int(limit / 4 / 1e4)
     with pytest.raises(UserError, match="for each of 4 processes"):
-        rows = int(limit / 4 / 1e4)
         check_memory(ModelConfig(), Layout(rows=rows, seq_len=2048, devices=4, sharding="ddp", device="cpu"), ranks_here=4, allow=False)

@@ -1,4 +1,4 @@
-"""Measures what a few real optimizer steps take of a process's memory, beside the plan for them; run by test_memory.py in a process of its own.
+"""Measures what real optimizer steps take of a process's memory, beside the plan for them; run by test_memory.py in its own process.
 
 usage: python measure_step.py '{"net": {...}, "rows": 8, "seq_len": 512, "precision": "32-true", "checkpointing": false}'
 """

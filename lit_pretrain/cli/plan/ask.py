@@ -31,7 +31,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
     Args:
         config: Parsed options.
         optimizer: Class of the optimizer.
-        bare: Nothing is said about data: a shape alone is planned for its own sequence length.
+        bare: No config file speaks of data: a shape alone is planned for its own sequence length.
     """
     noted: list[Assumption] = []
     manifest = _manifest(config.data.path, noted)
@@ -95,7 +95,7 @@ def _data(given: Namespace, net: ModelConfig, *, bare: bool, noted: list[Assumpt
         if found[name] is not None and found[name] < 1:
             raise UserError(f"data.{name}={found[name]} must be positive")
         if given[name] is None and found[name] is not None:
-            why = "a bare shape: its max_seq_len, one row" if bare else "the default of `fit`"
+            why = ("its max_seq_len" if name == "seq_len" else "the least") + ": a bare shape" if bare else "the default of `fit`"
             noted.append(Assumption(f"data.{name}", f"{found[name]:,}", why))
     if found["seq_len"] > net.max_seq_len:
         raise UserError(f"data.seq_len={found['seq_len']} is longer than the network's positions, model.net.max_seq_len={net.max_seq_len}")

@@ -92,11 +92,9 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
     return config, optimizer
 
 
-def was_given(arguments: list[str], section: str) -> bool:
-    """Whether a config file or an option says anything about a section."""
-    return any(argument.startswith(f"--{section}.") for argument in arguments) or any(
-        section in content for content in _contents(arguments)
-    )
+def describes_data(arguments: list[str]) -> bool:
+    """Whether a config file says anything about data: else it is a shape, to be planned for its own sequence length."""
+    return any("data" in content for content in _contents(arguments))
 
 
 def _without_inner(arguments: list[str]) -> tuple[list[str], Optional[str]]:

@@ -5,7 +5,7 @@ import sys
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain plan`."""
-    from lit_pretrain.cli.plan.config import parse, plan_parser, was_given
+    from lit_pretrain.cli.plan.config import describes_data, parse, plan_parser
 
     parser = plan_parser(__doc__ or "")
     config, optimizer = parse(parser, argv)
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     from lit_pretrain.cli.plan.table import table
     from lit_pretrain.scaling.plan import make_plan
 
-    plan = make_plan(ask(config, optimizer=optimizer, bare=not was_given(argv, "data")))
+    plan = make_plan(ask(config, optimizer=optimizer, bare=not describes_data(argv)))
     if config.png is not None:
         from lit_pretrain.cli.plan.figure import draw
 
