@@ -106,6 +106,7 @@ class Transformer(nn.Module):
     def checkpoint_activations(self, on: bool) -> None:
         """Trade memory for time: keep the input of every block for the backward pass, and compute the rest there again."""
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.checkpointing = on
 
     @torch.no_grad()

@@ -48,6 +48,7 @@ def plan_parser(description: str) -> VerbParser:
     """A parser of the options of `fit` and of a plan's own. Options that a plan does not need are known, and hidden from the help."""
     parser = make_parser("plan", description)
     parser.add_class_arguments(PlanSettings)
+    parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
     for prefix, typed, known in (
         ("", LENGTHS, [*RunSettings.__dataclass_fields__, "from", "seed_everything"]),
         ("data.", DATA, data_parameters()),

@@ -41,7 +41,5 @@ class PlanSettings:
     """Tokens that the model will read and write in its life: what is cheapest to train and serve."""
     law: str = "besiroglu"
     """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff."""
-    json: bool = False
-    """Print the plan as JSON."""
     png: Optional[str] = None
     """Where to draw it: memory by phase, and loss along the budget."""
