@@ -22,13 +22,13 @@ TOKENIZER = "tokenizer.json"
 PACKAGES = ("lit_pretrain", "torch", "lightning", "litdata", "torchmetrics", "jsonargparse", "tokenizers", "tiktoken", "numpy")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, of text in UTF-8 or of bytes, so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)

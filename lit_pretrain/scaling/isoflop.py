@@ -210,17 +210,24 @@ def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> 
 
 
 def _warnings(minima: Sequence[Minimum], within: Optional[float]) -> tuple[str, ...]:
-    found = []
+    found, wide = [], []
     for m in minima:
         below, above = m.n / float(m.runs.n.min()), float(m.runs.n.max()) / m.n
-        sides = f"budget {m.c:.3g} FLOPs: sizes reach ×{below:.1f} below and ×{above:.1f} above the minimum"
+        reach = f"{m.c:.3g} FLOPs (×{below:.1f} below the minimum, ×{above:.1f} above)"
         if min(np.log(below), np.log(above)) < ONE_SIDED * np.log(below * above):
-            found.append(f"{sides}: one-sided, the minimum hangs on few runs; add {'smaller' if below < above else 'larger'} models")
-        if max(below, above) > WIDE and within is None:
             found.append(
-                f"{sides}: wide for a parabola, which biases the minimum (−2.9 % in D* at 1e24 FLOPs for ×8 either side); "
-                f"compare with --within {WIDE:g}"
+                f"one-sided sweep at {reach}: its minimum hangs on few runs; add {'smaller' if below < above else 'larger'} models"
             )
-        if len(m.runs) == LEAST_SIZES:
-            found.append(f"budget {m.c:.3g} FLOPs: {LEAST_SIZES} sizes are fitted exactly by a parabola and say nothing about their noise")
+        if max(below, above) > WIDE and within is None:
+            wide.append(reach)
+    if wide:
+        found.append(
+            f"wide sweep{'s' * (len(wide) > 1)} at {', '.join(wide)}: a parabola is a local truth and biases the minimum (−2.9 % in D* at "
+            f"1e24 FLOPs for ×8 either side); compare with --within {WIDE:g}"
+        )
+    exact = [f"{m.c:.3g}" for m in minima if len(m.runs) == LEAST_SIZES]
+    if exact:
+        found.append(
+            f"{LEAST_SIZES} runs at {', '.join(exact)} FLOPs: a parabola goes through all of them and says nothing about their noise"
+        )
     return tuple(found)

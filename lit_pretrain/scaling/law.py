@@ -178,7 +178,7 @@ def _log_loss_parts(
     """Ln L as a log-sum-exp, the logarithms of its terms, and their shares of the sum."""
     if form == "kaplan":
         p, q, alpha_n, alpha_d = theta
-        terms = (alpha_n / alpha_d * (p - np.log(n)), q - np.log(d))
+        terms: tuple[Floats, ...] = (alpha_n / alpha_d * (p - np.log(n)), q - np.log(d))
         outer = alpha_d
     else:
         e, a, b, alpha = theta[:4]

@@ -21,7 +21,7 @@ DELTA = 1e-3
 """Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their size and not by its square."""
 _QUICK, _EXACT = 1e-10, 1e-15
 """Relative tolerances: of starts that are compared and of resamples, whose noise is far larger; and of the fit that is reported."""
-_LAD_STEPS = 100
+_LAD_STEPS, _LAD_QUICK = 100, 1e-7
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fit(
         best = problem.huber(min(tried, key=lambda theta: problem.huber_objective(theta, delta)), delta, _EXACT)
         _check_determined(problem, best)
     if kind == "lad":
-        best = problem.absolute(best, _QUICK if start is not None else _EXACT)
+        best = problem.absolute(best, _LAD_QUICK if start is not None else _EXACT)
     residuals = -problem.residuals(best)
     objective = float(np.abs(residuals).sum()) if kind == "lad" else problem.huber_objective(best, delta)
     return Fit(from_coordinates(form, best), objective, residuals)
@@ -139,15 +139,17 @@ def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
     """The step that minimises sum |r + J step|, from the dual: maximise r y over |y| <= 1 with J^T y = 0."""
     scale = np.linalg.norm(jacobian_RP, axis=0)
     found = linprog(-residuals_R, A_eq=(jacobian_RP / scale).T, b_eq=np.zeros(len(scale)), bounds=(-1, 1), method="highs")
-    if found.status != 0:
-        return np.zeros(len(scale))
-    return np.asarray(found.eqlin.marginals, float) / scale
+    assert found.status == 0, found.message  # y = 0 is feasible and the box is bounded
+    step: Floats = np.asarray(found.eqlin.marginals, float) / scale
+    return step
 
 
 def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
     """A few starts: for given exponents the law is linear in E, A and B, and non-negative least squares finds them."""
     found = []
-    exponents = (0.15, 0.3, 0.5, 0.8)
+    exponents = [0.15, 0.3, 0.5, 0.8]
+    if form in ("chinchilla", "tied"):
+        exponents.append(-0.1)  # a loss that rises with N or D is to be found, and then refused as such
     for alpha in exponents:
         for beta in (alpha,) if form in ("tied", "kaplan") else exponents:
             columns = np.stack([np.ones_like(n), n**-alpha, d**-beta], axis=-1)

@@ -139,11 +139,14 @@ def _common_unit(records: Sequence[Record]) -> Unit:
 
 
 def _check_one_tokenizer(records: Sequence[Record]) -> None:
-    known = {record.vocabulary: record.label for record in reversed(records) if record.vocabulary is not None}
+    known: dict[str, str] = {}
+    for record in records:
+        if record.vocabulary is not None:
+            known.setdefault(record.vocabulary, record.label)
     if len(known) > 1:
         (a, first), (b, second) = list(known.items())[:2]
         raise UserError(
-            f"units are mixed: {first} (tokenizer {str(a)[:12]}) and {second} ({str(b)[:12]}) have different tokens, so that their nats "
+            f"units are mixed: {first} (tokenizer {a[:12]}) and {second} ({b[:12]}) have different tokens, so that their nats "
             "per token cannot be compared; use --unit bits_per_byte"
         )
 

@@ -1,0 +1,1 @@
+"""`lit_pretrain scaling`: fit laws to runs, find the best sizes, forecast, and draw."""

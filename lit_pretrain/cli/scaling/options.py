@@ -1,0 +1,113 @@
+"""Options that the parts of `scaling` share, and the runs and the fit that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+from lit_pretrain.cli.parser import VerbParser
+
+if TYPE_CHECKING:  # numpy and scipy are loaded after the options have been read
+    from lit_pretrain.scaling.fitted import Fitted
+    from lit_pretrain.scaling.runs import Runs
+
+
+def add_runs(parser: VerbParser) -> None:
+    """Where the runs come from."""
+    parser.add_argument("runs", type=str, nargs="*", help="Run folders, or folders of run folders.")
+    parser.add_argument(
+        "--data", type=str, nargs="+", default=[], help="Tables of runs: .csv with a header, .jsonl, or .json with a list of objects."
+    )
+    parser.add_argument(
+        "--columns",
+        type=str,
+        default="",
+        help="Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…]: parameters, training tokens, FLOPs, final loss. Two of n, d "
+        "and c are enough (C = 6 N D). What is not named is found by its usual names.",
+    )
+    parser.add_argument(
+        "--params",
+        type=Literal["total", "matmul", "nonembed"],
+        default="total",
+        help="Which parameters N counts: of run folders those that are counted, of tables what their column holds.",
+    )
+    parser.add_argument(
+        "--unit",
+        type=Optional[Literal["nats", "bits_per_byte"]],
+        default=None,
+        help="Unit of the loss: of run folders which of the two, of tables what the column holds where its name does not say. Default: "
+        "nats per token where all runs have it.",
+    )
+
+
+def add_fit(parser: VerbParser, *, bootstrap: int) -> None:
+    """How the law is fitted."""
+    parser.add_argument(
+        "--law",
+        type=Literal["chinchilla", "tied", "data", "kaplan"],
+        default="chinchilla",
+        help="chinchilla: E + A/N^alpha + B/D^beta; tied: with alpha = beta; data: with repeated data (needs unique tokens); kaplan: "
+        "((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D.",
+    )
+    parser.add_argument(
+        "--loss", type=Literal["huber", "lad"], default="huber", help="Huber on ln L, or least absolute deviations of ln L."
+    )
+    parser.add_argument("--delta", type=float, default=1e-3, help="The Huber threshold, in ln L (Hoffmann et al.: 1e-3).")
+    parser.add_argument(
+        "--drop_highest", "--drop-highest", type=int, default=0, help="Leave out the runs whose loss is among this many highest."
+    )
+    add_bootstrap(parser, bootstrap)
+
+
+def add_bootstrap(parser: VerbParser, default: int) -> None:
+    """How intervals are made."""
+    parser.add_argument("--bootstrap", type=int, default=default, help="Resamples for the intervals; 0 for none.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the resampling.")
+
+
+def read_runs(options: Any) -> Runs:
+    """The runs that the options name."""
+    from lit_pretrain.errors import UserError
+    from lit_pretrain.scaling.run_folders import read_folders
+    from lit_pretrain.scaling.run_table import parse_columns, read_table
+    from lit_pretrain.scaling.runs import assemble
+
+    if options.bootstrap < 0 or options.bootstrap == 1:
+        raise UserError(f"--bootstrap {options.bootstrap}: 0 makes no interval, at least 2 resamples make one; 1000 are usual")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must not be negative")
+    if options.columns and not options.data:
+        raise UserError("--columns names the columns of tables, but no table is given with --data")
+    columns = parse_columns(options.columns)
+    records = read_folders([Path(run) for run in options.runs], options.params)
+    for path in options.data:
+        records += read_table(Path(path), columns, unit=options.unit)
+    return assemble(records, counts=options.params, unit=options.unit)
+
+
+def fit_of(options: Any, runs: Runs) -> Fitted:
+    """The fit that the options describe."""
+    from lit_pretrain.scaling.fitted import fit_runs
+
+    return fit_runs(
+        runs,
+        options.law,
+        kind=options.loss,
+        delta=options.delta,
+        drop_highest=options.drop_highest,
+        draws=options.bootstrap,
+        seed=options.seed,
+    )
+
+
+def write_json(path: str, found: dict[str, Any]) -> None:
+    """Keep a result in a file that appears whole."""
+    import json
+
+    from lit_pretrain.errors import UserError
+    from lit_pretrain.report.folder import write_whole
+
+    try:
+        write_whole(Path(path), json.dumps(found) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None

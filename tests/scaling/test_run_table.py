@@ -1,0 +1,90 @@
+"""Run tables: three formats and any column names give the same runs; what is unclear is asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.scaling.run_table import parse_columns, read_table
+
+ROWS = [{"Model Size": 1e8, "Training FLOP": 1.2e18, "val/loss": 3.1}, {"Model Size": 4e8, "Training FLOP": 1.2e19, "val/loss": 2.9}]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".csv":
+        lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
+        path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"runs{suffix}", ROWS)  # type: ignore[arg-type]
+    for columns in ({}, {"n": "Model Size", "c": "Training FLOP", "loss": "val/loss"}):
+        records = read_table(path, columns)
+        assert [(r.n, r.d, r.c, dict(r.losses)) for r in records] == [
+            (1e8, None, 1.2e18, {"nats": 3.1}),
+            (4e8, None, 1.2e19, {"nats": 2.9}),
+        ]
+    assert records[1].label == f"{path}" + {".csv": ":3", ".jsonl": ":3", ".json": ": item 2"}[suffix]
+
+
+def test_units(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"n": 1e8, "d": 1e9, "bpb": 1.1}]
+    assert read_table(write(tmp_path / "a.jsonl", rows))[0].losses == {"bits_per_byte": 1.1}
+    assert read_table(tmp_path / "a.jsonl", {"loss": "bpb"})[0].losses == {"bits_per_byte": 1.1}
+    rows = [{"n": 1e8, "d": 1e9, "loss": 1.1}]
+    assert read_table(write(tmp_path / "b.jsonl", rows), unit="bits_per_byte", columns={"loss": "loss"})[0].losses == {"bits_per_byte": 1.1}
+    rows = [{"n": 1e8, "d": 1e9, "loss": 3.1, "unit": "nats"}, {"n": 1e9, "d": 1e9, "loss": 1.1, "unit": "bits/byte"}]
+    with pytest.raises(UserError, match=r"c\.jsonl:3: the unit of the loss is 'bits/byte'"):
+        read_table(write(tmp_path / "c.jsonl", rows))
+    rows[1]["unit"] = "bpb"
+    assert [dict(r.losses) for r in read_table(write(tmp_path / "d.jsonl", rows))] == [{"nats": 3.1}, {"bits_per_byte": 1.1}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (ROWS, {"loss": "final"}, "--columns loss=final: .* has no column 'final'.* Columns: 'Model Size', "),
+        (ROWS, {"n": "Model size"}, "did you mean 'Model Size'"),
+        ([{"a": 1, "b": 2, "loss": 3}], {}, r"no column is known as two of n \(parameters\)"),
+        ([{"n": 1, "d": 2, "perplexity": 3}], {}, "no column is known as loss"),
+        ([{"n": 1, "d": 2, "loss": 3, "val_loss": 3}], {}, "'loss', 'val_loss' could each be loss"),
+        ([{"n": 1, "d": "many", "loss": 3}], {}, "d is 'many', not a number"),
+        ([{"n": 1, "d": 2, "loss": ""}], {}, "no loss in column 'loss'"),
+        ([{"n": True, "d": 2, "loss": 3}], {}, "n is True, not a number"),
+    ],
+)
+def test_refused(tmp_path: Path, rows: list[dict[str, object]], columns: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table(write(tmp_path / "runs.jsonl", rows), columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a .csv, .jsonl or .json file is needed"),
+        ("a.csv", b"n,d,loss\n1,2\n", r"a\.csv:2: the row has not the 3 fields"),
+        ("a.csv", b"", "has no rows"),
+        ("a.jsonl", b"{", r"a\.jsonl:1 is not JSON"),
+        ("a.jsonl", b"[1]", "an object with a value per column"),
+        ("a.json", b"{}", "a list of objects is needed, found dict"),
+        ("a.csv", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_files_that_hold_no_runs(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_columns_as_given() -> None:
+    assert parse_columns("n=Model Size,c=Training FLOP, LOSS=val/loss") == {"n": "Model Size", "c": "Training FLOP", "loss": "val/loss"}
+    for text in ("m=x", "n"):
+        with pytest.raises(UserError, match="is not QUANTITY=COLUMN"):
+            parse_columns(text)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(Path("absent.csv"))
