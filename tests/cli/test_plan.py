@@ -55,7 +55,7 @@ def test_the_config_of_a_run() -> None:
     assert found["length"]["steps"] == 120
     assert found["memory"]["layout"]["rows"] == 8
     later = plan(*QUICK, "--config", str(ROOT / "configs/model/llama_60m.yaml"), "--max_steps", "7", "--model.schedule.warmup", "2%")
-    assert (later["length"]["steps"], later["parameters"]["total"] > 2 * found["parameters"]["total"]) == (7, True)
+    assert (later["length"]["steps"], later["parameters"]["total"] > found["parameters"]["total"]) == (7, True)
 
 
 def test_muon_has_fewer_moments_wherever_it_is_named(tmp_path: Path) -> None:

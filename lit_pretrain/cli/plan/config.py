@@ -79,6 +79,8 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
     """
     kept, optimizer = _without_inner(arguments)
     config = parser.parse_args(kept)
+    for content in _contents(arguments):  # jsonargparse passes over an unknown section that is empty
+        _check(content, {str(action.dest).split(".")[0] for action in parser._actions}, "")
     for name, known in (("schedule", set(schedule_parameters())), ("optimizer", {"class_path", "init_args"})):
         value = config.model[name]
         if isinstance(value, dict):
