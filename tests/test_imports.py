@@ -54,6 +54,8 @@ TORCH_FREE = (
     "cli.parser",
     "cli.settings",
     "cli.doctor.*",
+    "cli.plan.*",
+    "cli.signatures",
     "cli.verbs.*",
     "__main__",
 )

@@ -22,6 +22,8 @@ class RunSettings:
     """Length of the run in input tokens, rounded up to whole steps."""
     max_flops: Optional[float] = None
     """Length of the run in training FLOPs (6 per matmul parameter and token, plus attention), rounded up to whole steps."""
+    allow_oom: bool = False
+    """Start even if the planned peak of memory is more than the device has; else such a run is refused before its weights are made."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     validate_every: int = 100

@@ -13,9 +13,9 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from lit_pretrain.callbacks.progress import short
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.fit_plan import fit_plan
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
@@ -70,11 +70,15 @@ def train(verb: str, argv: list[str]) -> int:
     )
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
-    plan = plan_line(cli, rows=rows, accumulation=accumulation)
+    plan = fit_plan(
+        cli.config, net_of(cli.config), cli.layout, rows=rows, accumulation=accumulation,
+        unique=sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources),
+        gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if trainer.strategy.root_device.type == "cuda" else None,
+    )  # fmt: skip
     mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
     if trainer.is_global_zero:
         start_run(cli, first_step)
-        print(plan, mixture, sep="\n", flush=True)
+        print(plan.line, mixture, sep="\n", flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
@@ -88,7 +92,8 @@ def train(verb: str, argv: list[str]) -> int:
             cli.run_folder,
             seconds=time.perf_counter() - began,
             train_seconds=cli.metrics.train_seconds,
-            plan=plan,
+            plan=plan.line,
+            forecast=None if plan.prediction is None else (plan.prediction.loss, plan.prediction.text),
             mixture=mixture,
             samples=cli.samples.latest,
         )
@@ -136,21 +141,6 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
     """A sink of `Metrics` that writes to a Lightning logger."""
     logger.log_metrics(values, step)
-
-
-def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
-    """What is about to happen, in one line."""
-    config, data = cli.config, cli.datamodule
-    counts = count_parameters(net_of(config))
-    tokens = config.max_steps * data.global_batch_tokens
-    unique = sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources)
-    return (
-        f"plan: {counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products) | "
-        f"{rows} rows × {data.seq_len} = {data.global_batch_tokens:,} tokens a step "
-        f"({cli.trainer.world_size} ranks × {data.micro_batch_size} rows × {accumulation} accumulation) | "
-        f"{config.max_steps:,} steps = {short(tokens)} tokens = {tokens / max(unique, 1):.2f} epochs | "
-        f"{tokens * cli.metrics.flops_per_token:.3g} FLOPs | {config.trainer.precision}"
-    )
 
 
 def describe(data: TextData, samples: tuple[int, ...]) -> str:

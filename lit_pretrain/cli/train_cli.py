@@ -26,6 +26,7 @@ from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import Parent, find_parent
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parent import check_tokenizer
 from lit_pretrain.cli.parser import Suggesting, parser_options
@@ -42,6 +43,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.report.folder import TENSORBOARD, check_unused
 from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.sharded_strategy import ShardedStrategy
 from lit_pretrain.stage.stage import Stage
 
@@ -81,6 +83,7 @@ class TrainCLI(LightningCLI):
         self.checkpoint: Optional[Path] = None
         self.parent: Optional[Parent] = None
         self.settings: RunSettings
+        self.layout: Layout
         super().__init__(
             Stage,
             TextData,
@@ -138,6 +141,10 @@ class TrainCLI(LightningCLI):
         self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
         order = order_of(manifest, self.plain_config()["data"])
         check_length(order, steps=config.max_steps, rows=max(1, data.global_batch_tokens // data.seq_len), seq_len=data.seq_len)
+        self.layout = layout_of(config, _world(config.trainer))
+        check_memory(
+            net_of(config), self.layout, ranks_here=self.layout.devices // int(config.trainer.num_nodes), allow=self.settings.allow_oom
+        )
         self._resolve_folder(manifest)
 
     def _resolve_length(self, config: Namespace) -> None:

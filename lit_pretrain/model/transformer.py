@@ -5,6 +5,7 @@ from typing import Literal, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.attention import Attention, Pass
@@ -31,9 +32,18 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config, config.width)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.checkpointing = False
+        """Keep only the input for the backward pass, which then runs the block once more."""
 
     def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor] = None) -> Tensor:
         """Map the residual stream (B, T, D) to the next one."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # Here and not around the module: FSDP's hooks, which gather the weights, stay outside of what is run twice.
+            again: Tensor = checkpoint(lambda x, value: self._forward(x, shared, value), x_BTD, value_BTC, use_reentrant=False)
+            return again
+        return self._forward(x_BTD, shared, value_BTC)
+
+    def _forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor]) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), shared, value_BTC))
         out: Tensor = x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD)))
         return out
@@ -92,6 +102,12 @@ class Transformer(nn.Module):
             else:
                 roles[name] = "matrix" if parameter.ndim == 2 else "vector"
         return roles
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Trade memory for time: keep the input of every block for the backward pass, and compute the rest there again."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.checkpointing = on
 
     @torch.no_grad()
     def reset_parameters(self, generator: Optional[torch.Generator] = None) -> None:

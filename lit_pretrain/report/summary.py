@@ -3,12 +3,20 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Optional
 
 from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
 
 
 def write_summary(
-    run: Path, *, seconds: float, train_seconds: float, plan: str, mixture: str, samples: Mapping[str, str]
+    run: Path,
+    *,
+    seconds: float,
+    train_seconds: float,
+    plan: str,
+    mixture: str,
+    samples: Mapping[str, str],
+    forecast: Optional[tuple[float, str]] = None,
 ) -> dict[str, float]:
     """Write summary.md and return the final figures.
 
@@ -19,6 +27,7 @@ def write_summary(
         plan: The line printed before the run.
         mixture: The table printed before the run.
         samples: Generated text by prompt.
+        forecast: Loss that was expected before the run, and the same in words with interval and law; None where there was none.
     """
     lines = read_metrics(run)
     train = [line for line in lines if "train/loss" in line]
@@ -38,6 +47,7 @@ def write_summary(
         f"| {s} | {last.get(f'mixture/{s}', math.nan):.1%} | {final[f'val_loss/{s}']:.4f} | {final[f'val_bits_per_byte/{s}']:.4f} |"
         for s in sources
     ]
+    foreseen = [] if forecast is None else [f"| forecast loss | {forecast[1]}; actual {figures['val/loss'] - forecast[0]:+.4f} |"]
     texts = [f"### {prompt!r}\n\n```\n{text}\n```\n" for prompt, text in samples.items()]
     page = [
         f"# {run.name}",
@@ -51,6 +61,7 @@ def write_summary(
         "| figure | value |",
         "|---|---|",
         f"| validation loss | {figures['val/loss']:.4f} nats per token at step {final['step']:,} |",
+        *foreseen,
         f"| validation bits per byte | {figures['val/bits_per_byte']:.4f} |",
         f"| best validation loss | {best['val/loss']:.4f} at step {best['step']:,} |",
         f"| training loss, last window | {figures['train/loss']:.4f} |",

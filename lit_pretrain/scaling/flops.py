@@ -13,7 +13,11 @@ class FlopsPerToken(NamedTuple):
     causal: float
     """The same with only the scores that causal masking needs: half of the attention term."""
     dense: float
-    """6 N_matmul alone, the "6N" of scaling laws."""
+    """6 N_matmul alone."""
+    six_n: float
+    """6 N of all parameters, the C = 6 N D of scaling laws (Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022, appendix F)."""
+    attention: float
+    """The scores alone: training - dense."""
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> FlopsPerToken:
@@ -22,6 +26,20 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> FlopsPerToken:
     A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it multiplies.
     Sliding windows and document masks are not credited: kernels differ in what they skip.
     """
-    dense = 6.0 * count_parameters(config).matmul
+    counts = count_parameters(config)
+    dense = 6.0 * counts.matmul
     attention = 12.0 * config.n_layer * config.n_head * config.head_size * seq_len
-    return FlopsPerToken(training=dense + attention, causal=dense + attention / 2, dense=dense)
+    return FlopsPerToken(
+        training=dense + attention, causal=dense + attention / 2, dense=dense, six_n=6.0 * counts.total, attention=attention
+    )
+
+
+def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
+    """Model-FLOPs utilisation: the share of a peak that training reaches (Chowdhery et al. 2022, appendix B).
+
+    Args:
+        tokens_per_second: Of as many devices as the peak is of.
+        flops: Training FLOPs per token, without what activation checkpointing computes again.
+        peak: FLOP/s.
+    """
+    return tokens_per_second * flops / peak

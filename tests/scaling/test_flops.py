@@ -1,15 +1,25 @@
 """FLOPs per token against torch's own counter, on the meta device."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.flops import flops_per_token, mfu
+
+ROOT = Path(__file__).parents[2]
+
+
+def shape(name: str) -> ModelConfig:
+    """One of the shapes that we ship."""
+    return ModelConfig(**yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]["net"])
+
 
 LLAMA3: dict[str, Any] = {"vocab_size": 128256, "n_kv_head": 8, "max_seq_len": 8192}
 SHAPES: dict[str, tuple[ModelConfig, int]] = {
@@ -17,8 +27,11 @@ SHAPES: dict[str, tuple[ModelConfig, int]] = {
     "tied": (ModelConfig(tie_embeddings=True, activation="relu2"), 256),
     "nanochat": (ModelConfig(value_embeddings="alternate", residual_scalars=True, embed_norm=True, qk_norm=True), 128),
     "gpt2": (ModelConfig(position="learned", activation="gelu", qkv_bias=True, ffn_bias=True, norm="layernorm"), 128),
+    "tied gqa": (ModelConfig(tie_embeddings=True, n_kv_head=2, qk_norm=True, attention="sdpa"), 256),
+    "qwen3 0.6b": (shape("qwen3_0.6b"), 1024),
+    "llama2 7b": (shape("llama2_7b"), 4096),
     "wide heads": (ModelConfig(head_dim=128, n_kv_head=2), 128),
-    "llama3 8b": (ModelConfig(n_layer=32, width=4096, n_head=32, ffn_width=14336, **LLAMA3), 8192),
+    "llama3 8b": (shape("llama3_8b"), 8192),
     "llama3 70b": (ModelConfig(n_layer=80, width=8192, n_head=64, ffn_width=28672, **LLAMA3), 8192),
 }
 
@@ -40,3 +53,51 @@ def test_llama3_8b_at_8192() -> None:
     assert flops.training == 5.791285248e10
     assert flops.dense == 6 * (8_030_261_248 - 128256 * 4096 - 65 * 4096)
     assert flops.training - flops.causal == flops.causal - flops.dense
+
+
+def test_the_numbers_of_llama3_405b() -> None:
+    config = shape("llama3_405b")
+    flops, tokens = flops_per_token(config, 8192), 15.6e12
+    assert flops.six_n * tokens == pytest.approx(3.799e25, rel=1e-4)
+    assert flops.training * tokens == pytest.approx(4.096e25, rel=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "percent"), [(5762, 33.74), (6667, 39.04)])
+def test_mfu_of_torchtitan(rate: float, percent: float) -> None:
+    # Llama 3 8B, T = 8192, on H100
+    flops = flops_per_token(shape("llama3_8b"), 8192).training
+    assert 100 * mfu(rate, flops, 989e12) == pytest.approx(percent, abs=0.005)
+
+
+MPT = {"760m": (1536, 24), "1b": (2048, 24), "3b": (2560, 32), "7b": (4096, 32), "13b": (5120, 40), "30b": (7168, 48), "70b": (8192, 80)}
+MOSAIC = [  # LLM Foundry's tables: model, T, tokens per second of a device, MFU in per cent, parameters, peak as its code has it
+    ("70b", 2048, 1039, 42.57, 64862437376, 989.5e12),
+    ("30b", 8192, 1384, 29.92, 30019254272, 989.5e12),
+    ("30b", 2048, 2308, 43.92, 29975214080, 989.5e12),
+    ("13b", 16384, 2985, 35.55, 12927354880, 989.5e12),
+    ("7b", 65536, 1956, 28.59, 6918905856, 989.5e12),
+    ("7b", 8192, 6935, 37.14, 6684024832, 989.5e12),
+    ("7b", 2048, 10643, 46.44, 6658859008, 989.5e12),
+    ("3b", 512, 27965, 46.32, 2647905280, 989.5e12),
+    ("1b", 8192, 29157, 37.73, 1328533504, 989.5e12),
+    ("760m", 2048, 67971, 37.57, 760470528, 989.5e12),
+    ("3b", 512, 36527, 30.25, 2647905280, 1979e12),  # FP8
+    ("7b", 2048, 4641, 64.23, 6658859008, 312e12),  # A100
+    ("13b", 32768, 1016, 51.69, 13011240960, 312e12),
+    ("1b", 512, 23148, 60.68, 1312804864, 312e12),
+]
+
+
+@pytest.mark.parametrize(("name", "seq_len", "rate", "percent", "parameters", "peak"), MOSAIC)
+def test_mfu_of_mosaic(name: str, seq_len: int, rate: float, percent: float, parameters: int, peak: float) -> None:
+    width, layers = MPT[name]
+    heads = {"760m": 12, "1b": 16, "3b": 20, "7b": 32, "13b": 40, "30b": 56, "70b": 64}[name]
+    bias = {"norm_bias": True, "qkv_bias": True, "attn_out_bias": True, "ffn_bias": True}
+    config = ModelConfig(
+        vocab_size=50368, width=width, n_layer=layers, n_head=heads, max_seq_len=seq_len, position="learned", norm="layernorm",
+        activation="gelu", tie_embeddings=True, **bias,
+    )  # fmt: skip
+    flops = flops_per_token(config, seq_len)
+    assert count_parameters(config).total == parameters
+    # its count is 6 N of all parameters and full attention
+    assert 100 * mfu(rate, flops.six_n + flops.attention, peak) == pytest.approx(percent, abs=0.05)

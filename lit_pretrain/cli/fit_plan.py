@@ -1,0 +1,140 @@
+"""Fit plan: what `fit` says before it starts, and the memory without which it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+from jsonargparse import Namespace
+
+from lit_pretrain.callbacks.progress import clock, short
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.precision import peak_dtype
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.hardware import GIB, find_device
+from lit_pretrain.scaling.memory import Layout, Sharding, peak, remedies
+from lit_pretrain.scaling.plan import OVERHEAD, Prediction, predict
+from lit_pretrain.stage.compiled import can_compile
+
+NEAR = 0.9
+"""From this share of the memory on the plan warns."""
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The plan of one run of `fit`."""
+
+    line: str
+    prediction: Optional[Prediction]
+    """None where no published law covers the run."""
+
+
+def layout_of(config: Namespace, world: int) -> Layout:
+    """How a resolved config lays a run out on its devices."""
+    device = "cuda" if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    name = str(config.trainer.strategy)
+    sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
+    compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
+    optimizer = config.model.optimizer
+    data = config.data
+    return Layout(
+        rows=data.micro_batch_size, seq_len=data.seq_len, devices=world, sharding=sharding, precision=config.trainer.precision,
+        compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
+        muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
+        accumulates=data.global_batch_tokens > world * data.micro_batch_size * data.seq_len, device=device,
+    )  # fmt: skip
+
+
+def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bool) -> None:
+    """Refuse a run whose planned peak its device cannot hold, before anything is built.
+
+    Args:
+        net: Shape.
+        layout: From `layout_of`.
+        ranks_here: Processes that share this machine's memory, where they compute on its CPU.
+        allow: Warn instead.
+
+    Raises:
+        UserError: Names the peak, the limit and what would make it fit.
+    """
+    limit = device_memory(layout.device)
+    if limit is None:
+        return
+    limit = limit / (ranks_here if layout.device == "cpu" else 1)
+    found, overhead = peak(net, layout), OVERHEAD[layout.device]
+    if found.bytes + overhead <= NEAR * limit:
+        return
+    what = (
+        f"a device needs {(found.bytes + overhead) / GIB:,.1f} GiB at the peak of a step ({found.phase}) and has {limit / GIB:,.1f} GiB"
+        + (f" for each of {ranks_here} processes" if layout.device == "cpu" and ranks_here > 1 else "")
+    )
+    if found.bytes + overhead <= limit or allow:
+        warn(f"{what}: it may run out of memory")
+        return
+    ways = remedies(net, layout, limit - overhead)
+    would = f"it would fit with {', or '.join(ways)}" if ways else "a smaller network or shorter rows would fit"
+    raise UserError(f"{what}; {would}. `lit_pretrain plan` shows where it goes; --allow_oom true starts nevertheless")
+
+
+def device_memory(device: str) -> Optional[float]:
+    """Bytes of the GPU, or those that this process may still take of the machine's; None if the system does not say."""
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        available = float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        most, used = ((group / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current"))
+    except OSError:
+        return available
+    return available if most == "max" else min(available, float(most) - float(used))
+
+
+def fit_plan(
+    config: Namespace, net: ModelConfig, layout: Layout, *, rows: int, accumulation: int, unique: int, gpu: Optional[str]
+) -> FitPlan:
+    """What is about to happen, in one line.
+
+    Args:
+        config: Resolved config.
+        net: Its network.
+        layout: From `layout_of`.
+        rows: Rows of an optimizer step.
+        accumulation: Micro-batches of a device in a step.
+        unique: Distinct training tokens.
+        gpu: The driver's name of the GPU; None on a CPU.
+    """
+    counts, data = count_parameters(net), config.data
+    tokens = config.max_steps * data.global_batch_tokens
+    flops = tokens * flops_per_token(net, data.seq_len).training
+    found = peak(net, layout)
+    prediction = predict(counts, tokens)
+    covered = not prediction.outside
+    parts = [
+        f"{counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products)",
+        f"{rows} rows × {data.seq_len} = {data.global_batch_tokens:,} tokens a step "
+        f"({layout.devices} ranks × {data.micro_batch_size} rows × {accumulation} accumulation)",
+        f"{config.max_steps:,} steps = {short(tokens)} tokens = {tokens / max(unique, 1):.2f} epochs",
+        f"{flops:.3g} FLOPs",
+        *_hours(gpu, config.trainer.precision, flops, layout.devices),
+        f"memory {found.bytes / GIB:.2f} GiB a device ({found.phase})",
+        f"loss {prediction.text} expected" if covered else f"loss not forecast ({prediction.law}: {prediction.outside[0]})",
+        config.trainer.precision,
+    ]
+    return FitPlan("plan: " + " | ".join(parts), prediction if covered else None)
+
+
+def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> list[str]:
+    device, dtype = None if gpu is None else find_device(gpu), peak_dtype(precision)
+    top = None if device is None else device.peak(dtype)
+    if device is None or top is None:
+        return []
+    share = device.utilization(dtype).value
+    return [f"{clock(flops / (top * share * devices))} at {share:.0%} MFU"]

@@ -1,0 +1,1 @@
+"""Plan: what `lit_pretrain plan` reads, computes and shows."""

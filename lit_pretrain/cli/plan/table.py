@@ -1,0 +1,148 @@
+"""Table: a plan for reading, at most 140 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Optional
+
+from lit_pretrain.scaling.hardware import GIB
+
+WIDTH = 140
+_LEFT = 24
+
+
+def table(plan: dict[str, Any]) -> str:
+    """The text of a plan."""
+    lines: list[str] = []
+    for title, rows in (
+        ("model", _model(plan)),
+        ("run", _run(plan)),
+        ("memory of one device", _memory(plan["memory"])),
+        ("loss", _loss(plan["loss"], plan["length"])),
+        ("batch and learning rate", _recommended(plan["recommended"])),
+        ("assumptions", [(a["what"], f"{a['value']}: {a['source']}") for a in plan["assumptions"]]),
+    ):
+        lines += ["", title, "─" * len(title)]
+        for name, text in rows:
+            wrapped = textwrap.wrap(text, WIDTH - _LEFT) or [""]
+            lines += [f"{name:<{_LEFT}}{wrapped[0]}".rstrip(), *(" " * _LEFT + more for more in wrapped[1:])]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _model(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    p, f, stage = plan["parameters"], plan["flops_per_token"], plan["stage"]
+    rows = [
+        ("parameters", f"{p['total']:,} ({p['matmul']:,} in matrix products, {p['non_embedding']:,} without embeddings)"),
+        ("FLOPs per token", f"{f['exact']:.6g} exact, full attention · {f['causal']:.6g} causal · {f['six_n']:.6g} = 6N"),
+    ]
+    if stage["name"] != "pretrain":
+        rows.append((f"stage {stage['name']}", f"{stage['flops_per_token']:.6g} FLOPs per token: {stage['why']}"))
+    return rows
+
+
+def _run(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    length, time, money = plan["length"], plan["time"], plan["money"]
+    steps = "" if length["steps"] is None else f" = {length['steps']:,.0f} steps of {length['tokens_per_step']:,}"
+    epochs = "" if length["epochs"] is None else f", {length['epochs']:.2f} epochs over {_short(length['unique_tokens'])} unique tokens"
+    rows = [
+        ("solved for", plan["solved_for"]),
+        ("tokens", f"{_short(length['tokens'])}{steps}, {length['tokens_per_parameter']:,.1f} per parameter{epochs}"),
+        ("FLOPs", f"{length['flops']:.4g} ({length['flops_6nd']:.4g} = 6ND)"),
+    ]
+    devices = f"{time['devices']:,} × {time['device'] or 'device'}"
+    if time["tokens_per_second_per_device"] is None:
+        return [*rows, ("time", f"not known for {devices}: give --device, or --tokens_per_second, measured on one device")]
+    mfu = "" if time["mfu"] is None else f" (MFU {time['mfu']:.2%} of {time['peak_flops'] / 1e12:,.4g} TFLOP/s in {time['dtype']})"
+    rows += [
+        ("speed", f"{time['tokens_per_second_per_device']:,.1f} tokens per second and device{mfu}"),
+        ("time", f"{_duration(time['days'])} on {devices} at goodput {time['goodput']:.4g}: {time['device_hours']:,.4g} device-hours"),
+    ]
+    cost = "no price given (--price)" if money["price"] is None else f"${money['dollars']:,.0f} at ${money['price']:g} a device-hour"
+    return [*rows, ("money", cost)]
+
+
+def _memory(m: dict[str, Any]) -> list[tuple[str, str]]:
+    layout, states = m["layout"], m["states"]
+    how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
+    over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
+    rows = [
+        (
+            "layout",
+            f"{how}{over}, {layout['rows']:,} rows × {layout['seq_len']:,}, {layout['precision']}, "
+            f"{'compiled' if layout['compiled'] else 'uncompiled'}, {layout['head']} head, "
+            f"activation checkpointing {'on' if layout['activation_checkpointing'] else 'off'}",
+        ),
+        (
+            "states",
+            ", ".join(f"{name} {_gib(value)}" for name, value in states.items() if value) + f"; activations {_gib(m['activations'])}",
+        ),
+    ]
+    rows += [(f"peak, {name}", _gib(value) + (" ← the peak" if name == m["peak_phase"] else "")) for name, value in m["phases"].items()]
+    total = f"{_gib(m['peak'] + m['overhead'])} with {_gib(m['overhead'])} beside tensors"
+    if m["fits"] is None:
+        return [*rows, ("needs", f"{total}; no limit is known (--device or --memory_gib)")]
+    if m["fits"]:
+        return [*rows, ("fits", f"{total}, of {_gib(m['limit'])}")]
+    rows.append(("does not fit", f"{total}, of {_gib(m['limit'])}"))
+    what = m["remedies"] or ["nothing within 16,384 devices: a smaller network or shorter rows"]
+    return [*rows, *(("would fit with", remedy) for remedy in what)]
+
+
+def _loss(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]:
+    here, best = loss["here"], loss["optimum"]
+    rows = [
+        ("law", f"{loss['law']}: {loss['citation']}; N counts {loss['counts']} parameters"),
+        ("predicted here", f"{here['loss']:.4f}{_interval(here['ci95'], '.4f')} {loss['unit']}"),
+        (
+            "compute-optimal",
+            f"N* {_short(best['n'])}{_interval(best.get('n_ci95'))}, D* {_short(best['d'])}{_interval(best.get('d_ci95'))} "
+            f"({best['d'] / best['n']:,.1f} tokens per parameter): {best['loss']:.4f}{_interval(best['ci95'], '.4f')}",
+        ),
+        ("interval", loss["interval"]),
+    ]
+    if loss["outside"]:
+        rows.append(("extrapolation", "; ".join(loss["outside"])))
+    if "repetition" in loss:
+        again = loss["repetition"]
+        rows.append(("repeated data", f"{length['epochs']:.2f} epochs cost {again['loss_added']:+.4f} ({again['citation']})"))
+    if "lifetime" in loss:
+        life = loss["lifetime"]
+        rows.append(
+            (
+                "with inference",
+                f"the same loss and {_short(life['inference_tokens'])} tokens served cost least with N {_short(life['n'])}, "
+                f"D {_short(life['d'])}: "
+                f"{life['flops']:.4g} FLOPs, {life['saved']:.3g} ({life['share']:.1%}) saved (Sardana et al. 2024)",
+            )
+        )
+    return rows
+
+
+def _recommended(r: dict[str, Any]) -> list[tuple[str, str]]:
+    (low, high), (small, large) = r["lr"], r["batch_tokens"]
+    rows = [
+        ("range", f"lr {low:.2g} to {high:.2g}, batch {_short(small)} to {_short(large)} tokens: published rules for AdamW, which disagree")
+    ]
+    for rule in r["rules"]:
+        lr = "" if rule["lr"] is None else f"lr {rule['lr']:.2g}, "
+        rows.append((rule["name"], f"{lr}batch {_short(rule['batch_tokens'])} ({rule['formula']}; {rule['source']})"))
+    return rows
+
+
+def _interval(bounds: Optional[list[float]], form: str = "") -> str:
+    return "" if bounds is None else " (" + "–".join(format(b, form) if form else _short(b) for b in bounds) + ")"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:,.2f} MiB"
+
+
+def _duration(days: float) -> str:
+    return f"{days:,.2f} days" if days >= 2 else f"{days * 24:,.2f} hours"
+
+
+def _short(number: float) -> str:
+    for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= unit:
+            return f"{number / unit:.3g}{suffix}"
+    return f"{number:.3g}"

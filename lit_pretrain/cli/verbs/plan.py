@@ -1,0 +1,25 @@
+"""Say before a run what it takes: FLOPs, memory, time, money, and the loss to expect."""
+
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain plan`."""
+    from lit_pretrain.cli.plan.config import describes_data, parse, plan_parser
+
+    parser = plan_parser(__doc__ or "")
+    config, optimizer = parse(parser, argv)
+
+    import json
+
+    from lit_pretrain.cli.plan.ask import ask
+    from lit_pretrain.cli.plan.table import table
+    from lit_pretrain.scaling.plan import make_plan
+
+    plan = make_plan(ask(config, optimizer=optimizer, bare=not describes_data(argv)))
+    if config.png is not None:
+        from lit_pretrain.cli.plan.figure import draw
+
+        draw(plan, config.png)
+    sys.stdout.write(json.dumps(plan, indent=1) + "\n" if config.json else table(plan))
+    return 0

@@ -1,0 +1,255 @@
+"""Memory: the peak of one device by phase of a step, counted from the shape, the batch and how the run is laid out.
+
+Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads, f feed-forward, V vocabulary, n layers,
+w devices over which state is sharded. The peak is the largest of three phases: the loss (all activations and the head's), the backward pass
+of a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
+
+Sharding = Literal["none", "ddp", "fsdp"]
+GIB = 2**30
+# As in lit_pretrain.objective.linear_cross_entropy, which a test compares: it holds torch, and a plan does not load that.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
+TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out on its devices. The defaults are those of `fit`."""
+
+    rows: int
+    """Rows of a micro-batch on one device."""
+    seq_len: int
+    devices: int = 1
+    sharding: Sharding = "none"
+    """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks gathered one by one, the root kept)."""
+    precision: str = "bf16-mixed"
+    """bf16-mixed: fp32 weights and moments, bf16 products under autocast. bf16-true: bf16 throughout. 32-true: fp32 throughout.
+    bf16-policy: fp32 state, gathered and computed in bf16 (FSDP2's MixedPrecisionPolicy, as torchtitan trains)."""
+    compiled: bool = True
+    """Compiled, norms are one kernel and casts are shared; uncompiled, every product casts its own input."""
+    fused_norm: bool = True
+    """Uncompiled norms on CUDA are one kernel; on a CPU they are composed of others and keep fp32 intermediates."""
+    head: Literal["chunked", "plain"] = "chunked"
+    """chunked: gradients of the head are made chunk by chunk in the forward pass. plain: logits of all tokens, in fp32 three times."""
+    checkpointing: bool = False
+    """Keep the input of every block and compute the rest again."""
+    muon: bool = False
+    """Matrices have one moment instead of two."""
+    accumulates: bool = False
+    """Several micro-batches a step: gradients are there while the next one runs forward."""
+    moments: bool = True
+    """False: the first step, before the optimizer has state."""
+    trainable: float = 1.0
+    """Share of the parameters that are trained; the others have neither gradients nor moments."""
+    added: int = 0
+    """Trained parameters beside those of the shape, such as LoRA's; replicated, in fp32."""
+    reference: bool = False
+    """A frozen copy of the network runs forward beside it (DPO)."""
+    device: Literal["cpu", "cuda"] = "cuda"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch on one device."""
+        return self.rows * self.seq_len
+
+    @property
+    def shards(self) -> int:
+        """Parts into which state is cut."""
+        return self.devices if self.sharding == "fsdp" else 1
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a stored weight."""
+        return 2 if self.precision.endswith("-true") and not self.precision.startswith("32") else 4
+
+    @property
+    def compute_bytes(self) -> int:
+        """Of an operand of a matrix product."""
+        return 4 if self.precision.startswith("32") else 2
+
+    @property
+    def residual_bytes(self) -> int:
+        """Of the residual stream: under autocast it stays fp32, because the embedding is."""
+        return 4 if self.precision.endswith("-mixed") else self.compute_bytes
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Of a weight that FSDP has gathered."""
+        return self.compute_bytes if self.precision == "bf16-policy" else self.state_bytes
+
+
+class States(NamedTuple):
+    """Bytes that stay on a device from step to step, and the gradients."""
+
+    parameters: float
+    gradients: float
+    moments: float
+    buckets: float
+    """DDP's copy of the gradients."""
+    reference: float
+
+
+class Peak(NamedTuple):
+    """Bytes at the peak of each phase."""
+
+    states: States
+    activations: float
+    """Kept by all blocks at the end of the forward pass."""
+    loss: float
+    backward: float
+    optimizer: float
+
+    @property
+    def bytes(self) -> float:
+        """The peak of the step."""
+        return max(self.loss, self.backward, self.optimizer)
+
+    @property
+    def phase(self) -> str:
+        """Which phase it is in."""
+        return max((self.loss, "loss"), (self.backward, "block backward"), (self.optimizer, "optimizer"))[1]
+
+
+def states(config: ModelConfig, layout: Layout) -> States:
+    """Weights, gradients and moments of one device."""
+    counts, size, w = count_parameters(config), layout.state_bytes, layout.shards
+    trained = counts.total * layout.trainable
+    matrices = counts.matmul - config.vocab_size * config.width
+    moments = (2 * trained - (matrices * layout.trainable if layout.muon else 0)) * size
+    added = layout.added * 4
+    gradients = trained * size / w + added
+    return States(
+        parameters=counts.total * size / w + added,
+        gradients=gradients,
+        moments=moments / w + 2 * added if layout.moments else 0.0,
+        buckets=gradients if layout.sharding == "ddp" else 0.0,
+        reference=counts.total * size / w if layout.reference else 0.0,
+    )
+
+
+def block_activations(config: ModelConfig, layout: Layout) -> float:
+    """Bytes that one block keeps for its backward pass, averaged over layers that differ."""
+    t, d, f = layout.tokens, config.width, config.ffn_size
+    q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
+    c, r = layout.compute_bytes, layout.residual_bytes
+    per_linear = r != c and not layout.compiled  # autocast remembers casts of weights, not of activations
+    inputs = (5 if config.gated else 4) if per_linear else 2
+    kept: float = 2 * r * t * d + inputs * c * t * d  # residual at both norms, and what the projections read
+    kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head  # queries, keys, values, heads, and the scores' log-sum-exp
+    kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)  # a compiler computes the activation again from its input
+    kept += 2 * _norm_extra(config, layout)
+    if config.qk_norm:
+        kept += c * t * (q + k)
+    if config.residual_scalars:
+        kept += r * t * d
+    if config.value_embeddings != "none":
+        layers = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+        kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
+    if config.dropout:
+        kept += 2 * t * d
+    if r != c:  # autocast's copies of the weights are saved for the backward pass, compiled or not
+        kept += c * _block_parameters(config)
+    return float(kept)
+
+
+def _norm_extra(config: ModelConfig, layout: Layout) -> float:
+    """What a norm keeps beside its input, where it is composed of other operations."""
+    if layout.compiled or layout.fused_norm:
+        return 0.0
+    td = layout.tokens * config.width
+    # In half precision the input in fp32 (4) and the normalised value before its gain (2); in fp32 the normalised value.
+    return float(6 * td if layout.residual_bytes == 2 else 4 * td)
+
+
+def _block_parameters(config: ModelConfig) -> float:
+    return (count_parameters(config).matmul - config.vocab_size * config.width) / config.n_layer
+
+
+def peak(config: ModelConfig, layout: Layout) -> Peak:
+    """Peak of each phase on one device, without what the driver, communication and fragmentation take.
+
+    The backward pass is followed block by block: block i runs while the activations of blocks 1 to i are there, the gradients of those
+    above are done, the one before is being reduced and the next one is being gathered.
+    """
+    s = states(config, layout)
+    t, d, f, n = layout.tokens, config.width, config.ffn_size, config.n_layer
+    c, r, g, w = layout.compute_bytes, layout.residual_bytes, layout.gathered_bytes, layout.shards
+    sharded = layout.sharding == "fsdp"
+    block, boundary = block_activations(config, layout), r * t * d
+    activations = n * (boundary if layout.checkpointing else block)
+    root_parameters = count_parameters(config).total - n * _block_parameters(config)
+    root = root_parameters * g if sharded else 0.0
+    held = s.parameters + s.moments + s.buckets + s.reference
+    loss = held + (s.gradients if layout.accumulates else 0.0) + root + activations + _head(config, layout)
+
+    block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
+    head_gradient = config.vocab_size * d * g * layout.trainable  # not reduced before the embedding's, which is the last
+    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0)  # upstream, two wide ones, a weight's gradient
+    backward = 0.0
+    for i in range(n, 0, -1):
+        kept = i * (boundary if layout.checkpointing else block) + (block if layout.checkpointing else 0.0)
+        done = s.gradients if layout.accumulates else (n - i) * block_gradient / w + (0.0 if sharded else head_gradient)
+        gathered = 0.0
+        if sharded:
+            blocks = _block_parameters(config) * g
+            gathered = blocks * (2 if i > 1 else 1) + head_gradient + (block_gradient if i < n else 0.0)
+        backward = max(backward, held + done + root + kept + gathered + within)
+    return Peak(s, activations, loss, backward, sum(s))
+
+
+def _head(config: ModelConfig, layout: Layout) -> float:
+    """Bytes of the final norm, the head and the loss."""
+    t, d, v = layout.tokens, config.width, config.vocab_size
+    c, r = layout.compute_bytes, layout.residual_bytes
+    hidden = r * t * d + c * t * d + _norm_extra(config, layout)
+    if layout.head == "plain":
+        return float(hidden + 12 * t * v)
+    chunk = chunk_tokens(t, v, c, layout.device)
+    tile = min(chunk, max(1, TILE_BYTES[layout.device] // (4 * v)))
+    if layout.compiled and layout.device == "cuda":
+        tile = chunk
+    buffers = chunk * v * c + tile * v * 4 * (1 if c == 4 else 2)
+    weight = v * d * (4 + (2 * c if r != c or c != 4 else 0))  # the gradient in fp32; the weight cast, and a product to be added
+    # then, as the backward pass begins: the gradient once more, scaled, while the buffers are gone
+    return float(hidden + c * t * d + max(buffers + weight, v * d * 8))
+
+
+def chunk_tokens(tokens: int, vocabulary: int, itemsize: int, device: Literal["cpu", "cuda"]) -> int:
+    """Tokens whose logits the chunked head makes at once."""
+    least, most = CHUNK_TOKENS[device]
+    chunks = -(-tokens // min(most, max(least, CHUNK_BYTES[device] // (itemsize * vocabulary))))
+    return max(1, -(-tokens // max(1, chunks)))
+
+
+def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
+    """What would make a run fit into `limit` bytes, the least change first; empty if nothing here does."""
+    found = []
+    if not layout.checkpointing and peak(config, dataclasses.replace(layout, checkpointing=True)).bytes <= limit:
+        found.append("activation checkpointing (--model.activation_checkpointing true; about a third more FLOPs)")
+    smaller = [rows for rows in (2**i for i in range(12)) if rows < layout.rows]
+    for checkpointing in sorted({layout.checkpointing, True}):
+        fitting = [r for r in smaller if peak(config, dataclasses.replace(layout, rows=r, checkpointing=checkpointing)).bytes <= limit]
+        if fitting and (checkpointing == layout.checkpointing or not found):
+            extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
+            found.append(f"--data.micro_batch_size {fitting[-1]}{extra}")
+    for checkpointing in sorted({layout.checkpointing, True}):
+        counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
+        wide = [
+            n
+            for n in counts
+            if peak(config, dataclasses.replace(layout, sharding="fsdp", devices=n, checkpointing=checkpointing)).bytes <= limit
+        ]
+        if wide:
+            extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
+            found.append(f"FSDP (--trainer.strategy fsdp) over at least {wide[0]} devices{extra}")
+            break
+    return found

@@ -1,0 +1,212 @@
+"""`lit_pretrain plan` through the command line: what it reads, what it refuses, and that `fit` says and keeps the same."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_pretrain.__main__ import main
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SEVEN_B = ["--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--max_tokens", "2e12", "--device", "NVIDIA H100 80GB HBM3"]
+QUICK = ["--config", str(ROOT / "configs/pretrain/quickstart.yaml"), "--data.path", "nowhere"]
+
+
+def plan(*arguments: str) -> dict[str, Any]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["plan", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with contextlib.suppress(SystemExit):
+        assert main(["plan", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_bare_shape() -> None:
+    found = plan(*SEVEN_B, "--devices", "256", "--trainer.strategy", "fsdp", "--price", "2.5", "--inference_tokens", "2e12")
+    assert found["parameters"]["total"] == 6_738_415_616
+    assert found["length"]["flops_6nd"] == pytest.approx(8.09e22, rel=1e-3)
+    assert found["length"]["tokens_per_parameter"] == pytest.approx(297, abs=0.5)
+    assert found["memory"]["layout"]["seq_len"] == 4096  # its own positions, not the default of `fit`
+    assert found["memory"]["fits"] is True
+    assert found["money"]["dollars"] == pytest.approx(2.5 * found["time"]["device_hours"])
+    low, high = found["loss"]["here"]["ci95"]
+    assert low < found["loss"]["here"]["loss"] < high
+    assert found["loss"]["lifetime"]["saved"] > 0
+    assert any("tokens" in text or "D " in text for text in found["loss"]["outside"])
+    assert all(assumption["source"] for assumption in found["assumptions"])
+
+
+def test_the_config_of_a_run() -> None:
+    found = plan(*QUICK)
+    assert found["length"]["tokens"] == 120 * 4096
+    assert found["length"]["steps"] == 120
+    assert found["memory"]["layout"]["rows"] == 8
+    later = plan(*QUICK, "--config", str(ROOT / "configs/model/llama_60m.yaml"), "--max_steps", "7", "--model.schedule.warmup", "2%")
+    assert (later["length"]["steps"], later["parameters"]["total"] > found["parameters"]["total"]) == (7, True)
+
+
+def test_muon_has_fewer_moments_wherever_it_is_named(tmp_path: Path) -> None:
+    muon = plan(*QUICK)["memory"]["states"]["moments"]
+    for way in (["--model.optimizer", "lit_pretrain.optim.AdamW"], ["--model.optimizer.class_path=AdamW"]):
+        assert plan(*QUICK, *way)["memory"]["states"]["moments"] > muon
+    layer = tmp_path / "lr.yaml"
+    layer.write_text("model:\n  optimizer:\n    init_args: {matrix_lr: 0.01}\n")  # says nothing of the class
+    assert plan(*QUICK, "--config", str(layer))["memory"]["states"]["moments"] == muon
+
+
+def test_the_saved_config_of_a_run_is_read(dataset: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_pretrain", "fit", *QUICK, "--data.path", str(dataset), "--print_config"],
+        capture_output=True, text=True, check=True, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    saved = tmp_path / "config.yaml"
+    saved.write_text(done.stdout)
+    found = plan("--config", str(saved))
+    train = sum(source.splits["train"].tokens for source in Manifest.load(dataset).sources.values())
+    assert found["length"]["unique_tokens"] == train
+    assert found["length"]["epochs"] == pytest.approx(120 * 4096 / train)
+    assert found["loss"]["repetition"]["loss_added"] > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "solved"),
+    [
+        (["--max_flops", "1e21", "--devices", "8"], "time and money"),
+        (["--dollars", "1000", "--price", "2", "--devices", "8"], "tokens"),
+        (["--hours", "10", "--devices", "8"], "tokens"),
+        (["--max_tokens", "2e12", "--days", "30"], "devices"),
+        (["--max_tokens", "1e9", "--days", "30", "--devices", "8"], "goodput"),
+    ],
+)
+def test_what_is_missing_is_solved_for(asked: list[str], solved: str) -> None:
+    found = plan("--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--device", "H100", *asked)
+    assert found["solved_for"] == solved
+    assert found["length"]["flops"] == pytest.approx(found["length"]["tokens"] * found["flops_per_token"]["exact"])
+    if solved == "devices":
+        assert found["memory"]["layout"]["devices"] == found["time"]["devices"] > 8
+
+
+def test_it_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *SEVEN_B, "--data.micro_batch_size", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "does not fit" in text
+    assert "would fit with" in text
+    assert "FSDP" in text
+    assert max(map(len, text.splitlines())) <= 140
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--data.seq_length", "512"], "data.seq_len"),
+        (["--model.net.n_layers", "2"], "model.net.n_layer"),
+        (["--model.schedule.warmups", "2%"], "warmup"),
+        (["--model.optimizr", "AdamW"], "model.optimizer"),
+        (["--trainer.device", "2"], "trainer.devices"),
+        (["--goodputt", "0.5"], "goodput"),
+        (["--goodput", "1.5"], "goodput"),
+        (["--mfu", "40"], "share of the peak"),
+        (["--law", "besiroglo"], "besiroglu"),
+        (["--max_flops", "1e20"], "max_tokens and max_flops"),
+        (["--data.seq_len", "9999"], "longer than the network's positions"),
+        (["--png", "plan.pdf"], ".png"),
+        (["--trainer.precision", "fp7"], "bf16-mixed"),
+    ],
+)
+def test_mistakes_are_named(wrong: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in fails(capsys, *SEVEN_B, *wrong)
+
+
+def test_unknown_keys_of_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, says in (
+        ({"data": {"micro_batchsize": 4}}, "micro_batch_size"),
+        ({"model": {"schedule": {"knd": "wsd"}}}, "kind"),
+        ({"trainer": {"strateg": "fsdp"}}, "strategy"),
+        ({"modl": {}}, "model"),
+    ):
+        file = tmp_path / "wrong.yaml"
+        file.write_text(yaml.safe_dump(content))
+        assert says in fails(capsys, *SEVEN_B, "--config", str(file)), content
+
+
+def test_an_unknown_device_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *SEVEN_B[:4], "--device", "Abacus 3000"]) == 0
+    found = capsys.readouterr()
+    assert "'Abacus 3000' is not known" in found.err
+    assert "not known" in found.out
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "plan.png"
+    plan(*SEVEN_B, "--png", str(target))
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in target.parent.iterdir()] == ["plan.png"]
+
+
+def test_a_plan_is_quick_and_without_torch() -> None:
+    code = (
+        "import sys, time\nfrom lit_pretrain.__main__ import main\n"
+        f"main({['plan', *QUICK, '--device', 'H100']!r})\n"
+        "print('torch' in sys.modules, time.process_time(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    torch, seconds = done.stderr.split()[-2:]
+    assert torch == "False"
+    assert float(seconds) < 3.0  # a third of it on a machine that is not busy
+
+
+def run_fit(dataset: Path, tmp_path: Path, *options: str) -> int:
+    common = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run", "--trainer.accelerator=cpu", "--model.compile=off"]
+    short = ["--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=2"]
+    return main(["fit", *QUICK, *common, *short, "--sample_tokens=2", *options])
+
+
+HUGE = ["--model.net.n_layer=120", "--model.net.width=8192", "--model.net.n_head=64"]
+
+
+def test_fit_refuses_what_cannot_fit_before_weights_are_made(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fit(dataset, tmp_path, *HUGE) == 2  # 97 B parameters: making them would take minutes and the machine
+    error = capsys.readouterr().err
+    assert "GiB at the peak of a step" in error
+    assert "--allow_oom true" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_says_its_memory_and_can_be_overruled(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_pretrain.cli.fit_plan.device_memory", lambda device: 1000.0)
+    small = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64"]
+    assert run_fit(dataset, tmp_path, *small) == 2
+    assert run_fit(dataset, tmp_path, *small, "--allow_oom=true") == 0
+    found = capsys.readouterr()
+    assert "may run out of memory" in found.err
+    assert "| memory 0.0" in found.out
+    assert "loss not forecast (besiroglu: N" in found.out
+    assert "GiB a device" in (tmp_path / "run" / "summary.md").read_text()
+
+
+def test_the_memory_of_fit_is_asked_of_the_system() -> None:
+    from lit_pretrain.cli.fit_plan import check_memory, device_memory
+    from lit_pretrain.model.config import ModelConfig
+    from lit_pretrain.scaling.memory import Layout
+
+    limit = device_memory("cpu")
+    assert limit is not None
+    assert 1e8 < limit < 1e14
+    rows = int(limit / 4 / 1e4)
+    with pytest.raises(UserError, match="for each of 4 processes"):
+        check_memory(ModelConfig(), Layout(rows=rows, seq_len=2048, devices=4, sharding="ddp", device="cpu"), ranks_here=4, allow=False)

@@ -1,0 +1,61 @@
+"""Measures what real optimizer steps take of a process's memory, beside the plan for them; run by test_memory.py in its own process.
+
+usage: python measure_step.py '{"net": {...}, "rows": 8, "seq_len": 512, "precision": "32-true", "checkpointing": false}'
+"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.objective import LabelScores
+from lit_pretrain.scaling.memory import Layout, peak
+
+
+def resident() -> int:
+    """Bytes of the process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def main(asked: dict) -> None:
+    torch.set_num_threads(1)
+    config = ModelConfig(**asked["net"])
+    layout = Layout(
+        rows=asked["rows"], seq_len=asked["seq_len"], precision=asked["precision"], compiled=False, fused_norm=False,
+        checkpointing=asked["checkpointing"], device="cpu",
+    )  # fmt: skip
+    warm = torch.nn.Linear(64, 64)
+    warm(torch.randn(64, 64)).sum().backward()  # libraries load before the baseline is read
+    before = resident()
+    net = Transformer(config)
+    net.checkpoint_activations(asked["checkpointing"])
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    tokens_BT = torch.randint(0, config.vocab_size, (layout.rows, layout.seq_len))
+    doc_BT = torch.zeros_like(tokens_BT)
+    highest, running = [0], [True]
+
+    def watch() -> None:
+        while running[0]:
+            highest[0] = max(highest[0], resident())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=asked["precision"] == "bf16-mixed"):
+            scores = LabelScores(net(tokens_BT, doc_BT), net.head_weight, tokens_BT)
+            total, _ = scores.cross_entropy()
+        (total / tokens_BT.numel()).backward()
+        optimizer.step()
+    running[0] = False
+    watcher.join()
+    print(json.dumps({"planned": peak(config, layout).bytes, "measured": highest[0] - before}))
+
+
+main(json.loads(sys.argv[1]))
