@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,9 @@ def save(out: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     os.rename(scratch, out)
 
 
-def load(path: Path, name: str) -> npt.NDArray[np.generic]:
+def load(path: Path, name: str) -> npt.NDArray[Any]:
     """One array of a directory, mapped: only what is looked at is read."""
-    found: npt.NDArray[np.generic] = np.load(path / f"{name}.npy", mmap_mode="r")
+    found: npt.NDArray[Any] = np.load(path / f"{name}.npy", mmap_mode="r")
     return found
 
 

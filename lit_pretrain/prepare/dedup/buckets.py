@@ -70,9 +70,7 @@ def find_copies(sketches: Sequence[Path], begins: Sequence[int], number: int, ra
     return save_edges(out, *_star((both[1:] != both[:-1]).any(axis=1), owners))
 
 
-def find_band(
-    sketches: Sequence[Path], begins: Sequence[int], band: int, number: int, ranges: int, copies: Copies, out: Path
-) -> int:
+def find_band(sketches: Sequence[Path], begins: Sequence[int], band: int, number: int, ranges: int, copies: Copies, out: Path) -> int:
     """Writes the edges of a range of one band: each document with the first that shares its key; as `find_copies`."""
     found, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for path, begin in zip(sketches, begins, strict=True):

@@ -58,7 +58,9 @@ class Edges:
     """Of `find_containers`."""
 
 
-def decide(candidates: Path, number: int, shingle_files: Sequence[Path], begins: Sequence[int], edges: Edges, config: DedupConfig) -> Removed:
+def decide(
+    candidates: Path, number: int, shingle_files: Sequence[Path], begins: Sequence[int], edges: Edges, config: DedupConfig
+) -> Removed:
     """Decides one group.
 
     Holds about 1 kB a document of the group and 150 bytes a pair that containment may join; edges and shingles are mapped.

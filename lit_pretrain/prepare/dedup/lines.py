@@ -19,6 +19,7 @@ from lit_pretrain.prepare.dedup.config import LinesConfig
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.words import words
 
+
 def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:
     """(number of the line, hash) of the lines that are long enough; white space at their ends does not count."""
     found = []

@@ -25,9 +25,7 @@ _SLAB = 1 << 20
 """Sampled shingles whose pairs are made at a time: at most HOLDERS · 24 bytes each, 0.8 GB, and far less where phrases are rare."""
 
 
-def find_overlap(
-    sketches: Sequence[Path], begins: Sequence[int], number: int, ranges: int, copies: Copies, out: Path
-) -> int:
+def find_overlap(sketches: Sequence[Path], begins: Sequence[int], number: int, ranges: int, copies: Copies, out: Path) -> int:
     """Writes which documents share how many of the sampled shingles in a range.
 
     Args:
