@@ -3,7 +3,8 @@
 Documents are taken in an order, and each is compared with those before it *that stay*, never with what went: nobody is removed over a
 chain of others, no pair below a threshold is merged, what everything went for is there in the end, and a second run finds nothing. The
 order is that of the corpus, but a document in which others lie stands in front of the first of them: where a chapter comes before its
-book, it is the book that the others are compared with. A copy goes as the first of its text goes, for the same reason and document.
+book, it is the book that the others are compared with. Of two that are nearly the same neither lies in the other: the first one stays. A
+copy goes as the first of its text goes, for the same reason and document.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from lit_pretrain.prepare.dedup.config import DedupConfig
 
 REASONS = ("exact", "near", "contained")
 """Why a document was removed, by the code in the files."""
+_ALIKE = -1
+"""In place of a band: a document that looking for containers showed to be nearly the same."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,21 @@ def decide(
     stored = Shingles(shingle_files, begins, mine)
     first_of = {document: first for path in edges.copies for first, document in _pairs(path, mine)}
     keys = _buckets(edges.bands, mine)
-    containers = _containers(edges.containers, mine, stored, config)
+    containers, alike = _containers(edges.containers, mine, stored, config)
     removed: dict[int, tuple[int, int, float]] = {}
     by_key: dict[tuple[int, int], list[int]] = {}
     for document in _ordered([document for document in mine.tolist() if document not in first_of], containers, stored):
-        found = _container(document, containers.get(document, {}), removed, stored, config)
-        if found is None and config.near is not None and (buckets := keys.get(document)):
-            found = _nearest(document, buckets, by_key, stored, config.near.threshold)
-            if found is None:
-                for key in buckets:
-                    by_key.setdefault(key, []).append(document)
+        buckets = keys.get(document, ())
+        found = None
+        if config.near is not None and (buckets or document in alike):
+            others = sorted({other for key in (*buckets, *alike.get(document, ())) for other in by_key.get(key, ())})
+            found = _nearest(document, others, stored, config.near.threshold)
+        found = found or _container(document, containers.get(document, {}), removed, stored, config)
         if found is not None:
             removed[document] = found
+            continue
+        for key in (*buckets, (_ALIKE, document)) if document in alike else buckets:
+            by_key.setdefault(key, []).append(document)
     for document, first in first_of.items():
         removed[document] = removed.get(first, (first, 0, 1.0))
     documents = sorted(removed)
@@ -120,16 +126,24 @@ def _buckets(bands: Sequence[Sequence[Path]], documents: Numbers) -> dict[int, l
     return keys
 
 
-def _containers(paths: Sequence[Path], documents: Numbers, stored: Shingles, config: DedupConfig) -> dict[int, dict[int, float]]:
-    """Of each document, those in which it truly lies and the share of it that does, the longest first."""
+def _containers(
+    paths: Sequence[Path], documents: Numbers, stored: Shingles, config: DedupConfig
+) -> tuple[dict[int, dict[int, float]], dict[int, list[tuple[int, int]]]]:
+    """Of each document, those in which it truly lies and the share of it that does, the longest first; and the keys of those like it."""
     found: dict[int, dict[int, float]] = {}
+    alike: dict[int, list[tuple[int, int]]] = {}
     if config.containment is not None:
+        near = 2.0 if config.near is None else config.near.threshold
         for path in paths:
             for large, small in _pairs(path, documents):
-                share = _share(small, large, stored)
-                if share >= config.containment.threshold:
-                    found.setdefault(small, {})[large] = share
-    return {small: dict(sorted(inside.items(), key=lambda one: (-stored.size(one[0]), one[0]))) for small, inside in found.items()}
+                common, size, whole = shared(stored[small], stored[large]), stored.size(small), stored.size(large)
+                if common / (size + whole - common) >= near:
+                    alike.setdefault(small, []).append((_ALIKE, large))
+                    alike.setdefault(large, []).append((_ALIKE, small))
+                elif common / size >= config.containment.threshold:
+                    found.setdefault(small, {})[large] = common / size
+    ordered = {small: dict(sorted(inside.items(), key=lambda one: (-stored.size(one[0]), one[0]))) for small, inside in found.items()}
+    return ordered, alike
 
 
 def _share(small: int, large: int, stored: Shingles) -> float:
@@ -169,13 +183,11 @@ def _container(
     return None
 
 
-def _nearest(
-    document: int, keys: list[tuple[int, int]], by_key: dict[tuple[int, int], list[int]], stored: Shingles, threshold: float
-) -> tuple[int, int, float] | None:
-    """The most similar document before it that stays and shares a bucket, the earliest of equals; None below the threshold."""
+def _nearest(document: int, others: Sequence[int], stored: Shingles, threshold: float) -> tuple[int, int, float] | None:
+    """The most similar of some others that stay, the earliest of equals; None below the threshold."""
     best: tuple[int, int, float] | None = None
     mine = stored[document]
-    for other in sorted({other for key in keys for other in by_key.get(key, ())}):
+    for other in others:
         size = stored.size(other)
         if min(len(mine), size) < threshold * max(len(mine), size):
             continue  # too different in size to reach it
