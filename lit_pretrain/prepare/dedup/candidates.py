@@ -18,7 +18,7 @@ from lit_pretrain.prepare.document import Document
 GROUP = 50_000
 """Candidate documents of a group, about; the documents of one component are never parted."""
 BATCH_EDGES = 1 << 24
-"""Edges taken up at a time: about 100 bytes each, 1.7 GB."""
+"""Edges taken up at a time: about 140 bytes each, 2.3 GB."""
 _OPEN_FILES = 100
 """Parts whose shingles are mapped at a time: there may be more of them than a process may open files."""
 
@@ -26,7 +26,7 @@ _OPEN_FILES = 100
 def group(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
     """Finds the connected components of all edges and deals them out to groups.
 
-    Holds about 100 bytes a candidate and as much an edge of a batch: documents that nobody resembles cost nothing.
+    Holds about 140 bytes a candidate and as much an edge of a batch: documents that nobody resembles cost nothing.
 
     Args:
         copies: Edge files of exact copies.

@@ -66,7 +66,7 @@ def decide(
 ) -> Removed:
     """Decides one group.
 
-    Holds about 1 kB a document of the group and 150 bytes a pair that containment may join; edges and shingles are mapped.
+    Holds up to 4 kB a document of the group and 150 bytes a pair that containment may join; edges and shingles are mapped.
 
     Args:
         candidates: The file of `candidates.group`.

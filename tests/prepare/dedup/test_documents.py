@@ -126,7 +126,8 @@ def test_what_went_for_a_chapter_is_compared_with_its_book(real: list[str]) -> N
     for order in itertools.permutations(texts):
         documents = [Document(texts[name], name) for name in order]
         removed = run([documents], WITH_CONTAINMENT)
-        assert [(order[n], order[k]) for n, k in zip(removed.document, removed.kept, strict=True)] == [("chapter", "book")]
+        kept = "longer" if order.index("longer") < order.index("chapter") else "book"
+        assert [(order[n], order[k]) for n, k in zip(removed.document, removed.kept, strict=True)] == [("chapter", kept)]
 
 
 def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) -> None:
