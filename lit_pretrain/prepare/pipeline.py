@@ -10,11 +10,9 @@ import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import lit_pretrain
 from lit_pretrain.data import manifest as manifests
@@ -26,11 +24,11 @@ from lit_pretrain.prepare import directory, rejects, tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.decontaminate.index import Index
 from lit_pretrain.prepare.decontaminate.report import Tally, gate_records
+from lit_pretrain.prepare.dedup.arrays import ranges_for
 from lit_pretrain.prepare.dedup.decide import REASONS
-from lit_pretrain.prepare.dedup.lines import ranges_for
 from lit_pretrain.prepare.dedup.report import FILENAME as DUPLICATES_FILENAME
 from lit_pretrain.prepare.dedup.report import report
-from lit_pretrain.prepare.dedup.sketch import sizes_of
+from lit_pretrain.prepare.dedup.settle import stretches
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.run import run
@@ -44,15 +42,18 @@ from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_durably
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents, read_some
-from lit_pretrain.prepare.survivors import all_removed, clean_file
+from lit_pretrain.prepare.survivors import clean_file
 from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file
 from lit_pretrain.prepare.tasks.compare import (
     BucketTask,
     Comparison,
+    ContainersTask,
+    CopiesTask,
     DecideTask,
     GroupTask,
     LinesTask,
     RepeatedTask,
+    SettleTask,
     ShinglesTask,
     SketchTask,
 )
@@ -109,6 +110,7 @@ class _Preparation:
         self._clean: list[dict[str, Any]] = []
         self._left: list[int] = []  # bytes that the filters left of each part
         self._begins: tuple[int, ...] = ()  # number of the first document of each part in the corpus
+        self._documents = 0  # that the filters left
 
     def run(self, tokenizer: Tokenizer | None) -> Manifest:
         """All of it; returns the manifest that was written."""
@@ -121,6 +123,7 @@ class _Preparation:
         self._left = [result["funnel"][-1]["bytes"] for result in self._clean]
         counts = [result["funnel"][-1]["documents"] for result in self._clean]
         self._begins = tuple(itertools.accumulate(counts[:-1], initial=0))
+        self._documents = sum(counts)
         self._check_documents()
         self._compare()
         left = self._left
@@ -169,41 +172,68 @@ class _Preparation:
         config = self._config.dedup
         if config is None:
             return
-        corpus = Comparison(config, self._work, self._begins, tuple(self._left))
+        corpus = Comparison(config, self._work, self._begins, self._documents, tuple(self._left))
         if config.compares:
-            self._do("sketch", "sketch documents", SketchTask(corpus), self._left)
-            self._do("bucket", "find documents that may be duplicates", BucketTask(corpus), [1] * len(corpus.edges))
-            groups = self._do("group", "group them", GroupTask(corpus), [1])[0]["groups"]
-            self._do("shingles", "read them again", ShinglesTask(corpus), self._left)
-            self._do("decide", "compare them", DecideTask(corpus), [1] * groups)
-            self._record_duplicates(corpus)
+            self._compare_documents(corpus)
         if config.lines is not None:
             counts = self._do("lines", "hash lines", LinesTask(corpus), self._left)
             ranges = ranges_for(sum(result["lines"] for result in counts))
             self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges)
 
-    def _record_duplicates(self, corpus: Comparison) -> None:
-        """Adds the verdicts to the funnels of the parts, and writes the report."""
-        removed = all_removed(self._work)
-        sizes = np.concatenate([sizes_of(path) for path in corpus.sketches])
-        ends = [*corpus.begins[1:], len(sizes)]
-        for begin, end, result in zip(corpus.begins, ends, self._clean, strict=True):
-            here = (removed.document >= begin) & (removed.document < end)
-            gone = Counter(REASONS[code] for code in removed.reason[here].tolist())
-            size = int(sizes[begin:end].sum() - sizes[removed.document[here]].sum())
-            count = end - begin - int(here.sum())
-            result["funnel"].append({"name": "dedup", "documents": count, "bytes": size, "removed": gone, "changed": {}})
+    def _compare_documents(self, corpus: Comparison) -> None:
+        """Finds the documents that go; adds them to the funnels of the parts, and writes the report."""
+        places = corpus.places
+        sketched = self._do("sketch", "sketch documents", SketchTask(corpus), self._left)
+        if places.copies:
+            self._do("copies", "find exact copies", CopiesTask(corpus), [1] * places.ranges)
+        sampled_ranges = ranges_for(sum(result["sampled"] for result in sketched))
+        if count := (task := BucketTask(corpus, sampled_ranges)).count:
+            self._do("bucket", "find documents that may be duplicates", task, [1] * count)
+        if places.containers:
+            self._do("containers", "find documents that may hold others", ContainersTask(corpus, sampled_ranges), [1] * places.ranges)
+        groups = self._do("group", "group them", GroupTask(corpus), [1])[0]["groups"]
+        self._do("shingles", "read them again", ShinglesTask(corpus), self._left)
+        found = self._do("decide", "compare them", DecideTask(corpus), [1] * groups)
+        count = len(stretches(places.begins, places.documents))
+        settled = self._do("settle", "sort out what is left", SettleTask(corpus, groups), [1] * count)
+        removed = {reason: {"documents": 0, "bytes": 0} for reason in REASONS}
+        for left in (left for result in settled for left in result["parts"]):
+            gone = {reason: counts["documents"] for reason, counts in left["removed"].items()}
+            step = {"name": "dedup", "documents": left["documents"], "bytes": left["bytes"], "removed": gone, "changed": {}}
+            self._clean[left["part"]]["funnel"].append(step)
+            for reason, counts in left["removed"].items():
+                for what, number in counts.items():
+                    removed[reason][what] += number
 
         def look_up(wanted: set[int]) -> dict[int, tuple[str, Document]]:
-            found = {}
-            for number, (begin, end) in enumerate(zip(corpus.begins, ends, strict=True)):
+            shown = {}
+            for part in range(len(self._parts)):
+                begin, end = places.span(part)
                 if here := [document - begin for document in wanted if begin <= document < end]:
-                    for place, document in read_some(clean_file(self._work, number), here).items():
-                        found[begin + place] = (self._parts[number].source, document)
-            return found
+                    for place, document in read_some(clean_file(self._work, part), here).items():
+                        shown[begin + place] = (self._parts[part].source, document)
+            return shown
 
-        facts = report(removed, sizes, look_up)
+        facts = report(found, removed, look_up)
         write_durably(self._work / directory.DATASET / DUPLICATES_FILENAME, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        self._check_left()
+
+    def _check_left(self) -> None:
+        """Refuses a source of which comparing whole documents left nothing."""
+        for name in self._inputs:
+            step = self._funnel(name).record()[-1]
+            if not step.documents:
+                raise self._emptied(name, step.removed)
+
+    def _emptied(self, name: str, gone: Mapping[str, int]) -> UserError:
+        """A source of which deduplication left nothing."""
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in gone.items())
+        report = self._work / directory.DATASET / DUPLICATES_FILENAME
+        shown = f" ({report} shows pairs)" if report.exists() else ""
+        return UserError(
+            f"sources.{name} is left without a document: all that it says stands in those of other sources ({counts}){shown}. Remove it "
+            "from `sources`; if it is the one to keep, put it before the others; or compare less: see `dedup`."
+        )
 
     def _funnel(self, name: str) -> Funnel:
         """The steps of a source, over its parts."""
@@ -269,7 +299,12 @@ class _Preparation:
         }
         funnel = self._funnel(name)
         if self._config.dedup is not None and self._config.dedup.lines is not None:
-            funnel.add([_lines_step(splits, [encoded[n]["lines"] for n in mine])])
+            step = _lines_step(splits, [encoded[n]["lines"] for n in mine])
+            funnel.add([step])
+            if not step["documents"]:
+                raise self._emptied(
+                    name, (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter()) + Counter(step["removed"])
+                )
         funnel.add(
             [
                 {

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lit_pretrain.prepare.dedup.config import DedupConfig
-from lit_pretrain.prepare.dedup.decide import Removed
 from lit_pretrain.prepare.dedup.lines import Repeated
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.store import read_documents
@@ -20,23 +19,23 @@ def clean_file(work: Path, number: int) -> Path:
     return work / "clean" / f"{number:05d}.parquet"
 
 
-def removed_file(work: Path, group: int) -> Path:
-    """Where the verdicts on a group of candidates lie."""
-    return work / "removed" / f"{group:05d}.npz"
+def removed_file(work: Path, number: int) -> Path:
+    """Where the numbers of the documents of a part lie that went."""
+    return work / "removed" / f"{number:05d}.npy"
+
+
+def lines_file(work: Path, number: int) -> Path:
+    """Where the hashes of the lines of a part lie."""
+    return work / "lines" / f"{number:05d}"
 
 
 def repeated_file(work: Path, number: int) -> Path:
     """Where a range of repeated lines lies."""
-    return work / "repeated" / f"{number:05d}.npz"
-
-
-def all_removed(work: Path) -> Removed:
-    """The verdicts on all groups."""
-    return Removed.join([Removed.load(path) for path in sorted((work / "removed").glob("*.npz"))])
+    return work / "repeated" / f"{number:05d}"
 
 
 class Survivors:
-    """Iterates over them; the same ones in every stage that asks.
+    """Iterates over them; the same ones in every stage that asks. Holds what went of the part, and its repeated lines.
 
     Args:
         config: What was compared, None when nothing was.
@@ -59,10 +58,10 @@ class Survivors:
         self.emptied = 0
         """Documents of which nothing was left."""
         if config is not None:
-            found = all_removed(work).document
-            self._removed = frozenset(found[np.searchsorted(found, begin) :].tolist())
+            if config.compares:
+                self._removed = frozenset(np.load(removed_file(work, number)).tolist())
             if lines and config.lines is not None:
-                self._repeated = Repeated(sorted((work / "repeated").glob("*.npz")))
+                self._repeated = Repeated(sorted((work / "repeated").glob("[0-9]*")), lines_file(work, number))
 
     def __iter__(self) -> Iterator[Document]:
         for _, document in self.numbered():

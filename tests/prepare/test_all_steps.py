@@ -24,7 +24,7 @@ from lit_pretrain.prepare.shard import chunk_offsets
 ROOT = Path(__file__).parents[2]
 NOTICE = "This page was printed by the people who own it."
 NOTICE = "This page was printed by the people who own it."
-STAGES = ["sketch", "bucket", "group", "shingles", "decide", "lines", "repeated", "sample", "encode"]
+STAGES = ["sketch", "copies", "bucket", "group", "shingles", "decide", "settle", "lines", "repeated", "sample", "encode"]
 
 
 def passages(count: int) -> list[str]:

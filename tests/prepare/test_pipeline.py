@@ -18,6 +18,7 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
+from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.report import funnel, table
 from lit_pretrain.prepare.shard import chunk_offsets
@@ -328,3 +329,30 @@ def test_an_empty_held_out_split_is_said(corpus: Path, capsys: pytest.CaptureFix
     assert manifest.sources["story"].splits["test"].chunks == ()
     assert not (corpus / "data" / "test").exists()
     assert "story: no document fell to test (150 documents, fraction 1e-05)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dedup", "counts"),
+    [
+        (DedupConfig(), "2 exact, 1 near"),
+        (DedupConfig(near=None, containment=ContainmentConfig(min_words=20)), "1 contained, 2 exact"),
+        (DedupConfig(exact=False, near=None, lines=LinesConfig()), "3 nothing_left"),
+    ],
+)
+def test_a_source_that_deduplication_empties_is_named_with_what_took_it(tmp_path: Path, dedup: DedupConfig, counts: str) -> None:
+    texts = [" ".join(f"word{n}x{m}" for m in range(60)) for n in range(30)]
+    first = [*texts[:29], f"{texts[29]}\nand five words more here"]
+    second = [texts[0], texts[1], texts[29]]
+    if dedup.near is None and dedup.containment is not None:
+        first[29] += " and " + " ".join(f"other{m}" for m in range(60))
+    for name, found in (("first", first), ("second", second)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in found))
+    sources = {name: SourceConfig(kind="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in ("first", "second")}
+    tokenizer = TokenizerConfig(vocab_size=270)
+    with pytest.raises(UserError) as caught:
+        prepare(PrepareConfig(out=str(tmp_path / "data"), sources=sources, tokenizer=tokenizer, dedup=dedup, workers=1))
+    message = str(caught.value)
+    assert message.startswith("sources.second is left without a document")
+    assert f"({counts})" in message
+    assert "Remove it from `sources`" in message
+    assert "splits" not in message

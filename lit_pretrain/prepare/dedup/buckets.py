@@ -1,6 +1,7 @@
 """Buckets: documents that share a key, as edges of a graph of candidates.
 
-Documents are numbered through the whole corpus, in its order: an edge is two such numbers.
+Documents are numbered through the whole corpus, in its order: an edge is two such numbers. A task looks at one range of the keys of one
+column, over all parts; it holds about 50 bytes a key and one bit a document of the corpus.
 """
 
 from __future__ import annotations
@@ -11,100 +12,99 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.prepare.dedup.arrays import in_range, load, save
 from lit_pretrain.prepare.dedup.config import DedupConfig
-from lit_pretrain.prepare.dedup.sketch import NO_KEY, save
 
-Edges = npt.NDArray[np.int64]
-"""[edges, 2], the earlier document first."""
-_COMMON = 50
-"""A sampled shingle in more documents than this is a phrase of everybody, and says nothing about containment."""
+Numbers = npt.NDArray[np.int64]
+"""Numbers of documents."""
 
 
-def columns(config: DedupConfig) -> list[str]:
-    """What documents may share: each is a bucket task of its own."""
-    bands = [f"band-{band}" for band in range(config.near.bands)] if config.near is not None else []
-    return [*(["exact"] if config.exact else []), *bands, *(["sample"] if config.containment is not None else [])]
+def columns(config: DedupConfig) -> list[int | None]:
+    """What documents may share beside their text: bands by number, None for the sampled shingles."""
+    return [*(range(config.near.bands) if config.near is not None else ()), *([None] if config.containment is not None else [])]
 
 
-def bucket(sketches: Sequence[Path], column: str, out: Path, config: DedupConfig) -> int:
-    """Writes the edges of one column over all parts: each document with the first that shares its key.
+class Copies:
+    """Which documents are copies of an earlier one: one bit a document.
 
-    Holds the column: 16 bytes a document for a band, 32 for the exact hash, 16 a sampled shingle.
+    They are left out of every other comparison, for they go as their first one goes, and would be counted as many where one is meant.
+    """
+
+    def __init__(self, files: Sequence[Path], documents: int) -> None:
+        self._bits = np.zeros(-(-documents // 8), dtype=np.uint8)
+        for path in files:
+            found = np.asarray(load(path, "document"))
+            np.bitwise_or.at(self._bits, found >> 3, (1 << (found & 7)).astype(np.uint8))
+
+    def __contains__(self, document: int) -> bool:
+        return bool(self._bits[document >> 3] >> (document & 7) & 1)
+
+    def among(self, documents: Numbers) -> npt.NDArray[np.bool_]:
+        """Whether each is one."""
+        bits: npt.NDArray[np.bool_] = (self._bits[documents >> 3] >> (documents & 7).astype(np.uint8) & 1).astype(bool)
+        return bits
+
+
+def find_copies(sketches: Sequence[Path], begins: Sequence[int], number: int, ranges: int, out: Path) -> int:
+    """Writes the copies whose hash begins in a range: each with the first of the same text.
+
+    Args:
+        sketches: Of all parts.
+        begins: Number of the first document of each part.
+        number: The range, 0 to ranges - 1.
+        ranges: How many there are.
+        out: A directory of arrays: first [E], document [E], sorted by document.
 
     Returns:
-        Number of edges.
+        Number of copies.
     """
-    if column == "exact":
-        edges = _exact(sketches)
-    elif column == "sample":
-        assert config.containment is not None
-        edges = _sample(sketches, config.containment.threshold)
-    else:
-        keys = np.concatenate([_load(path, column) for path in sketches])
-        edges = star(keys, np.arange(len(keys)), keys != NO_KEY)
-    save(out, {"edges": edges})
-    return len(edges)
+    halves, documents = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    for path, begin in zip(sketches, begins, strict=True):
+        keys = load(path, "exact_keys")
+        here = in_range(keys[:, 0], number, ranges)
+        halves.append(np.asarray(keys[here]))
+        documents.append(load(path, "exact_documents")[here].astype(np.int64) + begin)
+    both, owners = np.concatenate(halves), np.concatenate(documents)
+    order = np.lexsort((owners, both[:, 1], both[:, 0]))
+    both, owners = both[order], owners[order]
+    return save_edges(out, *_star((both[1:] != both[:-1]).any(axis=1), owners))
 
 
-def star(keys: npt.NDArray[np.uint64], documents: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_]) -> Edges:
-    """An edge from each document to the first one with the same key."""
-    keys, documents = keys[valid], documents[valid]
-    order = np.lexsort((documents, keys))
-    keys, documents = keys[order], documents[order]
-    begins = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.empty(0, bool)
-    first = documents[np.flatnonzero(begins)][np.cumsum(begins) - 1] if len(keys) else documents
-    edges: Edges = np.stack([first, documents], axis=1)
-    return np.compress(first != documents, edges, axis=0)
+def find_band(sketches: Sequence[Path], begins: Sequence[int], band: int, number: int, ranges: int, copies: Copies, out: Path) -> int:
+    """Writes the edges of a range of one band: each document with the first that shares its key; as `find_copies`."""
+    found, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for path, begin in zip(sketches, begins, strict=True):
+        keys = load(path, "band_keys")[band]
+        here = in_range(keys, number, ranges)
+        here = slice(max(here.start, int(np.searchsorted(keys, np.uint64(1)))), here.stop)  # not NO_KEY
+        owners = load(path, "band_documents")[band][here].astype(np.int64) + begin
+        first = ~copies.among(owners)
+        found.append(keys[here][first])
+        documents.append(owners[first])
+    values, numbers = np.concatenate(found), np.concatenate(documents)
+    order = np.lexsort((numbers, values))
+    values, numbers = values[order], numbers[order]
+    return save_edges(out, *_star(values[1:] != values[:-1], numbers))
 
 
-def _exact(sketches: Sequence[Path]) -> Edges:
-    """Both halves of the hash must agree."""
-    halves = np.concatenate([_load(path, "exact") for path in sketches])
-    order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
-    same = np.concatenate([[False], (halves[order][1:] == halves[order][:-1]).all(axis=1)]) if len(halves) else np.empty(0, bool)
-    first = order[np.flatnonzero(~same)][np.cumsum(~same) - 1] if len(halves) else order
-    edges: Edges = np.stack([first, order], axis=1)
-    return np.compress(first != order, edges, axis=0)
+def _star(differs: npt.NDArray[np.bool_], documents: Numbers) -> tuple[Numbers, Numbers]:
+    """An edge from each document to the first of its run; `differs` says where, after the first document, runs begin."""
+    begins = np.concatenate([np.ones(min(1, len(documents)), bool), differs])
+    first = documents[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+    return first[~begins], documents[~begins]
 
 
-def _sample(sketches: Sequence[Path], threshold: float) -> Edges:
-    """(container, contained) wherever the sample makes containment likely.
-
-    A document with s sampled shingles, of which a share c lies in another one, shows c·s of them there give or take √(s·c·(1-c)): pairs
-    are taken from three such deviations below the threshold.
-    """
-    keys = np.concatenate([_load(path, "sample") for path in sketches])
-    begin, owners = 0, []
-    distinct = np.concatenate([_load(path, "distinct") for path in sketches])
-    for path in sketches:
-        owners.append(_load(path, "sample_document") + begin)
-        begin += len(_load(path, "distinct"))
-    documents = np.concatenate(owners)
-    sampled = np.bincount(documents, minlength=len(distinct))
-    order = np.lexsort((documents, keys))
-    keys, documents = keys[order], documents[order]
-    ends = np.flatnonzero(np.concatenate([keys[1:] != keys[:-1], [True]])) + 1 if len(keys) else np.empty(0, np.int64)
-    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    shared: dict[tuple[int, int], int] = {}
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if not 2 <= end - start <= _COMMON:
-            continue
-        group = documents[start:end].tolist()
-        for i, one in enumerate(group):
-            for other in group[i + 1 :]:
-                shared[one, other] = shared.get((one, other), 0) + 1
-    edges = []
-    for (one, other), count in shared.items():
-        small, large = (other, one) if (distinct[one], -one) > (distinct[other], -other) else (one, other)
-        size = int(sampled[small])
-        least = size * threshold - 3 * (size * threshold * (1 - threshold)) ** 0.5
-        if count >= max(1.0, least):
-            edges.append((large, small))
-    return np.array(sorted(edges), dtype=np.int64).reshape(-1, 2)
+def save_edges(out: Path, first: Numbers, document: Numbers) -> int:
+    """Writes edges, sorted by the document that may go."""
+    order = np.lexsort((first, document))
+    save(out, {"first": first[order], "document": document[order]})
+    return len(order)
 
 
-def _load(path: Path, name: str) -> npt.NDArray[np.generic]:
-    """One array of a sketch file."""
-    with np.load(path) as arrays:
-        found: npt.NDArray[np.generic] = arrays[name]
-        return found
+def edges_of(path: Path, documents: Numbers) -> tuple[Numbers, Numbers]:
+    """(first, document) of the edges by which any of some sorted documents may go; the file is mapped."""
+    column = load(path, "document")
+    low, high = np.searchsorted(column, documents, "left"), np.searchsorted(column, documents, "right")
+    counts = high - low
+    places = np.repeat(low - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+    return np.asarray(load(path, "first")[places]), np.repeat(documents, counts)

@@ -1,7 +1,8 @@
-"""Candidates: the documents that any bucket joins, cut into groups that can be decided alone."""
+"""Candidates: the documents that any edge joins, cut into groups that can be decided alone."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,100 +10,155 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.data.permutation import splitmix64
-from lit_pretrain.prepare.dedup.buckets import Edges
-from lit_pretrain.prepare.dedup.sketch import save, shingles
+from lit_pretrain.prepare.dedup.arrays import load, save
+from lit_pretrain.prepare.dedup.buckets import Numbers
+from lit_pretrain.prepare.dedup.sketch import shingles
 from lit_pretrain.prepare.document import Document
 
-_GROUP = 50_000
-"""Candidate documents of a group, about."""
+GROUP = 50_000
+"""Candidate documents of a group, about; the documents of one component are never parted."""
+BATCH_EDGES = 1 << 24
+"""Edges taken up at a time: about 140 bytes each, 2.3 GB."""
+_OPEN_FILES = 100
+"""Parts whose shingles are mapped at a time: there may be more of them than a process may open files."""
 
 
-def group(edges: Sequence[Path], out: Path) -> int:
+def group(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
     """Finds the connected components of all edges and deals them out to groups.
 
-    Holds 16 bytes an edge: documents that nobody resembles cost nothing.
+    Holds about 140 bytes a candidate and as much an edge of a batch: documents that nobody resembles cost nothing.
 
     Args:
-        edges: Files of `buckets.bucket`.
-        out: A .npz file. Arrays: document [C] (candidates, sorted), component [C] (the smallest document of each one's component),
-            group [C].
+        copies: Edge files of exact copies.
+        edges: All others: what they join is compared by its shingles.
+        out: A directory of arrays: compared [D] (documents that need shingles, sorted), document [C] (all candidates, by group and
+            within it sorted), offsets [groups + 1] (where each group begins).
 
     Returns:
         Number of groups; 0 when there are no candidates.
     """
+    joined = _join(np.empty((0, 2), np.int64), edges)
+    compared = joined[:, 1]
+    joined = _join(joined, copies)
+    component, document = joined[:, 0], joined[:, 1]
+    groups = -(-len(document) // GROUP)
+    dealt = (splitmix64(component.astype(np.uint64)) % np.uint64(max(1, groups))).astype(np.int64)
+    order = np.lexsort((document, dealt))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(dealt, minlength=groups))]).astype(np.int64)
+    save(out, {"compared": compared, "document": document[order], "offsets": offsets})
+    return groups
+
+
+def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
+    """[C, 2]: (smallest document of its component, document), sorted by document; of what is known and the edges of some files."""
+    batch: list[Numbers] = [known]
+    held = 0
+    for path in files:
+        first, document = load(path, "first"), load(path, "document")
+        for begin in range(0, len(first), BATCH_EDGES):
+            batch.append(np.stack([first[begin : begin + BATCH_EDGES], document[begin : begin + BATCH_EDGES]], axis=1))
+            held += len(batch[-1])
+            if held >= BATCH_EDGES:
+                batch, held = [_components(np.concatenate(batch))], 0
+    return _components(np.concatenate(batch)) if len(batch) > 1 else batch[0]
+
+
+def _components(edges: Numbers) -> Numbers:
+    """The components of a graph as edges: from the smallest document of each to every one of it, itself among them."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    joined: Edges = np.concatenate([np.empty((0, 2), np.int64), *(load_edges(path) for path in edges)])
-    document, place = np.unique(joined, return_inverse=True)
+    document, place = np.unique(edges, return_inverse=True)
     place = place.reshape(-1, 2)
     graph = coo_matrix((np.ones(len(place), np.int8), (place[:, 0], place[:, 1])), shape=(len(document), len(document)))
     _, label = connected_components(graph, directed=False)
     _, first = np.unique(label, return_index=True)  # documents are sorted: the first of a label is its smallest
-    component = document[first][label] if len(document) else document
-    groups = -(-len(document) // _GROUP)
-    dealt = (splitmix64(component.astype(np.uint64)) % np.uint64(max(1, groups))).astype(np.int64)
-    save(out, {"document": document, "component": component, "group": dealt})
-    return groups
+    return np.stack([document[first][label] if len(document) else document, document], axis=1)
 
 
-def load_edges(path: Path) -> Edges:
-    """The edges of a bucket task."""
-    with np.load(path) as arrays:
-        edges: Edges = arrays["edges"]
-        return edges
+def group_of(candidates: Path, number: int) -> Numbers:
+    """The documents of a group, sorted."""
+    begin, end = load(candidates, "offsets")[number : number + 2].tolist()
+    found: Numbers = np.asarray(load(candidates, "document")[begin:end]).astype(np.int64)
+    return found
 
 
-def store_shingles(documents: Iterable[Document], begin: int, candidates: Path, out: Path, words: int) -> int:
-    """Writes the shingles of the candidates of a part.
+def store_shingles(documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int) -> int:
+    """Writes the shingles of those documents of a part that are compared by them.
 
     Args:
         documents: The part.
         begin: Number of its first document in the corpus.
+        end: The one after its last.
         candidates: The file of `group`.
-        out: Path without suffix; three .npy files, so that readers can map them.
+        out: Path without suffix; two .npy files and a flat one, so that readers can map them.
         words: Of a shingle.
 
     Returns:
-        Number of candidates.
+        Number of such documents.
     """
-    with np.load(candidates) as arrays:
-        wanted = arrays["document"]
-    found: list[int] = []
+    compared = load(candidates, "compared")
+    here = slice(*np.searchsorted(compared, [begin, end]).tolist())
+    mine = np.asarray(compared[here])
+    wanted = set(mine.tolist())
     lengths = [0]
     scratch = out.with_name(f".{out.name}.flat")
     out.parent.mkdir(parents=True, exist_ok=True)
-    mine = set(wanted[np.searchsorted(wanted, begin) :].tolist()) if len(wanted) else set()
     with scratch.open("wb") as flat:
-        for number, document in enumerate(documents, start=begin):
-            if number in mine:
+        for number, document in enumerate(documents if wanted else (), start=begin):
+            if number in wanted:
                 hashes = shingles(document.text, words)
                 flat.write(hashes.tobytes())
-                found.append(number)
                 lengths.append(len(hashes))
-    np.save(f"{out}.documents.npy", np.array(found, dtype=np.int64))
+    np.save(f"{out}.documents.npy", mine)
     np.save(f"{out}.offsets.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
     scratch.rename(f"{out}.flat")
-    return len(found)
+    return len(mine)
 
 
 class Shingles:
-    """The shingles of candidates, mapped from the files of all parts: only what is looked at is read."""
+    """The shingles of some documents, mapped from the files of the parts: only what is looked at is read.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    Args:
+        paths: Of all parts, as given to `store_shingles`.
+        begins: Number of the first document of each part.
+        documents: Whose shingles may be asked for, sorted: about 200 bytes each are held. Those that were not stored are left out.
+    """
+
+    def __init__(self, paths: Sequence[Path], begins: Sequence[int], documents: Numbers) -> None:
+        self._paths = paths
         self._of: dict[int, tuple[int, int, int]] = {}
-        self._flat: list[npt.NDArray[np.uint64]] = []
-        for part, path in enumerate(paths):
-            documents, offsets = np.load(f"{path}.documents.npy"), np.load(f"{path}.offsets.npy")
-            empty = not len(offsets) or not int(offsets[-1])
-            self._flat.append(np.empty(0, np.uint64) if empty else np.memmap(f"{path}.flat", dtype=np.uint64, mode="r"))
-            for number, begin, end in zip(documents.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                self._of[number] = (part, begin, end)
+        self._open: OrderedDict[int, npt.NDArray[np.uint64]] = OrderedDict()
+        cuts = np.searchsorted(documents, [*begins, np.iinfo(np.int64).max])
+        for part in np.flatnonzero(np.diff(cuts)).tolist():
+            mine = documents[cuts[part] : cuts[part + 1]]
+            stored = np.load(f"{paths[part]}.documents.npy", mmap_mode="r")
+            offsets = np.load(f"{paths[part]}.offsets.npy", mmap_mode="r")
+            places = np.searchsorted(stored, mine)
+            there = places < len(stored)
+            there[there] = stored[places[there]] == mine[there]
+            places = places[there]
+            for number, low, high in zip(mine[there].tolist(), offsets[places].tolist(), offsets[places + 1].tolist(), strict=True):
+                self._of[number] = (part, low, high)
 
     def __getitem__(self, document: int) -> npt.NDArray[np.uint64]:
         """Sorted distinct shingles of a document."""
         part, begin, end = self._of[document]
-        return self._flat[part][begin:end]
+        return np.asarray(self._flat(part)[begin:end])
+
+    def size(self, document: int) -> int:
+        """How many it has."""
+        _, begin, end = self._of[document]
+        return end - begin
+
+    def _flat(self, part: int) -> npt.NDArray[np.uint64]:
+        if part not in self._open:
+            path = Path(f"{self._paths[part]}.flat")
+            self._open[part] = np.memmap(path, dtype=np.uint64, mode="r") if path.stat().st_size else np.empty(0, np.uint64)
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(part)
+        return self._open[part]
 
 
 def shared(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> int:

@@ -1,7 +1,10 @@
 """Decide: which candidates go, and for which document that stays.
 
-A document goes when an earlier one *that stays* is the same, or shares a band and has the Jaccard similarity of the threshold. It is
-compared with what stays and not with what went, so nobody is removed over a chain of others, and no pair below the threshold is merged.
+Documents are taken in an order, and each is compared with those before it *that stay*, never with what went: nobody is removed over a
+chain of others, no pair below a threshold is merged, what everything went for is there in the end, and a second run finds nothing. The
+order is that of the corpus, but a document in which others lie stands in front of the first of them: where a chapter comes before its
+book, it is the book that the others are compared with. Of two that are nearly the same neither lies in the other: the first one stays. A
+copy goes as the first of its text goes, for the same reason and document.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.dedup.candidates import Shingles, load_edges, shared
+from lit_pretrain.prepare.dedup.buckets import Numbers, edges_of
+from lit_pretrain.prepare.dedup.candidates import Shingles, group_of, shared
 from lit_pretrain.prepare.dedup.config import DedupConfig
-from lit_pretrain.prepare.dedup.sketch import NO_KEY, save
 
 REASONS = ("exact", "near", "contained")
 """Why a document was removed, by the code in the files."""
+_ALIKE = -1
+"""In place of a band: a document that looking for containers showed to be nearly the same."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,6 @@ class Removed:
     similarity: npt.NDArray[np.float64]
     """Jaccard similarity, of a contained one the share of its shingles in the other."""
 
-    def save(self, out: Path) -> None:
-        """Writes them to a .npz file."""
-        save(out, vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Removed:
-        """Reads them."""
-        with np.load(path) as arrays:
-            return cls(**{name: arrays[name] for name in ("document", "kept", "reason", "similarity")})
-
     @classmethod
     def join(cls, parts: Sequence[Removed]) -> Removed:
         """Those of several groups."""
@@ -54,45 +49,54 @@ class Removed:
         return cls(**{name: column[order] for name, column in columns.items()})
 
 
+@dataclass(frozen=True)
+class Edges:
+    """The edge files of all ranges."""
+
+    copies: Sequence[Path]
+    """Of `find_copies`."""
+    bands: Sequence[Sequence[Path]]
+    """Of `find_band`, by band."""
+    containers: Sequence[Path]
+    """Of `find_containers`."""
+
+
 def decide(
-    sketches: Sequence[Path], candidates: Path, number: int, shingle_files: Sequence[Path], sample: Path | None, config: DedupConfig
+    candidates: Path, number: int, shingle_files: Sequence[Path], begins: Sequence[int], edges: Edges, config: DedupConfig
 ) -> Removed:
     """Decides one group.
 
-    Holds the sketches of its documents (176 bytes each by default); shingles are mapped.
+    Holds up to 4 kB a document of the group and 150 bytes a pair that containment may join; edges and shingles are mapped.
 
     Args:
-        sketches: Of all parts.
         candidates: The file of `candidates.group`.
         number: The group.
         shingle_files: Of all parts, as given to `store_shingles`.
-        sample: The edges of containment, None when that is off.
+        begins: Number of the first document of each part.
+        edges: What may go for what.
         config: What is compared.
     """
-    with np.load(candidates) as arrays:
-        mine = arrays["document"][arrays["group"] == number]
-    exact, bands, distinct = _sketches_of(mine, sketches)
-    stored = Shingles(shingle_files)
+    mine = group_of(candidates, number)
+    stored = Shingles(shingle_files, begins, mine)
+    first_of = {document: first for path in edges.copies for first, document in _pairs(path, mine)}
+    keys = _buckets(edges.bands, mine)
+    containers, alike = _containers(edges.containers, mine, stored, config)
     removed: dict[int, tuple[int, int, float]] = {}
-    by_text: dict[tuple[int, int], int] = {}
-    by_band: dict[tuple[int, int], list[int]] = {}
-    for place, document in enumerate(mine.tolist()):
-        text = (int(exact[place, 0]), int(exact[place, 1]))
-        if config.exact and text in by_text:
-            removed[document] = (by_text[text], 0, 1.0)
+    by_key: dict[tuple[int, int], list[int]] = {}
+    for document in _ordered([document for document in mine.tolist() if document not in first_of], containers, stored):
+        buckets = keys.get(document, ())
+        found = None
+        if config.near is not None and (buckets or document in alike):
+            others = sorted({other for key in (*buckets, *alike.get(document, ())) for other in by_key.get(key, ())})
+            found = _nearest(document, others, stored, config.near.threshold)
+        found = found or _container(document, containers.get(document, {}), removed, stored, config)
+        if found is not None:
+            removed[document] = found
             continue
-        keys = [(band, key) for band, key in enumerate(bands[place].tolist()) if key != int(NO_KEY)]
-        if config.near is not None and (found := _nearest(document, keys, by_band, stored, config.near.threshold)) is not None:
-            removed[document] = (found[0], 1, found[1])
-            if config.exact:
-                by_text[text] = found[0]  # its copies go for the same one
-            continue
-        by_text[text] = document
-        for key in keys:
-            by_band.setdefault(key, []).append(document)
-    if sample is not None and config.containment is not None:
-        size = dict(zip(mine.tolist(), distinct.tolist(), strict=True))
-        _contained(load_edges(sample), size, removed, stored, config.containment.threshold)
+        for key in (*buckets, (_ALIKE, document)) if document in alike else buckets:
+            by_key.setdefault(key, []).append(document)
+    for document, first in first_of.items():
+        removed[document] = removed.get(first, (first, 0, 1.0))
     documents = sorted(removed)
     return Removed(
         document=np.array(documents, dtype=np.int64),
@@ -102,58 +106,93 @@ def decide(
     )
 
 
-def _nearest(
-    document: int, keys: list[tuple[int, int]], by_band: dict[tuple[int, int], list[int]], stored: Shingles, threshold: float
-) -> tuple[int, float] | None:
-    """The most similar earlier document that stays and shares a band, the first of equals; None below the threshold."""
-    best: tuple[int, float] | None = None
+def _pairs(path: Path, documents: Numbers) -> list[tuple[int, int]]:
+    """(first, document) of the edges of one file by which some documents may go."""
+    first, document = edges_of(path, documents)
+    return list(zip(first.tolist(), document.tolist(), strict=True))
+
+
+def _buckets(bands: Sequence[Sequence[Path]], documents: Numbers) -> dict[int, list[tuple[int, int]]]:
+    """The buckets of each document that shares any: (band, first document of it)."""
+    keys: dict[int, list[tuple[int, int]]] = {}
+    for band, paths in enumerate(bands):
+        for path in paths:
+            firsts = set()
+            for first, document in _pairs(path, documents):
+                keys.setdefault(document, []).append((band, first))
+                firsts.add(first)
+            for first in firsts:
+                keys.setdefault(first, []).append((band, first))
+    return keys
+
+
+def _containers(
+    paths: Sequence[Path], documents: Numbers, stored: Shingles, config: DedupConfig
+) -> tuple[dict[int, dict[int, float]], dict[int, list[tuple[int, int]]]]:
+    """Of each document, those in which it truly lies and the share of it that does, the longest first; and the keys of those like it."""
+    found: dict[int, dict[int, float]] = {}
+    alike: dict[int, list[tuple[int, int]]] = {}
+    if config.containment is not None:
+        near = 2.0 if config.near is None else config.near.threshold
+        for path in paths:
+            for large, small in _pairs(path, documents):
+                common, size, whole = shared(stored[small], stored[large]), stored.size(small), stored.size(large)
+                if common / (size + whole - common) >= near:
+                    alike.setdefault(small, []).append((_ALIKE, large))
+                    alike.setdefault(large, []).append((_ALIKE, small))
+                elif common / size >= config.containment.threshold:
+                    found.setdefault(small, {})[large] = common / size
+    ordered = {small: dict(sorted(inside.items(), key=lambda one: (-stored.size(one[0]), one[0]))) for small, inside in found.items()}
+    return ordered, alike
+
+
+def _share(small: int, large: int, stored: Shingles) -> float:
+    """Of the shingles of a document, the share that another one holds."""
+    return shared(stored[small], stored[large]) / stored.size(small)
+
+
+def _ordered(documents: list[int], containers: dict[int, dict[int, float]], stored: Shingles) -> list[int]:
+    """The documents in the order in which they are decided: a container before what lies in it, else as in the corpus."""
+    rank: dict[int, int] = {}
+    for small in sorted(containers, key=lambda one: (stored.size(one), -one)):  # what lies within it has its rank by then
+        for large in containers[small]:
+            rank[large] = min(rank.get(large, large), rank.get(small, small))
+
+    def place(document: int) -> tuple[int, int, int]:
+        # Only documents that containment joins share a rank, and they have shingles.
+        known = document in rank or document in containers
+        return rank.get(document, document), -stored.size(document) if known else 0, document
+
+    return sorted(documents, key=place)
+
+
+def _container(
+    document: int, inside: dict[int, float], removed: dict[int, tuple[int, int, float]], stored: Shingles, config: DedupConfig
+) -> tuple[int, int, float] | None:
+    """The longest document that stays and holds this one; else of those for which its containers went, the first that holds it."""
+    for large, share in inside.items():
+        if large not in removed:
+            return large, 2, share
+    for large in inside:
+        instead = removed[large][0]
+        if (stored.size(instead), -instead) > (stored.size(document), -document):
+            assert config.containment is not None
+            share = _share(document, instead, stored)
+            if share >= config.containment.threshold:
+                return instead, 2, share
+    return None
+
+
+def _nearest(document: int, others: Sequence[int], stored: Shingles, threshold: float) -> tuple[int, int, float] | None:
+    """The most similar of some others that stay, the earliest of equals; None below the threshold."""
+    best: tuple[int, int, float] | None = None
     mine = stored[document]
-    for other in sorted({other for key in keys for other in by_band.get(key, ())}):
-        theirs = stored[other]
-        if min(len(mine), len(theirs)) < threshold * max(len(mine), len(theirs)):
+    for other in others:
+        size = stored.size(other)
+        if min(len(mine), size) < threshold * max(len(mine), size):
             continue  # too different in size to reach it
-        common = shared(mine, theirs)
-        similarity = common / (len(mine) + len(theirs) - common)
-        if similarity >= threshold and (best is None or similarity > best[1]):
-            best = (other, similarity)
+        common = shared(mine, stored[other])
+        similarity = common / (len(mine) + size - common)
+        if similarity >= threshold and (best is None or similarity > best[2]):
+            best = (other, 1, similarity)
     return best
-
-
-def _contained(
-    edges: npt.NDArray[np.int64], size: dict[int, int], removed: dict[int, tuple[int, int, float]], stored: Shingles, threshold: float
-) -> None:
-    """Removes documents within longer ones that stay, the longest first."""
-    containers: dict[int, list[int]] = {}
-    for large, small in edges.tolist():
-        if small in size:
-            containers.setdefault(small, []).append(large)
-    for small in sorted(containers, key=lambda document: (-size[document], document)):
-        if small in removed:
-            continue
-        mine = stored[small]
-        for large in sorted(containers[small], key=lambda document: (-size[document], document)):
-            if large in removed:
-                continue
-            share = shared(mine, stored[large]) / len(mine)
-            if share >= threshold:
-                removed[small] = (large, 2, share)
-                break
-
-
-def _sketches_of(
-    documents: npt.NDArray[np.int64], sketches: Sequence[Path]
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Exact [D, 2], bands [D, bands] and distinct [D] of some documents."""
-    exact, bands, distinct = [], [], []
-    begin = 0
-    for path in sketches:
-        with np.load(path) as arrays:
-            count = len(arrays["distinct"])
-            here = documents[(documents >= begin) & (documents < begin + count)] - begin
-            if len(here):
-                exact.append(arrays["exact"][here])
-                columns = [arrays[name][here] for name in arrays.files if name.startswith("band-")]
-                bands.append(np.stack(columns, axis=1) if columns else np.empty((len(here), 0), np.uint64))
-                distinct.append(arrays["distinct"][here])
-            begin += count
-    return np.concatenate(exact), np.concatenate(bands), np.concatenate(distinct)

@@ -1,11 +1,12 @@
 """Lines: what stood in an earlier document is taken out of later ones.
 
 Three steps, each in parallel: hashes of the lines of every part; for a range of hashes over all parts, which of them occur how often and
-where first; and the texts without what was there before.
+where first; and the texts without what was there before. A task holds 16 bytes a line of its part, or 50 a line of its range.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,13 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lit_pretrain.prepare.dedup.arrays import in_range, load, save
 from lit_pretrain.prepare.dedup.config import LinesConfig
-from lit_pretrain.prepare.dedup.sketch import save
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.words import words
-
-RANGE_LINES = 50_000_000
-"""Lines of a range: 16 bytes each are held, and as many again to sort them."""
 
 
 def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:
@@ -36,19 +34,20 @@ def store_lines(documents: Iterable[tuple[int, Document]], out: Path, config: Li
 
     Args:
         documents: (number in the corpus, document) of those of the part that are left.
-        out: A .npz file. Arrays: hash [L], document [L].
+        out: A directory of arrays: hash [L] (sorted), document [L].
         config: Which lines count.
 
     Returns:
         Number of lines, each counted once per document.
     """
-    hashes: list[int] = []
-    owners: list[int] = []
+    hashes, owners = array("Q"), array("q")
     for number, document in documents:
         distinct = {value for _, value in line_hashes(document.text, config.min_words)}  # a refrain is no copy
-        hashes += sorted(distinct)
-        owners += [number] * len(distinct)
-    save(out, {"hash": np.array(hashes, dtype=np.uint64), "document": np.array(owners, dtype=np.int64)})
+        hashes.extend(distinct)
+        owners.extend([number] * len(distinct))
+    values, numbers = np.array(hashes, dtype=np.uint64), np.array(owners, dtype=np.int64)
+    order = np.lexsort((numbers, values))
+    save(out, {"hash": values[order], "document": numbers[order]})
     return len(hashes)
 
 
@@ -59,20 +58,17 @@ def find_repeated(files: Sequence[Path], number: int, ranges: int, out: Path, co
         files: Of all parts.
         number: The range, 0 to ranges - 1.
         ranges: How many there are.
-        out: A .npz file. Arrays: hash [R] (sorted), document [R].
+        out: A directory of arrays: hash [R] (sorted), document [R].
         config: How often is often.
 
     Returns:
         Number of such lines.
     """
     hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    width = 2**64 // ranges
-    low, high = np.uint64(number * width), np.uint64(2**64 - 1 if number == ranges - 1 else (number + 1) * width - 1)
     for path in files:
-        with np.load(path) as arrays:
-            here = (arrays["hash"] >= low) & (arrays["hash"] <= high)
-            hashes.append(arrays["hash"][here])
-            owners.append(arrays["document"][here])
+        here = in_range(load(path, "hash"), number, ranges)
+        hashes.append(load(path, "hash")[here])
+        owners.append(load(path, "document")[here])
     values, documents = np.concatenate(hashes), np.concatenate(owners)
     order = np.lexsort((documents, values))
     values, documents = values[order], documents[order]
@@ -83,14 +79,24 @@ def find_repeated(files: Sequence[Path], number: int, ranges: int, out: Path, co
 
 
 class Repeated:
-    """The repeated lines of the corpus; held: 16 bytes each."""
+    """The repeated lines of a part.
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    Args:
+        files: Of `find_repeated`, all ranges.
+        lines: Of `store_lines`, the part.
+    """
+
+    def __init__(self, files: Sequence[Path], lines: Path) -> None:
         hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        for path in files:  # ranges rise, so the whole is sorted
-            with np.load(path) as arrays:
-                hashes.append(arrays["hash"])
-                owners.append(arrays["document"])
+        mine = np.unique(load(lines, "hash"))
+        for number, path in enumerate(files):  # ranges rise, so the whole is sorted
+            repeated = load(path, "hash")
+            here = mine[in_range(mine, number, len(files))]
+            place = np.searchsorted(repeated, here)
+            there = place < len(repeated)
+            there[there] = repeated[place[there]] == here[there]
+            hashes.append(here[there])
+            owners.append(load(path, "document")[place[there]])
         self._hashes: npt.NDArray[np.uint64] = np.concatenate(hashes)
         self._owners: npt.NDArray[np.int64] = np.concatenate(owners)
 
@@ -115,8 +121,3 @@ class Repeated:
         if not gone:
             return text, 0
         return "\n".join(line for number, line in enumerate(text.split("\n")) if number not in gone), len(gone)
-
-
-def ranges_for(lines: int) -> int:
-    """How many ranges so many lines are cut into."""
-    return max(1, -(-lines // RANGE_LINES))

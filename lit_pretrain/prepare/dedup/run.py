@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_pretrain.prepare.dedup import buckets, candidates, sketch
+from lit_pretrain.prepare.dedup import buckets, candidates, overlap, sketch
+from lit_pretrain.prepare.dedup.arrays import ranges_for
 from lit_pretrain.prepare.dedup.config import DedupConfig
 from lit_pretrain.prepare.dedup.decide import Removed, decide
+from lit_pretrain.prepare.dedup.places import Places
 from lit_pretrain.prepare.document import Document
 
 
@@ -19,16 +22,26 @@ def deduplicate(parts: Sequence[Sequence[Document]], config: DedupConfig, work: 
         config: What is compared.
         work: An empty directory.
     """
-    sketches = [work / f"sketch-{number}.npz" for number in range(len(parts))]
-    begins = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
-    for part, path in zip(parts, sketches, strict=True):
-        sketch.sketch(part, path, config)
-    edges = {column: work / f"{column}.npz" for column in buckets.columns(config)}
-    for column, path in edges.items():
-        buckets.bucket(sketches, column, path, config)
-    groups = candidates.group(list(edges.values()), work / "candidates.npz")
-    stored = [work / f"shingles-{number}" for number in range(len(parts))]
-    for part, begin, path in zip(parts, begins, stored, strict=True):
-        candidates.store_shingles(part, begin, work / "candidates.npz", path, config.shingle_words)
-    found = [decide(sketches, work / "candidates.npz", number, stored, edges.get("sample"), config) for number in range(groups)]
+    begins = tuple(itertools.accumulate((len(part) for part in parts[:-1]), initial=0))
+    documents = sum(map(len, parts))
+    places = Places(config, work, begins, documents)
+    sampled = sum(sketch.sketch(part, path, config)[1] for part, path in zip(parts, places.sketches, strict=True))
+    if config.exact:
+        for number in range(places.ranges):
+            buckets.find_copies(places.sketches, begins, number, places.ranges, places.copies[number])
+    copies = buckets.Copies(places.copies, documents)
+    for band, paths in enumerate(places.bands):
+        for number, path in enumerate(paths):
+            buckets.find_band(places.sketches, begins, band, number, places.ranges, copies, path)
+    if config.containment is not None:
+        overlaps = places.overlaps(ranges_for(sampled))
+        for number, path in enumerate(overlaps):
+            overlap.find_overlap(places.sketches, begins, number, len(overlaps), copies, path)
+        for number, path in enumerate(places.containers):
+            low, high = places.slice(number)
+            overlap.find_containers(overlaps, places.sketches, begins, low, high, config.containment.threshold, path)
+    groups = candidates.group(places.copies, [*itertools.chain(*places.bands), *places.containers], places.candidates)
+    for number, part in enumerate(parts):
+        candidates.store_shingles(part, *places.span(number), places.candidates, places.shingles[number], config.shingle_words)
+    found = [decide(places.candidates, number, places.shingles, begins, places.edges, config) for number in range(groups)]
     return Removed.join(found)

@@ -1,20 +1,21 @@
 """Sketch: what is kept of each document for finding candidates, instead of its text.
 
-Per document: 16 bytes of exact hash, 8 bytes a band (160 by default) and 8 a sampled shingle (with sample = 32, about a quarter of a
-byte per word): a corpus of 10 GB in documents of 5 kB has sketches of 0.4 GB on disk, of which a bucket task holds one column.
+On disk per document: 20 bytes of exact hash, 12 a band (240 by default), 20 of sizes, and 12 a sampled shingle (with sample = 32, about
+0.4 bytes a word). A corpus of 10 GB in documents of 5 kB has sketches of 0.6 GB. All columns are sorted by key, so that a task that
+looks for equal keys reads its range of them alone. While it is made, the sketch of one part is held: twice as much a document.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.data.permutation import splitmix64
+from lit_pretrain.prepare.dedup.arrays import save
 from lit_pretrain.prepare.dedup.config import DedupConfig, NearConfig
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.words import hash_ngrams, hash_words, plain_words
@@ -30,20 +31,22 @@ def shingles(text: str, words: int) -> npt.NDArray[np.uint64]:
     return np.unique(hash_ngrams(hash_words(plain_words(text)), words))
 
 
-def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int:
+def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> tuple[int, int]:
     """Writes the sketches of the documents of a part, in order.
 
     Args:
         documents: The part.
-        out: A .npz file, which appears whole. Arrays: exact [N, 2], band-0 [N] and so on (each is read alone), distinct [N] (shingles of a
-            document), bytes [N] (UTF-8), sample [S] and sample_document [S] (sampled shingles, and whose they are).
+        out: A directory of arrays. Sorted by key, equal keys by document: exact_keys [N, 2] with exact_documents [N], band_keys
+            [bands, N] with band_documents [bands, N], sample_keys [S] with sample_documents [S] (numbers within the part). By document:
+            distinct [N] (shingles), sampled [N] (of them), bytes [N] (UTF-8).
         config: What is compared.
 
     Returns:
-        Number of documents.
+        (documents, sampled shingles).
     """
     bands = np.zeros((0, 0 if config.near is None else config.near.bands), dtype=np.uint64)
-    exact, keys, distinct, sizes, samples, owners = [], [bands], [], [], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    exact, keys, distinct, sampled, sizes = [], [bands], [], [], []
+    samples, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     batch: list[npt.NDArray[np.uint64]] = []
     held = 0
     for number, document in enumerate(documents):
@@ -57,6 +60,9 @@ def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int
             some = found[splitmix64(found) < np.uint64(2**64 // config.containment.sample if config.containment.sample > 1 else 2**64 - 1)]
             samples.append(some)
             owners.append(np.full(len(some), number))
+            sampled.append(len(some))
+        else:
+            sampled.append(0)
         if config.near is not None:
             batch.append(found)
             held += len(found)
@@ -65,18 +71,27 @@ def sketch(documents: Iterable[Document], out: Path, config: DedupConfig) -> int
                 batch, held = [], 0
     if config.near is not None and batch:
         keys.append(_band_keys(batch, config.near))
+    halves = np.array(exact, dtype=np.uint64).reshape(-1, 2)
+    by_text = np.lexsort((halves[:, 1], halves[:, 0]))
+    columns = np.concatenate(keys).T
+    by_band = np.argsort(columns, axis=1, kind="stable")
+    sample = np.concatenate(samples)
+    by_shingle = np.argsort(sample, kind="stable")
     save(
         out,
         {
-            "exact": np.array(exact, dtype=np.uint64).reshape(-1, 2),
-            **{f"band-{band}": column for band, column in enumerate(np.concatenate(keys).T)},
+            "exact_keys": halves[by_text],
+            "exact_documents": by_text.astype(np.uint32),
+            "band_keys": np.take_along_axis(columns, by_band, axis=1),
+            "band_documents": by_band.astype(np.uint32),
+            "sample_keys": sample[by_shingle],
+            "sample_documents": np.concatenate(owners)[by_shingle].astype(np.uint32),
             "distinct": np.array(distinct, dtype=np.int64),
+            "sampled": np.array(sampled, dtype=np.uint32),
             "bytes": np.array(sizes, dtype=np.int64),
-            "sample": np.concatenate(samples),
-            "sample_document": np.concatenate(owners),
         },
     )
-    return len(exact)
+    return len(halves), len(sample)
 
 
 def min_hashes(sets: list[npt.NDArray[np.uint64]], count: int, seed: int) -> npt.NDArray[np.uint32]:
@@ -97,21 +112,3 @@ def _band_keys(sets: list[npt.NDArray[np.uint64]], config: NearConfig) -> npt.ND
     keys |= np.uint64(1)
     keys[[len(found) == 0 for found in sets]] = NO_KEY
     return keys
-
-
-def sizes_of(path: Path) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of the documents of a part."""
-    with np.load(path) as arrays:
-        sizes: npt.NDArray[np.int64] = arrays["bytes"]
-        return sizes
-
-
-def save(out: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Writes arrays to one .npz file, which appears whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with scratch.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, out)

@@ -1,5 +1,6 @@
 """Whole documents: planted copies are found, different texts stay, whatever the parts and the order of the work."""
 
+import itertools
 import random
 import re
 import tempfile
@@ -7,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
@@ -104,26 +103,6 @@ def test_form_letters_are_not_merged() -> None:
     assert not len(run([letters]).document)
 
 
-@settings(max_examples=25)
-@given(data=st.data())
-def test_parts_do_not_matter_and_what_is_left_has_no_duplicates(data: st.DataObject) -> None:
-    words = st.sampled_from(["the", "fox", "sees", "a", "hen", "by", "its", "old", "barn", "and", "then", "runs"])
-    base = data.draw(st.lists(st.lists(words, min_size=1, max_size=14).map(" ".join), min_size=1, max_size=12))
-    texts = data.draw(st.lists(st.sampled_from(base), min_size=1, max_size=20))
-    documents = [Document(text, str(n)) for n, text in enumerate(texts)]
-    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(texts) - 1)), max_size=4)))
-    parts = [documents[a:b] for a, b in zip([0, *cuts], [*cuts, len(documents)], strict=True)]
-    whole, cut = run([documents], WITH_CONTAINMENT), run(parts, WITH_CONTAINMENT)
-    for name, column in vars(whole).items():
-        np.testing.assert_array_equal(column, getattr(cut, name))
-    gone = set(whole.document.tolist())
-    left = [document for number, document in enumerate(documents) if number not in gone]
-    assert {document.text for document in left} <= {document.text for document in documents}
-    assert len({document.text for document in left}) == len(left)
-    assert not len(run([left], WITH_CONTAINMENT).document)
-    assert not gone & set(whole.kept.tolist())  # everything went for something that stays
-
-
 def test_a_chapter_goes_and_its_book_stays(real: list[str]) -> None:
     book = Document("\n\n".join(real[:40]), "book")
     chapter = Document("\n\n".join(real[10:14]), "chapter")
@@ -136,6 +115,60 @@ def test_a_chapter_goes_and_its_book_stays(real: list[str]) -> None:
         assert REASONS[removed.reason[0]] == "contained"
         assert removed.similarity[0] > 0.95
     assert not len(run([[chapter, book]]).document)  # which Jaccard similarity alone does not see
+
+
+def test_what_went_for_a_chapter_is_compared_with_its_book(real: list[str]) -> None:
+    """A text like the chapter, with 250 words of its own, is not in the book: those words stand nowhere else."""
+    words = " ".join(real[10:15]).split()[:1000]
+    chapter, own = " ".join(words), " ".join(real[30].split()[:250])
+    texts = {"chapter": chapter, "longer": f"{chapter} {own}", "book": "\n\n".join([*real[:10], chapter, *real[20:24]])}
+    assert 0.7 < jaccard(texts["chapter"], texts["longer"]) < 0.85
+    for order in itertools.permutations(texts):
+        documents = [Document(texts[name], name) for name in order]
+        removed = run([documents], WITH_CONTAINMENT)
+        kept = "longer" if order.index("longer") < order.index("chapter") else "book"
+        assert [(order[n], order[k]) for n, k in zip(removed.document, removed.kept, strict=True)] == [("chapter", kept)]
+
+
+def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) -> None:
+    """The chapter lies in two editions of a book; of these the first stays, though the second is longer."""
+    chapter, book = " ".join(real[:3]), " ".join(real[:20])
+    first = f"{book} {' '.join(real[20:23])}"
+    second = f"{book} {' '.join(real[30:34])}"
+    documents = [Document(text, "") for text in (first, second, chapter)]
+    assert 0.7 < jaccard(first, second) < 0.9
+    removed = run([documents], WITH_CONTAINMENT)
+    assert [REASONS[code] for code in removed.reason] == ["near", "contained"]
+    assert removed.document.tolist() == [1, 2]
+    assert removed.kept.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_copies_of_a_chapter_go_for_its_book(real: list[str], count: int) -> None:
+    """However many there are: in one run, and a second one finds nothing."""
+    chapter, book = "\n".join(real[:4]), "\n".join(real[:30])
+    removed = run([[*[Document(chapter, "") for _ in range(count)], Document(book, "")]], WITH_CONTAINMENT)
+    assert removed.document.tolist() == list(range(count))
+    assert set(removed.kept.tolist()) == {count}
+    assert {REASONS[code] for code in removed.reason} == {"contained"}
+
+
+def test_a_chapter_of_many_books_is_found(real: list[str]) -> None:
+    chapter = real[0]
+    books = [f"{' '.join(real[1 + n : 4 + n])} {chapter} {real[100 + n]}" for n in range(0, 80)]
+    own = DedupConfig(near=None, containment=ContainmentConfig())
+    removed = run([[*[Document(book, "") for book in books], Document(chapter, "")]], own)
+    assert removed.document.tolist() == [80]
+    assert removed.kept.tolist() == [max(range(80), key=lambda n: (len(shingles(books[n], 5)), -n))]
+
+
+def test_a_copy_of_a_near_duplicate_says_so(real: list[str]) -> None:
+    """It is the same as what went, and 0.8 like what stays."""
+    like = drop(real[0], 0.02, random.Random(3))
+    removed = run([[Document(text, "") for text in (real[0], like, like)]])
+    assert removed.kept.tolist() == [0, 0]
+    assert [REASONS[code] for code in removed.reason] == ["near", "near"]
+    assert removed.similarity.tolist() == pytest.approx([jaccard(real[0], like)] * 2)
 
 
 def test_short_and_wordless_texts_are_compared_exactly() -> None:

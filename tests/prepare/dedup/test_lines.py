@@ -19,13 +19,15 @@ def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:
         begin = 0
         for number, part in enumerate(parts):
             numbered = [(begin + place, Document(text, "")) for place, text in enumerate(part)]
-            store_lines(numbered, work / f"lines-{number}.npz", config)
+            store_lines(numbered, work / f"lines-{number}", config)
             begin += len(part)
-        files = [work / f"lines-{number}.npz" for number in range(len(parts))]
+        files = [work / f"lines-{number}" for number in range(len(parts))]
         for number in range(ranges):
-            find_repeated(files, number, ranges, work / f"repeated-{number}.npz", config)
-        repeated = Repeated([work / f"repeated-{number}.npz" for number in range(ranges)])
-        return [repeated.without(text, number, config)[0] for number, text in enumerate(text for part in parts for text in part)]
+            find_repeated(files, number, ranges, work / f"repeated-{number}", config)
+        repeated = [Repeated([work / f"repeated-{number}" for number in range(ranges)], path) for path in files]
+        places = [place for place, part in enumerate(parts) for _ in part]
+        texts = [text for part in parts for text in part]
+        return [repeated[place].without(text, n, config)[0] for n, (place, text) in enumerate(zip(places, texts, strict=True))]
 
 
 def expected(texts: list[str], config: LinesConfig) -> list[str]:
