@@ -2,8 +2,8 @@
 
     python scripts/adapter_reference.py tests/adapter/reference.json     # needs peft (and accelerate, psutil), transformers, bitsandbytes
 
-Weights are hashes of their names and places, so that no generator of random numbers stands between the two libraries. Tests compute the same
-with ours and compare; where peft is installed they compare directly besides.
+Weights are hashes of their names and places, so that no generator of random numbers stands between the two libraries. Tests compute the
+same with ours and compare; where peft is installed they compare directly besides.
 """
 
 import hashlib
@@ -101,14 +101,14 @@ def transformers_model(net: Transformer, kind: str) -> Any:
     import transformers
 
     c = net.config
-    common = {"vocab_size": VOCAB, "tie_word_embeddings": c.tie_embeddings, "attn_implementation": "eager"}
+    common: dict[str, Any] = {"vocab_size": VOCAB, "tie_word_embeddings": c.tie_embeddings, "attn_implementation": "eager"}
     if kind == "gpt2":
         config: Any = transformers.GPT2Config(
             n_positions=32, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_inner=FFN, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, **common
         )
         model: Any = transformers.GPT2LMHeadModel(config)
     else:
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS, "num_key_value_heads": 2, "intermediate_size": FFN,
             "max_position_embeddings": 32, "rms_norm_eps": c.norm_eps, "head_dim": c.head_size,
         }  # fmt: skip
@@ -158,11 +158,16 @@ def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
     loss = loss_of(model(tokens()).logits)
     loss.backward()  # type: ignore[no-untyped-call]
     found = {
-        key.replace("base_model.model.", "").replace(".default", "").replace("lora_magnitude_vector", "lora_magnitude").removesuffix(".weight"): p.grad
+        key.replace("base_model.model.", "")
+        .replace(".default", "")
+        .replace("lora_magnitude_vector", "lora_magnitude")
+        .removesuffix(".weight"): p.grad
         for key, p in model.named_parameters()
         if p.grad is not None
     }
-    return loss.item(), {name: _their_gradient(name, kind, ADAPTERS[how], net, found) for name, p in net.named_parameters() if p.requires_grad}
+    return loss.item(), {
+        name: _their_gradient(name, kind, ADAPTERS[how], net, found) for name, p in net.named_parameters() if p.requires_grad
+    }
 
 
 def _their_gradient(name: str, kind: str, adapter: LoRA, net: Transformer, found: dict[str, Tensor]) -> Tensor:

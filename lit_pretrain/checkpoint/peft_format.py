@@ -1,8 +1,8 @@
 """PEFT format: an adapter of ours as adapter_config.json and adapter_model.safetensors of peft, and back.
 
-Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3, whose matrices are ours one to one, and GPT-2,
-which keeps queries, keys and values in one matrix. Three updates of its parts are one update of thrice the rank, with B block by block; and
-one update of the whole is three that share A. So nothing is lost either way, but a round trip through GPT-2 does not give the same rank.
+Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3, whose matrices are ours one to one, and
+GPT-2, which keeps queries, keys and values in one matrix. There, three updates of the parts are one update of thrice the rank, with B block by
+block, and one update of the whole is three that share A. Nothing is lost either way, but a round trip does not give the same rank.
 """
 
 import math
@@ -35,10 +35,17 @@ _GPT2 = {
     "feed_forward.down_proj": "mlp.c_proj",
 }
 _LAYERS = {"llama": "model.layers.", "gpt2": "transformer.h."}
-_NEUTRAL = {
-    "bias": ("none",), "modules_to_save": (None, []), "lora_bias": (False,), "layer_replication": (None,), "target_parameters": (None, []),
-    "megatron_config": (None,), "exclude_modules": (None, []), "trainable_token_indices": (None,), "use_qalora": (False,), "alora_invocation_tokens": (None,),
-}  # fmt: skip
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "modules_to_save": (None, []),
+    "lora_bias": (False,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "megatron_config": (None,),
+    "trainable_token_indices": (None,),
+    "use_qalora": (False,),
+    "alora_invocation_tokens": (None,),
+}
 """Settings of peft that change what an adapter does, and the values under which they do not."""
 
 
@@ -56,14 +63,16 @@ def family(shape: ModelConfig) -> str:
         return "gpt2"
     raise UserError(
         "peft adapts networks of transformers, and this one has no architecture there: it must be like a Llama, Mistral, Qwen2 or Qwen3 "
-        "(rmsnorm, rope, swiglu) or like a GPT-2 (layernorm, learned positions, gelu), without soft caps, value embeddings or residual scalars"
+        "(rmsnorm, rope, swiglu) or a GPT-2 (layernorm, learned positions, gelu), without soft caps, value embeddings or residual scalars"
     )
 
 
 # ---------------------------------------------------------------------- export
 
 
-def to_peft(shape: ModelConfig, adapter: LoRA, tensors: Mapping[str, Tensor], *, base: Optional[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_peft(
+    shape: ModelConfig, adapter: LoRA, tensors: Mapping[str, Tensor], *, base: Optional[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The two files of peft.
 
     Args:
@@ -155,7 +164,9 @@ def _targets(names: list[str], layers: int) -> list[str]:
 # ---------------------------------------------------------------------- import
 
 
-def from_peft(shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str) -> tuple[LoRA, dict[str, Tensor]]:
+def from_peft(
+    shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str
+) -> tuple[LoRA, dict[str, Tensor]]:
     """An adapter of ours from the two files of peft.
 
     Matrices of other ranks or scales than the rest are given those of the rest: ranks by rows of zeros, scales within B.
@@ -188,14 +199,15 @@ def from_peft(shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[st
         if missing:
             raise UserError(f"{where}/{WEIGHTS}: {root}{name} lacks {', '.join(sorted(missing))}")
         rank = own["lora_A"].shape[0]
-        alpha = _pattern(config.get("alpha_pattern") or {}, _LAYERS[kind] + name, config["lora_alpha"])
-        scales[name] = alpha / (math.sqrt(rank) if rslora else rank)
+        own_alpha = _pattern(config.get("alpha_pattern") or {}, _LAYERS[kind] + name, config["lora_alpha"])
+        scales[name] = own_alpha / (math.sqrt(rank) if rslora else rank)
     if not found:
         raise UserError(f"{where}/{WEIGHTS} holds no adapter")
     rank = max(own["lora_A"].shape[0] for own in found.values())
     scale = next(iter(scales.values()))
-    # With one scale and one rank the settings stay; else the update's scale is kept and its alpha derived.
-    uniform = set(scales.values()) == {scale} and {own["lora_A"].shape[0] for own in found.values()} == {rank}
+    alpha = float(config["lora_alpha"])
+    if scale != alpha / (math.sqrt(rank) if rslora else rank):
+        alpha = _alpha(scale, rank, rslora)  # the settings were those of other matrices: what the update is multiplied by is kept
     ours: dict[str, Tensor] = {}
     for name, own in found.items():
         layer, _, matrix = name.partition(".")
@@ -211,7 +223,7 @@ def from_peft(shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[st
                 ours[f"{prefix}.lora_magnitude"] = magnitudes[i].clone()
     adapter = LoRA(
         rank=rank,
-        alpha=_alpha(scale, rank, rslora) if not uniform else float(config["lora_alpha"]),
+        alpha=alpha,
         dropout=float(config.get("lora_dropout", 0.0)),
         targets=tuple(_regexes(sorted(_by_matrix(ours)), shape.n_layer)),
         rslora=rslora,

@@ -78,7 +78,14 @@ def merge(
         tensors=weights,
         step=int(read_metadata(path)[KEY]["step"]),
         tokenizer=folder,
-        facts={"verb": "merge", "parent": str(path), "base": beneath, "base_hash": record.base_hash, "logit_difference": difference, **kept},
+        facts={
+            "verb": "merge",
+            "parent": str(path),
+            "base": beneath,
+            "base_hash": record.base_hash,
+            "logit_difference": difference,
+            **kept,
+        },
         record={},
     )
     print(f"done: {out}, whole weights ({', '.join(sorted({str(d).removeprefix('torch.') for d in dtypes.values()}))})")

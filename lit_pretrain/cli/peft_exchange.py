@@ -41,7 +41,9 @@ def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = N
 
     write_folder(Path(out), fill)
     beneath = f"; its base there: {base}" if base else "; no base is named: give peft the base's export"
-    quantized = "; it was trained on NF4: load the base with bnb_4bit_quant_type='nf4', double quantisation" if record.adapter.quantize else ""
+    quantized = (
+        "; it was trained on NF4: load the base with bnb_4bit_quant_type='nf4', double quantisation" if record.adapter.quantize else ""
+    )
     print(f"done: {out}, rank {config['r']}, {len(tensors)} tensors{beneath}{quantized}")
     return 0
 
@@ -84,7 +86,9 @@ def import_(folder: str, out: str, base: str) -> int:
     _check_fit(shape, adapter, ours, folder)
     foreign = is_hf_folder(parent.path)
     home = parent.path if foreign else parent.path.parent.parent
-    config = {"trainer": {"precision": "32-true"}, "data": {}, "model": {"net": parent.shape}} if foreign else config_of(parent.path)
+    config: dict[str, Any] = (
+        {"trainer": {"precision": "32-true"}, "data": {}, "model": {"net": parent.shape}} if foreign else config_of(parent.path)
+    )
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(adapter).items()}
     config["model"] |= {"adapter": plain, "init_from": str(parent.path)}
     config.setdefault("max_steps", 0)

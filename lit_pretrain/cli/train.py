@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lit_pretrain.callbacks.progress import short
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
-from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData

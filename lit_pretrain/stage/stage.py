@@ -47,7 +47,7 @@ class Stage(L.LightningModule):
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
         adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
-        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks\\.[01]\\.`, that are not trained.
+        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks.0`, that are not trained.
         compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its own.
     """
@@ -71,7 +71,9 @@ class Stage(L.LightningModule):
         if adapter is not None and freeze:
             raise UserError(f"model.freeze={list(freeze)} has no effect beside model.adapter, which freezes the whole network: remove one")
         if adapter is not None and init_from is None:
-            raise UserError("model.adapter adapts a trained network: name it with --from RUN (a run, a checkpoint or a Hugging Face folder)")
+            raise UserError(
+                "model.adapter adapts a trained network: name it with --from RUN (a run, a checkpoint or a Hugging Face folder)"
+            )
         self.config = net
         self.objective = objective
         self.optimizer_recipe = optimizer

@@ -23,7 +23,11 @@ def test_patterns_are_searched_for_anywhere_and_names_keep_their_order() -> None
 
 @pytest.mark.parametrize(
     ("pattern", "near"),
-    [("q_porj", "blocks.*.attention.q_proj"), (r"feedforward\.up_proj", "blocks.*.feed_forward.up_proj"), ("o_proj", "blocks.*.attention.out_proj")],
+    [
+        ("q_porj", "blocks.*.attention.q_proj"),
+        (r"feedforward\.up_proj", "blocks.*.feed_forward.up_proj"),
+        ("o_proj", "blocks.*.attention.out_proj"),
+    ],
 )
 def test_a_pattern_that_means_nothing_is_answered_with_near_names(pattern: str, near: str) -> None:
     with pytest.raises(UserError) as error:

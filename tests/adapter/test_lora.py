@@ -166,7 +166,7 @@ def test_the_norm_of_dora_is_a_constant_to_the_gradient() -> None:
         y = x @ (gain[:, None] * W).T + module.bias.detach()
         gradients.append(torch.autograd.grad((y * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude)))
     own = torch.autograd.grad((module(x) * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude))
-    for ours, held, free in zip(own, *gradients, strict=True):
+    for ours, held, _ in zip(own, *gradients, strict=True):
         torch.testing.assert_close(ours, held, atol=1e-5, rtol=1e-5)
     assert (gradients[0][0] - gradients[1][0]).norm() > 0.1 * gradients[0][0].norm()
 
@@ -233,7 +233,9 @@ def test_optimizers_know_the_parameters_of_an_adapter() -> None:
         assert groups["adapter"]["lr"] == 1e-3
         assert groups["adapter"].get("algorithm", "adamw") == "adamw"
         assert groups["vector"]["weight_decay"] == 0.0
-    assert {g["role"]: g["weight_decay"] for g in AdamW(weight_decay=0.1).build(net.named_parameters(), roles).param_groups}["adapter"] == 0.1
+    assert {g["role"]: g["weight_decay"] for g in AdamW(weight_decay=0.1).build(net.named_parameters(), roles).param_groups}[
+        "adapter"
+    ] == 0.1
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,12 @@ def test_peft_reads_ours_with_the_same_logits(kind: str, how: str, tmp_path: Pat
         {"r": 4, "lora_alpha": 6},
         {"r": 4, "lora_alpha": 6, "use_rslora": True},
         {"r": 3, "lora_alpha": 6, "use_dora": True},
-        {"r": 2, "lora_alpha": 6, "rank_pattern": {"c_proj": 5, "o_proj": 5, "layers.1.self_attn.q_proj": 3}, "alpha_pattern": {"c_attn": 9, "v_proj": 9}},
+        {
+            "r": 2,
+            "lora_alpha": 6,
+            "rank_pattern": {"c_proj": 5, "o_proj": 5, "layers.1.self_attn.q_proj": 3},
+            "alpha_pattern": {"c_attn": 9, "v_proj": 9},
+        },
     ],
     ids=["plain", "rslora", "dora", "patterns"],
 )
@@ -100,7 +105,9 @@ def test_we_read_peft_s_with_the_same_logits(kind: str, settings: dict[str, Any]
     from safetensors.torch import load_file
 
     targets = ["c_attn", "c_fc", "c_proj"] if kind == "gpt2" else ["q_proj", "v_proj", "o_proj", "down_proj"]
-    model = peft.get_peft_model(made.transformers_model(made.network(kind), kind), peft.LoraConfig(target_modules=targets, **settings)).eval()
+    model = peft.get_peft_model(
+        made.transformers_model(made.network(kind), kind), peft.LoraConfig(target_modules=targets, **settings)
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "magnitude" in name:
