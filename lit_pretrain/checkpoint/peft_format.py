@@ -1,8 +1,8 @@
 """PEFT format: an adapter of ours as adapter_config.json and adapter_model.safetensors of peft, and back.
 
 Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3, whose matrices are ours one to one, and
-GPT-2, which keeps queries, keys and values in one matrix. There, three updates of the parts are one update of thrice the rank, with B block by
-block, and one update of the whole is three that share A. Nothing is lost either way, but a round trip does not give the same rank.
+GPT-2, which keeps queries, keys and values in one matrix. There, three updates of the parts are one update of thrice the rank, with B block
+by block, and one update of the whole is three that share A. Nothing is lost either way, but a round trip does not give the same rank.
 """
 
 import math
