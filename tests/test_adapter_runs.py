@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lit_pretrain.checkpoint.weights import identity, read_stored, read_weights
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import read_metrics
 
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[1]
 LORA = ROOT / "configs" / "finetune" / "lora.yaml"
 SHAPE = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=64"]
@@ -311,3 +314,33 @@ def test_compiled_and_plain_training_agree(dataset: Path, runs: Path, own_runs: 
     run = lora(dataset, own_runs, "compiled", "--model.adapter.dropout=0", "--model.compile=on")
     compiled = [m["train/loss"] for m in read_metrics(run) if "train/loss" in m]
     assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_equal_one_and_hand_over(strategy: str, dataset: Path, own_runs: Path, run_cli: RunCli) -> None:
+    plain = ["--model.adapter.dropout=0", "--checkpoint_every=2"]
+    expected = [figure[1:] for figure in losses(lora(dataset, own_runs, "one", *plain))]
+    two = [*plain, "--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    done = run_cli(*lora_options(dataset, own_runs, strategy, *two))
+    assert done.returncode == 0, done.stderr
+    run = own_runs / strategy
+    assert torch.load(resolve(str(run)), weights_only=True)["adapter"]["base_hash"] == identity(str(own_runs / "base"))
+    found = [figure[1:] for figure in losses(run)]
+    assert [x for line in found for x in line if x] == pytest.approx([x for line in expected for x in line if x], rel=1e-4)
+    # Two go on from the middle, and one reads what they leave.
+    resolve(str(run)).unlink()
+    again = run_cli(*lora_options(dataset, own_runs, strategy, *two, "--resume=auto"))
+    assert again.returncode == 0, again.stderr
+    assert [figure[1:] for figure in losses(run)] == found
+    whole, other = read_weights(str(run)), read_weights(str(own_runs / "one"))
+    for key, value in whole.items():
+        torch.testing.assert_close(value, other[key], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_sharding_nf4_is_refused_by_name(dataset: Path, own_runs: Path, run_cli: RunCli) -> None:
+    extra = ["--model.adapter.quantize=nf4", "--trainer.devices=2", "--trainer.strategy=fsdp"]
+    done = run_cli(*lora_options(dataset, own_runs, "no", *extra))
+    assert done.returncode == 2
+    assert "cannot be sharded" in done.stderr
