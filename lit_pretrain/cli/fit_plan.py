@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import torch
 from jsonargparse import Namespace
@@ -33,9 +33,17 @@ class FitPlan:
     """None where no published law covers the run."""
 
 
-def layout_of(config: Namespace, world: int) -> Layout:
-    """How a resolved config lays a run out on its devices."""
-    device = "cuda" if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+def layout_of(config: Namespace, world: int, *, added: Optional[int] = None) -> Layout:
+    """How a resolved config lays a run out on its devices.
+
+    Args:
+        config: Resolved config.
+        world: Devices.
+        added: Parameters of the adapter; None without one.
+    """
+    device: Literal["cpu", "cuda"] = (
+        "cuda" if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    )
     name = str(config.trainer.strategy)
     sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
@@ -46,6 +54,7 @@ def layout_of(config: Namespace, world: int) -> Layout:
         compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
         muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
         accumulates=data.global_batch_tokens > world * data.micro_batch_size * data.seq_len, device=device,
+        trainable=1.0 if added is None else 0.0, added=added or 0,
     )  # fmt: skip
 
 
@@ -113,7 +122,7 @@ def fit_plan(
     """
     counts, data = count_parameters(net), config.data
     tokens = config.max_steps * data.global_batch_tokens
-    flops = tokens * flops_per_token(net, data.seq_len).training
+    flops = tokens * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
     found = peak(net, layout)
     prediction = predict(counts, tokens)
     covered = not prediction.outside

@@ -15,11 +15,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.fit_plan import fit_plan
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
-from lit_pretrain.cli.train_cli import TrainCLI, net_of
+from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.documents import full_origin
@@ -75,10 +76,14 @@ def train(verb: str, argv: list[str]) -> int:
         unique=sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources),
         gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if trainer.strategy.root_device.type == "cuda" else None,
     )  # fmt: skip
+    adapter = adapter_of(cli.config)
     mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
     if trainer.is_global_zero:
         start_run(cli, first_step)
-        print(plan.line, mixture, sep="\n", flush=True)
+        print(plan.line, flush=True)
+        if adapter is not None:
+            print(adapter_cost(net_of(cli.config), adapter).line(adapter))
+        print(mixture, flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
@@ -114,7 +119,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
-    manifest = cli.datamodule.manifest
+    manifest, adapter = cli.datamodule.manifest, adapter_of(cli.config)
     facts = provenance(
         verb=cli.verb,
         manifest_hash=manifest.hash,
@@ -124,6 +129,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
+        adapter=None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
