@@ -18,7 +18,8 @@ from lit_pretrain.errors import DivergedError, UserError
 
 TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
 NOW = (
-    "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "plan", "scaling", "merge", "adapter",
+    "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "plan",
+    "scaling", "merge", "adapter",
 )  # fmt: skip
 HELP_SECONDS = 1.5
 """Processor time, three times what it takes, so that a busy machine does not fail the test; an import of torch takes longer."""
