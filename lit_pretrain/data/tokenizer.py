@@ -177,9 +177,15 @@ class Tokenizer:
             return self._encode_hf(texts)
         return [self._encode(text) for text in texts]
 
-    def encode_spelt(self, texts: Sequence[str]) -> list[Spelt]:
-        """Ids of texts in which special tokens are spelt, as chat templates write them, with the place of every token in its text."""
-        encodings = self._hf_special.encode_batch(list(texts), add_special_tokens=False)
+    def encode_spelt(self, texts: Sequence[str], *, special: bool = True) -> list[Spelt]:
+        """Ids of texts in which special tokens are spelt, as chat templates write them, with the place of every token in its text.
+
+        Args:
+            texts: The texts.
+            special: Take the spelling of a special token for the token; otherwise it is text, as in `encode`.
+        """
+        self._hf_places.encode_special_tokens = not special
+        encodings = self._hf_places.encode_batch(list(texts), add_special_tokens=False)
         spelt = []
         for encoding in encodings:
             ids = np.asarray(encoding.ids, dtype=np.int32)
@@ -322,15 +328,14 @@ class Tokenizer:
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     @cached_property
-    def _hf_special(self) -> tokenizers.Tokenizer:
-        """The reference implementation that takes the spelling of a special token for the token."""
+    def _hf_places(self) -> tokenizers.Tokenizer:
+        """The reference implementation as it tells the places of tokens."""
         import tokenizers
 
         # A post-processor would add tokens that a template writes itself, and trim blanks off the places of tokens.
         hf = tokenizers.Tokenizer.from_str(json.dumps({**self._spec, "post_processor": None}))
         hf.no_truncation()
         hf.no_padding()
-        hf.encode_special_tokens = False
         return hf
 
     @cached_property
