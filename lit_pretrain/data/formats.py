@@ -42,7 +42,9 @@ class Format:
         kinds = ["conversation"] if self.fields.keys() & {"messages", "completion"} and "label" not in self.fields else []
         kinds += ["preference"] if {"chosen", "rejected"} <= self.fields.keys() else []
         kinds += ["verdict"] if "label" in self.fields else []
-        kinds += ["problem"] if "prompt" in self.fields and self.fields.keys() & {"answer", "completion"} and "label" not in self.fields else []
+        kinds += (
+            ["problem"] if "prompt" in self.fields and self.fields.keys() & {"answer", "completion"} and "label" not in self.fields else []
+        )
         return kinds if "preference" not in kinds else ["preference"]
 
 
@@ -160,7 +162,9 @@ def _preference(parts: Mapping[str, Any], format: Format, row: Mapping[str, Any]
     given = [name for name in _REFERENCE if name in parts]
     if len(given) == 1:
         raise BadRow("missing_field", f"the row has {given[0]} alone; both reference columns are needed, or none")
-    ref = (_number(parts["ref_chosen_logp"], "ref_chosen_logp"), _number(parts["ref_rejected_logp"], "ref_rejected_logp")) if given else None
+    ref = (
+        (_number(parts["ref_chosen_logp"], "ref_chosen_logp"), _number(parts["ref_rejected_logp"], "ref_rejected_logp")) if given else None
+    )
     margin = _number(parts["margin"], "margin") if "margin" in parts else None
     return Preference(prompt=prompt, chosen=chosen, rejected=rejected, margin=margin, ref_logp=ref, tools=_tools(parts))
 
@@ -219,9 +223,13 @@ def _value(row: Mapping[str, Any], name: str, part: str, format: Format) -> Any:
         value = value[piece]
     if value is None and part not in format.optional:
         found = ", ".join(map(repr, row)) or "none"
-        fits = [other for other, f in FORMATS.items() if all(n in row for p, n in f.fields.items() if p not in {*f.optional, "role", "content"})]
+        fits = [
+            other for other, f in FORMATS.items() if all(n in row for p, n in f.fields.items() if p not in {*f.optional, "role", "content"})
+        ]
         hint = f"; its fields are those of the format {' or '.join(fits)}" if fits else ""
-        raise BadRow("missing_field", f"the row has no field {name!r} ({part}); it has {found}{hint}. Set `format`, or name it in `fields`.")
+        raise BadRow(
+            "missing_field", f"the row has no field {name!r} ({part}); it has {found}{hint}. Set `format`, or name it in `fields`."
+        )
     return value
 
 

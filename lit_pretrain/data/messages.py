@@ -89,7 +89,9 @@ def check_messages(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         where = f"message {i + 1} of {len(messages)}"
         if "role" not in message or message["role"] is None:
-            raise BadRow("missing_role", f"{where} has no role; its fields are {', '.join(map(repr, message)) or 'none'}. Name it in `fields`.")
+            raise BadRow(
+                "missing_role", f"{where} has no role; its fields are {', '.join(map(repr, message)) or 'none'}. Name it in `fields`."
+            )
         role, content = message["role"], message.get("content")
         if role not in ROLES:
             raise BadRow("unknown_role", f"{where} has the role {role!r}; known are {', '.join(ROLES)}. Map it: roles: {{{role}: user}}")

@@ -30,6 +30,8 @@ class Rendered(NamedTuple):
     """The whole of it."""
     learned: npt.NDArray[np.bool_]
     """Whether each token is to be predicted."""
+    cut: bool = False
+    """Whether it was longer."""
 
 
 class _Text(NamedTuple):
@@ -111,7 +113,9 @@ class Renderer:
     def _spans(self, conversation: Conversation, train_on: TrainOn) -> _Text:
         messages, tools = conversation.messages, conversation.tools
         if any(message.get("tool_calls") for message in messages) and not self.template.shows_calls:
-            raise BadRow("tool_calls", f"the row has tool_calls, which the template {self.template.name} does not show; use another, such as qwen")
+            raise BadRow(
+                "tool_calls", f"the row has tool_calls, which the template {self.template.name} does not show; use another, such as qwen"
+            )
         whole = self._rendering(messages, tools)
         if train_on == "all":
             return _Text(whole.text, [(0, len(whole.text))], exact=True)
@@ -176,7 +180,10 @@ class Renderer:
 
     def _encode(self, texts: Sequence[str]) -> list[Spelt]:
         """Tokens of rendered texts; guarded spellings become text."""
-        return [self._unguarded(text, spelt) if GUARD in text else spelt for text, spelt in zip(texts, self.tokenizer.encode_spelt(texts), strict=True)]
+        return [
+            self._unguarded(text, spelt) if GUARD in text else spelt
+            for text, spelt in zip(texts, self.tokenizer.encode_spelt(texts), strict=True)
+        ]
 
     def _unguarded(self, text: str, spelt: Spelt) -> Spelt:
         """The tokens of a text that holds guards: each stretch between special tokens that holds one is encoded again, without it."""
@@ -190,7 +197,9 @@ class Renderer:
                 # An empty stretch of characters has no last one to map.
                 place = np.array([begin + i for i, character in enumerate(piece) if character != GUARD], dtype=np.int64)
                 again = self.tokenizer.encode_spelt([piece.replace(GUARD, "")], special=False)[0]
-                parts.append(Spelt(again.ids, place[again.begins], place[np.maximum(again.ends - 1, 0)] + 1, np.zeros(len(again.ids), np.bool_)))
+                parts.append(
+                    Spelt(again.ids, place[again.begins], place[np.maximum(again.ends - 1, 0)] + 1, np.zeros(len(again.ids), np.bool_))
+                )
             else:
                 parts.append(Spelt(*(part[before + 1 : after] for part in spelt)))
             parts.append(Spelt(*(part[after : after + 1] for part in spelt)))
@@ -274,13 +283,14 @@ def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
     Raises:
         BadRow: It is longer and to be dropped, or nothing that is learned is left of it.
     """
-    ids, learned = rendered
+    ids, learned, cut = rendered
     if len(ids) > limit:
         if how == "drop":
             raise BadRow("too_long", f"{len(ids)} tokens, {limit} allowed", mistake=False)
+        cut = True
         ids, learned = (ids[:limit], learned[:limit]) if how == "keep_start" else (ids[-limit:], learned[-limit:])
         if not learned[1:].any():
             raise BadRow("prompt_too_long", f"no learned token among the {limit} that are kept", mistake=False)
     elif not learned[1:].any():
         raise BadRow("nothing_learned", "no token of it is learned", mistake=False)
-    return Rendered(ids, learned)
+    return Rendered(ids, learned, cut)

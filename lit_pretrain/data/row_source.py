@@ -15,6 +15,7 @@ from lit_pretrain.data.evaluation_set import read_records
 from lit_pretrain.data.formats import find_format, read_row
 from lit_pretrain.data.manifest import file_sha256
 from lit_pretrain.data.messages import BadRow, Row
+from lit_pretrain.data.tasks import Task, as_task, task_identity, task_rows
 from lit_pretrain.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -22,12 +23,14 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(kw_only=True)
 class RowSource:
-    """One named file of rows."""
+    """One named file of rows, or a task that makes them."""
 
-    path: str
+    path: Optional[str] = None
     """A json (a list of objects), jsonl or parquet file; json and jsonl may be packed (.gz, .zst, .bz2)."""
-    format: str = "messages"
-    """How its rows are laid out, such as messages, sharegpt, alpaca, prompt_completion, preference or kto."""
+    task: Optional[Task] = None
+    """Made rows in place of a file; they have the fields prompt, completion and answer."""
+    format: Optional[str] = None
+    """How its rows are laid out, such as messages, sharegpt, alpaca, prompt_completion, preference or kto. Null: messages; prompt_completion for a task."""
     fields: Optional[dict[str, str]] = None
     """Part of a row -> field that holds it, where it differs from the format's, such as {messages: dialogue}."""
     roles: Optional[dict[str, str]] = None
@@ -108,14 +111,15 @@ def read_source(
     Raises:
         UserError: A file cannot be read, its format is unknown, or a row is a mistake.
     """
-    format = find_format(source.format, kind=kind, fields=source.fields, roles=source.roles, where=f"data.sources.{name}")
+    format = find_format(_format(source), kind=kind, fields=source.fields, roles=source.roles, where=f"data.sources.{name}")
+    share = 0.0 if source.validation_path is not None else validation
     for path, split in ((source.path, None), (source.validation_path, "validation")):
-        if path is None:
+        if path is None and (split or source.task is None):
             continue
-        share = 0.0 if source.validation_path is not None else validation
-        for number, record in enumerate(read_records(path, what="the file of rows"), start=1):
+        records = read_records(path, what="the file of rows") if path is not None else task_rows(source.task, f"data.sources.{name}.task")
+        for number, record in enumerate(records, start=1):
             tally.read += 1
-            where = f"{path}, row {number}"
+            where = f"{path or name}, row {number}"
             try:
                 row = read_row(record, format, kind=kind, system=source.system)
             except BadRow as bad:
@@ -135,6 +139,8 @@ def check_sources(sources: Mapping[str, RowSource]) -> None:
     for name, source in sources.items():
         if not 0 < source.weight < float("inf"):
             raise UserError(f"data.sources.{name}.weight={source.weight} must be positive; leave the source out instead of giving it none")
+        if (source.path is None) == (source.task is None):
+            raise UserError(f"data.sources.{name} needs either a path or a task")
         for path in filter(None, (source.path, source.validation_path)):
             if not Path(path).expanduser().is_file():
                 raise UserError(f"data.sources.{name}: {path} does not exist (relative paths start at {Path.cwd()})")
@@ -150,8 +156,8 @@ def identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
 
     return {
         name: {
-            "sha256": digest(source.path), "validation_sha256": digest(source.validation_path), "format": source.format,
-            "fields": source.fields, "roles": source.roles, "system": source.system, "weight": source.weight,
+            "sha256": digest(source.path), "validation_sha256": digest(source.validation_path), "format": _format(source),
+            "fields": source.fields, "roles": source.roles, "system": source.system, "weight": source.weight, "task": task_identity(source.task),
         }
         for name, source in sources.items()
     }  # fmt: skip
@@ -159,10 +165,18 @@ def identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
 
 def as_sources(values: Mapping[str, Any]) -> dict[str, RowSource]:
     """Sources from plain values, as a config holds them."""
+
+    def source(value: Any) -> RowSource:
+        return value if isinstance(value, RowSource) else RowSource(**{**value, "task": as_task(value.get("task"))})
+
     try:
-        return {name: value if isinstance(value, RowSource) else RowSource(**value) for name, value in values.items()}
+        return {name: source(value) for name, value in values.items()}
     except TypeError as error:
         raise UserError(f"data.sources: {error}") from None
+
+
+def _format(source: RowSource) -> str:
+    return source.format or ("messages" if source.task is None else "prompt_completion")
 
 
 def tallies(names: Iterable[str]) -> dict[str, Tally]:
