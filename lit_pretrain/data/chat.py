@@ -96,7 +96,7 @@ class ChatData(PostTrainingData):
     def collate(self, samples: Sequence[Sample]) -> list[Batch]:
         """Packed rows."""
         tensors = pack_rows([sample.items for sample in samples], pad_id=self.pad_id, seq_len=self.seq_len)
-        facts = (torch.tensor([sample.source for sample in samples]), torch.tensor([sample.index for sample in samples]))
+        facts = (torch.tensor([sample.source for sample in samples]), torch.tensor([sample.number for sample in samples]))
         return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in (*tensors, *facts)), strict=True)]
 
     def accumulation(self, world_size: int) -> int:
@@ -113,8 +113,8 @@ class ChatData(PostTrainingData):
     def batch_line(self, world_size: int) -> str:
         """A step in words."""
         return (
-            f"{self.rows} rows × {self.seq_len} = {self.tokens_per_step:,} tokens a step ({world_size} ranks × {self.micro_batch_size} rows × "
-            f"{self.accumulation(world_size)} accumulation)"
+            f"{self.rows} rows × {self.seq_len} = {self.tokens_per_step:,} tokens a step ({world_size} ranks × "
+            f"{self.micro_batch_size} rows × {self.accumulation(world_size)} accumulation)"
         )
 
     def exposure(self, steps: int) -> str:
@@ -126,7 +126,8 @@ class ChatData(PostTrainingData):
         return "\n".join(
             [
                 *self.tally_lines(),
-                f"template {self.template.name} ({self.template.hash[:12]}), train_on {self.train_on}: {learned:,} of {taken:,} tokens are learned",
+                f"template {self.template.name} ({self.template.hash[:12]}), train_on {self.train_on}: "
+                f"{learned:,} of {taken:,} tokens are learned",
                 f"{len(items):,} conversations in {first:,} rows of {self.seq_len} an epoch, {full:.1%} full",
             ]
         )

@@ -286,7 +286,7 @@ def _messages(value: Any, format: Format, what: str) -> tuple[Message, ...]:
 def _implicit(chosen: Any, rejected: Any, format: Format) -> tuple[tuple[Message, ...], ...]:
     """The prompt that two whole conversations begin with, and what they add to it."""
     if isinstance(chosen, str) and isinstance(rejected, str):
-        same = commonprefix([chosen, rejected])
+        same = commonprefix([chosen, rejected])  # noqa: RUF071  (character by character is meant)
         # Back to the last blank, so that a word is not cut where two answers begin alike.
         cut = max(same.rfind(" "), same.rfind("\n"))
         if cut <= 0 or not same[:cut].strip():

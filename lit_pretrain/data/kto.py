@@ -86,7 +86,7 @@ class KTOData(PostTrainingData):
         twins = iter(self._mismatched(present))
         sequences = [answer and answer.rendered for answer in answers] + [next(twins) if answer else None for answer in answers]
         rows = pad_rows(sequences, pad_id=self.pad_id, seq_len=self.seq_len)
-        source, index = [sample.source for sample in samples] * 2, [sample.index for sample in samples] * 2
+        source, index = [sample.source for sample in samples] * 2, [sample.number for sample in samples] * 2
         desirable = [answer is not None and answer.verdict.desirable for answer in answers] * 2
         return LabelledBatch(*rows, torch.tensor(source), torch.tensor(index), torch.tensor(desirable))
 

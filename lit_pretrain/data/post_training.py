@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lit_pretrain.batch import AnyBatch, DataContract
+from lit_pretrain.batch import DataContract
 from lit_pretrain.data.batches import PAD_ROW, StepSampler
 from lit_pretrain.data.epochs import Epochs, SourceRows
 from lit_pretrain.data.manifest import canonical_hash
@@ -27,7 +27,7 @@ from lit_pretrain.errors import UserError
 class Sample(NamedTuple):
     """What one row of a batch is made of."""
 
-    index: int
+    number: int
     """Global sample number; `PAD_ROW` where the sample only fills up a batch."""
     source: int
     items: tuple[Any, ...]
@@ -317,8 +317,8 @@ class PostTrainingData(L.LightningDataModule):
         if not samples:
             setting = "data.validation" if split == "validation" else "data.test"
             raise UserError(
-                f"no row is held out for the {split}: raise {setting} ({getattr(self, split)} of {sum(t.read for t in self.tallies.values())} "
-                "rows), or give a source a validation_path"
+                f"no row is held out for the {split}: raise {setting} ({getattr(self, split)} of "
+                f"{sum(t.read for t in self.tallies.values())} rows), or give a source a validation_path"
             )
         return samples
 
@@ -334,8 +334,8 @@ class PostTrainingData(L.LightningDataModule):
         if self.rows % unit:
             nearest = max(1, round(self.rows / unit)) * unit
             raise UserError(
-                f"data.global_batch_rows={self.rows} must be a multiple of micro_batch_size × ranks = {self.micro_batch_size} × {world_size} = "
-                f"{unit}; the nearest is {nearest}"
+                f"data.global_batch_rows={self.rows} must be a multiple of micro_batch_size × ranks = {self.micro_batch_size} × "
+                f"{world_size} = {unit}; the nearest is {nearest}"
             )
         return self.rows // unit
 
@@ -398,12 +398,12 @@ class PostTrainingData(L.LightningDataModule):
         kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
         return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
 
-    def _loader(self, at: Callable[[int], Sample], batches: Any) -> DataLoader[list[AnyBatch]]:
+    def _loader(self, at: Callable[[int], Sample], batches: Any) -> DataLoader[Any]:
         # No workers: what a step reads is in memory, and copying it between processes costs more.
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(Samples(at), batch_sampler=batches, collate_fn=self.collate, pin_memory=pin)
 
-    def train_dataloader(self) -> DataLoader[list[AnyBatch]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """One batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = self._replicas()
@@ -411,15 +411,15 @@ class PostTrainingData(L.LightningDataModule):
         sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
         return self._loader(self.train_sample, sampler)
 
-    def val_dataloader(self) -> DataLoader[list[AnyBatch]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The rows held out for validation."""
         return self._held_loader("validation")
 
-    def test_dataloader(self) -> DataLoader[list[AnyBatch]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """The rows held out for the test."""
         return self._held_loader("test")
 
-    def _held_loader(self, split: str) -> DataLoader[list[AnyBatch]]:
+    def _held_loader(self, split: str) -> DataLoader[Any]:
         samples = self.held_out(split)
         rank, replicas = self._replicas()
         size = self.micro_batch_size

@@ -88,7 +88,7 @@ class PreferenceData(PostTrainingData):
             ref = torch.tensor([k[0] for k in known] + [k[1] for k in known], dtype=torch.float32)
         if "margin" in provides:
             margin = torch.tensor([pair.margin or 0.0 if pair else 0.0 for pair in pairs], dtype=torch.float32)
-        source, index = ([sample.source for sample in samples] * 2, [sample.index for sample in samples] * 2)
+        source, index = ([sample.source for sample in samples] * 2, [sample.number for sample in samples] * 2)
         return PreferenceBatch(*rows, torch.tensor(source), torch.tensor(index), ref, margin)
 
     def exposure(self, steps: int) -> str:

@@ -72,5 +72,5 @@ class PromptData(PostTrainingData):
         asked: list[Optional[Asked]] = [sample.items[0] if sample.items else None for sample in samples]
         prompts = [Rendered(item.ids, np.zeros(len(item.ids), dtype=np.bool_)) if item else None for item in asked]
         rows = pad_rows(prompts, pad_id=self.pad_id, seq_len=self.seq_len)
-        source, index = torch.tensor([sample.source for sample in samples]), torch.tensor([sample.index for sample in samples])
+        source, index = torch.tensor([sample.source for sample in samples]), torch.tensor([sample.number for sample in samples])
         return PromptBatch(*rows, source, index, tuple(dict(item.facts) if item else {} for item in asked))

@@ -133,8 +133,8 @@ class Renderer:
             if len(whole.spans) != len(answers):
                 raise BadRow(
                     "spans",
-                    f"the template {self.template.name} has {{% generation %}} blocks, but enclosed {len(whole.spans)} parts where the assistant "
-                    f"has {len(answers)} messages; correct the template",
+                    f"the template {self.template.name} has {{% generation %}} blocks, but enclosed {len(whole.spans)} parts "
+                    f"where the assistant has {len(answers)} messages; correct the template",
                 )
             spans = [whole.spans[answers.index(i)] for i in wanted]
         else:
@@ -150,9 +150,9 @@ class Renderer:
         if not whole.startswith(before) or not whole.startswith(until) or len(before) >= len(until):
             raise BadRow(
                 "not_a_prefix",
-                f"the template {self.template.name} has no {{% generation %}} blocks and renders earlier turns differently once others follow "
-                f"(message {i + 1} of {len(messages)}), so it cannot be told what is learned. Enclose what the assistant writes, its end-of-turn "
-                "token included, in {% generation %} ... {% endgeneration %}, or set data.train_on to last",
+                f"the template {self.template.name} has no {{% generation %}} blocks and renders earlier turns differently once others "
+                f"follow (message {i + 1} of {len(messages)}), so it cannot be told what is learned. Enclose what the assistant writes, "
+                "its end-of-turn token included, in {% generation %} ... {% endgeneration %}, or set data.train_on to last",
             )
         return len(before), len(until)
 
@@ -201,8 +201,8 @@ class Renderer:
                     Spelt(again.ids, place[again.begins], place[np.maximum(again.ends - 1, 0)] + 1, np.zeros(len(again.ids), np.bool_))
                 )
             else:
-                parts.append(Spelt(*(part[before + 1 : after] for part in spelt)))
-            parts.append(Spelt(*(part[after : after + 1] for part in spelt)))
+                parts.append(spelt.part(before + 1, after))
+            parts.append(spelt.part(after, after + 1))
         return Spelt(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _mask(self, text: _Text, spelt: Spelt) -> Rendered | BadRow:
@@ -268,8 +268,8 @@ class Renderer:
         unknown = sorted(set(_LOOKS_SPECIAL.findall(text.text)) - self.tokenizer.special_tokens.keys())
         if unknown:
             raise UserError(
-                f"the template {self.template.name} writes {', '.join(unknown)}, which the tokenizer does not have as special tokens; choose the "
-                "template that belongs to the tokenizer, or plain"
+                f"the template {self.template.name} writes {', '.join(unknown)}, which the tokenizer does not have as special tokens; "
+                "choose the template that belongs to the tokenizer, or plain"
             )
         rendered = self._mask(text, self._encode([text.text])[0])
         if isinstance(rendered, BadRow):

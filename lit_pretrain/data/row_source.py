@@ -30,7 +30,8 @@ class RowSource:
     task: Optional[Task] = None
     """Made rows in place of a file; they have the fields prompt, completion and answer."""
     format: Optional[str] = None
-    """How its rows are laid out, such as messages, sharegpt, alpaca, prompt_completion, preference or kto. Null: messages; prompt_completion for a task."""
+    """How its rows are laid out: sharegpt, alpaca, prompt_completion, preference, kto, ... Null: messages; prompt_completion
+    for a task."""
     fields: Optional[dict[str, str]] = None
     """Part of a row -> field that holds it, where it differs from the format's, such as {messages: dialogue}."""
     roles: Optional[dict[str, str]] = None
@@ -114,9 +115,12 @@ def read_source(
     format = find_format(_format(source), kind=kind, fields=source.fields, roles=source.roles, where=f"data.sources.{name}")
     share = 0.0 if source.validation_path is not None else validation
     for path, split in ((source.path, None), (source.validation_path, "validation")):
-        if path is None and (split or source.task is None):
+        if path is not None:
+            records = read_records(path, what="the file of rows")
+        elif split is None and source.task is not None:
+            records = task_rows(source.task, f"data.sources.{name}.task")
+        else:
             continue
-        records = read_records(path, what="the file of rows") if path is not None else task_rows(source.task, f"data.sources.{name}.task")
         for number, record in enumerate(records, start=1):
             tally.read += 1
             where = f"{path or name}, row {number}"
@@ -157,7 +161,8 @@ def identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
     return {
         name: {
             "sha256": digest(source.path), "validation_sha256": digest(source.validation_path), "format": _format(source),
-            "fields": source.fields, "roles": source.roles, "system": source.system, "weight": source.weight, "task": task_identity(source.task),
+            "fields": source.fields, "roles": source.roles, "system": source.system, "weight": source.weight,
+            "task": task_identity(source.task),
         }
         for name, source in sources.items()
     }  # fmt: skip

@@ -52,7 +52,9 @@ def task_rows(task: Task, where: str) -> list[dict[str, Any]]:
     below = 10**task.digits
     if task.rows > below**2:
         raise UserError(f"{where}: there are only {below**2:,} problems of {task.digits} digits, rows={task.rows:,}")
-    rows, seen, i = [], set(), 0
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[int, int]] = set()
+    i = 0
     while len(rows) < task.rows:
         key = np.array([i], dtype=np.uint64) ^ np.uint64((task.seed * 0x9E3779B97F4A7C15) % 2**64)
         a, b = divmod(int(splitmix64(splitmix64(key))[0]) % below**2, below)

@@ -49,6 +49,10 @@ class Spelt(NamedTuple):
     special: npt.NDArray[np.bool_]
     """Whether it is a special token."""
 
+    def part(self, begin: int, end: int) -> Spelt:
+        """Tokens begin to end - 1."""
+        return Spelt(self.ids[begin:end], self.begins[begin:end], self.ends[begin:end], self.special[begin:end])
+
 
 class Tokenizer:
     """Text to ids and back.
