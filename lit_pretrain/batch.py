@@ -60,8 +60,8 @@ class PreferenceBatch(NamedTuple):
 class LabelledBatch(NamedTuple):
     """N completions with a verdict, for KTO, as B = 2N padded sequences.
 
-    Row i (i < N) is prompt i with its own completion. Row i + N is prompt i with the completion of row i - 1 (of row N - 1 for i = 0):
-    the mismatched completions from which KTO estimates the divergence from the reference. N must be above 1.
+    Row i (i < N) is prompt i with its own completion. Row i + N is prompt i with the completion of row i - 1 (for i = 0 of the last row
+    that counts): the mismatched completions from which KTO estimates the divergence from the reference. N must be above 1.
     """
 
     tokens_BT: Tensor
@@ -162,5 +162,6 @@ class DataContract(NamedTuple):
     global_batch_tokens: int
     """Inputs per optimizer step, over all ranks and micro-batches."""
     provides: frozenset[str] = frozenset({"labels"})
-    """What its batches hold, of: labels (every kind), pairs (PreferenceBatch), verdicts (LabelledBatch), prompts (rows to be answered by
-    a rollout), and the columns ref_logp, margin and teacher. A stage needs what its objective needs and cannot compute the rest."""
+    """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs (PreferenceBatch), verdicts
+    (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be answered); and of the optional columns ref_logp, margin and teacher.
+    The stage checks it against what its objective needs, so that nobody learns rejected answers by cross-entropy."""

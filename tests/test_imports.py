@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "optim": {"errors", "batch"},
     "data": {"errors", "batch"},
     "prepare": {"errors", "data"},
-    "checkpoint": {"errors", "model"},
+    "checkpoint": {"errors", "model", "adapter"},  # an adapter is put into its base when it is read
     "scaling": {"errors", "model"},
     "generate": {"errors", "batch", "model", "data"},
     "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint"},  # never data

@@ -1,12 +1,13 @@
-"""Weights: the network's tensors out of a checkpoint file, a sharded checkpoint folder or a Hugging Face folder."""
+"""Weights: the network's tensors out of a checkpoint file, a sharded checkpoint folder or a Hugging Face folder; an adapter with its base."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.checkpoint.adapted import AdapterRecord, compose, content_hash
 from lit_pretrain.checkpoint.consolidate import read_folder
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_tensors
@@ -22,15 +23,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
-def read_weights(where: str, *, which: str = "last") -> dict[str, Tensor]:
-    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face folder.
+def read_stored(path: Path) -> dict[str, Tensor]:
+    """The network's tensors that a place holds itself, in their own dtypes: of an adapter's checkpoint the adapter's only.
+
+    Args:
+        path: A checkpoint or a Hugging Face folder.
 
     Raises:
-        UserError: There is no complete checkpoint, or it holds no network.
+        UserError: It holds no network.
     """
-    if is_hf_folder(Path(where)):
-        return read_tensors(Path(where))
-    path = resolve(where, which=which)
+    if is_hf_folder(path):
+        return read_tensors(path)
     if path.is_dir():
         whole: Mapping[str, Tensor] = read_folder(path, only={"state_dict"})["state_dict"]
     else:
@@ -39,6 +42,50 @@ def read_weights(where: str, *, which: str = "last") -> dict[str, Tensor]:
     if not weights:
         raise UserError(f"checkpoint {path} holds no network (no key starts with {PREFIX!r}); was it made by lit_pretrain?")
     return weights
+
+
+def read_record(path: Path) -> Optional[AdapterRecord]:
+    """What a place says of its adapter; None if it is a whole network."""
+    return None if is_hf_folder(path) else AdapterRecord.of(read_metadata(path))
+
+
+def identity(where: str) -> str:
+    """sha256 of weights by content; of an adapter's checkpoint, over the adapter and the identity of its base.
+
+    Args:
+        where: A run folder, a checkpoint or a Hugging Face folder.
+    """
+    path = _place(where)
+    record = read_record(path)
+    return content_hash(read_stored(path), beneath="" if record is None else record.base_hash)
+
+
+def read_weights(where: str, *, which: str = "last", base: Optional[str] = None) -> dict[str, Tensor]:
+    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face folder.
+
+    An adapter is put into its base's matrices.
+
+    Args:
+        where: The place.
+        which: Of a run folder, its last or its best checkpoint.
+        base: Where the base of an adapter lies, if not where it lay in training.
+
+    Raises:
+        UserError: There is no complete checkpoint, it holds no network, or its base is gone or has changed.
+    """
+    path = _place(where, which)
+    stored, record = read_stored(path), read_record(path)
+    if record is None:
+        if base is not None:
+            raise UserError(f"{where} is a whole network and has no base: leave --base out")
+        return stored
+    beneath = record.find_base(path) if base is None else base
+    record.check_base(identity(beneath), beneath, str(path))
+    return compose(read_weights(beneath), stored, record.adapter)
+
+
+def _place(where: str, which: str = "last") -> Path:
+    return Path(where) if is_hf_folder(Path(where)) else resolve(where, which=which)
 
 
 def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:

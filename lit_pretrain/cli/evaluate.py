@@ -54,6 +54,8 @@ class EvaluateCLI(LightningCLI):
         if self.config.checkpoint not in ("last", "best"):
             raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
         self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
+        self.config.model.adapter = None  # its checkpoint is read with the base, as one network
+        self.config.model.freeze = ()
         self.config.model.compile = "off"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -99,6 +101,8 @@ def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[st
     flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
     for group in ("model", "data"):
         for key, value in saved[group].items():
+            if key in ("adapter", "freeze"):
+                continue  # for training only
             if key == "net":
                 flat |= {f"model.net.{k}": v for k, v in value.items()}
             else:

@@ -11,7 +11,7 @@ from lit_pretrain.data.manifest import SPLITS, Manifest
 from lit_pretrain.data.mixture import order_of
 from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import CONFIG, PROVENANCE, read_metrics
+from lit_pretrain.report.folder import CONFIG, METRICS, PROVENANCE, read_metrics
 
 
 def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, json_lines: bool = False) -> str:
@@ -100,13 +100,15 @@ def run(path: str) -> str:
         folder = Path(here)
         facts = _json(folder / PROVENANCE)
         config = _config(here)
-        final = [m for m in read_metrics(folder) if "val/loss" in m]
+        final = [m for m in read_metrics(folder) if "val/loss" in m] if (folder / METRICS).is_file() else []  # a merged run has none
         lines += [
             f"{here}: {facts['verb']}, started {facts['started']}",
             f"  revision {facts['revision']}, {facts['precision']}",
             f"  {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
             f"  data {facts['data']} ({facts['manifest_hash'][:16]}), tokenizer {facts['tokenizer_hash'][:16]}",
         ]
+        if facts.get("adapter") is not None:
+            lines.append(f"  {facts['adapter']}")
         if final:
             loss, bits = final[-1]["val/loss"], final[-1]["val/bits_per_byte"]
             lines.append(f"  validation at step {final[-1]['step']:,}: {loss:.4f} nats, {bits:.4f} bits per byte")

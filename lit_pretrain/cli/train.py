@@ -18,7 +18,8 @@ from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
-from lit_pretrain.cli.train_cli import TrainCLI, net_of
+from lit_pretrain.cli.adapter_cost import adapter_cost
+from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.exposure import exposure
@@ -59,6 +60,9 @@ def train(verb: str, argv: list[str]) -> int:
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
     plan = plan_line(cli, rows=rows, accumulation=accumulation)
+    adapter = adapter_of(cli.config)
+    if adapter is not None:
+        plan += "\n" + adapter_cost(net_of(cli.config), adapter).line(adapter)
     mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
     if trainer.is_global_zero:
         start_run(cli, first_step)
@@ -95,7 +99,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     attempt = len(list(folder.glob("config*.yaml")))
     write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
-    manifest = cli.datamodule.manifest
+    manifest, adapter = cli.datamodule.manifest, adapter_of(cli.config)
     facts = provenance(
         verb=cli.verb,
         manifest_hash=manifest.hash,
@@ -105,6 +109,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
+        adapter=None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
+from lit_pretrain.adapter import LoRA
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.callbacks.checkpoints import Checkpoints
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
@@ -26,6 +27,7 @@ from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import Parent, find_parent
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parent import check_tokenizer
 from lit_pretrain.cli.parser import Suggesting, parser_options
@@ -135,6 +137,8 @@ class TrainCLI(LightningCLI):
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
             check_tokenizer(self.parent, manifest.tokenizer.hash, data.path)
+        if config.model.adapter is not None and config.sharded_checkpoints:
+            raise UserError("sharded_checkpoints is for large checkpoints; that of model.adapter is small: set sharded_checkpoints: false")
         self._resolve_length(config)
         self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
         order = order_of(manifest, self.plain_config()["data"])
@@ -155,7 +159,9 @@ class TrainCLI(LightningCLI):
 
     @staticmethod
     def _flops_per_token(config: Namespace) -> float:
-        return flops_per_token(net_of(config), config.data.seq_len).training
+        adapter = adapter_of(config)
+        trained = None if adapter is None else adapter_cost(net_of(config), adapter).trained
+        return flops_per_token(net_of(config), config.data.seq_len, adapter_parameters=trained).training
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as nested plain values, as it is saved."""
@@ -282,6 +288,12 @@ def net_of(config: Namespace) -> ModelConfig:
     """The shape of the network in a parsed config."""
     values = config.model.net
     return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
+
+
+def adapter_of(config: Namespace) -> Optional[LoRA]:
+    """The adapter in a parsed config."""
+    values = config.model.adapter
+    return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
 
 
 def _listed(value: Any) -> list[Any]:

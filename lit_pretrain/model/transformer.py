@@ -16,9 +16,9 @@ from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.norm import make_norm
 from lit_pretrain.model.rotary import Rotary
 
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar"]
+Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar", "adapter"]
 """What a parameter is to an optimizer. matrix: multiplies activations, 2-D, the head excepted. embedding: a table that is looked up, also
-when tied to the head. vector: a gain or bias. scalar: residual_scalars."""
+when tied to the head. vector: a gain or bias. scalar: residual_scalars. adapter: a factor of a low-rank update."""
 
 
 class Block(nn.Module):
@@ -89,6 +89,8 @@ class Transformer(nn.Module):
                 roles[name] = "head"
             elif name in ("residual_scale_L", "embedding_scale_L"):
                 roles[name] = "scalar"
+            elif name.endswith((".lora_A", ".lora_B")):
+                roles[name] = "adapter"
             else:
                 roles[name] = "matrix" if parameter.ndim == 2 else "vector"
         return roles

@@ -27,7 +27,7 @@ class AdamW:
     decay_embeddings: bool = True
     """Whether embeddings decay too. Norms, biases and scalars never do."""
     lr_scale: dict[str, float] = field(default_factory=dict)
-    """Multipliers of the learning rate by role (matrix, embedding, value_embedding, head, vector, scalar)."""
+    """Multipliers of the learning rate by role (matrix, embedding, value_embedding, head, vector, scalar, adapter)."""
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, where="AdamW")

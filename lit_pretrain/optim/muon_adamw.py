@@ -29,6 +29,8 @@ class MuonAdamW:
     """Peak learning rate of norms and biases (AdamW)."""
     scalar_lr: float = 0.1
     """Peak learning rate of scalars (AdamW)."""
+    adapter_lr: float = 2e-4
+    """Peak learning rate of the factors of low-rank updates (AdamW): one of them begins at zero, which has no orthogonal part."""
     betas: tuple[float, float] = (0.8, 0.95)
     """Decay per step of AdamW's first and second moment."""
     eps: float = 1e-10

@@ -7,9 +7,9 @@ from torch import nn
 
 from lit_pretrain.errors import UserError
 
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar"]
+Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar", "adapter"]
 """matrix: a weight that multiplies inside a block, (..., out, in); embedding, value_embedding: tables that are looked up; head: the
-output projection; vector: norms and biases; scalar: single gains."""
+output projection; vector: norms and biases; scalar: single gains; adapter: a factor of a low-rank update."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -49,8 +49,8 @@ def split_by_role(named_parameters: Iterable[tuple[str, nn.Parameter]], roles: M
 
 
 def decays(role: Role, *, embeddings: bool) -> bool:
-    """Whether weight decay applies: to matrices and the head, to tables as asked, never to vectors and scalars.
+    """Whether weight decay applies: to matrices, the head and adapters, to tables as asked, never to vectors and scalars.
 
     Decay pulls towards zero, which for a gain or a bias is not a simpler model but another function.
     """
-    return role in ("matrix", "head") or (embeddings and role in ("embedding", "value_embedding"))
+    return role in ("matrix", "head", "adapter") or (embeddings and role in ("embedding", "value_embedding"))

@@ -24,7 +24,10 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        # The checkpoint of an adapter lacks the base, which the network has already.
+        strict = self.lightning_module is None or self.lightning_module.strict_loading
+        whole_or_adapter = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole_or_adapter)
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
             set_optimizer_state_dict(self.model, optimizer, by_name(state, optimizer, self.model), options=options)
         return checkpoint

@@ -5,6 +5,7 @@ the gradients of *sums*, and divides once by the number of terms over all micro-
 """
 
 import math
+import os
 from typing import Any, Literal, Optional, Protocol
 
 import lightning as L
@@ -13,8 +14,10 @@ from jsonargparse.typing import lazy_instance
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_pretrain.adapter import LoRA, freeze_, is_adapter_tensor
 from lit_pretrain.batch import Batch, DataContract
-from lit_pretrain.checkpoint.weights import load_weights
+from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord
+from lit_pretrain.checkpoint.weights import PREFIX, identity, load_weights
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -43,6 +46,8 @@ class Stage(L.LightningModule):
         schedule: How the learning rates move over the run.
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
+        adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
+        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks\\.[01]\\.`, that are not trained.
         compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its own.
     """
@@ -55,18 +60,28 @@ class Stage(L.LightningModule):
         schedule: Schedule = Schedule(),
         clip_norm: Optional[float] = 1.0,
         init_from: Optional[str] = None,
+        adapter: Optional[LoRA] = None,
+        freeze: tuple[str, ...] = (),
         compile: Literal["auto", "on", "off"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if clip_norm is not None and not clip_norm > 0:
             raise UserError(f"model.clip_norm={clip_norm} must be positive, or null for no clipping")
+        if adapter is not None and freeze:
+            raise UserError(f"model.freeze={list(freeze)} has no effect beside model.adapter, which freezes the whole network: remove one")
+        if adapter is not None and init_from is None:
+            raise UserError("model.adapter adapts a trained network: name it with --from RUN (a run, a checkpoint or a Hugging Face folder)")
         self.config = net
         self.objective = objective
         self.optimizer_recipe = optimizer
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.init_from = init_from
+        self.adapter = adapter
+        self.freeze_patterns = freeze
+        self.strict_loading = adapter is None  # its checkpoints lack the base
+        self._base_hash: Optional[str] = None
         self.compile_mode = compile
         self.seed = seed
         self.net: Transformer
@@ -88,6 +103,7 @@ class Stage(L.LightningModule):
         with torch.device("meta" if mesh is not None else "cpu"):
             net = Transformer(self.config)
         if mesh is not None:
+            self._adapt(net)
             self.net = shard_(net, mesh, device=self.trainer.strategy.root_device, fill=self._fill)
         else:
             self._fill(net)
@@ -101,6 +117,43 @@ class Stage(L.LightningModule):
         net.reset_parameters(torch.Generator().manual_seed(self.seed))
         if self.init_from is not None:
             load_weights(net, self.init_from)
+        if self.adapter is not None:
+            assert self.init_from is not None
+            self._base_hash = identity(self.init_from)
+        self._adapt(net)
+
+    def _adapt(self, net: Transformer) -> None:
+        """Decide what is trained."""
+        if self.adapter is not None:
+            self.adapter.apply(net, torch.Generator().manual_seed(self.seed))
+        elif self.freeze_patterns:
+            freeze_(net, self.freeze_patterns)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a network with an adapter keep the adapter, and say which base it belongs to."""
+        if self.adapter is None:
+            return
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(PREFIX) or is_adapter_tensor(key)}
+        if self._base_hash is not None:  # with a sharded network only the first rank, which writes, knows it
+            assert self.init_from is not None
+            from_run = os.path.relpath(self.init_from, self.trainer.default_root_dir)
+            checkpoint[RECORD] = AdapterRecord(self.adapter, self.init_from, from_run, self._base_hash).plain()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse an adapter that belongs to another base, and one whose tensors are others."""
+        if self.adapter is None:
+            return
+        record = AdapterRecord.of(checkpoint)
+        if record is None:
+            raise UserError("this checkpoint holds a whole network, but the run has model.adapter; start from it with --from")
+        if self._base_hash is not None:
+            record.check_base(self._base_hash, str(self.init_from), "the checkpoint")
+        if "state_dict" not in checkpoint:
+            return  # a sharded strategy has loaded it itself
+        saved, own = ({key for key in state if is_adapter_tensor(key)} for state in (checkpoint["state_dict"], self.state_dict()))
+        if saved != own:
+            raise UserError(f"the checkpoint's adapter is another: it lacks {sorted(own - saved)[:3]} and has {sorted(saved - own)[:3]}")
 
     def _compiles(self) -> bool:
         if self.compile_mode == "off":
@@ -134,7 +187,8 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer object, stepped by the schedule once per optimizer step."""
         assert self.contract is not None
-        optimizer = self.optimizer_recipe.build(self.net.named_parameters(), self.net.parameter_roles())
+        trained = [(name, parameter) for name, parameter in self.net.named_parameters() if parameter.requires_grad]
+        optimizer = self.optimizer_recipe.build(trained, self.net.parameter_roles())
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

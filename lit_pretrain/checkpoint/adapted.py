@@ -1,0 +1,113 @@
+"""Adapted: the checkpoint of a run with an adapter holds the adapter alone, and says which base it belongs to."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.adapter import LoRA, merged_weight
+from lit_pretrain.adapter.nf4 import dequantize, quantize
+from lit_pretrain.errors import UserError
+
+RECORD = "adapter"
+"""Where a checkpoint describes its adapter; one without it holds a whole network."""
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What an adapter's checkpoint says of itself."""
+
+    adapter: LoRA
+    """Its settings."""
+    base: str
+    """Where the base's weights lay: a checkpoint or a Hugging Face folder."""
+    base_from_run: str
+    """The same place as seen from the run's folder, for runs that have moved together."""
+    base_hash: str
+    """Identity of the base's weights."""
+
+    def plain(self) -> dict[str, Any]:
+        """As it is stored: primitives only."""
+        return {**asdict(self), "adapter": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.adapter).items()}}
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> Optional["AdapterRecord"]:
+        """The record in a checkpoint; None if it holds a whole network."""
+        stored = checkpoint.get(RECORD)
+        if stored is None:
+            return None
+        settings = {**stored["adapter"], "targets": tuple(stored["adapter"]["targets"])}
+        return cls(LoRA(**settings), stored["base"], stored["base_from_run"], stored["base_hash"])
+
+    def find_base(self, checkpoint: Path) -> str:
+        """Where the base lies now.
+
+        Args:
+            checkpoint: The adapter's checkpoint, in its run's folder.
+
+        Raises:
+            UserError: It lies in neither place.
+        """
+        beside = os.path.normpath(checkpoint.parent.parent / self.base_from_run)
+        for place in (self.base, beside):
+            if Path(place).exists():
+                return place
+        raise UserError(
+            f"{checkpoint} is an adapter, and its base {self.base} (sha256 {self.base_hash[:16]}) is gone, also from {beside}; put it back, "
+            "or say where it is now: lit_pretrain merge RUN OUT --base PLACE writes a run that needs no base"
+        )
+
+    def check_base(self, found_hash: str, found: str, where: str) -> None:
+        """Refuse other weights than those that the adapter was trained on.
+
+        Raises:
+            UserError: Names both hashes.
+        """
+        if found_hash != self.base_hash:
+            raise UserError(
+                f"the adapter of {where} was trained on the base {self.base} with sha256 {self.base_hash}, but {found} has {found_hash}: "
+                "with other weights beneath it an adapter means nothing. Name the right base with --from"
+            )
+
+
+def content_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
+    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
+
+    Args:
+        tensors: As they are stored, not as a precision has rounded them.
+        beneath: Identity of the weights that these are an adapter of.
+    """
+    digest = hashlib.sha256(beneath.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        digest.update(f"\x00{name}\x00{tensor.dtype}\x00{list(tensor.shape)}\x00".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def compose(base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapter: LoRA) -> dict[str, Tensor]:
+    """The weights of the one network that base and adapter make together.
+
+    Args:
+        base: The base's state dict.
+        tensors: The adapter's.
+        adapter: Its settings; matrices quantised in training are taken as training saw them.
+    """
+    weights = dict(base)
+    for name in sorted({key.rpartition(".")[0] for key in tensors}):
+        own = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        weight = weights[f"{name}.weight"].float()
+        if adapter.quantize is not None:
+            weight = dequantize(quantize(weight), tuple(weight.shape))
+        A, B = own["lora_A"].float(), own["lora_B"].float()
+        if "lora_A0" in own:
+            A, B = torch.cat([A, own["lora_A0"].float()]), torch.cat([B, -own["lora_B0"].float()], dim=1)
+        merged = merged_weight(weight, A, B, scale=adapter.scale, magnitude=own.get("lora_magnitude"))
+        weights[f"{name}.weight"] = merged
+    return weights
