@@ -222,6 +222,11 @@ class PostTrainingData(L.LightningDataModule):
         return self.global_batch_rows
 
     @property
+    def where(self) -> str:
+        """Where the data lie."""
+        return ", ".join(source.path or f"{name} (made)" for name, source in self.row_sources.items())
+
+    @property
     def tokens_per_step(self) -> int:
         """Places per optimizer step over all ranks; in batches that are not packed the most there can be."""
         return self.rows * self.seq_len * self.sequences_per_row

@@ -56,10 +56,10 @@ class Generation(jinja2.ext.Extension):
 class ChatTemplate:
     """A chat template.
 
-    Templates come with models from anywhere, so they run in a sandbox that neither changes objects nor reaches the system. They see
-    `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception` and the filter `tojson`, as in
-    transformers. The date (`strftime_now`) is not defined: a rendering is a function of the row, and templates that show the date have a fixed one to fall
-    back on.
+    Templates come with models from anywhere, so they run in a sandbox that neither changes objects nor reaches the system. As in
+    transformers they see `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception` and the filter `tojson`.
+    The date (`strftime_now`) is not defined: a rendering is a function of the row, and templates that show the date have a fixed one to
+    fall back on.
 
     Args:
         source: The Jinja text.
