@@ -3,8 +3,7 @@
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .linear_cross_entropy import linear_cross_entropy, linear_logp
 
@@ -17,7 +16,7 @@ class LabelScores:
         head_weight_VD: Weight of the output head.
         labels_BT: Target ids; `IGNORE_INDEX` where unsupervised.
         logit_softcap: If given, logits become `cap * tanh(logits / cap)` (Gemma 2).
-        score_weight_1D: Weight of the bias-free score head of a reward model.
+        score_head: The bias-free head of a reward model, (..., D) to (..., 1).
         teacher: The same of a frozen teacher, for distillation.
         step_counts: `Objective.counts` of the whole optimizer step; None where a batch stands for itself.
     """
@@ -29,7 +28,7 @@ class LabelScores:
         labels_BT: Tensor,
         *,
         logit_softcap: float | None = None,
-        score_weight_1D: Optional[Tensor] = None,
+        score_head: Optional[nn.Module] = None,
         teacher: Optional["LabelScores"] = None,
         step_counts: Optional[Tensor] = None,
     ) -> None:
@@ -37,7 +36,7 @@ class LabelScores:
         self.head_weight_VD = head_weight_VD
         self.labels_BT = labels_BT
         self.logit_softcap = logit_softcap
-        self.score_weight_1D = score_weight_1D
+        self.score_head = score_head
         self.teacher = teacher
         self.step_counts = step_counts
 
@@ -65,8 +64,9 @@ class LabelScores:
         return logp_N.view_as(labels_BT)
 
     def score(self, doc_BT: Tensor) -> Tensor:
-        """Differentiable score of each row (B,), fp32, read at the last token of its sequence (where doc is 0 for the last time)."""
-        assert self.score_weight_1D is not None, "the stage gives a score head to objectives that need `score`"
+        """Differentiable score of each row (B,), read at the last token of its sequence (where doc is 0 for the last time)."""
+        assert self.score_head is not None, "the stage gives a score head to objectives that need `score`"
         last_B = ((doc_BT == 0).sum(dim=1) - 1).clamp(min=0)
         hidden_BD = self.hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-        return F.linear(hidden_BD, self.score_weight_1D).squeeze(-1).float()
+        score_B: Tensor = self.score_head(hidden_BD).squeeze(-1)
+        return score_B.to(torch.promote_types(score_B.dtype, torch.float32))
