@@ -132,9 +132,7 @@ class TrainCLI(LightningCLI):
         for name, (default, instead) in OWNED.items():
             if config.trainer[name] not in (default, None):
                 raise UserError(f"trainer.{name}={config.trainer[name]!r} is not for you to set: {instead}")
-        settings = settings_of(config.data)
-        if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
-            settings["tokenizer"] = str(tokenizer_folder(self.parent))
+        self.take_tokenizer()
         self.data = data = build(config.data)
         if config.model.net.vocab_size is None:
             config.model.net.vocab_size = math.ceil(data.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -152,6 +150,12 @@ class TrainCLI(LightningCLI):
         )
         data.check_length(config.max_steps)
         self._resolve_folder()
+
+    def take_tokenizer(self) -> None:
+        """Let rows be encoded by the parent's tokenizer where the config names none."""
+        settings = settings_of(self.config.data)
+        if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
+            settings["tokenizer"] = str(tokenizer_folder(self.parent))
 
     def _resolve_length(self, config: Namespace) -> None:
         given = {name: config[name] for name in ("max_steps", "max_epochs", "max_tokens", "max_flops") if config[name] is not None}

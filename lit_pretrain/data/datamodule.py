@@ -50,6 +50,8 @@ class TextData(L.LightningDataModule):
         storage_options: Passed to the object store's client, such as {endpoint_url: http://127.0.0.1:5000}.
     """
 
+    unit = "rows"
+
     def __init__(
         self,
         path: str = "data/embedded",
@@ -226,6 +228,14 @@ class TextData(L.LightningDataModule):
         found = [f"{self.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, samples[:16])]
         more = f" and {len(samples) - 16} more" if len(samples) > 16 else ""
         return ", ".join(found) + more + " (`lit_pretrain inspect order --step` names the documents)"
+
+    def step_batches(self, step: int, rows: int) -> list[Batch]:
+        """The first rows of an optimizer step, as micro-batches."""
+        ordered, first = OrderedRows(self.order(), self._open("train")), step * self._rows()
+        collate = Collate(
+            micro_batch_size=self.micro_batch_size, eos_id=self.manifest.tokenizer.eos_id, cross_documents=self.cross_documents
+        )
+        return collate([ordered[n] for n in range(first, first + min(rows, self._rows()))])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a run's folder."""

@@ -378,6 +378,11 @@ class PostTrainingData(L.LightningDataModule):
         more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
         return ", ".join(found) + more
 
+    def step_batches(self, step: int, rows: int) -> list[Any]:
+        """The first rows of an optimizer step, as micro-batches."""
+        first = step * self.rows
+        return self.collate([self.train_sample(n) for n in range(first, first + min(rows, self.rows))])
+
     def save(self, folder: Path) -> None:
         """Write tokenizer and template to a run's folder."""
         self.tokenizer.save(folder)
