@@ -101,7 +101,7 @@ class Epochs:
 
     def _rows(self, source: SourceRows, epoch: int) -> npt.NDArray[np.int64]:
         """What an epoch takes of a source: a stretch of its endless sequence of shuffled passes."""
-        n, weight = len(source.lengths), Fraction(source.weight)
+        n, weight = len(source.lengths), Fraction(str(source.weight))  # 0.3 is meant, not the nearest binary number
         begin, end = (epoch * weight * n).__floor__(), ((epoch + 1) * weight * n).__floor__()
         taken = []
         while begin < end:

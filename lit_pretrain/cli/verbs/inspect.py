@@ -1,4 +1,4 @@
-"""Look inside: `inspect order` (which documents a step reads), `inspect batch` (its rows as text), `inspect data` (a dataset), `inspect run`."""
+"""Look inside: `inspect order` and `inspect batch` (what a step reads), `inspect data` (a dataset), `inspect run` (a run and its lineage)."""
 
 import sys
 
