@@ -1,4 +1,4 @@
-"""Look inside: `inspect order` and `inspect batch` (what a step reads), `inspect data` (a dataset), `inspect run` (a run and its lineage)."""
+"""Look inside: `inspect order` and `inspect batch` (what a step reads), `inspect data` (a dataset), `inspect run` (a run, its lineage)."""
 
 import sys
 
