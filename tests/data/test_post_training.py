@@ -146,7 +146,7 @@ def test_global_batch_tokens_is_the_same_step(chat: Callable[..., ChatData]) -> 
     for data, name in ((a, "global_batch_rows=8"), (b, "global_batch_tokens=1024")):
         with pytest.raises(UserError, match=rf"data.{name} must be a multiple of"):
             data.accumulation(3)
-    with pytest.raises(UserError, match="either as data.global_batch_tokens or as data.global_batch_rows"):
+    with pytest.raises(UserError, match=r"either as data\.global_batch_tokens or as data\.global_batch_rows"):
         chat(global_batch_tokens=1024)
 
 
@@ -208,7 +208,7 @@ def test_packs_have_no_label_across_an_edge_and_padding_is_a_document_of_its_own
 
 def load(rows: list[dict[str, Any]], write_rows: WriteRows, folder: Path, **options: Any) -> tuple[ChatData, Tally]:
     data = ChatData(
-        **{"path": write_rows(rows), "format": "qa", "tokenizer": str(folder), "seq_len": 32, "global_batch_rows": 2, **options}
+        **{"path": write_rows(rows), "format": "qa", "tokenizer": str(folder), "seq_len": 128, "global_batch_rows": 2, **options}
     )
     data.setup("fit")
     return data, next(iter(data.tallies.values()))
@@ -359,14 +359,11 @@ def test_mismatched_answers_are_rendered_with_their_new_prompt(write_rows: Write
 
 
 def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRows) -> None:
-    sources = {
-        "made": RowSource(task=Task(name="addition", rows=50, digits=2)),
-        "gsm8k": RowSource(path=write_rows([{"question": f"q{i}", "answer": f"x #### {i}"} for i in range(20)] + [{"question": "q" * 300, "answer": "#### 1"}]),
-                           format="gsm8k"),
-    }  # fmt: skip
+    read = [{"question": f"q{i}", "answer": f"x #### {i}"} for i in range(20)]
+    path = write_rows([*read, {"question": "q" * 300, "answer": "#### 1"}])
+    sources = {"made": RowSource(task=Task(name="addition", rows=50, digits=2)), "gsm8k": RowSource(path=path, format="gsm8k")}
     data = attach(PromptData(sources=sources, tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=8))
     assert data.contract.provides == {"prompts"}
-    assert dict(data.tallies["gsm8k"].dropped) in ({}, {"prompt_too_long": 1})
     data.setup("fit")
     assert dict(data.tallies["gsm8k"].dropped) == {"prompt_too_long": 1}
     step = next(iter(data.train_dataloader()))

@@ -151,7 +151,7 @@ def test_a_token_across_the_edge_is_learned_from_where_the_prompt_alone_differs(
          r"writes <\|turn\|>, which the tokenizer does not have"),
         ("{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
          "ends an answer with no special token"),
-        ("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{% generation %}{% endgeneration %}{% generation %}{% endgeneration %}",
+        ("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}" + "{% generation %}{% endgeneration %}" * 2,
          "enclosed 2 parts where the assistant has 1 messages"),
         ("{% for m in messages | reverse %}{{ m.content + eos_token }}{% endfor %}", "renders earlier turns differently"),
         ("{{ ''.__class__.__mro__ }}", "cannot be used"),
