@@ -63,8 +63,8 @@ def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path) -> None:
 
 
 ROWS = {
-    "ChatData": [{"instruction": f"Say {i}", "input": "", "output": f"It is {i}."} for i in range(30)],
-    "PreferenceData": [{"instruction": f"Say {i}", "input": "", "chosen": f"It is {i}.", "rejected": "No."} for i in range(30)],
+    "ChatData": [{"instruction": f"Say {i}", "input": "", "output": f"It is {i}."} for i in range(60)],
+    "PreferenceData": [{"instruction": f"Say {i}", "input": "", "chosen": f"It is {i}.", "rejected": "No."} for i in range(60)],
 }
 """Rows for the data class of each config, in the format that it asks for."""
 
@@ -84,9 +84,10 @@ def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> No
     name = data["class_path"].rsplit(".", 1)[1]
     source = next(iter(data["init_args"]["sources"]))
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[name]))
-    rows = ["--data.init_args.global_batch_rows=4"] if name != "ChatData" else ["--data.init_args.global_batch_tokens=512"]
+    size = "global_batch_tokens=512" if name == "ChatData" else "global_batch_rows=4"
+    format = data["init_args"]["sources"][source]["format"]
     options = [
-        *rows, f"--data.init_args.sources={{{source}: {{path: {tmp_path / 'rows.json'}, format: {data['init_args']['sources'][source]['format']}}}}}",
+        f"--data.init_args.{size}", f"--data.init_args.sources={{{source}: {{path: {tmp_path / 'rows.json'}, format: {format}}}}}",
         "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.2", "--max_steps=2",
         "--max_epochs=null", "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_tokens=2", "--sample_prompts=['']",
         "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run",

@@ -362,7 +362,12 @@ class PostTrainingData(L.LightningDataModule):
         return math.ceil((begin + (epochs - whole) * (end - begin)) / self.rows)
 
     def check_length(self, steps: int) -> None:
-        """Nothing: rows are read as often as a run is long."""
+        """Refuse a run that could not be validated; rows are read as often as it is long.
+
+        Raises:
+            UserError: A row is a mistake, or none is held out.
+        """
+        self.held_out("validation")
 
     def exposure(self, steps: int) -> str:
         """What the run reads, as lines to print before it begins."""
