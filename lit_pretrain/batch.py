@@ -12,7 +12,7 @@ The first five fields of every kind of batch are those of `Batch`, so that netwo
 - T may differ from micro-batch to micro-batch; a compiled stage makes a graph for each, so round it up (to 64, or to seq_len).
 """
 
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
 
@@ -107,6 +107,23 @@ class PolicyBatch(NamedTuple):
     """Log-probability of each label under the reference, 0 where ignored; None where it is not precomputed."""
 
 
+class PromptBatch(NamedTuple):
+    """P prompts for a rollout to answer, padded rows up to where an answer begins; nothing of them is supervised."""
+
+    tokens_BT: Tensor
+    """Token ids of the prompt, int64."""
+    labels_BT: Tensor
+    """IGNORE_INDEX throughout."""
+    doc_BT: Tensor
+    """0 in the prompt, 1 in the padding, int32."""
+    source_B: Tensor
+    """Index of the row's source, int64."""
+    index_B: Tensor
+    """Global sample number of the prompt, int64; -1 for a row that only pads a batch."""
+    rows: tuple[dict[str, Any], ...]
+    """The data row of each prompt, its checkable `answer` among it: what rewards look at. Empty for a row that only pads a batch."""
+
+
 class DistillBatch(NamedTuple):
     """Packed rows, as in `Batch`, with what a teacher said about each label: its K likeliest tokens."""
 
@@ -126,7 +143,7 @@ class DistillBatch(NamedTuple):
     """Their log-probabilities under the teacher's whole vocabulary, fp32."""
 
 
-AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, DistillBatch]
+AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, PromptBatch, DistillBatch]
 
 
 class DataContract(NamedTuple):

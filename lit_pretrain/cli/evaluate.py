@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Optional
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.checkpoint.find import config_of, resolve
+from lit_pretrain.cli.data_choice import names_class
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
 from lit_pretrain.cli.raw import raw_option
@@ -21,9 +22,13 @@ class EvaluateCLI(LightningCLI):
     """The network and data of a run, from its own config, with the weights of one of its checkpoints."""
 
     def __init__(self, verb: str, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        run = raw_option(args, "--run")
+        chosen = names_class(args, config_of(resolve(run)) if run is not None else None)
         super().__init__(
             Stage,
-            TextData,
+            LightningDataModule if chosen else TextData,
+            subclass_mode_data=chosen,
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -85,7 +90,7 @@ def evaluate(verb: str, argv: list[str]) -> int:
     run(cli.model, datamodule=cli.datamodule, verbose=False)
     figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     name = "val" if verb == "validate" else "test"
-    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.config.data.path}:")
+    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.datamodule.where}:")
     print(f"{'':12} {'nats/token':>10} {'bits/byte':>10}")
     print(f"{'all':12} {figures[f'{name}/loss']:10.4f} {figures[f'{name}/bits_per_byte']:10.4f}")
     for source in cli.datamodule.sources:
@@ -99,7 +104,8 @@ def evaluate(verb: str, argv: list[str]) -> int:
 def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:
     """The run's model, data and precision as parser defaults."""
     flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
-    for group in ("model", "data"):
+    whole = {"data": saved["data"]} if "class_path" in saved["data"] else {}
+    for group in ("model",) if whole else ("model", "data"):
         for key, value in saved[group].items():
             if key in ("adapter", "freeze"):
                 continue  # for training only
@@ -107,4 +113,4 @@ def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[st
                 flat |= {f"model.net.{k}": v for k, v in value.items()}
             else:
                 flat[f"{group}.{key}"] = value
-    return flat
+    return flat | whole

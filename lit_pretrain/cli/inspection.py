@@ -27,6 +27,8 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
     data = _config(run)["data"]
+    if "class_path" in data:
+        raise UserError(f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config ... --step {step}` shows them")
     where = Path(path or data["path"])
     if "://" in str(path or data["path"]):
         raise UserError(f"{path or data['path']} is remote; name a local copy of the dataset with --path")

@@ -15,14 +15,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lit_pretrain.callbacks.progress import short
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
-from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
-from lit_pretrain.data.batches import rows_per_step
-from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.exposure import exposure
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -51,19 +48,13 @@ def train(verb: str, argv: list[str]) -> int:
     quiet_libraries()
     cli = TrainCLI(verb, argv)
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
-    rows, accumulation = rows_per_step(
-        global_batch_tokens=data.global_batch_tokens,
-        seq_len=data.seq_len,
-        micro_batch_size=data.micro_batch_size,
-        world_size=trainer.world_size,
-    )
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
-    plan = plan_line(cli, rows=rows, accumulation=accumulation)
+    plan = plan_line(cli)
     adapter = adapter_of(cli.config)
     if adapter is not None:
         plan += "\n" + adapter_cost(net_of(cli.config), adapter).line(adapter)
-    mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
+    mixture = data.exposure(cli.config.max_steps)
     if trainer.is_global_zero:
         start_run(cli, first_step)
         print(plan, mixture, sep="\n", flush=True)
@@ -74,7 +65,7 @@ def train(verb: str, argv: list[str]) -> int:
         with one_voice(trainer):
             trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
     except DivergedError as error:
-        raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error
+        raise DivergedError(f"{error}\nthe step read: {data.describe(error.samples)}", error.samples) from error
     if trainer.is_global_zero:
         summary = write_summary(
             cli.run_folder,
@@ -99,12 +90,13 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     attempt = len(list(folder.glob("config*.yaml")))
     write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
-    manifest, adapter = cli.datamodule.manifest, adapter_of(cli.config)
+    data, adapter = cli.datamodule, adapter_of(cli.config)
     facts = provenance(
         verb=cli.verb,
-        manifest_hash=manifest.hash,
-        tokenizer_hash=manifest.tokenizer.hash,
-        data=config["data"]["path"],
+        manifest_hash=data.manifest_hash,
+        tokenizer_hash=data.tokenizer_hash,
+        template_hash=data.template_hash,
+        data=data.where,
         parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
@@ -113,7 +105,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
-    cli.datamodule.tokenizer.save(folder)
+    data.save(folder)
     file = MetricsFile(folder / METRICS, first_step=first_step)
     cli.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
@@ -129,27 +121,17 @@ def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
     logger.log_metrics(values, step)
 
 
-def plan_line(cli: TrainCLI, *, rows: int, accumulation: int) -> str:
+def plan_line(cli: TrainCLI) -> str:
     """What is about to happen, in one line."""
     config, data = cli.config, cli.datamodule
     counts = count_parameters(net_of(config))
-    tokens = config.max_steps * data.global_batch_tokens
-    unique = sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources)
+    tokens = config.max_steps * data.tokens_per_step
     return (
         f"plan: {counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products) | "
-        f"{rows} rows × {data.seq_len} = {data.global_batch_tokens:,} tokens a step "
-        f"({cli.trainer.world_size} ranks × {data.micro_batch_size} rows × {accumulation} accumulation) | "
-        f"{config.max_steps:,} steps = {short(tokens)} tokens = {tokens / max(unique, 1):.2f} epochs | "
+        f"{data.batch_line(cli.trainer.world_size)} | "
+        f"{config.max_steps:,} steps = {short(tokens)} tokens = {data.epochs(config.max_steps):.2f} epochs | "
         f"{tokens * cli.metrics.flops_per_token:.3g} FLOPs | {config.trainer.precision}"
     )
-
-
-def describe(data: TextData, samples: tuple[int, ...]) -> str:
-    """The rows of a step as source, epoch and block, a few of them."""
-    order = data.order()
-    found = [f"{data.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, samples[:16])]
-    more = f" and {len(samples) - 16} more" if len(samples) > 16 else ""
-    return ", ".join(found) + more + " (`lit_pretrain inspect order --step` names the documents)"
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:

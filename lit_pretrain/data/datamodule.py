@@ -1,5 +1,6 @@
 """TextData: prepared text as micro-batches of packed rows, in an order that is a pure function of the step."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
+from lit_pretrain.data.exposure import check_length, exposure
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import Mixture, Phase, make_order
 from lit_pretrain.data.order import Order
@@ -48,6 +50,8 @@ class TextData(L.LightningDataModule):
         storage_options: Passed to the object store's client, such as {endpoint_url: http://127.0.0.1:5000}.
     """
 
+    unit = "rows"
+
     def __init__(
         self,
         path: str = "data/embedded",
@@ -78,7 +82,7 @@ class TextData(L.LightningDataModule):
         self.seq_len = seq_len
         self.global_batch_tokens = global_batch_tokens
         self.micro_batch_size = micro_batch_size
-        self.mixture = Mixture(weights=weights, temperature=temperature, max_epochs=max_epochs, phases=phases or ())
+        self.mixture = Mixture(weights=weights, temperature=temperature, max_epochs=max_epochs, phases=_phases(phases))
         self.seed = seed
         self.cycle = cycle
         self.shuffle_chunks = shuffle_chunks
@@ -134,6 +138,36 @@ class TextData(L.LightningDataModule):
             global_batch_tokens=self.global_batch_tokens,
         )
 
+    @property
+    def manifest_hash(self) -> str:
+        """Identity of the data."""
+        return self.manifest.hash
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.manifest.tokenizer.hash
+
+    @property
+    def template_hash(self) -> Optional[str]:
+        """None: text has no chat template."""
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.manifest.tokenizer.vocab_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Inputs per optimizer step over all ranks."""
+        return self.global_batch_tokens
+
+    @property
+    def where(self) -> str:
+        """Where the data lies."""
+        return self.path
+
     def order(self) -> Order:
         """The data order of training."""
         return make_order(
@@ -145,6 +179,67 @@ class TextData(L.LightningDataModule):
             cycle=self.cycle,
             shuffle_chunks=self.shuffle_chunks,
         )
+
+    # ------------------------------------------------------------------ what the command line asks
+
+    def _rows(self) -> int:
+        return max(1, self.global_batch_tokens // self.seq_len)
+
+    def batch_line(self, world_size: int) -> str:
+        """A step in words.
+
+        Raises:
+            UserError: The rows of a step do not divide.
+        """
+        rows, accumulation = rows_per_step(
+            global_batch_tokens=self.global_batch_tokens,
+            seq_len=self.seq_len,
+            micro_batch_size=self.micro_batch_size,
+            world_size=world_size,
+        )
+        return (
+            f"{rows} rows × {self.seq_len} = {self.global_batch_tokens:,} tokens a step ({world_size} ranks × "
+            f"{self.micro_batch_size} rows × {accumulation} accumulation)"
+        )
+
+    def epochs(self, steps: int) -> float:
+        """How often a run reads as much text as there is."""
+        return steps * self.global_batch_tokens / max(self.manifest.tokens("train"), 1)
+
+    def steps_of(self, epochs: float) -> int:
+        """Refuse: sources are read at their own pace.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"max_epochs={epochs}: epochs of prepared text differ by source; set max_steps, max_tokens or max_flops")
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a run that goes on when no source may be read any more."""
+        check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def exposure(self, steps: int) -> str:
+        """How much of every source a run reads, as a table."""
+        return exposure(self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """Some rows as source, epoch and block, a few of them."""
+        order = self.order()
+        found = [f"{self.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, samples[:16])]
+        more = f" and {len(samples) - 16} more" if len(samples) > 16 else ""
+        return ", ".join(found) + more + " (`lit_pretrain inspect order --step` names the documents)"
+
+    def step_batches(self, step: int, rows: int) -> list[Batch]:
+        """The first rows of an optimizer step, as micro-batches."""
+        ordered, first = OrderedRows(self.order(), self._open("train")), step * self._rows()
+        collate = Collate(
+            micro_batch_size=self.micro_batch_size, eos_id=self.manifest.tokenizer.eos_id, cross_documents=self.cross_documents
+        )
+        return collate([ordered[n] for n in range(first, first + min(rows, self._rows()))])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer to a run's folder."""
+        self.tokenizer.save(folder)
 
     # ------------------------------------------------------------------ loaders
 
@@ -270,3 +365,8 @@ class TextData(L.LightningDataModule):
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
         # The start of a process costs more than it takes to read what is held out.
         return self._loader(ListedRows(listed, self._open(split)), batches, workers=0)
+
+
+def _phases(phases: Optional[Sequence[Any]]) -> list[Phase]:
+    """Phases, also as plain values of a config."""
+    return [phase if isinstance(phase, Phase) else Phase(**phase) for phase in phases or ()]

@@ -430,7 +430,10 @@ class Stage(L.LightningModule):
         self.metrics[name].reset()
         for key in (key for key in values if not key.endswith("_S")):
             self.log(f"{name}/{key}", values[key].float(), logger=False, rank_zero_only=True)
-            for source, value in zip(self.contract.sources, values.get(f"{key}_S", ()), strict=f"{key}_S" in values):
+            if f"{key}_S" not in values:
+                continue
+            # torchmetrics makes a scalar of a tensor with one element, here of a single source.
+            for source, value in zip(self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True):
                 if not math.isnan(value.item()):
                     self.log(f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True)
 
