@@ -24,13 +24,9 @@ def made(cap: float | None = None) -> tuple[LabelScores, Batch]:
     labels = torch.randint(0, V, (B, T))
     labels[0, 5:] = IGNORE_INDEX
     labels[2] = IGNORE_INDEX
-    student, teacher = (
-        LabelScores(
-            torch.randn(B, T, D, dtype=torch.float64, requires_grad=True), torch.randn(V, D, dtype=torch.float64, requires_grad=True), labels,
-            logit_softcap=cap,
-        )
-        for _ in range(2)
-    )  # fmt: skip
+    hidden = [torch.randn(B, T, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    heads = [torch.randn(V, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    student, teacher = (LabelScores(h, w, labels, logit_softcap=cap) for h, w in zip(hidden, heads, strict=True))
     student.teacher = teacher
     return student, Batch(labels.clamp(min=0), labels, torch.zeros(B, T, dtype=torch.int32), torch.zeros(B).long(), torch.arange(B))
 
