@@ -1,7 +1,8 @@
 """Reference objectives: losses and gradients of TRL's own code on tiny seeded Llamas, for the tests of ours to agree with.
 
-`PYTHONPATH=. python scripts/reference_objectives.py` needs trl 1.16.0 and writes tests/objective/trl_1.16.json. Weights and batches come
-from numpy's legacy generator, whose stream is fixed for ever. At a deviation of 0.2 the log-ratios are not near zero, where all losses agree.
+`PYTHONPATH=. python scripts/reference_objectives.py` needs trl 1.16.0 and writes tests/objective/trl_1.16.json. Weights and batches
+come from numpy's legacy generator, whose stream is fixed for ever. At a deviation of 0.2 the log-ratios are not near zero, where all
+losses agree.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -58,6 +59,8 @@ class EvaluateCLI(LightningCLI):
         """Evaluate trained weights, never random ones."""
         if self.config.checkpoint not in ("last", "best"):
             raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
+        if self.config.model.reference is None:
+            self.config.model.reference = self.config.model.init_from  # a policy is compared with what its run started from
         self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
         self.config.model.adapter = None  # its checkpoint is read with the base, as one network
         self.config.model.freeze = ()
@@ -91,14 +94,30 @@ def evaluate(verb: str, argv: list[str]) -> int:
     figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     name = "val" if verb == "validate" else "test"
     print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.datamodule.where}:")
-    print(f"{'':12} {'nats/token':>10} {'bits/byte':>10}")
-    print(f"{'all':12} {figures[f'{name}/loss']:10.4f} {figures[f'{name}/bits_per_byte']:10.4f}")
-    for source in cli.datamodule.sources:
-        if f"{name}_loss/{source}" in figures:
-            print(f"{source:12} {figures[f'{name}_loss/{source}']:10.4f} {figures[f'{name}_bits_per_byte/{source}']:10.4f}")
+    for line in table(figures, name, cli.datamodule.sources):
+        print(line)
     if cli.config.json is not None:
         Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:
+    """Loss and bits per byte by source; of other objectives the loss by source, and their own means.
+
+    Args:
+        figures: What the stage published.
+        name: val or test.
+        sources: Names of the data's sources.
+    """
+    bits = f"{name}/bits_per_byte" in figures
+    lines = [f"{'':12} {'nats/token' if bits else 'loss':>10}" + (f" {'bits/byte':>10}" if bits else "")]
+    for label, end in (("all", ""), *((source, f"/{source}") for source in sources)):
+        keys = [f"{name}_{key}{end}" if end else f"{name}/{key}" for key in (("loss", "bits_per_byte") if bits else ("loss",))]
+        if keys[0] in figures:
+            lines.append(f"{label:12} " + " ".join(f"{figures[key]:10.4f}" for key in keys))
+    if not bits:
+        lines += [f"{key.removeprefix(f'{name}/')}: {value:.4f}" for key, value in figures.items() if key.startswith(f"{name}/")]
+    return lines
 
 
 def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:

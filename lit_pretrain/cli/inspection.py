@@ -112,8 +112,9 @@ def run(path: str) -> str:
         if facts.get("adapter") is not None:
             lines.append(f"  {facts['adapter']}")
         if final:
-            loss, bits = final[-1]["val/loss"], final[-1]["val/bits_per_byte"]
-            lines.append(f"  validation at step {final[-1]['step']:,}: {loss:.4f} nats, {bits:.4f} bits per byte")
+            loss, bits = final[-1]["val/loss"], final[-1].get("val/bits_per_byte")
+            text = f"{loss:.4f}" if bits is None else f"{loss:.4f} nats, {bits:.4f} bits per byte"
+            lines.append(f"  validation at step {final[-1]['step']:,}: {text}")
         parent = facts["parent"]
         if parent is not None:
             lines.append(f"  from {parent}")

@@ -80,7 +80,8 @@ def train(verb: str, argv: list[str]) -> int:
             final = {f"final/{name.replace('/', '_')}": value for name, value in summary.items()}
             trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
             trainer.logger.finalize("success")
-        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
+        bits = f", {summary['val/bits_per_byte']:.4f} bits per byte" if "val/bits_per_byte" in summary else ""
+        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}{bits}")
     return 0
 
 
