@@ -215,7 +215,7 @@ def load(rows: list[dict[str, Any]], write_rows: WriteRows, folder: Path, **opti
 
 
 def test_rows_without_anything_to_learn_are_counted(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    rows = [{"question": "a" * 200, "answer": "b"}, {"question": "a", "answer": ""}, {"question": "a", "answer": "b " * 100}, *QA[:20]]
+    rows = [{"question": "a" * 200, "answer": "b"}, {"question": "a", "answer": ""}, {"question": "a", "answer": "b " * 200}, *QA[:20]]
     for truncation, dropped, noted in (
         ("keep_start", {"empty_answer": 1, "prompt_too_long": 1}, {"truncated": 1}),
         ("keep_end", {"empty_answer": 1}, {"truncated": 2}),
