@@ -1,6 +1,7 @@
 """Every shipped config parses and runs through the real command line, shrunk to a toy where it is large."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from lit_pretrain.report.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
-RUNS = sorted(p for kind in ("pretrain", "posttrain", "finetune") for p in (ROOT / "configs" / kind).glob("*.yaml"))
+RUNS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+POSTTRAIN = sorted((ROOT / "configs" / "posttrain").glob("*.yaml"))
 TINY = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.n_kv_head=null", "--model.net.head_dim=null",
     "--model.net.ffn_width=64", "--model.net.vocab_size=512", "--model.net.max_seq_len=64", "--model.compile=off",
@@ -72,6 +74,43 @@ def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path, request: 
     assert lines[-1]["val/loss"] > 0
 
 
+ROWS = {
+    "ChatData": [{"instruction": f"Say {i}", "input": "", "output": f"It is {i}."} for i in range(60)],
+    "PreferenceData": [{"instruction": f"Say {i}", "input": "", "chosen": f"It is {i}.", "rejected": "No."} for i in range(60)],
+}
+"""Rows for the data class of each config, in the format that it asks for."""
+
+
+@pytest.fixture(scope="module")
+def base(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parent for post-training."""
+    runs = tmp_path_factory.mktemp("base")
+    net = [option for option in TINY if "vocab_size" not in option and "max_seq_len" not in option] + ["--model.net.max_seq_len=128"]
+    assert main(["fit", *net, *SHORT, f"--data.path={dataset}", f"--runs={runs}", "--name=base"]) == 0
+    return runs / "base"
+
+
+@pytest.mark.parametrize("config", POSTTRAIN, ids=lambda p: p.stem)
+def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(config.read_text())["data"]
+    name = data["class_path"].rsplit(".", 1)[1]
+    source = next(iter(data["init_args"]["sources"]))
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS[name]))
+    size = "global_batch_tokens=512" if name == "ChatData" else "global_batch_rows=4"
+    format = data["init_args"]["sources"][source]["format"]
+    options = [
+        f"--data.init_args.{size}", f"--data.init_args.sources={{{source}: {{path: {tmp_path / 'rows.json'}, format: {format}}}}}",
+        "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.2", "--max_steps=2",
+        "--max_epochs=null", "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_tokens=2", "--sample_prompts=['']",
+        "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run",
+    ]  # fmt: skip
+    assert main(["posttrain", "--from", str(base), "--config", str(config), *options]) == 0
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
+    assert lines[-1]["val/loss"] > 0
+    assert (tmp_path / "run" / "chat_template.jinja").is_file()
+
+
 @pytest.mark.parametrize("config", MODELS, ids=lambda p: p.stem)
 def test_model_shapes_train_when_shrunk(config: Path, dataset: Path, tmp_path: Path) -> None:
     base = ROOT / "configs" / "pretrain" / "llama_adamw.yaml"
@@ -101,3 +140,4 @@ def test_the_annealing_mix_begins_with_the_decay() -> None:
 def test_there_are_configs() -> None:
     assert len(MODELS) >= 8
     assert len(RUNS) >= 3
+    assert len(POSTTRAIN) >= 2

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data"},
 }
 EVERYTHING = {"cli", "__main__"}
-LIGHTNING = ("stage/", "callbacks/", "data/datamodule.py", "cli/")
+LIGHTNING = ("stage/", "callbacks/", "data/datamodule.py", "data/post_training.py", "cli/")
 LITDATA = ("data/", "prepare/")
 
 # What has no need of torch does not wait seconds for it: the help of verbs, preparation, planning, reports.
@@ -45,6 +45,14 @@ TORCH_FREE = (
     "data.order",
     "data.mixture",
     "data.exposure",
+    "data.messages",
+    "data.formats",
+    "data.template",
+    "data.render",
+    "data.row_source",
+    "data.tasks",
+    "data.best_fit",
+    "data.epochs",
     "data.remote",
     "prepare.*",
     "report.*",

@@ -48,6 +48,8 @@ class Metrics(L.Callback):
         self.sinks = list(sinks)
         self.train_seconds = 0.0
         """Wall time of training steps, without validation and checkpoints."""
+        self.names: tuple[str, ...] = ()
+        """Names of the objective's own means."""
         self._rates: dict[str, float] = {}
         self._unfinished: Optional[dict[str, Any]] = None
         self._begin(time.perf_counter())
@@ -115,7 +117,8 @@ class Metrics(L.Callback):
         self._compute += now - self._last
         self._last = now
         step_sums: dict[str, Tensor] = pl_module.sums
-        packed = torch.cat([step_sums["nats_S"].double(), step_sums["tokens_S"].double()])
+        self.names = pl_module.objective.metric_names
+        packed = torch.cat([step_sums[name].flatten().double() for name in ("nats_S", "tokens_S", "terms_S", "means_M2")])
         self._sums = packed if self._sums is None else self._sums + packed
         self._norms.append(step_sums["grad_norm"].detach())
         self._steps += 1
@@ -139,16 +142,19 @@ class Metrics(L.Callback):
     def _report(self, trainer: L.Trainer, step: int) -> None:
         total = self._total(trainer)
         norms = torch.stack(self._norms).float()
-        nats, tokens = total.view(2, -1).tolist()  # the one synchronisation of the window
+        numbers, count = total.tolist(), len(self.sources)  # the one synchronisation of the window
+        nats, tokens, terms = (numbers[i * count : (i + 1) * count] for i in range(3))
+        means = zip(self.names, numbers[3 * count :: 2], numbers[3 * count + 1 :: 2], strict=True)
         now = time.perf_counter()
         wall = max(now - self._window - self._paused, 1e-9)
         self.train_seconds += wall
         rate = self._timed_steps * self.tokens_per_step / wall
         values = {
-            "train/loss": sum(nats) / max(sum(tokens), 1.0),
+            "train/loss": sum(nats) / max(sum(terms), 1.0),
+            **{f"train/{name}": value / n for name, value, n in means if n},
             "train/grad_norm": norms.mean().item(),
             "train/grad_norm_max": norms.max().item(),
-            **{f"train_loss/{s}": n / t for s, n, t in zip(self.sources, nats, tokens, strict=True) if t},
+            **{f"train_loss/{s}": n / t for s, n, t in zip(self.sources, nats, terms, strict=True) if t},
             **{f"mixture/{s}": t / max(sum(tokens), 1.0) for s, t in zip(self.sources, tokens, strict=True)},
             "data/supervised_fraction": sum(tokens) / (self._steps * self.tokens_per_step),
             "throughput/tokens_per_second": rate,

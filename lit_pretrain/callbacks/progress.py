@@ -58,7 +58,11 @@ class ProgressLine(L.Callback):
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Take the metrics of a window or of a validation; a sink of `Metrics`."""
         if "val/loss" in values:
-            self.validation = f" | val {values['val/loss']:.4f} ({values['val/bits_per_byte']:.4f} bits/byte)"
+            self.validation = f" | val {values['val/loss']:.4f}"
+            if "val/bits_per_byte" in values:
+                self.validation += f" ({values['val/bits_per_byte']:.4f} bits/byte)"
+            elif "val/rewards/accuracy" in values:
+                self.validation += f" (accuracy {values['val/rewards/accuracy']:.1%})"
             if self.live is None:
                 print(f"step {step}/{self._total}{self.validation}", file=self.stream, flush=True)
             return

@@ -29,20 +29,30 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def contract_of(config: Mapping[str, Any], *, manifest_hash: str, tokenizer_hash: str) -> dict[str, Any]:
+def _harmless(key: str) -> bool:
+    return key in HARMLESS or (key.startswith("data.sources.") and key.endswith((".path", ".validation_path")))
+
+
+def contract_of(config: Mapping[str, Any], *, manifest_hash: str, tokenizer_hash: str, template_hash: str | None = None) -> dict[str, Any]:
     """The fields of a resolved run config that decide the numbers, by dotted name.
 
     Args:
         config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
         manifest_hash: Identity of the data.
         tokenizer_hash: Identity of its tokenizer.
+        template_hash: Identity of its chat template, where it has one.
     """
-    flat = flatten({"model": config["model"], "data": config["data"]})
-    contract = {key: value for key, value in flat.items() if key not in HARMLESS}
+    data = config["data"]
+    if "class_path" in data:
+        data = {"class": data["class_path"], **data["init_args"]}
+    flat = flatten({"model": config["model"], "data": data})
+    contract = {key: value for key, value in flat.items() if not _harmless(key)}
     contract["max_steps"] = config["max_steps"]
     contract["trainer.precision"] = config["trainer"]["precision"]
     contract["data.manifest"] = manifest_hash
     contract["data.tokenizer"] = tokenizer_hash
+    if template_hash is not None:
+        contract["data.template"] = template_hash
     return contract
 
 

@@ -1,13 +1,15 @@
 """Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.checkpoint.find import config_of, resolve
+from lit_pretrain.cli.data_choice import names_class
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
 from lit_pretrain.cli.raw import raw_option
@@ -21,9 +23,13 @@ class EvaluateCLI(LightningCLI):
     """The network and data of a run, from its own config, with the weights of one of its checkpoints."""
 
     def __init__(self, verb: str, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        run = raw_option(args, "--run")
+        chosen = names_class(args, config_of(resolve(run)) if run is not None else None)
         super().__init__(
             Stage,
-            TextData,
+            LightningDataModule if chosen else TextData,
+            subclass_mode_data=chosen,
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -53,6 +59,8 @@ class EvaluateCLI(LightningCLI):
         """Evaluate trained weights, never random ones."""
         if self.config.checkpoint not in ("last", "best"):
             raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
+        if self.config.model.reference is None:
+            self.config.model.reference = self.config.model.init_from  # a policy is compared with what its run started from
         self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
         self.config.model.adapter = None  # its checkpoint is read with the base, as one network
         self.config.model.freeze = ()
@@ -85,21 +93,38 @@ def evaluate(verb: str, argv: list[str]) -> int:
     run(cli.model, datamodule=cli.datamodule, verbose=False)
     figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
     name = "val" if verb == "validate" else "test"
-    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.config.data.path}:")
-    print(f"{'':12} {'nats/token':>10} {'bits/byte':>10}")
-    print(f"{'all':12} {figures[f'{name}/loss']:10.4f} {figures[f'{name}/bits_per_byte']:10.4f}")
-    for source in cli.datamodule.sources:
-        if f"{name}_loss/{source}" in figures:
-            print(f"{source:12} {figures[f'{name}_loss/{source}']:10.4f} {figures[f'{name}_bits_per_byte/{source}']:10.4f}")
+    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.datamodule.where}:")
+    for line in table(figures, name, cli.datamodule.sources):
+        print(line)
     if cli.config.json is not None:
         Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
+def table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:
+    """Loss and bits per byte by source; of other objectives the loss by source, and their own means.
+
+    Args:
+        figures: What the stage published.
+        name: val or test.
+        sources: Names of the data's sources.
+    """
+    bits = f"{name}/bits_per_byte" in figures
+    lines = [f"{'':12} {'nats/token' if bits else 'loss':>10}" + (f" {'bits/byte':>10}" if bits else "")]
+    for label, end in (("all", ""), *((source, f"/{source}") for source in sources)):
+        keys = [f"{name}_{key}{end}" if end else f"{name}/{key}" for key in (("loss", "bits_per_byte") if bits else ("loss",))]
+        if keys[0] in figures:
+            lines.append(f"{label:12} " + " ".join(f"{figures[key]:10.4f}" for key in keys))
+    if not bits:
+        lines += [f"{key.removeprefix(f'{name}/')}: {value:.4f}" for key, value in figures.items() if key.startswith(f"{name}/")]
+    return lines
+
+
 def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:
     """The run's model, data and precision as parser defaults."""
     flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
-    for group in ("model", "data"):
+    whole = {"data": saved["data"]} if "class_path" in saved["data"] else {}
+    for group in ("model",) if whole else ("model", "data"):
         for key, value in saved[group].items():
             if key in ("adapter", "freeze"):
                 continue  # for training only
@@ -107,4 +132,4 @@ def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[st
                 flat |= {f"model.net.{k}": v for k, v in value.items()}
             else:
                 flat[f"{group}.{key}"] = value
-    return flat
+    return flat | whole

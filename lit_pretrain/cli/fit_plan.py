@@ -10,8 +10,10 @@ import torch
 from jsonargparse import Namespace
 
 from lit_pretrain.callbacks.progress import clock, short
+from lit_pretrain.cli.data_choice import Data
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.precision import peak_dtype
+from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling.flops import flops_per_token
@@ -33,11 +35,12 @@ class FitPlan:
     """None where no published law covers the run."""
 
 
-def layout_of(config: Namespace, world: int, *, added: Optional[int] = None) -> Layout:
+def layout_of(config: Namespace, data: Data, world: int, *, added: Optional[int] = None) -> Layout:
     """How a resolved config lays a run out on its devices.
 
     Args:
         config: Resolved config.
+        data: Its data.
         world: Devices.
         added: Parameters of the adapter; None without one.
     """
@@ -48,12 +51,12 @@ def layout_of(config: Namespace, world: int, *, added: Optional[int] = None) -> 
     sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
     optimizer = config.model.optimizer
-    data = config.data
+    rows = data.micro_batch_size * data.sequences_per_row
     return Layout(
-        rows=data.micro_batch_size, seq_len=data.seq_len, devices=world, sharding=sharding, precision=config.trainer.precision,
+        rows=rows, seq_len=data.seq_len, devices=world, sharding=sharding, precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
         muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
-        accumulates=data.global_batch_tokens > world * data.micro_batch_size * data.seq_len, device=device,
+        accumulates=data.tokens_per_step > world * rows * data.seq_len, device=device,
         trainable=1.0 if added is None else 0.0, added=added or 0,
     )  # fmt: skip
 
@@ -106,38 +109,38 @@ def device_memory(device: str) -> Optional[float]:
     return available if most == "max" else min(available, float(most) - float(used))
 
 
-def fit_plan(
-    config: Namespace, net: ModelConfig, layout: Layout, *, rows: int, accumulation: int, unique: int, gpu: Optional[str]
-) -> FitPlan:
+def fit_plan(config: Namespace, net: ModelConfig, layout: Layout, data: Data, *, gpu: Optional[str]) -> FitPlan:
     """What is about to happen, in one line.
 
     Args:
         config: Resolved config.
         net: Its network.
         layout: From `layout_of`.
-        rows: Rows of an optimizer step.
-        accumulation: Micro-batches of a device in a step.
-        unique: Distinct training tokens.
+        data: Its data.
         gpu: The driver's name of the GPU; None on a CPU.
     """
-    counts, data = count_parameters(net), config.data
-    tokens = config.max_steps * data.global_batch_tokens
+    counts, tokens = count_parameters(net), config.max_steps * data.tokens_per_step
     flops = tokens * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
     found = peak(net, layout)
     prediction = predict(counts, tokens)
     covered = not prediction.outside
+    if not isinstance(data, TextData) or config.model.init_from is not None:
+        forecast: list[str] = []  # laws are of networks trained from nothing on text
+    elif covered:
+        forecast = [f"loss {prediction.text} expected"]
+    else:
+        forecast = [f"loss not forecast ({prediction.law}: {prediction.outside[0]})"]
     parts = [
         f"{counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products)",
-        f"{rows} rows × {data.seq_len} = {data.global_batch_tokens:,} tokens a step "
-        f"({layout.devices} ranks × {data.micro_batch_size} rows × {accumulation} accumulation)",
-        f"{config.max_steps:,} steps = {short(tokens)} tokens = {tokens / max(unique, 1):.2f} epochs",
+        data.batch_line(layout.devices),
+        f"{config.max_steps:,} steps = {short(tokens)} tokens = {data.epochs(config.max_steps):.2f} epochs",
         f"{flops:.3g} FLOPs",
         *_hours(gpu, config.trainer.precision, flops, layout.devices),
         f"memory {found.bytes / GIB:.2f} GiB a device ({found.phase})",
-        f"loss {prediction.text} expected" if covered else f"loss not forecast ({prediction.law}: {prediction.outside[0]})",
+        *forecast,
         config.trainer.precision,
     ]
-    return FitPlan("plan: " + " | ".join(parts), prediction if covered else None)
+    return FitPlan("plan: " + " | ".join(parts), prediction if covered and forecast else None)
 
 
 def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> list[str]:

@@ -29,6 +29,8 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
     data = _config(run)["data"]
+    if "class_path" in data:
+        raise UserError(f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config ... --step {step}` shows them")
     where = Path(path or data["path"])
     if "://" in str(path or data["path"]):
         raise UserError(f"{path or data['path']} is remote; name a local copy of the dataset with --path")
@@ -75,8 +77,9 @@ def run(path: str) -> str:
         if facts.get("adapter") is not None:
             lines.append(f"  {facts['adapter']}")
         if final:
-            loss, bits = final[-1]["val/loss"], final[-1]["val/bits_per_byte"]
-            lines.append(f"  validation at step {final[-1]['step']:,}: {loss:.4f} nats, {bits:.4f} bits per byte")
+            loss, bits = final[-1]["val/loss"], final[-1].get("val/bits_per_byte")
+            text = f"{loss:.4f}" if bits is None else f"{loss:.4f} nats, {bits:.4f} bits per byte"
+            lines.append(f"  validation at step {final[-1]['step']:,}: {text}")
         parent = facts["parent"]
         if parent is not None:
             lines.append(f"  from {parent}")

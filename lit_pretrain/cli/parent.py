@@ -1,6 +1,7 @@
 """Parent: whether the data speaks the language of the weights that a run starts from."""
 
 from pathlib import Path
+from typing import Optional
 
 from lit_pretrain.checkpoint.parent import Parent
 from lit_pretrain.cli.messages import warn
@@ -9,8 +10,14 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 
 
-def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str) -> None:
+def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str, mend: Optional[str] = None) -> None:
     """Refuse data whose token ids mean something else to the parent.
+
+    Args:
+        parent: The parent.
+        tokenizer_hash: Of the data's tokenizer.
+        data: Where the data lies.
+        mend: What to do about it; null: prepare the data again.
 
     Raises:
         UserError: The tokenizers differ.
@@ -24,9 +31,12 @@ def check_tokenizer(parent: Parent, tokenizer_hash: str, data: str) -> None:
     if own != tokenizer_hash:
         raise UserError(
             f"the tokenizer of {data} ({tokenizer_hash[:12]}) is not that of the parent {parent.path} ({own[:12]}): its weights know other "
-            "token ids. Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.kind file "
-            f"--tokenizer.path {tokenizer_folder(parent)}"
+            f"token ids. {mend or _prepare_again(parent)}"
         )
+
+
+def _prepare_again(parent: Parent) -> str:
+    return f"Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.kind file --tokenizer.path {tokenizer_folder(parent)}"
 
 
 def tokenizer_folder(parent: Parent) -> Path:

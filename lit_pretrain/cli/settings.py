@@ -17,7 +17,9 @@ class RunSettings:
     fork: Optional[str] = None
     """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on from, with its own schedule and length."""
     max_steps: Optional[int] = None
-    """Length of the run in optimizer steps. Exactly one of max_steps, max_tokens and max_flops."""
+    """Length of the run in optimizer steps. Exactly one of max_steps, max_epochs, max_tokens and max_flops."""
+    max_epochs: Optional[float] = None
+    """Length of the run in epochs of post-training data, rounded up to whole steps."""
     max_tokens: Optional[float] = None
     """Length of the run in input tokens, rounded up to whole steps."""
     max_flops: Optional[float] = None

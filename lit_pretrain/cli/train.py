@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -21,12 +20,6 @@ from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
 from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
-from lit_pretrain.data.batches import rows_per_step
-from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.documents import full_origin
-from lit_pretrain.data.exposure import exposure
-from lit_pretrain.data.remote import is_remote
-from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -41,9 +34,6 @@ from lit_pretrain.report.folder import (
 from lit_pretrain.report.layout import layout
 from lit_pretrain.report.summary import write_summary
 from lit_pretrain.scaling.hardware import peak_flops
-
-_ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
-"""Of a step that diverged."""
 
 
 def train(verb: str, argv: list[str]) -> int:
@@ -60,24 +50,17 @@ def train(verb: str, argv: list[str]) -> int:
     cli = TrainCLI(verb, argv)
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
-    stage.check(data.contract)
+    stage.check(data.contract, data)
     data.setup("fit")
-    stage.schedule.in_steps(cli.config.max_steps, data.global_batch_tokens)
-    rows, accumulation = rows_per_step(
-        global_batch_tokens=data.global_batch_tokens,
-        seq_len=data.seq_len,
-        micro_batch_size=data.micro_batch_size,
-        world_size=trainer.world_size,
-    )
+    stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
+    on_gpu = trainer.strategy.root_device.type == "cuda"
     plan = fit_plan(
-        cli.config, net_of(cli.config), cli.layout, rows=rows, accumulation=accumulation,
-        unique=sum(data.manifest.sources[name].splits["train"].tokens for name in data.sources),
-        gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if trainer.strategy.root_device.type == "cuda" else None,
-    )  # fmt: skip
+        cli.config, net_of(cli.config), cli.layout, data, gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None
+    )
     adapter = adapter_of(cli.config)
-    mixture = exposure(data.order(), data.manifest, steps=cli.config.max_steps, rows=rows, seq_len=data.seq_len)
+    mixture = data.exposure(cli.config.max_steps)
     if trainer.is_global_zero:
         start_run(cli, first_step)
         print(plan.line, flush=True)
@@ -91,7 +74,7 @@ def train(verb: str, argv: list[str]) -> int:
         with one_voice(trainer):
             trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
     except DivergedError as error:
-        raise DivergedError(f"{error}\nthe step read: {describe(data, error.samples)}", error.samples) from error
+        raise DivergedError(f"{error}\nthe step read: {data.describe(error.samples)}", error.samples) from error
     if trainer.is_global_zero:
         summary = write_summary(
             cli.run_folder,
@@ -107,7 +90,8 @@ def train(verb: str, argv: list[str]) -> int:
             final = {f"final/{name.replace('/', '_')}": value for name, value in summary.items()}
             trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
             trainer.logger.finalize("success")
-        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}, {summary['val/bits_per_byte']:.4f} bits per byte")
+        bits = f", {summary['val/bits_per_byte']:.4f} bits per byte" if "val/bits_per_byte" in summary else ""
+        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}{bits}")
     return 0
 
 
@@ -119,12 +103,13 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
-    manifest, adapter = cli.datamodule.manifest, adapter_of(cli.config)
+    data, adapter = cli.datamodule, adapter_of(cli.config)
     facts = provenance(
         verb=cli.verb,
-        manifest_hash=manifest.hash,
-        tokenizer_hash=manifest.tokenizer.hash,
-        data=config["data"]["path"],
+        manifest_hash=data.manifest_hash,
+        tokenizer_hash=data.tokenizer_hash,
+        template_hash=data.template_hash,
+        data=data.where,
         parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
@@ -133,7 +118,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
-    cli.datamodule.tokenizer.save(folder)
+    data.save(folder)
     file = MetricsFile(folder / METRICS, first_step=first_step)
     cli.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
@@ -147,22 +132,6 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
     """A sink of `Metrics` that writes to a Lightning logger."""
     logger.log_metrics(values, step)
-
-
-def describe(data: TextData, samples: tuple[int, ...]) -> str:
-    """The rows that this process read in a step, a few of them: source, epoch, row and documents."""
-    order, shown = data.order(), samples[:_ROWS_NAMED]
-    if is_remote(data.path):  # the list of documents lies with the data
-        found = [f"{data.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
-    else:
-        found = []
-        for row in Tracer(Path(data.path), data.manifest, order, seq_len=data.seq_len).rows(shown):
-            source = data.manifest.sources[row.source]
-            names = [full_origin(source, document.origin) for document in row.documents]
-            rest = f" and {len(names) - _DOCUMENTS_NAMED} more" if len(names) > _DOCUMENTS_NAMED else ""
-            found.append(f"{row.source} epoch {row.epoch} row {row.block}: {', '.join(names[:_DOCUMENTS_NAMED])}{rest}")
-    more = [f"and {len(samples) - _ROWS_NAMED} more rows (`lit_pretrain inspect order --step` names them all)"]
-    return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:

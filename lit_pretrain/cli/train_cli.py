@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -28,19 +28,18 @@ from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import Parent, find_parent
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.adapter_cost import adapter_cost
+from lit_pretrain.cli.data_choice import Data, build, names_class, settings_of
 from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.messages import warn
-from lit_pretrain.cli.parent import check_tokenizer
+from lit_pretrain.cli.parent import check_tokenizer, tokenizer_folder
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import default_precision
 from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.raw import asks_only, raw_parent
 from lit_pretrain.cli.settings import RunSettings
 from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.exposure import check_length
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.mixture import check_past, order_of
-from lit_pretrain.data.remote import load_manifest
+from lit_pretrain.data.mixture import check_past
+from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.report.folder import TENSORBOARD, check_unused
@@ -60,7 +59,7 @@ OWNED = {
     "gradient_clip_val": (None, "set model.clip_norm"),
     "val_check_interval": (None, "set --validate_every (optimizer steps)"),
     "check_val_every_n_epoch": (1, "set --validate_every (optimizer steps)"),
-    "max_epochs": (None, "set max_steps, max_tokens or max_flops; epochs differ by source"),
+    "max_epochs": (None, "set --max_steps, --max_epochs, --max_tokens or --max_flops"),
     "max_steps": (-1, "set --max_steps, --max_tokens or --max_flops"),
     "limit_train_batches": (None, "set --max_steps, --max_tokens or --max_flops"),
     "limit_val_batches": (None, "set data.val_tokens, and --validate_every"),
@@ -86,9 +85,14 @@ class TrainCLI(LightningCLI):
         self.parent: Optional[Parent] = None
         self.settings: RunSettings
         self.layout: Layout
+        self.data: Data
+        """The data as the config says it, before anything else is made."""
+        assert isinstance(args, list)
+        chosen = names_class(args)
         super().__init__(
             Stage,
-            TextData,
+            LightningDataModule if chosen else TextData,
+            subclass_mode_data=chosen,
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -130,54 +134,64 @@ class TrainCLI(LightningCLI):
         for name, (default, instead) in OWNED.items():
             if config.trainer[name] not in (default, None):
                 raise UserError(f"trainer.{name}={config.trainer[name]!r} is not for you to set: {instead}")
-        data = config.data
-        manifest = load_manifest(data.path, cache_dir=data.cache_dir, storage_options=data.storage_options)
+        self.take_tokenizer()
+        self.data = data = build(config.data)
         if config.model.net.vocab_size is None:
-            config.model.net.vocab_size = math.ceil(manifest.tokenizer.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+            config.model.net.vocab_size = math.ceil(data.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
-            check_tokenizer(self.parent, manifest.tokenizer.hash, data.path)
+            mend = None if isinstance(data, TextData) else "Leave data.tokenizer out to take the parent's"
+            check_tokenizer(self.parent, data.tokenizer_hash, data.where, mend)
         if config.model.adapter is not None and config.sharded_checkpoints:
             raise UserError("sharded_checkpoints is for large checkpoints; that of model.adapter is small: set sharded_checkpoints: false")
         self._resolve_length(config)
-        self.contract = contract_of(self.plain_config(), manifest_hash=manifest.hash, tokenizer_hash=manifest.tokenizer.hash)
-        order = order_of(manifest, self.plain_config()["data"])
-        check_length(order, steps=config.max_steps, rows=max(1, data.global_batch_tokens // data.seq_len), seq_len=data.seq_len)
-        self.layout = layout_of(config, _world(config.trainer), added=self._adapter_parameters(config))
+        self.contract = contract_of(
+            self.plain_config(), manifest_hash=data.manifest_hash, tokenizer_hash=data.tokenizer_hash, template_hash=data.template_hash
+        )
+        data.check_length(config.max_steps)
+        self.layout = layout_of(config, data, _world(config.trainer), added=self._adapter_parameters(config))
         check_memory(
             net_of(config), self.layout, ranks_here=self.layout.devices // int(config.trainer.num_nodes), allow=self.settings.allow_oom
         )
-        self._resolve_folder(manifest)
+        self._resolve_folder()
+
+    def take_tokenizer(self) -> None:
+        """Let rows be encoded by the parent's tokenizer where the config names none."""
+        settings = settings_of(self.config.data)
+        if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
+            settings["tokenizer"] = str(tokenizer_folder(self.parent))
 
     def _resolve_length(self, config: Namespace) -> None:
-        given = {name: config[name] for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None}
+        given = {name: config[name] for name in ("max_steps", "max_epochs", "max_tokens", "max_flops") if config[name] is not None}
         if len(given) != 1:
-            raise UserError(f"give exactly one of max_steps, max_tokens and max_flops; found {given or 'none'}")
-        (name, value), tokens = next(iter(given.items())), config.data.global_batch_tokens
+            raise UserError(f"give exactly one of max_steps, max_epochs, max_tokens and max_flops; found {given or 'none'}")
+        (name, value), tokens = next(iter(given.items())), self.data.tokens_per_step
         if not 0 < value < math.inf:
             raise UserError(f"{name}={value} must be positive and finite")
         if name == "max_flops":
             value = value / self._flops_per_token(config)
-        config.max_steps = int(value) if name == "max_steps" else math.ceil(value / tokens)
-        config.max_tokens = config.max_flops = None
+        if name == "max_epochs":
+            config.max_steps = self.data.steps_of(value)
+        else:
+            config.max_steps = int(value) if name == "max_steps" else math.ceil(value / tokens)
+        config.max_epochs = config.max_tokens = config.max_flops = None
 
     @staticmethod
     def _adapter_parameters(config: Namespace) -> Optional[int]:
         adapter = adapter_of(config)
         return None if adapter is None else adapter_cost(net_of(config), adapter).trained
 
-    @classmethod
-    def _flops_per_token(cls, config: Namespace) -> float:
-        return flops_per_token(net_of(config), config.data.seq_len, adapter_parameters=cls._adapter_parameters(config)).training
+    def _flops_per_token(self, config: Namespace) -> float:
+        return flops_per_token(net_of(config), self.data.seq_len, adapter_parameters=self._adapter_parameters(config)).training
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as nested plain values, as it is saved."""
         loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         return loaded
 
-    def _resolve_folder(self, manifest: Manifest) -> None:
+    def _resolve_folder(self) -> None:
         config, settings = self.config, self.settings
         launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
         if settings.resume not in ("never", "auto"):
@@ -209,8 +223,9 @@ class TrainCLI(LightningCLI):
                 raise UserError(f"{self.checkpoint} was not written by lit_pretrain: it carries no contract")
             forks = settings.fork is not None and self.checkpoint.parent.parent != self.run_folder
             (check_fork if forks else check_resume)(saved["contract"], self.contract, str(self.checkpoint))
-            if forks:
-                check_past(manifest, data_of(saved["contract"]), data_of(self.contract), step=saved["step"], where=str(self.checkpoint))
+            if forks and isinstance(self.data, TextData):
+                before, now = data_of(saved["contract"]), data_of(self.contract)
+                check_past(self.data.manifest, before, now, step=saved["step"], where=str(self.checkpoint))
             if saved["step"] >= config.max_steps:
                 raise UserError(
                     f"{self.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
@@ -223,10 +238,16 @@ class TrainCLI(LightningCLI):
 
     # ------------------------------------------------------------------ instantiate
 
+    def instantiate_classes(self) -> None:
+        """Make everything; rows that were read to resolve the config are not read again."""
+        super().instantiate_classes()
+        if isinstance(self.data, PostTrainingData):
+            self.datamodule.share(self.data)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our callbacks, logger and checkpoint route."""
         config, settings = self.config, self.settings
-        tokens = config.data.global_batch_tokens
+        tokens = self.data.tokens_per_step
         self.metrics = Metrics(
             every=settings.log_every,
             sources=self.datamodule.sources,

@@ -1,8 +1,9 @@
 """TextData: prepared text as micro-batches of packed rows, in an order that is a pure function of the step."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, ClassVar, Optional, Union
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader
 from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
+from lit_pretrain.data.documents import full_origin
+from lit_pretrain.data.exposure import check_length, exposure
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import Mixture, Phase, make_order
 from lit_pretrain.data.order import Order
@@ -17,9 +20,12 @@ from lit_pretrain.data.permutation import permutation
 from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
 from lit_pretrain.data.rows import INDEX, open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.trace import rows_in
+from lit_pretrain.data.trace import Tracer, rows_in
 from lit_pretrain.data.worker import start_worker
 from lit_pretrain.errors import UserError
+
+_ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
+"""Of a step that diverged."""
 
 
 class TextData(L.LightningDataModule):
@@ -47,6 +53,11 @@ class TextData(L.LightningDataModule):
         max_cache_size: Limit of the chunks in that cache, such as 20GB; null for none.
         storage_options: Passed to the object store's client, such as {endpoint_url: http://127.0.0.1:5000}.
     """
+
+    unit = "rows"
+
+    sequences_per_row: ClassVar[int] = 1
+    """Sequences that the network sees for each sample."""
 
     def __init__(
         self,
@@ -78,7 +89,7 @@ class TextData(L.LightningDataModule):
         self.seq_len = seq_len
         self.global_batch_tokens = global_batch_tokens
         self.micro_batch_size = micro_batch_size
-        self.mixture = Mixture(weights=weights, temperature=temperature, max_epochs=max_epochs, phases=phases or ())
+        self.mixture = Mixture(weights=weights, temperature=temperature, max_epochs=max_epochs, phases=_phases(phases))
         self.seed = seed
         self.cycle = cycle
         self.shuffle_chunks = shuffle_chunks
@@ -134,6 +145,36 @@ class TextData(L.LightningDataModule):
             global_batch_tokens=self.global_batch_tokens,
         )
 
+    @property
+    def manifest_hash(self) -> str:
+        """Identity of the data."""
+        return self.manifest.hash
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.manifest.tokenizer.hash
+
+    @property
+    def template_hash(self) -> Optional[str]:
+        """None: text has no chat template."""
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.manifest.tokenizer.vocab_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Inputs per optimizer step over all ranks."""
+        return self.global_batch_tokens
+
+    @property
+    def where(self) -> str:
+        """Where the data lies."""
+        return self.path
+
     def order(self) -> Order:
         """The data order of training."""
         return make_order(
@@ -145,6 +186,75 @@ class TextData(L.LightningDataModule):
             cycle=self.cycle,
             shuffle_chunks=self.shuffle_chunks,
         )
+
+    # ------------------------------------------------------------------ what the command line asks
+
+    def _rows(self) -> int:
+        return max(1, self.global_batch_tokens // self.seq_len)
+
+    def batch_line(self, world_size: int) -> str:
+        """A step in words.
+
+        Raises:
+            UserError: The rows of a step do not divide.
+        """
+        rows, accumulation = rows_per_step(
+            global_batch_tokens=self.global_batch_tokens,
+            seq_len=self.seq_len,
+            micro_batch_size=self.micro_batch_size,
+            world_size=world_size,
+        )
+        return (
+            f"{rows} rows × {self.seq_len} = {self.global_batch_tokens:,} tokens a step ({world_size} ranks × "
+            f"{self.micro_batch_size} rows × {accumulation} accumulation)"
+        )
+
+    def epochs(self, steps: int) -> float:
+        """How often a run reads as much text as there is."""
+        return steps * self.global_batch_tokens / max(self.manifest.tokens("train"), 1)
+
+    def steps_of(self, epochs: float) -> int:
+        """Refuse: sources are read at their own pace.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"max_epochs={epochs}: epochs of prepared text differ by source; set max_steps, max_tokens or max_flops")
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a run that goes on when no source may be read any more."""
+        check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def exposure(self, steps: int) -> str:
+        """How much of every source a run reads, as a table."""
+        return exposure(self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows of some samples, a few of them: source, epoch, row and, of local data, documents."""
+        order, shown = self.order(), samples[:_ROWS_NAMED]
+        if is_remote(self.path):  # the list of documents lies with the data
+            found = [f"{self.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
+        else:
+            found = []
+            for row in Tracer(Path(self.path), self.manifest, order, seq_len=self.seq_len).rows(shown):
+                source = self.manifest.sources[row.source]
+                names = [full_origin(source, document.origin) for document in row.documents]
+                rest = f" and {len(names) - _DOCUMENTS_NAMED} more" if len(names) > _DOCUMENTS_NAMED else ""
+                found.append(f"{row.source} epoch {row.epoch} row {row.block}: {', '.join(names[:_DOCUMENTS_NAMED])}{rest}")
+        more = [f"and {len(samples) - _ROWS_NAMED} more rows (`lit_pretrain inspect order --step` names them all)"]
+        return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])
+
+    def step_batches(self, step: int, rows: int) -> list[Batch]:
+        """The first rows of an optimizer step, as micro-batches."""
+        ordered, first = OrderedRows(self.order(), self._open("train")), step * self._rows()
+        collate = Collate(
+            micro_batch_size=self.micro_batch_size, eos_id=self.manifest.tokenizer.eos_id, cross_documents=self.cross_documents
+        )
+        return collate([ordered[n] for n in range(first, first + min(rows, self._rows()))])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer to a run's folder."""
+        self.tokenizer.save(folder)
 
     # ------------------------------------------------------------------ loaders
 
@@ -288,3 +398,8 @@ class TextData(L.LightningDataModule):
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
         # The start of a process costs more than it takes to read what is held out.
         return self._loader(ListedRows(listed, self._open(split)), batches, workers=0)
+
+
+def _phases(phases: Optional[Sequence[Any]]) -> list[Phase]:
+    """Phases, also as plain values of a config."""
+    return [phase if isinstance(phase, Phase) else Phase(**phase) for phase in phases or ()]

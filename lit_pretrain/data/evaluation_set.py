@@ -17,13 +17,14 @@ FORMATS = (".jsonl", ".json", ".txt", ".parquet")
 """Suffixes of files that can be read; the first three also packed (.gz, .zst, .bz2)."""
 
 
-def read_records(path: str | os.PathLike[str], separator: str = "\n") -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike[str], separator: str = "\n", what: str = "the evaluation set") -> list[dict[str, Any]]:
     """All records of a file, in its order. The whole file is held: evaluation sets are a few MB.
 
     Args:
         path: jsonl: an object a line. json: a list of objects. parquet: a row each. txt: a record `{"text": ...}` per piece that is not
             blank.
         separator: Txt only: what stands between pieces; an empty line (two line feeds) makes each paragraph one.
+        what: What the file is, for messages.
 
     Raises:
         UserError: The file is missing, damaged, of another format, or holds something else than records.
@@ -31,7 +32,7 @@ def read_records(path: str | os.PathLike[str], separator: str = "\n") -> list[di
     path = Path(path).expanduser()
     suffix = path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
     if suffix not in FORMATS or (suffix == ".parquet" and path.suffix in _PACKED):
-        raise UserError(f"{path} is not an evaluation set that can be read: its name must end in {', '.join(FORMATS)} (packed or not)")
+        raise UserError(f"{what} {path} cannot be read: its name must end in {', '.join(FORMATS)} (packed or not)")
     try:
         if suffix == ".parquet":
             import pyarrow.parquet
@@ -41,16 +42,16 @@ def read_records(path: str | os.PathLike[str], separator: str = "\n") -> list[di
             return rows
         text = _unpacked(path).decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"the evaluation set {path} does not exist (relative paths start at {Path.cwd()})") from None
+        raise UserError(f"{what} {path} does not exist (relative paths start at {Path.cwd()})") from None
     except (OSError, EOFError, ValueError) as error:  # pyarrow's errors and those of UTF-8 are ValueErrors
-        raise UserError(f"the evaluation set {path} cannot be read: {error}. Fetch it again.") from None
+        raise UserError(f"{what} {path} cannot be read: {error}. Fetch it again.") from None
     if suffix == ".txt":
         return [{"text": piece.strip()} for piece in text.split(separator) if piece.strip()]
     if suffix == ".json":
         whole = _parsed(text, str(path))
         if not isinstance(whole, list):
             raise UserError(
-                f"{path} holds a JSON {type(whole).__name__}; an evaluation set is a list of objects. Convert it to that or to jsonl."
+                f"{what} {path} holds a JSON {type(whole).__name__}; it must be a list of objects. Convert it to that or to jsonl."
             )
         return [_object(record, f"{path}, record {n}") for n, record in enumerate(whole, start=1)]
     # Not splitlines: JSON strings may hold U+2028 and its like as they are.
@@ -102,7 +103,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} holds a JSON {type(value).__name__}; each record of an evaluation set must be an object")
+        raise UserError(f"{where} holds a JSON {type(value).__name__}; each record must be an object")
     return value
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,22 @@ _SELF_CHECK = (
     "\x00\x01\x7f\x85\xa0\u2028\u2029\ufeff\ufffd\U0010ffff  \t \n \r a\u200bb  ",
     "aaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 65 + "!!!!!!????====----____" + "\n" * 9 + "ÿþ" * 7,
 )
+
+
+class Spelt(NamedTuple):
+    """A text in which special tokens are spelt, as tokens."""
+
+    ids: npt.NDArray[np.int32]
+    begins: npt.NDArray[np.int64]
+    """Of each token, the character of the text with which it begins."""
+    ends: npt.NDArray[np.int64]
+    """The character after its last. Tokens that share a character, which is cut within its bytes, overlap."""
+    special: npt.NDArray[np.bool_]
+    """Whether it is a special token."""
+
+    def part(self, begin: int, end: int) -> Spelt:
+        """Tokens begin to end - 1."""
+        return Spelt(self.ids[begin:end], self.begins[begin:end], self.ends[begin:end], self.special[begin:end])
 
 
 class Tokenizer:
@@ -164,6 +180,22 @@ class Tokenizer:
         if self._tiktoken is None:
             return self._encode_hf(texts)
         return [self._encode(text) for text in texts]
+
+    def encode_spelt(self, texts: Sequence[str], *, special: bool = True) -> list[Spelt]:
+        """Ids of texts in which special tokens are spelt, as chat templates write them, with the place of every token in its text.
+
+        Args:
+            texts: The texts.
+            special: Take the spelling of a special token for the token; otherwise it is text, as in `encode`.
+        """
+        self._hf_places.encode_special_tokens = not special
+        encodings = self._hf_places.encode_batch(list(texts), add_special_tokens=False)
+        spelt = []
+        for encoding in encodings:
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            places = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            spelt.append(Spelt(ids, places[:, 0], places[:, 1], self._special_ids[ids]))
+        return spelt
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids; bytes that are not UTF-8 (a character cut in half) become U+FFFD.
@@ -298,6 +330,24 @@ class Tokenizer:
         """Ids by the reference implementation."""
         encodings = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @cached_property
+    def _hf_places(self) -> tokenizers.Tokenizer:
+        """The reference implementation as it tells the places of tokens."""
+        import tokenizers
+
+        # A post-processor would add tokens that a template writes itself, and trim blanks off the places of tokens.
+        hf = tokenizers.Tokenizer.from_str(json.dumps({**self._spec, "post_processor": None}))
+        hf.no_truncation()
+        hf.no_padding()
+        return hf
+
+    @cached_property
+    def _special_ids(self) -> npt.NDArray[np.bool_]:
+        """Whether each id is a special token, [vocab_size]."""
+        special = np.zeros(self.vocab_size, dtype=np.bool_)
+        special[list(self.special_tokens.values())] = True
+        return special
 
     @cached_property
     def _bytes_of(self) -> dict[int, bytes] | None:

@@ -1,7 +1,5 @@
 """Cross-entropy: the sum of -log p(label) over the supervised tokens, in nats."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
@@ -20,7 +18,8 @@ class CrossEntropy(Objective):
         label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"labels"})
+    needs = frozenset({"labels"})
+    bits_per_byte = True
 
     def __init__(self, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -36,12 +35,12 @@ class CrossEntropy(Objective):
 
         Returns:
             The loss sum in nats (with its z and smoothing terms), the count of supervised tokens, and the metrics
-            `nll_BT` (plain nats per token, without z-loss and smoothing; 0 where ignored), `nll_B` and `tokens_B` (its sum and
+            `nll_BT` (plain nats per token, without z-loss and smoothing; 0 where ignored), `loss_B` and `tokens_B` (its sum and
             the count of supervised tokens per row).
         """
         total, nll_BT = scores.cross_entropy(z_loss=self.z_loss, label_smoothing=self.label_smoothing)
         tokens_B = (batch.labels_BT != IGNORE_INDEX).sum(dim=1)
-        return total, tokens_B.sum(), {"nll_BT": nll_BT, "nll_B": nll_BT.sum(dim=1), "tokens_B": tokens_B}
+        return total, tokens_B.sum(), {"nll_BT": nll_BT, "loss_B": nll_BT.sum(dim=1), "tokens_B": tokens_B}
 
     def extra_repr(self) -> str:
         """The settings, for `print(objective)`."""

@@ -34,17 +34,21 @@ def write_summary(
     held_out = [line for line in lines if "val/loss" in line]
     last, final = train[-1], held_out[-1]
     best = min(held_out, key=lambda line: line["val/loss"])
+    bits = {key: final[key] for key in ("val/bits_per_byte",) if key in final}
+    unit = "nats per token" if bits else "of the objective"
+    own = {key: value for key, value in final.items() if key.startswith("val/") and key not in ("val/loss", *bits)}
     figures = {
         "val/loss": final["val/loss"],
-        "val/bits_per_byte": final["val/bits_per_byte"],
+        **bits,
         "train/loss": last["train/loss"],
         "tokens": last["progress/tokens"],
         "flops": last["progress/flops"],
     }
     rates = sorted(line["throughput/tokens_per_second"] for line in train)
-    sources = [key.split("/", 1)[1] for key in final if key.startswith("val_bits_per_byte/")]
+    sources = [key.split("/", 1)[1] for key in final if key.startswith("val_loss/")]
     rows = [
-        f"| {s} | {last.get(f'mixture/{s}', math.nan):.1%} | {final[f'val_loss/{s}']:.4f} | {final[f'val_bits_per_byte/{s}']:.4f} |"
+        f"| {s} | {last.get(f'mixture/{s}', math.nan):.1%} | {final[f'val_loss/{s}']:.4f} |"
+        + (f" {final[f'val_bits_per_byte/{s}']:.4f} |" if bits else "")
         for s in sources
     ]
     foreseen = [] if forecast is None else [f"| forecast loss | {forecast[1]}; actual {figures['val/loss'] - forecast[0]:+.4f} |"]
@@ -60,9 +64,10 @@ def write_summary(
         "",
         "| figure | value |",
         "|---|---|",
-        f"| validation loss | {figures['val/loss']:.4f} nats per token at step {final['step']:,} |",
+        f"| validation loss | {figures['val/loss']:.4f} {unit} at step {final['step']:,} |",
         *foreseen,
-        f"| validation bits per byte | {figures['val/bits_per_byte']:.4f} |",
+        *(f"| validation bits per byte | {value:.4f} |" for value in bits.values()),
+        *(f"| validation {key.removeprefix('val/')} | {value:.4f} |" for key, value in own.items()),
         f"| best validation loss | {best['val/loss']:.4f} at step {best['step']:,} |",
         f"| training loss, last window | {figures['train/loss']:.4f} |",
         f"| tokens | {figures['tokens']:,.0f} |",
@@ -70,8 +75,8 @@ def write_summary(
         f"| time | {seconds:,.1f} s, of which {train_seconds:,.1f} s training steps |",
         f"| throughput, median window | {rates[len(rates) // 2]:,.0f} tokens per second |",
         "",
-        "| source | share of the last window | validation loss | bits per byte |",
-        "|---|---|---|---|",
+        "| source | share of the last window | validation loss |" + (" bits per byte |" if bits else ""),
+        "|---|---|---|" + ("---|" if bits else ""),
         *rows,
         "",
         *(["## Samples", "", *texts] if texts else []),

@@ -6,7 +6,7 @@ the gradients of *sums*, and divides once by the number of terms over all micro-
 
 import math
 import os
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Optional, Protocol, Union
 
 import lightning as L
 import torch
@@ -15,17 +15,24 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.adapter import LoRA, freeze_, is_adapter_tensor
-from lit_pretrain.batch import Batch, DataContract
+from lit_pretrain.batch import AnyBatch, DataContract
 from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord
+from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.checkpoint.parent import find_parent
 from lit_pretrain.checkpoint.weights import PREFIX, identity, load_weights
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Objective
+from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
 from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
 from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.stage.frozen import Frozen
+from lit_pretrain.stage.needs import KINDS, check_needs
+from lit_pretrain.stage.reference import Reference, resolve_place
+from lit_pretrain.stage.score_head import NAME, make_score_head
 from lit_pretrain.stage.seeds import step_seed
 from lit_pretrain.stage.shard import shard_
+from lit_pretrain.stage.step_sums import StepSums
 
 
 class OptimizerRecipe(Protocol):
@@ -37,7 +44,7 @@ class OptimizerRecipe(Protocol):
 
 
 class Stage(L.LightningModule):
-    """Network, objective and optimisation of one stage of training.
+    r"""Network, objective and optimisation of one stage of training.
 
     Args:
         net: Shape of the network.
@@ -48,6 +55,9 @@ class Stage(L.LightningModule):
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
         adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
         freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks.0`, that are not trained.
+        reference: Whose log-probabilities a policy is compared with, if the data holds none: a run, a checkpoint or a Hugging Face folder.
+            By default the network that training starts from.
+        teacher: Whom a student learns from, if the data holds no teacher's words: a run, a checkpoint or a Hugging Face folder.
         compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
         activation_checkpointing: Keep only the input of every block for the backward pass and compute the rest again: the same numbers with
             less memory and about a third more computation; `lit_pretrain plan` says how much.
@@ -64,6 +74,8 @@ class Stage(L.LightningModule):
         init_from: Optional[str] = None,
         adapter: Optional[LoRA] = None,
         freeze: tuple[str, ...] = (),
+        reference: Optional[str] = None,
+        teacher: Optional[str] = None,
         compile: Literal["auto", "on", "off"] = "auto",
         activation_checkpointing: bool = False,
         seed: int = 0,
@@ -85,6 +97,8 @@ class Stage(L.LightningModule):
         self.init_from = init_from
         self.adapter = adapter
         self.freeze_patterns = freeze
+        self.reference_from = reference
+        self.teacher_from = teacher
         self.strict_loading = adapter is None  # its checkpoints lack the base
         self._base_hash: Optional[str] = None
         self.compile_mode = compile
@@ -92,12 +106,17 @@ class Stage(L.LightningModule):
         self.seed = seed
         self.net: Transformer
         self.contract: Optional[DataContract] = None
+        self.provides: frozenset[str] = frozenset()
         self.sums: dict[str, Tensor] = {}
-        """Detached sums of the last optimizer step on this rank, for callbacks: nats_S, tokens_S, plus grad_norm."""
+        """Detached sums of the last optimizer step on this rank, for callbacks: those of `StepSums`, plus grad_norm."""
+        self.score: Optional[nn.Linear] = None
+        """The head of a reward model."""
+        self.reference: Optional[Reference] = None
+        self.teacher: Optional[Frozen] = None
         self._loss = self._micro_batch
         self._denominator: Optional[Tensor] = None
-        self._batch: list[Batch] = []
-        self.metrics: dict[str, BitsPerByte] = {}
+        self._batch: list[AnyBatch] = []
+        self.metrics: dict[str, Union[BitsPerByte, Means]] = {}
 
     # ------------------------------------------------------------------ construction
 
@@ -115,15 +134,60 @@ class Stage(L.LightningModule):
         else:
             self._fill(net)
             self.net = net
+        self._join()
         if self._compiles():
             # The function that holds the loss, not the module: state-dict keys stay clean and the head fuses.
             self._loss = torch.compile(self._micro_batch, dynamic=False)
 
-    def _fill(self, net: Transformer) -> None:
-        """Give a whole, unsharded network its first weights."""
+    def _join(self) -> None:
+        """Bring what the objective needs beside the network: score head, reference, teacher."""
+        needs, device = self.objective.needs, self.trainer.strategy.root_device
+        if "score" in needs:
+            self.score, known = make_score_head(
+                self.config.width, seed=self.seed, init_from=self.init_from, mesh=self.device_mesh, device=device
+            )
+            self.trainer.print(f"score head: {'that of the parent' if known else 'new'}")
+            if self.net.head is not None:
+                self.net.head.requires_grad_(False)  # nothing reads it, and DDP waits for the gradient of whatever is trained
+        if "ref_logp" in needs:
+            named = self.reference_from is not None and self.reference_from != self.init_from
+            place = resolve_place(self.provides, adapter=self.adapter is not None, named=named)
+            self.reference = Reference(place, self.net, self.adapter, lambda: self._frozen(self.reference_from if named else None))
+            whose = self.reference_from if named else self.init_from or "the first weights, which are random"
+            what = {"column": "column ref_logp of the data", "adapter": "adapter switched off", "copy": f"frozen copy of {whose}"}
+            self.trainer.print(f"reference: {what[place]}")
+        if "teacher" in needs and "teacher" not in self.provides:
+            self.teacher = self._frozen(self.teacher_from)
+            self.trainer.print(f"teacher: {self.teacher_from}")
+
+    def _frozen(self, where: Optional[str]) -> Frozen:
+        """A frozen network from somewhere; None: the weights that training starts from, without an adapter."""
+        config = self.config
+        if where is not None:
+            config = model_config(find_parent(where).shape)
+            if config.vocab_size != self.config.vocab_size:
+                raise UserError(
+                    f"{where} has {config.vocab_size} token ids and the network has {self.config.vocab_size}: log-probabilities over other "
+                    "vocabularies cannot be compared; use a network with the same tokenizer and model.net.vocab_size"
+                )
+
+        def fill(net: Transformer) -> None:
+            if where is None:
+                self._fill_base(net)
+            else:
+                load_weights(net, where)
+
+        return Frozen(config, fill, mesh=self.device_mesh, device=self.trainer.strategy.root_device)
+
+    def _fill_base(self, net: Transformer) -> None:
+        """Give a whole, unsharded network the weights that training starts from."""
         net.reset_parameters(torch.Generator().manual_seed(self.seed))
         if self.init_from is not None:
             load_weights(net, self.init_from)
+
+    def _fill(self, net: Transformer) -> None:
+        """The same, with the adapter."""
+        self._fill_base(net)
         if self.adapter is not None:
             assert self.init_from is not None
             self._base_hash = identity(self.init_from)
@@ -166,6 +230,8 @@ class Stage(L.LightningModule):
         if self.compile_mode == "off":
             return False
         reason = can_compile(self.trainer.strategy.root_device)
+        if reason is None and self.compile_mode == "auto" and self.provides & KINDS:
+            reason = "padded rows differ in length from batch to batch, and every length would be compiled; model.compile=on does so"
         if reason is None:
             return True
         if self.compile_mode == "on":
@@ -173,8 +239,12 @@ class Stage(L.LightningModule):
         self.trainer.print(f"compile: off ({reason})")
         return False
 
-    def check(self, contract: DataContract) -> None:
-        """Check the data against the network.
+    def check(self, contract: DataContract, data: object) -> None:
+        """Check the data against network and objective.
+
+        Args:
+            contract: What the data promises.
+            data: The data module, for its name.
 
         Raises:
             UserError: They do not fit; says which to change.
@@ -189,21 +259,29 @@ class Stage(L.LightningModule):
                 f"data.seq_len={contract.seq_len} is longer than the network's positions, "
                 f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
             )
+        check_needs(self.objective, data, contract.provides, teacher=self.teacher_from is not None)
 
     def setup(self, stage: str) -> None:
-        """Take the data's contract, if it fits the network, and prepare what is measured."""
-        contract: DataContract = self.trainer.datamodule.contract  # type: ignore[attr-defined]
-        self.check(contract)
-        self.contract = contract
+        """Take the data's contract, if it fits network and objective, and prepare what is measured."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        contract: DataContract = data.contract
+        self.check(contract, data)
+        self.contract, self.provides = contract, contract.provides
         padding = self.config.vocab_size - contract.vocab_size
         self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)
-        self.metrics = {name: BitsPerByte(len(contract.sources)) for name in ("val", "test")}
+        sources, names = len(contract.sources), self.objective.metric_names
+        bits = self.objective.bits_per_byte
+        self.metrics = {name: BitsPerByte(sources) if bits else Means(names, sources) for name in ("val", "test")}
 
     def configure_optimizers(self) -> Any:
         """One optimizer object, stepped by the schedule once per optimizer step."""
         assert self.contract is not None
         trained = [(name, parameter) for name, parameter in self.net.named_parameters() if parameter.requires_grad]
-        optimizer = self.optimizer_recipe.build(trained, self.net.parameter_roles())
+        roles: dict[str, str] = dict(self.net.parameter_roles())
+        if self.score is not None:
+            trained += [(f"score.{name}", parameter) for name, parameter in self.score.named_parameters()]
+            roles[NAME] = "head"
+        optimizer = self.optimizer_recipe.build(trained, roles)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -217,37 +295,93 @@ class Stage(L.LightningModule):
         for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
             group["lr"] = base * factor(scheduler.last_epoch)
 
-    def _micro_batch(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _micro_batch(
+        self, batch: AnyBatch, step_counts: Optional[Tensor] = None, teacher_BTD: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Network and objective of one micro-batch: the function that is compiled."""
-        hidden_BTD = self.net(batch.tokens_BT, batch.doc_BT)
-        scores = LabelScores(hidden_BTD, self.net.head_weight, batch.labels_BT, logit_softcap=self.config.logit_softcap)
+        cap = self.config.logit_softcap
+        teacher = None
+        if self.teacher is not None and teacher_BTD is not None:
+            net = self.teacher.net
+            teacher = LabelScores(teacher_BTD, net.head_weight, batch.labels_BT, logit_softcap=net.config.logit_softcap)
+        scores = LabelScores(
+            self._hidden(batch), self.net.head_weight, batch.labels_BT,
+            logit_softcap=cap, score_head=self.score, teacher=teacher, step_counts=step_counts,
+        )  # fmt: skip
         numerator, denominator, metrics = self.objective(scores, batch)
         return numerator, denominator, metrics
 
-    def training_step(self, batch: list[Batch], batch_idx: int) -> Tensor:
+    def _hidden(self, batch: AnyBatch) -> Tensor:
+        if not self.objective.measured_half:
+            hidden_BTD: Tensor = self.net(batch.tokens_BT, batch.doc_BT)
+            return hidden_BTD
+        half = len(batch.tokens_BT) // 2
+        # The half with a gradient first: autocast keeps casts of weights, and one made without a gradient would hide it from the other.
+        learned = self.net(batch.tokens_BT[:half], batch.doc_BT[:half])
+        with torch.no_grad():
+            measured = self.net(batch.tokens_BT[half:], batch.doc_BT[half:])
+        return torch.cat([learned, measured])
+
+    def _extras(self, batch: list[AnyBatch]) -> Optional[Tensor]:
+        """What an objective wants to know of the whole step before its first micro-batch."""
+        counts = [self.objective.counts(micro) for micro in batch]
+        found = [count for count in counts if count is not None]
+        if not found:
+            return None
+        total: Tensor = self.trainer.strategy.reduce(torch.stack(found).sum(dim=0), reduce_op="sum")
+        return total
+
+    def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Optional[Tensor]]:
+        """A micro-batch with the reference's column, and the teacher's hidden states."""
+        if self.reference is not None:
+            micro = self.reference.fill(micro)
+        return micro, None if self.teacher is None else self.teacher.hidden(micro.tokens_BT, micro.doc_BT)
+
+    def training_step(self, batch: list[AnyBatch], batch_idx: int) -> Tensor:
         """All micro-batches of one optimizer step; Lightning runs the backward of the last one, and the update."""
         # Dropout is a function of (seed, step, rank), so that there is no generator state to save or to restore.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         self._batch = batch
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
         assert self.contract is not None
-        sources = len(self.contract.sources)
-        # fp32 by name: in bf16-true the default is bf16, which counts to 256.
-        nats_S = torch.zeros(sources, device=self.device, dtype=torch.float32)
-        tokens_S = torch.zeros(sources, device=self.device, dtype=torch.float32)
+        sums = StepSums(self.objective.metric_names, len(self.contract.sources), self.device)
+        step_counts = self._extras(batch)
         denominators = []
         for i, micro in enumerate(batch):
-            numerator, denominator, metrics = self._loss(micro)
+            complete, teacher_BTD = self._complete(micro)
+            numerator, denominator, metrics = self._loss(complete, step_counts, teacher_BTD)
             denominators.append(denominator)
-            nats_S.index_add_(0, micro.source_B, metrics["nll_B"].detach().float())
-            tokens_S.index_add_(0, micro.source_B, metrics["tokens_B"].float())
+            sums.add(metrics, micro.source_B)
             if i + 1 < len(batch):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
                     numerator.backward()  # type: ignore[no-untyped-call]
         self._denominator = torch.stack(denominators).sum()
-        self.sums = {"nats_S": nats_S, "tokens_S": tokens_S}
+        self.sums = sums.as_dict()
+        if self.global_step == 0:
+            self._check_start(sums)
         return numerator
+
+    def _check_start(self, sums: StepSums) -> None:
+        """At step 0 a policy is its own reference, and the loss is known; it costs one look at the device in a whole run."""
+        dropout = self.config.dropout or (self.adapter is not None and self.adapter.dropout)
+        another = self.reference_from is not None and self.reference_from != self.init_from
+        if self.reference is None or another or dropout:
+            return
+        total: Tensor = self.trainer.strategy.reduce(sums.packed(), reduce_op="sum")
+        means = sums.means(total)
+        # Kernels differ with the shape of a batch and with compilation: by about as much as the last digits of the precision.
+        half = torch.is_autocast_enabled(self.device.type) or self.net.token_embedding.weight.dtype != torch.float32
+        if math.isnan(means["loss"]):
+            return
+        wrong = self.objective.start(means, tolerance=(5e-2 if half else 1e-3) * max(1.0, means["tokens_per_term"]))
+        if wrong is not None and self.reference.place == "column":
+            raise UserError(
+                f"step 0: the column ref_logp of the data is not of the network that training starts from ({self.init_from}): {wrong}; "
+                "compute it again with that network, tokenizer and template, or leave it out"
+            )
+        if wrong is not None:
+            raise RuntimeError(f"step 0: the reference is not what training starts from: {wrong}")
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: Lightning calls this after `training_step`, which has accumulated gradients by then."""
@@ -258,11 +392,11 @@ class Stage(L.LightningModule):
         count = self.trainer.strategy.reduce(self._denominator.float(), reduce_op="sum")
         # Strategies average gradients over ranks; the count is a sum over ranks.
         scale = self.trainer.world_size / count.clamp(min=1.0)
-        norm = scale_and_clip_(self.net.parameters(), scale, self.clip_norm)
+        norm = scale_and_clip_(self.parameters(), scale, self.clip_norm)
         self.sums["grad_norm"] = norm
         if not math.isfinite(norm.item()):
-            rows = [int(n) for micro in self._batch for n in micro.index_B.tolist()]
-            loss = self.sums["nats_S"].sum() / self.sums["tokens_S"].sum()
+            rows = list(dict.fromkeys(int(n) for micro in self._batch for n in micro.index_B.tolist()))  # a pair has two rows
+            loss = self.sums["nats_S"].sum() / self.sums["terms_S"].sum()
             raise DivergedError(
                 f"step {self.global_step}: the gradient norm is {norm.item()} and the loss {loss.item():.4f} nats; "
                 "stopped before the update, weights and the last checkpoint are good",
@@ -276,37 +410,46 @@ class Stage(L.LightningModule):
 
     # ------------------------------------------------------------------ evaluation
 
-    def validation_step(self, batch: list[Batch], batch_idx: int) -> None:
+    def validation_step(self, batch: list[AnyBatch], batch_idx: int) -> None:
         """Add the held-out rows to the metric."""
         self._evaluate(batch, self.metrics["val"])
 
-    def test_step(self, batch: list[Batch], batch_idx: int) -> None:
+    def test_step(self, batch: list[AnyBatch], batch_idx: int) -> None:
         """Add the test rows to the metric."""
         self._evaluate(batch, self.metrics["test"])
 
-    def _evaluate(self, batch: list[Batch], metric: BitsPerByte) -> None:
+    def _evaluate(self, batch: list[AnyBatch], metric: Union[BitsPerByte, Means]) -> None:
         metric.to(self.device)
         self.token_bytes_V = self.token_bytes_V.to(self.device)
         for micro in batch:
+            complete, teacher_BTD = self._complete(micro)
             # Not compiled: another graph for a few batches costs more than it gains.
-            _, _, metrics = self._micro_batch(micro)
-            metric.update(metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V)
+            _, _, metrics = self._micro_batch(complete, None, teacher_BTD)
+            if isinstance(metric, Means):
+                metric.update(metrics, micro.source_B)
+            else:
+                metric.update(metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V)
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss and val/bits_per_byte, over all and per source; `Metrics` passes them on, at the step they belong to."""
+        """Publish val/loss and the objective's metrics (bits per byte for cross-entropy), over all and where known per source.
+
+        `Metrics` passes them on, at the step they belong to.
+        """
         self._publish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Publish test/loss and test/bits_per_byte, over all and per source."""
+        """Publish test/loss and the objective's metrics, over all and where known per source."""
         self._publish("test")
 
     def _publish(self, name: str) -> None:
         assert self.contract is not None
         values = self.metrics[name].compute()
         self.metrics[name].reset()
-        for key in ("loss", "bits_per_byte"):
+        for key in (key for key in values if not key.endswith("_S")):
             self.log(f"{name}/{key}", values[key].float(), logger=False, rank_zero_only=True)
-            # torchmetrics gives out a single element as a scalar: one source, and an iteration would fail.
+            if f"{key}_S" not in values:
+                continue
+            # torchmetrics makes a scalar of a tensor with one element, here of a single source.
             for source, value in zip(self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True):
                 if not math.isnan(value.item()):
                     self.log(f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True)

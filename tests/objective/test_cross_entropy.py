@@ -33,7 +33,7 @@ def test_sum_count_and_metrics() -> None:
     assert denominator.dtype == torch.int64
     assert metrics["tokens_B"].tolist() == [2, 7, 0]
     torch.testing.assert_close(metrics["nll_BT"], expected.detach())
-    torch.testing.assert_close(metrics["nll_B"], expected.detach().sum(1))
+    torch.testing.assert_close(metrics["loss_B"], expected.detach().sum(1))
     assert not any(metric.requires_grad for metric in metrics.values())
 
 

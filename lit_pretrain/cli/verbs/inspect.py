@@ -1,4 +1,4 @@
-"""Look inside: `inspect order` (which documents a step reads), `inspect data` (a dataset), `inspect run` (a run and its lineage)."""
+"""Look inside: `inspect order` and `inspect batch` (what a step reads), `inspect data` (a dataset), `inspect run` (a run, its lineage)."""
 
 import sys
 
@@ -10,13 +10,19 @@ def main(argv: list[str]) -> int:
     from lit_pretrain.errors import UserError
 
     listing = "\n".join(f"  {name:<6} {function.__doc__.splitlines()[0]}" for name, function in VIEWS.items() if function.__doc__)
+    listing += "\n  batch  The rows of a step as text, with what is learned; takes the options of a training command."
     usage = f"usage: lit_pretrain inspect WHAT [options]\n\n{listing}\n\n`lit_pretrain inspect WHAT --help` lists the options."
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return 0 if argv else 2
+    if argv[0] == "batch":
+        from lit_pretrain.cli.batch_view import show_batch  # the one view that needs torch
+
+        return show_batch(argv[1:])
     if argv[0] not in VIEWS:
-        near = nearest(argv[0], list(VIEWS))
-        raise UserError(f"there is no view {argv[0]!r}" + (f"; did you mean {near!r}?" if near else "") + f" Views: {', '.join(VIEWS)}")
+        names = [*VIEWS, "batch"]
+        near = nearest(argv[0], names)
+        raise UserError(f"there is no view {argv[0]!r}" + (f"; did you mean {near!r}?" if near else "") + f" Views: {', '.join(names)}")
     from lit_pretrain.cli.parser import make_parser
 
     function = VIEWS[argv[0]]

@@ -1,0 +1,133 @@
+"""ChatData: conversations for supervised fine-tuning, packed."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Optional
+
+import torch
+
+from lit_pretrain.batch import Batch
+from lit_pretrain.data.batches import rows_per_step
+from lit_pretrain.data.messages import BadRow, Row
+from lit_pretrain.data.packed import pack_rows, places
+from lit_pretrain.data.post_training import PostTrainingData, Sample
+from lit_pretrain.data.render import Rendered, TrainOn, truncate
+from lit_pretrain.data.row_source import Tally
+from lit_pretrain.errors import UserError
+
+
+class ChatData(PostTrainingData):
+    """Conversations, of which what the assistant says is learned.
+
+    A row of a batch holds several conversations, packed by best fit, that do not see each other; a row here is what `global_batch_rows`
+    and `micro_batch_size` count.
+
+    Args:
+        train_on: What is learned. assistant: every message of the assistant. last: its last one. completion: all that follows the prompt.
+            all: every token.
+        packing: best_fit, or none: a conversation a row.
+        global_batch_tokens: Places per optimizer step over all ranks, in place of `global_batch_rows`.
+        global_batch_rows: Rows per optimizer step over all ranks; micro-batches are accumulated to reach it.
+        common: What all post-training data take.
+    """
+
+    kind: ClassVar[str] = "conversation"
+
+    def __init__(
+        self,
+        *,
+        train_on: TrainOn = "assistant",
+        packing: Literal["best_fit", "none"] = "best_fit",
+        global_batch_tokens: Optional[int] = None,
+        global_batch_rows: Optional[int] = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(global_batch_rows=global_batch_rows, **common)
+        if (global_batch_tokens is None) == (global_batch_rows is None):
+            raise UserError("give the size of a step either as data.global_batch_tokens or as data.global_batch_rows, one of them")
+        if train_on not in ("assistant", "last", "all", "completion"):
+            raise UserError(f"data.train_on={train_on!r} must be assistant, last, completion or all")
+        if packing not in ("best_fit", "none"):
+            raise UserError(f"data.packing={packing!r} must be best_fit or none")
+        self.train_on: TrainOn = train_on
+        self.packing = packing
+        self.global_batch_tokens = global_batch_tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows per optimizer step over all ranks."""
+        if self.global_batch_tokens is None:
+            return super().rows
+        return rows_per_step(global_batch_tokens=self.global_batch_tokens, seq_len=self.seq_len, micro_batch_size=1, world_size=1)[0]
+
+    def settings(self) -> dict[str, Any]:
+        """What is learned, and how rows are made."""
+        return {"train_on": self.train_on, "packing": self.packing}
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Labels."""
+        return frozenset({"labels"})
+
+    @property
+    def capacity(self) -> Optional[int]:
+        """Inputs of a row."""
+        return self.seq_len if self.packing == "best_fit" else None
+
+    def encode(self, rows: Sequence[Row]) -> Sequence[Rendered | BadRow]:
+        """Rendered and cut to what a row takes: `seq_len` inputs and the label of the last."""
+        encoded: list[Rendered | BadRow] = []
+        for rendered in self.renderer.render(rows, train_on=self.train_on):  # type: ignore[arg-type]
+            try:
+                encoded.append(rendered if isinstance(rendered, BadRow) else truncate(rendered, self.seq_len + 1, self.truncation))
+            except BadRow as bad:
+                encoded.append(bad)
+        return encoded
+
+    def places(self, item: Any) -> int:
+        """Its inputs."""
+        return places(item)
+
+    def note(self, row: Row, item: Any, tally: Tally) -> None:
+        """Count what was cut, too."""
+        super().note(row, item, tally)
+        if item.cut:
+            tally.noted["truncated"] += 1
+
+    def collate(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Packed rows."""
+        tensors = pack_rows([sample.items for sample in samples], pad_id=self.pad_id, seq_len=self.seq_len)
+        facts = (torch.tensor([sample.source for sample in samples]), torch.tensor([sample.number for sample in samples]))
+        return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in (*tensors, *facts)), strict=True)]
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and rank."""
+        if self.global_batch_tokens is not None:
+            return rows_per_step(
+                global_batch_tokens=self.global_batch_tokens,
+                seq_len=self.seq_len,
+                micro_batch_size=self.micro_batch_size,
+                world_size=world_size,
+            )[1]
+        return super().accumulation(world_size)
+
+    def batch_line(self, world_size: int) -> str:
+        """A step in words."""
+        return (
+            f"{self.rows} rows × {self.seq_len} = {self.tokens_per_step:,} tokens a step ({world_size} ranks × "
+            f"{self.micro_batch_size} rows × {self.accumulation(world_size)} accumulation)"
+        )
+
+    def exposure(self, steps: int) -> str:
+        """What the run reads: rows, packs, and how much of them is learned."""
+        items = [item for held in self.held["train"] for item in held.items]
+        taken, learned = sum(map(places, items)), sum(int(item.learned[1:].sum()) for item in items)
+        first = self.order.first(1)
+        full = sum(places(item) for n in range(first) for item in self.train_sample(n).items) / (first * self.seq_len)
+        return "\n".join(
+            [
+                *self.tally_lines(),
+                f"template {self.template.name} ({self.template.hash[:12]}), train_on {self.train_on}: "
+                f"{learned:,} of {taken:,} tokens are learned",
+                f"{len(items):,} conversations in {first:,} rows of {self.seq_len} an epoch, {full:.1%} full",
+            ]
+        )

@@ -1,0 +1,444 @@
+"""PostTrainingData: files of rows as micro-batches, in an order that is a pure function of the step. What its children share."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Optional
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from lit_pretrain.batch import DataContract
+from lit_pretrain.data.batches import PAD_ROW, StepSampler
+from lit_pretrain.data.epochs import Epochs, SourceRows
+from lit_pretrain.data.manifest import canonical_hash
+from lit_pretrain.data.messages import BadRow, Row
+from lit_pretrain.data.permutation import permutation
+from lit_pretrain.data.render import Renderer, Truncation
+from lit_pretrain.data.row_source import SPLITS, RowSource, Tally, as_sources, check_sources, identity, read_source, settle, tallies
+from lit_pretrain.data.template import FILENAME as TEMPLATE
+from lit_pretrain.data.template import ChatTemplate, find_template
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+
+
+class Sample(NamedTuple):
+    """What one row of a batch is made of."""
+
+    number: int
+    """Global sample number; `PAD_ROW` where the sample only fills up a batch."""
+    source: int
+    items: tuple[Any, ...]
+    """Encoded rows; none in a sample that fills up."""
+
+
+class Held(NamedTuple):
+    """The encoded rows of one source and split."""
+
+    items: list[Any]
+    wheres: list[str]
+    """File and number of each row."""
+
+
+class Samples(Dataset[Sample]):
+    """Samples by number, from a function of it."""
+
+    def __init__(self, at: Callable[[int], Sample]) -> None:
+        self.at = at
+
+    def __getitem__(self, n: int) -> Sample:
+        return self.at(n)
+
+
+class PostTrainingData(L.LightningDataModule):
+    """Rows of several files, rendered by a chat template; no loader state is ever saved.
+
+    Args:
+        sources: Files of rows by name.
+        path: One file, in place of `sources`.
+        format: Its format.
+        fields: Part of a row -> field that holds it, where it differs from the format's.
+        tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
+        template: A preset (chatml, llama3, qwen, plain), a file or a folder; auto takes the one beside the tokenizer, else chatml.
+        template_options: What the template may ask for besides messages, such as {enable_thinking: false}.
+        seq_len: Longest row in tokens.
+        truncation: What becomes of longer ones.
+        global_batch_rows: Rows per optimizer step over all ranks; micro-batches are accumulated to reach it.
+        micro_batch_size: Rows that one device processes at once.
+        validation: Share of the rows held out for validation, by a hash of what they say.
+        test: Share of the rows held out for `lit_pretrain test`.
+        val_rows: Held-out rows of each source used by a validation; null uses all.
+        on_bad_row: What becomes of rows that are a mistake. refuse: an error names the first. drop: they are left out and counted.
+        seed: Seed of the order.
+    """
+
+    kind: ClassVar[str]
+    """What rows are read as: conversation, preference, verdict or problem."""
+    unit: ClassVar[str] = "rows"
+    """What a sample is called."""
+    sequences_per_row: ClassVar[int] = 1
+    """Sequences that the network sees for each sample."""
+
+    def __init__(
+        self,
+        sources: Optional[dict[str, RowSource]] = None,
+        path: Optional[str] = None,
+        format: str = "messages",
+        fields: Optional[dict[str, str]] = None,
+        tokenizer: Optional[str] = None,
+        template: str = "auto",
+        template_options: Optional[dict[str, Any]] = None,
+        seq_len: int = 1024,
+        truncation: Truncation = "keep_start",
+        global_batch_rows: Optional[int] = 32,
+        micro_batch_size: int = 4,
+        validation: float = 0.05,
+        test: float = 0.0,
+        val_rows: Optional[int] = 512,
+        on_bad_row: Literal["refuse", "drop"] = "refuse",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (sources is None) == (path is None):
+            raise UserError("data needs files of rows: give either data.path and data.format, or data.sources, and not both")
+        if path is not None:
+            sources = {Path(path).name.split(".")[0]: RowSource(path=path, format=format, fields=fields)}
+        for name, value in (("seq_len", seq_len), ("micro_batch_size", micro_batch_size), ("global_batch_rows", global_batch_rows)):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
+        if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+            raise UserError(f"data.validation={validation} and data.test={test} are shares: not negative, together below 1")
+        if truncation not in ("keep_start", "keep_end", "drop"):
+            raise UserError(f"data.truncation={truncation!r} must be keep_start, keep_end or drop")
+        self.row_sources = as_sources(sources or {})
+        self.tokenizer_path = tokenizer
+        self.template_name = template
+        self.template_options = template_options
+        self.seq_len = seq_len
+        self.truncation: Truncation = truncation
+        self.global_batch_rows = global_batch_rows
+        self.micro_batch_size = micro_batch_size
+        self.validation = validation
+        self.test = test
+        self.val_rows = val_rows
+        self.on_bad_row: Literal["refuse", "drop"] = on_bad_row
+        self.seed = seed
+        self.tallies = tallies(self.row_sources)
+        check_sources(self.row_sources)
+
+    # ------------------------------------------------------------------ what the children say
+
+    def encode(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Rows as a collation wants them, each or the `BadRow` that it turned out to be."""
+        raise NotImplementedError
+
+    def places(self, item: Any) -> int:
+        """Places that an encoded row takes in a pack."""
+        return 1
+
+    @property
+    def capacity(self) -> Optional[int]:
+        """Places in a pack; None where every row is a sample."""
+        return None
+
+    def collate(self, samples: Sequence[Sample]) -> list[Any]:
+        """Samples as micro-batches."""
+        raise NotImplementedError
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the batches hold, as `DataContract.provides` names it."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What else decides the numbers."""
+        return {}
+
+    # ------------------------------------------------------------------ what the data is
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        if self.tokenizer_path is None:
+            raise UserError(
+                "data.tokenizer is not set and there is no parent (--from) to take it from: name a tokenizer.json or its folder"
+            )
+        return Tokenizer.load(self.tokenizer_path)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        assert self.tokenizer is not None
+        return find_template(self.template_name, self.tokenizer_path or ".")
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What turns conversations into tokens."""
+        return Renderer(self.tokenizer, self.template, options=self.template_options)
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of `source_B`."""
+        return list(self.row_sources)
+
+    @cached_property
+    def manifest_hash(self) -> str:
+        """The identity of the data: the content of its files, how they are read, rendered and split, and with which tokenizer."""
+        return canonical_hash(
+            {
+                "kind": self.kind, "sources": identity(self.row_sources), "tokenizer": self.tokenizer.hash, "template": self.template.hash,
+                "options": self.template_options, "seq_len": self.seq_len, "truncation": self.truncation, "validation": self.validation,
+                "test": self.test, "on_bad_row": self.on_bad_row, **self.settings(),
+            }
+        )  # fmt: skip
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.tokenizer.hash
+
+    @property
+    def template_hash(self) -> Optional[str]:
+        """Identity of the chat template."""
+        return self.template.hash
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        """What fills up rows; it is never a label."""
+        return self.tokenizer.special_tokens.get("<|pad|>", self.tokenizer.eos_id)
+
+    @property
+    def rows(self) -> int:
+        """Samples per optimizer step over all ranks."""
+        if self.global_batch_rows is None:
+            raise UserError("data.global_batch_rows must be set")
+        return self.global_batch_rows
+
+    @property
+    def where(self) -> str:
+        """Where the data lie."""
+        return ", ".join(source.path or f"{name} (made)" for name, source in self.row_sources.items())
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Places per optimizer step over all ranks; in batches that are not packed the most there can be."""
+        return self.rows * self.seq_len * self.sequences_per_row
+
+    @property
+    def contract(self) -> DataContract:
+        """What this data promises to a stage."""
+        return DataContract(
+            sources=tuple(self.sources),
+            vocab_size=self.vocab_size,
+            tokenizer_hash=self.tokenizer.hash,
+            manifest_hash=self.manifest_hash,
+            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
+            seq_len=self.seq_len,
+            global_batch_tokens=self.tokens_per_step,
+            provides=self.provides,
+        )
+
+    # ------------------------------------------------------------------ rows
+
+    @cached_property
+    def held(self) -> Mapping[str, list[Held]]:
+        """Split -> the encoded rows of every source.
+
+        Raises:
+            UserError: A file or row is a mistake, or no training row is left.
+        """
+        held: dict[str, list[Held]] = {split: [] for split in SPLITS}
+        self.tallies = tallies(self.row_sources)
+        for name, source in self.row_sources.items():
+            tally = self.tallies[name]
+            splits = list(
+                read_source(
+                    name, source, kind=self.kind, validation=self.validation, test=self.test, on_bad_row=self.on_bad_row, tally=tally
+                )
+            )
+            mine = {split: Held([], []) for split in SPLITS}
+            for split, item in zip(splits, self.encode([split.row for split in splits]), strict=True):
+                if isinstance(item, BadRow):
+                    settle(item, split.where, tally, self.on_bad_row)
+                else:
+                    self.note(split.row, item, tally)
+                    mine[split.name].items.append(item)
+                    mine[split.name].wheres.append(split.where)
+            for split_name in SPLITS:
+                held[split_name].append(mine[split_name])
+        if not any(source.items for source in held["train"]):
+            raise UserError("no row is left to train on:\n  " + "\n  ".join(self.tally_lines(held)))
+        return held
+
+    def note(self, row: Row, item: Any, tally: Tally) -> None:
+        """Count what is worth knowing about a row that is used."""
+        if row.tools and not self.template.shows_tools:
+            tally.noted["tools_not_shown"] += 1
+
+    def tally_lines(self, held: Optional[Mapping[str, list[Held]]] = None) -> list[str]:
+        """What became of the rows, a line for each source."""
+        held = held or self.held
+        kept = [sum(len(held[split][s].items) for split in SPLITS) for s in range(len(self.sources))]
+        return [self.tallies[name].line(name, n) for name, n in zip(self.sources, kept, strict=True)]
+
+    @cached_property
+    def order(self) -> Epochs:
+        """The order of the training samples."""
+        rows = [
+            SourceRows(name, np.array([self.places(item) for item in held.items], dtype=np.int64), self.row_sources[name].weight)
+            for name, held in zip(self.sources, self.held["train"], strict=True)
+        ]
+        return Epochs(rows, capacity=self.capacity, seed=self.seed)
+
+    def train_sample(self, n: int) -> Sample:
+        """Training sample n."""
+        pack = self.order(n)
+        items = self.held["train"][pack.source].items
+        return Sample(n, pack.source, tuple(items[row] for row in pack.rows))
+
+    def held_out(self, split: str) -> list[Sample]:
+        """The samples of a held-out split, the same at every validation and for every number of ranks.
+
+        Raises:
+            UserError: The split is empty.
+        """
+        limit = self.val_rows if split == "validation" else None
+        samples: list[Sample] = []
+        for s, held in enumerate(self.held[split]):
+            chosen = sorted(permutation(len(held.items), "held-out", split, self.sources[s])[:limit])
+            if not chosen:
+                continue
+            lengths = np.array([self.places(held.items[i]) for i in chosen], dtype=np.int64)
+            order = Epochs([SourceRows(self.sources[s], lengths)], capacity=self.capacity, seed=0)
+            for n in range(order.first(1)):
+                samples.append(Sample(len(samples), s, tuple(held.items[chosen[row]] for row in order(n).rows)))
+        if not samples:
+            setting = "data.validation" if split == "validation" else "data.test"
+            raise UserError(
+                f"no row is held out for the {split}: raise {setting} ({getattr(self, split)} of "
+                f"{sum(t.read for t in self.tallies.values())} rows), or give a source a validation_path"
+            )
+        return samples
+
+    # ------------------------------------------------------------------ what the command line asks
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and rank.
+
+        Raises:
+            UserError: The rows of a step do not divide.
+        """
+        unit = self.micro_batch_size * world_size
+        if self.rows % unit:
+            nearest = max(1, round(self.rows / unit)) * unit
+            raise UserError(
+                f"data.global_batch_rows={self.rows} must be a multiple of micro_batch_size × ranks = {self.micro_batch_size} × "
+                f"{world_size} = {unit}; the nearest is {nearest}"
+            )
+        return self.rows // unit
+
+    def batch_line(self, world_size: int) -> str:
+        """A step in words."""
+        return (
+            f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step ({world_size} ranks × {self.micro_batch_size} {self.unit} × "
+            f"{self.accumulation(world_size)} accumulation)"
+        )
+
+    def epochs(self, steps: int) -> float:
+        """How often a run reads its rows."""
+        return self.order.in_epochs(steps * self.rows)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of a number of epochs; the last step is filled up from the next one."""
+        whole = math.floor(epochs)
+        begin, end = self.order.first(whole), self.order.first(whole + 1)
+        return math.ceil((begin + (epochs - whole) * (end - begin)) / self.rows)
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a run that could not be validated; rows are read as often as it is long.
+
+        Raises:
+            UserError: A row is a mistake, or none is held out.
+        """
+        self.held_out("validation")
+
+    def exposure(self, steps: int) -> str:
+        """What the run reads, as lines to print before it begins."""
+        lines = self.tally_lines()
+        lines.append(f"template {self.template.name} ({self.template.hash[:12]}), {self.order.first(1):,} {self.unit} an epoch")
+        return "\n".join(lines)
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows of some samples, a few of them."""
+        found = []
+        for pack in map(self.order, samples[:16]):
+            found += [self.held["train"][pack.source].wheres[row] for row in pack.rows]
+        more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
+        return ", ".join(found) + more
+
+    def step_batches(self, step: int, rows: int) -> list[Any]:
+        """The first rows of an optimizer step, as micro-batches."""
+        first = step * self.rows
+        return self.collate([self.train_sample(n) for n in range(first, first + min(rows, self.rows))])
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and template to a run's folder."""
+        self.tokenizer.save(folder)
+        (folder / TEMPLATE).write_text(self.template.source, encoding="utf-8")
+
+    def share(self, other: "PostTrainingData") -> None:
+        """Take over what another instance of the same settings has read."""
+        for name in ("tokenizer", "template", "renderer", "manifest_hash", "held", "order"):
+            if name in other.__dict__:
+                self.__dict__[name] = other.__dict__[name]
+        self.tallies = other.tallies
+
+    # ------------------------------------------------------------------ loaders
+
+    def setup(self, stage: str) -> None:
+        """Read the rows, and refuse what cannot be trained on before the first step."""
+        self.renderer  # noqa: B018
+        self.held  # noqa: B018
+
+    def _replicas(self) -> tuple[int, int]:
+        """(rank, number) of the data-parallel replica that this process feeds."""
+        strategy = self.trainer.strategy if self.trainer is not None else None
+        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+        return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
+
+    def _loader(self, at: Callable[[int], Sample], batches: Any) -> DataLoader[Any]:
+        # No workers: what a step reads is in memory, and copying it between processes costs more.
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(Samples(at), batch_sampler=batches, collate_fn=self.collate, pin_memory=pin)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """One batch per optimizer step, from the trainer's step on, without end."""
+        assert self.trainer is not None
+        rank, replicas = self._replicas()
+        self.accumulation(replicas)
+        sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
+        return self._loader(self.train_sample, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The rows held out for validation."""
+        return self._held_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The rows held out for the test."""
+        return self._held_loader("test")
+
+    def _held_loader(self, split: str) -> DataLoader[Any]:
+        samples = self.held_out(split)
+        rank, replicas = self._replicas()
+        size = self.micro_batch_size
+        # Every rank runs as many batches: collectives inside a sharded forward must match.
+        numbers = list(range(len(samples))) + [PAD_ROW] * (-len(samples) % (size * replicas))
+        batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), size * replicas)]
+        return self._loader(lambda n: samples[n] if n != PAD_ROW else Sample(PAD_ROW, 0, ()), batches)
