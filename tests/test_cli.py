@@ -17,7 +17,7 @@ from lit_pretrain import __main__ as cli
 from lit_pretrain.errors import DivergedError, UserError
 
 TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
-NOW = ("fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor")
+NOW = ("fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "merge", "adapter")
 HELP_SECONDS = 1.5
 """Processor time, three times what it takes, so that a busy machine does not fail the test; an import of torch takes longer."""
 

@@ -53,9 +53,21 @@ def corpus(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def parent(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that others can start from."""
+    runs = tmp_path_factory.mktemp("parents")
+    assert main(["fit", *TINY, *SHORT, f"--data.path={corpus}", f"--runs={runs}", "--name=parent"]) == 0
+    return runs / "parent"
+
+
 @pytest.mark.parametrize("config", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path) -> None:
-    code = main(["fit", "--config", str(config), *shrink(config), *SHORT, f"--data.path={corpus}", f"--runs={tmp_path}", "--name=run"])
+def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    start = (
+        [*shrink(config)] if config.parent.name == "pretrain" else [f"--from={request.getfixturevalue('parent')}", "--model.compile=off"]
+    )
+    verb = {"pretrain": "fit"}.get(config.parent.name, config.parent.name)
+    code = main([verb, "--config", str(config), *start, *SHORT, f"--data.path={corpus}", f"--runs={tmp_path}", "--name=run"])
     assert code == 0
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]

@@ -48,13 +48,16 @@ class AdaptedLinear(nn.Linear):
         self.scale = scale
         self.enabled = True
         self.dropout = nn.Dropout(dropout)
-        self.register_parameter("weight", None if quantize else base.weight)
-        self.register_parameter("bias", base.bias)
+        if quantize:
+            self.register_parameter("weight", None)
+        else:
+            self.weight = base.weight
+        self.bias = base.bias
         self.nf4 = NF4Weight(base.weight) if quantize else None
-        new = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **new))
-        self.lora_B = nn.Parameter(torch.empty(base.out_features, rank, **new))
-        self.register_parameter("lora_magnitude", nn.Parameter(torch.empty(base.out_features, **new)) if dora else None)
+        new = base.weight.new_empty  # of its device and dtype
+        self.lora_A = nn.Parameter(new(rank, base.in_features))
+        self.lora_B = nn.Parameter(new(base.out_features, rank))
+        self.register_parameter("lora_magnitude", nn.Parameter(new(base.out_features)) if dora else None)
         for name, parameter in (("lora_A0", self.lora_A), ("lora_B0", self.lora_B)):
             self.register_buffer(name, torch.empty_like(parameter, requires_grad=False) if offset else None)
 
@@ -101,7 +104,8 @@ class AdaptedLinear(nn.Linear):
             W, A, B = self.base_weight(), A.float(), B.float() * self.scale
             cross = (F.linear(W, A) * B).sum(dim=1)
             square = (F.linear(B, F.linear(A, A)) * B).sum(dim=1)
-            return (torch.linalg.vector_norm(W, dim=1).square() + 2 * cross + square).sqrt()
+            norm: Tensor = (torch.linalg.vector_norm(W, dim=1).square() + 2 * cross + square).sqrt()
+            return norm
 
     def extra_repr(self) -> str:
         """Shape and kind."""

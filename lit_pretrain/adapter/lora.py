@@ -17,7 +17,7 @@ from .match import matching
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adaptation (Hu et al. 2022): the network is frozen, and each target matrix W becomes W + scale B A, of which A and B are trained."""
+    """Low-rank adaptation (Hu et al. 2022): the network is frozen, and each target matrix W becomes W + scale B A with A and B trained."""
 
     rank: int = 16
     """Rows of A and columns of B."""

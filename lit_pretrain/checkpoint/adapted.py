@@ -58,8 +58,8 @@ class AdapterRecord:
             if Path(place).exists():
                 return place
         raise UserError(
-            f"{checkpoint} is an adapter, and its base {self.base} (sha256 {self.base_hash[:16]}) is gone, also from {beside}; put it back, "
-            "or say where it is now: lit_pretrain merge RUN OUT --base PLACE writes a run that needs no base"
+            f"{checkpoint} is an adapter, and its base {self.base} (sha256 {self.base_hash[:16]}) is gone, also from {beside}; put it "
+            "back, or say where it is now: lit_pretrain merge RUN OUT --base PLACE writes a run that needs no base"
         )
 
     def check_base(self, found_hash: str, found: str, where: str) -> None:
@@ -86,7 +86,7 @@ def content_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         digest.update(f"\x00{name}\x00{tensor.dtype}\x00{list(tensor.shape)}\x00".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Weights: the network's tensors out of a checkpoint file, a sharded checkpoint folder or a Hugging Face folder; an adapter with its base."""
+"""Weights: the network's tensors out of a checkpoint, whole, sharded or an adapter's, or out of a Hugging Face folder."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -19,13 +19,13 @@ class FlopsPerToken(NamedTuple):
 def flops_per_token(config: ModelConfig, seq_len: int, *, adapter_parameters: Optional[int] = None) -> FlopsPerToken:
     """FLOPs per token of a shape at a sequence length.
 
+    A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it multiplies.
+    Sliding windows and document masks are not credited: kernels differ in what they skip.
+
     Args:
         config: The shape.
         seq_len: Inputs per row.
         adapter_parameters: With an adapter, its size: a frozen matrix costs 4 FLOPs a parameter, because it gets no gradient of its own.
-
-    A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it multiplies.
-    Sliding windows and document masks are not credited: kernels differ in what they skip.
     """
     matmul = count_parameters(config).matmul
     dense = 6.0 * matmul if adapter_parameters is None else 4.0 * matmul + 6.0 * adapter_parameters

@@ -44,7 +44,7 @@ class OptimizerRecipe(Protocol):
 
 
 class Stage(L.LightningModule):
-    r"""Network, objective and optimisation of one stage of training.
+    """Network, objective and optimisation of one stage of training.
 
     Args:
         net: Shape of the network.
@@ -54,7 +54,7 @@ class Stage(L.LightningModule):
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
         adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
-        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks\.[01]\.`, that are not trained.
+        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks.0`, that are not trained.
         reference: Whose log-probabilities a policy is compared with, if the data holds none: a run, a checkpoint or a Hugging Face folder.
             By default the network that training starts from.
         teacher: Whom a student learns from, if the data holds no teacher's words: a run, a checkpoint or a Hugging Face folder.

@@ -1,0 +1,92 @@
+"""Merging: what `lit_pretrain merge` does, a run with an adapter made a run of whole weights."""
+
+from pathlib import Path
+from typing import Literal, Optional
+
+from lit_pretrain.errors import UserError
+
+ROWS, LENGTH = 4, 64
+"""Random tokens on which the two networks are compared."""
+
+
+def merge(
+    run: str,
+    out: str,
+    checkpoint: str = "last",
+    base: Optional[str] = None,
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
+    tolerance: Optional[float] = None,
+) -> int:
+    """Put the adapter of a run into its base, and write the whole network as a run.
+
+    Args:
+        run: The folder of a run with an adapter, or one of its checkpoints.
+        out: Folder to write; it must not exist.
+        checkpoint: For a run folder: last or best.
+        base: Where the base lies, if not where it lay in training.
+        dtype: Of the weights that are written. base: that of each of the base's weights. The sums are made in fp32 in any case.
+        tolerance: Largest difference between logits, relative to the largest logit, that is accepted. Default: 1e-5 in float32, 0.1 in
+            16 bits.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named as RUN itself")
+    if Path(out).exists():
+        raise UserError(f"{out} exists already; choose another place, or remove it")
+    import json
+
+    import torch
+
+    from lit_pretrain.checkpoint.contract import KEY
+    from lit_pretrain.checkpoint.find import config_of, resolve
+    from lit_pretrain.checkpoint.network import load_adapted
+    from lit_pretrain.checkpoint.weights import read_metadata, read_weights
+    from lit_pretrain.cli.run_writer import write_run
+    from lit_pretrain.report.folder import PROVENANCE
+
+    path = resolve(run, which=checkpoint)
+    net, record, beneath = load_adapted(path, base=base)
+    length = min(LENGTH, net.config.max_seq_len)
+    tokens_BT = torch.randint(net.config.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        beside = net.logits(net(tokens_BT))
+        record.adapter.merge(net)
+        dtypes = {name: tensor.dtype for name, tensor in read_weights(beneath).items()}
+        if dtype != "base":
+            dtypes = dict.fromkeys(dtypes, getattr(torch, dtype))
+        weights = {name: tensor.to(dtypes[name]) for name, tensor in net.state_dict().items()}
+        net.load_state_dict(weights)
+        merged = net.logits(net(tokens_BT))
+    difference, largest = (merged - beside).abs().max().item(), beside.abs().max().item()
+    rounded = any(tensor.dtype != torch.float32 for tensor in weights.values())
+    accepted = tolerance if tolerance is not None else 0.1 if rounded else 1e-5
+    print(
+        f"logits of {ROWS} × {length} random tokens, adapter beside the base and merged: largest difference {difference:.3g}, "
+        f"largest logit {largest:.3g}"
+    )
+    if not difference <= accepted * largest:
+        raise UserError(
+            f"the merged network differs by {difference / largest:.3g} of the largest logit, more than {accepted:g}: nothing is written. "
+            "Use --dtype float32, or accept it with --tolerance"
+        )
+    config, folder = config_of(path), path.parent.parent
+    config["model"] |= {"adapter": None, "init_from": None}
+    facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    kept = {key: facts[key] for key in ("manifest_hash", "tokenizer_hash", "data", "precision", "parameters")}
+    write_run(
+        Path(out),
+        config=config,
+        tensors=weights,
+        step=int(read_metadata(path)[KEY]["step"]),
+        tokenizer=folder,
+        facts={
+            "verb": "merge",
+            "parent": str(path),
+            "base": beneath,
+            "base_hash": record.base_hash,
+            "logit_difference": difference,
+            **kept,
+        },
+        record={},
+    )
+    print(f"done: {out}, whole weights ({', '.join(sorted({str(d).removeprefix('torch.') for d in dtypes.values()}))})")
+    return 0

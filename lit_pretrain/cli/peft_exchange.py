@@ -1,0 +1,132 @@
+"""PEFT exchange: what `lit_pretrain adapter` does, adapters to peft and from it."""
+
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+from lit_pretrain.errors import UserError
+
+
+def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = None) -> int:
+    """Write the adapter of a run as peft reads it: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        run: The folder of a run with an adapter, or one of its checkpoints.
+        out: Folder to write; it must not exist.
+        checkpoint: For a run folder: last or best.
+        base: Name or folder of the base in Hugging Face format, which peft is to load beneath. Default: that of the run, if it is one.
+    """
+    from safetensors.torch import save_file
+
+    from lit_pretrain.checkpoint.find import config_of, resolve
+    from lit_pretrain.checkpoint.hf_import import is_hf_folder
+    from lit_pretrain.checkpoint.network import model_config
+    from lit_pretrain.checkpoint.peft_format import CONFIG, WEIGHTS, to_peft
+    from lit_pretrain.checkpoint.weights import read_record, read_stored
+    from lit_pretrain.cli.run_writer import write_folder
+    from lit_pretrain.report.folder import write_whole
+
+    path = resolve(run, which=checkpoint)
+    record = read_record(path)
+    if record is None:
+        raise UserError(f"{path} is a whole network: there is no adapter in it to export")
+    if base is None and is_hf_folder(Path(record.base)):
+        base = record.base
+    shape = model_config(config_of(path)["model"]["net"])
+    config, tensors = to_peft(shape, record.adapter, read_stored(path), base=base)
+
+    def fill(folder: Path) -> None:
+        write_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+    write_folder(Path(out), fill)
+    beneath = f"; its base there: {base}" if base else "; no base is named: give peft the base's export"
+    quantized = (
+        "; it was trained on NF4: load the base with bnb_4bit_quant_type='nf4', double quantisation" if record.adapter.quantize else ""
+    )
+    print(f"done: {out}, rank {config['r']}, {len(tensors)} tensors{beneath}{quantized}")
+    return 0
+
+
+def import_(folder: str, out: str, base: str) -> int:
+    """Make an adapter of peft a run of ours, which can be generated with, measured, merged and started from.
+
+    Args:
+        folder: It holds adapter_config.json and adapter_model.safetensors.
+        out: Folder of the run to write; it must not exist.
+        base: The network that it belongs to: a run, a checkpoint or a Hugging Face folder.
+    """
+    import dataclasses
+    import os
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord
+    from lit_pretrain.checkpoint.find import config_of
+    from lit_pretrain.checkpoint.hf_import import is_hf_folder
+    from lit_pretrain.checkpoint.network import model_config
+    from lit_pretrain.checkpoint.parent import find_parent
+    from lit_pretrain.checkpoint.peft_format import CONFIG, WEIGHTS, from_peft
+    from lit_pretrain.checkpoint.weights import identity
+    from lit_pretrain.cli.adapter_cost import adapter_cost
+    from lit_pretrain.cli.run_writer import write_run
+    from lit_pretrain.model.config import count_parameters
+    from lit_pretrain.report.folder import PROVENANCE
+
+    source = Path(folder)
+    try:
+        settings: dict[str, Any] = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(source / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is not an adapter of peft, or a damaged one ({CONFIG}, {WEIGHTS}): {error}") from None
+    parent = find_parent(base)
+    shape = model_config(parent.shape)
+    adapter, ours = from_peft(shape, settings, tensors, where=folder)
+    _check_fit(shape, adapter, ours, folder)
+    foreign = is_hf_folder(parent.path)
+    home = parent.path if foreign else parent.path.parent.parent
+    config: dict[str, Any] = (
+        {"trainer": {"precision": "32-true"}, "data": {}, "model": {"net": parent.shape}} if foreign else config_of(parent.path)
+    )
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(adapter).items()}
+    config["model"] |= {"adapter": plain, "init_from": str(parent.path)}
+    config.setdefault("max_steps", 0)
+    facts = {} if foreign else json.loads((home / PROVENANCE).read_text(encoding="utf-8"))
+    record = AdapterRecord(adapter, str(parent.path), os.path.relpath(parent.path, out), identity(str(parent.path)))
+    write_run(
+        Path(out),
+        config=config,
+        tensors=ours,
+        step=0,
+        tokenizer=home,
+        facts={
+            "verb": "adapter import",
+            "parent": str(parent.path),
+            "imported": folder,
+            "adapter": adapter_cost(shape, adapter).line(adapter),
+            "parameters": dataclasses.asdict(count_parameters(shape)),
+            **{key: facts.get(key, "") for key in ("manifest_hash", "tokenizer_hash", "data")},
+            "precision": facts.get("precision", "32-true"),
+        },
+        record={RECORD: record.plain()},
+    )
+    print(f"done: {out}, rank {adapter.rank}, {len(ours)} tensors on {parent.path}")
+    return 0
+
+
+def _check_fit(shape: Any, adapter: Any, tensors: Any, folder: str) -> None:
+    """Refuse tensors that are not those of the network with this adapter."""
+    import torch
+
+    from lit_pretrain.adapter import is_adapter_tensor
+    from lit_pretrain.model.transformer import Transformer
+
+    with torch.device("meta"):
+        net = Transformer(shape)
+        adapter.apply(net)
+    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items() if is_adapter_tensor(name)}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wanted != found:
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))[0]
+        raise UserError(f"{folder} does not fit this network: {wrong} is {found.get(wrong)} instead of {wanted.get(wrong)}")
