@@ -41,7 +41,7 @@ def fit(dataset: Path, runs: Path, *extra: str) -> int:
         (["--data.seq_len=4096", "--data.global_batch_tokens=32768"], "longer than the network's positions"),
         (["--data.seq_len=1000000", "--data.global_batch_tokens=8000000", "--model.net.max_seq_len=1000000"], "no complete row"),
         (["--model.net.vocab_size=100"], "model.net.vocab_size=100"),
-        (["--max_tokens=1000"], "exactly one of max_steps, max_tokens and max_flops"),
+        (["--max_tokens=1000"], "exactly one of max_steps, max_epochs, max_tokens and max_flops"),
         (["--max_steps=0"], "max_steps=0 must be positive"),
         (["--max_steps=null", "--max_tokens=.nan"], "max_tokens=nan must be positive and finite"),
         (["--max_steps=null", "--max_flops=.inf"], "max_flops=inf must be positive and finite"),

@@ -60,13 +60,11 @@ def train(verb: str, argv: list[str]) -> int:
         cli.config, net_of(cli.config), cli.layout, data, gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None
     )
     adapter = adapter_of(cli.config)
+    said = plan.line if adapter is None else f"{plan.line}\n{adapter_cost(net_of(cli.config), adapter).line(adapter)}"
     mixture = data.exposure(cli.config.max_steps)
     if trainer.is_global_zero:
         start_run(cli, first_step)
-        print(plan.line, flush=True)
-        if adapter is not None:
-            print(adapter_cost(net_of(cli.config), adapter).line(adapter))
-        print(mixture, flush=True)
+        print(said, mixture, sep="\n", flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
     began = time.perf_counter()
@@ -80,7 +78,7 @@ def train(verb: str, argv: list[str]) -> int:
             cli.run_folder,
             seconds=time.perf_counter() - began,
             train_seconds=cli.metrics.train_seconds,
-            plan=plan.line,
+            plan=said,
             forecast=None if plan.prediction is None else (plan.prediction.loss, plan.prediction.text),
             mixture=mixture,
             samples=cli.samples.latest,

@@ -44,7 +44,7 @@ class OptimizerRecipe(Protocol):
 
 
 class Stage(L.LightningModule):
-    r"""Network, objective and optimisation of one stage of training.
+    """Network, objective and optimisation of one stage of training.
 
     Args:
         net: Shape of the network.
