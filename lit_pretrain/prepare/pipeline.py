@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import functools
 import itertools
 import json
 import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-import lit_pretrain
 from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash, content_hash, file_sha256
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, rejects, tokenize
@@ -34,8 +33,8 @@ from lit_pretrain.prepare.dedup.sketch import sizes_of
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.run import run
-from lit_pretrain.prepare.engine.stage import Stage, Task
-from lit_pretrain.prepare.funnel import Funnel
+from lit_pretrain.prepare.engine.stage import Advance, Stage, Task
+from lit_pretrain.prepare.funnel import CUT, Funnel, without
 from lit_pretrain.prepare.inputs import Inputs, find
 from lit_pretrain.prepare.parts import cut
 from lit_pretrain.prepare.rejects import Rejects
@@ -45,7 +44,7 @@ from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents, read_some
 from lit_pretrain.prepare.survivors import all_removed, clean_file
-from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file
+from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file, has_ids
 from lit_pretrain.prepare.tasks.compare import (
     BucketTask,
     Comparison,
@@ -57,7 +56,10 @@ from lit_pretrain.prepare.tasks.compare import (
     SketchTask,
 )
 from lit_pretrain.prepare.tasks.encode import EncodeTask, part_directory, split_of
+from lit_pretrain.prepare.tasks.ids import DropTask, TwiceTask, with_ids_file
+from lit_pretrain.prepare.tasks.ids import ranges_for as id_ranges_for
 from lit_pretrain.prepare.tasks.sample import SampleTask, gather
+from lit_pretrain.prepare.versions import versions
 
 CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""
@@ -85,21 +87,28 @@ def prepare(config: PrepareConfig) -> Manifest:
     if (out / manifests.FILENAME).exists():
         existing = Manifest.load(out)
         refuse_difference(out, existing, config)
+        directory.clear(out)
         say(f"{out} is already prepared with this config ({existing.tokens('train'):,} training tokens); nothing to do")
         return existing
     inputs = _find(config)
     index = None if config.decontaminate is None else Index.build(config.decontaminate)
     given = tokenize.load(config.tokenizer)
     directory.check_free(out)
-    with directory.workspace(out, _state(config, inputs, given, index)) as work:
-        return _Preparation(config, inputs, index, work.absolute()).run(given)
+    made_by = versions(config)
+    state = _state(config, inputs, given, index, made_by)
+    with directory.workspace(out, state) as work:
+        return _Preparation(config, inputs, index, work.absolute(), state, made_by).run(given)
 
 
 class _Preparation:
     """One run of the pipeline in a directory of its own."""
 
-    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], index: Index | None, work: Path) -> None:
+    def __init__(
+        self, config: PrepareConfig, inputs: dict[str, Inputs], index: Index | None, work: Path, state: str, made_by: dict[str, str]
+    ) -> None:
         self._config = config
+        self._state = state
+        self._versions = made_by
         self._inputs = inputs
         self._index = index
         self._work = work
@@ -118,10 +127,11 @@ class _Preparation:
         if self._index is not None:
             self._index.save(gate_file(work))
         self._clean = self._do("clean", "read and clean", CleanTask(config, parts, work), [part.bytes for part in parts])
+        self._check_documents()
+        self._drop_ids()
         self._left = [result["funnel"][-1]["bytes"] for result in self._clean]
         counts = [result["funnel"][-1]["documents"] for result in self._clean]
         self._begins = tuple(itertools.accumulate(counts[:-1], initial=0))
-        self._check_documents()
         self._compare()
         left = self._left
         if tokenizer is None:
@@ -132,8 +142,9 @@ class _Preparation:
         encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), left)
         for path in tokenizer.save(dataset):
             sync(path)
-        sources = {name: self._source(name, encoded, dataset, dtype) for name in self._inputs}
+        sources = {name: self._source(name, encoded, dataset, tokenizer, dtype) for name in self._inputs}
         self._write_rejects(dataset)
+        gate = self._gate(dataset)
         identity, splits = config.identity(), config.splits
         manifest = Manifest(
             tokenizer=TokenizerRecord(
@@ -151,18 +162,45 @@ class _Preparation:
             sources=sources,
             config=identity,
             config_hash=canonical_hash(identity),
-            versions=_versions(),
-            gate=self._gate(dataset),
+            versions=self._versions,
+            files=_files(dataset, sources),
+            gate=gate,
         )
         for path in directories_below(dataset):
             sync(path)
         write_durably(dataset / manifests.FILENAME, manifest.dump())
         return manifest
 
-    def _do(self, name: str, title: str, task: Task, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    def _do(
+        self, name: str, title: str, task: Task, sizes: Sequence[int], unit: Literal["bytes", "tasks"] = "bytes"
+    ) -> list[dict[str, Any]]:
         """Runs one stage to its end."""
         self._stages += 1
-        return run(Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work), self._engine)
+        stage = Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work, state=self._state, unit=unit)
+        return run(stage, self._engine, self._versions)
+
+    def _drop_ids(self) -> None:
+        """Takes documents out whose id an earlier one of the source has, in whatever file."""
+        parts = tuple(number for number, part in enumerate(self._parts) if has_ids(self._config, part.source))
+        if not parts:
+            return
+        last = [self._clean[part]["funnel"][-1] for part in parts]
+        ranges = id_ranges_for(sum(step["documents"] for step in last))
+        self._do("twice", "find ids that occur twice", TwiceTask(self._work, parts, ranges), [1] * ranges, "tasks")
+        names = list(self._config.sources)
+        task = DropTask(
+            self._work,
+            parts,
+            tuple(names.index(self._parts[part].source) for part in parts),
+            tuple(step["bytes"] for step in last),
+            tuple(frozenset(document for _, _, document in step["sample"]) for step in last),
+            ranges,
+        )
+        for part, step, found in zip(parts, last, self._do("ids", "take out what has the id of another", task, task.sizes), strict=True):
+            left, size = step["documents"] - found["removed"], step["bytes"] - found["bytes"]
+            removed = {"duplicate_id": found["removed"]} if found["removed"] else {}
+            self._clean[part]["funnel"].append(without(step, "ids", left, size, set(found["sampled"]), removed))
+            with_ids_file(self._work, part).unlink(missing_ok=True)
 
     def _compare(self) -> None:
         """Finds what was said before: whole documents, then lines."""
@@ -172,15 +210,15 @@ class _Preparation:
         corpus = Comparison(config, self._work, self._begins, tuple(self._left))
         if config.compares:
             self._do("sketch", "sketch documents", SketchTask(corpus), self._left)
-            self._do("bucket", "find documents that may be duplicates", BucketTask(corpus), [1] * len(corpus.edges))
-            groups = self._do("group", "group them", GroupTask(corpus), [1])[0]["groups"]
+            self._do("bucket", "find documents that may be duplicates", BucketTask(corpus), [1] * len(corpus.edges), "tasks")
+            groups = self._do("group", "group them", GroupTask(corpus), [1], "tasks")[0]["groups"]
             self._do("shingles", "read them again", ShinglesTask(corpus), self._left)
-            self._do("decide", "compare them", DecideTask(corpus), [1] * groups)
+            self._do("decide", "compare them", DecideTask(corpus), [1] * groups, "tasks")
             self._record_duplicates(corpus)
         if config.lines is not None:
             counts = self._do("lines", "hash lines", LinesTask(corpus), self._left)
             ranges = ranges_for(sum(result["lines"] for result in counts))
-            self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges)
+            self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges, "tasks")
 
     def _record_duplicates(self, corpus: Comparison) -> None:
         """Adds the verdicts to the funnels of the parts, and writes the report."""
@@ -192,7 +230,8 @@ class _Preparation:
             gone = Counter(REASONS[code] for code in removed.reason[here].tolist())
             size = int(sizes[begin:end].sum() - sizes[removed.document[here]].sum())
             count = end - begin - int(here.sum())
-            result["funnel"].append({"name": "dedup", "documents": count, "bytes": size, "removed": gone, "changed": {}})
+            which = set((removed.document[here] - begin).tolist())
+            result["funnel"].append(without(result["funnel"][-1], "dedup", count, size, which, gone))
 
         def look_up(wanted: set[int]) -> dict[int, tuple[str, Document]]:
             found = {}
@@ -218,9 +257,11 @@ class _Preparation:
         for name in self._inputs:
             mine = [result for part, result in zip(self._parts, self._clean, strict=True) if part.source == name]
             check_read(name, mine, self._config.max_bad_fraction)
-            steps = self._funnel(name).record()
+            steps = list(self._funnel(name).steps.values())
             if not steps[-1].documents:
-                left = ", ".join(f"{count:,} {reason}" for step in steps for reason, count in step.removed.items()) or "it has no rows"
+                left = (
+                    ", ".join(f"{count:,} {reason}" for step in steps for reason, count in sorted(step.removed.items())) or "it has no rows"
+                )
                 raise UserError(f"sources.{name} holds no document ({left}). Correct its path or its filters, or remove it from `sources`.")
 
     def _train_tokenizer(self, left: Sequence[int]) -> Tokenizer:
@@ -234,8 +275,9 @@ class _Preparation:
         texts = gather(self._config, self._work, len(self._parts))
         if not texts:
             raise UserError("no source holds any training text: every document fell to validation or test")
-        with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", None):
-            tokenizer = tokenize.train(texts, config)
+        size = sum(len(text.encode()) for text in texts)
+        with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", size) as (advance, _):
+            tokenizer = tokenize.train(_counted(texts, advance), config)
         saved.mkdir(exist_ok=True)
         tokenizer.save(saved)
         write_durably(saved / "done", "")
@@ -255,7 +297,7 @@ class _Preparation:
         if tokenizer.fallback_reason is not None:
             say(f"encoding with `tokenizers`, several times slower than tiktoken, because {tokenizer.fallback_reason}")
 
-    def _source(self, name: str, encoded: Sequence[dict[str, Any]], dataset: Path, dtype: str) -> Source:
+    def _source(self, name: str, encoded: Sequence[dict[str, Any]], dataset: Path, tokenizer: Tokenizer, dtype: str) -> Source:
         """Puts the parts of a source together, and records it."""
         mine = [n for n, part in enumerate(self._parts) if part.source == name]
         splits = {
@@ -277,7 +319,8 @@ class _Preparation:
                     "documents": sum(split.documents for split in splits.values()),
                     "bytes": sum(split.bytes for split in splits.values()),
                     "removed": {},
-                    "changed": {"cut": cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                    "changed": {CUT: cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                    "sample": [],
                 }
             ]
         )
@@ -289,8 +332,13 @@ class _Preparation:
             licence=source.licence,
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
+            content_sha256=content_hash(pair for n in mine for pair in self._clean[n]["files"]),
             path=None if source.kind == "embedded" else self._inputs[name].base,
-            funnel=funnel.record(),
+            funnel=funnel.record(
+                functools.cache(lambda text: len(tokenizer.encode(text))),
+                1 if tokenizer.one_separator else 2,
+                sum(split.tokens for split in splits.values()),
+            ),
             splits=splits,
         )
 
@@ -327,13 +375,33 @@ def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]
         "bytes": sum(split.bytes for split in splits.values()),
         "removed": {"nothing_left": emptied} if emptied else {},
         "changed": {f"lost {lines:,} lines": changed} if changed else {},
+        "sample": [],  # it is counted: nothing follows that removes
     }
 
 
-def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None) -> str:
-    """What two runs must share for one to go on with the other's files."""
+def _counted(texts: Sequence[str], advance: Advance) -> Iterator[str]:
+    """The texts, their bytes told as they are taken."""
+    for text in texts:
+        yield text
+        advance(len(text.encode()))
+
+
+def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
+    """sha256 of every file but the chunks, which have theirs already."""
+    chunks = {
+        dataset / split / name / chunk.filename
+        for name, source in sources.items()
+        for split in SPLITS
+        for chunk in source.splits[split].chunks
+    }
+    found = sorted(path for path in dataset.rglob("*") if path.is_file() and path not in chunks and path.name != manifests.FILENAME)
+    return {path.relative_to(dataset).as_posix(): file_sha256(path) for path in found}
+
+
+def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None, made_by: dict[str, str]) -> str:
+    """Hash of what two runs must share for one to go on with the other's files."""
     files = {
-        name: [(file.name, file.location, file.bytes, _modified(file.location)) for file in found.files] for name, found in inputs.items()
+        name: [(file.name, file.location, file.bytes, _changed(file.location)) for file in found.files] for name, found in inputs.items()
     }
     facts = {
         "config": config.identity(),
@@ -341,17 +409,18 @@ def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | 
         "files": files,
         "tokenizer": None if given is None else given.hash,
         "gate": None if index is None else index.hash,
-        "versions": _versions(),
+        "versions": made_by,
     }
-    return canonical_hash(facts) + "\n"
+    return canonical_hash(facts)
 
 
-def _modified(location: str) -> int | None:
-    """Time of a local file's last change, ns."""
+def _changed(location: str) -> tuple[int, int] | None:
+    """Times of a local file's last change, ns: of its content, which anybody can set, and of its entry, which the system alone can."""
     try:
-        return os.stat(location).st_mtime_ns
+        facts = os.stat(location)
     except OSError:
         return None
+    return facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _find(config: PrepareConfig) -> dict[str, Inputs]:
@@ -389,12 +458,6 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], config: PrepareConf
                 f"{name}: no document fell to {label} ({documents} documents, fraction {fraction}); "
                 "more documents or a larger fraction would give it some"
             )
-
-
-def _versions() -> dict[str, str]:
-    """What made the bytes."""
-    libraries = {name: importlib.metadata.version(name) for name in ("tiktoken", "tokenizers")}
-    return {"lit_pretrain": lit_pretrain.__version__, "python": platform.python_version(), **libraries}
 
 
 def _processors() -> int:

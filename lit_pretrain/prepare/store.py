@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.engine.stage import scratch_name
 
 _GROUP_BYTES = 8 << 20
 """Text held in memory by a writer or a reader: one row group."""
@@ -22,7 +23,7 @@ class DocumentWriter:
         import pyarrow.parquet
 
         self._path = path
-        self._scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._scratch = scratch_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pyarrow.schema([("text", pyarrow.large_string()), ("origin", pyarrow.string()), ("fields", pyarrow.string())])
         self._writer = pyarrow.parquet.ParquetWriter(self._scratch, self._schema, compression="zstd", compression_level=1)
