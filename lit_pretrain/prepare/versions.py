@@ -24,7 +24,7 @@ _MODULE = "module "
 
 
 def versions(config: PrepareConfig) -> dict[str, str]:
-    """Name -> version. The rules of normalisation and of letters are those of Python's Unicode tables, which have a version of their own."""
+    """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say, which have a version of their own."""
     names = {*_ALWAYS, *(name for source in config.sources.values() for name in _OF_KIND.get(source.kind, ()))}
     modules: set[str] = set()
     for source in config.sources:

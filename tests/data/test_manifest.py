@@ -31,8 +31,9 @@ def source(**changes: Any) -> Source:
         "licence": "MIT",
         "files": 1,
         "input_bytes": 31,
+        "content_sha256": "ef" * 32,
         "path": "texts",
-        "funnel": (Step(name="read", documents=3, bytes=30, removed={"empty": 1}, changed={}),),
+        "funnel": (Step(name="read", documents=3, bytes=30, tokens=12, tokens_estimated=True, removed={"empty": 1}, changed={}),),
         "splits": {"train": SPLIT, "validation": EMPTY, "test": EMPTY},
     }
     return Source(**{**fields, **changes})
@@ -48,6 +49,7 @@ def manifest(**changes: Any) -> Manifest:
         "config": {"seed": 0},
         "config_hash": canonical_hash({"seed": 0}),
         "versions": {"python": "3.11"},
+        "files": {"tokenizer.json": "01" * 32},
     }
     return Manifest(**{**fields, **changes})
 
@@ -123,8 +125,8 @@ def test_load(tmp_path) -> None:
     [
         (lambda text: text[: len(text) // 2], "not JSON"),
         (lambda text: "[]", "expected a JSON object, found list"),
-        (lambda text: "{}", "format_version None; this lit_pretrain reads 2"),
-        (lambda text: text.replace('"format_version": 2', '"format_version": 3'), "format_version 3"),
+        (lambda text: "{}", "format_version None; this lit_pretrain reads 3"),
+        (lambda text: text.replace('"format_version": 3', '"format_version": 2'), "format_version 2"),
         (lambda text: text.replace('"dtype"', '"dtypes"'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"token": 10'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"tokens": 12'), "its content has the hash"),

@@ -153,7 +153,7 @@ def test_killed_at_any_stage_and_run_again(corpus: Path, finished: Path, tmp_pat
     out = tmp_path / "data"
     process = subprocess.Popen(command(corpus, out, "--workers=1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     begin = time.monotonic()
-    while not list(tmp_path.glob(f".data.partial/*-{stage}/*.json")):
+    while not list(tmp_path.glob(f".data.partial/*/*-{stage}/*.json")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() - begin < 120
         time.sleep(0.001)

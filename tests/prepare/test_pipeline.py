@@ -111,7 +111,10 @@ def test_manifest_is_true(corpus: Path) -> None:
     tokenizer = Tokenizer.load(out)
     assert (manifest.tokenizer.hash, manifest.tokenizer.vocab_size, manifest.tokenizer.pattern) == (tokenizer.hash, 330, "cl100k")
     assert manifest.dtype == "uint16"
-    assert set(manifest.versions) == {"lit_pretrain", "python", "tiktoken", "tokenizers"}
+    assert set(manifest.versions) == {"lit_pretrain", "python", "unicode", "numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash"}
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.suffix != ".bin"} - {"manifest.json"}
+    assert set(manifest.files) == files >= {"tokenizer.json", "train/story/documents.jsonl", "train/story/index.json"}
+    assert all(file_sha256(out / name) == sha256 for name, sha256 in manifest.files.items())
     assert manifest.config["tokenizer"]["vocab_size"] == 330
     assert "out" not in manifest.config
     lines = table(manifest).splitlines()

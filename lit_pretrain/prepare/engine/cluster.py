@@ -123,7 +123,8 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
                 ray.init(
                     address="local" if own else config.ray.address,
                     # Of this machine, no more than the run was given, and no dashboard, which takes seconds to come up.
-                    **({"num_cpus": workers, "include_dashboard": False} if own else {}),
+                    num_cpus=workers if own else None,
+                    include_dashboard=False if own else None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
@@ -152,7 +153,7 @@ class RankWorker:
         """Address of the machine that the actor is on."""
         import ray
 
-        address: str = ray.util.get_node_ip_address()
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return address
 
     def run_for_rank(self, executor: Any, ranks: list[int], node_ips: list[str], node_idx: int) -> None:

@@ -35,7 +35,11 @@ class CleanTask:
     work: Path
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<number>.parquet, or where documents have ids, what is in `tasks.ids`; returns the funnel of the part, samples of what it left behind, and hits of evaluation sets."""
+        """Writes clean/<number>.parquet, or what `tasks.ids` needs where documents have ids.
+
+        Returns:
+            The funnel of the part, samples of what it left behind, hits of evaluation sets, and the hashes of its files.
+        """
         part, config = self.parts[number], self.config
         pass_ = _Pass(config, part.source, self.work, threshold(sum(other.bytes for other in self.parts if other.source == part.source)))
         policy = ReadPolicy(config.errors, config.too_large, config.max_document_bytes)
