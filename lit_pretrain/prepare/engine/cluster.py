@@ -25,6 +25,8 @@ _GROUP_BYTES = 32 << 20
 """Small tasks share a process on the cluster, whose start takes seconds: about half a minute of cleaning."""
 _GROUPS_PER_WORKER = 4
 """At least so many groups where there are enough tasks: the last ones decide how long all of it takes."""
+_GRACE_SECONDS = 10.0
+"""How long a job whose tasks are all done may take to leave the queue."""
 _JOBS = "jobs"
 """In the logs of a stage: the name and the numbers of its job arrays."""
 _PATIENCE_SECONDS = 600.0
@@ -229,8 +231,13 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: Engi
             raise UserError(f"engine slurm needs `sbatch` on this machine: {error}") from None
         except subprocess.CalledProcessError as error:
             raise UserError(f"sbatch refused the job array of {stage.name}: {error}; its script is in {logs}") from None
-        while stage.open_tasks() and _queued(name):
-            time.sleep(_POLL_SECONDS)
+        done_since = None
+        while _queued(name):
+            if not stage.open_tasks():
+                done_since = done_since or time.monotonic()
+                if time.monotonic() - done_since > _GRACE_SECONDS:
+                    break
+            time.sleep(_pause(len(stage.sizes)))
     finally:
         _cancel(jobs)
 
@@ -276,6 +283,11 @@ def _queued(name: str, patience: float = _PATIENCE_SECONDS) -> bool:
         time.sleep(10 * _POLL_SECONDS)
 
 
+def _pause(tasks: int) -> float:
+    """Seconds between two looks at the results of so many tasks: a shared file system has other things to do."""
+    return _POLL_SECONDS * (1 + tasks / 1000)
+
+
 @contextlib.contextmanager
 def _reporting(stage: Stage, numbers: list[int], advance: Advance) -> Iterator[None]:
     """Advances by the size of each task whose result appears."""
@@ -287,7 +299,7 @@ def _reporting(stage: Stage, numbers: list[int], advance: Advance) -> Iterator[N
         left.difference_update(done)
 
     def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
+        while not stop.wait(_pause(len(numbers))):
             look()
 
     thread = threading.Thread(target=watch, daemon=True)
