@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 _GROUP_BYTES = 32 << 20
 """Small tasks share a process on the cluster, whose start takes seconds: about half a minute of cleaning."""
 _GROUPS_PER_WORKER = 4
-"""At least so many groups where there are enough tasks: the last ones decide how long all of it takes."""
+"""At least so many groups where there is enough work: the last ones decide how long all of it takes."""
 _GRACE_SECONDS = 10.0
 """How long a job whose tasks are all done may take to leave the queue."""
 _JOBS = "jobs"
@@ -36,7 +36,7 @@ _END_SECONDS = 90.0
 
 
 def group(sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES) -> list[list[int]]:
-    """Which tasks share a process: consecutive ones, of at most `limit` together, and few enough to keep all workers busy.
+    """Which tasks share a process: consecutive ones, of at most `limit` together, in no fewer groups than there are workers.
 
     Args:
         sizes: Work per task.
@@ -46,15 +46,16 @@ def group(sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES) -> l
     Returns:
         Positions in `sizes`, each once.
     """
-    most = max(1, len(sizes) // (_GROUPS_PER_WORKER * workers))
+    wanted = min(len(sizes), max(workers, min(_GROUPS_PER_WORKER * workers, sum(sizes) // limit)))
     groups: list[list[int]] = []
-    size = limit
-    for position, here in enumerate(sizes):
-        if not groups or size + here > limit or len(groups[-1]) >= most:
-            groups.append([])
-            size = 0
-        groups[-1].append(position)
-        size += here
+    for number in range(wanted):
+        left = 0  # of the limit
+        for position in range(number * len(sizes) // wanted, (number + 1) * len(sizes) // wanted):
+            if not left or sizes[position] > left:
+                groups.append([])
+                left = limit
+            groups[-1].append(position)
+            left = max(0, left - sizes[position])
     return groups
 
 

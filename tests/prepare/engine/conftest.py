@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts" / "copy.txt").write_text((folder / "texts" / "003.txt").read_text())
     (folder / "texts" / "short.txt").write_text("Too short.")
     (folder / "texts" / "leak.txt").write_text(f"{stories[4]} {QUESTION}")
-    lines_of = [story.replace("Sentence", "Line") for story in stories]
+    lines_of = [story.replace("Sentence", "Paragraph") for story in stories]
     for name, rows in (("a", range(20)), ("b", range(10, 30))):
         lines = [json.dumps({"text": f"Row {n} of table {name}. {lines_of[n]}", "key": f"id-{n}"}) + "\n" for n in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
@@ -68,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pii": {},
         "tokenizer": {"vocab_size": 320},
         "chunk_tokens": 8000,
-        "part_bytes": 60_000,
+        "part_bytes": 90_000,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder

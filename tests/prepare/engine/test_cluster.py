@@ -30,7 +30,7 @@ def test_groups_hold_every_task_once(sizes: list[int], workers: int, limit: int)
     assert [position for found in groups for position in found] == list(range(len(sizes)))
     assert all(found for found in groups)
     assert all(len(found) == 1 or sum(sizes[position] for position in found) <= limit for found in groups)
-    assert len(groups) >= min(len(sizes), 4 * workers), "all workers have something to do"
+    assert len(groups) >= min(len(sizes), workers), "all workers have something to do"
 
 
 def test_every_step_had_something_to_do(local: Path) -> None:
