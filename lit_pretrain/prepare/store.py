@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -53,16 +54,18 @@ class DocumentWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self._writer.close()
+        try:
+            if kind is None:
+                if self._rows:
+                    self._flush()
+                self._writer.close()
+                with self._scratch.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(self._scratch, self._path)
+        finally:
+            with contextlib.suppress(OSError):  # after a failure: what is buffered cannot be written, and nobody wants it
+                self._writer.close()
             self._scratch.unlink(missing_ok=True)
-            return
-        if self._rows:
-            self._flush()
-        self._writer.close()
-        with self._scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._scratch, self._path)
 
 
 def read_documents(path: Path) -> Iterator[Document]:

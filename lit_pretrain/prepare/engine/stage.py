@@ -143,8 +143,11 @@ def scratch_name(path: Path) -> Path:
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all, also where two machines write it."""
     scratch = scratch_name(path)
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full

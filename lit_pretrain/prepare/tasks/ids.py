@@ -148,8 +148,11 @@ def _save(path: Path, array: npt.NDArray[np.uint64]) -> None:
     """Writes an array; the file appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_name(path)
-    with scratch.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with scratch.open("wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full
