@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / f"d{place % 4}" / f"{place % 3}.jsonl"
         path.parent.mkdir(exist_ok=True)
         with path.open("a") as file:
-            file.write(json.dumps({"text": text, "id": place if place % 10 else 0}) + "\n")
+            file.write(json.dumps({"text": text, "id": place - (place % 20 == 1)}) + "\n")
     return root
 
 

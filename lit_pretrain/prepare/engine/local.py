@@ -35,7 +35,10 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
     tasks.sort(key=lambda number: (-stage.sizes[number], number))
     if workers == 1 or len(tasks) == 1:
         for number in tasks:
-            stage.run(number, advance)
+            try:
+                stage.run(number, advance)
+            except OSError as error:
+                raise stage.disk_trouble(number, f"{type(error).__name__}: {error}") from error
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)

@@ -107,7 +107,7 @@ class Stage:
                     raise UserError(facts["message"])
                 if facts["disk"]:
                     last = facts["message"].strip().splitlines()[-1]
-                    raise UserError(f"task {number} of {self.name} could not write or read: {last}. Free some space, then run again.")
+                    raise self.disk_trouble(number, last)
                 raise RuntimeError(f"task {number} of {self.name} failed:\n{facts['message']}")
         if missing:
             raise UserError(
@@ -115,6 +115,12 @@ class Stage:
                 f"often for lack of memory or time, or never started (logs: {self.directory / 'logs'}). Run again: finished tasks are kept."
             )
         return [json.loads(self._result(number).read_text(encoding="utf-8"))["result"] for number in range(len(self.sizes))]
+
+    def disk_trouble(self, number: int, what: str) -> UserError:
+        """For a task that an OSError has ended."""
+        return UserError(
+            f"task {number} of {self.name} could not write or read: {what}. Free some space, then run again: finished tasks are kept."
+        )
 
     def _begin(self) -> bytes:
         """Of a result: the state comes first, so that looking at a result need not read it."""
