@@ -15,6 +15,7 @@ from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find
 from lit_pretrain.prepare.remote import is_remote
 from lit_pretrain.prepare.report import working
+from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
@@ -28,7 +29,12 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]
     if not differences:
-        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config), *_changed_exams(existing, config)]
+        differences = [
+            *_changed_inputs(existing, config),
+            *_changed_tokenizer(existing, config),
+            *_changed_exams(existing, config),
+            *_changed_filters(existing, config),
+        ]
     if differences:
         raise UserError(
             f"{out} was prepared otherwise:\n  "
@@ -86,6 +92,14 @@ def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
             here = content_sha256(read_records(evaluation_set.path, evaluation_set.separator))
             if here != there.get(name):
                 yield f"content of decontaminate.against.{name}: sha256 {there.get(name)} there, {here} here"
+
+
+def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Filters of the user's own and lists that filters read, where they hold something else."""
+    for name, here in versions(config).items():
+        there = existing.versions.get(name)
+        if name.startswith(CONTENTS) and here not in (there, "missing"):
+            yield f"content of {name}: {there} there, {here} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

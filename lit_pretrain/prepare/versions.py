@@ -21,14 +21,18 @@ _OF_KIND = {"html": ("lxml", "trafilatura"), "warc": ("lxml", "trafilatura", "wa
 """Kind of a source -> libraries that decide what its text is. Those that only unpack or fetch are left out: they give what was stored."""
 _MODULE = "module "
 """Begins the name of a filter's module that belongs to no installed package: its version is the sha256 of its file."""
+_LIST = "file "
+"""Begins the path of a list that a filter reads; likewise."""
+CONTENTS = (_MODULE, _LIST)
+"""Begin what is no library's version but a part of what was asked for."""
 
 
 def versions(config: PrepareConfig) -> dict[str, str]:
     """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say, which have a version of their own."""
     names = {*_ALWAYS, *(name for source in config.sources.values() for name in _OF_KIND.get(source.kind, ()))}
-    modules: set[str] = set()
+    contents: set[str] = set()
     for source in config.sources:
-        _filters(config, source, names, modules)
+        _filters(config, source, names, contents)
     if config.dedup is not None and config.dedup.near is not None:
         names.add("rensa")
     return {
@@ -36,7 +40,7 @@ def versions(config: PrepareConfig) -> dict[str, str]:
         "python": platform.python_version(),
         "unicode": unicodedata.unidata_version,
         **{name: _version(name) for name in sorted(names)},
-        **{f"{_MODULE}{module}": _content(module) for module in sorted(modules)},
+        **{name: _content(name) for name in sorted(contents)},
     }
 
 
@@ -49,17 +53,20 @@ def difference(there: Mapping[str, str]) -> str:
     }
     found = []
     for name, version in there.items():
-        mine = here.get(name) or (_content(name.removeprefix(_MODULE)) if name.startswith(_MODULE) else _version(name))
+        mine = here.get(name) or (_content(name) if name.startswith(CONTENTS) else _version(name))
         if mine != version:
             found.append(f"{name} is {mine} here, {version} there")
     return ", ".join(found)
 
 
-def _filters(config: PrepareConfig, source: str, names: set[str], modules: set[str]) -> None:
-    """Adds what the filters of a source stand on."""
+def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
+    """Adds what the filters of a source stand on: libraries, and modules and lists of the user's own."""
     from lit_pretrain.prepare.filters.load import OURS, expand
 
     for spec in expand(config.filters_of(source)):
+        for argument, value in spec.init_args.items():
+            if argument.endswith("_files"):
+                contents.update(f"{_LIST}{path}" for path in ([value] if isinstance(value, str) else value))
         if spec.class_path == "Language":
             names.add("py3langid")
         elif spec.class_path == "Url" and spec.init_args.get("datatrove_lists"):
@@ -69,7 +76,7 @@ def _filters(config: PrepareConfig, source: str, names: set[str], modules: set[s
             owners = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
             names.update(owner for owner in owners if owner != "lit_pretrain")
             if not owners:
-                modules.add(module)
+                contents.add(f"{_MODULE}{module}")
 
 
 def _version(name: str) -> str:
@@ -80,9 +87,12 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def _content(module: str) -> str:
-    """sha256 of a module's file."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+def _content(name: str) -> str:
+    """sha256 of a module's file, or of a list."""
+    path: str | None = name.removeprefix(_LIST)
+    if name.startswith(_MODULE):
+        found = importlib.util.find_spec(name.removeprefix(_MODULE))
+        path = None if found is None else found.origin
+    if path is None or not Path(path).expanduser().is_file():
         return "missing"
-    return f"sha256:{hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}"

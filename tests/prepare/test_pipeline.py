@@ -21,6 +21,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded, tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
 from lit_pretrain.prepare.dedup.config import DedupConfig, LinesConfig
+from lit_pretrain.prepare.filters.spec import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.read import jsonl, reader
 from lit_pretrain.prepare.report import funnel, table
@@ -181,6 +182,16 @@ def test_an_edit_of_the_same_size_is_seen(corpus: Path) -> None:
     assert prepare(config(corpus)) == first
 
 
+def test_another_list_of_a_filter_is_seen(corpus: Path) -> None:
+    (corpus / "words.txt").write_text("casino\n")
+    url = FilterSpec(class_path="Url", init_args={"word_files": [str(corpus / "words.txt")], "without_url": "keep"})
+    first = prepare(config(corpus, filters=[url]))
+    assert prepare(config(corpus, filters=[url])) == first
+    (corpus / "words.txt").write_text("poker\n")
+    with pytest.raises(UserError, match=r"content of file .*words\.txt: sha256:"):
+        prepare(config(corpus, filters=[url]))
+
+
 def test_a_file_that_changes_while_it_is_read(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = corpus / "code.jsonl"
     read = jsonl.records
@@ -228,7 +239,7 @@ def test_the_table_shows_no_absurd_tokens(corpus: Path) -> None:
     for n in range(30):
         (corpus / "story" / f"notice{n:02d}.txt").write_text(f"{notice}é{n:02d}")
     sources = {"story": dataclasses.replace(config(corpus).sources["story"], glob="notice*.txt")}
-    lines = DedupConfig(exact=False, lines=LinesConfig(min_words=5))
+    lines = DedupConfig(exact=False, near=None, lines=LinesConfig(min_words=5))
     given = TokenizerConfig(kind="file", path=str(corpus / "tokenizer"))
     (corpus / "tokenizer").mkdir()
     tokenize.train([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(corpus / "tokenizer")

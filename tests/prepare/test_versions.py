@@ -59,6 +59,16 @@ def test_a_filter_of_ones_own_counts_by_its_file(tmp_path: Path, monkeypatch: py
     assert "ones_own_filters" not in sys.modules, "looking at it does not run it"
 
 
+def test_the_lists_of_a_filter_count_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("bad\n")
+    asked = config(filters=[FilterSpec(class_path="Url", init_args={"word_files": [str(tmp_path / "words.txt")]})])
+    first = versions(asked)
+    assert set(first) - ALWAYS == {f"file {tmp_path / 'words.txt'}"}
+    (tmp_path / "words.txt").write_text("worse\n")
+    assert versions(asked) != first
+    assert "words.txt is sha256:" in difference(first)
+
+
 def test_another_machine_is_told_apart() -> None:
     here = versions(config())
     assert not difference(here)
