@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_pretrain.data.manifest import Step
-from lit_pretrain.prepare.blocks import Sample, blocks
+from lit_pretrain.prepare.blocks import MOST, Sample, blocks
 from lit_pretrain.prepare.filters.chain import Outcome
 
 CUT = "cut"
@@ -25,6 +25,8 @@ class StepCount:
     removed: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     sample: Sample = field(default_factory=Sample)
+    base: str = ""
+    """Step whose sample this one's was taken out of; empty: it has its own."""
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
@@ -35,6 +37,7 @@ class StepCount:
             "removed": dict(sorted(self.removed.items())),
             "changed": dict(sorted(self.changed.items())),
             "sample": list(self.sample),
+            "base": self.base,
         }
 
     def same_text(self, before: StepCount) -> bool:
@@ -93,6 +96,7 @@ class Funnel:
             step.removed.update(raw["removed"])
             step.changed.update(raw["changed"])
             step.sample.update(raw["sample"])
+            step.base = raw["base"]
 
     def record(self, count: Callable[[str], int], separators: int, stored: int) -> tuple[Step, ...]:
         """As the manifest holds it.
@@ -112,7 +116,7 @@ class Funnel:
             if after is not None:
                 tokens, estimated = found[-1].tokens, found[-1].tokens_estimated
                 if not after.same_text(step):
-                    sample = [text for _, text, _ in step.sample]
+                    sample = self._sample(step)
                     size = sum(len(text.encode()) for text in sample)
                     # Without a sample (a step that took nearly all of a huge source) what is left at the end must serve.
                     ratio = sum(map(count, sample)) / size if size else tokens / max(1, after.bytes)
@@ -131,6 +135,12 @@ class Funnel:
             after = step
         return tuple(reversed(found))
 
+    def _sample(self, step: StepCount) -> list[str]:
+        """The texts of a step's sample. One that was taken out of another is cut where that one is full, wherever its parts were cut."""
+        highest = [key for key, _, _ in self.steps[step.base].sample] if step.base else []
+        cut = highest[-1] if len(highest) == MOST else 2**64
+        return [text for key, text, _ in step.sample if key < cut]
+
 
 def without(
     step: Mapping[str, Any], name: str, documents: int, size: int, gone: Collection[int], removed: Mapping[str, int]
@@ -146,4 +156,5 @@ def without(
         removed: Reason -> documents taken out.
     """
     sample = [block for block in step["sample"] if block[2] not in gone]
-    return {"name": name, "documents": documents, "bytes": size, "removed": dict(removed), "changed": {}, "sample": sample}
+    base = step["base"] or step["name"]
+    return {"name": name, "documents": documents, "bytes": size, "removed": dict(removed), "changed": {}, "sample": sample, "base": base}

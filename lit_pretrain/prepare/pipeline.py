@@ -321,6 +321,7 @@ class _Preparation:
                     "removed": {},
                     "changed": {CUT: cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
                     "sample": [],
+                    "base": "",
                 }
             ]
         )
@@ -376,6 +377,7 @@ def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]
         "removed": {"nothing_left": emptied} if emptied else {},
         "changed": {f"lost {lines:,} lines": changed} if changed else {},
         "sample": [],  # it is counted: nothing follows that removes
+        "base": "",
     }
 
 

@@ -2,12 +2,13 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
 from lit_pretrain.prepare.blocks import BLOCK_BYTES, MOST, threshold
-from lit_pretrain.prepare.funnel import Funnel, without
+from lit_pretrain.prepare.funnel import Funnel, StepCount, without
 
 
 def words(rng: random.Random, count: int, longest: int) -> str:
@@ -71,6 +72,24 @@ def test_samples_of_a_large_source_are_bounded(texts: list[str]) -> None:
     (read, _) = counted(texts, threshold(size)).dump()
     assert len(read["sample"]) < sum(len(text.encode()) // BLOCK_BYTES + 1 for text in texts) / 20
     assert threshold(1) == threshold(0) == 2**64
+
+
+def test_a_sample_taken_out_of_another_does_not_show_the_parts(texts: list[str]) -> None:
+    """Every third document goes after the step read."""
+    found = []
+    for size in (len(texts), 50, 1):
+        joined = Funnel([])
+        for begin in range(0, len(texts), size):
+            part = texts[begin : begin + size]
+            (read, _) = counted(part).dump()
+            gone = {place for place in range(len(part)) if (begin + place) % 3 == 0}
+            left = [text for place, text in enumerate(part) if place not in gone]
+            joined.add([read, without(read, "ids", len(left), sum(len(text.encode()) for text in left), gone, {"x": len(gone)})])
+        joined.steps["end"] = StepCount("end", removed=Counter(all=1))
+        found.append(joined.record(tokens, 1, 1))
+    assert len({tuple((step.tokens, step.documents) for step in steps) for steps in found}) == 1
+    left = [text for place, text in enumerate(texts) if place % 3]
+    assert abs(found[0][1].tokens / (sum(map(tokens, left)) + len(left)) - 1) < 0.15
 
 
 def test_documents_taken_out_leave_the_sample() -> None:

@@ -61,6 +61,7 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
                     del running[number]
                     if process.exitcode:
                         _explain(stage, number, process.exitcode)
+        advance(done.value - told)  # what the last ones did after they were last looked at
     finally:
         for process in running.values():
             process.terminate()
