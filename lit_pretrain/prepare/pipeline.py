@@ -139,7 +139,7 @@ class _Preparation:
         self._check_encoder(tokenizer)
         # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), left)
+        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), self._compared())
         for path in tokenizer.save(dataset):
             sync(path)
         sources = {name: self._source(name, encoded, dataset, tokenizer, dtype) for name in self._inputs}
@@ -199,8 +199,16 @@ class _Preparation:
         for part, step, found in zip(parts, last, self._do("ids", "take out what has the id of another", task, task.sizes), strict=True):
             left, size = step["documents"] - found["removed"], step["bytes"] - found["bytes"]
             removed = {"duplicate_id": found["removed"]} if found["removed"] else {}
-            self._clean[part]["funnel"].append(without(step, "ids", left, size, set(found["sampled"]), removed))
+            numbers = dict(found["sampled"])
+            gone = {document for _, _, document in step["sample"] if document not in numbers}
+            after = without(step, "ids", left, size, gone, removed)
+            after["sample"] = [(key, text, numbers[document]) for key, text, document in after["sample"]]
+            self._clean[part]["funnel"].append(after)
             with_ids_file(self._work, part).unlink(missing_ok=True)
+
+    def _compared(self) -> list[int]:
+        """Bytes that are left of each part when documents that were said before are taken out."""
+        return [result["funnel"][-1]["bytes"] for result in self._clean]
 
     def _compare(self) -> None:
         """Finds what was said before: whole documents, then lines."""
@@ -271,7 +279,12 @@ class _Preparation:
         if (saved / "done").exists():
             return Tokenizer.load(saved)
         documents = sum(result["funnel"][-1]["documents"] for result in self._clean)
-        self._do("sample", "sample text for the tokenizer", SampleTask(self._config, self._work, sum(left), documents, self._begins), left)
+        self._do(
+            "sample",
+            "sample text for the tokenizer",
+            SampleTask(self._config, self._work, sum(left), documents, self._begins),
+            self._compared(),
+        )
         texts = gather(self._config, self._work, len(self._parts))
         if not texts:
             raise UserError("no source holds any training text: every document fell to validation or test")

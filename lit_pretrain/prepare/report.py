@@ -61,6 +61,7 @@ def working(title: str, total: int, unit: Literal["bytes", "tasks"] = "bytes") -
                     progress.update(task, rate=f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
             yield advance, figures
+            progress.update(task, completed=total)
     else:
         yield (lambda done: None), figures
     say(f"{title}: {', '.join([*figures, f'{time.perf_counter() - begin:.1f} s'])}")

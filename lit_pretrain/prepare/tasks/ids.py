@@ -103,7 +103,7 @@ class DropTask:
     ranges: int
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<part>.parquet; returns how much is gone, and which of the sampled documents are."""
+        """Writes clean/<part>.parquet; returns how much is gone, and the old and new number of sampled documents that are left."""
         part = self.parts[number]
         before, after = with_ids_file(self.work, part), clean_file(self.work, part)
         own: npt.NDArray[np.uint64] = np.load(hashes_file(self.work, part), mmap_mode="r")
@@ -114,21 +114,22 @@ class DropTask:
         if not owner:
             _link(before, after)
             advance(self.sizes[number])
-            return {"removed": 0, "bytes": 0, "sampled": []}
+            return {"removed": 0, "bytes": 0, "sampled": [(position, position) for position in sorted(self.sampled[number])]}
         removed = size = 0
-        gone, seen = [], set()
+        kept: list[tuple[int, int]] = []
+        seen: set[int | None] = set()
         with DocumentWriter(after) as writer:
             for position, document in enumerate(read_documents(before)):
                 key = id_hash(document, self.sources[number])
                 if key in owner and (owner[key] != part or key in seen):
                     removed, size = removed + 1, size + len(document.utf8)
-                    if position in self.sampled[number]:
-                        gone.append(position)
                 else:
                     writer.add(document)
+                    if position in self.sampled[number]:
+                        kept.append((position, position - removed))
                 seen.add(key)
                 advance(len(document.utf8))
-        return {"removed": removed, "bytes": size, "sampled": gone}
+        return {"removed": removed, "bytes": size, "sampled": kept}
 
 
 def _link(before: Path, after: Path) -> None:
