@@ -76,7 +76,7 @@ def test_a_task_that_fails_on_ray_is_an_error(prepare: Prepare, corpus: Path, lo
     assert not (tmp_path / "data").exists()
     results = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".data.partial/*/01-clean/*.json")}
     parts = len(list(tmp_path.glob(".data.partial/*/clean/*.parquet"))) + len(list(tmp_path.glob(".data.partial/*/ids/*.parquet")))
-    assert len(results) == parts >= 4
+    assert len(results) == parts >= 3
     again = prepare(corpus, tmp_path / "data", "--workers=2")
     assert again.returncode == 0, again.stderr
     assert f"read and clean: {len(results)} of {len(results) + 1} tasks were done before" in again.stderr
