@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,9 +15,12 @@ from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.errors import UserError
 
 FILENAME = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "validation", "test")
 """The splits of every dataset, in the order in which they are listed and stored."""
+
+
+_MEND = "Copy it again from where the dataset came from, or delete the dataset's directory and run `lit_pretrain prepare` again."
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Step:
     """Documents that left the step."""
     bytes: int
     """UTF-8 bytes of their text."""
+    tokens: int
+    """Of their text, separators included."""
+    tokens_estimated: bool
+    """Whether `tokens` comes from a sample of what left the step. False: counted."""
     removed: Mapping[str, int]
     """Documents taken out, by reason."""
     changed: Mapping[str, int]
@@ -79,7 +86,9 @@ class Source:
     files: int
     """Input files read."""
     input_bytes: int
-    """Their size on disk; with `files` it shows that the input changed since."""
+    """Their size on disk."""
+    content_sha256: str
+    """Of the input: over one line `<name>\\0<sha256>` for every file, in reading order (`content_hash`). Shows that it changed since."""
     path: str | None
     """Where the files lay, in the words of the config; origins of documents are relative to it. None: the embedded corpus."""
     funnel: tuple[Step, ...]
@@ -131,7 +140,10 @@ class Manifest:
     config_hash: str
     """sha256 of the canonical JSON of `config`."""
     versions: Mapping[str, str]
-    """Of lit_pretrain, Python and the libraries that made the bytes."""
+    """Of lit_pretrain, Python, its Unicode tables and the libraries that made the bytes."""
+    files: Mapping[str, str]
+    """sha256 of every other file of the dataset, by its path in it: tokenizer.json, index.json and documents.jsonl of every split, and the
+    reports. They are no part of `hash`."""
     gate: tuple[GateRecord, ...] = ()
     """Evaluation sets that the documents were held against, and what was found."""
     format_version: int = FORMAT_VERSION
@@ -199,6 +211,7 @@ class Manifest:
                 config=raw["config"],
                 config_hash=raw["config_hash"],
                 versions=raw["versions"],
+                files=raw["files"],
                 gate=tuple(GateRecord.from_json(record) for record in raw["gate"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -250,6 +263,46 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def content_hash(files: Iterable[tuple[str, str]]) -> str:
+    """sha256 over (name, sha256) of files, in their order."""
+    digest = hashlib.sha256()
+    for name, sha256 in files:
+        digest.update(f"{name}\0{sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """Compares every file of a dataset with its manifest.
+
+    Args:
+        path: The dataset's directory.
+        manifest: Of the dataset.
+
+    Returns:
+        What is wrong, one message for every bad file: missing, unreadable, of another size, or of another content. Empty: all is well.
+    """
+    path = Path(path)
+    bad = []
+    for name, source in manifest.sources.items():
+        for split, part in source.splits.items():
+            for chunk in part.chunks:
+                try:
+                    verify_chunk(path / split / name / chunk.filename, chunk)
+                except UserError as error:
+                    bad.append(str(error))
+    for name, sha256 in manifest.files.items():
+        try:
+            found = file_sha256(path / name)
+        except FileNotFoundError:
+            bad.append(f"{path / name} is missing (expected sha256 {sha256}). {_MEND}")
+        except OSError as error:
+            bad.append(f"{path / name} cannot be read: {error.strerror or error} (expected sha256 {sha256}). {_MEND}")
+        else:
+            if found != sha256:
+                bad.append(f"{path / name} is corrupted: sha256 is {found}, the manifest says {sha256}. {_MEND}")
+    return bad
+
+
 def verify_chunk(path: str | os.PathLike[str], expected: Chunk) -> None:
     """Checks a chunk file against the manifest.
 
@@ -261,18 +314,17 @@ def verify_chunk(path: str | os.PathLike[str], expected: Chunk) -> None:
         UserError: It is missing, has another size, or other content. The message names the sha256 it should have.
     """
     path = Path(path)
-    mend = "Copy it again from where the dataset came from, or delete the dataset's directory and run `lit_pretrain prepare` again."
     try:
         size = path.stat().st_size
         found = file_sha256(path) if size == expected.bytes else None
     except FileNotFoundError:
-        raise UserError(f"chunk {path} is missing (expected {expected.bytes:,} bytes, sha256 {expected.sha256}). {mend}") from None
+        raise UserError(f"chunk {path} is missing (expected {expected.bytes:,} bytes, sha256 {expected.sha256}). {_MEND}") from None
     except OSError as error:
-        raise UserError(f"chunk {path} cannot be read: {error.strerror or error} (expected sha256 {expected.sha256}). {mend}") from None
+        raise UserError(f"chunk {path} cannot be read: {error.strerror or error} (expected sha256 {expected.sha256}). {_MEND}") from None
     if found is None:
         raise UserError(
             f"chunk {path} {'is truncated' if size < expected.bytes else 'is too long'}: {size:,} bytes on disk, {expected.bytes:,} in the "
-            f"manifest (expected sha256 {expected.sha256}). {mend}"
+            f"manifest (expected sha256 {expected.sha256}). {_MEND}"
         )
     if found != expected.sha256:
-        raise UserError(f"chunk {path} is corrupted: sha256 is {found}, the manifest says {expected.sha256}. {mend}")
+        raise UserError(f"chunk {path} is corrupted: sha256 is {found}, the manifest says {expected.sha256}. {_MEND}")

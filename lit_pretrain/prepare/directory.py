@@ -11,12 +11,14 @@ from pathlib import Path
 
 from lit_pretrain.data import manifest
 from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.engine.cluster import cancel_left
+from lit_pretrain.prepare.engine.stage import STATE as _STATE
+from lit_pretrain.prepare.engine.stage import read_state
 from lit_pretrain.prepare.report import say
 from lit_pretrain.prepare.shard import sync, write_durably
 
 DATASET = "dataset"
 """Below the working directory: what becomes `out`."""
-_STATE = "state.json"
 
 
 def partial(out: Path) -> Path:
@@ -44,27 +46,34 @@ def check_free(out: Path) -> None:
 def workspace(out: Path, state: str) -> Iterator[Path]:
     """Gives the directory to work in; when the block ends well, its `dataset` becomes `out` and the rest is removed.
 
-    What a run with the same `state` left there after a fault is still in it; anything else is removed first. A lock, which dies with
-    its process, keeps two runs from sharing it.
+    It is named by the state, and holds it: a task of another config that a cluster runs late finds neither its directory nor its state,
+    and cannot reach this one. What a run with the same state left there after a fault is still in it; what other states left is removed.
+    A lock, which dies with its process, keeps two runs from sharing it.
 
     Args:
         out: Where the dataset goes.
-        state: Text that two runs share if one may go on with the other's files: config, input, versions.
+        state: Hash that two runs share if one may go on with the other's files: of config, input, versions.
 
     Raises:
         UserError: The place cannot be written, the disk is full, or another process is at work there.
     """
-    work = partial(out)
+    root = partial(out)
+    work = root / state[:16]
     try:
-        lock = _take(work, out)
-        if not (work / _STATE).is_file() or (work / _STATE).read_text(encoding="utf-8") != state:
-            _empty(work)
+        lock = _take(root, out)
+        for child in root.iterdir():
+            if child != work or read_state(work) != state:
+                _remove(child)
+        if not work.exists():
+            work.mkdir()
             write_durably(work / _STATE, state)
-        elif _worth_keeping(work):
-            say(f"going on with what an earlier run left in {work}")
+        else:
+            cancel_left(work)
+            if _worth_keeping(work):
+                say(f"going on with what an earlier run left in {work}")
     except OSError as error:
         raise UserError(
-            f"out={out} cannot be written: {error.strerror} ({error.filename or work}). Choose another `out`, or mend its permissions."
+            f"out={out} cannot be written: {error.strerror} ({error.filename or root}). Choose another `out`, or mend its permissions."
         ) from None
     finished = False
     try:
@@ -80,8 +89,27 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
             "or choose another `out`."
         ) from error
     finally:
-        if work.exists() and _same(work, lock) and (finished or not _worth_keeping(work)):
-            shutil.rmtree(work, ignore_errors=True)
+        if root.exists() and _same(root, lock) and (finished or not _worth_keeping(work)):
+            shutil.rmtree(root, ignore_errors=True)
+        os.close(lock)
+
+
+def clear(out: Path) -> None:
+    """Removes what is left beside a finished dataset by a run that was killed after its last rename; not while another run works there."""
+    root = partial(out)
+    if not root.is_dir():
+        return
+    lock = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for child in root.iterdir():
+            _remove(child)
+        root.rmdir()
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        say(f"{root}, which a killed run left, cannot be removed: {error.strerror}")
+    finally:
         os.close(lock)
 
 
@@ -105,13 +133,13 @@ def _take(work: Path, out: Path) -> int:
         os.close(lock)  # the other run finished between the two calls
 
 
-def _empty(work: Path) -> None:
-    """Removes what is in a directory."""
-    for child in work.iterdir():
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
+def _remove(path: Path) -> None:
+    """Removes what an earlier run left, its jobs first."""
+    if path.is_dir() and not path.is_symlink():
+        cancel_left(path)
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _same(path: Path, descriptor: int) -> bool:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import functools
 import itertools
 import json
 import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lit_pretrain
+import numpy as np
+
 from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash, content_hash, file_sha256
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, rejects, tokenize
@@ -32,8 +33,8 @@ from lit_pretrain.prepare.dedup.settle import stretches
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.run import run
-from lit_pretrain.prepare.engine.stage import Stage, Task
-from lit_pretrain.prepare.funnel import Funnel
+from lit_pretrain.prepare.engine.stage import Advance, Stage, Task
+from lit_pretrain.prepare.funnel import CUT, Funnel, without
 from lit_pretrain.prepare.inputs import Inputs, find
 from lit_pretrain.prepare.parts import cut
 from lit_pretrain.prepare.rejects import Rejects
@@ -42,8 +43,8 @@ from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_durably
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents, read_some
-from lit_pretrain.prepare.survivors import clean_file
-from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file
+from lit_pretrain.prepare.survivors import clean_file, removed_file
+from lit_pretrain.prepare.tasks.clean import CleanTask, check_read, gate_file, has_ids
 from lit_pretrain.prepare.tasks.compare import (
     BucketTask,
     Comparison,
@@ -58,7 +59,10 @@ from lit_pretrain.prepare.tasks.compare import (
     SketchTask,
 )
 from lit_pretrain.prepare.tasks.encode import EncodeTask, part_directory, split_of
+from lit_pretrain.prepare.tasks.ids import DropTask, TwiceTask, with_ids_file
+from lit_pretrain.prepare.tasks.ids import ranges_for as id_ranges_for
 from lit_pretrain.prepare.tasks.sample import SampleTask, gather
+from lit_pretrain.prepare.versions import versions
 
 CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""
@@ -86,21 +90,28 @@ def prepare(config: PrepareConfig) -> Manifest:
     if (out / manifests.FILENAME).exists():
         existing = Manifest.load(out)
         refuse_difference(out, existing, config)
+        directory.clear(out)
         say(f"{out} is already prepared with this config ({existing.tokens('train'):,} training tokens); nothing to do")
         return existing
     inputs = _find(config)
     index = None if config.decontaminate is None else Index.build(config.decontaminate)
     given = tokenize.load(config.tokenizer)
     directory.check_free(out)
-    with directory.workspace(out, _state(config, inputs, given, index)) as work:
-        return _Preparation(config, inputs, index, work.absolute()).run(given)
+    made_by = versions(config)
+    state = _state(config, inputs, given, index, made_by)
+    with directory.workspace(out, state) as work:
+        return _Preparation(config, inputs, index, work.absolute(), state, made_by).run(given)
 
 
 class _Preparation:
     """One run of the pipeline in a directory of its own."""
 
-    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], index: Index | None, work: Path) -> None:
+    def __init__(
+        self, config: PrepareConfig, inputs: dict[str, Inputs], index: Index | None, work: Path, state: str, made_by: dict[str, str]
+    ) -> None:
         self._config = config
+        self._state = state
+        self._versions = made_by
         self._inputs = inputs
         self._index = index
         self._work = work
@@ -120,11 +131,12 @@ class _Preparation:
         if self._index is not None:
             self._index.save(gate_file(work))
         self._clean = self._do("clean", "read and clean", CleanTask(config, parts, work), [part.bytes for part in parts])
+        self._check_documents()
+        self._drop_ids()
         self._left = [result["funnel"][-1]["bytes"] for result in self._clean]
         counts = [result["funnel"][-1]["documents"] for result in self._clean]
         self._begins = tuple(itertools.accumulate(counts[:-1], initial=0))
         self._documents = sum(counts)
-        self._check_documents()
         self._compare()
         left = self._left
         if tokenizer is None:
@@ -132,11 +144,12 @@ class _Preparation:
         self._check_encoder(tokenizer)
         # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), left)
+        encoded = self._do("encode", "encode", EncodeTask(config, parts, work, tokenizer, dtype, self._begins), self._compared())
         for path in tokenizer.save(dataset):
             sync(path)
-        sources = {name: self._source(name, encoded, dataset, dtype) for name in self._inputs}
+        sources = {name: self._source(name, encoded, dataset, tokenizer, dtype) for name in self._inputs}
         self._write_rejects(dataset)
+        gate = self._gate(dataset)
         identity, splits = config.identity(), config.splits
         manifest = Manifest(
             tokenizer=TokenizerRecord(
@@ -154,18 +167,53 @@ class _Preparation:
             sources=sources,
             config=identity,
             config_hash=canonical_hash(identity),
-            versions=_versions(),
-            gate=self._gate(dataset),
+            versions=self._versions,
+            files=_files(dataset, sources),
+            gate=gate,
         )
         for path in directories_below(dataset):
             sync(path)
         write_durably(dataset / manifests.FILENAME, manifest.dump())
         return manifest
 
-    def _do(self, name: str, title: str, task: Task, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    def _do(
+        self, name: str, title: str, task: Task, sizes: Sequence[int], unit: Literal["bytes", "tasks"] = "bytes"
+    ) -> list[dict[str, Any]]:
         """Runs one stage to its end."""
         self._stages += 1
-        return run(Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work), self._engine)
+        stage = Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self._work, state=self._state, unit=unit)
+        return run(stage, self._engine, self._versions)
+
+    def _drop_ids(self) -> None:
+        """Takes documents out whose id an earlier one of the source has, in whatever file."""
+        parts = tuple(number for number, part in enumerate(self._parts) if has_ids(self._config, part.source))
+        if not parts:
+            return
+        last = [self._clean[part]["funnel"][-1] for part in parts]
+        ranges = id_ranges_for(sum(step["documents"] for step in last))
+        self._do("twice", "find ids that occur twice", TwiceTask(self._work, parts, ranges), [1] * ranges, "tasks")
+        names = list(self._config.sources)
+        task = DropTask(
+            self._work,
+            parts,
+            tuple(names.index(self._parts[part].source) for part in parts),
+            tuple(step["bytes"] for step in last),
+            tuple(frozenset(document for _, _, document in step["sample"]) for step in last),
+            ranges,
+        )
+        for part, step, found in zip(parts, last, self._do("ids", "take out what has the id of another", task, task.sizes), strict=True):
+            left, size = step["documents"] - found["removed"], step["bytes"] - found["bytes"]
+            removed = {"duplicate_id": found["removed"]} if found["removed"] else {}
+            numbers = dict(found["sampled"])
+            gone = {document for _, _, document in step["sample"] if document not in numbers}
+            after = without(step, "ids", left, size, gone, removed)
+            after["sample"] = [(key, text, numbers[document]) for key, text, document in after["sample"]]
+            self._clean[part]["funnel"].append(after)
+            with_ids_file(self._work, part).unlink(missing_ok=True)
+
+    def _compared(self) -> list[int]:
+        """Bytes that are left of each part when documents that were said before are taken out."""
+        return [result["funnel"][-1]["bytes"] for result in self._clean]
 
     def _compare(self) -> None:
         """Finds what was said before: whole documents, then lines."""
@@ -178,29 +226,32 @@ class _Preparation:
         if config.lines is not None:
             counts = self._do("lines", "hash lines", LinesTask(corpus), self._left)
             ranges = ranges_for(sum(result["lines"] for result in counts))
-            self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges)
+            self._do("repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges, "tasks")
 
     def _compare_documents(self, corpus: Comparison) -> None:
         """Finds the documents that go; adds them to the funnels of the parts, and writes the report."""
         places = corpus.places
         sketched = self._do("sketch", "sketch documents", SketchTask(corpus), self._left)
         if places.copies:
-            self._do("copies", "find exact copies", CopiesTask(corpus), [1] * places.ranges)
+            self._do("copies", "find exact copies", CopiesTask(corpus), [1] * places.ranges, "tasks")
         sampled_ranges = ranges_for(sum(result["sampled"] for result in sketched))
         if count := (task := BucketTask(corpus, sampled_ranges)).count:
-            self._do("bucket", "find documents that may be duplicates", task, [1] * count)
+            self._do("bucket", "find documents that may be duplicates", task, [1] * count, "tasks")
         if places.containers:
-            self._do("containers", "find documents that may hold others", ContainersTask(corpus, sampled_ranges), [1] * places.ranges)
-        groups = self._do("group", "group them", GroupTask(corpus), [1])[0]["groups"]
+            self._do(
+                "containers", "find documents that may hold others", ContainersTask(corpus, sampled_ranges), [1] * places.ranges, "tasks"
+            )
+        groups = self._do("group", "group them", GroupTask(corpus), [1], "tasks")[0]["groups"]
         self._do("shingles", "read them again", ShinglesTask(corpus), self._left)
-        found = self._do("decide", "compare them", DecideTask(corpus), [1] * groups)
+        found = self._do("decide", "compare them", DecideTask(corpus), [1] * groups, "tasks")
         count = len(stretches(places.begins, places.documents))
-        settled = self._do("settle", "sort out what is left", SettleTask(corpus, groups), [1] * count)
+        settled = self._do("settle", "sort out what is left", SettleTask(corpus, groups), [1] * count, "tasks")
         removed = {reason: {"documents": 0, "bytes": 0} for reason in REASONS}
         for left in (left for result in settled for left in result["parts"]):
             gone = {reason: counts["documents"] for reason, counts in left["removed"].items()}
-            step = {"name": "dedup", "documents": left["documents"], "bytes": left["bytes"], "removed": gone, "changed": {}}
-            self._clean[left["part"]]["funnel"].append(step)
+            steps = self._clean[left["part"]]["funnel"]
+            which = set((np.load(removed_file(self._work, left["part"])) - places.begins[left["part"]]).tolist())
+            steps.append(without(steps[-1], "dedup", left["documents"], left["bytes"], which, gone))
             for reason, counts in left["removed"].items():
                 for what, number in counts.items():
                     removed[reason][what] += number
@@ -221,7 +272,7 @@ class _Preparation:
     def _check_left(self) -> None:
         """Refuses a source of which comparing whole documents left nothing."""
         for name in self._inputs:
-            step = self._funnel(name).record()[-1]
+            step = list(self._funnel(name).steps.values())[-1]
             if not step.documents:
                 raise self._emptied(name, step.removed)
 
@@ -248,9 +299,11 @@ class _Preparation:
         for name in self._inputs:
             mine = [result for part, result in zip(self._parts, self._clean, strict=True) if part.source == name]
             check_read(name, mine, self._config.max_bad_fraction)
-            steps = self._funnel(name).record()
+            steps = list(self._funnel(name).steps.values())
             if not steps[-1].documents:
-                left = ", ".join(f"{count:,} {reason}" for step in steps for reason, count in step.removed.items()) or "it has no rows"
+                left = (
+                    ", ".join(f"{count:,} {reason}" for step in steps for reason, count in sorted(step.removed.items())) or "it has no rows"
+                )
                 raise UserError(f"sources.{name} holds no document ({left}). Correct its path or its filters, or remove it from `sources`.")
 
     def _train_tokenizer(self, left: Sequence[int]) -> Tokenizer:
@@ -260,12 +313,18 @@ class _Preparation:
         if (saved / "done").exists():
             return Tokenizer.load(saved)
         documents = sum(result["funnel"][-1]["documents"] for result in self._clean)
-        self._do("sample", "sample text for the tokenizer", SampleTask(self._config, self._work, sum(left), documents, self._begins), left)
+        self._do(
+            "sample",
+            "sample text for the tokenizer",
+            SampleTask(self._config, self._work, sum(left), documents, self._begins),
+            self._compared(),
+        )
         texts = gather(self._config, self._work, len(self._parts))
         if not texts:
             raise UserError("no source holds any training text: every document fell to validation or test")
-        with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", None):
-            tokenizer = tokenize.train(texts, config)
+        size = sum(len(text.encode()) for text in texts)
+        with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", size) as (advance, _):
+            tokenizer = tokenize.train(_counted(texts, advance), config)
         saved.mkdir(exist_ok=True)
         tokenizer.save(saved)
         write_durably(saved / "done", "")
@@ -285,7 +344,7 @@ class _Preparation:
         if tokenizer.fallback_reason is not None:
             say(f"encoding with `tokenizers`, several times slower than tiktoken, because {tokenizer.fallback_reason}")
 
-    def _source(self, name: str, encoded: Sequence[dict[str, Any]], dataset: Path, dtype: str) -> Source:
+    def _source(self, name: str, encoded: Sequence[dict[str, Any]], dataset: Path, tokenizer: Tokenizer, dtype: str) -> Source:
         """Puts the parts of a source together, and records it."""
         mine = [n for n, part in enumerate(self._parts) if part.source == name]
         splits = {
@@ -312,7 +371,9 @@ class _Preparation:
                     "documents": sum(split.documents for split in splits.values()),
                     "bytes": sum(split.bytes for split in splits.values()),
                     "removed": {},
-                    "changed": {"cut": cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                    "changed": {CUT: cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                    "sample": [],
+                    "base": "",
                 }
             ]
         )
@@ -324,8 +385,13 @@ class _Preparation:
             licence=source.licence,
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
+            content_sha256=content_hash(pair for n in mine for pair in self._clean[n]["files"]),
             path=None if source.kind == "embedded" else self._inputs[name].base,
-            funnel=funnel.record(),
+            funnel=funnel.record(
+                functools.cache(lambda text: len(tokenizer.encode(text))),
+                1 if tokenizer.one_separator else 2,
+                sum(split.tokens for split in splits.values()),
+            ),
             splits=splits,
         )
 
@@ -362,13 +428,34 @@ def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]
         "bytes": sum(split.bytes for split in splits.values()),
         "removed": {"nothing_left": emptied} if emptied else {},
         "changed": {f"lost {lines:,} lines": changed} if changed else {},
+        "sample": [],  # it is counted: nothing follows that removes
+        "base": "",
     }
 
 
-def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None) -> str:
-    """What two runs must share for one to go on with the other's files."""
+def _counted(texts: Sequence[str], advance: Advance) -> Iterator[str]:
+    """The texts, their bytes told as they are taken."""
+    for text in texts:
+        yield text
+        advance(len(text.encode()))
+
+
+def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
+    """sha256 of every file but the chunks, which have theirs already."""
+    chunks = {
+        dataset / split / name / chunk.filename
+        for name, source in sources.items()
+        for split in SPLITS
+        for chunk in source.splits[split].chunks
+    }
+    found = sorted(path for path in dataset.rglob("*") if path.is_file() and path not in chunks and path.name != manifests.FILENAME)
+    return {path.relative_to(dataset).as_posix(): file_sha256(path) for path in found}
+
+
+def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None, made_by: dict[str, str]) -> str:
+    """Hash of what two runs must share for one to go on with the other's files."""
     files = {
-        name: [(file.name, file.location, file.bytes, _modified(file.location)) for file in found.files] for name, found in inputs.items()
+        name: [(file.name, file.location, file.bytes, _changed(file.location)) for file in found.files] for name, found in inputs.items()
     }
     facts = {
         "config": config.identity(),
@@ -376,17 +463,18 @@ def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | 
         "files": files,
         "tokenizer": None if given is None else given.hash,
         "gate": None if index is None else index.hash,
-        "versions": _versions(),
+        "versions": made_by,
     }
-    return canonical_hash(facts) + "\n"
+    return canonical_hash(facts)
 
 
-def _modified(location: str) -> int | None:
-    """Time of a local file's last change, ns."""
+def _changed(location: str) -> tuple[int, int] | None:
+    """Times of a local file's last change, ns: of its content, which anybody can set, and of its entry, which the system alone can."""
     try:
-        return os.stat(location).st_mtime_ns
+        facts = os.stat(location)
     except OSError:
         return None
+    return facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _find(config: PrepareConfig) -> dict[str, Inputs]:
@@ -424,12 +512,6 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], config: PrepareConf
                 f"{name}: no document fell to {label} ({documents} documents, fraction {fraction}); "
                 "more documents or a larger fraction would give it some"
             )
-
-
-def _versions() -> dict[str, str]:
-    """What made the bytes."""
-    libraries = {name: importlib.metadata.version(name) for name in ("tiktoken", "tokenizers")}
-    return {"lit_pretrain": lit_pretrain.__version__, "python": platform.python_version(), **libraries}
 
 
 def _processors() -> int:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 from lit_pretrain.data.manifest import SPLITS, Manifest
 
@@ -18,26 +19,49 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def working(title: str, total: int | None) -> Iterator[tuple[Advance, list[str]]]:
-    """A step of the work: a bar on a terminal, else one line when it is done.
+def working(title: str, total: int, unit: Literal["bytes", "tasks"] = "bytes") -> Iterator[tuple[Advance, list[str]]]:
+    """A step of the work: a bar with rate and time left on a terminal, else one line when it is done.
 
     Args:
         title: What is being done.
-        total: Bytes of work, None when unknown.
+        total: Work, in `unit`.
+        unit: What is counted.
 
     Yields:
-        A function that takes the bytes done since its last call, and a list of figures for the line at the end.
+        A function that takes the work done since its last call, and a list of figures for the line at the end.
     """
     begin = time.perf_counter()
     figures: list[str] = []
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("prepare: {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=total)
-            yield (lambda done: progress.advance(task, done)), figures
+        counted: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+        if unit == "bytes":
+            counted = [DownloadColumn(), TransferSpeedColumn()]
+        times = [TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()]
+        with Progress(
+            TextColumn("prepare: {task.description}"), BarColumn(), *counted, *times, console=Console(stderr=True), transient=True
+        ) as progress:
+            task = progress.add_task(title, total=total, rate="")
+
+            def advance(done: int) -> None:
+                progress.advance(task, done)
+                if unit == "tasks" and (speed := progress.tasks[0].speed):
+                    progress.update(task, rate=f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+
+            yield advance, figures
+            progress.update(task, completed=total)
     else:
         yield (lambda done: None), figures
     say(f"{title}: {', '.join([*figures, f'{time.perf_counter() - begin:.1f} s'])}")
@@ -68,15 +92,14 @@ def _figures(documents: int, size: int, tokens: int) -> tuple[str, str, str, str
 def funnel(manifest: Manifest) -> str:
     """What each step of each source let through, and why the rest stayed behind.
 
-    Tokens are counted at the end only; before it they are estimated by the bytes per token of the whole source, and marked with ≈.
+    Tokens with ≈ are estimated, from a sample of what left the step.
     """
     lines = [f"{'source':<12} {'step':<18} {'documents':>11} {'bytes':>15} {'tokens':>15} {'left':>7}  removed or changed"]
     lines.append("─" * 128)
     for name, source in manifest.sources.items():
-        stored = sum(split.bytes for split in source.splits.values())
         first = source.funnel[0].bytes
         for step in source.funnel:
-            tokens = f"≈ {round(step.bytes * source.tokens / stored):,}" if step is not source.funnel[-1] else f"{source.tokens:,}"
+            tokens = f"{'≈ ' if step.tokens_estimated else ''}{step.tokens:,}"
             share = f"{step.bytes / first:.1%}" if first else "-"
             what = [f"{count:,} {WORDS.get(reason, reason)}" for reason, count in _most(step.removed)]
             what += [f"{count:,} {WORDS.get(reason, reason)} (kept)" for reason, count in _most(step.changed)]
@@ -89,6 +112,7 @@ def funnel(manifest: Manifest) -> str:
 
 WORDS = {
     "undecodable": "not UTF-8",
+    "duplicate_id": "with the id of another",
     "too_large": "too large",
     "replaced": "with bytes replaced by U+FFFD",
     "cut": "cut at the chunk limit",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.data.evaluation_set import content_sha256, read_records
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.manifest import Manifest, content_hash, file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.inputs import find
+from lit_pretrain.prepare.inputs import InputFile, Inputs, find
 from lit_pretrain.prepare.remote import is_remote
+from lit_pretrain.prepare.report import working
+from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
@@ -26,7 +29,12 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]
     if not differences:
-        differences = [*_changed_inputs(existing, config), *_changed_tokenizer(existing, config), *_changed_exams(existing, config)]
+        differences = [
+            *_changed_inputs(existing, config),
+            *_changed_tokenizer(existing, config),
+            *_changed_exams(existing, config),
+            *_changed_filters(existing, config),
+        ]
     if differences:
         raise UserError(
             f"{out} was prepared otherwise:\n  "
@@ -36,7 +44,10 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
 
 
 def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Sources whose files are others than those that were read, by number and size. Raw text may be gone: the dataset is complete."""
+    """Sources whose files are others than those that were read, or hold something else. Raw text may be gone: the dataset is complete.
+
+    Every file is read. Sizes and times alone would be quicker and sometimes wrong: an edit may keep both (`cp -p`, `rsync -t`).
+    """
     for name, source in config.sources.items():
         if source.hub is not None or any(is_remote(path) or not Path(path).expanduser().exists() for path in source.paths):
             continue
@@ -46,6 +57,20 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
         if there != (len(found.files), found.bytes):
             here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
             yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
+        elif record is not None and (content := _content(name, found)) != record.content_sha256:
+            yield f"content of the files of sources.{name}: sha256 {record.content_sha256} there, {content} here"
+
+
+def _content(name: str, found: Inputs) -> str:
+    """Hash of the files of a source; hashing needs no lock of the interpreter, so threads share the work."""
+
+    def read(file: InputFile) -> tuple[str, str]:
+        sha256 = file_sha256(file.location)
+        advance(file.bytes)
+        return file.name, sha256
+
+    with working(f"compare the files of {name} with those that were read", found.bytes) as (advance, _), ThreadPoolExecutor(8) as pool:
+        return content_hash(pool.map(read, found.files))
 
 
 def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
@@ -67,6 +92,14 @@ def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
             here = content_sha256(read_records(evaluation_set.path, evaluation_set.separator))
             if here != there.get(name):
                 yield f"content of decontaminate.against.{name}: sha256 {there.get(name)} there, {here} here"
+
+
+def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Filters of the user's own and lists that filters read, where they hold something else."""
+    for name, here in versions(config).items():
+        there = existing.versions.get(name)
+        if name.startswith(CONTENTS) and here not in (there, "missing"):
+            yield f"content of {name}: {there} there, {here} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ whose file names depend on the environment; a test holds the bytes against LitDa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,7 +98,8 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Closes the open file; the caller removes the directory."""
-        self._log.close()
+        with contextlib.suppress(OSError):  # of what is buffered: on a full disk it cannot be written, and nobody wants it
+            self._log.close()
 
     def _finish(self) -> None:
         """Writes the chunk that is full, and notes its rows."""

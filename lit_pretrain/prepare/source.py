@@ -30,7 +30,7 @@ class SourceConfig:
     fields: dict[str, Union[str, list[str]]] = field(default_factory=dict)
     """Jsonl, parquet and dataset: our name -> the field or column that holds it, for text (default "text"), url, id, language and date.
     Dots reach into nested fields (meta.url). A list for text joins several by a blank line: {text: [question, answer]}. With `id`, a record
-    whose id occurred before in the same file is rejected."""
+    whose id occurred before in the same file is rejected; over files and parts, the first document that the filters kept stays."""
     separator: Optional[str] = None
     """Text only: what separates documents within a file (e.g. "\\n\\n"). Default: each file is one document."""
     hub: Optional[str] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.engine.stage import scratch_name
 
 _GROUP_BYTES = 8 << 20
 """Text held in memory by a writer or a reader: one row group."""
@@ -22,7 +24,7 @@ class DocumentWriter:
         import pyarrow.parquet
 
         self._path = path
-        self._scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._scratch = scratch_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pyarrow.schema([("text", pyarrow.large_string()), ("origin", pyarrow.string()), ("fields", pyarrow.string())])
         self._writer = pyarrow.parquet.ParquetWriter(self._scratch, self._schema, compression="zstd", compression_level=1)
@@ -52,16 +54,18 @@ class DocumentWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self._writer.close()
+        try:
+            if kind is None:
+                if self._rows:
+                    self._flush()
+                self._writer.close()
+                with self._scratch.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(self._scratch, self._path)
+        finally:
+            with contextlib.suppress(OSError):  # after a failure: what is buffered cannot be written, and nobody wants it
+                self._writer.close()
             self._scratch.unlink(missing_ok=True)
-            return
-        if self._rows:
-            self._flush()
-        self._writer.close()
-        with self._scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._scratch, self._path)
 
 
 def read_documents(path: Path) -> Iterator[Document]:

@@ -15,6 +15,8 @@ from lit_pretrain.data.manifest import (
     Step,
     TokenizerRecord,
     canonical_hash,
+    content_hash,
+    verify,
     verify_chunk,
 )
 from lit_pretrain.errors import UserError
@@ -31,8 +33,9 @@ def source(**changes: Any) -> Source:
         "licence": "MIT",
         "files": 1,
         "input_bytes": 31,
+        "content_sha256": "ef" * 32,
         "path": "texts",
-        "funnel": (Step(name="read", documents=3, bytes=30, removed={"empty": 1}, changed={}),),
+        "funnel": (Step(name="read", documents=3, bytes=30, tokens=12, tokens_estimated=True, removed={"empty": 1}, changed={}),),
         "splits": {"train": SPLIT, "validation": EMPTY, "test": EMPTY},
     }
     return Source(**{**fields, **changes})
@@ -48,6 +51,7 @@ def manifest(**changes: Any) -> Manifest:
         "config": {"seed": 0},
         "config_hash": canonical_hash({"seed": 0}),
         "versions": {"python": "3.11"},
+        "files": {"tokenizer.json": "01" * 32},
     }
     return Manifest(**{**fields, **changes})
 
@@ -123,8 +127,8 @@ def test_load(tmp_path) -> None:
     [
         (lambda text: text[: len(text) // 2], "not JSON"),
         (lambda text: "[]", "expected a JSON object, found list"),
-        (lambda text: "{}", "format_version None; this lit_pretrain reads 2"),
-        (lambda text: text.replace('"format_version": 2', '"format_version": 3'), "format_version 3"),
+        (lambda text: "{}", "format_version None; this lit_pretrain reads 3"),
+        (lambda text: text.replace('"format_version": 3', '"format_version": 2'), "format_version 2"),
         (lambda text: text.replace('"dtype"', '"dtypes"'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"token": 10'), "a field is missing"),
         (lambda text: text.replace('"tokens": 10', '"tokens": 12'), "its content has the hash"),
@@ -158,3 +162,33 @@ def test_verify_chunk(tmp_path) -> None:
     path.mkdir()
     with pytest.raises(UserError, match=r"cannot be read|on disk"):
         verify_chunk(path, expected)
+
+
+def test_verify_lists_every_bad_file(tmp_path) -> None:
+    contents = {
+        "train/one/chunk-0-0.bin": bytes(range(36)),
+        "tokenizer.json": b"{}",
+        "train/one/index.json": b"[]",
+        "duplicates.json": b"x",
+    }
+    for name, data in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    chunk = dataclasses.replace(CHUNK, sha256=hashes.pop("train/one/chunk-0-0.bin"))
+    splits = {"train": dataclasses.replace(SPLIT, chunks=(chunk,)), "validation": EMPTY, "test": EMPTY}
+    whole = manifest(sources={"one": source(splits=splits)}, files=hashes)
+    assert verify(tmp_path, whole) == []
+    for name, data in contents.items():  # one flipped bit each
+        (tmp_path / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    (tmp_path / "rejects.jsonl").unlink()
+    bad = verify(tmp_path, whole)
+    assert [message.partition(" is ")[0].removeprefix("chunk ") for message in bad] == [str(tmp_path / name) for name in contents]
+    assert "is missing" in bad[-1]
+    assert all(sha256 in message for sha256, message in zip([chunk.sha256, *hashes.values()], bad, strict=True))
+
+
+def test_content_hash_tells_order_names_and_contents_apart() -> None:
+    found = {content_hash(files) for files in ([("a", "1"), ("b", "2")], [("b", "2"), ("a", "1")], [("a", "1")], [("a", "2"), ("b", "1")])}
+    assert len(found) == 4
+    assert content_hash([]) == hashlib.sha256(b"").hexdigest()

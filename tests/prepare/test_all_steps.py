@@ -1,12 +1,10 @@
 """Every step at once, through the command line: the funnel says what was planted, on any number of workers, and after any interruption."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ from lit_pretrain.prepare.filters.view import View
 from lit_pretrain.prepare.shard import chunk_offsets
 
 ROOT = Path(__file__).parents[2]
-NOTICE = "This page was printed by the people who own it."
 NOTICE = "This page was printed by the people who own it."
 STAGES = ["sketch", "copies", "bucket", "group", "shingles", "decide", "settle", "lines", "repeated", "sample", "encode"]
 
@@ -148,22 +145,47 @@ def test_workers_do_not_show(corpus: Path, finished: Path, tmp_path: Path) -> No
     assert tree(tmp_path / "data") == tree(finished)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_and_run_again(corpus: Path, finished: Path, tmp_path: Path, stage: str) -> None:
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lit_pretrain.prepare.engine import stage as stages
+
+where, write, rename = sys.argv.pop(1), stages._write, os.rename
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write_and_die(path, text):
+    write(path, text)
+    if path.suffix == ".json" and path.parent.name.endswith(f"-{where}"):
+        die()
+
+def rename_and_die(source, target):
+    rename(source, target)
+    if where == "assemble" and Path(target).name == "chunk-2-0.bin" or where == "finish" and Path(target).name == "data":
+        die()
+
+stages._write, os.rename = write_and_die, rename_and_die
+from lit_pretrain.__main__ import main
+sys.exit(main(["prepare", *sys.argv[1:]]))
+"""
+"""`prepare`, killed without fail at one place: after the first task of a stage, among the chunks that are moved to their place, or
+between the last rename and the removal of the working directory."""
+
+
+@pytest.mark.parametrize("where", [*STAGES, "assemble", "finish"])
+def test_killed_anywhere_and_run_again(corpus: Path, finished: Path, tmp_path: Path, where: str) -> None:
     out = tmp_path / "data"
-    process = subprocess.Popen(command(corpus, out, "--workers=1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    begin = time.monotonic()
-    while not list(tmp_path.glob(f".data.partial/*-{stage}/*.json")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() - begin < 120
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(60)
-    if not out.exists():  # else the last stage was quicker than the signal
-        done = run(corpus, out, "--workers=2")
-        assert done.returncode == 0, done.stderr
-        assert "going on with what an earlier run left" in done.stderr
+    begin = [sys.executable, "-c", KILLED, where, "--config", str(corpus / "config.yaml"), f"--out={out}", "--workers=1"]
+    killed = subprocess.run(begin, capture_output=True, check=False, cwd=ROOT, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert out.exists() == (where == "finish")
+    assert (tmp_path / ".data.partial").exists()
+    done = run(corpus, out, "--workers=2")
+    assert done.returncode == 0, done.stderr
+    assert ("nothing to do" if where == "finish" else "going on with what an earlier run left") in done.stderr
     assert tree(out) == tree(finished)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_another_exam_is_another_dataset(corpus: Path, finished: Path, tmp_path: Path) -> None:

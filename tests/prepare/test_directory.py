@@ -1,15 +1,18 @@
 """A dataset's directory exists whole or not at all, and finished tasks outlive a fault."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.directory import DATASET, check_free, partial, workspace
+from lit_pretrain.prepare.directory import DATASET, check_free, clear, partial, workspace
+from lit_pretrain.prepare.engine.stage import Advance, Stage, StaleTask
 
 
 def finish_a_task(work: Path) -> None:
@@ -24,7 +27,7 @@ def test_appears_at_the_end(tmp_path: Path) -> None:
         (work / DATASET / "a").mkdir(parents=True)
         (work / DATASET / "a" / "b").write_text("content")
         assert not out.exists()
-        assert work.parent == out.parent  # one file system: the last step is a rename
+        assert work.parent.parent == out.parent  # one file system: the last step is a rename
     assert (out / "a" / "b").read_text() == "content"
     assert [path.name for path in out.parent.iterdir()] == ["data"]
 
@@ -66,9 +69,9 @@ def test_what_other_work_left_is_removed(tmp_path: Path) -> None:
     (stale / "train" / "chunk-0-0.bin").write_text("stale")
     (stale / "link").symlink_to(tmp_path)
     finish_a_task(stale)
-    (stale / "state.json").write_text("other")
     with workspace(tmp_path / "data", "state") as work:
-        assert [path.name for path in work.iterdir()] == ["state.json"]
+        assert list(stale.iterdir()) == [work]
+        assert [path.name for path in work.iterdir()] == ["state"]
         (work / DATASET).mkdir()
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -126,3 +129,46 @@ def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"), workspace(tmp_path / "data", "state"):
         pass
+
+
+def test_a_late_task_of_other_work_cannot_get_in(tmp_path: Path) -> None:
+    """A job array may outlive the run that submitted it: its tasks find neither their directory nor their state."""
+
+    def task(number: int, advance: Advance) -> dict[str, Any]:
+        return {"from": "the other config"}
+
+    def stop() -> None:
+        with workspace(tmp_path / "data", "one" * 10) as work:
+            stages.append(Stage(name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="one" * 10))
+            stages[0].run(0, print)
+            raise KeyboardInterrupt
+
+    stages: list[Stage] = []
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    with workspace(tmp_path / "data", "two" * 10) as work:
+        with pytest.raises(StaleTask, match="does not belong to its preparation any more"):
+            stages[0].run(1, print)
+        mine = Stage(name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="two" * 10)
+        assert mine.open_tasks() == [0, 1]
+        # Nor does a result that somebody put in its place count.
+        mine.directory.mkdir()
+        (mine.directory / "00001.json").write_text(json.dumps({"state": "one" * 10, "result": {"from": "the other config"}}))
+        assert mine.open_tasks() == [0, 1]
+        mine.run(1, print)
+        assert mine.open_tasks() == [0]
+        (work / DATASET).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_clear_removes_what_a_killed_run_left(tmp_path: Path) -> None:
+    root = partial(tmp_path / "data")
+    clear(tmp_path / "data")
+    (root / "abc").mkdir(parents=True)
+    finish_a_task(root / "abc")
+    with workspace(tmp_path / "other", "state") as work:
+        (work / DATASET).mkdir()
+        clear(tmp_path / "other")
+        assert work.exists(), "another run is at work there"
+    clear(tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from tokenizers import Tokenizer as Reference
 from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256, verify_chunk
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare import embedded, tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
 from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig
+from lit_pretrain.prepare.filters.spec import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
+from lit_pretrain.prepare.read import jsonl, reader
 from lit_pretrain.prepare.report import funnel, table
 from lit_pretrain.prepare.shard import chunk_offsets
 
@@ -112,7 +116,10 @@ def test_manifest_is_true(corpus: Path) -> None:
     tokenizer = Tokenizer.load(out)
     assert (manifest.tokenizer.hash, manifest.tokenizer.vocab_size, manifest.tokenizer.pattern) == (tokenizer.hash, 330, "cl100k")
     assert manifest.dtype == "uint16"
-    assert set(manifest.versions) == {"lit_pretrain", "python", "tiktoken", "tokenizers"}
+    assert set(manifest.versions) == {"lit_pretrain", "python", "unicode", "numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash"}
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.suffix != ".bin"} - {"manifest.json"}
+    assert set(manifest.files) == files >= {"tokenizer.json", "train/story/documents.jsonl", "train/story/index.json"}
+    assert all(file_sha256(out / name) == sha256 for name, sha256 in manifest.files.items())
     assert manifest.config["tokenizer"]["vocab_size"] == 330
     assert "out" not in manifest.config
     lines = table(manifest).splitlines()
@@ -161,6 +168,92 @@ def test_changed_input_is_refused(corpus: Path) -> None:
     (corpus / "story" / "new.txt").write_text("One more.")
     with pytest.raises(UserError, match=r"input of sources\.story: 150 files of .* there, 151 files of"):
         prepare(config(corpus))
+
+
+def test_an_edit_of_the_same_size_is_seen(corpus: Path) -> None:
+    first = prepare(config(corpus))
+    path = corpus / "story" / "part1" / "001.txt"
+    before, facts = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(before.replace("Chapter", "Kapitel"), encoding="utf-8")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # not even the time tells
+    with pytest.raises(UserError, match=rf"content of the files of sources\.story: sha256 {first.sources['story'].content_sha256} there"):
+        prepare(config(corpus))
+    path.write_text(before, encoding="utf-8")
+    assert prepare(config(corpus)) == first
+
+
+def test_another_list_of_a_filter_is_seen(corpus: Path) -> None:
+    (corpus / "words.txt").write_text("casino\n")
+    url = FilterSpec(class_path="Url", init_args={"word_files": [str(corpus / "words.txt")], "without_url": "keep"})
+    first = prepare(config(corpus, filters=[url]))
+    assert prepare(config(corpus, filters=[url])) == first
+    (corpus / "words.txt").write_text("poker\n")
+    with pytest.raises(UserError, match=r"content of file .*words\.txt: sha256:"):
+        prepare(config(corpus, filters=[url]))
+
+
+def test_a_file_that_changes_while_it_is_read(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = corpus / "code.jsonl"
+    read = jsonl.records
+
+    def with_a_writer(*arguments: Any) -> Iterator[Any]:
+        for number, found in enumerate(read(*arguments)):
+            if number == 50:
+                path.write_text(path.read_text().replace("return", "RETURN"))
+            yield found
+
+    monkeypatch.setitem(reader._FORMATS, "jsonl", with_a_writer)
+    with pytest.raises(UserError, match=r"code\.jsonl changed while the run was at work on it"):
+        prepare(config(corpus))
+
+
+def test_work_of_other_versions_is_not_gone_on_with(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An upgrade between a fault and the next run: nothing of the old one is kept."""
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_pretrain.prepare.tokenize.train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(corpus))
+    (before,) = (corpus / ".data.partial").iterdir()
+    monkeypatch.setattr("unicodedata.unidata_version", "99.0.0")
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_pretrain.prepare.tokenize.train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(corpus))
+    (after,) = (corpus / ".data.partial").iterdir()
+    assert before.name != after.name
+    assert "going on" not in capsys.readouterr().err
+    assert prepare(config(corpus)).versions["unicode"] == "99.0.0"
+    assert "going on" in capsys.readouterr().err
+    assert not (corpus / ".data.partial").exists()
+
+
+def test_the_table_shows_no_absurd_tokens(corpus: Path) -> None:
+    """A step that leaves little of another kind of text: what came before is not measured by it."""
+    notice = "the same words on every page of it, again and again and again\n" * 3
+    for n in range(30):
+        (corpus / "story" / f"notice{n:02d}.txt").write_text(f"{notice}é{n:02d}")
+    sources = {"story": dataclasses.replace(config(corpus).sources["story"], glob="notice*.txt")}
+    lines = DedupConfig(exact=False, near=None, lines=LinesConfig(min_words=5))
+    given = TokenizerConfig(kind="file", path=str(corpus / "tokenizer"))
+    (corpus / "tokenizer").mkdir()
+    tokenize.train([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(corpus / "tokenizer")
+    manifest = prepare(config(corpus, sources=sources, dedup=lines, tokenizer=given))
+    steps = {step.name: step for step in manifest.sources["story"].funnel}
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    texts = [path.read_text() for path in (corpus / "story").glob("notice*.txt")]
+    assert steps["read"].tokens_estimated
+    assert steps["read"].tokens == sum(len(tokenizer.encode(text)) + 1 for text in texts)  # few enough to be in the sample as a whole
+    assert (steps["store"].tokens, steps["store"].tokens_estimated) == (manifest.sources["story"].tokens, False)
+    assert steps["read"].bytes * steps["store"].tokens / steps["store"].bytes > 1.5 * steps["read"].tokens, (
+        "one ratio for all is absurd here"
+    )
+    assert f"≈ {steps['read'].tokens:,}" in funnel(manifest)
 
 
 def test_raw_text_may_be_gone(corpus: Path) -> None:

@@ -217,7 +217,7 @@ def test_interrupted_then_run_again(corpus: Path, finished: Path, tmp_path: Path
         command(*arguments(corpus, out)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
     )
     begin = time.monotonic()
-    while not list(tmp_path.glob(f".data.partial/{stage}/*.json")):
+    while not list(tmp_path.glob(f".data.partial/*/{stage}/*.json")):
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
         assert time.monotonic() - begin < 60
         time.sleep(0.002)

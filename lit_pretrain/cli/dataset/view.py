@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import random
 import textwrap
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Optional
 
 import numpy as np
 
+from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.documents import DocumentRecord, full_origin, read_records
-from lit_pretrain.data.manifest import SPLITS, Manifest, verify_chunk
+from lit_pretrain.data.manifest import SPLITS, Manifest
 from lit_pretrain.data.search import find as find_text
 from lit_pretrain.data.stored import open_chunk
 from lit_pretrain.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def data(
         documents: How many documents of each source to show, drawn at random.
         seed: Of the draw.
         find: Show only where this text stands: shard, document, source file and row.
-        verify: Compare every chunk with its sha256.
+        verify: Compare every file with its sha256.
         figure: Write the funnel and histograms of lengths and quality to this PNG.
         tensorboard: Write the same to TensorBoard event files in this folder.
     """
@@ -62,10 +62,9 @@ def data(
         funnel(manifest),
     ]
     if verify:
-        for split, (name, source) in itertools.product(SPLITS, manifest.sources.items()):
-            for chunk in source.splits[split].chunks:
-                verify_chunk(where / split / name / chunk.filename, chunk)
-        lines += ["", "every chunk has the sha256 that the manifest says"]
+        if bad := manifests.verify(where, manifest):
+            raise UserError(f"{len(bad):,} files of {path} are not what the manifest says:\n  " + "\n  ".join(bad))
+        lines += ["", "every file has the sha256 that the manifest says"]
     if documents:
         tokenizer = _tokenizer(where, manifest)
         for name, source in manifest.sources.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from lit_pretrain.cli.doctor.finding import Finding
+from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.manifest import FILENAME, Manifest, canonical_hash, verify_chunk
 from lit_pretrain.data.remote import cache_folder, is_remote
 from lit_pretrain.errors import UserError
@@ -71,7 +72,7 @@ def datasets(path: Path, *, verify: bool) -> list[Finding]:
 
     Args:
         path: A dataset, a folder of datasets, or a place where none is yet.
-        verify: Compute the sha256 of every chunk, instead of comparing sizes.
+        verify: Compute the sha256 of every file, instead of comparing sizes.
     """
     found = [path] if (path / FILENAME).exists() else sorted(file.parent for file in path.glob(f"*/{FILENAME}"))
     if not found:
@@ -89,19 +90,18 @@ def _dataset(path: Path, *, verify: bool) -> list[Finding]:
         manifest = Manifest.load(path)
     except UserError as error:
         return [_trouble(label, str(error))]
-    damaged = []
+    damaged = manifests.verify(path, manifest) if verify else []
     chunks = size = 0
     for name, source in manifest.sources.items():
         for split, part in source.splits.items():
             for chunk in part.chunks:
                 chunks, size = chunks + 1, size + chunk.bytes
                 file = path / split / name / chunk.filename
-                try:
-                    whole = file.is_file() and file.stat().st_size == chunk.bytes
-                    if verify or not whole:
+                if not verify and not (file.is_file() and file.stat().st_size == chunk.bytes):
+                    try:
                         verify_chunk(file, chunk)  # names what is wrong
-                except UserError as error:
-                    damaged.append(str(error))
+                    except UserError as error:
+                        damaged.append(str(error))
     if reason := _tokenizer_trouble(path / "tokenizer.json", manifest.tokenizer.hash):
         damaged.append(reason)
     if damaged:

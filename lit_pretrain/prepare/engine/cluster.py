@@ -5,35 +5,85 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.engine.config import EngineConfig
 from lit_pretrain.prepare.engine.stage import Advance, Stage
+from lit_pretrain.prepare.versions import difference
 
 _POLL_SECONDS = 0.5
+_GROUP_BYTES = 32 << 20
+"""Small tasks share a process on the cluster, whose start takes seconds: about half a minute of cleaning."""
+_GROUPS_PER_WORKER = 4
+"""At least so many groups where there is enough work: the last ones decide how long all of it takes."""
+_GRACE_SECONDS = 10.0
+"""How long a job whose tasks are all done may take to leave the queue."""
+_JOBS = "jobs"
+"""In the logs of a stage: the name and the numbers of its job arrays."""
+_PATIENCE_SECONDS = 600.0
+"""How long `squeue` may fail before the run gives up."""
+_END_SECONDS = 90.0
+"""How long cancelled jobs may take to end: Slurm's KillWait is 30 s."""
+
+
+def group(sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES) -> list[list[int]]:
+    """Which tasks share a process: consecutive ones, of at most `limit` together, in no fewer groups than there are workers.
+
+    Args:
+        sizes: Work per task.
+        workers: Processes at a time.
+        limit: Most work in a process that does more than one task.
+
+    Returns:
+        Positions in `sizes`, each once.
+    """
+    wanted = min(len(sizes), max(workers, min(_GROUPS_PER_WORKER * workers, sum(sizes) // limit)))
+    groups: list[list[int]] = []
+    for number in range(wanted):
+        left = 0  # of the limit
+        for position in range(number * len(sizes) // wanted, (number + 1) * len(sizes) // wanted):
+            if not left or sizes[position] > left:
+                groups.append([])
+                left = limit
+            groups[-1].append(position)
+            left = max(0, left - sizes[position])
+    return groups
 
 
 class ClusterTask:
-    """A task as datatrove's executors call it: once per rank."""
+    """Some tasks of a stage as datatrove's executors call them: a group per rank."""
 
-    def __init__(self, stage: Stage, numbers: list[int]) -> None:
+    def __init__(self, stage: Stage, groups: list[list[int]], versions: dict[str, str]) -> None:
         self._stage = stage
-        self._numbers = numbers
+        self._groups = groups
+        self._versions = versions
 
     def __call__(self, data: object, rank: int, world_size: int) -> tuple[()]:
-        """Does the task of a rank."""
-        self._stage.run(self._numbers[rank], lambda size: None)
+        """Does the tasks of a rank that are not done: an earlier process may have died among them."""
+        if what := difference(self._versions):
+            raise RuntimeError(f"this machine would make other bytes than the one that started the run: {what}")
+        failure: Exception | None = None
+        for number in self._groups[rank]:
+            if not self._stage.done(number):
+                try:
+                    self._stage.run(number, lambda size: None)
+                except Exception as error:  # written down; the others of the group are none the worse for it
+                    failure = failure or error
+        if failure is not None:
+            raise failure
         return ()
 
 
-def run(stage: Stage, workers: int, advance: Advance, config: EngineConfig) -> None:
+def run(stage: Stage, workers: int, advance: Advance, config: EngineConfig, versions: dict[str, str]) -> None:
     """Does the open tasks of a stage on a cluster; see `local.run`.
 
     Progress comes with whole tasks. Completion is judged by the results alone.
@@ -48,14 +98,17 @@ def run(stage: Stage, workers: int, advance: Advance, config: EngineConfig) -> N
         import datatrove  # noqa: F401
     except ImportError:
         raise UserError(f"engine {config.engine} needs datatrove: pip install 'lit_pretrain[cluster]'") from None
-    # datatrove remembers finished tasks by rank and directory: another set of open tasks is another directory.
+    sizes = [stage.sizes[number] for number in numbers]
+    groups = [[numbers[position] for position in positions] for positions in group(sizes, workers)]
+    task = ClusterTask(stage, groups, versions)
+    # datatrove remembers finished ranks by directory: another set of open tasks is another directory.
     logs = stage.directory / "logs" / f"{int(time.time() * 1000)}"
     logs.mkdir(parents=True)
     with _reporting(stage, numbers, advance):
         if config.engine == "ray":
-            _ray(ClusterTask(stage, numbers), len(numbers), workers, str(logs), config)
+            _ray(task, len(groups), workers, str(logs), config)
         else:
-            _slurm(ClusterTask(stage, numbers), len(numbers), workers, str(logs), config, stage)
+            _slurm(task, len(groups), workers, logs, config, stage)
 
 
 def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineConfig) -> None:
@@ -68,23 +121,80 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
 
     with _quiet():
         if not ray.is_initialized():
+            own = config.ray.address is None and not os.environ.get("RAY_ADDRESS")
             try:
-                ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(
+                    address="local" if own else config.ray.address,
+                    # Of this machine, no more than the run was given, and no dashboard, which takes seconds to come up.
+                    num_cpus=workers if own else None,
+                    include_dashboard=False if own else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             except ConnectionError as error:
                 raise UserError(f"no Ray cluster at {config.ray.address!r}: {error}. Start one with `ray start --head`.") from None
-        RayPipelineExecutor(
-            pipeline=[task],
-            tasks=tasks,
-            workers=workers,
-            logging_dir=logs,
-            cpus_per_task=1,
-            mem_per_cpu_gb=config.ray.memory_gb,
-            log_first=False,
-        ).run()
+        with _one_process_per_rank():
+            RayPipelineExecutor(
+                pipeline=[task],
+                tasks=tasks,
+                workers=workers,
+                logging_dir=logs,
+                cpus_per_task=1,
+                mem_per_cpu_gb=config.ray.memory_gb,
+                log_first=False,
+            ).run()
 
 
-def _slurm(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineConfig, stage: Stage) -> None:
-    """As one job array; returns when it has left the queue."""
+class RankWorker:
+    """The actor that runs ranks, in its own process.
+
+    datatrove's own forks a pool in the actor, and a pool waits for ever for a process that the kernel killed (seen: `kill -9`, no end after
+    minutes). The end of an actor is noticed, and its ranks are done again.
+    """
+
+    def get_node_ip(self) -> str:
+        """Address of the machine that the actor is on."""
+        import ray
+
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return address
+
+    def run_for_rank(self, executor: Any, ranks: list[int], node_ips: list[str], node_idx: int) -> None:
+        """What datatrove's executor calls."""
+        for rank in ranks:
+            executor._run_for_rank(rank, 1)  # 0 would log to the terminal
+
+
+@contextlib.contextmanager
+def _one_process_per_rank() -> Iterator[None]:
+    """Puts our actor in the place of datatrove's, which has no option for it."""
+    import datatrove.executor.ray as module
+
+    before = module.RankWorker
+    module.RankWorker = RankWorker
+    try:
+        yield
+    finally:
+        module.RankWorker = before
+
+
+class _JobNumbers:
+    """Reads what `sbatch` prints, and writes each number down at once: another run may have to cancel the job."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        path.write_text(f"{name}\n", encoding="utf-8")
+
+    def __call__(self, printed: str) -> str:
+        """The number of the job array that was submitted."""
+        number = printed.rsplit(maxsplit=1)[-1]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{number}\n")
+        return number
+
+
+def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: EngineConfig, stage: Stage) -> None:
+    """As job arrays; returns when they have left the queue, and cancels what is left of them however it is ended."""
     from datatrove.executor import SlurmPipelineExecutor
 
     class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
@@ -96,7 +206,8 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: str, config: Engin
     slurm = config.slurm
     if slurm.partition is None:
         raise UserError("engine slurm needs slurm.partition (see `sinfo`)")
-    name = f"lit_pretrain-{stage.name}-{Path(logs).name}"
+    name = f"lit_pretrain-{stage.state[:16]}-{stage.name}-{logs.name}"
+    jobs = logs / _JOBS
     executor = Executor(
         pipeline=[task],
         tasks=tasks,
@@ -106,27 +217,76 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: str, config: Engin
         cpus_per_task=1,
         mem_per_cpu_gb=slurm.memory_gb,
         job_name=name,
-        logging_dir=logs,
+        job_id_retriever=_JobNumbers(jobs, name),
+        logging_dir=str(logs),
         sbatch_args=dict(slurm.sbatch),
         env_command=slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         qos=slurm.qos,
         mail_type="NONE",
     )
     try:
-        with _quiet():
-            executor.run()
-    except FileNotFoundError as error:
-        raise UserError(f"engine slurm needs `sbatch` on this machine: {error}") from None
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"sbatch refused the job array of {stage.name}: {error}; its script is in {logs}") from None
-    while stage.open_tasks() and _queued(name):
-        time.sleep(_POLL_SECONDS)
+        try:
+            with _quiet():
+                executor.run()
+        except FileNotFoundError as error:
+            raise UserError(f"engine slurm needs `sbatch` on this machine: {error}") from None
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"sbatch refused the job array of {stage.name}: {error}; its script is in {logs}") from None
+        done_since = None
+        while _queued(name):
+            if not stage.open_tasks():
+                done_since = done_since or time.monotonic()
+                if time.monotonic() - done_since > _GRACE_SECONDS:
+                    break
+            time.sleep(_pause(len(stage.sizes)))
+    finally:
+        _cancel(jobs)
 
 
-def _queued(name: str) -> bool:
-    """Whether a job of this name waits or runs; there may be several, for an array has a largest size."""
-    found = subprocess.run(["squeue", "--noheader", "--name", name], capture_output=True, text=True, check=False)
-    return found.returncode == 0 and bool(found.stdout.strip())
+def cancel_left(work: Path) -> None:
+    """Cancels the job arrays that a run which was killed has left in the queue, by what it wrote down in its working directory."""
+    for jobs in work.glob(f"*/logs/*/{_JOBS}"):
+        _cancel(jobs)
+
+
+def _cancel(jobs: Path) -> None:
+    """Cancels job arrays by number, and by name where one was submitted but its number never read; waits until they have gone."""
+    name, *numbers = jobs.read_text(encoding="utf-8").split()
+    try:
+        if not _queued(name, patience=0):
+            return
+        # Both the number and the name must fit: numbers begin anew when a cluster is set up again.
+        subprocess.run(["scancel", "--name", name, *numbers], capture_output=True, check=False)
+        begin = time.monotonic()
+        while _queued(name, patience=0):
+            if time.monotonic() - begin > _END_SECONDS:
+                raise UserError(f"the Slurm jobs {', '.join(numbers) or name} do not end; see `squeue`, and run again when they have gone")
+            time.sleep(_POLL_SECONDS)
+    except FileNotFoundError:
+        return  # no Slurm on this machine, so no job that could reach it
+
+
+def _queued(name: str, patience: float = _PATIENCE_SECONDS) -> bool:
+    """Whether a job of this name waits or runs; there may be several, for an array has a largest size.
+
+    Raises:
+        UserError: `squeue` has failed for longer than the controller of a cluster is busy or restarted.
+    """
+    begin = time.monotonic()
+    while True:
+        found = subprocess.run(["squeue", "--noheader", "--name", name], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return bool(found.stdout.strip())
+        if time.monotonic() - begin > patience:
+            if not patience:
+                return False
+            raise UserError(f"`squeue` has failed for {patience:.0f} s: {found.stderr.strip()}. Run again: finished tasks are kept.")
+        time.sleep(10 * _POLL_SECONDS)
+
+
+def _pause(tasks: int) -> float:
+    """Seconds between two looks at the results of so many tasks: a shared file system has other things to do."""
+    return _POLL_SECONDS * (1 + tasks / 1000)
 
 
 @contextlib.contextmanager
@@ -135,12 +295,12 @@ def _reporting(stage: Stage, numbers: list[int], advance: Advance) -> Iterator[N
     left, stop = set(numbers), threading.Event()
 
     def look() -> None:
-        now = left & set(stage.open_tasks())
-        advance(sum(stage.sizes[number] for number in left - now))
-        left.intersection_update(now)
+        done = {number for number in left if stage.done(number)}
+        advance(sum(stage.sizes[number] for number in done))
+        left.difference_update(done)
 
     def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
+        while not stop.wait(_pause(len(numbers))):
             look()
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -35,7 +35,10 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
     tasks.sort(key=lambda number: (-stage.sizes[number], number))
     if workers == 1 or len(tasks) == 1:
         for number in tasks:
-            stage.run(number, advance)
+            try:
+                stage.run(number, advance)
+            except OSError as error:
+                raise stage.disk_trouble(number, f"{type(error).__name__}: {error}") from error
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -58,6 +61,7 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
                     del running[number]
                     if process.exitcode:
                         _explain(stage, number, process.exitcode)
+        advance(done.value - told)  # what the last ones did after they were last looked at
     finally:
         for process in running.values():
             process.terminate()

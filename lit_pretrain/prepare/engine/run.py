@@ -10,8 +10,13 @@ from lit_pretrain.prepare.engine.stage import Stage
 from lit_pretrain.prepare.report import working
 
 
-def run(stage: Stage, config: EngineConfig) -> list[dict[str, Any]]:
+def run(stage: Stage, config: EngineConfig, versions: dict[str, str]) -> list[dict[str, Any]]:
     """Does what is open of a stage, and gives the results of all its tasks.
+
+    Args:
+        stage: What to do.
+        config: What does it.
+        versions: Of this process; a machine that has others does nothing.
 
     Raises:
         UserError: A task failed for a reason that the user can mend, was killed, or the engine cannot be used.
@@ -20,11 +25,11 @@ def run(stage: Stage, config: EngineConfig) -> list[dict[str, Any]]:
     open_tasks = stage.open_tasks()
     if not open_tasks:
         return stage.results()
-    with working(stage.title, sum(stage.sizes[number] for number in open_tasks)) as (advance, figures):
+    with working(stage.title, sum(stage.sizes[number] for number in open_tasks), stage.unit) as (advance, figures):
         if len(open_tasks) < len(stage.sizes):
             figures.append(f"{len(stage.sizes) - len(open_tasks)} of {len(stage.sizes)} tasks were done before")
         if config.engine == "local":
             local.run(stage, config.workers, advance)
         else:
-            cluster.run(stage, config.workers, advance, config)
+            cluster.run(stage, config.workers, advance, config, versions)
     return stage.results()

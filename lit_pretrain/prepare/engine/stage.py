@@ -4,17 +4,22 @@ A task is a pure function of the config and of files that earlier stages finishe
 writes its files under temporary names and renames them; when it has returned, its result is written, likewise, and *that file is the
 mark that it is done*. A run that goes on after a fault does the tasks without one. An engine's exit code is never believed: Ray's was
 seen to be 0 with a task missing.
+
+A cluster may run a task late, after its preparation was stopped and another one was begun in the same place. So the working directory is
+named by a hash of all that a task may depend on (`state`) and holds it, a task that does not find it there does nothing, and a result that
+does not carry it is none.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_pretrain.errors import UserError
 
@@ -22,6 +27,14 @@ Advance = Callable[[int], None]
 """Told how many bytes were done since the last call."""
 Task = Callable[[int, Advance], dict[str, Any]]
 """(number of the task, advance) -> its result, as JSON can hold it. Picklable: it may run in another process or on another machine."""
+
+
+STATE = "state"
+"""Of the working directory: the file that holds its state."""
+
+
+class StaleTask(Exception):
+    """A task whose preparation has ended or is another one by now."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +47,13 @@ class Stage:
     """For the user, while it runs: what is being done."""
     task: Task
     sizes: Sequence[int]
-    """Bytes of work per task: what the progress bar counts."""
+    """Work per task, in `unit`: what the progress bar counts."""
     work: Path
     """The directory of the preparation, seen by every machine that runs tasks."""
+    state: str
+    """Hash of what the preparation is made of: config, input, versions."""
+    unit: Literal["bytes", "tasks"] = "bytes"
+    """Of the sizes."""
 
     @property
     def directory(self) -> Path:
@@ -45,11 +62,26 @@ class Stage:
 
     def open_tasks(self) -> list[int]:
         """Tasks that are not done."""
-        return [number for number in range(len(self.sizes)) if not self._result(number).is_file()]
+        return [number for number in range(len(self.sizes)) if not self.done(number)]
+
+    def done(self, number: int) -> bool:
+        """Whether a task has its result, of this state."""
+        begin = self._begin()
+        try:
+            with self._result(number).open("rb") as file:
+                return file.read(len(begin)) == begin
+        except FileNotFoundError:
+            return False
 
     def run(self, number: int, advance: Advance) -> None:
-        """Does one task and writes its result; a failure is written down for whoever waits, and raised."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Does one task and writes its result; a failure is written down for whoever waits, and raised.
+
+        Raises:
+            StaleTask: The preparation is not there any more.
+        """
+        if read_state(self.work) != self.state:
+            raise StaleTask(f"task {number} of {self.name}: {self.work} does not belong to its preparation any more; nothing was done")
+        self.directory.mkdir(exist_ok=True)
         self._failure(number).unlink(missing_ok=True)
         try:
             result = self.task(number, advance)
@@ -58,7 +90,7 @@ class Stage:
             facts = {"user": user, "disk": isinstance(error, OSError), "message": str(error) if user else traceback.format_exc()}
             _write(self._failure(number), json.dumps(facts))
             raise
-        _write(self._result(number), json.dumps(result, ensure_ascii=False))
+        _write(self._result(number), f"{self._begin().decode()}{json.dumps(result, ensure_ascii=False)}}}")
 
     def results(self) -> list[dict[str, Any]]:
         """Of all tasks, by number.
@@ -75,14 +107,24 @@ class Stage:
                     raise UserError(facts["message"])
                 if facts["disk"]:
                     last = facts["message"].strip().splitlines()[-1]
-                    raise UserError(f"task {number} of {self.name} could not write or read: {last}. Free some space, then run again.")
+                    raise self.disk_trouble(number, last)
                 raise RuntimeError(f"task {number} of {self.name} failed:\n{facts['message']}")
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(self.sizes)} tasks of {self.name} did not end (the first: {missing[0]}): they were killed, most "
                 f"often for lack of memory or time, or never started (logs: {self.directory / 'logs'}). Run again: finished tasks are kept."
             )
-        return [json.loads(self._result(number).read_text(encoding="utf-8")) for number in range(len(self.sizes))]
+        return [json.loads(self._result(number).read_text(encoding="utf-8"))["result"] for number in range(len(self.sizes))]
+
+    def disk_trouble(self, number: int, what: str) -> UserError:
+        """For a task that an OSError has ended."""
+        return UserError(
+            f"task {number} of {self.name} could not write or read: {what}. Free some space, then run again: finished tasks are kept."
+        )
+
+    def _begin(self) -> bytes:
+        """Of a result: the state comes first, so that looking at a result need not read it."""
+        return f'{{"state": "{self.state}", "result": '.encode()
 
     def _result(self, number: int) -> Path:
         return self.directory / f"{number:05d}.json"
@@ -91,11 +133,27 @@ class Stage:
         return self.directory / f"{number:05d}.failed"
 
 
+def read_state(work: Path) -> str | None:
+    """The state that a working directory belongs to; None where it has gone."""
+    try:
+        return (work / STATE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def scratch_name(path: Path) -> Path:
+    """Where a file that appears whole is written first: no other process has this name, on whatever machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all, also where two machines write it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    scratch = scratch_name(path)
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)  # where the disk was full

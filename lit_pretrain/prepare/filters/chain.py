@@ -24,6 +24,8 @@ class Outcome:
     """Why it was removed; empty: it is kept."""
     passed: tuple[int, ...]
     """UTF-8 bytes of its text after each filter that let it through, in the order of `Chain.names`."""
+    texts: tuple[str, ...]
+    """Its text after each of these."""
     changed: tuple[tuple[str, str], ...]
     """(name of filter, what it did) of every filter that edited the text."""
 
@@ -58,22 +60,24 @@ class Chain:
         view = View(document.text)
         size = len(document.utf8)
         passed: list[int] = []
+        texts: list[str] = []
         changed: list[tuple[str, str]] = []
         for name, judge in self._filters:
             verdict = verdict_of(judge(document, view), name)
             if verdict.fields:
                 document = dataclasses.replace(document, fields={**document.fields, **verdict.fields})
             if not verdict.keep:
-                return Outcome(document, name, verdict.reason, tuple(passed), tuple(changed))
+                return Outcome(document, name, verdict.reason, tuple(passed), tuple(texts), tuple(changed))
             if verdict.text is not None and verdict.text != document.text:
                 if not verdict.text:  # a document is never empty
-                    return Outcome(document, name, "nothing_left", tuple(passed), tuple(changed))
+                    return Outcome(document, name, "nothing_left", tuple(passed), tuple(texts), tuple(changed))
                 document = dataclasses.replace(document, text=verdict.text)
                 view = View(document.text)
                 size = len(document.utf8)
                 changed.append((name, verdict.reason or "edited"))
             passed.append(size)
-        return Outcome(document, "", "", tuple(passed), tuple(changed))
+            texts.append(document.text)
+        return Outcome(document, "", "", tuple(passed), tuple(texts), tuple(changed))
 
 
 def _names(found: list[str]) -> list[str]:

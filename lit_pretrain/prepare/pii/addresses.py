@@ -99,6 +99,10 @@ _VERSION = re.compile(
     r"\bsec\.|\u00a7|\bfig(?:ure)?\b|\btable\b",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"\d+(?:\.\d+)+")
+_AMONG_VERSIONS = frozenset("and or to from through until till not but before after than via".split())
+"""Words that may stand between two versions: `updated from 93.0.1.2 to 94.0.1.2`."""
+_PORT = re.compile(r":[1-9]\d{0,4}(?![\w:]|\.\d)", re.ASCII)
 _WORD_BEFORE = re.compile(r"([A-Za-z][A-Za-z0-9_+#.-]*)[ \t]+\Z")
 _ADDRESS = frozenset("ip ips ipv4 ipaddr addr address addresses host hosts hostname dns nameserver resolver ping pinged".split())
 _BEFORE_ADDRESS = _ADDRESS | frozenset(
@@ -113,7 +117,8 @@ def find_ipv4(text: str) -> Iterator[Span]:
     """IPv4 addresses of the public Internet.
 
     A dotted quad is left alone where it may be a version, a section number or an OID: after a word that is not one that stands before
-    addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`), in a line that speaks of versions, or with three small numbers in front.
+    addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`), where the words before it speak of versions, or with
+    three small numbers in front. What has a port (8.8.8.8:53) is no version, unless it is called one.
     """
     if text.count(".") < 3:
         return
@@ -127,10 +132,20 @@ def find_ipv4(text: str) -> Iterator[Span]:
             continue
         before = text[max(0, start - 60, text.rfind("\n", max(0, start - 60), start) + 1) : start]
         word = found.group(1).lower() if (found := _WORD_BEFORE.search(before)) else None
-        certain = before.endswith(("://", "@")) or word in _ADDRESS
-        if not certain and (max(octets[:3]) < _SMALL or _VERSION.search(before) or (word is not None and word not in _BEFORE_ADDRESS)):
+        port = _PORT.match(text, end) is not None and (word is None or not _VERSION.search(word))
+        certain = before.endswith(("://", "@")) or word in _ADDRESS or port
+        if not certain and (
+            max(octets[:3]) < _SMALL or _VERSION.search(_of_this(before)) or (word is not None and word not in _BEFORE_ADDRESS)
+        ):
             continue
         yield start, end
+
+
+def _of_this(before: str) -> str:
+    """The words before a quad that speak of it: those after the number before it, where they say something new."""
+    *_, last = (0, *(match.end() for match in _NUMBER.finditer(before)))
+    after = before[last:]
+    return after if last and set(re.findall(r"[a-z]+", after.lower())) - _AMONG_VERSIONS else before
 
 
 # RFC 4291 §2.2, in 2000::/3: all that is given out (IANA). So no `std::vector`, no MAC address, no link-local fe80::, no loopback.

@@ -19,7 +19,8 @@ class PiiConfig:
     """
 
     kinds: list[Kind] = field(default_factory=lambda: list(KINDS))
-    """email; ipv4 and ipv6; phone: international with +, and North American; card: payment cards (issuer's prefix and Luhn digit); iban:
+    """email; ipv4 and ipv6; phone: international with +, and North American with separators, not other
+    countries' without a + (030 901820 may be anything); card: payment cards (issuer's prefix and Luhn digit); iban:
     (country's length and check digits); key: private keys and tokens of common services."""
     style: Literal["placeholder", "synthetic"] = "placeholder"
     """placeholder: <EMAIL>, <IP>, <PHONE>, <CARD>, <IBAN>, <KEY>; says plainly that something was here, and links nothing. synthetic:

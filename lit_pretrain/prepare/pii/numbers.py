@@ -23,15 +23,20 @@ _INTERNATIONAL = re.compile(
 # North American Numbering Plan: area code and exchange begin with 2 to 9 (T-2 to T-9), the exchange is not N11, 555-01xx is fiction's.
 _AREA, _EXCHANGE = r"[2-9][0-8]\d", r"(?!.11)[2-9]\d\d"
 _NORTH_AMERICAN = re.compile(
-    rf"(?<![\w.+$#/%-])(?<!\d[ ,])(?:1[ .-])?(?:\({_AREA}\)[ ]?{_EXCHANGE}[-.]|"
-    rf"{_AREA}(?:-{_EXCHANGE}-|\.{_EXCHANGE}\.|[ ]{_EXCHANGE}-))\d{{4}}(?![\w%+*/-]|[.,]\d)",
+    rf"(?<![\w.+$#/%-])(?<!\d[ ,\t])(?:1[ .-])?(?:\({_AREA}\)[ ]?{_EXCHANGE}[-. ]|"
+    # With spaces alone it may be a row of numbers: not before another one.
+    rf"{_AREA}(?:-{_EXCHANGE}-|\.{_EXCHANGE}\.|[ ]{_EXCHANGE}-|[ ]{_EXCHANGE}[ ](?=\d{{4}}(?![ \t]{{1,3}}\d))))\d{{4}}(?![\w%+*/-]|[.,]\d)",
     re.ASCII,
 )
 _NANP = re.compile(rf"1?{_AREA}{_EXCHANGE}\d{{4}}", re.ASCII)
 
 
 def find_phones(text: str) -> Iterator[Span]:
-    """Telephone numbers: international ones with their +, and North American ones with separators. Left alone: 555-01xx."""
+    """Telephone numbers: international ones with their +, and North American ones with separators.
+
+    Left alone: 555-01xx, and other countries' numbers without a +. Their forms (030 901820, 020 7946 0018, 01 42 68 53 00) are also those
+    of quantities, codes and dates, and no rule of the digits tells them apart.
+    """
     spans = [match.span() for match in _INTERNATIONAL.finditer(text) if _is_international(match.group())] if "+" in text else []
     for match in _NORTH_AMERICAN.finditer(text):
         if not _is_fiction(re.sub(r"\D", "", match.group())):
@@ -86,7 +91,7 @@ def find_cards(text: str) -> Iterator[Span]:
     """Payment card numbers: issuer's prefix, its length, and Luhn's check digit."""
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if any(len(digits) in lengths and prefix.match(digits) for prefix, lengths in _ISSUERS) and _luhn(digits) and len(set(digits)) > 2:
+        if any(len(digits) in lengths and prefix.match(digits) for prefix, lengths in _ISSUERS) and _luhn(digits) and len(set(digits)) > 1:
             yield match.span()
 
 

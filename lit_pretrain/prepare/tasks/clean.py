@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.prepare.blocks import threshold
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.decontaminate.index import Index
 from lit_pretrain.prepare.decontaminate.report import Tally, apply
@@ -22,6 +24,7 @@ from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy,
 from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.store import DocumentWriter
 from lit_pretrain.prepare.survivors import clean_file
+from lit_pretrain.prepare.tasks.ids import hashes_file, id_hash, save_hashes, with_ids_file
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,43 @@ class CleanTask:
     work: Path
 
     def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<number>.parquet; returns the funnel of the part, samples of what it left behind, and hits of evaluation sets."""
-        part = self.parts[number]
-        pass_ = _Pass(self.config, part.source, self.work)
-        config = self.config
+        """Writes clean/<number>.parquet, or what `tasks.ids` needs where documents have ids.
+
+        Returns:
+            The funnel of the part, samples of what it left behind, hits of evaluation sets, and the hashes of its files.
+        """
+        part, config = self.parts[number], self.config
+        pass_ = _Pass(config, part.source, self.work, threshold(sum(other.bytes for other in self.parts if other.source == part.source)))
         policy = ReadPolicy(config.errors, config.too_large, config.max_document_bytes)
         reader = Reader(config.sources[part.source], part.files, policy, self.work / "fetched" / f"{number:05d}")
-        with DocumentWriter(clean_file(self.work, number)) as writer:
+        place = list(config.sources).index(part.source) if has_ids(config, part.source) else None
+        ids: list[int] = []
+        with DocumentWriter(clean_file(self.work, number) if place is None else with_ids_file(self.work, number)) as writer:
+            ends, told = list(itertools.accumulate((file.bytes for file in part.files), initial=0)), 0
             for document in reader:
                 if isinstance(document, BadRecord):
                     pass_.rejects.offer("read", document.reason, document.origin, f"{document.detail}\n{document.excerpt}".strip())
                     continue
                 size = len(document.utf8)
-                pass_.funnel.passed("read", size)
+                pass_.funnel.passed("read", document.text, size)
                 if (kept := pass_.judge(document)) is not None:
                     writer.add(kept)
-                advance(size)
+                    if place is not None and (key := id_hash(kept, place)) is not None:
+                        ids.append(key)
+                # Packed text is more than its file, and there is more in a table than text: what counts is the file, once it is done.
+                file = len(reader.files)
+                now = min(ends[file], max(ends[file - 1], told + size))
+                advance(now - told)
+                told = now
+            advance(part.bytes - told)
+        if place is not None:
+            save_hashes(hashes_file(self.work, number), ids)
         read = pass_.funnel.steps["read"]
         read.removed.update(reader.counts.removed)
         read.changed.update(reader.counts.changed)
         return {
             "funnel": pass_.funnel.dump(),
+            "files": reader.files,
             "rejects": pass_.rejects.dump(),
             "gate": pass_.tally.to_json(),
             "read": {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(reader.counts).items()},
@@ -64,14 +83,14 @@ class CleanTask:
 class _Pass:
     """The steps that follow reading, with what they count."""
 
-    def __init__(self, config: PrepareConfig, source: str, work: Path) -> None:
+    def __init__(self, config: PrepareConfig, source: str, work: Path, below: int) -> None:
         self._source = source
         self._config = config
         self._chain = Chain(config.filters_of(source))
         self._index = None if config.decontaminate is None else Index.load(gate_file(work))
         self._redactor = None if config.pii is None else Redactor(config.pii)
         later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
-        self.funnel = Funnel(["read", *self._chain.names, *later])
+        self.funnel = Funnel(["read", *self._chain.names, *later], below)
         self.rejects = Rejects(config.keep_rejects)
         self.tally = Tally()
 
@@ -99,7 +118,7 @@ class _Pass:
             return None
         if hits:
             self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
-        self.funnel.passed("decontaminate", len(kept.utf8))
+        self.funnel.passed("decontaminate", kept.text, len(kept.utf8))
         return kept
 
     def _redact(self, document: Document) -> Document:
@@ -110,8 +129,13 @@ class _Pass:
             self.funnel.steps["pii"].changed[f"with {kind}"] += 1
         if counts:
             document = dataclasses.replace(document, text=text)
-        self.funnel.passed("pii", len(document.utf8))
+        self.funnel.passed("pii", document.text, len(document.utf8))
         return document
+
+
+def has_ids(config: PrepareConfig, source: str) -> bool:
+    """Whether the documents of a source are told apart by an id."""
+    return "id" in config.sources[source].fields
 
 
 def check_read(name: str, results: Iterable[dict[str, Any]], limit: float) -> None:

@@ -16,7 +16,7 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.engine.stage import Advance
+from lit_pretrain.prepare.engine.stage import Advance, scratch_name
 from lit_pretrain.prepare.parts import Part
 from lit_pretrain.prepare.shard import ShardWriter
 from lit_pretrain.prepare.split import Splitter
@@ -39,7 +39,7 @@ class EncodeTask:
         """Writes shards/<number>/<split>/; returns the record of each split."""
         config, part = self.config, self.parts[number]
         final = part_directory(self.work, number)
-        scratch = final.with_name(f".{final.name}.{os.getpid()}")
+        scratch = scratch_name(final)
         splitter = Splitter(config.splits, config.seed)
         writers: dict[str, ShardWriter] = {}
 

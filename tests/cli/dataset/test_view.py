@@ -45,12 +45,15 @@ def test_find_names_shard_document_file_and_row(dataset: Path, capsys: pytest.Ca
 def test_verify_finds_a_flipped_bit(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has the sha256" in inspect(capsys, dataset, "--documents=0", "--verify")
     copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
-    chunk = sorted((copy / "train" / "sums").glob("*.bin"))[-1]
-    data = bytearray(chunk.read_bytes())
-    data[len(data) // 2] ^= 4
-    chunk.write_bytes(data)
+    damaged = [sorted((copy / "train" / "sums").glob("*.bin"))[-1], copy / "train" / "code" / "documents.jsonl", copy / "tokenizer.json"]
+    for file in damaged:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
     assert main(["inspect", "data", str(copy), "--verify"]) == 2
-    assert chunk.name in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(str(file.relative_to(copy)) in error for file in damaged)
+    assert error.startswith("error: 3 files of ")
 
 
 def test_quality_of_texts_by_hand() -> None:

@@ -1,5 +1,6 @@
-"""The command line with a small corpus of many parts, and a real Slurm on this machine."""
+"""The command line with every step over a small corpus of many parts, and a real Slurm on this machine."""
 
+import json
 import os
 import shutil
 import socket
@@ -10,40 +11,112 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
+QUESTION = "Which of the nine rivers of the old kingdom was crossed by the lame ferryman first?"
+FILTER = """
+import os, signal, time
+
+def fault(document, view):
+    kind, _, argument = os.environ.get("ENGINE_FAULT", "").partition(":")
+    if kind and document.text.startswith("Sentence 17 "):
+        if kind == "raise":
+            raise KeyError("no such word")
+        try:
+            os.close(os.open(argument, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return True
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    return True
+"""
+"""A filter by class path, for which one document is the end: it raises, or the first time kills its process or sleeps."""
+
+
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 files of 6 kB."""
-    folder = tmp_path_factory.mktemp("texts")
-    for n in range(40):
-        (folder / f"{n:03d}.txt").write_text("".join(f"Sentence {n} {k * n % 1009} of a story that goes on.\n" for k in range(150)))
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config with every step, over 30 files of 6 kB and a table in two files that share ids; a filter of its own."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "texts").mkdir()
+    stories = ["".join(f"Sentence {n} and {k * n % 1009} of a story that goes on.\n" for k in range(1, 120)) for n in range(30)]
+    for n, story in enumerate(stories):
+        notice = "This line stands at the end of every file.\nWrite to jane.doe@acme.com today.\n"
+        (folder / "texts" / f"{n:03d}.txt").write_text(story + notice)
+    (folder / "texts" / "copy.txt").write_text((folder / "texts" / "003.txt").read_text())
+    (folder / "texts" / "short.txt").write_text("Too short.")
+    (folder / "texts" / "leak.txt").write_text(f"{stories[4]} {QUESTION}")
+    lines_of = [story.replace("Sentence", "Paragraph") for story in stories]
+    for name, rows in (("a", range(20)), ("b", range(10, 30))):
+        lines = [json.dumps({"text": f"Row {n} of table {name}. {lines_of[n]}", "key": f"id-{n}"}) + "\n" for n in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "exam.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
+    (folder / "engine_faults.py").write_text(FILTER)
+    config = {
+        "sources": {
+            "texts": {"kind": "text", "path": str(folder / "texts")},
+            "table": {"kind": "jsonl", "path": [str(folder / "a.jsonl"), str(folder / "b.jsonl")], "fields": {"id": "key"}},
+        },
+        "filters": ["engine_faults.fault", {"class_path": "GopherQuality", "init_args": {}}],
+        "dedup": {"exact": True, "near": {"threshold": 0.9}, "containment": {}, "lines": {"min_words": 5}},
+        "decontaminate": {"against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}},
+        "pii": {},
+        "tokenizer": {"vocab_size": 320},
+        "chunk_tokens": 8000,
+        "part_bytes": 90_000,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 
-def _prepare(texts: Path, out: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    sizes = ["--tokenizer.vocab_size=300", "--chunk_tokens=8000", "--part_bytes=60000"]
-    command = [sys.executable, "-m", "lit_pretrain", "prepare", f'--sources={{"a": {{"kind": "text", "path": "{texts}"}}}}', *sizes]
+def command(corpus: Path, out: Path, *extra: str) -> list[str]:
+    return [sys.executable, "-m", "lit_pretrain", "prepare", "--config", str(corpus / "config.yaml"), f"--out={out}", *extra]
+
+
+def surroundings(corpus: Path, **environment: str) -> dict[str, str]:
+    path = os.pathsep.join([str(corpus), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path} | environment
+
+
+def _prepare(corpus: Path, out: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, f"--out={out}", *extra], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300, env=os.environ | environment
+        command(corpus, out, *extra),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=500,
+        env=surroundings(corpus, **environment),
     )
 
 
 @pytest.fixture(scope="session")
 def prepare() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """(texts, out, *options, **environment): `lit_pretrain prepare` over the corpus in five parts."""
+    """(corpus, out, *options, **environment): `lit_pretrain prepare` with every step."""
     return _prepare
 
 
 @pytest.fixture(scope="session")
-def local(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(prepare: object) -> Callable[..., "subprocess.Popen[str]"]:
+    """The same, begun and not waited for."""
+
+    def begin(corpus: Path, out: Path, *extra: str, **environment: str) -> "subprocess.Popen[str]":
+        env = surroundings(corpus, **environment)
+        return subprocess.Popen(command(corpus, out, *extra), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def local(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of it."""
     out = tmp_path_factory.mktemp("local") / "data"
-    done = _prepare(texts, out, "--workers=1")
+    done = _prepare(corpus, out, "--workers=1")
     assert done.returncode == 0, done.stderr
     return out
 

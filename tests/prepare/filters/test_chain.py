@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.blocks import MOST
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.filters import load as loading
 from lit_pretrain.prepare.filters.chain import Chain, Outcome
@@ -54,9 +55,12 @@ def test_kept() -> None:
     filters = chain("no_x", "without_z", "count")
     assert filters.names == ["no_x", "without_z", "count"]
     outcome = filters(document("a zebra is é", url="u"))
-    assert outcome == Outcome(document("a ebra is é", url="u", words="4"), "count", "many_words", (13, 12), (("without_z", "z_cut"),))
+    edits = (("without_z", "z_cut"),)
+    assert outcome == Outcome(
+        document("a ebra is é", url="u", words="4"), "count", "many_words", (13, 12), ("a zebra is é", "a ebra is é"), edits
+    )
     outcome = filters(document("zé", url="u"))
-    assert outcome == Outcome(document("é", url="u", words="1"), "", "", (3, 2, 2), (("without_z", "z_cut"),))
+    assert outcome == Outcome(document("é", url="u", words="1"), "", "", (3, 2, 2), ("zé", "é", "é"), edits)
     assert outcome.kept
 
 
@@ -86,7 +90,7 @@ def test_wrong_return_names_the_filter() -> None:
 
 
 def test_no_filters() -> None:
-    assert Chain([])(document("text")) == Outcome(document("text"), "", "", (), ())
+    assert Chain([])(document("text")) == Outcome(document("text"), "", "", (), (), ())
 
 
 def test_a_name_that_occurs_again_gets_a_number() -> None:
@@ -110,18 +114,24 @@ TEXTS = st.lists(st.text(alphabet="xz a", min_size=1, max_size=9), max_size=30)
 def test_funnel(texts: list[str], cut: int) -> None:
     filters = chain("without_z", "no_x", "count")
     outcomes = [filters(document(text)) for text in texts]
-    whole, parts = Funnel(filters.names), [Funnel(filters.names), Funnel(filters.names)]
+    whole, parts = Funnel(filters.names, 2**64), [Funnel(filters.names, 2**64), Funnel(filters.names, 2**64)]
     for place, outcome in enumerate(outcomes):
         whole.judged(filters.names, outcome)
         parts[place < cut].judged(filters.names, outcome)
     parts[1].add(parts[0].dump())
-    assert parts[1].record() == whole.record(), "parts add up"
-    steps: dict[str, Any] = {step.name: step for step in whole.record()}
+    stored = sum(len(outcome.document.text) + 1 for outcome in outcomes if outcome.kept)
+    assert parts[1].record(len, 1, stored) == whole.record(len, 1, stored), "parts add up"
+    steps: dict[str, Any] = {step.name: step for step in whole.record(len, 1, stored)}
     assert list(steps) == filters.names
     documents = len(texts)
-    for step in whole.record():
+    for step in whole.record(len, 1, stored):
         assert step.documents == documents - sum(step.removed.values()), "what came in left or was removed"
         documents = step.documents
+    # A letter is a token here, and a document one more: an estimate from all of the text is exact.
+    if len(texts) <= MOST:
+        for place, name in enumerate(filters.names):
+            passed = [outcome.texts[place] for outcome in outcomes if len(outcome.texts) > place]
+            assert steps[name].tokens == sum(map(len, passed)) + len(passed)
     kept = [outcome for outcome in outcomes if outcome.kept]
     assert steps["count"].documents == len(kept)
     assert steps["count"].bytes == sum(len(outcome.document.utf8) for outcome in kept)

@@ -22,14 +22,21 @@ FOUND = {
     "ipv4": [
         ("The request came from 93.184.216.34 at noon", "The request came from <IP> at noon"),
         ("http://93.184.216.34:8080/x", "http://<IP>:8080/x"),
+        ("8.8.8.8:53 answers", "<IP>:53 answers"),
+        ("It runs version 1.2.3.4, and asks 8.8.8.8:53.", "It runs version 1.2.3.4, and asks <IP>:53."),
+        ("version 1.2.3.4, 8.8.8.8:53", "version 1.2.3.4, <IP>:53"),
+        ("Since version 1.2.3.4 it connects to 93.184.216.34 at start", "Since version 1.2.3.4 it connects to <IP> at start"),
     ],
     "ipv6": [("ping 2606:2800:220:1:248:1893:25c8:1946 now", "ping <IP> now"), ("[2a00:1450:4001:81b::200e]:443", "[<IP>]:443")],
     "phone": [
         ("Call +49 30 901820 or (212) 867-5309.", "Call <PHONE> or <PHONE>."),
         ("tel 212-867-5309, +31641044153", "tel <PHONE>, <PHONE>"),
+        ("415 867 5309, 415.867.5309 or 415-867-5309", "<PHONE>, <PHONE> or <PHONE>"),
+        ("(415) 867-5309; (415) 867 5309; 1 415 867 5309", "<PHONE>; <PHONE>; <PHONE>"),
     ],
     "card": [
         ("paid with 4012 8888 8888 1881 today", "paid with <CARD> today"),
+        ("Visa 4111 1111 1111 1111, Mastercard 5555555555554444", "Visa <CARD>, Mastercard <CARD>"),
         ("3782-822463-10005 or 5105105105105100", "<CARD> or <CARD>"),
     ],
     "iban": [("to DE89 3704 0044 0532 0130 00 please", "to <IBAN> please"), ("GB82WEST12345698765432,", "<IBAN>,")],
@@ -49,6 +56,9 @@ LEFT = [
     "d41d8cd98f00b204e9800998ecf8427e", "3.14159265358979", "+1.5e-10", "555-0123", "(212) 555-0142", "1234 5678 9012 3456",
     "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "@property", "git@github.com:me/it.git", "me@example.com", "a @ b", "icon@2x.png",
     "array@b.shape",
+    "version 1.2.3.4:8", "updated from 93.0.1.2 to 94.0.1.2", "versions 93.0.1.2, 93.0.1.3 and 93.0.1.4", "v1.2.3.4:53",
+    "415 867 5309 12", "12 415 867 5309", "415 867 53091", "115 867 5309", "415 167 5309",
+    "030 901820", "020 7946 0018", "01 42 68 53 00", "4444 4444 4444 4444",
     "sk-learn", "AKIA", "-----BEGIN RSA PRIVATE KEY-----", "1 + 2 = 3", "2020-2021-2022", "0000 0000 0000 0000",
 ]  # fmt: skip
 

@@ -1,0 +1,99 @@
+"""Faults of the disk and the input: said in words, nothing half-made is left, and the run goes on when they are mended."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_pretrain.data.manifest import file_sha256
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 200_000
+"""Bytes of a file that the disk refuses to make longer: stands in for a full disk, which also fails in the middle of a write."""
+
+
+def prepare(corpus: Path, out: Path, *extra: str, limit: bool = False) -> subprocess.CompletedProcess[str]:
+    sources = json.dumps({"a": {"kind": "text", "path": str(corpus), "separator": "\n"}})
+    options = [f"--sources={sources}", f"--out={out}", "--tokenizer.vocab_size=300", "--tokenizer.sample_bytes=20000", "--workers=1"]
+    return subprocess.run(
+        [sys.executable, "-m", "lit_pretrain", "prepare", *options, *extra],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))) if limit else None,
+    )
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,000 small documents in 20 files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for n in range(20):
+        lines = [f"The cat with the number {n * 200 + k} sat on the mat, and looked at {k * 7919 % 1009}." for k in range(200)]
+        (folder / f"{n:02d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        # A sketch is more than the packed text of so small a document.
+        (['--dedup={"exact": true}'], "task 0 of 02-sketch could not write or read: OSError"),
+        # One chunk, and one list of rows, of all documents.
+        (["--chunk_tokens=1000000"], "task 0 of 03-encode could not write or read: OSError"),
+        # The lists of rows of all parts, joined.
+        (["--part_bytes=20000"], "cannot write the dataset below"),
+    ],
+    ids=["dedup", "encode", "assemble"],
+)
+def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    full = prepare(corpus, tmp_path / "data", *options, limit=True)
+    assert full.returncode == 2, full.stderr
+    assert message in full.stderr
+    assert "File too large" in full.stderr
+    assert "Free some space" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
+    assert not [path for path in tmp_path.rglob("*.tmp") if "dedup" not in path.parts], "half a file is not left to fill the disk"
+    done = prepare(corpus, tmp_path / "data", *options)
+    assert done.returncode == 0, done.stderr
+    assert "going on with what an earlier run left" in done.stderr
+    assert prepare(corpus, tmp_path / "other", *options).returncode == 0
+    assert tree(tmp_path / "data") == tree(tmp_path / "other")
+
+
+HUGE = """
+import json, resource, sys
+from pathlib import Path
+from lit_pretrain.prepare.inputs import find
+from lit_pretrain.prepare.read import BadRecord, Reader
+from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.source import SourceConfig
+
+source = SourceConfig(kind="jsonl", path=sys.argv[1])
+reader = Reader(source, find("a", source).files, ReadPolicy())
+found = [[item.reason, item.detail] if isinstance(item, BadRecord) else item.text for item in reader]
+print(json.dumps([found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+def test_a_line_of_500_megabytes(tmp_path: Path) -> None:
+    """It is a bad record like any other, and is never held: a file with a hole, so that the test writes little."""
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(b'{"text": "first"}\n{"text": "')
+        file.seek(500_000_000)
+        file.write(b'"}\n{"text": "last"}\n')
+    done = subprocess.run([sys.executable, "-c", HUGE, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    (first, bad, last), peak = json.loads(done.stdout)
+    assert (first, last) == ("first", "last")
+    assert bad == ["too_large", "the line has 499,999,985 bytes"]
+    assert peak < 400_000, "kB: less than the line"
