@@ -10,6 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.checkpoint.find import config_of, resolve
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
+from lit_pretrain.cli.precision import check_precision
 from lit_pretrain.cli.raw import raw_option
 from lit_pretrain.cli.train_cli import TrainParser
 from lit_pretrain.data.datamodule import TextData
@@ -43,6 +44,7 @@ class EvaluateCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the config of the run as the default."""
         assert isinstance(args, list)
+        parser.refuse_unknown(args)  # before it is said that there is no such run
         run = raw_option(args, "--run")
         if run is not None:
             saved = config_of(resolve(run))
@@ -55,6 +57,7 @@ class EvaluateCLI(LightningCLI):
             raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
         self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
         self.config.model.compile = "off"
+        check_precision(self.config.trainer.precision)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes nothing."""

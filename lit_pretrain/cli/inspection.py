@@ -1,13 +1,11 @@
-"""Inspection: the views of `lit_pretrain inspect`; none needs torch."""
+"""Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import yaml
 
-from lit_pretrain.cli.dataset.view import data
 from lit_pretrain.data.documents import full_origin
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import order_of
@@ -82,9 +80,6 @@ def run(path: str) -> str:
         folder = Path(parent).parent.parent if parent is not None else folder
         here = str(folder) if parent is not None and (folder / PROVENANCE).is_file() else None
     return "\n".join(lines) + "\n"
-
-
-VIEWS: dict[str, Callable[..., str]] = {"order": order, "data": data, "run": run}
 
 
 def _config(where: str) -> dict[str, Any]:
