@@ -262,7 +262,9 @@ def test_help_of_fit_costs_little_more_than_lightning_itself():
 
 
 def test_help_of_fit_leaves_out_what_only_a_run_needs():
-    code = "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
+    code = (
+        "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split("LOADED")[1].split())
     assert "lightning" in loaded

@@ -61,8 +61,8 @@ def test_every_other_command_runs(small_library: Path, tmp_path: Path) -> None:
             program = [str(small_library)]
             words += ["--tokenizer.vocab_size=512"]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", *program, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-            check=False,
+            [sys.executable, "-W", "ignore", *program, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran += 1

@@ -15,7 +15,8 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = main([
         "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.compile=off", "--data.seq_len=32",
         "--data.micro_batch_size=8", "--data.global_batch_tokens=256", "--data.val_tokens=1024", "--max_steps=4", "--validate_every=2",
-        "--checkpoint_every=2", "--sample_prompts=[]", "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run",
+        "--checkpoint_every=2", "--sample_prompts=[]", "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}",
+        "--name=run",
     ])  # fmt: skip
     assert code == 0
     return runs / "run"

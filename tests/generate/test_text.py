@@ -83,7 +83,9 @@ def test_rows_stop_by_themselves(tokenizer: Tokenizer, monkeypatch: pytest.Monke
     assert ["".join(piece.text for piece in got if piece.row == row) for row in (0, 1)] == ["a", "abcdef"]
 
 
-def test_the_document_separator_ends_a_row_and_is_not_shown(net: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_document_separator_ends_a_row_and_is_not_shown(
+    net: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoken(monkeypatch, tokenizer, [[*tokenizer.encode("ab"), tokenizer.eos_id]])
     assert "".join(piece.text for piece in pieces(tokenizer)) == "ab"
 

@@ -12,10 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def run(script: str, *arguments: str) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        timeout=500,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -38,6 +38,7 @@ def quickstart(checkout: Path, **settings: str) -> "subprocess.CompletedProcess[
     return subprocess.run(["bash", script], cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=500)
 
 
+@pytest.mark.timeout(1200)  # seven processes that import torch: half a minute on a quiet machine
 def test_it_goes_from_nothing_to_text_and_on_from_where_it_ended(checkout: Path) -> None:
     first = quickstart(checkout, QUICKSTART_FIT=f"{FIT} --max_steps=4 --checkpoint_every=2")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -57,9 +58,18 @@ def test_it_goes_from_nothing_to_text_and_on_from_where_it_ended(checkout: Path)
     assert "already prepared with this config" in second.stderr
     assert "step=00000002.ckpt, step 2" in second.stdout
     assert (run / "summary.md").is_file()
-    third = quickstart(checkout)
-    assert third.returncode == 0, third.stdout + third.stderr
-    assert "runs/quickstart is complete" in third.stdout
+
+
+def test_a_run_that_is_complete_is_not_trained_again(checkout: Path) -> None:
+    (checkout / "env" / "bin" / "lit_pretrain").write_text('#!/bin/sh\necho "ran $1"\n')
+    assert [line for line in quickstart(checkout).stdout.splitlines() if line.startswith("ran")] == [
+        "ran prepare", "ran fit", "ran validate", "ran generate",
+    ]  # fmt: skip
+    (checkout / "runs" / "quickstart").mkdir(parents=True)
+    (checkout / "runs" / "quickstart" / "summary.md").write_text("")
+    again = quickstart(checkout).stdout
+    assert [line for line in again.splitlines() if line.startswith("ran")] == ["ran prepare", "ran validate", "ran generate"]
+    assert "runs/quickstart is complete" in again
 
 
 def test_it_stops_at_the_first_verb_that_fails(checkout: Path) -> None:

@@ -1,6 +1,7 @@
 """Set-up: one resolve, torchvision mended, one clear line where nothing can be mended, and safe to run twice.
 
-The real script runs in a checkout of its own, with a Python in place that makes an environment without packages and records what pip is asked.
+The real script runs in a checkout of its own, with a Python in place that makes an environment without packages and records what pip is
+asked.
 """
 
 import os
@@ -63,12 +64,11 @@ class Checkout:
         self.python.chmod(0o755)
 
     def run(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        inherited = {key: value for key, value in os.environ.items() if key not in ("VENV", "PYTHONPATH") and not key.startswith("PIP_")}
-        settings = {"STATE": str(self.state), "PYTHON": str(self.python)}
-        return subprocess.run(
-            ["bash", "scripts/setup.sh", *arguments], cwd=self.folder, env=inherited | settings | environment, capture_output=True, text=True,
-            check=False, timeout=240,
-        )  # fmt: skip
+        ours = ("VENV", "PYTHONPATH", "TORCH_INDEX_URL")
+        inherited = {key: value for key, value in os.environ.items() if key not in ours and not key.startswith("PIP_")}
+        settings = inherited | {"STATE": str(self.state), "PYTHON": str(self.python)} | environment
+        command = ["bash", "scripts/setup.sh", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=settings, capture_output=True, text=True, check=False, timeout=240)
 
     def installs(self) -> list[str]:
         return [line for line in self.calls() if line.startswith("-m pip install")]
