@@ -127,7 +127,7 @@ def ours(s: dict[str, int], *, data: str, precision: str, steps: int, compiled: 
         windows = [line for line in lines if "time/step_seconds" in line]
         return {
             # Seconds, because the window's whole time holds the turns of the others.
-            "data_seconds": statistics.median(line["time/data_fraction"] * line["time/step_seconds"] for line in windows[1:]),
+            "data_seconds": statistics.median(line["time/data_fraction"] * line["time/step_seconds"] for line in windows[1:] or windows),
             "peak_mib": peak_mib("cuda" if torch.cuda.is_available() else "cpu"),
         }
 

@@ -268,7 +268,7 @@ def test_help_of_fit_leaves_out_what_only_a_run_needs():
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split("LOADED")[1].split())
     assert "lightning" in loaded
-    assert not {"litdata", "boto3", "omegaconf", "tiktoken", "transformers"} & loaded
+    assert not {"litdata", "boto3", "omegaconf", "tiktoken"} & loaded
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,10 @@ def _path_hint(message: str) -> str:
     if match is None:
         return ""
     parent = importlib.import_module(match["parent"])
-    known = {name for name in dir(parent) if not name.startswith("_")}
-    known |= {module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))}
-    near = difflib.get_close_matches(match["name"], sorted(known), n=1, cutoff=0.75)
+    classes = [name for name, value in vars(parent).items() if inspect.isclass(value)]
+    modules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
+    name = match["name"]
+    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(name, modules, n=1, cutoff=0.75)
     return f"\nDid you mean '{match['parent']}.{near[0]}'?" if near else ""
 
 
