@@ -98,7 +98,11 @@ def test_help_is_quick_and_without_torch(arguments):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert run.stderr.splitlines()[-1] == "0 []"
-    assert best_cpu_seconds("-m", "lit_pretrain", *arguments, below=HELP_SECONDS) < HELP_SECONDS
+    best = best_cpu_seconds("-m", "lit_pretrain", *arguments, below=HELP_SECONDS)
+    if best >= HELP_SECONDS:
+        # So busy a machine that processor time is no measure; what the parser's library takes then still is.
+        library = min(cpu_seconds("-c", "import jsonargparse, docstring_parser, yaml") for _ in range(TRIES))
+        assert best < 2.2 * library
     assert run.stdout.startswith("usage: lit_pretrain")
 
 

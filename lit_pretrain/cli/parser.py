@@ -14,11 +14,9 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 from yaml import YAMLError
 
 MODE = "omegaconf+"
-# What follows keeps `--help` below half a second: one style of docstrings is tried and not four; no class here is one of attrs, and
-# asking would import it; and jsonargparse's loader of this mode is that of YAML, but would import omegaconf, which only `${...}` needs.
-set_parsing_settings(
-    docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True, subclasses_enabled=["is_attrs_class"]
-)
+# What follows keeps `--help` below half a second: one style of docstrings is tried and not four; and jsonargparse's loader of this mode is
+# that of YAML, but would import omegaconf, which only `${...}` needs.
+set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True)
 set_loader(MODE, get_loader("yaml"), (YAMLError,))
 
 # How jsonargparse says that it does not know a name. Within a list or mapping of configs it names the class instead of the group.

@@ -76,7 +76,7 @@ def test_help_is_complete_and_imports_little() -> None:  # how quick it is: test
     code += "try: main(['prepare', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     text, _, loaded = shown.partition("LOADED")
-    assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy", "omegaconf", "attrs"} & set(loaded.split())
+    assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy", "omegaconf"} & set(loaded.split())
     for words in ("Most tokens in a chunk file", "The dataset's directory", "Fraction of documents for validation", "--tokenizer.pattern"):
         assert words in " ".join(text.split())
 
