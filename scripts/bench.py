@@ -2,11 +2,13 @@
 
     python scripts/bench.py                                  # 6 layers × 384, T = 512, V = 8192, bf16-mixed and fp32
     python scripts/bench.py --steps 40 --precision bf16-mixed
+    python scripts/bench.py --steps 2 --tiny                 # does it run? toy shapes, nothing compiled: its figures mean nothing
 
 On a CUDA device the shapes are of the 1 B class and MFU is measured against the rate of a large matrix product on that
 device. Every contestant is a process of its own, and they take turns step by step (A B C A B C ...), so that what
 disturbs the machine disturbs all of them: with whole runs in turn, medians of the same program differed by 10 %. Medians
-over steps are printed, and the ratio of each to the best bare loop. The bare loop is written here: plain modules, fused
+over steps are printed, and two ratios: to the best bare loop of any kind, and to the one that does the same work, which
+attends within documents (`+docs`). The bare loop is written here: plain modules, fused
 AdamW, clipping, random tokens made beforehand, no logging, no data. It attends causally over the whole row, or within
 documents as ours does (`+docs`). `reading` iterates the data pipeline alone. A step of `fit` is everything from one
 batch to the next: loading, computing, logging.
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from turns import WARM, Contestant, Turns, take_turns
 
 CPU = {"layers": 6, "width": 384, "heads": 6, "hidden": 1024, "seq": 512, "vocab": 8192, "batch": 8}
+TINY = {"layers": 1, "width": 32, "heads": 2, "hidden": 64, "seq": 32, "vocab": 512, "batch": 2}
 CUDA = {"layers": 16, "width": 2048, "heads": 32, "hidden": 5504, "seq": 4096, "vocab": 32768, "batch": 4}
 
 
@@ -124,7 +127,7 @@ def ours(s: dict[str, int], *, data: str, precision: str, steps: int, compiled: 
         windows = [line for line in lines if "time/step_seconds" in line]
         return {
             # Seconds, because the window's whole time holds the turns of the others.
-            "data_seconds": statistics.median(line["time/data_fraction"] * line["time/step_seconds"] for line in windows[1:]),
+            "data_seconds": statistics.median(line["time/data_fraction"] * line["time/step_seconds"] for line in windows[1:] or windows),
             "peak_mib": peak_mib("cuda" if torch.cuda.is_available() else "cpu"),
         }
 
@@ -159,11 +162,10 @@ def matmul_peak() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - began)
 
 
-def compete(jobs: dict[str, dict[str, Any]], steps: int, *, together: bool) -> dict[str, dict[str, float]]:
+def compete(jobs: dict[str, dict[str, Any]], steps: int, *, together: bool, options: list[str]) -> dict[str, dict[str, float]]:
     """Run all contestants: together, taking steps in turn, or one after the other."""
-    commands = {
-        name: [sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job | {"steps": steps + WARM})] for name, job in jobs.items()
-    }
+    program = [sys.executable, "-W", "ignore", __file__, *options, "--job"]
+    commands = {name: [*program, json.dumps(job | {"steps": steps + WARM})] for name, job in jobs.items()}
     if not together:
         return {name: run(Contestant(command), steps) for name, command in commands.items()}
     contestants = {name: Contestant(command) for name, command in commands.items()}
@@ -183,10 +185,11 @@ def main() -> None:
     parser.add_argument("--data", default="data/embedded")
     parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32-true"])
     parser.add_argument("--steps", type=int, default=30, help="steps of each contestant that count")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes, nothing compiled: to see that it runs")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = CUDA if device == "cuda" else CPU
+    shape = TINY if options.tiny else CUDA if device == "cuda" else CPU
     if options.job:
         job = json.loads(options.job)
         kind = job.pop("kind")
@@ -197,22 +200,24 @@ def main() -> None:
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}")
     for precision in options.precision:
         common = {"kind": "bare", "device": device, "precision": precision}
+        jobs: dict[str, dict[str, Any]] = {"bare eager": {"compiled": False, "docs": False, **common}}
+        same = "bare eager +docs" if options.tiny else "bare compiled +docs"
+        if not options.tiny:
+            jobs["bare compiled"] = {"compiled": True, "docs": False, **common}
+        jobs[same] = {"compiled": not options.tiny, "docs": True, **common}
+        jobs["lit_pretrain fit"] = {"kind": "ours", "data": options.data, "compiled": not options.tiny, "precision": precision}
         results = compete(
-            {
-                "bare eager": {"compiled": False, "docs": False, **common},
-                "bare compiled": {"compiled": True, "docs": False, **common},
-                "bare compiled +docs": {"compiled": True, "docs": True, **common},
-                "lit_pretrain fit": {"kind": "ours", "data": options.data, "compiled": True, "precision": precision},
-            },
+            jobs,
             options.steps,
             together=device == "cpu",  # a GPU has no room for all of them, and nobody else disturbs it
+            options=["--tiny"] if options.tiny else [],
         )
         rate = {name: tokens / result["step_seconds"] for name, result in results.items()}
-        best = max(rate["bare eager"], rate["bare compiled"])
+        best = max(value for name, value in rate.items() if name.startswith("bare"))
         print(f"\n{precision:20} {'tokens/s':>9} {'of best bare':>13} {'of bare +docs':>14} {'peak MiB':>9} {'start to first step':>20}")
         for name, result in results.items():
             print(
-                f"{name:20} {rate[name]:9,.0f} {rate[name] / best:13.3f} {rate[name] / rate['bare compiled +docs']:14.3f} "
+                f"{name:20} {rate[name]:9,.0f} {rate[name] / best:13.3f} {rate[name] / rate[same]:14.3f} "
                 f"{result['peak_mib']:9,.0f} {result['start_seconds']:18.1f} s",
                 flush=True,
             )

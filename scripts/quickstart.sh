@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The main job on this machine, without a download of data:  bash scripts/quickstart.sh
 # Set-up, then prepare → fit → validate → generate. Safe to run twice, and after a run that was killed: it goes on where that ended.
+# Settings, from the environment: VENV and PYTHON as for scripts/setup.sh, and more options for two of the verbs, for another size of the
+# same job, as in QUICKSTART_FIT="--max_steps 20 --model.net.n_layer 2" and QUICKSTART_PREPARE="--tokenizer.vocab_size 4096".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,11 +21,11 @@ run() {
   printf '\n'
   "$@"
 }
-run "$bin/lit_pretrain" prepare --config configs/prepare/embedded.yaml
+run "$bin/lit_pretrain" prepare --config configs/prepare/embedded.yaml ${QUICKSTART_PREPARE:-}
 if [ -f "$run_folder/summary.md" ]; then
   printf '\n%s is complete (see its summary.md; remove the folder to train again)\n' "$run_folder"
 else
-  run "$bin/lit_pretrain" fit --config configs/pretrain/quickstart.yaml --name quickstart --resume auto
+  run "$bin/lit_pretrain" fit --config configs/pretrain/quickstart.yaml --name quickstart --resume auto ${QUICKSTART_FIT:-}
 fi
 run "$bin/lit_pretrain" validate --run "$run_folder"
 run "$bin/lit_pretrain" generate --run "$run_folder" --prompt "def "

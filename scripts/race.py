@@ -69,7 +69,7 @@ def main() -> None:
         seconds = step_seconds(options.configs, runs=scratch, steps=options.timing_steps, **common)
         print(f"{'recipe':40} {'params':>7} {'s/step':>6} {'steps':>6} {'tokens':>7} {'nats':>7} {'bits/byte':>9}")
         for i, config in enumerate(options.configs):
-            steps = round(options.seconds / seconds[config])
+            steps = max(1, round(options.seconds / seconds[config]))
             folder = Path(runs) / f"race-{i}"
             lines = fit(command(config, name=folder.name, runs=runs, steps=steps, **common), folder)
             final = next(line for line in reversed(lines) if "val/loss" in line)

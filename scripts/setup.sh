@@ -4,7 +4,9 @@
 # Safe to run twice, from any directory, and after a run that was killed. Settings, from the environment:
 #   PYTHON  the Python to use (default: the first supported one of python3, python3.13 ... python3.10)
 #   VENV    the environment, from the checkout (default .venv)
-#   PIP_*   pip's own; without an NVIDIA GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries
+#   PIP_*   pip's own
+#   TORCH_INDEX_URL  an index to look into besides pip's own: without an NVIDIA GPU, that of PyTorch's CPU builds (the install page of
+#           PyTorch names it) saves gigabytes of CUDA libraries
 #
 # Two traps are handled here (docs/design.md, "Install"):
 #   1. litdata asks for an unpinned torchvision, which would pull another torch: torch and litdata are pinned in ONE resolve.
@@ -96,7 +98,7 @@ for info in "$site"/*.dist-info; do
 done
 say "installing lit_pretrain${extras:+ with $extras} into $VENV (a few minutes the first time)"
 # -qq: errors only; warnings about the machine's package indexes are noise here
-"$PY" -m pip install -qq --disable-pip-version-check -e ".${extras:+[${extras// /,}]}" ||
+"$PY" -m pip install -qq --disable-pip-version-check ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -e ".${extras:+[${extras// /,}]}" ||
   die "pip could not install the packages (see above); check the network or the package index, and run again"
 
 if ! verify && grep -q torchvision "$log"; then

@@ -55,7 +55,8 @@ class Contestant:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self.read, there_write = os.pipe()
         there_read, self.write = os.pipe()
-        environment = os.environ | {PIPES: f"{there_read},{there_write}", "PYTHONPATH": str(Path(__file__).parent)}
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {PIPES: f"{there_read},{there_write}", "PYTHONPATH": path}
         began = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment, pass_fds=[there_read, there_write])
         os.close(there_read)

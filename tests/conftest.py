@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -73,6 +75,33 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A script that is `lit_pretrain` on a machine whose standard library, the embedded corpus, is small: about 1 MB in three sources."""
+    folder = tmp_path_factory.mktemp("library")
+    real = Path(sysconfig.get_path("stdlib"))
+    modules = sorted(path for path in real.glob("[a-z]*.py") if 2_000 < path.stat().st_size < 40_000)
+    for place, some in (("", modules[:40]), ("test", modules[40:60])):
+        (folder / "lib" / place).mkdir(parents=True, exist_ok=True)
+        for path in some:
+            shutil.copy(path, folder / "lib" / place)
+    (folder / "lib" / "pydoc_data").mkdir()
+    shutil.copy(real / "pydoc_data" / "topics.py", folder / "lib" / "pydoc_data")
+    # On the level of the module: processes that are started by this one import it, too.
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from lit_pretrain.__main__ import main
+from lit_pretrain.prepare import embedded
+embedded.root = lambda: Path({str(folder / "lib")!r})
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+    (folder / "lit_pretrain.py").write_text(script)
+    return folder / "lit_pretrain.py"
 
 
 @pytest.fixture

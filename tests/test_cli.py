@@ -21,8 +21,9 @@ NOW = (
     "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "plan",
     "scaling", "merge", "adapter",
 )  # fmt: skip
-HELP_SECONDS = 1.5
-"""Processor time, three times what it takes, so that a busy machine does not fail the test; an import of torch takes longer."""
+HELP_SECONDS = 0.5
+"""Processor time; the best of some tries counts, because a busy machine inflates it, too."""
+TRIES = 8
 
 
 class Result(NamedTuple):
@@ -51,6 +52,16 @@ def cpu_seconds(*arguments: str) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def best_cpu_seconds(*arguments: str, below: float) -> float:
+    """The least processor time of a few processes; the first one that is below the limit settles it."""
+    best = float("inf")
+    for _ in range(TRIES):
+        best = min(best, cpu_seconds(*arguments))
+        if best < below:
+            break
+    return best
+
+
 # ------------------------------------------------------------------ verbs
 
 
@@ -73,23 +84,28 @@ def test_a_verb_is_one_small_file(name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([verb, "--help"] for verb in sorted(set(cli.verbs()) - set(TRAINER_VERBS)))], ids=" ".join
+    "arguments",
+    [["--help"], ["inspect", "order", "--help"], *([verb, "--help"] for verb in sorted(set(cli.verbs()) - set(TRAINER_VERBS)))],
+    ids=" ".join,
 )
 def test_help_is_quick_and_without_torch(arguments):
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from lit_pretrain.__main__ import main\n"
         "try:\n"
         f"    code = main({arguments!r})\n"
         "except SystemExit as stop:\n"
         "    code = stop.code\n"
         "heavy = {'torch', 'lightning', 'litdata', 'transformers'} & sys.modules.keys()\n"
-        "print(code, sorted(heavy), time.process_time(), file=sys.stderr)\n"
+        "print(code, sorted(heavy), file=sys.stderr)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    code, *heavy, seconds = run.stderr.splitlines()[-1].split(" ")
-    assert (code, heavy) == ("0", ["[]"])
-    assert float(seconds) < HELP_SECONDS
+    assert run.stderr.splitlines()[-1] == "0 []"
+    best = best_cpu_seconds("-m", "lit_pretrain", *arguments, below=HELP_SECONDS)
+    if best >= HELP_SECONDS:
+        # So busy a machine that processor time is no measure; what the parser's library takes then still is.
+        library = min(cpu_seconds("-c", "import jsonargparse, docstring_parser, yaml") for _ in range(TRIES))
+        assert best < 2.2 * library
     assert run.stdout.startswith("usage: lit_pretrain")
 
 
@@ -241,11 +257,53 @@ def test_interpolation_sees_the_final_values(tmp_path):
     assert (config["name"], config["log_every"]) == ("t64", 7)
 
 
-@pytest.mark.slow
 def test_help_of_fit_costs_little_more_than_lightning_itself():
-    pairs = [(cpu_seconds("-m", "lit_pretrain", "fit", "--help"), cpu_seconds("-c", "import lightning.pytorch.cli")) for _ in range(3)]
-    ours, theirs = (min(column) for column in zip(*pairs, strict=True))
+    """Both in turn, the least of each: what disturbs the machine only ever adds."""
+    ours = theirs = float("inf")
+    for _ in range(5):
+        theirs = min(theirs, cpu_seconds("-c", "import lightning.pytorch.cli"))
+        ours = min(ours, cpu_seconds("-m", "lit_pretrain", "fit", "--help"))
+        if ours < 1.3 * theirs:
+            break
     assert ours < 1.3 * theirs
+
+
+def test_help_of_fit_leaves_out_what_only_a_run_needs():
+    code = (
+        "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split("LOADED")[1].split())
+    assert "lightning" in loaded
+    assert not {"litdata", "boto3", "omegaconf", "tiktoken"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("lit_pretrain.optim.Adamw", "lit_pretrain.optim.AdamW"), ("lit_pretrain.optm.AdamW", "lit_pretrain.optim")],
+)
+def test_misspelt_class_path(typed, meant):
+    result = here("fit", f"--model.optimizer={typed}")
+    assert result.code == 2
+    assert f"Did you mean '{meant}'?" in result.err
+
+
+def test_a_typo_is_said_before_a_missing_run():
+    for verb in ("validate", "test"):
+        result = here(verb, "--run", "nowhere", "--chekpoint=best")
+        assert (result.code, result.out) == (2, "")
+        assert "--chekpoint=best" in result.err
+        assert "Did you mean 'checkpoint'?" in result.err
+        assert "nowhere" not in result.err
+        missing = here(verb, "--run", "nowhere", "--model.clip_norm=2", "--checkpoint", "best")  # known ones are not in the way
+        assert "nowhere does not exist" in missing.err
+
+
+def test_fp16_is_refused(tmp_path, dataset):
+    result = here("fit", f"--data.path={dataset}", "--max_steps=1", "--trainer.precision=16-mixed", f"--runs={tmp_path / 'runs'}")
+    assert result.code == 2
+    assert "trainer.precision=16-mixed: fp16 is not supported" in result.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_names_as_shells_have_them() -> None:

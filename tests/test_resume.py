@@ -22,6 +22,7 @@ import torch
 from lit_pretrain.__main__ import main
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.stage.compiled import can_compile
 from lit_pretrain.stage.stage import Stage
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,22 @@ def at_step(step: int, action: Callable[[], object]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stage, "training_step", training_step)
         yield
+
+
+@contextmanager
+def read_rows() -> Iterator[dict[int, list[tuple[int, ...]]]]:
+    """The rows that every training step reads: number and tokens, by step, in the order of the numbers."""
+    plain, found = Stage.training_step, {}
+
+    @functools.wraps(plain)
+    def training_step(self: Stage, batch: Any, batch_idx: int) -> Any:
+        rows = [(n, *tokens) for micro in batch for n, tokens in zip(micro.index_B.tolist(), micro.tokens_BT.tolist(), strict=True)]
+        found[self.global_step] = sorted(rows)
+        return plain(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "training_step", training_step)
+        yield found
 
 
 def start(arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
@@ -205,9 +222,15 @@ def test_windows_of_several_steps_are_the_same_after_a_stop_in_their_middle(data
 
 
 def test_another_micro_batch_reads_the_same_samples(dataset: Path, tmp_path: Path, whole: Path) -> None:
-    with at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    with read_rows() as before, at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main(options(dataset, tmp_path, "run")) == 75
-    assert main(options(dataset, tmp_path, "run", "--resume=auto", "--data.micro_batch_size=4", "--model.net.dropout=0.1")) == 0
+    with read_rows() as after:
+        assert main(options(dataset, tmp_path, "run", "--resume=auto", "--data.micro_batch_size=4", "--model.net.dropout=0.1")) == 0
+    with read_rows() as uninterrupted:
+        assert main(options(dataset, tmp_path, "whole")) == 0
+    assert [sorted(before), sorted(after)] == [list(range(7)), list(range(7, STEPS))]
+    assert before | after == uninterrupted
+    assert [row[0] for step in range(STEPS) for row in uninterrupted[step]] == list(range(8 * STEPS))
     for a, b in zip(read_metrics(tmp_path / "run"), read_metrics(whole / "one"), strict=True):
         assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {k: v for k, v in b.items() if k.startswith("mixture/")}
         if "train/loss" in a:
@@ -227,6 +250,50 @@ def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tm
     assert main(options(dataset, tmp_path, "torn", "--resume=auto", *extra)) == 0
     assert "step=00000012.ckpt is torn" in capsys.readouterr().err
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
+
+
+def test_two_loader_workers_go_on_across_the_end_of_an_epoch(dataset: Path, tmp_path: Path) -> None:
+    """Stopped with two workers and resumed with two, in the second epoch; the reference reads in its own process."""
+    extra = ["--data.weights={code: 1}", "--data.global_batch_tokens=8192", "--data.micro_batch_size=64", "--max_steps=6"]
+    with read_rows() as uninterrupted:
+        assert main(options(dataset, tmp_path, "whole", *extra)) == 0
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra, "--data.num_workers=2")
+    with read_rows() as before, at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(arguments) == 75
+    with read_rows() as after:
+        assert main(arguments) == 0
+    assert [sorted(before), sorted(after)] == [[0, 1, 2], [3, 4, 5]]
+    assert before | after == uninterrupted
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    text = [row[1:] for step in range(6) for row in uninterrupted[step]]
+    assert len(set(text)) < len(text)  # rows came again: an epoch has ended (before the stop: 593 rows, 3 × 256 read)
+
+
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_the_network_of_the_quickstart_goes_on_exactly(dataset: Path, tmp_path: Path, compile: str) -> None:
+    """Value embeddings, residual scalars, squared ReLU, norms without gains and Muon; with dropout; also compiled."""
+    if compile == "on" and (reason := can_compile(torch.device("cpu"))) is not None:
+        pytest.skip(reason)
+    config = ["--config", str(ROOT / "configs" / "pretrain" / "quickstart.yaml")]
+    extra = [
+        "--model.net.max_seq_len=64", "--model.net.ffn_width=null", f"--model.compile={compile}", "--data.micro_batch_size=4",
+        "--max_steps=8", "--max_tokens=null",
+    ]  # fmt: skip
+
+    def arguments(name: str) -> list[str]:
+        return ["fit", *config, *options(dataset, tmp_path, name)[1:], *extra, "--resume=auto"]
+
+    assert main(arguments("whole")) == 0
+    net = (tmp_path / "whole" / "config.yaml").read_text()
+    for feature in ("value_embeddings: alternate", "residual_scalars: true", "activation: relu2", "norm_weight: false", "dropout: 0.1"):
+        assert feature in net
+    assert "MuonAdamW" in net
+    for step in (1, 5):
+        with at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            assert main(arguments("run")) == 75
+    assert main(arguments("run")) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert len({line[1] for line in losses(tmp_path / "run")}) > 6
 
 
 def test_across_a_phase_and_a_source_that_leaves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

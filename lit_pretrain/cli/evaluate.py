@@ -12,6 +12,7 @@ from lit_pretrain.checkpoint.find import config_of, resolve
 from lit_pretrain.cli.data_choice import names_class
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
+from lit_pretrain.cli.precision import check_precision
 from lit_pretrain.cli.raw import raw_option
 from lit_pretrain.cli.train_cli import TrainParser
 from lit_pretrain.data.datamodule import TextData
@@ -49,6 +50,7 @@ class EvaluateCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the config of the run as the default."""
         assert isinstance(args, list)
+        parser.refuse_unknown(args)  # before it is said that there is no such run
         run = raw_option(args, "--run")
         if run is not None:
             saved = config_of(resolve(run))
@@ -65,6 +67,7 @@ class EvaluateCLI(LightningCLI):
         self.config.model.adapter = None  # its checkpoint is read with the base, as one network
         self.config.model.freeze = ()
         self.config.model.compile = "off"
+        check_precision(self.config.trainer.precision)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes nothing."""

@@ -58,11 +58,12 @@ def generate_text(
     began = time.perf_counter()
     asked = prompts or [prompt]
     texts = ["" for _ in asked]
+    pieces = stream(
+        net, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    )
     if not prompts:
         print(prompt, end="", flush=True)
-    for row, text in stream(
-        net, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-    ):
+    for row, text in pieces:
         texts[row] += text
         if not prompts:
             print(text, end="", flush=True)

@@ -1,17 +1,11 @@
-"""Inspection: the views of `lit_pretrain inspect`; none needs torch."""
+"""Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import yaml
 
-from lit_pretrain.cli.dataset.view import data
-from lit_pretrain.data.documents import full_origin
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.mixture import order_of
-from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import CONFIG, METRICS, PROVENANCE, read_metrics
 
@@ -26,6 +20,11 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
         path: The dataset's directory, if it has moved since.
         json_lines: One JSON object per row instead of a table.
     """
+    from lit_pretrain.data.documents import full_origin  # numpy and what else `--help` need not wait for
+    from lit_pretrain.data.manifest import Manifest
+    from lit_pretrain.data.mixture import order_of
+    from lit_pretrain.data.trace import Tracer
+
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
     data = _config(run)["data"]
@@ -87,9 +86,6 @@ def run(path: str) -> str:
         folder = Path(parent).parent.parent if parent is not None else folder
         here = str(folder) if parent is not None and (folder / PROVENANCE).is_file() else None
     return "\n".join(lines) + "\n"
-
-
-VIEWS: dict[str, Callable[..., str]] = {"order": order, "data": data, "run": run}
 
 
 def _config(where: str) -> dict[str, Any]:

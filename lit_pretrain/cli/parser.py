@@ -3,14 +3,21 @@
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, Optional
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from docstring_parser import DocstringStyle
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from yaml import YAMLError
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+MODE = "omegaconf+"
+# What follows keeps `--help` below half a second: one style of docstrings is tried and not four; and jsonargparse's loader of this mode is
+# that of YAML, but would import omegaconf, which only `${...}` needs.
+set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True)
+set_loader(MODE, get_loader("yaml"), (YAMLError,))
 
 # How jsonargparse says that it does not know a name. Within a list or mapping of configs it names the class instead of the group.
 _UNKNOWN = (
@@ -19,7 +26,11 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)"),
 )
-
+# How it says that a class path leads nowhere: by its last part, or by a module before that.
+_NOWHERE = (
+    re.compile(r"module '(?P<parent>[\w.]+)' has no attribute '(?P<name>\w+)'"),
+    re.compile(r"No module named '(?P<parent>[\w.]+)\.(?P<name>\w+)'"),
+)
 
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
@@ -49,6 +60,14 @@ class Suggesting:
             declared.append(f"{name}=true" if bare else f"{name}{equals}{value}")
         return declared
 
+    def refuse_unknown(self, args: Sequence[str]) -> None:
+        """Stop at the first option whose group is not known, before anything is done with the others."""
+        groups = {name.split(".")[0] for name in self._known_names()}
+        for arg in self._as_declared(list(args)):
+            name = arg.partition("=")[0].removesuffix("+")
+            if name.startswith("--") and name[2:].split(".")[0] not in groups:
+                self.error(f"Unrecognized arguments: {arg}")
+
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Print the message, with a hint for a misspelt name, and exit with 2; the usage of hundreds of options helps nobody."""
         if self.exit_on_error:  # type: ignore[attr-defined]
@@ -60,7 +79,7 @@ class Suggesting:
     def _hint(self, message: str) -> str:
         match = next(filter(None, (pattern.search(message) for pattern in _UNKNOWN)), None)
         if match is None:
-            return ""
+            return _path_hint(message)
         found = match.groupdict()
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
         near = nearest(name, _parameters(found["owner"]) if found.get("owner") else self._known_names())
@@ -71,6 +90,19 @@ class Suggesting:
         for action in self._actions:  # type: ignore[attr-defined]
             names += [option[2:] for option in action.option_strings if option.startswith("--")]
         return names
+
+
+def _path_hint(message: str) -> str:
+    """The nearest class or module, for a class path that leads nowhere."""
+    match = next(filter(None, (pattern.search(message) for pattern in _NOWHERE)), None)
+    if match is None:
+        return ""
+    parent = importlib.import_module(match["parent"])
+    classes = [name for name, value in vars(parent).items() if inspect.isclass(value)]
+    modules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
+    name = match["name"]
+    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(name, modules, n=1, cutoff=0.75)
+    return f"\nDid you mean '{match['parent']}.{near[0]}'?" if near else ""
 
 
 def _parameters(path: str) -> list[str]:
@@ -98,7 +130,7 @@ def parser_options(verb: str) -> dict[str, Any]:
     return {
         "prog": f"lit_pretrain {verb}",
         "allow_abbrev": False,
-        "parser_mode": "omegaconf+",
+        "parser_mode": MODE,
     }
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from lit_pretrain.errors import UserError
+
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
@@ -22,6 +24,19 @@ def default_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+
+def check_precision(precision: str) -> None:
+    """Refuse fp16: it needs its loss scaled, and that would reach the backward pass of the last micro-batch of a step only.
+
+    Raises:
+        UserError: Names what to take in its place.
+    """
+    if str(precision).startswith("16"):
+        raise UserError(
+            f"trainer.precision={precision}: fp16 is not supported, on no device; take bf16-mixed (the exponents of fp32, so that nothing "
+            "need be scaled), 32-true, or leave it out to have what the device computes fast"
+        )
 
 
 def peak_dtype(precision: str) -> str:

@@ -33,7 +33,7 @@ from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parent import check_tokenizer, tokenizer_folder
 from lit_pretrain.cli.parser import Suggesting, parser_options
-from lit_pretrain.cli.precision import default_precision
+from lit_pretrain.cli.precision import check_precision, default_precision
 from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.raw import asks_only, raw_parent
 from lit_pretrain.cli.settings import RunSettings
@@ -140,6 +140,7 @@ class TrainCLI(LightningCLI):
             config.model.net.vocab_size = math.ceil(data.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
+        check_precision(config.trainer.precision)
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
             mend = None if isinstance(data, TextData) else "Leave data.tokenizer out to take the parent's"

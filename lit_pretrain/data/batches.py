@@ -1,6 +1,9 @@
 """Batches: which rows every optimizer step and every rank reads, and how rows become micro-batches."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,8 +11,10 @@ from torch.utils.data import Dataset, Sampler
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.data.order import Order
-from lit_pretrain.data.rows import Row
 from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.data.rows import Row  # imports litdata, which `fit --help` need not wait for
 
 PAD_ROW = -1
 """Sample number of a row that fills up the last validation batch and supervises nothing."""
@@ -56,7 +61,7 @@ class StepSampler(Sampler[list[int]]):
             step += 1
 
 
-class OrderedRows(Dataset[tuple[int, int, Row]]):
+class OrderedRows(Dataset[tuple[int, int, "Row"]]):
     """Training rows by global sample number: (sample number, source, row)."""
 
     def __init__(self, order: Order, sources: Sequence[Sequence[Row]]) -> None:
@@ -68,7 +73,7 @@ class OrderedRows(Dataset[tuple[int, int, Row]]):
         return n, sample.source, self.sources[sample.source][sample.block]
 
 
-class ListedRows(Dataset[tuple[int, int, Row]]):
+class ListedRows(Dataset[tuple[int, int, "Row"]]):
     """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row that supervises nothing."""
 
     def __init__(self, listed: Sequence[tuple[int, int]], sources: Sequence[Sequence[Row]]) -> None:

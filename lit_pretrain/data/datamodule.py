@@ -18,7 +18,6 @@ from lit_pretrain.data.mixture import Mixture, Phase, make_order
 from lit_pretrain.data.order import Order
 from lit_pretrain.data.permutation import permutation
 from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
-from lit_pretrain.data.rows import INDEX, open_rows
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.trace import Tracer, rows_in
 from lit_pretrain.data.worker import start_worker
@@ -290,6 +289,8 @@ class TextData(L.LightningDataModule):
 
     def _open(self, split: str) -> list[Any]:
         """One row reader per source; None where the split holds nothing of it."""
+        from lit_pretrain.data.rows import INDEX, open_rows  # imports litdata, which `fit --help` need not wait for
+
         cache = self._cache() if is_remote(self.path) else None
         readers: list[Any] = []
         for name, source in self.manifest.sources.items():

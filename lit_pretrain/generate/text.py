@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.generate.engine import generate
+from lit_pretrain.generate.engine import Token, generate
 from lit_pretrain.model.transformer import Transformer
 
 
@@ -44,10 +44,10 @@ def stream(
         top_p: Keep the likeliest tokens that reach this probability.
         seed: Seed of row 0.
         stop: Strings that end a row; they are not given out.
+
+    Raises:
+        UserError: As of `generate`, and before the first piece is asked for.
     """
-    decoders = [tokenizer.stream_decoder() for _ in prompts]
-    held = ["" for _ in prompts]
-    stopped: set[int] = set()
     tokens = generate(
         net,
         [encode_prompt(tokenizer, prompt) for prompt in prompts],
@@ -58,6 +58,13 @@ def stream(
         seed=seed,
         stop_ids=frozenset({tokenizer.eos_id}),
     )
+    return _pieces(tokens, tokenizer, prompts, stop)
+
+
+def _pieces(tokens: Iterator[Token], tokenizer: Tokenizer, prompts: Sequence[str], stop: Sequence[str]) -> Iterator[Piece]:
+    decoders = [tokenizer.stream_decoder() for _ in prompts]
+    held = ["" for _ in prompts]
+    stopped: set[int] = set()
     for row, token, last in tokens:
         if row in stopped:
             continue

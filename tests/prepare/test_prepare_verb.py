@@ -71,17 +71,12 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_help_is_quick_and_complete() -> None:
+def test_help_is_complete_and_imports_little() -> None:  # how quick it is: tests/test_cli.py
     code = "import sys; from lit_pretrain.__main__ import main\n"
     code += "try: main(['prepare', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
-    best = float("inf")
-    for _ in range(3):
-        begin = time.perf_counter()
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-        best = min(best, time.perf_counter() - begin)
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     text, _, loaded = shown.partition("LOADED")
-    assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy"} & set(loaded.split())
-    assert best < 0.5 or os.getloadavg()[0] > 1.5
+    assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy", "omegaconf"} & set(loaded.split())
     for words in ("Most tokens in a chunk file", "The dataset's directory", "Fraction of documents for validation", "--tokenizer.pattern"):
         assert words in " ".join(text.split())
 

@@ -1,0 +1,132 @@
+"""Checkpoints: the newest few and the best remain, and a save that fails takes nothing with it.
+
+That what is saved continues a run exactly, also after a full disk, is tested in tests/test_resume.py.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
+from lit_pretrain.checkpoint.find import checkpoint_name
+from lit_pretrain.errors import UserError
+
+
+class FakeTrainer:
+    """As much of a Trainer as the callback asks of it; saves a zip archive."""
+
+    max_steps, world_size, is_global_zero, sanity_checking, enable_validation = 100, 1, True, False, True
+    state = SimpleNamespace(fn="fit")
+
+    def __init__(self, every: int = 0) -> None:
+        self.global_step = 0
+        self.val_check_batch = every
+        self.callback_metrics: dict[str, float] = {}
+        self.strategy = SimpleNamespace(barrier=lambda name: None)
+        self.error: Exception | None = None
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", b"x" * 100)
+        if self.error is not None:
+            raise self.error
+
+
+def made(run: Path, **options: Any) -> Checkpoints:
+    run.mkdir(exist_ok=True)
+    settings: dict[str, Any] = {"every": 2, "keep": 2, "contract": {"model.seed": 0}, "on_saved": lambda seconds: None}
+    return Checkpoints(run, **(settings | options))
+
+
+def train(callback: Checkpoints, trainer: Any, steps: int, losses: dict[int, float] | None = None) -> None:
+    """Steps, each with the validation that follows it, as Lightning calls the callback."""
+    for step in range(trainer.global_step + 1, steps + 1):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer)
+        if validates_now(trainer):
+            trainer.callback_metrics["val/loss"] = (losses or {}).get(step, 9.0)
+            callback.on_validation_end(trainer)
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(int(path.stem.split("=")[1]) for path in (run / "checkpoints").glob("*.ckpt"))
+
+
+def test_the_newest_remain(tmp_path: Path) -> None:
+    train(made(tmp_path), FakeTrainer(), 9)
+    assert kept(tmp_path) == [6, 8]
+
+
+def test_the_best_remains_beside_the_newest(tmp_path: Path) -> None:
+    train(made(tmp_path), FakeTrainer(every=2), 12, {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 7.0})
+    assert kept(tmp_path) == [4, 10, 12]
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {"checkpoint": checkpoint_name(4), "loss": 3.0, "step": 4}
+
+
+def test_a_better_one_lets_the_old_best_go(tmp_path: Path) -> None:
+    train(made(tmp_path, keep=1), FakeTrainer(every=2), 8, {2: 3.0, 4: 5.0, 6: 2.0, 8: 4.0})
+    assert kept(tmp_path) == [6, 8]
+
+
+def test_a_validation_without_a_checkpoint_is_not_the_best(tmp_path: Path) -> None:
+    train(made(tmp_path, every=4), FakeTrainer(every=2), 8, {2: 1.0, 4: 5.0, 6: 1.0, 8: 4.0})
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text())["step"] == 8
+
+
+def test_it_is_saved_once_and_after_the_validation(tmp_path: Path) -> None:
+    saved: list[float] = []
+    train(made(tmp_path, on_saved=saved.append), FakeTrainer(every=2), 4)
+    assert len(saved) == 2
+
+
+def test_the_last_step_is_saved_whatever_the_interval(tmp_path: Path) -> None:
+    trainer = FakeTrainer()
+    trainer.max_steps = 5
+    train(made(tmp_path, every=0), trainer, 5)
+    assert kept(tmp_path) == [5]
+
+
+def test_a_torn_checkpoint_does_not_count_as_one_that_is_kept(tmp_path: Path) -> None:
+    callback, trainer = made(tmp_path), FakeTrainer()
+    train(callback, trainer, 4)
+    torn = tmp_path / "checkpoints" / checkpoint_name(4)
+    torn.write_bytes(torn.read_bytes()[:-30])
+    train(callback, trainer, 6)
+    assert kept(tmp_path) == [2, 6]
+
+
+def test_scratch_of_a_killed_run_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step=00000004.ckpt.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step=00000006.ckpt.tmp").write_text("half")
+    made(tmp_path).setup(FakeTrainer(), None, "fit")  # type: ignore[arg-type]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")]
+)
+def test_a_failed_save_names_the_cause_and_leaves_the_older_ones(tmp_path: Path, error: Exception) -> None:
+    callback, trainer = made(tmp_path), FakeTrainer()
+    train(callback, trainer, 3)
+    trainer.error = error
+    with pytest.raises(UserError, match=r"step=00000004.ckpt could not be written: .*(No space|PytorchStreamWriter).*--resume auto"):
+        train(callback, trainer, 4)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint_name(2)]
+
+
+def test_our_own_mistake_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    trainer = FakeTrainer()
+    trainer.error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(made(tmp_path), trainer, 2)
+
+
+@pytest.mark.parametrize(("every", "keep"), [(-1, 1), (1, 0)])
+def test_settings_that_make_no_sense(tmp_path: Path, every: int, keep: int) -> None:
+    with pytest.raises(UserError, match=f"checkpoint_every={every}.*keep_checkpoints={keep}"):
+        made(tmp_path, every=every, keep=keep)
