@@ -1,6 +1,7 @@
 """PreferenceData: pairs of answers, one better than the other, for DPO, SimPO, ORPO, CPO and reward models."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
@@ -40,10 +41,10 @@ class PreferenceData(PostTrainingData):
     def __init__(self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 4, **common: Any) -> None:
         super().__init__(global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common)
 
-    @property
-    def provides(self) -> frozenset[str]:
-        """Labels and pairs, and the columns that every row has."""
-        items = [item for held in self.held["train"] for item in held.items]
+    @cached_property
+    def provides(self) -> frozenset[str]:  # as a property, it would look at every row for every batch
+        """Labels and pairs, and the columns that every row has, those held out too."""
+        items = [item for split in self.held.values() for held in split for item in held.items]
         columns = {"ref_logp": all(item.ref_logp is not None for item in items), "margin": all(item.margin is not None for item in items)}
         return frozenset({"labels", "pairs"} | {name for name, there in columns.items() if there})
 

@@ -326,6 +326,21 @@ def test_pairs_stand_in_two_halves(write_rows: WriteRows, tokenizer_folder: Path
     assert plain.contract.provides == {"labels", "pairs"}
 
 
+def test_a_column_that_held_out_rows_lack_is_none(write_rows: WriteRows, tokenizer_folder: Path) -> None:
+    """Zeros in its place would be log-probabilities that nobody computed."""
+    options = {"format": "preference", "tokenizer": str(tokenizer_folder), "seq_len": 64, "validation": 0.15}
+    rows = [{**row, "margin": i, "ref_chosen_logp": -i, "ref_rejected_logp": -2 * i} for i, row in enumerate(PAIRS)]
+    whole = PreferenceData(path=write_rows(rows), **options)
+    assert whole.provides >= {"margin", "ref_logp"}
+    # The split is by what a row says: the same rows are held out without the columns.
+    held = {item.margin for item in whole.held["validation"][0].items}
+    assert held
+    for row in rows:
+        if row["margin"] in held:
+            del row["margin"], row["ref_chosen_logp"], row["ref_rejected_logp"]
+    assert PreferenceData(path=write_rows(rows), **options).provides == {"labels", "pairs"}
+
+
 def test_a_validation_of_pairs_is_filled_up_with_rows_that_hold_nothing(write_rows: WriteRows, tokenizer_folder: Path) -> None:
     data = attach(PreferenceData(path=write_rows(PAIRS), format="preference", tokenizer=str(tokenizer_folder), seq_len=64,
                                  global_batch_rows=4, micro_batch_size=4, validation=0.15))  # fmt: skip
