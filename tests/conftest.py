@@ -104,6 +104,34 @@ if __name__ == "__main__":
     return folder / "lit_pretrain.py"
 
 
+def _english(kind: str, n: int) -> str:
+    """A hundred words that pass for English, different for every kind and number."""
+    rng = random.Random(f"{kind}{n}")
+    things = (
+        "house river letter engine garden window teacher market story winter music answer question signal number bridge forest village "
+        "mountain kitchen painter captain library mirror pocket summer station theatre valley harbour journey planet shadow table"
+    ).split()
+    links = "of the, with the, and that, to be near the, to have the, and the, that the".split(", ")
+    return "\n".join(
+        f"The {' '.join(f'{rng.choice(things)} {rng.choice(links)}' for _ in range(5))} {rng.choice(things)} {rng.randint(1, 999)}."
+        for _ in range(8)
+    )
+
+
+@pytest.fixture(scope="session")
+def make_corpus() -> Callable[[Path], None]:
+    """Lays what scripts/corpus.sh fetches below a folder, in little: for configs/prepare/open_100mb.yaml."""
+
+    def make(folder: Path) -> None:
+        for name in ("prose", "reference", "technical", "qa"):
+            (folder / name).mkdir(parents=True)
+            lines = [json.dumps({"text": _english(name, n), "id": f"{name}-{n}"}) + "\n" for n in range(40)]
+            (folder / name / "a.jsonl").write_text("".join(lines))
+        (folder / "technical" / "a.html").write_text(f"<html><body><article><p>{_english('page', 0)}</p></article></body></html>")
+
+    return make
+
+
 @pytest.fixture
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs `python -m lit_pretrain ...` on the CPU, in the test's own folder and with one thread.

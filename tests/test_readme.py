@@ -1,11 +1,13 @@
 """Every command that the README shows in a `bash` block runs, in order, on a small dataset and with a short run."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ SHORT = [
     "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--log_every=1",
     "--sample_tokens=2", "--trainer.accelerator=cpu",
 ]  # fmt: skip
-WHOLE_SCRIPTS = {"bash scripts/quickstart.sh", "bash scripts/test.sh"}
-"""The one contains this test; tests/scripts/test_quickstart.py runs the other."""
+WHOLE_SCRIPTS = {"bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/corpus.sh"}
+"""The first is run by tests/scripts/test_quickstart.py, the second contains this test, and the third fetches 60 MB of packages: a small
+corpus is laid in its place."""
+POST_TRAINING = ["--max_steps=2", "--max_epochs=null", "--log_every=1", "--data.init_args.micro_batch_size=2", "--trainer.accelerator=cpu"]
 
 
 def commands() -> list[str]:
@@ -36,10 +40,18 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-def test_every_other_command_runs(small_library: Path, tmp_path: Path) -> None:
+def test_every_other_command_runs(small_library: Path, make_corpus: Callable[[Path], None], tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     (tmp_path / "texts").mkdir()
+    make_corpus(tmp_path / "corpus")
+    rows = [
+        {"instruction": f"What is {n} and one?", "input": "", "output": f"It is {n + 1}.", "chosen": f"{n + 1}.", "rejected": "No."}
+        for n in range(60)
+    ]
+    for name in ("instructions", "preferences"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(rows))
     for i in range(40):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"The story of number {i}. " * 40)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -51,13 +63,16 @@ def test_every_other_command_runs(small_library: Path, tmp_path: Path) -> None:
         if words[0] == "tensorboard":  # a server: tests/scripts/test_picture.py starts it and looks at it
             continue
         assert words[0] == "lit_pretrain", f"do not know how to test {command!r}"
-        if words[1] in ("fit", "posttrain", "finetune"):
+        if words[1] == "posttrain":
+            words += POST_TRAINING
+        elif words[1] in ("fit", "finetune"):
             # A later option wins over an earlier one; the shape of a child is its parent's.
-            words += [option for option in SHORT if words[1] == "fit" or not option.startswith("--model.net")] + ["--max_steps=2"]
+            words += [option for option in SHORT if words[1] == "fit" or not option.startswith("--model.net")]
+            words += ["--max_steps=2"]
         if words[1] == "generate":
             words += ["--max_new_tokens=4"]
         program = ["-m", "lit_pretrain"]
-        if words[1:3] == ["prepare", "--config"] and "embedded" in words[3]:
+        if words[1:3] == ["prepare", "--config"] and ("embedded" in words[3] or "open_100mb" in words[3]):
             program = [str(small_library)]
             words += ["--tokenizer.vocab_size=512"]
         done = subprocess.run(
@@ -66,7 +81,7 @@ def test_every_other_command_runs(small_library: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran += 1
-    assert ran >= 8
+    assert ran >= 20
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))

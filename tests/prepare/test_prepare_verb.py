@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import resource
 import signal
@@ -89,22 +88,10 @@ def test_shipped_configs_round_trip(file: Path, tmp_path: Path) -> None:
     assert run("--config", tmp_path / "again.yaml", "--print_config").stdout == printed.stdout
 
 
-def english(kind: str, n: int) -> str:
-    """A hundred words that pass for English, different for every kind and number."""
-    rng = random.Random(f"{kind}{n}")
-    things = (
-        "house river letter engine garden window teacher market story winter music answer question signal number bridge forest village "
-        "mountain kitchen painter captain library mirror pocket summer station theatre valley harbour journey planet shadow table"
-    ).split()
-    links = "of the, with the, and that, to be near the, to have the, and the, that the".split(", ")
-    return "\n".join(
-        f"The {' '.join(f'{rng.choice(things)} {rng.choice(links)}' for _ in range(5))} {rng.choice(things)} {rng.randint(1, 999)}."
-        for _ in range(8)
-    )
-
-
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_shipped_configs_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_configs_run(
+    file: Path, tmp_path: Path, make_corpus: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each on a little input of its kind, in this process."""
     from lit_pretrain.__main__ import main
 
@@ -120,12 +107,8 @@ def test_shipped_configs_run(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(embedded, "files", few.__getitem__)
     extra = ["--tokenizer.vocab_size=300"]
     if file.stem == "open_100mb":  # what scripts/corpus.sh fetches, in little
-        for name in ("prose", "reference", "technical", "qa"):
-            (tmp_path / name).mkdir()
-            lines = [json.dumps({"text": english(name, n), "id": f"{name}-{n}"}) + "\n" for n in range(40)]
-            (tmp_path / name / "a.jsonl").write_text("".join(lines))
-            extra.append(f"--sources.{name}.path={tmp_path / name}")
-        (tmp_path / "technical" / "a.html").write_text(f"<html><body><article><p>{english('page', 0)}</p></article></body></html>")
+        make_corpus(tmp_path)
+        extra += [f"--sources.{name}.path={tmp_path / name}" for name in ("prose", "reference", "technical", "qa")]
         extra.append(f"--sources.manuals.path={tmp_path / 'technical'}")
     if file.stem in inputs:
         inputs[file.stem](tmp_path)
