@@ -44,6 +44,7 @@ class EvaluateCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the config of the run as the default."""
         assert isinstance(args, list)
+        assert isinstance(parser, TrainParser)
         parser.refuse_unknown(args)  # before it is said that there is no such run
         run = raw_option(args, "--run")
         if run is not None:
