@@ -204,6 +204,7 @@ def test_it_is_one_graph_to_the_compiler(changes: dict[str, Any]) -> None:
     check_compiled(changes, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(can_compile(torch.device("cpu")) is not None, reason="no C++ compiler, or no headers of Python")
 @pytest.mark.timeout(1200)  # most of it is the C++ compiler, which a busy machine runs ten times as long
 @pytest.mark.parametrize("changes", COMPILED)

@@ -33,6 +33,7 @@ def test_the_bench(dataset: Path) -> None:
     assert lines[-1].startswith("reading alone: ")
 
 
+@pytest.mark.slow
 def test_the_race(dataset: Path, tmp_path: Path) -> None:
     configs = ["configs/pretrain/quickstart.yaml", "configs/pretrain/llama_adamw.yaml"]
     lines = run(
