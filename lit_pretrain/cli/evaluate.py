@@ -26,7 +26,8 @@ class EvaluateCLI(LightningCLI):
     def __init__(self, verb: str, args: ArgsType) -> None:
         assert isinstance(args, list)
         run = raw_option(args, "--run")
-        chosen = names_class(args, config_of(resolve(run)) if run is not None else None)
+        # A run that is not there is said after a misspelt option is.
+        chosen = names_class(args, config_of(resolve(run)) if run is not None and Path(run).exists() else None)
         super().__init__(
             Stage,
             LightningDataModule if chosen else TextData,
