@@ -88,10 +88,16 @@ def one(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+SHARDED = ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]
+
+
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--trainer.strategy=fsdp"], ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]],
-    ids=["ddp", "fsdp", "fsdp-sharded"],
+    [
+        pytest.param([], id="ddp"),
+        pytest.param(["--trainer.strategy=fsdp"], id="fsdp", marks=pytest.mark.slow),
+        pytest.param(SHARDED, id="fsdp-sharded"),
+    ],
 )
 def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.id
@@ -110,11 +116,10 @@ def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list
 @pytest.mark.parametrize(
     ("extra", "again"),
     [
-        ([], []),
-        (["--trainer.strategy=fsdp"], ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]),
-        (["--trainer.strategy=fsdp", "--sharded_checkpoints=true"], ["--trainer.strategy=fsdp"]),
+        pytest.param([], [], id="ddp", marks=pytest.mark.slow),
+        pytest.param(["--trainer.strategy=fsdp"], SHARDED, id="fsdp", marks=pytest.mark.slow),
+        pytest.param(SHARDED, ["--trainer.strategy=fsdp"], id="fsdp-sharded"),
     ],
-    ids=["ddp", "fsdp", "fsdp-sharded"],
 )
 def test_two_ranks_go_on_from_one_and_then_from_two(
     dataset: Path, one: Path, extra: list[str], again: list[str], request: pytest.FixtureRequest
@@ -156,8 +161,15 @@ def test_a_signal_to_one_rank_stops_all_together(dataset: Path, tmp_path: Path) 
     assert (tmp_path / "run" / "checkpoints" / "step=00000006.ckpt").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("what", "message"), [("error", "cosmic ray on rank {}"), ("mistake", "a mistake that only rank {} sees")])
+@pytest.mark.parametrize(
+    ("what", "message", "rank"),
+    [
+        pytest.param("error", "cosmic ray on rank {}", 0, marks=pytest.mark.slow),
+        ("error", "cosmic ray on rank {}", 1),
+        ("mistake", "a mistake that only rank {} sees", 0),
+        pytest.param("mistake", "a mistake that only rank {} sees", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_failure_of_one_rank_ends_the_run(dataset: Path, tmp_path: Path, what: str, message: str, rank: int) -> None:
     """No process is left waiting in a collective, and the reason is said once."""
     code, output = finish(start(dataset, tmp_path, "run", *TWO, *act(what, rank)), seconds=90)

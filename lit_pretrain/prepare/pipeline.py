@@ -278,7 +278,7 @@ class _Preparation:
 
     def _emptied(self, name: str, gone: Mapping[str, int]) -> UserError:
         """A source of which deduplication left nothing."""
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in gone.items())
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(gone.items()))
         report = self._work / directory.DATASET / DUPLICATES_FILENAME
         shown = f" ({report} shows pairs)" if report.exists() else ""
         return UserError(

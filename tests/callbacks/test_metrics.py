@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_pretrain.__main__ import main
 from lit_pretrain.callbacks.metrics import WINDOW, Metrics
 from lit_pretrain.errors import UserError
+from lit_pretrain.objective import CrossEntropy
 from lit_pretrain.report.folder import read_metrics
 from lit_pretrain.report.layout import layout
 
@@ -126,8 +127,13 @@ def trainer(step: int = 0, max_steps: int = 10) -> Any:
 
 def take(metrics: Metrics, step: int, nats: list[float], tokens: list[float], norm: float) -> None:
     metrics.on_train_batch_start(trainer(step))
-    sums = {"nats_S": torch.tensor(nats), "tokens_S": torch.tensor(tokens), "grad_norm": torch.tensor(norm)}
-    metrics.on_train_batch_end(trainer(step + 1), SimpleNamespace(sums=sums))
+    metrics.on_train_batch_end(trainer(step + 1), stage(torch.tensor(nats), torch.tensor(tokens), norm))
+
+
+def stage(nats_S: torch.Tensor, tokens_S: torch.Tensor, norm: float = 1.0) -> SimpleNamespace:
+    """What a stage with cross-entropy knows of a step: each token is a term, and there are no means of its own."""
+    sums = {"nats_S": nats_S, "tokens_S": tokens_S, "terms_S": tokens_S, "means_M2": torch.zeros(0, 2), "grad_norm": torch.tensor(norm)}
+    return SimpleNamespace(sums=sums, objective=CrossEntropy())
 
 
 def test_means_of_a_window_are_over_tokens_and_not_over_steps() -> None:
@@ -170,15 +176,14 @@ def test_pauses_are_not_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] = 1.0  # a second of waiting for data
     metrics.on_train_batch_start(trainer())
     now[0] = 4.0
-    sums = {"nats_S": torch.ones(2), "tokens_S": torch.ones(2), "grad_norm": torch.tensor(1.0)}
-    metrics.on_train_batch_end(trainer(1), SimpleNamespace(sums=sums))
+    metrics.on_train_batch_end(trainer(1), stage(torch.ones(2), torch.ones(2)))
     assert told[0][1]["time/step_seconds"] == 4.0
     assert (told[0][1]["time/data_fraction"], told[0][1]["time/compute_fraction"]) == (0.25, 0.75)
     now[0] = 104.0  # a checkpoint of 100 seconds
     metrics.pause(100.0)
     metrics.on_train_batch_start(trainer(1))
     now[0] = 106.0
-    metrics.on_train_batch_end(trainer(2), SimpleNamespace(sums=sums))
+    metrics.on_train_batch_end(trainer(2), stage(torch.ones(2), torch.ones(2)))
     assert told[1][1]["time/step_seconds"] == 2.0
     assert metrics.train_seconds == 6.0
 

@@ -181,7 +181,7 @@ def test_verify_lists_every_bad_file(tmp_path) -> None:
     assert verify(tmp_path, whole) == []
     for name, data in contents.items():  # one flipped bit each
         (tmp_path / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
-    (tmp_path / "rejects.jsonl").unlink()
+    (tmp_path / "duplicates.json").unlink()
     bad = verify(tmp_path, whole)
     assert [message.partition(" is ")[0].removeprefix("chunk ") for message in bad] == [str(tmp_path / name) for name in contents]
     assert "is missing" in bad[-1]

@@ -1,6 +1,7 @@
 """Faults of the disk and the input: said in words, nothing half-made is left, and the run goes on when they are mended."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: 
     full = prepare(corpus, tmp_path / "data", *options, limit=True)
     assert full.returncode == 2, full.stderr
     assert message in full.stderr
-    assert "File too large" in full.stderr
+    # numpy says what the system does not let it write in words of its own.
+    assert "File too large" in full.stderr or re.search(r"OSError: \d+ requested and \d+ written", full.stderr), full.stderr
     assert "Free some space" in full.stderr
     assert "Traceback" not in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
@@ -72,7 +74,7 @@ def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: 
 
 
 HUGE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from lit_pretrain.prepare.inputs import find
 from lit_pretrain.prepare.read import BadRecord, Reader
@@ -82,7 +84,9 @@ from lit_pretrain.prepare.source import SourceConfig
 source = SourceConfig(kind="jsonl", path=sys.argv[1])
 reader = Reader(source, find("a", source).files, ReadPolicy())
 found = [[item.reason, item.detail] if isinstance(item, BadRecord) else item.text for item in reader]
-print(json.dumps([found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+# Not of getrusage: its peak is that of the process before exec, too, which is as large as the tests are.
+peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(json.dumps([found, int(peak)]))
 """
 
 

@@ -18,6 +18,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_bench(dataset: Path) -> None:
     lines = run("bench.py", "--tiny", "--steps=2", "--precision=32-true", f"--data={dataset}").splitlines()
     rows = {line[:20].strip(): line[20:].split() for line in lines if line.startswith(("bare", "lit_pretrain"))}

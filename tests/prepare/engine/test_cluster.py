@@ -56,6 +56,7 @@ def test_two_processes(prepare: Prepare, corpus: Path, local: Path, tmp_path: Pa
 
 
 @ray
+@pytest.mark.slow
 def test_ray_with_a_worker_that_is_killed(prepare: Prepare, corpus: Path, local: Path, tmp_path: Path) -> None:
     """The process of a task goes, as for lack of memory: the task is done again, and the result is the same."""
     done = prepare(corpus, tmp_path / "data", "--engine=ray", "--workers=2", ENGINE_FAULT=f"kill:{tmp_path / 'killed'}")
@@ -83,6 +84,7 @@ def test_a_task_that_fails_on_ray_is_an_error(prepare: Prepare, corpus: Path, lo
     assert tree(tmp_path / "data") == tree(local)
 
 
+@pytest.mark.slow
 def test_slurm(prepare: Prepare, corpus: Path, local: Path, tmp_path: Path, slurm: dict[str, str]) -> None:
     done = prepare(corpus, tmp_path / "data", *SLURM, **slurm)
     assert done.returncode == 0, done.stderr
@@ -90,6 +92,7 @@ def test_slurm(prepare: Prepare, corpus: Path, local: Path, tmp_path: Path, slur
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_no_job_outlives_a_run_on_slurm(
     prepare: Prepare, start: Start, corpus: Path, local: Path, tmp_path: Path, slurm: dict[str, str], kind: signal.Signals
@@ -115,6 +118,7 @@ def queue(slurm: dict[str, str]) -> str:
     return subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True, env=slurm).stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_run_is_an_error(prepare: Prepare, corpus: Path, tmp_path: Path, slurm: dict[str, str]) -> None:
     done = prepare(corpus, tmp_path / "data", *SLURM, "--slurm.environment=exit 3", **slurm)
     assert done.returncode == 2
