@@ -1,6 +1,7 @@
 """Faults of the disk and the input: said in words, nothing half-made is left, and the run goes on when they are mended."""
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -26,6 +27,7 @@ def prepare(corpus: Path, out: Path, *extra: str, limit: bool = False) -> subpro
         check=False,
         cwd=ROOT,
         timeout=300,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},  # Python 3.11 takes half a cache of bytecode for a whole one
         preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))) if limit else None,
     )
 
