@@ -143,6 +143,7 @@ last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 body="$FAKE/body.$$"
 cp "$script" "$body"
 export SLURM_NODELIST=here
+set -m  # a process group of its own, so that scancel reaches all of the job
 ( for n in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$n bash "$body" >>"$FAKE/jobs.log" 2>&1; done; rm "$FAKE/running" ) \\
   >/dev/null 2>&1 </dev/null &
 echo $! >"$FAKE/running"
@@ -158,7 +159,7 @@ printf '%s\\n' "$*" >>"$FAKE/squeue.log"
 """,
     "scancel": """#!/bin/bash
 printf '%s\\n' "$*" >>"$FAKE/scancel.log"
-pkill -P "$(cat "$FAKE/running")"; kill "$(cat "$FAKE/running")"; rm -f "$FAKE/running"
+kill -- "-$(cat "$FAKE/running")"; rm -f "$FAKE/running"
 """,
     "scontrol": """#!/bin/bash
 echo here
