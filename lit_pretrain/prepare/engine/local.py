@@ -20,6 +20,8 @@ from lit_pretrain.prepare.engine.stage import Advance, Stage
 _PRELOAD = ["lit_pretrain.prepare.pipeline", "numpy", "pyarrow.parquet", "tiktoken", "tokenizers", "xxhash"]
 """Imported once by the server that tasks are forked from."""
 _POLL_SECONDS = 0.2
+_DISK_CODE = 74
+"""Exit code of a task that could not write, perhaps not even that it could not (EX_IOERR of sysexits.h)."""
 
 
 def run(stage: Stage, workers: int, advance: Advance) -> None:
@@ -71,6 +73,11 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
 
 def _explain(stage: Stage, number: int, code: int) -> None:
     """Raises what a task that failed has written, or how it was killed."""
+    failure = stage.failure(number)
+    if failure is not None:
+        raise failure
+    if code == _DISK_CODE:
+        raise stage.disk_trouble(number, "OSError, and there was no room to write down which")
     if code > 0:
         stage.results()
     raise UserError(
@@ -90,6 +97,8 @@ def _child(stage: Stage, number: int, done: Synchronized[int]) -> None:
 
     try:
         stage.run(number, advance)
+    except OSError:
+        os._exit(_DISK_CODE)
     except Exception:
         os._exit(1)  # written down by `run`; a traceback on the terminal helps nobody
 

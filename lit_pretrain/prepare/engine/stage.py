@@ -85,12 +85,12 @@ class Stage:
         self._failure(number).unlink(missing_ok=True)
         try:
             result = self.task(number, advance)
+            _write(self._result(number), f"{self._begin().decode()}{json.dumps(result, ensure_ascii=False)}}}")
         except Exception as error:
             user = isinstance(error, UserError)
             facts = {"user": user, "disk": isinstance(error, OSError), "message": str(error) if user else traceback.format_exc()}
             _write(self._failure(number), json.dumps(facts))
             raise
-        _write(self._result(number), f"{self._begin().decode()}{json.dumps(result, ensure_ascii=False)}}}")
 
     def results(self) -> list[dict[str, Any]]:
         """Of all tasks, by number.
@@ -101,20 +101,28 @@ class Stage:
         """
         missing = self.open_tasks()
         for number in missing:
-            if self._failure(number).is_file():
-                facts = json.loads(self._failure(number).read_text(encoding="utf-8"))
-                if facts["user"]:
-                    raise UserError(facts["message"])
-                if facts["disk"]:
-                    last = facts["message"].strip().splitlines()[-1]
-                    raise self.disk_trouble(number, last)
-                raise RuntimeError(f"task {number} of {self.name} failed:\n{facts['message']}")
+            failure = self.failure(number)
+            if failure is not None:
+                raise failure
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(self.sizes)} tasks of {self.name} did not end (the first: {missing[0]}): they were killed, most "
-                f"often for lack of memory or time, or never started (logs: {self.directory / 'logs'}). Run again: finished tasks are kept."
+                f"often for lack of memory or time, met a full disk, or never started (logs: {self.directory / 'logs'}). Run again: "
+                "finished tasks are kept."
             )
         return [json.loads(self._result(number).read_text(encoding="utf-8"))["result"] for number in range(len(self.sizes))]
+
+    def failure(self, number: int) -> Exception | None:
+        """Why a task failed, where it could still write that down: a UserError if the user can mend it."""
+        try:
+            facts = json.loads(self._failure(number).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if facts["user"]:
+            return UserError(facts["message"])
+        if facts["disk"]:
+            return self.disk_trouble(number, facts["message"].strip().splitlines()[-1])
+        return RuntimeError(f"task {number} of {self.name} failed:\n{facts['message']}")
 
     def disk_trouble(self, number: int, what: str) -> UserError:
         """For a task that an OSError has ended."""
