@@ -51,8 +51,11 @@ def tensorboard(logdir: Path) -> Iterator[str]:
 @contextmanager
 def browser(width: int, height: int) -> Iterator[Any]:
     """Headless Chromium with a profile of its own."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        sys.exit("a picture needs selenium, which comes with the dev extra: bash scripts/setup.sh dev")
 
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
