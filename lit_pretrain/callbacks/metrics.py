@@ -46,6 +46,8 @@ class Metrics(L.Callback):
         self.flops_per_token = flops_per_token
         self.peak = peak
         self.sinks = list(sinks)
+        self.expected: Optional[Callable[[float], dict[str, float]]] = None
+        """Forecasts to be drawn beside a validation, by the tokens trained on until then; None where no law covers the run."""
         self.train_seconds = 0.0
         """Wall time of training steps, without validation and checkpoints."""
         self.names: tuple[str, ...] = ()
@@ -107,7 +109,10 @@ class Metrics(L.Callback):
             seconds = time.perf_counter() - self._pause_began
             self.pause(seconds)
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
-            self._tell(trainer, values | {"time/validation_seconds": seconds} | self._position(trainer.global_step))
+            position = self._position(trainer.global_step)
+            if self.expected is not None and trainer.is_global_zero:
+                values |= self.expected(position["progress/tokens"])
+            self._tell(trainer, values | {"time/validation_seconds": seconds} | position)
 
     # ------------------------------------------------------------------ the sums
 

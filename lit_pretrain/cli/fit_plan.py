@@ -16,10 +16,11 @@ from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.scaling.expected import Expected, expected
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import GIB, find_device
 from lit_pretrain.scaling.memory import Layout, Sharding, peak, remedies
-from lit_pretrain.scaling.plan import OVERHEAD, Prediction, predict
+from lit_pretrain.scaling.plan import OVERHEAD
 from lit_pretrain.stage.compiled import can_compile
 
 NEAR = 0.9
@@ -31,8 +32,8 @@ class FitPlan:
     """The plan of one run of `fit`."""
 
     line: str
-    prediction: Optional[Prediction]
-    """None where no published law covers the run."""
+    expected: Optional[Expected]
+    """None where no law covers the run."""
 
 
 def layout_of(config: Namespace, data: Data, world: int, *, added: Optional[int] = None) -> Layout:
@@ -122,14 +123,16 @@ def fit_plan(config: Namespace, net: ModelConfig, layout: Layout, data: Data, *,
     counts, tokens = count_parameters(net), config.max_steps * data.tokens_per_step
     flops = tokens * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
     found = peak(net, layout)
-    prediction = predict(counts, tokens)
-    covered = not prediction.outside
-    if not isinstance(data, TextData) or config.model.init_from is not None:
-        forecast: list[str] = []  # laws are of networks trained from nothing on text
-    elif covered:
-        forecast = [f"loss {prediction.text} expected"]
-    else:
-        forecast = [f"loss not forecast ({prediction.law}: {prediction.outside[0]})"]
+    foreseen: Optional[Expected] = None
+    forecast: list[str] = []
+    if isinstance(data, TextData) and config.model.init_from is None:  # laws are of networks trained from nothing on text
+        found = expected(counts, tokens, given=config.forecast, tokenizer=data.tokenizer_hash)
+        if config.forecast is None and found.outside:
+            forecast = [f"loss not forecast ({found.name}: {found.outside[0]})"]
+        else:
+            foreseen, forecast = found, [f"loss {found.text} expected"]
+    elif config.forecast is not None:
+        raise UserError("forecast: laws are of networks that are trained from nothing on text; leave it out for this run")
     parts = [
         f"{counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products)",
         data.batch_line(layout.devices),
@@ -140,7 +143,7 @@ def fit_plan(config: Namespace, net: ModelConfig, layout: Layout, data: Data, *,
         *forecast,
         config.trainer.precision,
     ]
-    return FitPlan("plan: " + " | ".join(parts), prediction if covered and forecast else None)
+    return FitPlan("plan: " + " | ".join(parts), foreseen)
 
 
 def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> list[str]:

@@ -24,6 +24,9 @@ class RunSettings:
     """Length of the run in input tokens, rounded up to whole steps."""
     max_flops: Optional[float] = None
     """Length of the run in training FLOPs (6 per matmul parameter and token, plus attention), rounded up to whole steps."""
+    forecast: Optional[str] = None
+    """What loss to expect, drawn beside the validation's in TensorBoard and compared in summary.md: a law of your own runs, kept by
+    `lit_pretrain scaling fit ... --out FILE`, or a published one by name. Default: the published `besiroglu`, where it covers the run."""
     allow_oom: bool = False
     """Start even if the planned peak of memory is more than the device has; else such a run is refused before its weights are made."""
     log_every: int = 10

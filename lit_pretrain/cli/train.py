@@ -20,6 +20,7 @@ from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
 from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
+from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -32,7 +33,7 @@ from lit_pretrain.report.folder import (
     write_whole,
 )
 from lit_pretrain.report.layout import layout
-from lit_pretrain.report.summary import write_summary
+from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.scaling.hardware import peak_flops
 
 
@@ -62,8 +63,10 @@ def train(verb: str, argv: list[str]) -> int:
     adapter = adapter_of(cli.config)
     said = plan.line if adapter is None else f"{plan.line}\n{adapter_cost(net_of(cli.config), adapter).line(adapter)}"
     mixture = data.exposure(cli.config.max_steps)
+    foreseen = plan.expected
+    cli.metrics.expected = None if foreseen is None else foreseen.values
     if trainer.is_global_zero:
-        start_run(cli, first_step)
+        start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         print(said, mixture, sep="\n", flush=True)
         if cli.checkpoint:
             print(f"resume: {cli.checkpoint}, step {first_step}")
@@ -79,7 +82,7 @@ def train(verb: str, argv: list[str]) -> int:
             seconds=time.perf_counter() - began,
             train_seconds=cli.metrics.train_seconds,
             plan=said,
-            forecast=None if plan.prediction is None else (plan.prediction.loss, plan.prediction.text),
+            forecast=None if foreseen is None else Foreseen(foreseen.metric, foreseen.end.loss, foreseen.interval, foreseen.text),
             mixture=mixture,
             samples=cli.samples.latest,
         )
@@ -93,8 +96,14 @@ def train(verb: str, argv: list[str]) -> int:
     return 0
 
 
-def start_run(cli: TrainCLI, first_step: int) -> None:
-    """Write what the run is before it begins, and open its logs."""
+def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
+    """Write what the run is before it begins, and open its logs.
+
+    Args:
+        cli: The run.
+        first_step: Of this attempt.
+        forecast: The validation metric that a law forecasts; None where none does.
+    """
     folder, config = cli.run_folder, cli.plain_config()
     make_run_folder(folder)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
@@ -111,6 +120,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
         parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
         precision=config["trainer"]["precision"],
+        unique_tokens=data.unique_tokens(config["max_steps"]) if isinstance(data, TextData) else None,
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         adapter=None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -122,7 +132,7 @@ def start_run(cli: TrainCLI, first_step: int) -> None:
     for logger in cli.trainer.loggers:
         cli.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources))
+            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources, forecast))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.samples.writer = logger.experiment
 

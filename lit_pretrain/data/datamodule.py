@@ -12,7 +12,7 @@ from lit_pretrain.batch import Batch, DataContract
 from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
 from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
 from lit_pretrain.data.documents import full_origin
-from lit_pretrain.data.exposure import check_length, exposure
+from lit_pretrain.data.exposure import check_length, exposure, unique_tokens
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import Mixture, Phase, make_order
 from lit_pretrain.data.order import Order
@@ -227,6 +227,10 @@ class TextData(L.LightningDataModule):
     def exposure(self, steps: int) -> str:
         """How much of every source a run reads, as a table."""
         return exposure(self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def unique_tokens(self, steps: int) -> int:
+        """Distinct training tokens that a run reads; fewer than it trains on where sources are read again."""
+        return unique_tokens(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
 
     def describe(self, samples: Sequence[int]) -> str:
         """The rows of some samples, a few of them: source, epoch, row and, of local data, documents."""

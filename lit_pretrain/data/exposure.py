@@ -79,6 +79,12 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
     return "\n".join(lines)
 
 
+def unique_tokens(order: Order, *, steps: int, rows: int, seq_len: int) -> int:
+    """Distinct training tokens that a run reads: of each source what it reads, and no more than there is."""
+    counts = order.counts(steps * rows)
+    return seq_len * sum(min(count, source.blocks) for count, source in zip(counts, order.sources, strict=True))
+
+
 def _epochs(order: Order, samples: int) -> list[float]:
     return [count / max(source.blocks, 1) for count, source in zip(order.counts(samples), order.sources, strict=True)]
 

@@ -1,17 +1,22 @@
 """Layout: TensorBoard's custom-scalars page, which opens on the curves one looks at first."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 
-def layout(sources: Sequence[str]) -> dict[str, Any]:
+def layout(sources: Sequence[str], forecast: Optional[str] = None) -> dict[str, Any]:
     """Categories and charts for `SummaryWriter.add_custom_scalars`.
 
     Args:
         sources: Names of the mixture's sources.
+        forecast: The validation metric that a law forecasts; None where none does.
     """
     chart = ["Multiline"]
+    foreseen = {
+        "validation, and a run of this size that ends here": [*chart, [f"{forecast}$", "forecast/loss", "forecast/low", "forecast/high"]]
+    }
     return {
+        **({} if forecast is None else {"Forecast": foreseen}),
         "Loss": {
             "train and validation (nats per token)": [*chart, ["train/loss", "val/loss"]],
             "bits per byte": [*chart, ["val/bits_per_byte$"]],

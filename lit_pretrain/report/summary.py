@@ -3,9 +3,27 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
+
+
+class Foreseen(NamedTuple):
+    """The loss that a law expected of a run."""
+
+    metric: str
+    """The validation metric that it speaks of."""
+    loss: float
+    interval: Optional[tuple[float, float]]
+    """95 %."""
+    text: str
+    """The same in words, with the law's name."""
+
+    def beside(self, final: Mapping[str, float]) -> str:
+        """Forecast, interval and what came of it."""
+        actual = final[self.metric]
+        held = "" if self.interval is None else ", within" if self.interval[0] <= actual <= self.interval[1] else ", outside"
+        return f"{self.text}; actual {actual:.4f}, {actual - self.loss:+.4f} ({actual / self.loss - 1:+.2%}){held}"
 
 
 def write_summary(
@@ -16,7 +34,7 @@ def write_summary(
     plan: str,
     mixture: str,
     samples: Mapping[str, str],
-    forecast: Optional[tuple[float, str]] = None,
+    forecast: Optional[Foreseen] = None,
 ) -> dict[str, float]:
     """Write summary.md and return the final figures.
 
@@ -27,7 +45,7 @@ def write_summary(
         plan: The line printed before the run.
         mixture: The table printed before the run.
         samples: Generated text by prompt.
-        forecast: Loss that was expected before the run, and the same in words with interval and law; None where there was none.
+        forecast: What was expected before the run; None where no law covers it.
     """
     lines = read_metrics(run)
     train = [line for line in lines if "train/loss" in line]
@@ -51,7 +69,7 @@ def write_summary(
         + (f" {final[f'val_bits_per_byte/{s}']:.4f} |" if bits else "")
         for s in sources
     ]
-    foreseen = [] if forecast is None else [f"| forecast loss | {forecast[1]}; actual {figures['val/loss'] - forecast[0]:+.4f} |"]
+    foreseen = [] if forecast is None else [f"| forecast | {forecast.beside(final)} |"]
     texts = [f"### {prompt!r}\n\n```\n{text}\n```\n" for prompt, text in samples.items()]
     page = [
         f"# {run.name}",

@@ -64,7 +64,10 @@ def fit_runs(
         runs = runs.take(np.flatnonzero(runs.loss < limit).tolist())
     check_spread(runs)
     if form == "data" and runs.unique is None:
-        raise UserError("--law data needs the unique tokens of every run: give a table with a column for them (--columns unique=…)")
+        raise UserError(
+            "--law data needs the unique tokens of every run: of a table a column (--columns unique=…); a run folder records them in its "
+            "provenance.json (unique_tokens), but for runs that were made before that was so"
+        )
     unique = runs.unique if form == "data" else None
     found = fit(form, runs.n, runs.d, runs.loss, unique, kind=kind, delta=delta)
     for name in PARAMETERS[form]:
@@ -94,6 +97,7 @@ def document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
         "dropped": list(fitted.dropped),
         "params_counted": runs.counts,
         "unit": runs.unit,
+        "tokenizer": runs.tokenizer,
         "range": {"n": _range(runs.n), "d": _range(runs.d), "loss": _range(runs.loss)},
         "largest_compute": runs.largest_compute,
         "residual_rms": float(np.sqrt((fitted.fit.residuals**2).mean())),
@@ -122,6 +126,8 @@ class Kept:
     largest_compute: float
     counts: str
     unit: str
+    tokenizer: Optional[str] = None
+    """Hash of the tokenizer that all its runs have, where it is known."""
 
 
 def read_document(path: Path) -> Kept:
@@ -141,6 +147,7 @@ def read_document(path: Path) -> Kept:
             largest_compute=float(found["largest_compute"]),
             counts=str(found["params_counted"]),
             unit=str(found["unit"]),
+            tokenizer=found.get("tokenizer"),
         )
     except OSError as error:
         raise UserError(f"--fit {path} cannot be read: {error.strerror or error}") from None

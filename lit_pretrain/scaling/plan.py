@@ -62,32 +62,6 @@ class Question:
     assumptions: tuple[Assumption, ...] = ()
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The loss that a published law expects of a run."""
-
-    law: str
-    unit: str
-    loss: float
-    ci95: Optional[list[float]]
-    outside: list[str]
-    """In which ways the run is none of those that the law was fitted to; empty: it is within them."""
-
-    @property
-    def text(self) -> str:
-        """Loss, interval and law, in a few words."""
-        interval = "" if self.ci95 is None else f" ({self.ci95[0]:.3f}–{self.ci95[1]:.3f})"
-        return f"{self.loss:.3f}{interval} by {self.law}"
-
-
-def predict(counts: ParameterCounts, tokens: float, name: str = DEFAULT) -> Prediction:
-    """What a published law expects of so many parameters and tokens, all of them new."""
-    found = law(name)
-    n = counts.total if found.counts == "total" else counts.non_embedding
-    here = _at(found, _drawn(found), n, tokens, None)
-    return Prediction(found.name, found.unit, here["loss"], here["ci95"], _outside(found, n, tokens))
-
-
 def make_plan(question: Question) -> dict[str, Any]:
     """Answer a question, in values that JSON has.
 
@@ -197,7 +171,7 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
         "form": found.form, "counts": found.counts, "n": n,
         "here": _at(found, drawn, n, tokens, unique),
         "optimum": {"n": best.n, "d": best.d, **_at(found, drawn, best.n, best.d, unique)},
-        "outside": _outside(found, n, tokens),
+        "outside": found.outside(n, tokens),
         "interval": "95 %, from resamples of the law's runs: it omits the error of the law's form, other data and other recipes"
         if drawn is not None else "none: the runs of this law are not at hand",
     }  # fmt: skip
@@ -237,17 +211,6 @@ def _at(found: PublishedLaw, drawn: Optional[Floats], n: float, d: float, unique
 
 def _middle(values: Floats) -> list[float]:
     return [float(value) for value in np.quantile(values, [0.025, 0.975])]
-
-
-def _outside(found: PublishedLaw, n: float, d: float) -> list[str]:
-    """In which ways a run is none of those that the law was fitted to."""
-    said = []
-    for name, value, (low, high) in (("N", n, found.parameters), ("D", d, found.tokens)):
-        if value > high:
-            said.append(f"{name} {value / high:,.1f} × above the largest of the law's runs ({high:.3g})")
-        elif value < low:
-            said.append(f"{name} {low / value:,.1f} × below the smallest of the law's runs ({low:.3g})")
-    return said
 
 
 def _recommended(counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]) -> dict[str, Any]:

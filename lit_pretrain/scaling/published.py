@@ -31,6 +31,16 @@ class PublishedLaw(Law):
     """Covariance of the coordinates (ln E, ln A, ln B, alpha, beta) over bootstraps of its runs; None where the runs
     are not public. A normal law with it gives the interval of N* and of extrapolated losses; among the runs it is up to twice too wide."""
 
+    def outside(self, n: float, d: float) -> list[str]:
+        """In which ways a run of N parameters and D tokens is none of those that the law was fitted to."""
+        said = []
+        for name, value, (low, high) in (("N", n, self.parameters), ("D", d, self.tokens)):
+            if value > high:
+                said.append(f"{name} {value / high:,.1f} × above the largest of the law's runs ({high:.3g})")
+            elif value < low:
+                said.append(f"{name} {low / value:,.1f} × below the smallest of the law's runs ({low:.3g})")
+        return said
+
 
 # as read off the figure, in Besiroglu et al.'s table
 _READ_OFF_PARAMETERS, _READ_OFF_TOKENS, _READ_OFF_COMPUTE = (5.7e7, 1.62e10), (2.5e8, 3.2e11), 1.3e22

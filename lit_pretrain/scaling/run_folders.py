@@ -18,8 +18,8 @@ from lit_pretrain.scaling.runs import Counts, Record
 def read_folders(paths: Sequence[Path], counts: Counts) -> list[Record]:
     """Runs by their folders; a folder that holds run folders stands for all of them.
 
-    N is counted from the config, D is what was read (inputs, repeats included), C the run's own FLOPs with attention, and the
-    loss that of the last validation, in nats per token and in bits per byte.
+    N is counted from the config, D is what was read (inputs, repeats included) with its distinct tokens as the run has recorded them, C
+    the run's own FLOPs with attention, and the loss that of the last validation, in nats per token and in bits per byte.
 
     Raises:
         UserError: A folder holds no run, or a run is not finished.
@@ -68,6 +68,7 @@ def _read(run: Path, counts: Counts) -> Record:
         n=float(n),
         d=float(last["progress/tokens"]),
         c=float(last["progress/flops"]),
+        unique=None if facts.get("unique_tokens") is None else float(facts["unique_tokens"]),
         vocabulary=facts.get("tokenizer_hash"),
     )
 

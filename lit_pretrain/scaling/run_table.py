@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.runs import Record, Unit
+from lit_pretrain.scaling.runs import Record, Runs, Unit
 
 QUANTITIES = ("n", "d", "c", "loss", "unique", "unit")
 """What `--columns` may name."""
@@ -55,6 +56,17 @@ def read_table(path: Path, columns: Optional[Mapping[str, str]] = None, *, unit:
             raise UserError(f"{where}: no loss in column {' or '.join(map(repr, wanted))}; leave the row out")
         records.append(Record(where, losses, values.get("n"), values.get("d"), values.get("c"), values.get("unique")))
     return records
+
+
+def write_table(runs: Runs) -> str:
+    """Runs as a .csv that `read_table` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "n", "d", "c", *([] if runs.unique is None else ["unique"]), "loss" if runs.unit == "nats" else runs.unit])
+    columns = [runs.n, runs.d, runs.c, *([] if runs.unique is None else [runs.unique]), runs.loss]
+    for label, *values in zip(runs.labels, *columns, strict=True):
+        writer.writerow([label, *(f"{value:.10g}" for value in values)])
+    return text.getvalue()
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -57,6 +57,8 @@ class Runs:
     """Distinct training tokens; None if a run does not say."""
     counts: Counts
     unit: Unit
+    tokenizer: Optional[str] = None
+    """Hash of the tokenizer of all runs; None if a run does not say, or where they differ."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,6 +115,7 @@ def assemble(records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] 
         seen[key] = record.label
     columns = np.array(rows)
     unique = [record.unique for record in records]
+    tokenizers = {record.vocabulary for record in records}
     return Runs(
         labels=tuple(record.label for record in records),
         n=columns[:, 0],
@@ -122,6 +125,7 @@ def assemble(records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] 
         unique=None if None in unique else np.array(unique, dtype=float),
         counts=counts,
         unit=chosen,
+        tokenizer=tokenizers.pop() if len(tokenizers) == 1 else None,
     )
 
 

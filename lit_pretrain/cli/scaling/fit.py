@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lit_pretrain.cli.parser import make_parser
-from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs, write_json
+from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs, write_text
 from lit_pretrain.cli.scaling.text import COUNTS, aligned, between, big
 
 if TYPE_CHECKING:
@@ -25,15 +25,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=str, default=None, help="Keep everything, the resamples too, in this JSON file for `scaling forecast --fit`."
     )
+    parser.add_argument("--table", type=str, default=None, help="Write the runs to this .csv, which `--data` reads.")
     options = parser.parse_args(argv)
 
     import json
 
     from lit_pretrain.scaling.fitted import document
+    from lit_pretrain.scaling.run_table import write_table
 
-    fitted = fit_of(options, read_runs(options))
+    runs = read_runs(options)
+    if options.table:
+        write_text("--table", options.table, write_table(runs))
+    fitted = fit_of(options, runs)
     if options.out:
-        write_json(options.out, document(fitted, with_draws=True))
+        write_text("--out", options.out, json.dumps(document(fitted, with_draws=True)) + "\n")
     sys.stdout.write(json.dumps(document(fitted), indent=1) + "\n" if options.json else table(fitted))
     return 0
 

@@ -100,14 +100,12 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
     )
 
 
-def write_json(path: str, found: dict[str, Any]) -> None:
+def write_text(option: str, path: str, text: str) -> None:
     """Keep a result in a file that appears whole."""
-    import json
-
     from lit_pretrain.errors import UserError
     from lit_pretrain.report.folder import write_whole
 
     try:
-        write_whole(Path(path), json.dumps(found) + "\n")
+        write_whole(Path(path), text)
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None

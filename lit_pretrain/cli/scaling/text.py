@@ -35,3 +35,10 @@ def big(value: float) -> str:
 def big_between(interval: Optional[Sequence[float]]) -> str:
     """An interval of parameters or tokens."""
     return "-" if interval is None else f"{big(interval[0])} to {big(interval[1])}"
+
+
+def clock(seconds: float) -> str:
+    """A time in hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

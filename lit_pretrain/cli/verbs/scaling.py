@@ -1,8 +1,9 @@
-"""Scaling laws: `scaling fit` (of runs), `isoflop` (best sizes by budget), `forecast` (a run to come), `plot` (figures)."""
+"""Scaling laws: `scaling sweep` (makes runs), `fit` (a law), `isoflop` (best sizes), `forecast` (a run to come), `plot` (figures)."""
 
 import importlib
 
 PARTS = {
+    "sweep": "Runs of several sizes at several FLOP budgets: what they take, and making those that are missing.",
     "fit": "The law that runs follow, with intervals.",
     "isoflop": "The best model size at each FLOP budget, and how it grows.",
     "forecast": "The loss of a run that has not been made.",

@@ -1,0 +1,199 @@
+"""Launch: makes the runs of a sweep that are missing, on this machine or written out for another one to make."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Optional
+
+from lit_pretrain.cli.scaling.sweep_config import SweepSettings
+from lit_pretrain.cli.scaling.text import clock
+from lit_pretrain.errors import PREEMPTED_EXIT_CODE, UserError
+from lit_pretrain.report.folder import write_whole
+
+CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
+SCRIPT, LIST = "sweep.sbatch", "sweep.txt"
+_POLL_SECONDS = 0.2
+
+
+class Unfinished(UserError):
+    """Runs of a sweep are still missing; running it again goes on with them."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def command(config: Path, devices: int, *, launched: bool) -> list[str]:
+    """What makes one run, or goes on with it.
+
+    Args:
+        config: Of the run.
+        devices: That it trains on.
+        launched: By torchrun, a process per device; else the run starts its own processes.
+    """
+    fit = ["-m", "lit_pretrain", "fit", "--config", str(config), "--resume", "auto"]
+    if launched and devices > 1:
+        return ["torchrun", f"--nproc_per_node={devices}", *fit]
+    return ["python" if launched else sys.executable, *fit]
+
+
+def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
+    """The commands of the runs, one a line."""
+    out = Path(settings.out)
+    lines = [_text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True)) for name in names]
+    write_whole(out / LIST, "".join(f"{line}\n" for line in lines))
+    return out / LIST
+
+
+def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
+    """A job array with a task for each run. A task's time limit is announced two minutes before, and the run saves itself."""
+    out, slurm = Path(settings.out), settings.slurm
+    options = {
+        "job-name": out.name,
+        "array": f"0-{len(names) - 1}" + (f"%{settings.processes}" if settings.processes else ""),
+        "output": f"{out}/{LOGS}/%A_%a.log",
+        "time": slurm.time,
+        "nodes": "1",
+        "ntasks-per-node": str(devices),
+        "signal": "USR1@120",
+        **({"partition": slurm.partition} if slurm.partition else {}),
+        **slurm.sbatch,
+    }
+    environment = slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    run = _text(
+        f"srun {settings.launcher}", ["python", "-m", "lit_pretrain", "fit", "--config", f"{out / CONFIGS}/$run.yaml", "--resume", "auto"]
+    )
+    script = [
+        "#!/usr/bin/env bash",
+        *(f"#SBATCH --{name}={value}" for name, value in options.items()),
+        "set -euo pipefail",
+        environment,
+        f"cd {shlex.quote(os.getcwd())}",
+        f"runs=({' '.join(names)})",
+        'run="${runs[$SLURM_ARRAY_TASK_ID]}"',
+        run.replace(f"'{out / CONFIGS}/$run.yaml'", f'"{out / CONFIGS}/$run.yaml"'),
+    ]
+    (out / LOGS).mkdir(parents=True, exist_ok=True)
+    write_whole(out / SCRIPT, "\n".join(script) + "\n")
+    return out / SCRIPT
+
+
+def _text(launcher: str, words: Sequence[str]) -> str:
+    return f"{launcher.strip()} {shlex.join(words)}".strip()
+
+
+class Local:
+    """Processes of this machine, some at a time; each in a session of its own, with its output in a file.
+
+    Args:
+        settings: Of the sweep.
+        names: Of the runs to make, in this order.
+        devices: Of one run.
+    """
+
+    def __init__(self, settings: SweepSettings, names: Sequence[str], devices: int) -> None:
+        self.settings, self.devices = settings, devices
+        self.out = Path(settings.out)
+        self._waiting = list(names)
+        self._total = len(names)
+        self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        self._failed: list[tuple[str, int]] = []
+        self._stopped = 0
+        self._lock: Optional[IO[str]] = None
+
+    def run(self) -> None:
+        """Make all runs; a signal stops them at their next step, saved.
+
+        Raises:
+            UserError: Some failed, all were stopped, or another sweep makes runs here.
+        """
+        (self.out / LOGS).mkdir(parents=True, exist_ok=True)
+        # Held by every process that makes a run, too: what a sweep that was killed has left behind still writes into its folders.
+        with (self.out / LOCK).open("a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"runs of {self.out} are being made by another sweep, or by processes that one has left behind (`fuser "
+                    f"{self.out / LOCK}` names them); wait for them"
+                ) from None
+            self._lock = lock
+            before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+            try:
+                while self._running or (self._waiting and not self._stopped):
+                    self._step()
+            finally:
+                for process, _ in self._running.values():
+                    process.terminate()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        self._conclude()
+
+    def _step(self) -> None:
+        while self._waiting and not self._stopped and len(self._running) < self.settings.processes:
+            self._start(self._waiting.pop(0))
+        time.sleep(_POLL_SECONDS)
+        for name, (process, began) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[name]
+            said = _last_line(self._log(name))
+            print(f"{name}: {said} ({clock(time.monotonic() - began)})" if code == 0 else f"{name}: exit code {code}: {said}", flush=True)
+            if code != 0 and not self._stopped:  # a launcher may die of the signal while its run saves itself
+                self._failed.append((name, code))
+                if code == 2:  # a mistake in what all runs share: the others would meet it, too
+                    self._waiting.clear()
+
+    def _start(self, name: str) -> None:
+        assert self._lock is not None
+        words = [*shlex.split(self.settings.launcher), *command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False)]
+        threads = self.settings.threads or max(1, (os.cpu_count() or 1) // self.settings.processes)
+        with self._log(name).open("ab") as log:
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                    start_new_session=True,
+                    pass_fds=(self._lock.fileno(),),
+                )
+            except OSError as error:
+                raise UserError(f"launcher: {words[0]!r} cannot be started: {error.strerror or error}") from None
+        self._running[name] = process, time.monotonic()
+        print(f"{name}: {self._total - len(self._waiting)} of {self._total}", flush=True)
+
+    def _stop(self, number: int, frame: Optional[FrameType]) -> None:
+        self._stopped = number
+        for process, _ in self._running.values():
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher's processes with it
+
+    def _log(self, name: str) -> Path:
+        return self.out / LOGS / f"{name}.log"
+
+    def _conclude(self) -> None:
+        if self._failed:
+            listed = "; ".join(f"{name} (exit code {code}): {_last_line(self._log(name))}" for name, code in self._failed)
+            raise Unfinished(f"{len(self._failed)} of {self._total} runs failed: {listed}. Their output is in {self.out / LOGS}", 1)
+        if self._stopped:
+            raise Unfinished(
+                f"stopped by {signal.Signals(self._stopped).name}; what was being made has saved itself: the same command goes on",
+                PREEMPTED_EXIT_CODE,
+            )
+
+
+def _last_line(log: Path) -> str:
+    """What a run said last."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,146 @@
+"""Sweep config: what `scaling sweep` is asked, and the configs of its runs."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+import yaml
+
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.scaling.sweep import SweepRun
+
+
+@dataclass
+class Budget:
+    """One FLOP budget."""
+
+    flops: float
+    """Training FLOPs of each of its runs, with full attention, as `fit` counts them."""
+    sizes: Optional[list[str]] = None
+    """Names of the sizes that spend it. Default: all."""
+
+
+@dataclass
+class SlurmSettings:
+    """Engine slurm: a script with one array task for every run that is missing."""
+
+    partition: Optional[str] = None
+    """See `sinfo`. Default: the cluster's."""
+    time: str = "24:00:00"
+    """Time limit of a run; what does not end in it saves itself, and the next array goes on with it."""
+    environment: Optional[str] = None
+    """Command that activates the Python environment on the nodes. Default: the directory of this Python comes first in PATH."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch, e.g. `{account: mine, gpus-per-node: "8"}`."""
+
+
+@dataclass(kw_only=True)
+class SweepSettings:
+    """Options of `lit_pretrain scaling sweep`."""
+
+    base: list[str] = field(default_factory=list)
+    """Config files of `fit` that all runs share; later ones win."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """More options of `fit` that all runs share, as a config has them; they win over those of base."""
+    out: str = "runs/sweep"
+    """Folder of the run folders, and of what belongs to all of them."""
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name → what the shape of that size has of its own, as below `model.net`."""
+    budgets: list[Budget] = field(default_factory=list)
+    """FLOP budgets, and the sizes that spend them."""
+    rule: Literal["deepseek", "step_law", "olmo", "none"] = "step_law"
+    """Published rule for the batch and for AdamW's learning rate; none: what the base has, for all sizes alike."""
+    lr_factor: float = 1.0
+    """Times the rule's learning rate, for all runs: what tuning one of them has shown."""
+    batch_factor: float = 1.0
+    """Times the rule's batch."""
+    engine: Literal["local", "slurm", "list"] = "local"
+    """local: processes of this machine, now. slurm: write the script of a job array. list: write the commands of the runs, one a line."""
+    processes: int = 1
+    """Runs at a time; of a job array likewise, 0 for no limit."""
+    threads: Optional[int] = None
+    """Threads of a run's process on the CPU. Default: the cores of this machine over processes."""
+    launcher: str = ""
+    """Words before the command of every run, such as `nice -n 10`, or `numactl --cpunodebind 0`."""
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    """Engine slurm."""
+    device: Optional[str] = None
+    """Kind of the devices, for the time that the runs take: H100, … Default: what finished runs of the sweep have reached."""
+    mfu: Optional[float] = None
+    """Share of the peak that training reaches. Default: by device, with its source."""
+    price: Optional[float] = None
+    """Dollars of a device for an hour."""
+    dry_run: bool = False
+    """Say what it would take, and write and start nothing."""
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """The type of `run`. With dict[str, Any] jsonargparse would make the classes that it names, and import torch for them."""
+    found = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise ValueError(f"a mapping of options of `fit` is needed, found {value!r}")
+    return found
+
+
+def merged(settings: SweepSettings) -> dict[str, Any]:
+    """The options of `fit` that all runs share.
+
+    Raises:
+        UserError: A file cannot be read or holds no mapping.
+    """
+    found: dict[str, Any] = {}
+    for file in settings.base:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"base: {file} cannot be read: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"base: {file} is not YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"base: {file} holds no options of `fit`: a mapping was expected, found {type(content).__name__}")
+        _merge(found, content)
+    _merge(found, settings.run)
+    taken = [name for name in ("name", "runs", "max_steps", "max_tokens", "max_flops") if found.pop(name, None) is not None]
+    ours = [name for name in taken if name in settings.run]
+    if ours:
+        raise UserError(f"run: {ours[0]} is for the sweep to set: a run's length follows from its budget, its folder from out")
+    optimizer = (found.get("model") or {}).get("optimizer")
+    if isinstance(optimizer, str):
+        found["model"]["optimizer"] = {"class_path": optimizer}
+    return found
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = copy.deepcopy(value)
+
+
+def checked(options: Mapping[str, Any]) -> Any:
+    """Options of `fit` as `plan` reads them: every name is known, and what a plan needs has its type. The optimizer's class with them."""
+    from lit_pretrain.cli.plan.config import parse, plan_parser
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "base.yaml"
+        file.write_text(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return parse(plan_parser(""), ["--config", str(file)])
+
+
+def run_config(base: Mapping[str, Any], settings: SweepSettings, run: SweepRun) -> dict[str, Any]:
+    """The whole config of one run: `lit_pretrain fit --config` makes it."""
+    config = copy.deepcopy(dict(base))
+    data = {"global_batch_tokens": run.batch_tokens, "micro_batch_size": run.micro_batch_size}
+    _merge(config, {"model": {"net": settings.sizes[run.size]}, "data": data})
+    if settings.rule != "none":
+        # Rounded as the table shows it: a rule that is good to a factor needs no sixteen digits.
+        _merge(config, {"model": {"optimizer": {"init_args": {"lr": float(f"{run.lr:.4g}")}}}})
+    return config | {"name": run.name, "runs": settings.out, "max_steps": run.steps}

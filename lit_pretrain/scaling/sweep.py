@@ -1,0 +1,175 @@
+"""Sweep: FLOP budgets × model sizes as runs, each with its length, batch and learning rate by one stated rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Optional
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
+from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.recommendation import recommendations
+
+RuleName = Literal["deepseek", "step_law", "olmo", "none"]
+RULES: dict[RuleName, str] = {"deepseek": "DeepSeek", "step_law": "Step Law", "olmo": "OLMo ladder"}
+"""Published rules by the names of `recommendations`."""
+LEAST_STEPS = 100
+"""A run of fewer optimizer steps is mostly warm-up and decay."""
+
+
+class Rule(NamedTuple):
+    """How batch and learning rate follow from a run's size and length."""
+
+    name: RuleName
+    lr_factor: float = 1.0
+    """Times the rule's learning rate, for all runs alike."""
+    batch_factor: float = 1.0
+
+    @property
+    def text(self) -> str:
+        """The rule in words, with its source."""
+        if self.name == "none":
+            return "batch and learning rate as the base has them, the same for all sizes"
+        rule = next(found for found in recommendations(1e8, 1e9) if found.name == RULES[self.name])
+        factors = "" if self.lr_factor == 1 else f", lr × {self.lr_factor:g}"
+        factors += "" if self.batch_factor == 1 else f", B × {self.batch_factor:g}"
+        return f"{rule.name}: {rule.formula}{factors} ({rule.source}); B in whole rows, a power of two of them on each device"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a sweep have in common."""
+
+    seq_len: int
+    micro_batch_size: int
+    """Rows of one device at once: the most that a run takes."""
+    devices: int
+    """Of one run."""
+    batch_tokens: int
+    """Tokens of a step, where no rule says them."""
+    lr: Optional[float]
+    """The base's learning rate; None where its optimizer has several."""
+    unique_tokens: Optional[float]
+    """Distinct training tokens; None where the dataset is not here."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run to make."""
+
+    name: str
+    budget: float
+    """FLOPs that were asked for."""
+    size: str
+    net: ModelConfig
+    counts: ParameterCounts
+    steps: int
+    batch_tokens: int
+    micro_batch_size: int
+    lr: Optional[float]
+    flops: float
+    """Of whole steps: training FLOPs with full attention, as `fit` counts them."""
+    unique_tokens: Optional[float]
+
+    @property
+    def tokens(self) -> int:
+        """D."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def epochs(self) -> Optional[float]:
+        """How often the data is read; None where it is not known how much there is."""
+        return None if self.unique_tokens is None else self.tokens / self.unique_tokens
+
+
+def sweep_runs(
+    budgets: Sequence[tuple[float, Sequence[str]]],
+    sizes: Mapping[str, ModelConfig],
+    shared: Shared,
+    rule: Rule,
+) -> list[SweepRun]:
+    """All runs, smallest budget first, in the order of the sizes.
+
+    Args:
+        budgets: FLOPs and the names of the sizes that spend them.
+        sizes: Shapes by name.
+        shared: What they have in common.
+        rule: For batch and learning rate.
+
+    Raises:
+        UserError: A budget is not positive or there twice, names a size that is not there, or is too small for a size.
+    """
+    runs: list[SweepRun] = []
+    for flops, names in sorted(budgets, key=lambda budget: budget[0]):
+        if not 0 < flops < math.inf:
+            raise UserError(f"budgets: {flops:g} FLOPs must be positive and finite")
+        for name in names:
+            if name not in sizes:
+                raise UserError(f"budgets: {flops:g} FLOPs names the size {name!r}, which is not among sizes: {', '.join(sizes)}")
+            runs.append(_run(flops, name, sizes[name], shared, rule))
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"budgets: the run {twice[0]} is there twice; give each budget, and each size of a budget, once")
+    return runs
+
+
+def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) -> SweepRun:
+    counts, per_token = count_parameters(net), flops_per_token(net, shared.seq_len).training
+    tokens, lr = flops / per_token, shared.lr
+    rows = shared.batch_tokens // shared.seq_len
+    if rule.name != "none":
+        found = next(r for r in recommendations(counts.total, tokens) if r.name == RULES[rule.name])
+        assert found.lr is not None
+        lr = found.lr * rule.lr_factor
+        wanted = found.batch_tokens * rule.batch_factor / shared.seq_len / shared.devices
+        rows = shared.devices * 2 ** max(0, round(math.log2(wanted)))
+    batch = rows * shared.seq_len
+    # `fit` rounds a length in FLOPs up to whole steps. Here it is the nearest: runs of one budget shall spend the same.
+    steps = round(tokens / batch)
+    if steps < 1:
+        raise UserError(
+            f"budgets: {flops:g} FLOPs are {tokens:,.0f} tokens of the size {size}, less than one step of {batch:,}; leave the size out of "
+            "this budget, or give a larger budget"
+        )
+    return SweepRun(
+        name=f"{flops:.4g}_{size}".replace("e+", "e"),
+        budget=flops,
+        size=size,
+        net=net,
+        counts=counts,
+        steps=steps,
+        batch_tokens=batch,
+        micro_batch_size=_micro(rows // shared.devices, shared.micro_batch_size),
+        lr=lr,
+        flops=steps * batch * per_token,
+        unique_tokens=shared.unique_tokens,
+    )
+
+
+def _micro(rows: int, most: int) -> int:
+    """The most rows at once that divide a device's rows of a step."""
+    return next(k for k in range(min(rows, most), 0, -1) if rows % k == 0)
+
+
+def warnings(runs: Sequence[SweepRun], rule: Rule) -> list[str]:
+    """What makes a sweep say less than it seems to."""
+    found = []
+    if rule.name == "none":
+        found.append(
+            "one learning rate and batch for all sizes: untuned they move the exponent of N* (Porian et al. 2024: 0.57 before tuning, 0.50 "
+            "after)"
+        )
+    short = [run for run in runs if run.steps < LEAST_STEPS]
+    if short:
+        found.append(f"fewer than {LEAST_STEPS} steps: {', '.join(f'{run.name} ({run.steps})' for run in short)}; take a smaller batch")
+    repeated = [run for run in runs if (run.epochs or 0) > 1]
+    if repeated:
+        most = max(repeated, key=lambda run: run.epochs or 0)
+        found.append(
+            f"{len(repeated)} of {len(runs)} runs read the data more than once (most: {most.name}, {most.epochs:.2f} times): repeated text "
+            "teaches less, which `scaling fit --law data` takes into account"
+        )
+    return found
