@@ -126,11 +126,11 @@ def fit_plan(config: Namespace, net: ModelConfig, layout: Layout, data: Data, *,
     foreseen: Optional[Expected] = None
     forecast: list[str] = []
     if isinstance(data, TextData) and config.model.init_from is None:  # laws are of networks trained from nothing on text
-        found = expected(counts, tokens, given=config.forecast, tokenizer=data.tokenizer_hash)
-        if config.forecast is None and found.outside:
-            forecast = [f"loss not forecast ({found.name}: {found.outside[0]})"]
+        law = expected(counts, tokens, given=config.forecast, tokenizer=data.tokenizer_hash)
+        if config.forecast is None and law.outside:
+            forecast = [f"loss not forecast ({law.name}: {law.outside[0]})"]
         else:
-            foreseen, forecast = found, [f"loss {found.text} expected"]
+            foreseen, forecast = law, [f"loss {law.text} expected"]
     elif config.forecast is not None:
         raise UserError("forecast: laws are of networks that are trained from nothing on text; leave it out for this run")
     parts = [

@@ -1,10 +1,12 @@
 """Metrics: what a run writes to TensorBoard, read back from its event files, and what a window is worth."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.callbacks.metrics import WINDOW, Metrics
+from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import count_parameters
 from lit_pretrain.objective import CrossEntropy
 from lit_pretrain.report.folder import read_metrics
 from lit_pretrain.report.layout import layout
@@ -21,14 +25,20 @@ SOURCES = ("code", "story", "sums")
 STEPS, EVERY, TOKENS = 6, 2, 128
 
 
+LAW = {"E": 2.0, "A": 50.0, "B": 80.0, "alpha": 0.3, "beta": 0.4}
+
+
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
+    law = {"law": "chinchilla", "params": LAW, "residuals": [{"residual": r} for r in (-0.02, 0.0, 0.02)], "largest_compute": 1e8}
+    draws = [[2.0, 50.0, 80.0, 0.3, 0.4], [2.1, 50.0, 80.0, 0.3, 0.4]]
+    (runs / "law.json").write_text(json.dumps({**law, "draws": draws, "params_counted": "matmul", "unit": "nats"}))
     code = main([
         "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.compile=off", "--data.seq_len=32",
         "--data.micro_batch_size=2", f"--data.global_batch_tokens={TOKENS}", "--data.val_tokens=4096", f"--max_steps={STEPS}",
         f"--log_every={EVERY}", "--validate_every=3", "--checkpoint_every=0", "--sample_tokens=4", "--sample_prompts=['','def ']",
-        "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run",
+        "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run", f"--forecast={runs / 'law.json'}",
     ])  # fmt: skip
     assert code == 0
     return runs / "run"
@@ -51,11 +61,25 @@ def text_of(events: EventAccumulator, tag: str) -> list[str]:
 def test_every_curve_of_the_layout_is_written(events: EventAccumulator) -> None:
     """TensorBoard shows an empty chart for a name that nobody writes."""
     written = events.Tags()["scalars"]
-    charts = [pattern for category in layout(SOURCES).values() for _, patterns in category.values() for pattern in patterns]
+    charts = [pattern for category in layout(SOURCES, "val/loss").values() for _, patterns in category.values() for pattern in patterns]
     assert len(charts) > 15
     for pattern in charts:
         assert any(re.search(pattern, tag) for tag in written), pattern
     assert "custom_scalars__config__" in events.Tags()["tensors"]  # the layout itself
+
+
+def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(run: Path, events: EventAccumulator) -> None:
+    n = count_parameters(model_config(yaml.safe_load((run / "config.yaml").read_text())["model"]["net"])).matmul
+    expected = {step: LAW["E"] + LAW["A"] / n ** LAW["alpha"] + LAW["B"] / (step * TOKENS) ** LAW["beta"] for step in (3, 6)}
+    assert {event.step: event.value for event in events.Scalars("forecast/loss")} == pytest.approx(expected, rel=1e-6)
+    low, high = (events.Scalars(f"forecast/{end}")[-1].value for end in ("low", "high"))
+    assert low == pytest.approx(expected[6] * np.exp(-0.02), rel=0.01)
+    assert high == pytest.approx((expected[6] + 0.1) * np.exp(0.02), rel=0.01)
+    actual = [line["val/loss"] for line in read_metrics(run) if "val/loss" in line][-1]
+    page = (run / "summary.md").read_text()
+    assert f"| forecast | {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json; actual {actual:.4f}, {actual - expected[6]:+.4f} (" in page
+    assert f"loss {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json expected" in page  # in the plan's line
+    assert "), within |" in page if low <= actual <= high else "), outside |" in page
 
 
 def test_the_step_axis_counts_optimizer_steps(events: EventAccumulator) -> None:
@@ -77,7 +101,6 @@ def test_tensorboard_and_the_metrics_file_agree(run: Path, events: EventAccumula
 
 
 def test_flops_and_the_split_of_step_time(run: Path) -> None:
-    from lit_pretrain.checkpoint.network import model_config
     from lit_pretrain.scaling.flops import flops_per_token
 
     net = yaml.safe_load((run / "config.yaml").read_text())["model"]["net"]

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from lit_pretrain.report.folder import METRICS, SUMMARY
-from lit_pretrain.report.summary import write_summary
+from lit_pretrain.report.summary import Foreseen, write_summary
 
 TRAIN = {
     "train/grad_norm": 1.0, "train/grad_norm_max": 2.0, "lr/matrix": 0.1, "time/data_fraction": 0.0, "time/compute_fraction": 1.0,
@@ -45,3 +47,17 @@ def test_figures_come_from_the_metrics(tmp_path: Path) -> None:
         "f(x):",
     ):
         assert expected in page, expected
+
+
+@pytest.mark.parametrize(
+    ("foreseen", "says"),
+    [
+        (Foreseen("val/loss", 2.9, (2.8, 3.1), "2.900 (2.800–3.100) by a law"), "by a law; actual 3.0000, +0.1000 (+3.45%), within |"),
+        (Foreseen("val/loss", 3.2, (3.1, 3.3), "3.200 (3.100–3.300) by a law"), "by a law; actual 3.0000, -0.2000 (-6.25%), outside |"),
+        (Foreseen("val/bits_per_byte", 1.5, None, "1.500 by a law"), "| forecast | 1.500 by a law; actual 1.5000, +0.0000 (+0.00%) |"),
+    ],
+)
+def test_forecast_interval_and_actual(tmp_path: Path, foreseen: Foreseen, says: str) -> None:
+    write(tmp_path)
+    write_summary(tmp_path, seconds=1.0, train_seconds=1.0, plan="", mixture="", samples={}, forecast=foreseen)
+    assert says in (tmp_path / SUMMARY).read_text()

@@ -17,7 +17,7 @@ from lit_pretrain.scaling.runs import Counts
 def run_folder(path: Path, net: ModelConfig, *, steps: int = 4, last: int = 4, loss: float = 3.5, tokenizer: str = "aa") -> Path:
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump({"model": {"net": dataclasses.asdict(net)}, "max_steps": steps}))
-    (path / "provenance.json").write_text(json.dumps({"tokenizer_hash": tokenizer}))
+    (path / "provenance.json").write_text(json.dumps({"tokenizer_hash": tokenizer, "unique_tokens": 96}))
     lines: list[dict[str, Any]] = [
         {"step": 2, "val/loss": 9.0, "val/bits_per_byte": 3.0, "progress/tokens": 512.0, "progress/flops": 1e9},
         {"step": last, "train/loss": 5.0, "progress/tokens": 256.0 * last, "progress/flops": 5e8 * last},
@@ -34,7 +34,7 @@ def test_what_a_run_says(tmp_path: Path, counts: Counts, field: str) -> None:
     (record,) = read_folders([run], counts)
     assert record.n == getattr(count_parameters(net), field)
     assert (record.d, record.c, dict(record.losses)) == (1024, 2e9, {"nats": 3.5, "bits_per_byte": 3.5 / 3})
-    assert (record.label, record.vocabulary) == (str(run), "aa")
+    assert (record.label, record.vocabulary, record.unique) == (str(run), "aa", 96)
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.run_table import parse_columns, read_table
+from lit_pretrain.scaling.run_table import parse_columns, read_table, write_table
+from lit_pretrain.scaling.runs import Record, assemble
 
 ROWS = [{"Model Size": 1e8, "Training FLOP": 1.2e18, "val/loss": 3.1}, {"Model Size": 4e8, "Training FLOP": 1.2e19, "val/loss": 2.9}]
 
@@ -88,3 +89,14 @@ def test_columns_as_given() -> None:
             parse_columns(text)
     with pytest.raises(UserError, match="cannot be read"):
         read_table(Path("absent.csv"))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    runs = assemble(
+        [Record(f"run, {i}", {"bits_per_byte": 1.5 - i / 10}, 1e6 * (i + 1), 2e7, unique=1e7) for i in range(3)], counts="total"
+    )
+    (tmp_path / "runs.csv").write_text(write_table(runs))
+    again = assemble(read_table(tmp_path / "runs.csv"), counts="total")
+    assert again.unit == "bits_per_byte"
+    for column in ("n", "d", "c", "unique", "loss"):
+        assert list(getattr(again, column)) == list(getattr(runs, column))
