@@ -2,15 +2,15 @@
 # A scaling law from one's own runs, and a larger run forecast before it is made:  bash scripts/scaling_demo.sh
 # Three FLOP budgets on the embedded corpus, each spent by models of different sizes; the best size of every budget, the law, its forecast
 # for a fourth budget; then the fourth budget itself. docs/scaling.md holds what came of it. Safe to run again: what is there is kept.
-# Settings, from the environment: VENV and PYTHON as for scripts/setup.sh; SCALING_SWEEP, more options for both sweeps, as in
-# SCALING_SWEEP="--processes 1".
+# Settings, from the environment: VENV and PYTHON as for scripts/setup.sh; SCALING_PROCESSES, runs at a time, of one thread each (2);
+# SCALING_LAUNCHER, words before the command of every run, as in SCALING_LAUNCHER="nice -n 10".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
 bin="${VENV:-.venv}/bin"
 sweep=(scaling sweep --config configs/scaling/embedded_cpu.yaml)
-read -ra options <<< "--processes 2 ${SCALING_SWEEP:-}"
+options=(--processes "${SCALING_PROCESSES:-2}" --threads 1 --launcher "${SCALING_LAUNCHER:-}")
 
 run() {
   printf '\n$ lit_pretrain %s\n' "$*"

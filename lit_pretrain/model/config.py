@@ -205,6 +205,10 @@ class ParameterCounts:
     non_embedding: int
     """total - embedding; an untied head is part of it."""
 
+    def counted(self, which: Literal["total", "matmul", "nonembed"]) -> int:
+        """N as a law counts it."""
+        return {"total": self.total, "matmul": self.matmul, "nonembed": self.non_embedding}[which]
+
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Count the parameters of a shape without building it."""

@@ -84,7 +84,7 @@ def expected(counts: ParameterCounts, tokens: float, *, given: Optional[str] = N
     """
     if given is None or given in names():
         found = law(given or DEFAULT)
-        n = float(counts.total if found.counts == "total" else counts.non_embedding)
+        n = float(counts.counted(found.counts))
         return Expected(found.name, _kept(found), n, tokens, tuple(found.outside(n, tokens)))
     if not Path(given).is_file():
         raise UserError(f"forecast={given!r} is no file that `scaling fit --out` has written, and no published law: {', '.join(names())}")
@@ -94,7 +94,7 @@ def expected(counts: ParameterCounts, tokens: float, *, given: Optional[str] = N
             f"forecast={given}: the law's runs have the tokenizer {str(kept.tokenizer)[:12]}, this one has {str(tokenizer)[:12]}: nats per "
             "token of different tokens cannot be compared; fit the law with --unit bits_per_byte"
         )
-    n = float({"total": counts.total, "matmul": counts.matmul, "nonembed": counts.non_embedding}[kept.counts])
+    n = float(counts.counted(kept.counts))
     return Expected(Path(given).name, kept, n, tokens, ())
 
 

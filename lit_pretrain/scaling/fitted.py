@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional, cast, get_args
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.bootstrap import Draws, bootstrap, exponent_intervals, param_intervals
 from lit_pretrain.scaling.law import EXPONENTS, PARAMETERS, Floats, Form, Law
 from lit_pretrain.scaling.regression import DELTA, Fit, Loss, fit
-from lit_pretrain.scaling.runs import Runs, check_spread
+from lit_pretrain.scaling.runs import Counts, Runs, Unit, check_spread
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,15 @@ class Kept:
     draws: Optional[Draws]
     residuals: Floats
     largest_compute: float
-    counts: str
+    counts: Counts
     unit: str
+    """Of Unit, or in words where others have fitted it."""
     tokenizer: Optional[str] = None
     """Hash of the tokenizer that all its runs have, where it is known."""
+    parameters: tuple[float, float] = (0.0, np.inf)
+    """Smallest and largest N among the runs, where they are known."""
+    tokens: tuple[float, float] = (0.0, np.inf)
+    """Fewest and most training tokens among them."""
 
 
 def read_document(path: Path) -> Kept:
@@ -145,15 +150,30 @@ def read_document(path: Path) -> Kept:
             draws=_read_draws(form, found["draws"]) if found.get("draws") else None,
             residuals=np.array([item["residual"] for item in found["residuals"]], dtype=float),
             largest_compute=float(found["largest_compute"]),
-            counts=str(found["params_counted"]),
-            unit=str(found["unit"]),
+            counts=_one_of(get_args(Counts), found["params_counted"]),
+            unit=_one_of(get_args(Unit), found["unit"]),
+            parameters=_ends(found["range"]["n"]),
+            tokens=_ends(found["range"]["d"]),
             tokenizer=found.get("tokenizer"),
         )
     except OSError as error:
         raise UserError(f"--fit {path} cannot be read: {error.strerror or error}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"--fit {path} is no fit ({type(error).__name__}: {error}); make one with `scaling fit ... --out FILE`") from None
     return kept
+
+
+def _one_of(known: Sequence[str], value: Any) -> Any:
+    if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    return value
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, values)
+    return low, high
 
 
 def _read_draws(form: Form, rows: Sequence[Sequence[float]]) -> Draws:

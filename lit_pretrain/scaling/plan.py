@@ -14,6 +14,7 @@ from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import Device, Utilization
 from lit_pretrain.scaling.inference import lifetime_optimum
 from lit_pretrain.scaling.law import Floats, coordinates, log_loss
+from lit_pretrain.scaling.own_law import find_law
 from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
@@ -160,8 +161,8 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
 
 
 def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]:
-    found = law(q.law)
-    n = counts.total if found.counts == "total" else counts.non_embedding
+    found = find_law(q.law)
+    n = counts.counted(found.counts)
     flops = 6.0 * n * tokens
     unique = q.unique_tokens if q.unique_tokens is not None and q.unique_tokens < tokens else None
     best = found.optimum(flops, unique if found.form == "data" else None)
@@ -175,7 +176,7 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
         "interval": "95 %, from resamples of the law's runs: it omits the error of the law's form, other data and other recipes"
         if drawn is not None else "none: the runs of this law are not at hand",
     }  # fmt: skip
-    if drawn is not None:
+    if drawn is not None and found.form in ("chinchilla", "tied"):
         low, high = _middle(_optima(drawn, flops))
         answer["optimum"]["n_ci95"], answer["optimum"]["d_ci95"] = [low, high], [flops / 6 / high, flops / 6 / low]
     if unique is not None:
@@ -198,7 +199,8 @@ def _drawn(found: PublishedLaw) -> Optional[Floats]:
 
 def _optima(drawn: Floats, flops: float) -> Floats:
     """N* of every draw (Hoffmann et al. 2022, eq. 4)."""
-    _, a, b, alpha, beta = drawn
+    _, a, b, alpha, *rest = drawn
+    beta = rest[0] if rest else alpha  # tied
     log_g = (np.log(alpha / beta) + a - b) / (alpha + beta)
     optima: Floats = np.exp(log_g + beta / (alpha + beta) * np.log(flops / 6.0))
     return optima
@@ -214,7 +216,8 @@ def _middle(values: Floats) -> list[float]:
 
 
 def _recommended(counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]) -> dict[str, Any]:
-    rules = recommendations(counts.total, budget.tokens, prediction["here"]["loss"])
+    nats = prediction["unit"].startswith("nats")  # which the rule of the critical batch is made of
+    rules = recommendations(counts.total, budget.tokens, prediction["here"]["loss"] if nats else None)
     rates = [rule.lr for rule in rules if rule.lr is not None]
     batches = [rule.batch_tokens for rule in rules if rule.lr is not None]
     return {"lr": [min(rates), max(rates)], "batch_tokens": [min(batches), max(batches)], "rules": [rule._asdict() for rule in rules]}

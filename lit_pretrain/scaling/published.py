@@ -16,7 +16,7 @@ class PublishedLaw(Law):
 
     name: str
     citation: str
-    counts: Literal["total", "nonembed"]
+    counts: Literal["total", "matmul", "nonembed"]
     """Which parameters N counts."""
     parameters: tuple[float, float]
     """Smallest and largest N among the runs that it was fitted to."""

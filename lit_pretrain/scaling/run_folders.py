@@ -59,13 +59,11 @@ def _read(run: Path, counts: Counts) -> Record:
             f"{run} is at step {last['step']:,} of {max_steps:,}: before the schedule has ended its loss is no final loss; "
             "finish it (`--resume auto`) or leave it out"
         )
-    numbers = count_parameters(shape)
-    n = {"total": numbers.total, "matmul": numbers.matmul, "nonembed": numbers.non_embedding}[counts]
     facts = _load(run / PROVENANCE) if (run / PROVENANCE).is_file() else {}
     return Record(
         label=str(run),
         losses={"nats": float(last["val/loss"]), "bits_per_byte": float(last["val/bits_per_byte"])},
-        n=float(n),
+        n=float(count_parameters(shape).counted(counts)),
         d=float(last["progress/tokens"]),
         c=float(last["progress/flops"]),
         unique=None if facts.get("unique_tokens") is None else float(facts["unique_tokens"]),

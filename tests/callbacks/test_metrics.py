@@ -32,6 +32,7 @@ LAW = {"E": 2.0, "A": 50.0, "B": 80.0, "alpha": 0.3, "beta": 0.4}
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     law = {"law": "chinchilla", "params": LAW, "residuals": [{"residual": r} for r in (-0.02, 0.0, 0.02)], "largest_compute": 1e8}
+    law["range"] = {"n": [1e3, 1e6], "d": [1e3, 1e6]}
     draws = [[2.0, 50.0, 80.0, 0.3, 0.4], [2.1, 50.0, 80.0, 0.3, 0.4]]
     (runs / "law.json").write_text(json.dumps({**law, "draws": draws, "params_counted": "matmul", "unit": "nats"}))
     code = main([

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_pretrain.__main__ import main
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling.expected import expected
 from lit_pretrain.scaling.fitted import document, fit_runs
+from lit_pretrain.scaling.own_law import find_law
 from lit_pretrain.scaling.published import law as published
 from lit_pretrain.scaling.runs import Record, assemble
 
@@ -59,3 +61,16 @@ def test_published_laws_know_where_they_hold() -> None:
     assert expected(COUNTS, 1e10, given="kaplan").n == COUNTS.non_embedding
     with pytest.raises(UserError, match="no published law: besiroglu, "):
         expected(COUNTS, 1e10, given="besiroglo")
+
+
+def test_a_plan_by_a_law_of_one_s_own(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = find_law(str(kept))
+    assert (found.counts, found.unit, found.citation) == ("nonembed", "nats per token", "fitted to 21 runs of one's own")
+    assert found.outside(1e13, 1e10)[0].startswith("N ")
+    shape = str(Path(__file__).parents[2] / "configs" / "model" / "llama_124m.yaml")
+    assert main(["plan", "--config", shape, "--max_tokens", "2.5e9", "--law", str(kept), "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out)["loss"]
+    assert loss["here"]["loss"] == pytest.approx(float(LAW.loss(loss["n"], 2.5e9)), rel=0.02)
+    assert loss["here"]["ci95"][0] < loss["here"]["loss"] < loss["here"]["ci95"][1]
+    assert loss["optimum"]["n_ci95"][0] < loss["optimum"]["n"] < loss["optimum"]["n_ci95"][1]
+    assert find_law("kaplan") is published("kaplan")

@@ -15,9 +15,9 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.scaling.hardware import GIB, Device, Utilization, find_device, known_devices
 from lit_pretrain.scaling.memory import Layout, Sharding
+from lit_pretrain.scaling.own_law import find_law
 from lit_pretrain.scaling.plan import OVERHEAD, Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
-from lit_pretrain.scaling.published import law
 from lit_pretrain.scaling.stages import stage_cost
 
 GOODPUT = Utilization(0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs")
@@ -67,7 +67,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
         mfu=utilization, tokens_per_second=config.tokens_per_second, goodput=_goodput(config, noted), price=config.price,
         **_length(config, step), dollars=config.dollars, seconds=_seconds(config),
         limit=config.memory_gib * GIB if config.memory_gib is not None else device.memory if device is not None else None,
-        unique_tokens=_unique(config.unique_tokens, manifest), inference_tokens=config.inference_tokens, law=law(config.law).name,
+        unique_tokens=_unique(config.unique_tokens, manifest), inference_tokens=config.inference_tokens, law=find_law(config.law).name,
         assumptions=tuple(noted),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.hardware import GIB
-from lit_pretrain.scaling.published import law
+from lit_pretrain.scaling.own_law import find_law
 
 # Okabe and Ito's palette: told apart by colour-blind readers
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -69,7 +69,7 @@ def _memory(axes: Any, m: dict[str, Any]) -> None:
 
 
 def _loss(axes: Any, loss: dict[str, Any], tokens: float) -> None:
-    found, n, best = law(loss["law"]), loss["n"], loss["optimum"]
+    found, n, best = find_law(loss["law"]), loss["n"], loss["optimum"]
     budget = 6.0 * n * tokens
     low, high = sorted((n, best["n"]))
     sizes = np.geomspace(low / 8, high * 8, 200)

@@ -40,6 +40,7 @@ class PlanSettings:
     inference_tokens: Optional[float] = None
     """Tokens that the model will read and write in its life: what is cheapest to train and serve."""
     law: str = "besiroglu"
-    """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff."""
+    """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff. Or one of your own runs: the file that
+    `lit_pretrain scaling fit ... --out FILE` has written."""
     png: Optional[str] = None
     """Where to draw it: memory by phase, and loss along the budget."""
