@@ -150,7 +150,7 @@ def _finished(run: Path) -> bool:
 
 
 def _table(runs: Sequence[SweepRun], missing: Sequence[SweepRun]) -> str:
-    rows: list[tuple[str, ...]] = [("FLOPs", "size", "N", "embedded", "D", "D/N", "epochs", "steps", "batch", "lr", "")]
+    rows: list[tuple[str, ...]] = [("FLOPs", "size", "N", "embedding", "D", "D/N", "epochs", "steps", "batch", "lr", "")]
     for run in runs:
         rows.append(
             (
