@@ -95,6 +95,9 @@ class Source:
     """In the order of the work; the last step is what the splits hold."""
     splits: Mapping[str, SourceSplit]
     """By split name."""
+    remote_sha256: str | None = None
+    """Of remote input: the same over what its server said of each file when it was read (its ETag, else the time of its last change). Shows
+    that it changed without fetching it. None: all files were local."""
 
     @property
     def tokens(self) -> int:

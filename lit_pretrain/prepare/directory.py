@@ -15,7 +15,8 @@ from lit_pretrain.prepare.engine.cluster import cancel_left
 from lit_pretrain.prepare.engine.stage import STATE as _STATE
 from lit_pretrain.prepare.engine.stage import read_state
 from lit_pretrain.prepare.report import say
-from lit_pretrain.prepare.shard import sync, write_durably
+from lit_pretrain.prepare.shard import write_durably
+from lit_pretrain.prepare.whole import sync
 
 DATASET = "dataset"
 """Below the working directory: what becomes `out`."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.data.manifest import content_hash
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.remote import hub_files, is_remote, s3_objects, url_bytes
+from lit_pretrain.prepare.remote import RemoteFile, hub_files, is_remote, s3_objects, url_file
 from lit_pretrain.prepare.source import SourceConfig
 
 PACKED = (".gz", ".zst", ".bz2")
@@ -43,6 +44,8 @@ class InputFile:
     """Path or address."""
     bytes: int
     """As it is stored, packed."""
+    version: str = ""
+    """What the store or the server says of its content (`RemoteFile`); empty where it lies here."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,19 @@ class Inputs:
     def bytes(self) -> int:
         """As stored, all files together."""
         return sum(file.bytes for file in self.files)
+
+    def remote_hash(self, sha256: Callable[[InputFile], str]) -> str | None:
+        """Hash of what stores and servers say of the files, so that they need not be fetched to find that they are others.
+
+        Args:
+            sha256: Of the content of a file that lies here.
+
+        Returns:
+            `content_hash` of the versions of remote files and the content of others; None where all lie here.
+        """
+        if not any(is_remote(file.location) for file in self.files):
+            return None
+        return content_hash((file.name, file.version if is_remote(file.location) else sha256(file)) for file in self.files)
 
 
 def find(name: str, source: SourceConfig) -> Inputs:
@@ -76,8 +92,8 @@ def find(name: str, source: SourceConfig) -> Inputs:
     return _inputs(name, [_find(f"sources.{name}", path, source) for path in source.paths])
 
 
-_Found = tuple[str, list[tuple[str, int]]]
-"""A base, and the location and size of each file below it."""
+_Found = tuple[str, list[RemoteFile]]
+"""A base, and the files below it; of one that lies here, the address is its path and the version empty."""
 
 
 def _find(where: str, path: str, source: SourceConfig) -> _Found:
@@ -89,7 +105,7 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
             raise UserError(
                 f"{where}.path: {path} is a folder of a web server, which cannot be listed; give the addresses of its files as a list"
             )
-        return path.rpartition("/")[0], [(path, url_bytes(path))]
+        return path.rpartition("/")[0], [url_file(path)]
     if is_remote(path):
         raise UserError(f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local path")
     return _on_disk(where, Path(path).expanduser(), source)
@@ -139,11 +155,11 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
     if source.kind == "dataset" and source.split is not None:
         base += f"/{source.split}"
     listed = s3_objects(base, source.storage_options)
-    if base == path and dict(listed).get(base) is not None:
-        return base.rpartition("/")[0], [(base, dict(listed)[base])]
-    below = [(location, size) for location, size in listed if location.startswith(f"{base}/") and not location.endswith("/")]
+    if base == path and (itself := [found for found in listed if found.address == base]):
+        return base.rpartition("/")[0], itself
+    below = [found for found in listed if found.address.startswith(f"{base}/") and not found.address.endswith("/")]
     fits: Callable[[str], Any] = re.compile(_regex(source.glob)).fullmatch if source.glob else lambda n: n.endswith(_SUFFIXES[source.kind])
-    found = [(location, size) for location, size in below if fits(location[len(base) + 1 :])]
+    found = [each for each in below if fits(each.address[len(base) + 1 :])]
     _check_any(where, base, found, source)
     return base, found
 
@@ -161,21 +177,21 @@ def _regex(pattern: str) -> str:
     return "".join(parts.get(token, re.escape(token)) for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", pattern))
 
 
-def _local(files: Iterable[Path]) -> list[tuple[str, int]]:
+def _local(files: Iterable[Path]) -> list[RemoteFile]:
     """With their size."""
-    return [(str(file), file.stat().st_size) for file in files]
+    return [RemoteFile(str(file), file.stat().st_size, "") for file in files]
 
 
 def _inputs(name: str, found: list[_Found]) -> Inputs:
     """Names relative to what all entries have in common, sorted; each file once."""
     base = _common([entry for entry, _ in found])
     files: dict[str, InputFile] = {}
-    for location, size in (file for _, entry in found for file in entry):
+    for location, size, version in (file for _, entry in found for file in entry):
         if location in files:
             raise UserError(f"sources.{name}.path: {location} is listed twice; each file must be named once")
         relative = location.removeprefix(base).lstrip("/")
         # A file's name may be no UTF-8; origins are written as such.
-        files[location] = InputFile(relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), location, size)
+        files[location] = InputFile(relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), location, size, version)
     return Inputs(base=base, files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location))))
 
 

@@ -40,7 +40,7 @@ from lit_pretrain.prepare.parts import cut
 from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.rerun import refuse_difference
-from lit_pretrain.prepare.shard import assemble, directories_below, sync, write_durably
+from lit_pretrain.prepare.shard import assemble, directories_below, write_durably
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.store import read_documents, read_some
 from lit_pretrain.prepare.survivors import clean_file, removed_file
@@ -63,6 +63,7 @@ from lit_pretrain.prepare.tasks.ids import DropTask, TwiceTask, with_ids_file
 from lit_pretrain.prepare.tasks.ids import ranges_for as id_ranges_for
 from lit_pretrain.prepare.tasks.sample import SampleTask, gather
 from lit_pretrain.prepare.versions import versions
+from lit_pretrain.prepare.whole import sync
 
 CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""
@@ -379,13 +380,15 @@ class _Preparation:
         )
         _check_splits(name, splits, self._config)
         source = self._config.sources[name]
+        contents = [pair for n in mine for pair in self._clean[n]["files"]]
+        sha256s = dict(contents)
         return Source(
             kind=source.kind,
             origin=_origin(source),
             licence=source.licence,
             files=len(self._inputs[name].files),
             input_bytes=self._inputs[name].bytes,
-            content_sha256=content_hash(pair for n in mine for pair in self._clean[n]["files"]),
+            content_sha256=content_hash(contents),
             path=None if source.kind == "embedded" else self._inputs[name].base,
             funnel=funnel.record(
                 functools.cache(lambda text: len(tokenizer.encode(text))),
@@ -393,6 +396,7 @@ class _Preparation:
                 sum(split.tokens for split in splits.values()),
             ),
             splits=splits,
+            remote_sha256=self._inputs[name].remote_hash(lambda file: sha256s[file.name]),
         )
 
     def _gate(self, dataset: Path) -> tuple[GateRecord, ...]:
@@ -455,7 +459,8 @@ def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
 def _state(config: PrepareConfig, inputs: dict[str, Inputs], given: Tokenizer | None, index: Index | None, made_by: dict[str, str]) -> str:
     """Hash of what two runs must share for one to go on with the other's files."""
     files = {
-        name: [(file.name, file.location, file.bytes, _changed(file.location)) for file in found.files] for name, found in inputs.items()
+        name: [(file.name, file.location, file.bytes, file.version, _changed(file.location)) for file in found.files]
+        for name, found in inputs.items()
     }
     facts = {
         "config": config.identity(),

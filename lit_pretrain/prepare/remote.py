@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from lit_pretrain.errors import UserError
 
@@ -34,40 +34,53 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
-def s3_objects(address: str, storage_options: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(address, bytes) of every object whose key begins like the address.
+class RemoteFile(NamedTuple):
+    """What a store or a server says of a file."""
+
+    address: str
+    bytes: int
+    version: str
+    """What differs when it holds something else: its ETag, else the time of its last change; empty where neither is said."""
+
+
+def s3_objects(address: str, storage_options: Mapping[str, Any]) -> list[RemoteFile]:
+    """Every object whose key begins like the address.
 
     Raises:
         UserError: The store cannot be reached, or refuses.
     """
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
 
-    def listing() -> list[tuple[str, int]]:
+    def listing() -> list[RemoteFile]:
         pages = _s3(storage_options).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [(f"s3://{bucket}/{entry['Key']}", int(entry["Size"])) for page in pages for entry in page.get("Contents", ())]
+        return [
+            RemoteFile(f"s3://{bucket}/{entry['Key']}", int(entry["Size"]), entry.get("ETag") or str(entry.get("LastModified", "")))
+            for page in pages
+            for entry in page.get("Contents", ())
+        ]
 
     return _attempts(address, "list", listing)
 
 
-def url_bytes(address: str) -> int:
-    """Size of a file on a web server.
+def url_file(address: str) -> RemoteFile:
+    """A file on a web server.
 
     Raises:
         UserError: It is not there, the server cannot be reached, or does not say.
     """
 
-    def size() -> str | None:
+    def headers() -> Mapping[str, str]:
         with _get(address) as answer:
-            length: str | None = answer.headers.get("Content-Length")
-            return length
+            return cast("Mapping[str, str]", answer.headers)
 
-    length = _attempts(address, "fetch", size)
+    found = _attempts(address, "fetch", headers)
+    length = found.get("Content-Length")
     if length is None or not length.isdigit():
         raise UserError(
             f"{address}: the server does not say how large the file is, so a broken transfer would go unnoticed; download it yourself and "
             "give its path"
         )
-    return int(length)
+    return RemoteFile(address, int(length), found.get("ETag") or found.get("Last-Modified") or "")
 
 
 @contextlib.contextmanager

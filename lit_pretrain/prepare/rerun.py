@@ -14,7 +14,7 @@ from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find
 from lit_pretrain.prepare.remote import is_remote
-from lit_pretrain.prepare.report import working
+from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
@@ -46,17 +46,32 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
 def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
     """Sources whose files are others than those that were read, or hold something else. Raw text may be gone: the dataset is complete.
 
-    Every file is read. Sizes and times alone would be quicker and sometimes wrong: an edit may keep both (`cp -p`, `rsync -t`).
+    Every local file is read. Sizes and times alone would be quicker and sometimes wrong: an edit may keep both (`cp -p`, `rsync -t`).
+    Remote files are not fetched: what their server says of them decides, so that an upload of the same bytes may count as a change.
     """
     for name, source in config.sources.items():
-        if source.hub is not None or any(is_remote(path) or not Path(path).expanduser().exists() for path in source.paths):
+        remote = any(is_remote(path) for path in source.paths)
+        if source.hub is not None or any(not is_remote(path) and not Path(path).expanduser().exists() for path in source.paths):
             continue
-        found = find(name, source)
+        try:
+            found = find(name, source)
+        except UserError as error:
+            if not remote:
+                raise
+            say(f"sources.{name} is not compared with what was read, for it cannot be had any more: {error}")
+            continue
         record = existing.sources.get(name)
         there = (record.files, record.input_bytes) if record else (0, 0)
         if there != (len(found.files), found.bytes):
             here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
             yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
+        elif record is not None and remote:
+            said = found.remote_hash(lambda file: file_sha256(file.location))
+            if record.remote_sha256 is not None and said != record.remote_sha256:
+                yield (
+                    f"files of sources.{name}, as their server tells them apart (ETag, else time of change): sha256 {record.remote_sha256} "
+                    f"there, {said} here"
+                )
         elif record is not None and (content := _content(name, found)) != record.content_sha256:
             yield f"content of the files of sources.{name}: sha256 {record.content_sha256} there, {content} here"
 

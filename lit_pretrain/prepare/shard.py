@@ -226,15 +226,6 @@ def write_bytes_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
-    """Waits until the disk has the content of a file, or the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def directories_below(path: Path) -> Iterator[Path]:
     """A directory and all below it, the deepest first."""
     for child in sorted(path.iterdir()):

@@ -67,7 +67,7 @@ def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: 
     assert "Free some space" in full.stderr
     assert "Traceback" not in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
-    assert not [path for path in tmp_path.rglob("*.tmp") if "dedup" not in path.parts], "half a file is not left to fill the disk"
+    assert not list(tmp_path.rglob("*.tmp")), "half a file is not left to fill the disk"
     done = prepare(corpus, tmp_path / "data", *options)
     assert done.returncode == 0, done.stderr
     assert "going on with what an earlier run left" in done.stderr

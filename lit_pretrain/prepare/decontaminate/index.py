@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from lit_pretrain.data.evaluation_set import content_sha256, read_records, texts
 from lit_pretrain.data.manifest import canonical_hash, file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
+from lit_pretrain.prepare.whole import whole
 from lit_pretrain.prepare.words import hash_ngrams, hash_words, plain_words
 
 _FORMAT = 1
@@ -172,8 +172,6 @@ class Index:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the index to one file, which appears whole or not at all. The same index gives the same bytes."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "format": _FORMAT,
             "ngram": self.ngram,
@@ -182,17 +180,8 @@ class Index:
             "texts": self._texts,
         }
         arrays = {f"{name}_{part}": getattr(table, part) for name, table in self._tables() for part in ("hashes", "texts", "offsets")}
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), owners=self._owners, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with whole(Path(path)) as scratch, scratch.open("wb") as file:
+            np.savez(file, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), owners=self._owners, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Index:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.prepare.whole import whole
+
 RANGE_KEYS = 1 << 24
 """Keys of a range: a task that sorts one holds about 50 bytes a key, 0.8 GB."""
 
 
 def save(out: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Writes a directory with one .npy file an array, which appears whole or not at all."""
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name, array in arrays.items():
-        with (scratch / f"{name}.npy").open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(out, ignore_errors=True)  # of a task that was killed before its result was written
-    os.rename(scratch, out)
+    with whole(out) as scratch:
+        scratch.mkdir()
+        for name, array in arrays.items():
+            np.save(scratch / f"{name}.npy", array)
+
+
+def save_one(path: Path, array: npt.NDArray[np.generic]) -> None:
+    """Writes one array to a .npy file, which appears whole or not at all."""
+    with whole(path) as scratch, scratch.open("wb") as file:
+        np.save(file, array)
 
 
 def load(path: Path, name: str) -> npt.NDArray[Any]:

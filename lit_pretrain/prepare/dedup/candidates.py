@@ -14,11 +14,13 @@ from lit_pretrain.prepare.dedup.arrays import load, save
 from lit_pretrain.prepare.dedup.buckets import Numbers
 from lit_pretrain.prepare.dedup.sketch import shingles
 from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.whole import whole
 
 GROUP = 50_000
 """Candidate documents of a group, about; the documents of one component are never parted."""
 BATCH_EDGES = 1 << 24
 """Edges taken up at a time: about 140 bytes each, 2.3 GB."""
+_FLAT = "shingles.u64"
 _OPEN_FILES = 100
 """Parts whose shingles are mapped at a time: there may be more of them than a process may open files."""
 
@@ -91,7 +93,8 @@ def store_shingles(documents: Iterable[Document], begin: int, end: int, candidat
         begin: Number of its first document in the corpus.
         end: The one after its last.
         candidates: The file of `group`.
-        out: Path without suffix; two .npy files and a flat one, so that readers can map them.
+        out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1] (where the shingles of each begin), and
+            a file of all shingles, flat, so that readers can map it.
         words: Of a shingle.
 
     Returns:
@@ -102,17 +105,16 @@ def store_shingles(documents: Iterable[Document], begin: int, end: int, candidat
     mine = np.asarray(compared[here])
     wanted = set(mine.tolist())
     lengths = [0]
-    scratch = out.with_name(f".{out.name}.flat")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.open("wb") as flat:
-        for number, document in enumerate(documents if wanted else (), start=begin):
-            if number in wanted:
-                hashes = shingles(document.text, words)
-                flat.write(hashes.tobytes())
-                lengths.append(len(hashes))
-    np.save(f"{out}.documents.npy", mine)
-    np.save(f"{out}.offsets.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
-    scratch.rename(f"{out}.flat")
+    with whole(out) as scratch:
+        scratch.mkdir()
+        with (scratch / _FLAT).open("wb") as flat:
+            for number, document in enumerate(documents if wanted else (), start=begin):
+                if number in wanted:
+                    hashes = shingles(document.text, words)
+                    flat.write(hashes.tobytes())
+                    lengths.append(len(hashes))
+        np.save(scratch / "documents.npy", mine)
+        np.save(scratch / "offsets.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
     return len(mine)
 
 
@@ -132,8 +134,7 @@ class Shingles:
         cuts = np.searchsorted(documents, [*begins, np.iinfo(np.int64).max])
         for part in np.flatnonzero(np.diff(cuts)).tolist():
             mine = documents[cuts[part] : cuts[part + 1]]
-            stored = np.load(f"{paths[part]}.documents.npy", mmap_mode="r")
-            offsets = np.load(f"{paths[part]}.offsets.npy", mmap_mode="r")
+            stored, offsets = load(paths[part], "documents"), load(paths[part], "offsets")
             places = np.searchsorted(stored, mine)
             there = places < len(stored)
             there[there] = stored[places[there]] == mine[there]
@@ -153,7 +154,7 @@ class Shingles:
 
     def _flat(self, part: int) -> npt.NDArray[np.uint64]:
         if part not in self._open:
-            path = Path(f"{self._paths[part]}.flat")
+            path = self._paths[part] / _FLAT
             self._open[part] = np.memmap(path, dtype=np.uint64, mode="r") if path.stat().st_size else np.empty(0, np.uint64)
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)

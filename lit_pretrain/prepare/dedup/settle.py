@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_pretrain.prepare.dedup.arrays import load
+from lit_pretrain.prepare.dedup.arrays import load, save_one
 from lit_pretrain.prepare.dedup.decide import REASONS
 from lit_pretrain.prepare.dedup.places import Places
 
@@ -60,13 +59,7 @@ def settle(verdicts: Sequence[Path], places: Places, parts: Sequence[int], out: 
             mine = reason[here] == code
             if mine.any():
                 removed[name] = {"documents": int(mine.sum()), "bytes": int(went[mine].sum())}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with scratch.open("wb") as file:
-            np.save(file, gone[here])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        save_one(path, gone[here])
         count = len(sizes) - len(went)
         left.append({"part": part, "documents": count, "bytes": int(sizes.sum()) - int(went.sum()), "removed": removed})
     return left

@@ -13,8 +13,6 @@ does not carry it is none.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.whole import whole
 
 Advance = Callable[[int], None]
 """Told how many bytes were done since the last call."""
@@ -149,19 +148,7 @@ def read_state(work: Path) -> str | None:
         return None
 
 
-def scratch_name(path: Path) -> Path:
-    """Where a file that appears whole is written first: no other process has this name, on whatever machine."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all, also where two machines write it."""
-    scratch = scratch_name(path)
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)  # where the disk was full
+    with whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")

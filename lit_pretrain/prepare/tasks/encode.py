@@ -16,11 +16,12 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.engine.stage import Advance, scratch_name
+from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.parts import Part
 from lit_pretrain.prepare.shard import ShardWriter
 from lit_pretrain.prepare.split import Splitter
 from lit_pretrain.prepare.survivors import Survivors
+from lit_pretrain.prepare.whole import scratch_name
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lit_pretrain.prepare.dedup.arrays import save_one
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.engine.stage import Advance, scratch_name
+from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.store import DocumentWriter, read_documents
 from lit_pretrain.prepare.survivors import clean_file
+from lit_pretrain.prepare.whole import whole
 
 _RANGE = 2**23
 """Hashes that a task looks at."""
@@ -55,7 +57,7 @@ def id_hash(document: Document, source: int) -> int | None:
 
 def save_hashes(path: Path, hashes: Iterable[int]) -> None:
     """Writes them sorted; the file appears whole."""
-    _save(path, np.sort(np.fromiter(hashes, dtype=np.uint64)))
+    save_one(path, np.sort(np.fromiter(hashes, dtype=np.uint64)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class TwiceTask:
         flat, owner = flat[order], owner[order]
         again = flat[1:] == flat[:-1]
         first = np.flatnonzero(np.append(again, False) & ~np.insert(again, 0, False)) if len(flat) else np.empty(0, np.int64)
-        _save(twice_file(self.work, number), np.stack([flat[first], owner[first]], axis=1))
+        save_one(twice_file(self.work, number), np.stack([flat[first], owner[first]], axis=1))
         advance(1)
         return {"twice": len(first)}
 
@@ -134,26 +136,8 @@ class DropTask:
 
 def _link(before: Path, after: Path) -> None:
     """The same file under another name; a copy where the file system has no links."""
-    after.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_name(after)
-    scratch.unlink(missing_ok=True)
-    try:
-        os.link(before, scratch)
-    except OSError:
-        shutil.copyfile(before, scratch)
-    os.replace(scratch, after)
-    scratch.unlink(missing_ok=True)  # a rename to another link of the same file does nothing
-
-
-def _save(path: Path, array: npt.NDArray[np.uint64]) -> None:
-    """Writes an array; the file appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_name(path)
-    try:
-        with scratch.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)  # where the disk was full
+    with whole(after) as scratch:
+        try:
+            os.link(before, scratch)
+        except OSError:
+            shutil.copyfile(before, scratch)

@@ -17,9 +17,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import remote
+from lit_pretrain.prepare.config import PrepareConfig, TokenizerConfig
 from lit_pretrain.prepare.inputs import InputFile, find
+from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.read import Reader, ReadPolicy
 from lit_pretrain.prepare.source import SourceConfig
 
@@ -44,6 +47,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     asked: dict[str, int]
+    body: bytes
+    headers: dict[str, str]
 
     def handle_error(self, *_: Any) -> None:
         pass
@@ -58,11 +63,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]
         count = self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
-        body = gzip.compress(BODY) if self.path.endswith(".gz") else BODY
+        body = gzip.compress(self.server.body) if self.path.endswith(".gz") else self.server.body
         status = {"missing": 404, "busy": 503 if count in (1, 2, 4) else 200, "forbidden": 403, "down": 500}.get(kind, 200)
         self.send_response(status)
         if kind != "endless":
             self.send_header("Content-Length", str(len(body)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         # The first request asks for the size.
         if kind == "broken" or (kind == "flaky" and count in (2, 3)):
@@ -76,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as running:
-        running.asked = {}
+        running.asked, running.body, running.headers = {}, BODY, {}
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield running
@@ -152,6 +159,74 @@ def test_a_full_disk_is_not_taken_for_the_network(server: Server, tmp_path: Path
     assert server.asked == {"/files/a.jsonl": 1}
 
 
+def prepare_from(path: str | list[str], out: Path, **fields: Any) -> Manifest:
+    sources = {"mine": SourceConfig(kind="jsonl", path=path, **fields)}
+    return prepare(PrepareConfig(out=str(out), sources=sources, tokenizer=TokenizerConfig(vocab_size=270), workers=1))
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_a_finished_dataset_is_not_given_for_other_files_of_a_web_server(server: Server, tmp_path: Path, header: str) -> None:
+    url = address(server, "files/a.jsonl")
+    server.headers = {header: "one"}
+    first = prepare_from(url, tmp_path / "data")
+    server.asked.clear()
+    assert prepare_from(url, tmp_path / "data") == first
+    assert server.asked == {"/files/a.jsonl": 1}  # asked about, not fetched
+    server.headers = {header: "two"}
+    server.body = BODY.replace(b"row", b"ROW")
+    with pytest.raises(UserError, match=r"files of sources\.mine, as their server tells them apart .*: sha256 \w{64} there, \w{64} here"):
+        prepare_from(url, tmp_path / "data")
+    second = prepare_from(url, tmp_path / "other")
+    assert (second.hash != first.hash, second.sources["mine"].remote_sha256 != first.sources["mine"].remote_sha256) == (True, True)
+
+
+def test_a_server_that_names_no_version_is_compared_by_size(server: Server, tmp_path: Path) -> None:
+    url = address(server, "files/a.jsonl")
+    first = prepare_from(url, tmp_path / "data")
+    server.body = BODY.replace(b"row", b"ROW")
+    assert prepare_from(url, tmp_path / "data") == first
+    server.body += server.body[:500]
+    with pytest.raises(UserError, match=r"input of sources\.mine: 1 files of .* bytes there, 1 files of .* bytes here"):
+        prepare_from(url, tmp_path / "data")
+
+
+def test_local_files_beside_remote_ones_are_compared_too(server: Server, tmp_path: Path) -> None:
+    server.headers = {"ETag": "one"}
+    (tmp_path / "b.jsonl").write_bytes(BODY)
+    paths = [address(server, "files/a.jsonl"), str(tmp_path / "b.jsonl")]
+    first = prepare_from(paths, tmp_path / "data")
+    assert prepare_from(paths, tmp_path / "data") == first
+    (tmp_path / "b.jsonl").write_bytes(BODY.replace(b"row", b"ROW"))
+    with pytest.raises(UserError, match=r"files of sources\.mine"):
+        prepare_from(paths, tmp_path / "data")
+
+
+def test_remote_text_may_be_gone(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = address(server, "files/a.jsonl")
+    first = prepare_from(url, tmp_path / "data")
+    server.shutdown()
+    server.server_close()
+    assert prepare_from(url, tmp_path / "data") == first
+    assert "sources.mine is not compared with what was read, for it cannot be had any more: cannot fetch" in capsys.readouterr().err
+
+
+def test_work_on_other_remote_files_is_not_gone_on_with(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file changed between a fault and the next run, and kept its size."""
+    url = address(server, "files/a.jsonl")
+    server.headers = {"ETag": "one"}
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_pretrain.prepare.tokenize.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_from(url, tmp_path / "data")
+    server.headers = {"ETag": "two"}
+    server.body = BODY.replace(b"row", b"ROW")
+    found = prepare_from(url, tmp_path / "data")
+    assert "going on" not in capsys.readouterr().err
+    assert found.hash == prepare_from(url, tmp_path / "other").hash
+
+
 # ---------------------------------------------------------------------- an object store
 
 
@@ -222,6 +297,19 @@ def test_many_objects_are_listed_page_by_page(store: tuple[Any, dict[str, str]])
     for n in range(1003):
         client.put_object(Bucket=BUCKET, Key=f"many/{n:04d}.txt", Body=b"x")
     assert len(find("mine", SourceConfig(kind="text", path="s3://raw/many", storage_options=options)).files) == 1003
+
+
+def test_a_finished_dataset_is_not_given_for_other_objects(store: tuple[Any, dict[str, str]], tmp_path: Path) -> None:
+    client, options = store
+    for key in ("again/a.jsonl", "again/b.jsonl"):
+        client.put_object(Bucket=BUCKET, Key=key, Body=BODY)
+    first = prepare_from("s3://raw/again", tmp_path / "data", storage_options=options)
+    assert prepare_from("s3://raw/again", tmp_path / "data", storage_options=options) == first
+    client.put_object(Bucket=BUCKET, Key="again/b.jsonl", Body=BODY)  # the same bytes have the same ETag
+    assert prepare_from("s3://raw/again", tmp_path / "data", storage_options=options) == first
+    client.put_object(Bucket=BUCKET, Key="again/b.jsonl", Body=BODY.replace(b"row", b"ROW"))
+    with pytest.raises(UserError, match=r"files of sources\.mine, as their server tells them apart"):
+        prepare_from("s3://raw/again", tmp_path / "data", storage_options=options)
 
 
 def test_an_object_that_vanished_is_said(store: tuple[Any, dict[str, str]], tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Whole: files and directories that appear at once under their name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def scratch_name(path: Path) -> Path:
+    """Where a file that appears whole is written first: no other process has this name, on whatever machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the name to write a file or a directory to, which gets its own when the block ends well.
+
+    The disk has it by then. Where the block fails, on a full disk say, nothing is left of it.
+
+    Args:
+        path: The name it gets; what is there is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = scratch_name(path)
+    _remove(scratch)  # of a process that was killed and had this number
+    try:
+        yield scratch
+        for written in [*scratch.rglob("*"), scratch]:
+            sync(written)
+        if scratch.is_dir():
+            _remove(path)  # a directory cannot be renamed onto one that holds files
+        os.replace(scratch, path)
+    finally:
+        _remove(scratch)  # also after a rename to another link of the same file, which does nothing
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has the content of a file, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
