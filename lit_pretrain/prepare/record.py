@@ -1,0 +1,208 @@
+"""Record: the parts put together as a dataset, and its manifest, which says where everything came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.data import manifest as manifests
+from lit_pretrain.data.gate import GateRecord
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash, content_hash, file_sha256
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare import rejects
+from lit_pretrain.prepare.compare import emptied
+from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.decontaminate.index import Index
+from lit_pretrain.prepare.decontaminate.report import Tally, gate_records
+from lit_pretrain.prepare.funnel import CUT
+from lit_pretrain.prepare.preparation import Preparation
+from lit_pretrain.prepare.rejects import Rejects
+from lit_pretrain.prepare.report import say
+from lit_pretrain.prepare.shard import assemble, directories_below, write_durably
+from lit_pretrain.prepare.source import SourceConfig
+from lit_pretrain.prepare.tasks.encode import part_directory, split_of
+from lit_pretrain.prepare.whole import sync
+
+CONTAMINATION_FILENAME = "contamination.json"
+"""Of the dataset: hits of evaluation sets, with both sides of a few."""
+
+
+def record(run: Preparation, index: Index | None, tokenizer: Tokenizer, dtype: str, encoded: Sequence[dict[str, Any]]) -> Manifest:
+    """Finishes the dataset of a run.
+
+    Args:
+        run: All stages of which have ended.
+        index: Of the evaluation sets.
+        tokenizer: That encoded the parts.
+        dtype: Of the stored tokens.
+        encoded: What encoding found of each part.
+
+    Returns:
+        The manifest, which is written last.
+
+    Raises:
+        UserError: A source is left without text.
+    """
+    config, dataset = run.config, run.dataset
+    for path in tokenizer.save(dataset):
+        sync(path)
+    sources = {name: _source(run, name, encoded, tokenizer, dtype) for name in run.inputs}
+    _write_rejects(run)
+    identity, splits = config.identity(), config.splits
+    manifest = Manifest(
+        tokenizer=TokenizerRecord(
+            hash=tokenizer.hash,
+            vocab_size=tokenizer.vocab_size,
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            pattern=tokenizer.pattern_name,
+            kind=config.tokenizer.kind,
+        ),
+        dtype=dtype,
+        splits={"train": round(1 - splits.validation - splits.test, 12), **dataclasses.asdict(splits)},
+        sources=sources,
+        config=identity,
+        config_hash=canonical_hash(identity),
+        versions=run.versions,
+        files=_files(dataset, sources),
+        gate=_gate(run, index),
+    )
+    for path in directories_below(dataset):
+        sync(path)
+    write_durably(dataset / manifests.FILENAME, manifest.dump())
+    return manifest
+
+
+def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], tokenizer: Tokenizer, dtype: str) -> Source:
+    """Puts the parts of a source together, and records it."""
+    mine = run.of(name)
+    splits = {
+        split: assemble(
+            run.dataset / split / name,
+            [(run.parts[n].number, part_directory(run.work, n) / split, split_of(encoded[n], split)) for n in mine],
+            dtype=dtype,
+            chunk_tokens=run.config.chunk_tokens,
+        )
+        for split in SPLITS
+    }
+    funnel = run.funnel(name)
+    if run.config.dedup is not None and run.config.dedup.lines is not None:
+        step = _lines_step(splits, [encoded[n]["lines"] for n in mine])
+        funnel.add([step])
+        if not step["documents"]:
+            raise emptied(run, name, (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter()) + Counter(step["removed"]))
+    funnel.add(
+        [
+            {
+                "name": "store",
+                "documents": sum(split.documents for split in splits.values()),
+                "bytes": sum(split.bytes for split in splits.values()),
+                "removed": {},
+                "changed": {CUT: cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                "sample": [],
+                "base": "",
+            }
+        ]
+    )
+    _check_splits(name, splits, run.config)
+    source = run.config.sources[name]
+    contents = [pair for n in mine for pair in run.clean[n]["files"]]
+    sha256s = dict(contents)
+    return Source(
+        kind=source.kind,
+        origin=_origin(source),
+        licence=source.licence,
+        files=len(run.inputs[name].files),
+        input_bytes=run.inputs[name].bytes,
+        content_sha256=content_hash(contents),
+        path=None if source.kind == "embedded" else run.inputs[name].base,
+        funnel=funnel.record(
+            functools.cache(lambda text: len(tokenizer.encode(text))),
+            1 if tokenizer.one_separator else 2,
+            sum(split.tokens for split in splits.values()),
+        ),
+        splits=splits,
+        remote_sha256=run.inputs[name].remote_hash(lambda file: sha256s[file.name]),
+    )
+
+
+def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
+    """The record of the evaluation sets; hits with both sides go to a file of the dataset."""
+    if index is None:
+        return ()
+    assert run.config.decontaminate is not None
+    tally = Tally()
+    for result in run.clean:
+        tally.merge(Tally.from_json(result["gate"]))
+    write_durably(run.dataset / CONTAMINATION_FILENAME, json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n")
+    return gate_records(index, tally, run.config.decontaminate)
+
+
+def _write_rejects(run: Preparation) -> None:
+    """The samples of what was left out, by source."""
+    lines = []
+    for name in run.inputs:
+        kept = Rejects(run.config.keep_rejects)
+        for number in run.of(name):
+            kept.add(run.clean[number]["rejects"])
+        lines += [json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n" for entry in kept.dump()]
+    if lines:
+        write_durably(run.dataset / rejects.FILENAME, "".join(lines))
+
+
+def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """What taking out repeated lines left of a source."""
+    lines, changed, emptied = (sum(result[name] for result in results) for name in ("lines", "changed", "emptied"))
+    return {
+        "name": "lines",
+        "documents": sum(split.documents for split in splits.values()),
+        "bytes": sum(split.bytes for split in splits.values()),
+        "removed": {"nothing_left": emptied} if emptied else {},
+        "changed": {f"lost {lines:,} lines": changed} if changed else {},
+        "sample": [],  # it is counted: nothing follows that removes
+        "base": "",
+    }
+
+
+def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
+    """sha256 of every file but the chunks, which have theirs already."""
+    chunks = {
+        dataset / split / name / chunk.filename
+        for name, source in sources.items()
+        for split in SPLITS
+        for chunk in source.splits[split].chunks
+    }
+    found = sorted(path for path in dataset.rglob("*") if path.is_file() and path not in chunks and path.name != manifests.FILENAME)
+    return {path.relative_to(dataset).as_posix(): file_sha256(path) for path in found}
+
+
+def _origin(source: SourceConfig) -> str | None:
+    """Of the embedded corpus, the version that decides what it holds goes with it."""
+    if source.kind != "embedded":
+        return source.origin
+    return f"{source.origin or 'Python standard library'} ({platform.python_implementation()} {platform.python_version()})"
+
+
+def _check_splits(name: str, splits: dict[str, SourceSplit], config: PrepareConfig) -> None:
+    """Refuses a source without training text, and says when a held-out split came out empty."""
+    documents = sum(split.documents for split in splits.values())
+    if not splits["train"].tokens:
+        raise UserError(
+            f"sources.{name} is left without training text: all of its {documents} documents fell to validation or test. Lower `splits`, "
+            "add documents, cut the files into more of them with `separator`, or change `seed`."
+        )
+    for label, fraction in dataclasses.asdict(config.splits).items():
+        if fraction and not splits[label].documents:
+            say(
+                f"{name}: no document fell to {label} ({documents} documents, fraction {fraction}); "
+                "more documents or a larger fraction would give it some"
+            )
