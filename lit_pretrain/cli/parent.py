@@ -5,8 +5,8 @@ from typing import Optional
 
 from lit_pretrain.checkpoint.parent import Parent
 from lit_pretrain.cli.messages import warn
-from lit_pretrain.data.tokenizer import FILENAME as TOKENIZER
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.tokenizer_files import FILENAME as TOKENIZER
 from lit_pretrain.errors import UserError
 
 

@@ -15,7 +15,8 @@ from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.find import FOLDER, checkpoint_name
 from lit_pretrain.checkpoint.weights import PREFIX
-from lit_pretrain.data.tokenizer import FILENAME, Tokenizer
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.tokenizer_files import FILENAME
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import CONFIG, PROVENANCE, provenance, write_whole
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
@@ -14,20 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data import byte_level
+from lit_pretrain.data import byte_level, tokenizer_files
 from lit_pretrain.data.manifest import canonical_hash
+from lit_pretrain.data.stream_decoder import StreamDecoder
+from lit_pretrain.data.tokenizer_files import CONFIG_FILENAME, FILENAME
 from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
-
-FILENAME = "tokenizer.json"
-CONFIG_FILENAME = "tokenizer_config.json"
-MAP_FILENAME = "special_tokens_map.json"
-
-_KNOWN_SEPARATORS = (("<|begin_of_text|>", "<|end_of_text|>"), ("<|endoftext|>", "<|endoftext|>"), ("<s>", "</s>"), ("<bos>", "<eos>"))
-"""(bos, eos) by the names that published tokenizers use, tried in this order where no tokenizer_config.json tells."""
 
 _SELF_CHECK = (
     "The quick brown fox can't; we'LL see: it's 3.14159, 1234567 or 0x1F.\r\n\r\n  def f(x):\n\t\treturn x  # ok   \n\n\n",
@@ -89,7 +83,7 @@ class Tokenizer:
         self._added = self._hf.get_added_tokens_decoder()
         self.special_tokens: dict[str, int] = {token.content: index for index, token in self._added.items() if token.special}
         """Spelling -> id."""
-        self.bos, self.eos = self._separators(bos, eos, where)
+        self.bos, self.eos = tokenizer_files.separators(self.special_tokens, bos, eos, where)
         self.bos_id = self._id(self.bos, where)
         """Starts every stored document."""
         self.eos_id = self._id(self.eos, where)
@@ -114,20 +108,9 @@ class Tokenizer:
         Raises:
             UserError: It does not exist, cannot be read, or has no token that could separate documents.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / FILENAME
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-            raise UserError(f"tokenizer {file} {reason}; {_other_kind(file.parent)}") from None
+        file, text = tokenizer_files.read(path)
         if bos is None and eos is None:
-            for name in (CONFIG_FILENAME, MAP_FILENAME):
-                config = _json_object(file.parent / name)
-                bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
-                if bos or eos:
-                    break
+            bos, eos = tokenizer_files.told(file.parent)
         return cls(text, bos=bos, eos=eos, where=str(file))
 
     def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -261,34 +244,13 @@ class Tokenizer:
                 self.fallback_reason = f"tiktoken and tokenizers disagree on {text[:80]!r}"
                 return
 
-    def _separators(self, bos: str | None, eos: str | None, where: str) -> tuple[str, str]:
-        """The tokens that start and end a document: as told, else by their usual names."""
-        if bos is None and eos is None:
-            for pair in _KNOWN_SEPARATORS:
-                if all(token in self.special_tokens for token in pair):
-                    return pair
-            if not self.special_tokens:
-                raise UserError(
-                    f"{where} has no special token, and documents need one to separate them. Add one to it with the `tokenizers` library "
-                    "(`Tokenizer.from_file(...)`, `add_special_tokens(['<|endoftext|>'])`, `save(...)`), or train a tokenizer."
-                )
-            raise UserError(
-                f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME} nor a {MAP_FILENAME} beside it that "
-                f"says bos_token or eos_token, and none of the usual names ({_listed({t for pair in _KNOWN_SEPARATORS for t in pair})}). "
-                "Set `tokenizer.bos` and `tokenizer.eos`, or one of them, in the prepare config to its special tokens: "
-                f"{_listed(self.special_tokens)}"
-            )
-        one = bos or eos
-        assert one is not None
-        return bos or one, eos or one
-
     def _id(self, token: str, where: str) -> int:
         """Id of a special token."""
         if token not in self.special_tokens:
             kind = "calls it an ordinary token, which text could spell" if self._hf.token_to_id(token) is not None else "does not have it"
             raise UserError(
                 f"{where} has no special token {token!r}, which is to separate documents: it {kind}. Set `tokenizer.bos` and "
-                f"`tokenizer.eos` in the prepare config to others; it has {_listed(self.special_tokens)}"
+                f"`tokenizer.eos` in the prepare config to others; it has {tokenizer_files.listed(self.special_tokens)}"
             )
         return self.special_tokens[token]
 
@@ -380,75 +342,9 @@ class Tokenizer:
         return self._bytes_of.get(index) or (b"" if skip_special else self._special_spelling.get(index, b""))
 
 
-class StreamDecoder:
-    """Ids to text one at a time; what it gave out concatenates to `Tokenizer.decode` of all of them."""
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._ids: list[int] = []
-        self._given = ""
-
-    def push(self, index: int) -> str:
-        """Takes one id; gives out the text that is complete now, which may be empty."""
-        tokenizer = self._tokenizer
-        if tokenizer._bytes_of is not None:
-            return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
-        # Other kinds decode in context (a space before a word): decode all, hold back what may still change.
-        self._ids.append(index)
-        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
-        if text.endswith("\ufffd"):
-            return ""
-        new, self._given = text[len(self._given) :], text
-        return new
-
-    def flush(self) -> str:
-        """The end: whatever is held back, half characters as U+FFFD."""
-        if self._tokenizer._bytes_of is not None:
-            return self._utf8.decode(b"", final=True)
-        return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[len(self._given) :]
-
-
 def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:
     """Unpickles: the native parts are built again from the JSON; tiktoken stays given up where it was."""
     tokenizer = Tokenizer(text, bos=bos, eos=eos)
     if fallback_reason is not None and tokenizer.fallback_reason is None:
         tokenizer._tiktoken, tokenizer.fallback_reason = None, fallback_reason
     return tokenizer
-
-
-def _content(token: Any) -> str | None:
-    """The spelling of a token in a tokenizer_config.json: a string, or an object that holds it."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is no file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is damaged: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _listed(tokens: Iterable[str]) -> str:
-    """Spellings for a message: published tokenizers reserve hundreds of special tokens."""
-    spellings = sorted(tokens)
-    return ", ".join(spellings[:12]) + (f" and {len(spellings) - 12} more" if len(spellings) > 12 else "") or "none"
-
-
-def _other_kind(folder: Path) -> str:
-    """What to do about a missing tokenizer.json, by what lies there instead."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [n for n in names if n.endswith((".tiktoken", ".model")) or n in ("vocab.json", "vocab.txt", "merges.txt")]
-    if not others:
-        return "give a tokenizer.json or a folder that holds one"
-    return (
-        f"{folder} holds {', '.join(others)}, which is another tokenizer's format (tiktoken, SentencePiece, ...). Convert it with the "
-        f"`transformers` library: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) writes a tokenizer.json"
-    )

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.tokenizer import FILENAME, Tokenizer
+from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.tokenizer_files import FILENAME
 from lit_pretrain.errors import UserError
 
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
