@@ -7,6 +7,7 @@ peak memory of both: it must not grow with the input.
 """
 
 import argparse
+import itertools
 import json
 import re
 import resource
@@ -16,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,18 +140,22 @@ def bench_gate(megabytes: float, repeats: int) -> None:
 
 
 def bench_bpe(megabytes: float, repeats: int) -> None:
-    """BPE of 32,768 ids."""
+    """BPE of 32,768 ids; and what of it is splitting and counting words, beside the `regex` package doing the same."""
+    import regex
+
+    from lit_pretrain.data.byte_level import PATTERNS
     from lit_pretrain.prepare import tokenize
     from lit_pretrain.prepare.config import TokenizerConfig
 
     documents = [document.text for document in texts(megabytes)]
     size = sum(len(text.encode()) for text in documents) / 1e6
-    race(
-        {f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=32768))},
-        size,
-        "MB",
-        repeats,
-    )
+    split = regex.compile(PATTERNS["cl100k"])
+    jobs: Jobs = {
+        f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=32768)),
+        "one merge: splitting and counting": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=261)),
+        "splitting and counting, regex": lambda: Counter(itertools.chain.from_iterable(map(split.findall, documents))),
+    }
+    race(jobs, size, "MB", repeats)
 
 
 def bench_encode(megabytes: float, repeats: int) -> None:
