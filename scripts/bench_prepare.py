@@ -141,7 +141,7 @@ def bench_gate(megabytes: float, repeats: int) -> None:
 
 def bench_bpe(megabytes: float, repeats: int) -> None:
     """BPE of 32,768 ids; and what of it is splitting and counting words, beside the `regex` package doing the same."""
-    import regex
+    import regex  # type: ignore[import-untyped]
 
     from lit_pretrain.data.byte_level import PATTERNS
     from lit_pretrain.prepare import tokenize
