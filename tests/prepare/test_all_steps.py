@@ -5,13 +5,15 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256
+from lit_pretrain.data.manifest import SPLITS, Manifest
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document import Document
@@ -75,22 +77,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(corpus: Path, out: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "lit_pretrain", "prepare", "--config", str(corpus / "config.yaml"), f"--out={out}", *extra]
+Prepare = Callable[..., Any]
+Tree = Callable[[Path], dict[str, str]]
 
 
-def run(corpus: Path, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(corpus, out, *extra), capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
-
-
-def tree(directory: Path) -> dict[str, str]:
-    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+def options(corpus: Path, out: Path) -> list[str]:
+    return ["--config", str(corpus / "config.yaml"), f"--out={out}", "--workers=1"]
 
 
 @pytest.fixture(scope="module")
-def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "data"
-    done = run(corpus, out, "--workers=1")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory, prepare_here: Prepare) -> Path:
+    out: Path = tmp_path_factory.mktemp("finished") / "data"
+    done = prepare_here(*options(corpus, out))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -140,64 +138,86 @@ def test_the_reports_show_both_sides(finished: Path) -> None:
     assert all(example["removed"]["origin"] != example["kept"]["origin"] for example in duplicates["examples"])
 
 
-def test_workers_do_not_show(corpus: Path, finished: Path, tmp_path: Path) -> None:
-    assert run(corpus, tmp_path / "data", "--workers=3").returncode == 0
+def test_workers_do_not_show(corpus: Path, finished: Path, tmp_path: Path, tree: Tree) -> None:
+    command = [sys.executable, "-m", "lit_pretrain", "prepare", *options(corpus, tmp_path / "data"), "--workers=3"]
+    subprocess.run(command, capture_output=True, check=True, cwd=ROOT, timeout=300)
     assert tree(tmp_path / "data") == tree(finished)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import numpy, pyarrow.parquet, tiktoken, tokenizers
+from lit_pretrain.__main__ import main
+from lit_pretrain.prepare import pipeline
 from lit_pretrain.prepare.engine import stage as stages
 
-where, write, rename = sys.argv.pop(1), stages._write, os.rename
+write, rename = stages._write, os.rename
+config, folder, *places = sys.argv[1:]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def write_and_die(path, text):
-    write(path, text)
-    if path.suffix == ".json" and path.parent.name.endswith(f"-{where}"):
-        die()
+def prepare_until(where):
+    def write_and_die(path, text):
+        write(path, text)
+        if path.suffix == ".json" and path.parent.name.endswith(f"-{where}"):
+            die()
 
-def rename_and_die(source, target):
-    rename(source, target)
-    if where == "assemble" and Path(target).name == "chunk-2-0.bin" or where == "finish" and Path(target).name == "data":
-        die()
+    def rename_and_die(source, target):
+        rename(source, target)
+        if where == "assemble" and Path(target).name == "chunk-2-0.bin" or where == "finish" and Path(target).name == "data":
+            die()
 
-stages._write, os.rename = write_and_die, rename_and_die
-from lit_pretrain.__main__ import main
-sys.exit(main(["prepare", *sys.argv[1:]]))
+    stages._write, os.rename = write_and_die, rename_and_die
+    main(["prepare", "--config", config, f"--out={folder}/{where}/data", "--workers=1"])
+
+for where in places:  # before any thread was started
+    child = os.fork()
+    if not child:
+        prepare_until(where)
+        os._exit(1)
+    print(where, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""`prepare`, killed without fail at one place: after the first task of a stage, among the chunks that are moved to their place, or
-between the last rename and the removal of the working directory."""
+"""`prepare`, killed without fail at one place after the other: after the first task of a stage, among the chunks that are moved to their
+place, or between the last rename and the removal of the working directory."""
+PLACES = [*STAGES, "assemble", "finish"]
 
 
-@pytest.mark.parametrize("where", [*STAGES, "assemble", "finish"])
-def test_killed_anywhere_and_run_again(corpus: Path, finished: Path, tmp_path: Path, where: str) -> None:
-    out = tmp_path / "data"
-    begin = [sys.executable, "-c", KILLED, where, "--config", str(corpus / "config.yaml"), f"--out={out}", "--workers=1"]
-    killed = subprocess.run(begin, capture_output=True, check=False, cwd=ROOT, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+@pytest.fixture(scope="module")
+def killed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what was left by a run that was killed at each place; their imports are paid once."""
+    folder = tmp_path_factory.mktemp("killed")
+    for where in PLACES:
+        (folder / where).mkdir()
+    command = [sys.executable, "-c", KILLED, str(corpus / "config.yaml"), str(folder), *PLACES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=500)
+    assert done.stdout.splitlines() == [f"{where} {-signal.SIGKILL}" for where in PLACES], done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_killed_anywhere_and_run_again(corpus: Path, finished: Path, killed: Path, where: str, prepare_here: Prepare, tree: Tree) -> None:
+    out = killed / where / "data"
     assert out.exists() == (where == "finish")
-    assert (tmp_path / ".data.partial").exists()
-    done = run(corpus, out, "--workers=2")
+    assert (killed / where / ".data.partial").exists()
+    done = prepare_here(*options(corpus, out))
     assert done.returncode == 0, done.stderr
     assert ("nothing to do" if where == "finish" else "going on with what an earlier run left") in done.stderr
     assert tree(out) == tree(finished)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in (killed / where).iterdir()] == ["data"]
 
 
-def test_another_exam_is_another_dataset(corpus: Path, finished: Path, tmp_path: Path) -> None:
+def test_another_exam_is_another_dataset(corpus: Path, finished: Path, prepare_here: Prepare) -> None:
     """The evaluation sets are part of what was asked for, by content."""
-    again = run(corpus, finished)
+    again = prepare_here(*options(corpus, finished))
     assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
     before = (corpus / "exam.jsonl").read_text()
     try:
         (corpus / "exam.jsonl").write_text(
             before + json.dumps({"question": "What is new here, and why was it not asked before today?"}) + "\n"
         )
-        other = run(corpus, finished)
+        other = prepare_here(*options(corpus, finished))
     finally:
         (corpus / "exam.jsonl").write_text(before)
     assert other.returncode == 2

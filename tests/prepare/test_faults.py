@@ -6,34 +6,35 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lit_pretrain.data.manifest import file_sha256
-
 ROOT = Path(__file__).parents[2]
+Prepare = Callable[..., Any]
+Tree = Callable[[Path], dict[str, str]]
 LIMIT = 200_000
 """Bytes of a file that the disk refuses to make longer: stands in for a full disk, which also fails in the middle of a write."""
 
 
-def prepare(corpus: Path, out: Path, *extra: str, limit: bool = False) -> subprocess.CompletedProcess[str]:
+def options(corpus: Path, out: Path, *extra: str) -> list[str]:
     sources = json.dumps({"a": {"kind": "text", "path": str(corpus), "separator": "\n"}})
-    options = [f"--sources={sources}", f"--out={out}", "--tokenizer.vocab_size=300", "--tokenizer.sample_bytes=20000", "--workers=1"]
+    return [f"--sources={sources}", f"--out={out}", "--tokenizer.vocab_size=300", "--tokenizer.sample_bytes=20000", "--workers=1", *extra]
+
+
+def prepare_on_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lit_pretrain", "prepare", *options, *extra],
+        [sys.executable, "-m", "lit_pretrain", "prepare", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
         timeout=300,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},  # Python 3.11 takes half a cache of bytecode for a whole one
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))) if limit else None,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
     )
-
-
-def tree(directory: Path) -> dict[str, str]:
-    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("extra", "message"),
     [
         # A sketch is more than the packed text of so small a document.
         (['--dedup={"exact": true}'], "task 0 of 02-sketch could not write or read: OSError"),
@@ -58,8 +59,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["dedup", "encode", "assemble"],
 )
-def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    full = prepare(corpus, tmp_path / "data", *options, limit=True)
+def test_a_full_disk(corpus: Path, tmp_path: Path, extra: list[str], message: str, prepare_here: Prepare, tree: Tree) -> None:
+    full = prepare_on_a_full_disk(*options(corpus, tmp_path / "data", *extra))
     assert full.returncode == 2, full.stderr
     assert message in full.stderr
     # numpy says what the system does not let it write in words of its own.
@@ -68,10 +69,10 @@ def test_a_full_disk(corpus: Path, tmp_path: Path, options: list[str], message: 
     assert "Traceback" not in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
     assert not list(tmp_path.rglob("*.tmp")), "half a file is not left to fill the disk"
-    done = prepare(corpus, tmp_path / "data", *options)
+    done = prepare_here(*options(corpus, tmp_path / "data", *extra))
     assert done.returncode == 0, done.stderr
     assert "going on with what an earlier run left" in done.stderr
-    assert prepare(corpus, tmp_path / "other", *options).returncode == 0
+    assert prepare_here(*options(corpus, tmp_path / "other", *extra)).returncode == 0
     assert tree(tmp_path / "data") == tree(tmp_path / "other")
 
 

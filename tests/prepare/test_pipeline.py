@@ -138,9 +138,8 @@ def test_litdata_reads_the_whole_of_a_split(corpus: Path) -> None:
 
 def test_same_bytes_for_any_number_of_workers(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_pretrain.prepare.tokenize._BATCH_DOCUMENTS", 7)
-    hashes = {prepare(config(corpus, out, workers=workers)).hash for out, workers in (("one", 1), ("two", 2), ("five", 5))}
-    assert len(hashes) == 1
-    assert tree(corpus / "one") == tree(corpus / "two") == tree(corpus / "five")
+    assert prepare(config(corpus, "one", workers=1)).hash == prepare(config(corpus, "three", workers=3)).hash
+    assert tree(corpus / "one") == tree(corpus / "three")
 
 
 def test_second_run_does_nothing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,107 @@
+"""Every kind of input becomes shards through the command line, and what cannot be read is counted, and kept to read as far as asked."""
+
+import gzip
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from lit_pretrain.__main__ import main
+from lit_pretrain.data import search
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.tokenizer import Tokenizer
+
+pytest.importorskip("trafilatura")
+pytest.importorskip("warcio")
+
+
+def story(kind: str, n: int) -> str:
+    return f"Story {n} of kind {kind}: the {n * 31 % 97}th boat left the harbour at noon, and nobody saw where it went that day. " * 2
+
+
+def page(text: str) -> str:
+    return f"<html><head><title>A page</title></head><body><article><h1>A page</h1><p>{text}</p><p>{text}</p></article></body></html>"
+
+
+def lay(folder: Path) -> dict[str, dict[str, object]]:
+    """Ten documents of every kind below a folder; returns the sources."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    texts = {
+        kind: [story(kind, n) for n in range(10)] for kind in ("text", "markdown", "html", "jsonl", "parquet", "dataset", "warc", "wet")
+    }
+    for name, suffix in (("text", "txt"), ("markdown", "md"), ("html", "html")):
+        (folder / name).mkdir()
+        for n, text in enumerate(texts[name]):
+            (folder / name / f"{n}.{suffix}").write_text(page(text) if name == "html" else text)
+    lines = "".join(json.dumps({"body": {"text": text}}) + "\n" for text in texts["jsonl"]).encode()
+    (folder / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines)[:-20])  # half-written
+    table = pyarrow.table({"text": texts["parquet"]})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    (folder / "saved").mkdir()
+    table = pyarrow.table({"text": texts["dataset"]})
+    with pyarrow.OSFile(str(folder / "saved" / "data.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    (folder / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    for name, kind in (("warc", "response"), ("wet", "conversion")):
+        with (folder / f"a.{name}.gz").open("wb") as file:
+            writer = WARCWriter(file, gzip=True)
+            for n, text in enumerate(texts[name]):
+                headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1")
+                content = page(text) if name == "warc" else text
+                writer.write_record(
+                    writer.create_warc_record(
+                        f"http://example.org/{n}",
+                        kind,
+                        payload=io.BytesIO(content.encode()),
+                        http_headers=headers if name == "warc" else None,
+                        warc_content_type="text/plain",
+                    )
+                )
+    for n in range(5):
+        (folder / "text" / f"bad{n}.txt").write_bytes(f"half a letter: {n} ".encode() + b"\xc3")
+    return {
+        "text": {"kind": "text", "path": str(folder / "text")},
+        "markdown": {"kind": "text", "path": str(folder / "markdown")},
+        "html": {"kind": "html", "path": str(folder / "html")},
+        "jsonl": {"kind": "jsonl", "path": str(folder), "glob": "*.jsonl.*", "fields": {"text": "body.text"}},
+        "parquet": {"kind": "parquet", "path": str(folder / "a.parquet")},
+        "dataset": {"kind": "dataset", "path": str(folder / "saved")},
+        "warc": {"kind": "warc", "path": str(folder / "a.warc.gz")},
+        "wet": {"kind": "warc", "path": str(folder / "a.wet.gz")},
+    }
+
+
+def test_every_kind_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "data"
+    options = ["--tokenizer.vocab_size=290", "--splits.validation=0", "--workers=1", "--errors=skip", "--max_bad_fraction=0.5"]
+    assert main(["prepare", f"--out={out}", f"--sources={json.dumps(lay(tmp_path))}", "--keep-rejects=2", *options]) == 0
+    manifest, tokenizer = Manifest.load(out), Tokenizer.load(out)
+    for name, source in manifest.sources.items():
+        mark = f"Story 7 of kind {name}:"
+        origins = {hit.record.origin for hit in search.find(out, manifest, tokenizer, mark)}
+        wanted = {
+            "text": "7.txt", "markdown": "7.md", "html": "7.html", "jsonl": "a.jsonl.zst:8", "parquet": "a.parquet:7",
+            "dataset": "data.arrow:7", "warc": "a.warc.gz:7", "wet": "a.wet.gz:7",
+        }  # fmt: skip
+        assert wanted[name] in origins, (name, origins)
+        if name != "jsonl":
+            assert (source.splits["train"].documents, origins) == (10, {wanted[name]})
+    steps = {name: source.funnel[0] for name, source in manifest.sources.items()}
+    assert steps["text"].removed == {"undecodable": 5}
+    assert steps["jsonl"].removed == {"damaged_file": 1}
+    assert 10 < steps["jsonl"].documents < 20  # what came before the damage, and the other file
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert Counter((entry["source"], entry["step"], entry["reason"]) for entry in rejects) == {
+        ("text", "read", "undecodable"): 2,
+        ("jsonl", "read", "damaged_file"): 1,
+    }
+    assert all("byte 0xc3 at offset 17 is not UTF-8" in entry["text"] for entry in rejects if entry["source"] == "text")
+    assert "5 not UTF-8" in capsys.readouterr().out
