@@ -2,10 +2,7 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import Optional
-
-from lit_pretrain.errors import UserError
 
 
 def generate_text(
@@ -36,25 +33,11 @@ def generate_text(
         stop: Strings that end a completion.
         device: auto, cpu or cuda.
     """
-    if checkpoint not in ("last", "best"):
-        raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
-    from lit_pretrain.checkpoint.find import resolve
+    from lit_pretrain.cli.loading import load_run
 
-    path = resolve(run, which=checkpoint)
-    import torch
-
-    from lit_pretrain.checkpoint.network import load_network
-    from lit_pretrain.data.tokenizer import Tokenizer
+    net, tokenizer, _ = load_run(run, checkpoint, device)
     from lit_pretrain.generate.text import stream
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device not in ("cpu", "cuda"):
-        raise UserError(f"--device={device} is unknown; give auto, cpu or cuda")
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda, but torch finds no CUDA device; leave it out to use the CPU")
-    net = load_network(path).to(device)
-    tokenizer = Tokenizer.load(str(Path(path).parent.parent))
     began = time.perf_counter()
     asked = prompts or [prompt]
     texts = ["" for _ in asked]

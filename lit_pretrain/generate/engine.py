@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.generate.kept import Kept
 from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
@@ -37,6 +38,7 @@ def generate(
     min_p: Optional[float] = None,
     seed: Union[int, Sequence[int]] = 0,
     stop_ids: Collection[int] = (),
+    kept: Optional[Kept] = None,
 ) -> Iterator[Token]:
     """Continue prompts, yielding each token as soon as it is drawn, the rows in turn.
 
@@ -54,6 +56,7 @@ def generate(
         min_p: Keep the tokens at least this fraction as likely as the likeliest; None: all.
         seed: One number, from which every row gets its own stream; or one per row, with which a row draws as it would alone.
         stop_ids: A row ends after drawing one of these.
+        kept: Keys and values of an earlier sequence of this model: what the prompt begins with in common is not computed again. One prompt.
 
     Returns:
         An iterator over new tokens.
@@ -72,6 +75,7 @@ def generate(
                 f"prompt {row} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is more than "
                 f"model.max_seq_len={model.config.max_seq_len}: shorten one of them"
             )
+    assert kept is None or len(prompts) == 1, "what is kept is one sequence"
     if isinstance(seed, int):
         streams = [random.Random(f"{seed}:{row}") for row in range(len(prompts))]
     elif len(seed) == len(prompts):
@@ -84,7 +88,7 @@ def generate(
         uniform_B = torch.tensor([stream.random() for stream in streams], dtype=probabilities_BC.dtype)
         return draw(probabilities_BC, ids_BC, uniform_B.to(probabilities_BC.device))
 
-    return _stream(model, prompts, max_new_tokens, sample, stop_ids) if prompts else iter(())
+    return _stream(model, prompts, max_new_tokens, sample, stop_ids, kept) if prompts else iter(())
 
 
 def _stream(
@@ -93,6 +97,7 @@ def _stream(
     max_new_tokens: int,
     sample: Callable[[Tensor], Tensor],
     stop_ids: Collection[int],
+    kept: Optional[Kept],
 ) -> Iterator[Token]:
     device = model.token_embedding.weight.device
     rows = torch.arange(len(prompts), device=device)
@@ -102,10 +107,16 @@ def _stream(
     tokens_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
     with _one_step(model):
         model.check_tokens(tokens_BT)
-        cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype())
-        hidden_BTD = model(tokens_BT, cache=cache)
+        known = 0
+        if kept is None:
+            cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype())
+        else:
+            cache, known = kept.begin(model, prompts[0], max_new_tokens)
+        hidden_BTD = model(tokens_BT[:, known:], cache=cache)
         cache.truncate(lengths)
-        drawn_B = sample(model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - 1]))
+        if kept is not None:
+            kept.ids = list(prompts[0])
+        drawn_B = sample(model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - known - 1]))
         del hidden_BTD
     alive = set(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):
@@ -118,7 +129,10 @@ def _stream(
         if not alive:
             return
         with _one_step(model):
-            drawn_B = sample(model.logits(model(drawn_B[:, None], cache=cache)[:, -1]))
+            hidden_B1D = model(drawn_B[:, None], cache=cache)
+            if kept is not None:
+                kept.ids.append(int(drawn_B))
+            drawn_B = sample(model.logits(hidden_B1D[:, -1]))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class KVCache:
     ) -> None:
         if max_len > config.max_seq_len:
             raise UserError(f"a sequence of {max_len} tokens is longer than model.max_seq_len={config.max_seq_len}")
+        self.config = config
         shape = (config.n_layer, batch_size, max_len, config.kv_heads, config.head_size)
         self.keys_LBSGK = torch.zeros(shape, device=device, dtype=dtype)  # zeros: 0 * NaN in a slot nobody sees would still be NaN
         self.values_LBSGK = torch.zeros(shape, device=device, dtype=dtype)
@@ -79,3 +80,16 @@ class KVCache:
         assert max(lengths) <= self.used
         self.lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self.lengths_B.device)
         self.used = max(lengths)
+
+    def resized(self, max_len: int) -> "KVCache":
+        """A cache of another length that holds the same tokens.
+
+        Raises:
+            UserError: The model has no positions for so many.
+        """
+        assert max_len >= self.used
+        other = KVCache(self.config, len(self.lengths_B), max_len, self.lengths_B.device, self.keys_LBSGK.dtype)
+        other.keys_LBSGK[:, :, : self.used] = self.keys_LBSGK[:, :, : self.used]
+        other.values_LBSGK[:, :, : self.used] = self.values_LBSGK[:, :, : self.used]
+        other.lengths_B, other.used = self.lengths_B, self.used
+        return other

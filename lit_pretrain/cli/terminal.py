@@ -1,0 +1,141 @@
+"""Terminal: lines in, answers out. Answers go to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.generate.conversation import Talk
+from lit_pretrain.report.folder import write_whole
+
+HELP = """\
+/reset          begin anew; the system message stays
+/system TEXT    begin anew with another system message; without TEXT with none
+/save FILE      write the conversation to FILE as one line of JSON, which `posttrain` reads with format: messages
+/help           this
+/quit           leave; so does the end of the input
+A line that ends in \\ goes on in the next. A message that begins with a slash is written with two. Ctrl-C stops an answer."""
+
+
+class Terminal:
+    """A conversation by lines.
+
+    Args:
+        talk: The conversation.
+    """
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
+        self.asks = sys.stdin.isatty()
+        self.saved: set[Path] = set()
+
+    def run(self) -> None:
+        """Read until the end."""
+        if self.asks:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (gives input() a history and editing)
+            self._note("/help lists the commands, /quit leaves")
+        while (line := self._read()) is not None:
+            try:
+                if line.startswith("/") and not line.startswith("//"):
+                    name, _, rest = line[1:].partition(" ")
+                    if name == "quit":
+                        return
+                    self._command(name, rest.strip())
+                elif line.strip():
+                    self._turn(line[1:] if line.startswith("//") else line)
+            except UserError as error:
+                # In a terminal one corrects oneself; a pipe's next lines were written in the belief that this one went well.
+                if not self.asks:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+
+    def _read(self) -> Optional[str]:
+        """The next message or command; None at the end of the input."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = input("> " if not lines else "  ") if self.asks else input()
+            except EOFError:
+                if self.asks:
+                    print(file=sys.stderr)
+                return "\n".join(lines) if lines else None
+            except KeyboardInterrupt:
+                if not self.asks:
+                    raise
+                lines = []
+                self._note("\n/quit leaves")
+                continue
+            except UnicodeDecodeError as error:
+                raise UserError(f"the input is not UTF-8: {error}") from None
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+
+    def _turn(self, text: str) -> None:
+        before, began = self.talk.forgotten, time.perf_counter()
+        answer = self.talk.say(text)
+        if self.talk.forgotten > before:
+            self._note(f"(the context is full: the first {self.talk.forgotten} messages are forgotten; /reset begins anew)")
+        interrupted = False
+        try:
+            for piece in answer:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not self.asks:
+                raise
+            answer.close()
+            interrupted = True
+        print(flush=True)
+        self.talk.heard(answer.text)
+        seconds = time.perf_counter() - began
+        ending = "; interrupted" if interrupted else "; cut off: the limit was reached" if answer.finish == "length" else ""
+        self._note(
+            f"({self.talk.prompt_tokens} tokens read, {self.talk.kept.reused} of them remembered; {answer.tokens} written, "
+            f"in {seconds:.1f} s, {answer.tokens / seconds:,.0f} a second{ending})"
+        )
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "help":
+            print(HELP, file=sys.stderr)
+        elif name == "reset":
+            self.talk.reset(system=self.talk.system)
+            self._note("(begun anew)")
+        elif name == "system":
+            before = self.talk.system
+            self.talk.reset(system=rest or None)
+            try:
+                self.talk.check()
+            except UserError:
+                self.talk.reset(system=before)
+                raise
+            self._note("(begun anew)")
+        elif name == "save":
+            self._save(rest)
+        else:
+            raise UserError(f"there is no command /{name}: /help lists them. A message that begins with a slash is written with two")
+
+    def _save(self, where: str) -> None:
+        if not where:
+            raise UserError("/save needs the name of a file: /save talk.jsonl")
+        if not self.talk.messages:
+            raise UserError("nothing has been said yet, so there is nothing to save")
+        path = Path(os.path.expanduser(where)).absolute()
+        if path.exists() and path not in self.saved:
+            raise UserError(f"{where} exists already; choose another name")
+        try:
+            write_whole(path, json.dumps({"messages": self.talk.whole}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{where} cannot be written: {error.strerror or error}") from None
+        self.saved.add(path)
+        self._note(f"({len(self.talk.whole)} messages in {where})")
+
+    def _note(self, text: str) -> None:
+        grey = sys.stderr.isatty()
+        print(f"\033[90m{text}\033[0m" if grey else text, file=sys.stderr, flush=True)
