@@ -1,5 +1,6 @@
 """Every command that the README shows in a `bash` block runs, in order, on a small dataset and with a short run."""
 
+import io
 import json
 import os
 import re
@@ -71,6 +72,8 @@ def test_every_other_command_runs(
         words = [w.replace(".venv/bin/", "") for w in shlex.split(command)]
         if words[0] == "tensorboard":  # a server: tests/scripts/test_picture.py starts it and looks at it
             continue
+        if words[:2] == ["lit_pretrain", "serve"]:  # another: tests/cli/serving
+            continue
         assert words[0] == "lit_pretrain", f"do not know how to test {command!r}"
         if words[1] == "posttrain":
             words += POST_TRAINING
@@ -78,8 +81,9 @@ def test_every_other_command_runs(
             # A later option wins over an earlier one; the shape of a child is its parent's.
             words += [option for option in SHORT if words[1] == "fit" or not option.startswith("--model.net")]
             words += ["--max_steps=2"]
-        if words[1] == "generate":
+        if words[1] in ("generate", "chat"):
             words += ["--max_new_tokens=4"]
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
         embedded = words[1:3] == ["prepare", "--config"] and ("embedded" in words[3] or "open_100mb" in words[3])
         if embedded:
             words += ["--tokenizer.vocab_size=512"]

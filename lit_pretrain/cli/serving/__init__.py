@@ -1,0 +1,1 @@
+"""Serving: a run behind OpenAI's interface, over HTTP."""
