@@ -132,7 +132,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     for logger in cli.trainer.loggers:
         cli.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources, forecast))
+            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.samples.writer = logger.experiment
 

@@ -3,26 +3,48 @@
 from collections.abc import Sequence
 from typing import Any, Optional
 
+PREFERENCES = {
+    "share of pairs in which the better answer has the greater reward": ("rewards/accuracy",),
+    "margin of the rewards": ("rewards/margin",),
+    "rewards": ("rewards/chosen", "rewards/rejected"),
+    "log-probability of the answers (nats)": ("logp/chosen", "logp/rejected"),
+    "nats per token of the better answers": ("nll/chosen",),
+    "odds ratio, logarithm": ("log_odds_ratio",),
+    "mean square of the rewards": ("rewards/squared_mean",),
+    "divergence from the reference (nats)": ("kl",),
+}
+"""Charts of what objectives over preferences report, most telling first: title and metrics."""
 
-def layout(sources: Sequence[str], forecast: Optional[str] = None) -> dict[str, Any]:
+
+def layout(sources: Sequence[str], forecast: Optional[str] = None, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Categories and charts for `SummaryWriter.add_custom_scalars`.
 
     Args:
         sources: Names of the mixture's sources.
         forecast: The validation metric that a law forecasts; None where none does.
+        metrics: What the objective reports beside its loss.
     """
     chart = ["Multiline"]
     foreseen = {
         "validation, and a run of this size that ends here": [*chart, [f"{forecast}$", "forecast/loss", "forecast/low", "forecast/high"]]
     }
+    judged = any(name.startswith("rewards/") for name in metrics)
+    preferences = {
+        title: [*chart, [f"{split}/{name}$" for name in names if name in metrics for split in ("train", "val")]]
+        for title, names in PREFERENCES.items()
+        if judged and any(name in metrics for name in names)
+    }
+    loss = {f"train and validation ({'of the objective' if judged else 'nats per token'})": [*chart, ["train/loss", "val/loss"]]}
+    by_source = {"train by source": [*chart, [f"train_loss/{s}" for s in sources]]}
+    if judged:
+        by_source["validation by source"] = [*chart, [f"val_loss/{s}" for s in sources]]
+    else:
+        loss["bits per byte"] = [*chart, ["val/bits_per_byte$"]]
+        by_source["validation bits per byte by source"] = [*chart, [f"val_bits_per_byte/{s}" for s in sources]]
     return {
         **({} if forecast is None else {"Forecast": foreseen}),
-        "Loss": {
-            "train and validation (nats per token)": [*chart, ["train/loss", "val/loss"]],
-            "bits per byte": [*chart, ["val/bits_per_byte$"]],
-            "train by source": [*chart, [f"train_loss/{s}" for s in sources]],
-            "validation bits per byte by source": [*chart, [f"val_bits_per_byte/{s}" for s in sources]],
-        },
+        **({"Preferences": preferences} if preferences else {}),
+        "Loss": loss | by_source,
         "Optimisation": {
             "gradient norm before clipping": [*chart, ["train/grad_norm$", "train/grad_norm_max"]],
             "learning rates": [*chart, ["lr/.*"]],
