@@ -20,7 +20,7 @@ from lit_pretrain.scaling.expected import Expected, expected
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import GIB, find_device
 from lit_pretrain.scaling.memory import Layout, Sharding, peak, remedies
-from lit_pretrain.scaling.plan import OVERHEAD
+from lit_pretrain.scaling.process import beside, room
 from lit_pretrain.stage.compiled import can_compile
 
 NEAR = 0.9
@@ -78,17 +78,17 @@ def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bo
     if limit is None:
         return
     limit = limit / (ranks_here if layout.device == "cpu" else 1)
-    found, overhead = peak(net, layout), OVERHEAD[layout.device]
-    if found.bytes + overhead <= NEAR * limit:
+    found = peak(net, layout)
+    needed = found.bytes + beside(found.bytes, layout.device)
+    if needed <= NEAR * limit:
         return
-    what = (
-        f"a device needs {(found.bytes + overhead) / GIB:,.1f} GiB at the peak of a step ({found.phase}) and has {limit / GIB:,.1f} GiB"
-        + (f" for each of {ranks_here} processes" if layout.device == "cpu" and ranks_here > 1 else "")
+    what = f"a device needs {needed / GIB:,.1f} GiB at the peak of a step ({found.phase}) and has {limit / GIB:,.1f} GiB" + (
+        f" for each of {ranks_here} processes" if layout.device == "cpu" and ranks_here > 1 else ""
     )
-    if found.bytes + overhead <= limit or allow:
+    if needed <= limit or allow:
         warn(f"{what}: it may run out of memory")
         return
-    ways = remedies(net, layout, limit - overhead)
+    ways = remedies(net, layout, room(limit, layout.device))
     would = f"it would fit with {', or '.join(ways)}" if ways else "a smaller network or shorter rows would fit"
     raise UserError(f"{what}; {would}. `lit_pretrain plan` shows where it goes; --allow_oom true starts nevertheless")
 

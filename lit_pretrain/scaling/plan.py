@@ -16,12 +16,11 @@ from lit_pretrain.scaling.inference import lifetime_optimum
 from lit_pretrain.scaling.law import Floats, coordinates, log_loss
 from lit_pretrain.scaling.own_law import find_law
 from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
+from lit_pretrain.scaling.process import beside, room
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
 from lit_pretrain.scaling.stages import Stage, StageCost, stage_cost
 
-OVERHEAD = {"cuda": 2 * memory.GIB, "cpu": memory.GIB // 2}
-"""What the process takes beside tensors."""
 DRAWS = 1000
 
 
@@ -140,7 +139,7 @@ def _time(q: Question, budget: Budget, cost: StageCost) -> dict[str, Any]:
 
 def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
     peak = memory.peak(q.net, layout)
-    overhead = OVERHEAD[layout.device]
+    overhead = beside(peak.bytes, layout.device)
     fits = None if q.limit is None else peak.bytes + overhead <= q.limit
     return {
         "layout": {
@@ -156,7 +155,7 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
         "overhead": overhead,
         "limit": q.limit,
         "fits": fits,
-        "remedies": [] if fits is not False or q.limit is None else memory.remedies(q.net, layout, q.limit - overhead),
+        "remedies": [] if fits is not False or q.limit is None else memory.remedies(q.net, layout, room(q.limit, layout.device)),
     }  # fmt: skip
 
 

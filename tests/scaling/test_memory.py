@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling import memory
 from lit_pretrain.scaling.memory import GIB, Layout, chunk_tokens, peak, remedies, states
+from lit_pretrain.scaling.process import HEAP, beside, room
 
 head = importlib.import_module("lit_pretrain.objective.linear_cross_entropy")  # the package has the function under this name
 ROOT = Path(__file__).parents[2]
@@ -66,9 +69,24 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
     assert found["planned"] == pytest.approx(found["measured"], rel=0.25, abs=30e6)
 
 
-def run(script: Path, asked: dict[str, Any]) -> dict[str, float]:
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_process_takes_the_heap_s_share_on_top(precision: str) -> None:
+    net = {"vocab_size": 2048, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
+    asked = {"net": net, "rows": 16, "seq_len": 256, "precision": precision, "checkpointing": False}
+    found = run(Path(__file__).with_name("measure_step.py"), asked, MALLOC_MMAP_THRESHOLD_="")
+    assert found["planned"] * (1 + HEAP["cpu"]) == pytest.approx(found["measured"], rel=0.15)
+
+
+@given(tensors=st.floats(0, 1e15), device=st.sampled_from(["cpu", "cuda"]))
+def test_what_a_process_has_room_for(tensors: float, device: Literal["cpu", "cuda"]) -> None:
+    assert room(tensors + beside(tensors, device), device) == pytest.approx(tensors, rel=1e-9, abs=1)
+
+
+def run(script: Path, asked: dict[str, Any], **more: str) -> dict[str, float]:
     # Every tensor gets pages of its own and gives them back: the heap keeps what is freed between others.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"} | more
+    environment = {name: value for name, value in environment.items() if value}
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(asked)], capture_output=True, text=True, timeout=550, check=False, env=environment
     )

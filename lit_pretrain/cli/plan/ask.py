@@ -16,8 +16,9 @@ from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.scaling.hardware import GIB, Device, Utilization, find_device, known_devices
 from lit_pretrain.scaling.memory import Layout, Sharding
 from lit_pretrain.scaling.own_law import find_law
-from lit_pretrain.scaling.plan import OVERHEAD, Assumption, Question
+from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
+from lit_pretrain.scaling.process import BASE, HEAP, source
 from lit_pretrain.scaling.stages import stage_cost
 
 GOODPUT = Utilization(0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs")
@@ -56,8 +57,8 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
     noted.append(
         Assumption(
             "beside tensors",
-            f"{OVERHEAD[layout.device] / GIB:g} GiB",
-            "driver, communication, fragmentation: 1–3 GiB on CUDA, not measured here",
+            f"{BASE[layout.device] / GIB:g} GiB" + (f" and {HEAP[layout.device]:.0%} of them" if HEAP[layout.device] else ""),
+            source(layout.device),
         )
     )
     utilization = _utilization(config, device, dtype, noted)
