@@ -19,7 +19,7 @@ run() {
 
 run prepare --config configs/prepare/embedded.yaml --tokenizer.vocab_size 1024 --out data/embedded_1024
 run "${sweep[@]}" "${options[@]}"
-run scaling isoflop runs/scaling --flops 4e13
+run scaling isoflop runs/scaling --flops 1e13
 run scaling fit runs/scaling --out runs/scaling/law.json --table runs/scaling/runs.csv
 run scaling plot runs/scaling --out runs/scaling/figures --tensorboard runs/scaling/tensorboard
 run "${sweep[@]}" --config configs/scaling/embedded_cpu_ahead.yaml "${options[@]}"
