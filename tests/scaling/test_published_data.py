@@ -9,7 +9,7 @@ import pytest
 from lit_pretrain.scaling.bootstrap import bootstrap
 from lit_pretrain.scaling.fitted import fit_runs
 from lit_pretrain.scaling.isoflop import isoflop
-from lit_pretrain.scaling.regression import fit
+from lit_pretrain.scaling.regression import Loss, fit
 from lit_pretrain.scaling.run_table import read_table
 from lit_pretrain.scaling.runs import Runs, assemble
 
@@ -58,10 +58,11 @@ def test_a_resample_of_their_notebook(chinchilla: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_intervals_are_theirs(chinchilla: Runs) -> None:
-    kept = fit_runs(chinchilla, drop_highest=5)
+@pytest.mark.parametrize("kind", ["huber", "lad"])
+def test_intervals_are_theirs(chinchilla: Runs, kind: Loss) -> None:
+    kept = fit_runs(chinchilla, kind=kind, drop_highest=5)
     r, began = kept.runs, time.process_time()
-    draws = bootstrap(kept.fit.law, r.n, r.d, r.loss, draws=1000, seed=0)
+    draws = bootstrap(kept.fit.law, r.n, r.d, r.loss, draws=1000, seed=0, kind=kind)
     assert time.process_time() - began < 30
     a = np.array([law.exponents.a for law in draws.laws])
     assert a.std(ddof=1) == pytest.approx(0.020, abs=0.002)
