@@ -12,6 +12,7 @@ The first five fields of every kind of batch are those of `Batch`, so that netwo
 - T may differ from micro-batch to micro-batch; a compiled stage makes a graph for each, so round it up (to 64, or to seq_len).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
@@ -143,6 +144,23 @@ class DistillBatch(NamedTuple):
     """Their log-probabilities under the teacher's whole vocabulary, fp32."""
 
 
+class Asking(NamedTuple):
+    """How prompts are to be answered, and how their tokens become text."""
+
+    group_size: int
+    """Answers to each prompt."""
+    updates: int
+    """Optimizer steps that learn from the same answers."""
+    max_prompt_tokens: int
+    """No prompt is longer."""
+    pad_id: int
+    """What fills up rows."""
+    stop_ids: frozenset[int]
+    """An answer ends with one of them."""
+    decode: Callable[..., str]
+    """Text of token ids; with `special=True` special tokens are spelt, else left out."""
+
+
 AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, PromptBatch, DistillBatch]
 
 
@@ -165,3 +183,5 @@ class DataContract(NamedTuple):
     """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs (PreferenceBatch), verdicts
     (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be answered); and of the optional columns ref_logp, margin and teacher.
     The stage checks it against what its objective needs, so that nobody learns rejected answers by cross-entropy."""
+    asking: Optional[Asking] = None
+    """How its prompts are to be answered; None where it has none."""

@@ -179,3 +179,55 @@ def test_a_failure_of_one_rank_ends_the_run(dataset: Path, tmp_path: Path, what:
     if what == "mistake":
         assert output.count("error: ") == 1
         assert "Traceback" not in output
+
+
+ROLLOUT = """
+model:
+  objective: {class_path: lit_pretrain.objective.GRPO, init_args: {beta: 0.02}}
+  rollout:
+    rewards:
+      digit: {path: Format, options: {pattern: "[0-9]", whole: false}}
+      short: {path: LengthPenalty, options: {free_tokens: 2, max_tokens: 8}}
+    max_completion_tokens: 8
+data:
+  class_path: lit_pretrain.data.PromptData
+  init_args:
+    sources: {sums: {task: {name: addition, digits: 1, rows: 100}}}
+    template: plain
+    seq_len: 32
+    group_size: 4
+    updates: 2
+    global_batch_rows: 8
+    validation: 0.2
+"""
+
+
+def test_rollouts_on_two_ranks_are_those_of_one(dataset: Path, tmp_path: Path) -> None:
+    """The same answers, advantages and losses; and one process goes on in the middle of a rollout of two."""
+    (tmp_path / "rollout.yaml").write_text(ROLLOUT)
+    options = [
+        *(option for option in BASE if not option.startswith("--data.")), f"--config={tmp_path / 'rollout.yaml'}",
+        f"--data.init_args.tokenizer={dataset}", "--max_steps=5", "--checkpoint_every=3", "--validate_every=0",
+    ]  # fmt: skip
+
+    def go(name: str, *extra: str) -> list[dict[str, float]]:
+        command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *options, f"--runs={tmp_path}", f"--name={name}", *extra]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        code, output = finish(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        )
+        assert code == 0, output
+        lines = read_metrics(tmp_path / name)
+        keep = ("train/loss", "train/reward", "train/rewards/short", "train/entropy", "train/kl", "train/clip_ratio", "train/grad_norm")
+        return [{key: line[key] for key in keep} if "train/loss" in line else {"val/reward": line["val/reward"]} for line in lines]
+
+    one = go("one", "--data.init_args.micro_batch_size=4")
+    two = go("two", "--data.init_args.micro_batch_size=2", "--trainer.devices=2")
+    assert len(one) == len(two) == 6
+    for a, b in zip(two, one, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert any(line.get("train/reward") for line in one)
+    (tmp_path / "two" / "checkpoints" / "step=00000005.ckpt").unlink()
+    again = go("two", "--data.init_args.micro_batch_size=8", "--resume=auto")
+    for a, b in zip(again, one, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)

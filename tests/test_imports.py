@@ -27,7 +27,18 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "model", "adapter"},  # an adapter is put into its base when it is read
     "scaling": {"errors", "model", "report"},  # laws are fitted to run folders
     "generate": {"errors", "batch", "model", "data"},
-    "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint"},  # never data
+    "reward": {"errors"},
+    "rollout": {
+        "errors",
+        "batch",
+        "model",
+        "adapter",
+        "checkpoint",
+        "generate",
+        "reward",
+        "data",
+    },  # answers become rows as the data lays them out
+    "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint", "rollout", "reward"},  # never data
     # they save checkpoints, write the run folder, and sample texts with the run's tokenizer
     "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data"},
 }

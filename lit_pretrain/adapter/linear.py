@@ -114,6 +114,16 @@ class AdaptedLinear(nn.Linear):
 
 
 @torch.no_grad()
+def plain_weights(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the network without adapters that does the same; adapted matrices in fp32."""
+    weights = {key: value for key, value in net.state_dict().items() if not is_adapter_tensor(key)}
+    for name, module in net.named_modules():
+        if isinstance(module, AdaptedLinear):
+            weights[f"{name}.weight"] = module.merged()
+    return weights
+
+
+@torch.no_grad()
 def merged_weight(weight: Tensor, A: Tensor, B: Tensor, *, scale: float, magnitude: Optional[Tensor]) -> Tensor:
     """W + s B A, its rows brought to the magnitude if there is one, in fp32.
 

@@ -122,7 +122,7 @@ class Metrics(L.Callback):
         self._compute += now - self._last
         self._last = now
         step_sums: dict[str, Tensor] = pl_module.sums
-        self.names = pl_module.objective.metric_names
+        self.names = pl_module.metric_names
         packed = torch.cat([step_sums[name].flatten().double() for name in ("nats_S", "tokens_S", "terms_S", "means_M2")])
         self._sums = packed if self._sums is None else self._sums + packed
         self._norms.append(step_sums["grad_norm"].detach())

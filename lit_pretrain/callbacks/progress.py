@@ -24,6 +24,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+LOSS, REWARD = "train/loss", "train/reward"
+"""The loss of a policy gradient is near zero whatever is learned; where there is a reward, it is what one looks at."""
+
+
 class ProgressLine(L.Callback):
     """Shows step of total, tokens, tokens per second, loss and the time left.
 
@@ -58,7 +62,8 @@ class ProgressLine(L.Callback):
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Take the metrics of a window or of a validation; a sink of `Metrics`."""
         if "val/loss" in values:
-            self.validation = f" | val {values['val/loss']:.4f}"
+            rewarded = "val/reward" in values
+            self.validation = f" | val reward {values['val/reward']:.4f}" if rewarded else f" | val {values['val/loss']:.4f}"
             if "val/bits_per_byte" in values:
                 self.validation += f" ({values['val/bits_per_byte']:.4f} bits/byte)"
             elif "val/rewards/accuracy" in values:
@@ -70,7 +75,7 @@ class ProgressLine(L.Callback):
         left = (time.perf_counter() - self._began) / max(done, 1) * (self._total - step)
         text = (
             f"{short(values['progress/tokens'])} tokens | {short(values['throughput/tokens_per_second'])} tok/s | "
-            f"loss {values['train/loss']:.4f} | left {clock(left)}"
+            f"{f'reward {values[REWARD]:.4f}' if REWARD in values else f'loss {values[LOSS]:.4f}'} | left {clock(left)}"
         )
         if self.live is not None:
             self.live.update(self.task, text=text + self.validation)

@@ -13,6 +13,7 @@ HARMLESS = frozenset(
         # how the same numbers are computed, where they are read from and what is printed
         "data.path", "data.micro_batch_size", "data.num_workers", "data.cache_dir", "data.max_cache_size",
         "data.storage_options", "data.val_tokens", "model.activation_checkpointing", "model.compile", "model.init_from",
+        "model.reference_cache", "model.rollout.engine.init_args.rows",
         "model.net.attention",
     }
 )  # fmt: skip

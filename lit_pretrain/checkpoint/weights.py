@@ -14,6 +14,8 @@ from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_tensors
 from lit_pretrain.errors import UserError
 
 PREFIX = "net."
+SCORE = "score.weight"
+"""Key of a reward model's score head, (1, D), in a checkpoint."""
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -42,6 +44,13 @@ def read_stored(path: Path) -> dict[str, Tensor]:
     if not weights:
         raise UserError(f"checkpoint {path} holds no network (no key starts with {PREFIX!r}); was it made by lit_pretrain?")
     return weights
+
+
+def read_score(path: Path) -> Optional[Tensor]:
+    """The score head of a checkpoint, if it is a reward model's."""
+    whole = read_folder(path, only={"state_dict"}) if path.is_dir() else read_metadata(path)
+    weight: Optional[Tensor] = whole.get("state_dict", {}).get(SCORE)
+    return weight
 
 
 def read_record(path: Path) -> Optional[AdapterRecord]:

@@ -68,6 +68,7 @@ class EvaluateCLI(LightningCLI):
         self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
         self.config.model.adapter = None  # its checkpoint is read with the base, as one network
         self.config.model.freeze = ()
+        self.config.model.reference_cache = None  # held-out rows alone are looked at
         self.config.model.compile = "off"
         check_precision(self.config.trainer.precision)
 

@@ -39,7 +39,7 @@ def merge(
     from lit_pretrain.checkpoint.contract import KEY
     from lit_pretrain.checkpoint.find import config_of, resolve
     from lit_pretrain.checkpoint.network import load_adapted
-    from lit_pretrain.checkpoint.weights import read_metadata, read_weights
+    from lit_pretrain.checkpoint.weights import read_metadata, read_score, read_weights
     from lit_pretrain.cli.run_writer import write_run
     from lit_pretrain.report.folder import PROVENANCE
 
@@ -87,6 +87,7 @@ def merge(
             **kept,
         },
         record={},
+        score=read_score(path),
     )
     print(f"done: {out}, whole weights ({', '.join(sorted({str(d).removeprefix('torch.') for d in dtypes.values()}))})")
     return 0

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import yaml
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.find import FOLDER, checkpoint_name
-from lit_pretrain.checkpoint.weights import PREFIX
+from lit_pretrain.checkpoint.weights import PREFIX, SCORE
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.tokenizer_files import FILENAME
 from lit_pretrain.errors import UserError
@@ -49,6 +49,7 @@ def write_run(
     tokenizer: Path,
     facts: Mapping[str, Any],
     record: Mapping[str, Any],
+    score: Optional[Tensor] = None,
 ) -> None:
     """Write a run that others can start from, generate with and measure.
 
@@ -60,6 +61,7 @@ def write_run(
         tokenizer: Folder of its tokenizer; a Hugging Face folder may have none.
         facts: For provenance.json, beside versions, revision and command.
         record: Further entries of the checkpoint.
+        score: The score head of a reward model.
     """
     has_tokenizer = (tokenizer / FILENAME).is_file()
     contract = {"data.tokenizer": Tokenizer.load(tokenizer).hash} if has_tokenizer else {}
@@ -71,7 +73,7 @@ def write_run(
             Tokenizer.load(tokenizer).save(folder)
         made = provenance(**facts, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         write_whole(folder / PROVENANCE, json.dumps(made, indent=1) + "\n")
-        state = {PREFIX + name: tensor for name, tensor in tensors.items()}
+        state = {PREFIX + name: tensor for name, tensor in tensors.items()} | ({} if score is None else {SCORE: score})
         checkpoint = {"state_dict": state, KEY: {"step": step, "contract": contract}, **record}
         PlainCheckpointIO().save_checkpoint(checkpoint, folder / FOLDER / checkpoint_name(step))
 

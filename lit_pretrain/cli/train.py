@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
@@ -33,6 +34,7 @@ from lit_pretrain.report.folder import (
     write_whole,
 )
 from lit_pretrain.report.layout import layout
+from lit_pretrain.report.rollout_layout import rollout_layout
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.scaling.hardware import peak_flops
 
@@ -51,7 +53,7 @@ def train(verb: str, argv: list[str]) -> int:
     cli = TrainCLI(verb, argv)
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
-    stage.check(data.contract, data)
+    stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
     cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
@@ -92,7 +94,8 @@ def train(verb: str, argv: list[str]) -> int:
             trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
             trainer.logger.finalize("success")
         bits = f", {summary['val/bits_per_byte']:.4f} bits per byte" if "val/bits_per_byte" in summary else ""
-        print(f"done: {cli.run_folder}: val loss {summary['val/loss']:.4f}{bits}")
+        found = f"val loss {summary['val/loss']:.4f}{bits}" if stage.rollout is None else f"val reward {-summary['val/loss']:.4f}"
+        print(f"done: {cli.run_folder}: {found}")
     return 0
 
 
@@ -132,9 +135,10 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     for logger in cli.trainer.loggers:
         cli.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names))
+            rollout = {} if cli.model.rollout is None else rollout_layout(list(cli.model.rollout.rewards))
+            logger.experiment.add_custom_scalars(rollout | layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
-            cli.samples.writer = logger.experiment
+            cli.samples.writer = cli.answers_shown.writer = logger.experiment
 
 
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:

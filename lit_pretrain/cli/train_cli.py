@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_pretrain.adapter import LoRA
+from lit_pretrain.callbacks.answers_shown import AnswersShown
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.callbacks.checkpoints import Checkpoints
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
@@ -272,7 +273,10 @@ class TrainCLI(LightningCLI):
             tokens=settings.sample_tokens,
             on_done=self.metrics.pause,
         )
-        own: list[Callback] = [self.metrics, progress, samples, GracefulStop(self.checkpoints), self.checkpoints]
+        self.answers_shown = AnswersShown(settings.log_every)
+        own: list[Callback] = [
+            self.metrics, progress, samples, self.answers_shown, GracefulStop(self.checkpoints), self.checkpoints,
+        ]  # fmt: skip
         self.samples = samples
         self.metrics.sinks.append(progress)
         every = settings.validate_every

@@ -44,19 +44,21 @@ class StepSampler(Sampler[list[int]]):
     size, micro-batch size and worker count.
     """
 
-    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int, samples: int | None = None) -> None:
+    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int, samples: int | None = None, updates: int = 1) -> None:
         self.rows = rows
         self.rank = rank
         self.world_size = world_size
         self.first_step = first_step
         self.samples = samples
         """Samples of the whole order; None without end. Prefetching must not ask for more."""
+        self.updates = updates
+        """Steps that read the same samples."""
 
     def __iter__(self) -> Iterator[list[int]]:
         share = self.rows // self.world_size
         step = self.first_step
-        while self.samples is None or (step + 1) * self.rows <= self.samples:
-            begin = step * self.rows + self.rank * share
+        while self.samples is None or (step // self.updates + 1) * self.rows <= self.samples:
+            begin = step // self.updates * self.rows + self.rank * share
             yield list(range(begin, begin + share))
             step += 1
 

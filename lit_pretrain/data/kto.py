@@ -35,7 +35,7 @@ class KTOData(PostTrainingData):
 
     kind: ClassVar[str] = "verdict"
     unit: ClassVar[str] = "answers"
-    sequences_per_row: ClassVar[int] = 2
+    sequences_per_row: int = 2
 
     def __init__(self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 8, **common: Any) -> None:
         super().__init__(global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common)

@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lit_pretrain.batch import DataContract
+from lit_pretrain.batch import Asking, DataContract
 from lit_pretrain.data.batches import PAD_ROW, StepSampler
 from lit_pretrain.data.epochs import Epochs, SourceRows
 from lit_pretrain.data.manifest import canonical_hash
@@ -78,8 +78,10 @@ class PostTrainingData(L.LightningDataModule):
     """What rows are read as: conversation, preference, verdict or problem."""
     unit: ClassVar[str] = "rows"
     """What a sample is called."""
-    sequences_per_row: ClassVar[int] = 1
+    sequences_per_row: int = 1
     """Sequences that the network sees for each sample."""
+    updates: int = 1
+    """Optimizer steps that read the same samples."""
 
     def __init__(
         self,
@@ -243,7 +245,13 @@ class PostTrainingData(L.LightningDataModule):
             seq_len=self.seq_len,
             global_batch_tokens=self.tokens_per_step,
             provides=self.provides,
+            asking=self.asking,
         )
+
+    @property
+    def asking(self) -> Optional[Asking]:
+        """How prompts are to be answered; None where rows are no prompts."""
+        return None
 
     # ------------------------------------------------------------------ rows
 
@@ -353,13 +361,13 @@ class PostTrainingData(L.LightningDataModule):
 
     def epochs(self, steps: int) -> float:
         """How often a run reads its rows."""
-        return self.order.in_epochs(steps * self.rows)
+        return self.order.in_epochs(math.ceil(steps / self.updates) * self.rows)
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of a number of epochs; the last step is filled up from the next one."""
         whole = math.floor(epochs)
         begin, end = self.order.first(whole), self.order.first(whole + 1)
-        return math.ceil((begin + (epochs - whole) * (end - begin)) / self.rows)
+        return math.ceil((begin + (epochs - whole) * (end - begin)) / self.rows) * self.updates
 
     def check_length(self, steps: int) -> None:
         """Refuse a run that could not be validated; rows are read as often as it is long.
@@ -385,7 +393,7 @@ class PostTrainingData(L.LightningDataModule):
 
     def step_batches(self, step: int, rows: int) -> list[Any]:
         """The first rows of an optimizer step, as micro-batches."""
-        first = step * self.rows
+        first = step // self.updates * self.rows
         return self.collate([self.train_sample(n) for n in range(first, first + min(rows, self.rows))])
 
     def save(self, folder: Path) -> None:
@@ -423,7 +431,7 @@ class PostTrainingData(L.LightningDataModule):
         assert self.trainer is not None
         rank, replicas = self._replicas()
         self.accumulation(replicas)
-        sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step)
+        sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step, updates=self.updates)
         return self._loader(self.train_sample, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -434,10 +442,15 @@ class PostTrainingData(L.LightningDataModule):
         """The rows held out for the test."""
         return self._held_loader("test")
 
+    @property
+    def held_out_at_once(self) -> int:
+        """Held-out samples that one device is given at once."""
+        return self.micro_batch_size
+
     def _held_loader(self, split: str) -> DataLoader[Any]:
         samples = self.held_out(split)
         rank, replicas = self._replicas()
-        size = self.micro_batch_size
+        size = self.held_out_at_once
         # Every rank runs as many batches: collectives inside a sharded forward must match.
         numbers = list(range(len(samples))) + [PAD_ROW] * (-len(samples) % (size * replicas))
         batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), size * replicas)]

@@ -11,7 +11,7 @@ from lit_pretrain.data.messages import BadRow, Conversation, Preference, Row
 from lit_pretrain.data.padded import pad_rows
 from lit_pretrain.data.post_training import PostTrainingData, Sample
 from lit_pretrain.data.render import Rendered, truncate
-from lit_pretrain.data.row_source import Tally
+from lit_pretrain.data.row_source import SPLITS, Tally
 
 
 class Pair(NamedTuple):
@@ -36,7 +36,7 @@ class PreferenceData(PostTrainingData):
 
     kind: ClassVar[str] = "preference"
     unit: ClassVar[str] = "pairs"
-    sequences_per_row: ClassVar[int] = 2
+    sequences_per_row: int = 2
 
     def __init__(self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 4, **common: Any) -> None:
         super().__init__(global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common)
@@ -91,6 +91,20 @@ class PreferenceData(PostTrainingData):
             margin = torch.tensor([pair.margin or 0.0 if pair else 0.0 for pair in pairs], dtype=torch.float32)
         source, index = ([sample.source for sample in samples] * 2, [sample.number for sample in samples] * 2)
         return PreferenceBatch(*rows, torch.tensor(source), torch.tensor(index), ref, margin)
+
+    def reference_batches(self) -> list[PreferenceBatch]:
+        """Every pair once, those held out too, in a fixed order: what a reference has to look at."""
+        pairs = [item for split in SPLITS for held in self.held[split] for item in held.items]
+        return self.collate([Sample(n, 0, (pair,)) for n, pair in enumerate(pairs)])
+
+    def take_reference(self, logp_B2: torch.Tensor) -> None:
+        """Take over the reference's log-probabilities of all pairs, in the order of `reference_batches`."""
+        sources = [held for split in SPLITS for held in self.held[split]]
+        assert len(logp_B2) == sum(len(held.items) for held in sources), "a column of other pairs"
+        known = iter(logp_B2.tolist())
+        for held in sources:
+            held.items[:] = [pair._replace(ref_logp=tuple(next(known))) for pair in held.items]
+        self.__dict__.pop("provides", None)
 
     def exposure(self, steps: int) -> str:
         """What the run reads, and how long the answers are: a preference for length shows here first."""

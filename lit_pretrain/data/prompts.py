@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lit_pretrain.batch import PromptBatch
+from lit_pretrain.batch import Asking, PromptBatch
 from lit_pretrain.data.messages import BadRow, Problem, Row
 from lit_pretrain.data.padded import pad_rows
 from lit_pretrain.data.post_training import PostTrainingData, Sample
 from lit_pretrain.data.render import Rendered
+from lit_pretrain.errors import UserError
 
 
 class Asked(NamedTuple):
@@ -25,9 +26,12 @@ class PromptData(PostTrainingData):
     """Prompts, rendered up to where the assistant begins to write, with their rows.
 
     Args:
+        group_size: Answers to each prompt; each is judged by its group, so there must be at least 2.
+        updates: Optimizer steps that learn from the same answers. From the second on they are off-policy, and the objective's clipping is
+            active; an epoch takes as many times more steps.
         max_prompt_tokens: Longer prompts are left out and counted (a cut one would be another problem); null: half of `seq_len`.
-        global_batch_rows: Prompts per optimizer step over all ranks; a rollout answers each several times.
-        micro_batch_size: Prompts that one device processes at once.
+        global_batch_rows: Prompts per optimizer step over all ranks.
+        micro_batch_size: Prompts whose answers one device processes at once.
         common: What all post-training data take. `seq_len` limits a prompt with its completion.
     """
 
@@ -35,14 +39,40 @@ class PromptData(PostTrainingData):
     unit: ClassVar[str] = "prompts"
 
     def __init__(
-        self, *, max_prompt_tokens: Optional[int] = None, global_batch_rows: Optional[int] = 16, micro_batch_size: int = 4, **common: Any
+        self,
+        *,
+        group_size: int = 8,
+        updates: int = 1,
+        max_prompt_tokens: Optional[int] = None,
+        global_batch_rows: Optional[int] = 16,
+        micro_batch_size: int = 4,
+        **common: Any,
     ) -> None:
         super().__init__(global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common)
+        if group_size < 2:
+            raise UserError(f"data.group_size={group_size} must be at least 2: an answer is judged by the others to its prompt; 8 is usual")
+        if updates < 1:
+            raise UserError(f"data.updates={updates} must be at least 1")
+        self.sequences_per_row = group_size
+        self.updates = updates
         self.max_prompt_tokens = max_prompt_tokens if max_prompt_tokens is not None else max(1, self.seq_len // 2)
 
     def settings(self) -> dict[str, Any]:
         """The limit of a prompt."""
         return {"max_prompt_tokens": self.max_prompt_tokens}
+
+    @property
+    def asking(self) -> Asking:
+        """How the prompts are to be answered."""
+        return Asking(
+            self.sequences_per_row, self.updates, self.max_prompt_tokens, self.pad_id, self.renderer.stop_ids,
+            lambda ids, special=False: self.tokenizer.decode(ids, skip_special=not special),
+        )  # fmt: skip
+
+    @property
+    def held_out_at_once(self) -> int:
+        """As many answers as in training: each held-out prompt is answered once."""
+        return self.micro_batch_size * self.sequences_per_row
 
     @property
     def provides(self) -> frozenset[str]:

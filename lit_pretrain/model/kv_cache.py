@@ -93,3 +93,8 @@ class KVCache:
         other.values_LBSGK[:, :, : self.used] = self.values_LBSGK[:, :, : self.used]
         other.lengths_B, other.used = self.lengths_B, self.used
         return other
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows, in the order given."""
+        self.keys_LBSGK, self.values_LBSGK = self.keys_LBSGK[:, rows], self.values_LBSGK[:, rows]
+        self.lengths_B = self.lengths_B[rows]

@@ -12,7 +12,7 @@ from .label_scores import LabelScores
 from .objective import Objective
 from .sums import per_token, sum_and_count, tokens_of
 
-METRICS = ("reward", "groups_with_signal", "completion_tokens", "truncated", "clip_ratio")
+METRICS = ("reward", "groups_with_signal", "completion_tokens", "truncated", "clip_ratio", "entropy")
 
 
 class GRPO(Objective):
@@ -34,6 +34,8 @@ class GRPO(Objective):
         kl_bias_correction: Multiply the KL by r, which makes its gradient that of the KL of the policy (DeepSeek-AI 2025; on in TRL 1.16,
             not in older releases). On-policy the value is the same and the gradient is not.
         max_completion_tokens: Longest answer that may be sampled; `dr_grpo` divides by it.
+        scale_rewards: Divide advantages by the deviation of their group; null: but for `dr_grpo`, which does not (Liu et al. 2025).
+        measure_kl: Report the divergence from the reference where beta is 0, too, at the price of a forward pass of the reference.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class GRPO(Objective):
         beta: float = 0.0,
         kl_bias_correction: bool = True,
         max_completion_tokens: Optional[int] = None,
+        scale_rewards: Optional[bool] = None,
+        measure_kl: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("epsilon", epsilon), ("epsilon_high", epsilon_high)):
@@ -63,8 +67,14 @@ class GRPO(Objective):
         self.beta = beta
         self.kl_bias_correction = kl_bias_correction
         self.max_completion_tokens = max_completion_tokens
-        self.needs = frozenset({"rollout", "ref_logp"} if beta else {"rollout"})
-        self.metric_names = (*METRICS, "kl") if beta else METRICS
+        self.scale_rewards = variant != "dr_grpo" if scale_rewards is None else scale_rewards
+        self.measure_kl = measure_kl or beta > 0.0
+        self.needs = frozenset({"rollout", "ref_logp"} if self.measure_kl else {"rollout"})
+        self.metric_names = (*METRICS, "kl") if self.measure_kl else METRICS
+
+    def advantages(self, reward_B: Tensor, group_B: Tensor) -> Tensor:
+        """How much better than its group each answer is; `group_advantages` with this objective's scaling."""
+        return group_advantages(reward_B, group_B, scale=self.scale_rewards)
 
     def forward(self, scores: LabelScores, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum the loss of the tokens, or of the answers' means; the count is that of the variant."""
@@ -77,12 +87,14 @@ class GRPO(Objective):
         clipped_BT = ratio_BT.clamp(1.0 - self.epsilon, 1.0 + self.epsilon_high)
         loss_BT = -torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
         metrics = self._metrics(batch, ratio_BT.detach(), mask_BT, tokens_B, valid_B)
-        if self.beta:
+        metrics["entropy"] = sum_and_count(-old_BT, mask_BT)  # unbiased where tokens are drawn from the whole distribution
+        if self.measure_kl:
             assert batch.ref_logp_BT is not None, "the stage fills in ref_logp_BT where the rollout holds none"
             gap_BT = batch.ref_logp_BT - logp_BT
             kl_BT = torch.exp(gap_BT) - gap_BT - 1.0
             metrics["kl"] = sum_and_count(kl_BT, mask_BT)
-            loss_BT = loss_BT + self.beta * (kl_BT * ratio_BT if self.kl_bias_correction else kl_BT)
+            if self.beta:
+                loss_BT = loss_BT + self.beta * (kl_BT * ratio_BT if self.kl_bias_correction else kl_BT)
         # Not a product: where nothing was sampled the ratio of two zeros is 1, but a column may hold anything.
         sums_B = torch.where(mask_BT, loss_BT, 0.0).sum(dim=1)
         loss_B, terms_B = self._normalise(sums_B, tokens_B, valid_B)
@@ -122,7 +134,8 @@ class GRPO(Objective):
         """The settings, for `print(objective)`."""
         return (
             f"variant={self.variant!r}, epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, beta={self.beta}, "
-            f"kl_bias_correction={self.kl_bias_correction}, max_completion_tokens={self.max_completion_tokens}"
+            f"kl_bias_correction={self.kl_bias_correction}, max_completion_tokens={self.max_completion_tokens}, "
+            f"scale_rewards={self.scale_rewards}, measure_kl={self.measure_kl}"
         )
 
 

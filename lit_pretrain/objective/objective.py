@@ -44,6 +44,15 @@ class Objective(nn.Module):
         """
         return None
 
+    def advantages(self, reward_B: Tensor, group_B: Tensor) -> Tensor:
+        """How much better than its group each sampled answer is (`PolicyBatch.advantage_B`); of objectives that need a rollout.
+
+        Args:
+            reward_B: Reward of each answer.
+            group_B: Number of its group, from 0.
+        """
+        raise NotImplementedError
+
     def forward(self, scores: LabelScores, batch: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Score one micro-batch.
 

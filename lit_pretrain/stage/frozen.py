@@ -43,6 +43,14 @@ class Frozen:
 
 
 @torch.no_grad()
-def label_logp(net: Transformer, tokens_BT: Tensor, doc_BT: Tensor, labels_BT: Tensor) -> Tensor:
+def label_logp(net: Transformer, tokens_BT: Tensor, doc_BT: Tensor, labels_BT: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each label (B, T) under a network as it is, without a gradient; 0 where ignored."""
-    return LabelScores(net(tokens_BT, doc_BT), net.head_weight, labels_BT, logit_softcap=net.config.logit_softcap).logp()
+    hidden_BTD, cap = tempered(net(tokens_BT, doc_BT), net.config.logit_softcap, temperature)
+    return LabelScores(hidden_BTD, net.head_weight, labels_BT, logit_softcap=cap).logp()
+
+
+def tempered(hidden_BTD: Tensor, softcap: Optional[float], temperature: float) -> tuple[Tensor, Optional[float]]:
+    """Hidden states and cap whose logits are those of the given ones divided by a temperature: c/T tanh(h/T / (c/T)) = c tanh(h/c) / T."""
+    if temperature == 1.0:
+        return hidden_BTD, softcap
+    return hidden_BTD / temperature, None if softcap is None else softcap / temperature

@@ -1,7 +1,12 @@
 """Needs: whether the data holds what an objective computes from, checked before anything is computed."""
 
+from collections.abc import Sequence
+
+from lit_pretrain.batch import DataContract
 from lit_pretrain.errors import UserError
-from lit_pretrain.objective import Objective
+from lit_pretrain.objective import GRPO, Objective
+from lit_pretrain.reward import Rewards
+from lit_pretrain.rollout import Rollout
 
 KINDS = frozenset({"pairs", "verdicts", "rollout", "prompts"})
 """Data whose rows are not simply to be learned; an objective that knows nothing of their kind would learn the wrong ones too."""
@@ -23,6 +28,15 @@ def check_needs(objective: Objective, data: object, provides: frozenset[str], *,
         UserError: Names both sides, what is missing or unused, and what would help.
     """
     computed = COMPUTED | ({"teacher"} if teacher else set()) | ({"rollout"} if rollout and "prompts" in provides else set())
+    if rollout and "rollout" not in objective.needs:
+        raise UserError(
+            f"model.rollout answers prompts for objectives that learn from answers, such as GRPO; model.objective "
+            f"{type(objective).__name__} needs {_listed(objective.needs)}: remove model.rollout, or change the objective"
+        )
+    if rollout and "rollout" in provides:
+        raise UserError(
+            f"data {type(data).__name__} holds sampled answers already, so that model.rollout has nothing to answer: remove one of them"
+        )
     missing = objective.needs - provides - computed
     answered = {"prompts"} if "rollout" in objective.needs else set()
     unused = (provides & KINDS) - objective.needs - answered
@@ -37,10 +51,81 @@ def check_needs(objective: Objective, data: object, provides: frozenset[str], *,
     raise UserError(f"{sides}: it would learn all rows alike, and knows nothing of {_listed(unused)}; {_advice(unused)}")
 
 
+def check_rollout(rollout: Rollout, contract: DataContract, objective: Objective, *, sharded: bool, evaluates: bool) -> None:
+    """Refuse a rollout that could not be done, or could teach nothing.
+
+    Args:
+        rollout: How prompts are answered.
+        contract: What the data promises.
+        objective: What is minimised.
+        sharded: Whether the network is spread over ranks.
+        evaluates: Whether nothing is trained.
+
+    Raises:
+        UserError: A reward cannot be asked, the network is sharded, answers do not fit into a row, or settings contradict each other.
+    """
+    Rewards(rollout.rewards)
+    asking = contract.asking
+    if asking is None:
+        return  # check_needs has refused it
+    if sharded:
+        raise UserError(
+            "model.rollout: a sharded network (trainer.strategy fsdp) would be gathered again for every token; use trainer.strategy ddp, "
+            "or one device"
+        )
+    longest = asking.max_prompt_tokens + rollout.max_completion_tokens
+    if longest > contract.seq_len:
+        raise UserError(
+            f"data.max_prompt_tokens={asking.max_prompt_tokens} and model.rollout.max_completion_tokens={rollout.max_completion_tokens} "
+            f"are together more than data.seq_len={contract.seq_len}, which holds a prompt with its answer: raise it to {longest}, or "
+            "lower them"
+        )
+    if rollout.temperature == 0 and not evaluates:
+        raise UserError("model.rollout.temperature=0 gives every answer of a group alike, from which nothing is learned; 1 is usual")
+    if isinstance(objective, GRPO) and objective.max_completion_tokens not in (None, rollout.max_completion_tokens):
+        raise UserError(
+            f"GRPO: max_completion_tokens={objective.max_completion_tokens} is not model.rollout.max_completion_tokens="
+            f"{rollout.max_completion_tokens}: make them equal"
+        )
+
+
+def check_unused(objective: Objective, given: Sequence[str]) -> None:
+    """Refuse settings of the stage that the objective never looks at.
+
+    Args:
+        objective: What is minimised.
+        given: Which of reference, reference_cache and teacher are set.
+
+    Raises:
+        UserError: One has no effect.
+    """
+    for name in given:
+        need, who = ("teacher", "Distillation") if name == "teacher" else ("ref_logp", "DPO, KTO, or GRPO with beta above 0")
+        if need not in objective.needs:
+            raise UserError(
+                f"model.{name} is set, and model.objective {type(objective).__name__} never looks at it: remove it, or use {who}"
+            )
+
+
+def check_reference_cache(contract: DataContract, data: object, *, sharded: bool) -> None:
+    """Refuse to precompute what cannot be.
+
+    Raises:
+        UserError: The data has no pairs, or the network is sharded.
+    """
+    if "pairs" not in contract.provides:
+        raise UserError(
+            f"model.reference_cache keeps a column for pairs (PreferenceData); data {type(data).__name__} provides "
+            f"{_listed(contract.provides)}, of which answers change from step to step: remove it"
+        )
+    if sharded:
+        raise UserError("model.reference_cache cannot be computed by a sharded network (trainer.strategy fsdp): use ddp, or remove it")
+
+
 _ADVICE = {
     "pairs": "pairs go with DPO, SimPO, ORPO, CPO and RewardModel",
     "verdicts": "verdicts go with KTO",
-    "rollout": "sampled answers go with GRPO and data of prompts",
+    "rollout": "sampled answers come from data of prompts (PromptData) and model.rollout, which says how they are answered and rewarded",
     "prompts": "prompts go with GRPO",
     "teacher": "set model.teacher to a run or a Hugging Face folder of the same vocabulary, or give data with teacher columns",
     "labels": "rows to learn go with CrossEntropy and Distillation",

@@ -40,14 +40,17 @@ class Reference:
         net: The network that is trained.
         adapter: Its adapter; needed where the place is `adapter`.
         make_copy: Makes the frozen copy; called where the place is `copy`.
+        temperature: At which policies sample, whose log-probabilities are compared.
     """
 
-    def __init__(self, place: Place, net: Transformer, adapter: Optional[LoRA], make_copy: Callable[[], Frozen]) -> None:
+    def __init__(
+        self, place: Place, net: Transformer, adapter: Optional[LoRA], make_copy: Callable[[], Frozen], temperature: float = 1.0
+    ) -> None:
         self.place = place
         self.net = net
         self.adapter = adapter
         self.copy = make_copy() if place == "copy" else None
-        self.logp: Callable[[Transformer, Tensor, Tensor, Tensor], Tensor] = label_logp
+        self.temperature = temperature
 
     def fill(self, batch: AnyBatch) -> AnyBatch:
         """The batch with its reference column; as it came if it has one."""
@@ -60,10 +63,10 @@ class Reference:
     def _logp(self, batch: AnyBatch) -> Tensor:
         assert self.place != "column", "data that provides ref_logp has it in every batch"
         if self.copy is not None:
-            return self.logp(self.copy.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT)
+            return label_logp(self.copy.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
         assert self.adapter is not None
         with self.adapter.disabled(self.net), evaluating(self.net):
-            return self.logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT)
+            return label_logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
 
 
 @contextmanager

@@ -8,13 +8,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from lit_pretrain.checkpoint.consolidate import read_folder
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.hf_import import is_hf_folder
-from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.checkpoint.weights import read_score
 
-NAME = "score.weight"
-"""Its key in a stage's state dict."""
 STD = 0.02
 """Deviation of its first weights, that of transformers' classification heads."""
 
@@ -24,7 +21,7 @@ def make_score_head(
 ) -> tuple[nn.Linear, bool]:
     """The head, and whether its weights are those of the parent: a reward model goes on, any other parent gets a new head."""
     head = nn.Linear(width, 1, bias=False)
-    stored = None if init_from is None or is_hf_folder(Path(init_from)) else _stored(resolve(init_from))
+    stored = None if init_from is None or is_hf_folder(Path(init_from)) else read_score(resolve(init_from))
     with torch.no_grad():
         if stored is not None:
             head.weight.copy_(stored)
@@ -34,9 +31,3 @@ def make_score_head(
     if mesh is not None:
         fully_shard(head.to(device), mesh=mesh["data_parallel"])
     return head, stored is not None
-
-
-def _stored(checkpoint: Path) -> Optional[torch.Tensor]:
-    whole = read_folder(checkpoint, only={"state_dict"}) if checkpoint.is_dir() else read_metadata(checkpoint)
-    weight: Optional[torch.Tensor] = whole.get("state_dict", {}).get(NAME)
-    return weight

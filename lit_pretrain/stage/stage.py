@@ -6,33 +6,40 @@ the gradients of *sums*, and divides once by the number of terms over all micro-
 
 import math
 import os
+from pathlib import Path
 from typing import Any, Literal, Optional, Protocol, Union
 
 import lightning as L
 import torch
 from jsonargparse.typing import lazy_instance
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.adapter import LoRA, freeze_, is_adapter_tensor
-from lit_pretrain.batch import AnyBatch, DataContract
+from lit_pretrain.batch import IGNORE_INDEX, AnyBatch, DataContract, PolicyBatch, PromptBatch
 from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import find_parent
-from lit_pretrain.checkpoint.weights import PREFIX, identity, load_weights
+from lit_pretrain.checkpoint.weights import PREFIX, SCORE, identity, load_weights
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
 from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
+from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.compiled import can_compile
-from lit_pretrain.stage.frozen import Frozen
-from lit_pretrain.stage.needs import KINDS, check_needs
-from lit_pretrain.stage.reference import Reference, resolve_place
-from lit_pretrain.stage.score_head import NAME, make_score_head
+from lit_pretrain.stage.frozen import Frozen, label_logp, tempered
+from lit_pretrain.stage.needs import KINDS, check_needs, check_reference_cache, check_rollout, check_unused
+from lit_pretrain.stage.reference import Reference, evaluating, resolve_place
+from lit_pretrain.stage.reference_column import column_key, fill_column
+from lit_pretrain.stage.score_head import make_score_head
 from lit_pretrain.stage.seeds import step_seed
 from lit_pretrain.stage.shard import shard_
 from lit_pretrain.stage.step_sums import StepSums
+
+ANSWERS = "answers"
+"""Where the answers of an unfinished rollout lie in a checkpoint."""
 
 
 class OptimizerRecipe(Protocol):
@@ -53,10 +60,13 @@ class Stage(L.LightningModule):
         schedule: How the learning rates move over the run.
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
+        rollout: How prompts are answered and the answers rewarded, for GRPO.
         adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
         freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks.0`, that are not trained.
         reference: Whose log-probabilities a policy is compared with, if the data holds none: a run, a checkpoint or a Hugging Face folder.
             By default the network that training starts from.
+        reference_cache: Folder in which the reference's log-probabilities of all pairs are kept, once computed, for runs with the same
+            reference, rows, tokenizer and template; training then needs no reference. By default they are computed in every step.
         teacher: Whom a student learns from, if the data holds no teacher's words: a run, a checkpoint or a Hugging Face folder.
         compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
         activation_checkpointing: Keep only the input of every block for the backward pass and compute the rest again: the same numbers with
@@ -72,9 +82,11 @@ class Stage(L.LightningModule):
         schedule: Schedule = Schedule(),
         clip_norm: Optional[float] = 1.0,
         init_from: Optional[str] = None,
+        rollout: Optional[Rollout] = None,
         adapter: Optional[LoRA] = None,
         freeze: tuple[str, ...] = (),
         reference: Optional[str] = None,
+        reference_cache: Optional[str] = None,
         teacher: Optional[str] = None,
         compile: Literal["auto", "on", "off"] = "auto",
         activation_checkpointing: bool = False,
@@ -95,9 +107,11 @@ class Stage(L.LightningModule):
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.init_from = init_from
+        self.rollout = rollout
         self.adapter = adapter
         self.freeze_patterns = freeze
         self.reference_from = reference
+        self.reference_cache = reference_cache
         self.teacher_from = teacher
         self.strict_loading = adapter is None  # its checkpoints lack the base
         self._base_hash: Optional[str] = None
@@ -113,7 +127,13 @@ class Stage(L.LightningModule):
         """The head of a reward model."""
         self.reference: Optional[Reference] = None
         self.teacher: Optional[Frozen] = None
+        self.answers: Optional[Answers] = None
+        """What answers prompts."""
+        self.metric_names: tuple[str, ...] = objective.metric_names
+        """What a training step reports beside its loss."""
+        self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
         self._loss = self._micro_batch
+        self._policy_checked = False
         self._denominator: Optional[Tensor] = None
         self._batch: list[AnyBatch] = []
         self.metrics: dict[str, Union[BitsPerByte, Means]] = {}
@@ -150,15 +170,37 @@ class Stage(L.LightningModule):
             if self.net.head is not None:
                 self.net.head.requires_grad_(False)  # nothing reads it, and DDP waits for the gradient of whatever is trained
         if "ref_logp" in needs:
-            named = self.reference_from is not None and self.reference_from != self.init_from
-            place = resolve_place(self.provides, adapter=self.adapter is not None, named=named)
-            self.reference = Reference(place, self.net, self.adapter, lambda: self._frozen(self.reference_from if named else None))
-            whose = self.reference_from if named else self.init_from or "the first weights, which are random"
-            what = {"column": "column ref_logp of the data", "adapter": "adapter switched off", "copy": f"frozen copy of {whose}"}
-            self.trainer.print(f"reference: {what[place]}")
+            self._join_reference()
         if "teacher" in needs and "teacher" not in self.provides:
             self.teacher = self._frozen(self.teacher_from)
             self.trainer.print(f"teacher: {self.teacher_from}")
+
+    def _join_reference(self) -> None:
+        named = self.reference_from if self.reference_from != self.init_from else None
+        if self.reference_cache is not None and "ref_logp" not in self.provides:
+            self._precompute(named)
+            return
+        place = resolve_place(self.provides, adapter=self.adapter is not None, named=named is not None)
+        self.reference = Reference(place, self.net, self.adapter, lambda: self._frozen(named), self.temperature)
+        whose = named or self.init_from or "the first weights, which are random"
+        what = {"column": "column ref_logp of the data", "adapter": "adapter switched off", "copy": f"frozen copy of {whose}"}
+        self.trainer.print(f"reference: {what[place]}")
+
+    def _precompute(self, where: Optional[str]) -> None:
+        """Give the data a column of the reference, and need no reference."""
+        data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
+        source = where or self.init_from
+        # Without a parent the reference is the first weights, which the seed and the shape decide.
+        network = identity(source) if source is not None else f"seed {self.seed} of {self.config}"
+        assert self.reference_cache is not None
+        done = fill_column(
+            data, Path(self.reference_cache), column_key(data, network=network, precision=str(trainer.precision)),
+            make=lambda: self._frozen(where), context=trainer.precision_plugin.forward_context, device=trainer.strategy.root_device,
+            rank=self.global_rank, gather=self._gather,
+        )  # fmt: skip
+        self.provides = self.provides | {"ref_logp"}
+        self.reference = Reference("column", self.net, self.adapter, lambda: self._frozen(where))
+        trainer.print(f"reference: {done}")
 
     def _frozen(self, where: Optional[str]) -> Frozen:
         """A frozen network from somewhere; None: the weights that training starts from, without an adapter."""
@@ -201,7 +243,11 @@ class Stage(L.LightningModule):
             freeze_(net, self.freeze_patterns)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of a network with an adapter keep the adapter, and say which base it belongs to."""
+        """Keep answers that are still learned from; of a network with an adapter the adapter, and say which base it belongs to."""
+        if self.answers is not None:
+            state = self.answers.state(self.global_step, self._gather)
+            if state is not None:
+                checkpoint[ANSWERS] = state
         if self.adapter is None:
             return
         state = checkpoint["state_dict"]
@@ -211,8 +257,18 @@ class Stage(L.LightningModule):
             from_run = os.path.relpath(self.init_from, self.trainer.default_root_dir)
             checkpoint[RECORD] = AdapterRecord(self.adapter, self.init_from, from_run, self._base_hash).plain()
 
+    def _gather(self, value: Any) -> list[Any]:
+        """What every rank holds."""
+        found: list[Any] = [None] * self.trainer.world_size
+        if self.trainer.world_size == 1:
+            return [value]
+        torch.distributed.all_gather_object(found, value)
+        return found
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an adapter that belongs to another base, and one whose tensors are others."""
+        """Take up a rollout; refuse an adapter that belongs to another base, and one whose tensors are others."""
+        if self.answers is not None and ANSWERS in checkpoint:
+            self.answers.load_state(checkpoint[ANSWERS])
         if self.adapter is None:
             return
         record = AdapterRecord.of(checkpoint)
@@ -239,12 +295,14 @@ class Stage(L.LightningModule):
         self.trainer.print(f"compile: off ({reason})")
         return False
 
-    def check(self, contract: DataContract, data: object) -> None:
+    def check(self, contract: DataContract, data: object, *, sharded: bool, evaluates: bool = False) -> None:
         """Check the data against network and objective.
 
         Args:
             contract: What the data promises.
             data: The data module, for its name.
+            sharded: Whether the network will be spread over ranks.
+            evaluates: Whether nothing will be trained.
 
         Raises:
             UserError: They do not fit; says which to change.
@@ -259,17 +317,30 @@ class Stage(L.LightningModule):
                 f"data.seq_len={contract.seq_len} is longer than the network's positions, "
                 f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
             )
-        check_needs(self.objective, data, contract.provides, teacher=self.teacher_from is not None)
+        check_needs(self.objective, data, contract.provides, teacher=self.teacher_from is not None, rollout=self.rollout is not None)
+        if self.rollout is not None:
+            check_rollout(self.rollout, contract, self.objective, sharded=sharded, evaluates=evaluates)
+        if not evaluates:
+            unused = {"reference": self.reference_from, "reference_cache": self.reference_cache, "teacher": self.teacher_from}
+            check_unused(self.objective, [name for name, value in unused.items() if value is not None])
+        if self.reference_cache is not None:
+            check_reference_cache(contract, data, sharded=sharded)
 
     def setup(self, stage: str) -> None:
         """Take the data's contract, if it fits network and objective, and prepare what is measured."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         contract: DataContract = data.contract
-        self.check(contract, data)
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        self.check(contract, data, sharded=sharded, evaluates=stage != "fit")
         self.contract, self.provides = contract, contract.provides
         padding = self.config.vocab_size - contract.vocab_size
         self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)
         sources, names = len(contract.sources), self.objective.metric_names
+        if self.rollout is not None:
+            assert contract.asking is not None
+            self.answers = Answers(self.rollout, contract.asking, seed=self.seed, seq_len=contract.seq_len)
+            self.metric_names = (*names, *self.answers.metric_names)
+            names = self.answers.held_out_names
         bits = self.objective.bits_per_byte
         self.metrics = {name: BitsPerByte(sources) if bits else Means(names, sources) for name in ("val", "test")}
 
@@ -280,7 +351,7 @@ class Stage(L.LightningModule):
         roles: dict[str, str] = dict(self.net.parameter_roles())
         if self.score is not None:
             trained += [(f"score.{name}", parameter) for name, parameter in self.score.named_parameters()]
-            roles[NAME] = "head"
+            roles[SCORE] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
@@ -299,13 +370,13 @@ class Stage(L.LightningModule):
         self, batch: AnyBatch, step_counts: Optional[Tensor] = None, teacher_BTD: Optional[Tensor] = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Network and objective of one micro-batch: the function that is compiled."""
-        cap = self.config.logit_softcap
         teacher = None
         if self.teacher is not None and teacher_BTD is not None:
             net = self.teacher.net
             teacher = LabelScores(teacher_BTD, net.head_weight, batch.labels_BT, logit_softcap=net.config.logit_softcap)
+        hidden_BTD, cap = tempered(self._hidden(batch), self.config.logit_softcap, self.temperature)
         scores = LabelScores(
-            self._hidden(batch), self.net.head_weight, batch.labels_BT,
+            hidden_BTD, self.net.head_weight, batch.labels_BT,
             logit_softcap=cap, score_head=self.score, teacher=teacher, step_counts=step_counts,
         )  # fmt: skip
         numerator, denominator, metrics = self.objective(scores, batch)
@@ -341,17 +412,18 @@ class Stage(L.LightningModule):
         """All micro-batches of one optimizer step; Lightning runs the backward of the last one, and the update."""
         # Dropout is a function of (seed, step, rank), so that there is no generator state to save or to restore.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        batch, told = self._answered(batch)
         self._batch = batch
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
         assert self.contract is not None
-        sums = StepSums(self.objective.metric_names, len(self.contract.sources), self.device)
+        sums = StepSums(self.metric_names, len(self.contract.sources), self.device)
         step_counts = self._extras(batch)
         denominators = []
         for i, micro in enumerate(batch):
             complete, teacher_BTD = self._complete(micro)
             numerator, denominator, metrics = self._loss(complete, step_counts, teacher_BTD)
             denominators.append(denominator)
-            sums.add(metrics, micro.source_B)
+            sums.add(metrics | told[i], micro.source_B)
             if i + 1 < len(batch):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
@@ -361,6 +433,35 @@ class Stage(L.LightningModule):
         if self.global_step == 0:
             self._check_start(sums)
         return numerator
+
+    def _answered(self, batch: list[AnyBatch]) -> tuple[list[AnyBatch], list[dict[str, Tensor]]]:
+        """The answers to a step's prompts, and what is to be reported of each micro-batch; other batches as they are."""
+        if self.answers is None:
+            return batch, [{} for _ in batch]
+        prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
+        made, told = self.answers.batches(self.net, prompts, self.global_step, self.objective.advantages)
+        if not self._policy_checked:
+            self._check_policy(made[0])
+        if self.answers.on_policy(self.global_step):
+            made = [micro._replace(old_logp_BT=None) for micro in made]
+        return list(made), told
+
+    def _check_policy(self, batch: PolicyBatch) -> None:
+        """Once a run: the policy that sampled is the network that learns, or every ratio to it is wrong from the beginning."""
+        assert batch.old_logp_BT is not None
+        assert self.answers is not None
+        self._policy_checked = True
+        if self.global_step % self.answers.asking.updates:
+            return  # a resumed run has learned since
+        with evaluating(self.net):
+            logp_BT = label_logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
+        gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(min=1)
+        half = torch.is_autocast_enabled(self.device.type) or self.net.token_embedding.weight.dtype != torch.float32
+        if gap.item() > (0.1 if half else 1e-3):
+            raise RuntimeError(
+                f"step {self.global_step}: the log-probabilities of the rollout engine and of the network differ by {gap.item():.4g} nats "
+                "a token: they are not the same policy"
+            )
 
     def _check_start(self, sums: StepSums) -> None:
         """At step 0 a policy is its own reference, and the loss is known; it costs one look at the device in a whole run."""
@@ -420,6 +521,12 @@ class Stage(L.LightningModule):
 
     def _evaluate(self, batch: list[AnyBatch], metric: Union[BitsPerByte, Means]) -> None:
         metric.to(self.device)
+        if self.answers is not None:
+            assert isinstance(metric, Means)
+            prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
+            for asked, told in zip(prompts, self.answers.measure(self.net, prompts, self.global_step), strict=True):
+                metric.update(told, asked.source_B)
+            return
         self.token_bytes_V = self.token_bytes_V.to(self.device)
         for micro in batch:
             complete, teacher_BTD = self._complete(micro)

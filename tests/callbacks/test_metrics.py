@@ -157,7 +157,7 @@ def take(metrics: Metrics, step: int, nats: list[float], tokens: list[float], no
 def stage(nats_S: torch.Tensor, tokens_S: torch.Tensor, norm: float = 1.0) -> SimpleNamespace:
     """What a stage with cross-entropy knows of a step: each token is a term, and there are no means of its own."""
     sums = {"nats_S": nats_S, "tokens_S": tokens_S, "terms_S": tokens_S, "means_M2": torch.zeros(0, 2), "grad_norm": torch.tensor(norm)}
-    return SimpleNamespace(sums=sums, objective=CrossEntropy())
+    return SimpleNamespace(sums=sums, metric_names=CrossEntropy().metric_names)
 
 
 def test_means_of_a_window_are_over_tokens_and_not_over_steps() -> None:

@@ -11,7 +11,10 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.report.folder import SUMMARY, read_metrics
 
 NET = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=128"]
-QUIET = ["--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_prompts=[]", "--trainer.accelerator=cpu"]
+QUIET = [
+    "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_prompts=[]", "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",  # in bf16 an adapter beside its base and merged into it differ in the fourth digit
+]  # fmt: skip
 OBJECTIVE = "lit_pretrain.objective."
 FORMATS = {"PreferenceData": "preference", "KTOData": "kto", "ChatData": "messages"}
 LORA = {"rank": 4, "alpha": 8.0}
@@ -60,6 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "dpo": ("DPO", {"beta": 0.5, "sft_weight": 0.2}, "PreferenceData", False),
     "dpo_lora": ("DPO", {"beta": 0.5}, "PreferenceData", True),
     "orpo": ("ORPO", {}, "PreferenceData", False),
+    "kto": ("KTO", {}, "KTOData", False),
     "kto_lora": ("KTO", {}, "KTOData", True),
 }
 
@@ -93,6 +97,76 @@ def test_a_reward_model_is_validated_with_its_own_head(work: Path, capsys: pytes
     assert "score head: that of the parent" in capsys.readouterr().out
     figures = json.loads((work / "figures.json").read_text())
     assert figures["val/loss"] == pytest.approx(found[-1]["val/loss"], rel=1e-4)
+
+
+def test_a_reward_model_with_an_adapter_is_merged_with_its_head(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = posttrain(work, "reward_lora", {"class_path": OBJECTIVE + "RewardModel"}, "PreferenceData", adapter=LORA)
+    final = next(line for line in reversed(found) if "val/loss" in line)
+    assert final["val/rewards/accuracy"] > 0.9
+    assert main(["merge", str(work / "reward_lora"), str(work / "reward_merged")]) == 0
+    for run in ("reward_lora", "reward_merged"):
+        capsys.readouterr()
+        assert main(["validate", "--run", str(work / run), "--json", str(work / "figures.json")]) == 0
+        assert "score head: that of the parent" in capsys.readouterr().out
+        assert json.loads((work / "figures.json").read_text())["val/loss"] == pytest.approx(final["val/loss"], rel=1e-4)
+
+
+def test_a_reference_is_computed_once_and_found_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = work / "columns"
+    plain = posttrain(work, "dpo_plain", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData")
+    first = posttrain(work, "dpo_first", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+    (file,) = cache.iterdir()
+    assert f"reference: column of 60 pairs, computed now and kept in {file}" in capsys.readouterr().out
+    # Found again, by a run with an adapter, too, which would else be switched off for it.
+    again = posttrain(work, "dpo_again", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+    assert f"reference: column {file}, computed before" in capsys.readouterr().out
+    posttrain(work, "dpo_lora_cached", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache), adapter=LORA)
+    assert f"reference: column {file}, computed before" in capsys.readouterr().out
+    keys = ("train/loss", "val/loss", "train/rewards/margin", "val/rewards/chosen")
+    for a, b, c in zip(plain, first, again, strict=True):
+        assert {k: b[k] for k in keys if k in b} == pytest.approx({k: a[k] for k in keys if k in a}, rel=1e-4, abs=1e-5)
+        assert {k: c[k] for k in keys if k in c} == {k: b[k] for k in keys if k in b}
+    # Another network, template or cut of the rows is another column.
+    posttrain(
+        work, "dpo_cut", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", "--data.init_args.seq_len=64", reference_cache=str(cache)
+    )
+    posttrain(
+        work, "dpo_other", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", f"--from={work / 'dpo_plain'}", reference_cache=str(cache)
+    )
+    assert len(list(cache.iterdir())) == 3
+    # A damaged file is not used.
+    file.write_bytes(b"no")
+    with pytest.raises(AssertionError):
+        posttrain(work, "dpo_damaged", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "model", "message"),
+    [
+        (
+            "KTO",
+            "KTOData",
+            {"reference_cache": "x"},
+            "model.reference_cache keeps a column for pairs (PreferenceData); data KTOData",
+        ),
+        ("SimPO", "PreferenceData", {"reference": "x"}, "model.reference is set, and model.objective SimPO never looks at it"),
+        ("DPO", "PreferenceData", {"teacher": "x"}, "model.teacher is set, and model.objective DPO never looks at it"),
+        ("GRPO", "ChatData", {}, "model.objective GRPO needs rollout, and data ChatData provides labels: rollout is missing"),
+        ("RewardModel", "ChatData", {}, "model.objective RewardModel needs pairs and score, and data ChatData provides labels: pairs is"),
+        ("CrossEntropy", "KTOData", {}, "knows nothing of verdicts; verdicts go with KTO"),
+        ("Distillation", "ChatData", {}, "teacher is missing; set model.teacher"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused_by_name(
+    objective: str, data: str, model: dict[str, Any], message: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AssertionError):
+        posttrain(work, "nonsense", {"class_path": OBJECTIVE + objective}, data, **model)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (work / "nonsense").exists()
 
 
 def test_a_student_learns_from_a_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
