@@ -3,5 +3,6 @@
 from .answers import Answers
 from .builtin import BuiltIn
 from .settings import Rollout, RolloutEngine
+from .vllm import VLLM
 
-__all__ = ["Answers", "BuiltIn", "Rollout", "RolloutEngine"]
+__all__ = ["VLLM", "Answers", "BuiltIn", "Rollout", "RolloutEngine"]

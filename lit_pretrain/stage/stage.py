@@ -457,7 +457,7 @@ class Stage(L.LightningModule):
             logp_BT = label_logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
         gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(min=1)
         half = torch.is_autocast_enabled(self.device.type) or self.net.token_embedding.weight.dtype != torch.float32
-        if gap.item() > (0.1 if half else 1e-3):
+        if gap.item() > (0.1 if half or not self.answers.engine.same_policy else 1e-3):
             raise RuntimeError(
                 f"step {self.global_step}: the log-probabilities of the rollout engine and of the network differ by {gap.item():.4g} nats "
                 "a token: they are not the same policy"

@@ -1,0 +1,263 @@
+"""Export: a network of ours as the config and tensors of an architecture in transformers, the opposite of `hf_import`.
+
+A configuration is written for transformers 4 and 5 alike: 5 reads `rope_parameters` and `dtype`, 4 reads `rope_theta`, `rope_scaling` and
+`torch_dtype` and ignores the others without a word.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_pretrain.checkpoint.hf_import import INDEX, WEIGHTS
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.transformer import Transformer
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+"""Model type -> class of transformers."""
+_LLAMA_NAMES = (
+    (r"^token_embedding\.", "model.embed_tokens."),
+    (r"^final_norm\.", "model.norm."),
+    (r"^head\.", "lm_head."),
+    (r"^blocks\.", "model.layers."),
+    (r"\.attention\.out_proj\.", ".self_attn.o_proj."),
+    (r"\.attention\.", ".self_attn."),
+    (r"\.feed_forward\.", ".mlp."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+)
+_GPT2_NAMES = (
+    (r"^token_embedding\.", "transformer.wte."),
+    (r"^position_embedding\.", "transformer.wpe."),
+    (r"^final_norm\.", "transformer.ln_f."),
+    (r"^head\.", "lm_head."),
+    (r"^blocks\.", "transformer.h."),
+    (r"\.attention_norm\.", ".ln_1."),
+    (r"\.ffn_norm\.", ".ln_2."),
+    (r"\.attention\.out_proj\.", ".attn.c_proj."),
+    (r"\.feed_forward\.up_proj\.", ".mlp.c_fc."),
+    (r"\.feed_forward\.down_proj\.", ".mlp.c_proj."),
+)
+_NEITHER = {
+    "embed_norm": False, "attn_softcap": None, "logit_softcap": None, "value_embeddings": "none", "residual_scalars": False,
+}  # fmt: skip
+"""Parts that no architecture here has, and the values under which they are absent."""
+
+
+def architecture(shape: ModelConfig) -> tuple[str, ModelConfig]:
+    """The model type that computes what a shape computes, and the shape as that type has it: gains and biases that ours lacks are there.
+
+    Raises:
+        UserError: There is none; every part in the way is named, and where to find shapes without it.
+    """
+    parts = [f"{name}={getattr(shape, name)!r}" for name, value in _NEITHER.items() if getattr(shape, name) != value]
+    gpt2 = shape.norm == "layernorm" or shape.position == "learned"
+    wanted: dict[str, tuple[str, ...]] = (
+        {"norm": ("layernorm",), "position": ("learned",), "activation": ("gelu", "gelu_tanh")}
+        if gpt2
+        else {"norm": ("rmsnorm",), "position": ("rope",), "activation": ("swiglu",)}
+    )
+    parts += [f"{name}={getattr(shape, name)!r}" for name, values in wanted.items() if getattr(shape, name) not in values]
+    if gpt2:
+        parts += [name for name in ("qk_norm",) if getattr(shape, name)]
+        parts += [f"n_kv_head={shape.n_kv_head}"] if shape.kv_heads != shape.n_head else []
+        parts += [f"head_dim={shape.head_dim}"] if shape.head_size * shape.n_head != shape.width else []
+        parts += [f"sliding_window={shape.sliding_window}"] if shape.sliding_window is not None else []
+        kind = "gpt2"
+        written = replace(shape, norm_weight=True, norm_bias=True, qkv_bias=True, attn_out_bias=True, ffn_bias=True)
+    else:
+        kind, written = _llama_like(shape)
+        if kind != "llama" and shape.ffn_bias:
+            parts.append("ffn_bias=True with " + ("qk_norm" if shape.qk_norm else "sliding windows"))
+        if kind in ("mistral", "qwen2") and shape.attn_out_bias:
+            parts.append("attn_out_bias=True with sliding windows")
+    if parts:
+        raise UserError(
+            f"this network cannot be exported: no architecture of transformers has {', '.join(parts)}. Train one that exists there from "
+            "the start: configs/pretrain/llama_adamw.yaml, or --config configs/model/llama_*.yaml, qwen3_*.yaml, gpt2_*.yaml after "
+            "another recipe"
+        )
+    return kind, written
+
+
+def _llama_like(shape: ModelConfig) -> tuple[str, ModelConfig]:
+    shape = replace(shape, norm_weight=True)
+    bias = shape.qkv_bias or shape.attn_out_bias
+    if shape.qk_norm:
+        return "qwen3", replace(shape, qkv_bias=bias, attn_out_bias=bias)
+    if shape.sliding_window is not None:
+        if set(shape.window_pattern) == {"S"} and not bias:
+            return "mistral", shape
+        return "qwen2", replace(shape, qkv_bias=True)
+    if shape.qkv_bias and not shape.attn_out_bias and not shape.ffn_bias:
+        return "qwen2", shape
+    return "llama", replace(shape, qkv_bias=bias, attn_out_bias=bias)
+
+
+def to_config(shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: Optional[int]) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        shape: Of the network.
+        dtype: Of the weights, such as bfloat16.
+        bos_id: Begins a document.
+        eos_id: Ends it.
+        pad_id: Fills up rows, if there is such a token.
+    """
+    kind, shape = architecture(shape)
+    common = {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "initializer_range": shape.init_std,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+        "use_cache": True,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    return common | (_gpt2_config(shape) if kind == "gpt2" else _llama_config(shape, kind))
+
+
+def _llama_config(shape: ModelConfig, kind: str) -> dict[str, Any]:
+    scaling = shape.rope_scaling
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if scaling is not None:
+        rope = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_seq_len,
+        }
+    config: dict[str, Any] = {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.n_layer,
+        "num_attention_heads": shape.n_head,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_size,
+        "intermediate_size": shape.ffn_size,
+        "max_position_embeddings": shape.max_seq_len,
+        "hidden_act": "silu",
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None if scaling is None else rope,
+        "rope_parameters": {**rope, "rope_theta": shape.rope_theta},
+        "attention_dropout": 0.0,
+    }
+    if kind in ("llama", "qwen3"):
+        config["attention_bias"] = shape.qkv_bias
+    if kind == "llama":
+        config["mlp_bias"] = shape.ffn_bias
+    if kind == "mistral":
+        config["sliding_window"] = shape.sliding_window
+    if kind in ("qwen2", "qwen3"):
+        windows = [shape.window(layer) is not None for layer in range(shape.n_layer)]
+        config |= {
+            "use_sliding_window": any(windows),
+            "sliding_window": shape.sliding_window,
+            "max_window_layers": windows.index(True) if any(windows) else shape.n_layer,
+            "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+        }
+    return config
+
+
+def _gpt2_config(shape: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_embd": shape.width,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "n_inner": shape.ffn_size,
+        "n_positions": shape.max_seq_len,
+        "n_ctx": shape.max_seq_len,
+        "activation_function": "gelu" if shape.activation == "gelu" else "gelu_new",
+        "layer_norm_epsilon": shape.norm_eps,
+        "resid_pdrop": shape.dropout,
+        "embd_pdrop": shape.dropout,
+        "attn_pdrop": 0.0,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
+
+
+def to_tensors(shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: Optional[torch.dtype] = None) -> dict[str, Tensor]:
+    """Weights by the names of transformers; a tied head is left out, as its loaders expect.
+
+    Args:
+        shape: Of the network.
+        tensors: Its state dict.
+        dtype: To round to; None leaves each as it is.
+    """
+    kind, written = architecture(shape)
+    with torch.device("meta"):
+        expected = Transformer(written).state_dict()
+    whole: dict[str, Tensor] = {}
+    for name, like in expected.items():
+        if name in tensors:
+            whole[name] = tensors[name]
+        else:  # what ours lacks: a gain of one, a bias of zero
+            whole[name] = (torch.ones if name.endswith("norm.weight") else torch.zeros)(like.shape)
+    named = _gpt2_names(whole) if kind == "gpt2" else {_rename(name, _LLAMA_NAMES): tensor for name, tensor in whole.items()}
+    return {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in named.items()}
+
+
+def _gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"blocks\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)", name)
+        if match is None:
+            turned = tensor.ndim == 2 and name.startswith("blocks.")  # GPT-2 stores its matrices input first
+            named[_rename(name, _GPT2_NAMES)] = tensor.T if turned else tensor
+        elif match[2] == "q":  # queries, keys and values are one matrix there
+            parts = torch.cat([tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
+            named[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"] = parts.T if parts.ndim == 2 else parts
+    return named
+
+
+def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    for old, new in names:
+        name = re.sub(old, new, name)
+    return name
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, max_shard_bytes: int) -> list[str]:
+    """Write safetensors, in several files with an index where one would be too large.
+
+    Returns:
+        The names of the files of weights.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    many = len(shards) > 1
+    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if many else [WEIGHTS]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors lets nobody else read
+    if many:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+            "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return files

@@ -1,0 +1,136 @@
+"""VLLM: weights and requests as vLLM takes them. The module here is a pretended one, on top of transformers: the real one was not run."""
+
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_pretrain.adapter import LoRA
+from lit_pretrain.errors import UserError
+from lit_pretrain.generate.completions import Sampling
+from lit_pretrain.objective import GRPO
+from lit_pretrain.reward import Reward
+from lit_pretrain.rollout import VLLM, Rollout
+from tests.stage.test_post_training import NET, T, V, save_llama
+from tests.stage.test_rollout import STOP, Prompts, Seen, run
+
+transformers = pytest.importorskip("transformers")
+
+
+class PretendedModel:
+    """What vLLM's model is asked for, by transformers."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.loads = 0
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.model.load_state_dict({name: tensor.clone() for name, tensor in weights})  # strict: names and shapes
+        self.loads += 1
+
+
+class PretendedLLM:
+    """As much of vllm.LLM as the engine uses."""
+
+    made: list["PretendedLLM"] = []  # noqa: RUF012
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.pretended = PretendedModel(settings["model"])
+        self.resets = 0
+        PretendedLLM.made.append(self)
+
+    def apply_model(self, function: Any) -> list[Any]:
+        return [function(self.pretended)]
+
+    def reset_prefix_cache(self) -> None:
+        self.resets += 1
+
+    @torch.no_grad()
+    def generate(self, prompts: list[dict[str, list[int]]], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
+        assert not use_tqdm
+        return [self._one(prompt["prompt_token_ids"], how) for prompt, how in zip(prompts, sampling_params, strict=True)]
+
+    def _one(self, ids: list[int], how: Any) -> Any:
+        generator, drawn, known = torch.Generator().manual_seed(how.seed), [], []
+        while len(drawn) < how.max_tokens and not (drawn and drawn[-1] in how.stop_token_ids):
+            logits = self.pretended.model(torch.tensor([ids + drawn])).logits[0, -1] / how.temperature
+            logp = logits.log_softmax(-1)
+            token = int(torch.multinomial(logp.exp(), 1, generator=generator))
+            likeliest = int(logp.argmax())  # the likeliest tokens are listed beside the one that was drawn
+            known.append({i: types.SimpleNamespace(logprob=logp[i].item()) for i in {likeliest, token}})
+            drawn.append(token)
+        return types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=tuple(drawn), logprobs=known)])
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("vllm")
+    module.LLM = PretendedLLM  # type: ignore[attr-defined]
+    module.SamplingParams = types.SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(PretendedLLM, "made", [])
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    save_llama(transformers, tmp_path / "parent", seed=0)
+    return tmp_path / "parent"
+
+
+def prompts() -> Prompts:
+    data = Prompts()
+    data.contract = data.contract._replace(vocab_size=V, token_bytes=tuple(range(V)), seq_len=T)
+    return data
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=32.0)], ids=["full", "lora"])
+def test_it_samples_from_the_weights_of_each_step(parent: Path, adapter: LoRA | None) -> None:
+    """The first step's check compares its log-probabilities with the network's; afterwards the weights have moved."""
+    seen = Seen()
+    engine = VLLM(str(parent), options={"dtype": "float32"})
+    rollout = Rollout(
+        rewards={"even": Reward(path="tests.stage.test_rollout.even")}, max_completion_tokens=8, temperature=0.9, engine=engine
+    )
+    found = run(prompts(), steps=3, objective=GRPO(), rollout=rollout, callbacks=[seen], net=NET, init_from=str(parent), adapter=adapter)
+    (llm,) = PretendedLLM.made
+    assert llm.settings["model"] == str(parent)
+    assert llm.settings["logprobs_mode"] == "processed_logprobs"
+    assert llm.settings["dtype"] == "float32"
+    assert llm.pretended.loads == llm.resets == 3
+    for steps in seen.steps:  # never on-policy by definition: another engine sampled
+        assert all(batch.old_logp_BT is not None for batch in steps)
+    from lit_pretrain.stage.frozen import label_logp
+
+    # What it returned in the last step is what the network said before the update, to the rounding of another implementation.
+    batch = seen.steps[2][0]
+    with torch.no_grad():
+        engine.take(found.stage.net)
+        again = engine.generate([[5, 6, 7]], sampling=Sampling(6, frozenset({STOP}), 0.9), seeds=[3])
+    ids = [5, 6, 7, *again.tokens_BN[0][again.mask_BN[0]].tolist()]
+    labels = torch.tensor([[-100, -100, *ids[3:], -100]])
+    found.stage.net.eval()
+    own = label_logp(found.stage.net, torch.tensor([ids]), torch.zeros(1, len(ids), dtype=torch.int32), labels, 0.9)
+    torch.testing.assert_close(own[0, 2:-1], again.logp_BN[0][again.mask_BN[0]], atol=1e-4, rtol=0)
+    assert batch.labels_BT.shape == batch.tokens_BT.shape
+
+
+@pytest.mark.usefixtures("pretended")
+def test_filters_are_refused(parent: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.rollout\.top_p is set, and the log-probabilities of vLLM are those after it"):
+        VLLM(str(parent)).generate([[1]], sampling=Sampling(6, frozenset(), top_p=0.9), seeds=[0])
+
+
+def test_without_vllm_it_is_said_what_to_install(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it fails
+    rollout = Rollout(rewards={"even": Reward(path="tests.stage.test_rollout.even")}, max_completion_tokens=8, engine=VLLM(str(parent)))
+    with pytest.raises(UserError, match=r"needs vLLM .*pip install 'lit_pretrain\[vllm\]'"):
+        run(prompts(), rollout=rollout, net=NET, init_from=str(parent))
+    with pytest.raises(UserError, match=r"memory=1\.5 is a share"):
+        VLLM(str(parent), memory=1.5)
