@@ -264,7 +264,8 @@ def test_merging_casts_last(runs: Path, tmp_path: Path) -> None:
 
 def test_to_peft_and_back(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "export", str(runs / "lora"), str(tmp_path / "peft")]) == 0
-    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    language = ["lineage.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors", *language]
     assert main(["adapter", "import", str(tmp_path / "peft"), str(tmp_path / "back"), str(runs / "base")]) == 0
     ours, back = (read_stored(resolve(str(place))) for place in (runs / "lora", tmp_path / "back"))
     assert ours.keys() == back.keys()

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "model", "adapter"},  # an adapter is put into its base when it is read
     "scaling": {"errors", "model", "report"},  # laws are fitted to run folders
     "generate": {"errors", "batch", "model", "data"},
+    "evaluate": {"errors", "model", "data", "generate"},
     "reward": {"errors"},
     "rollout": {
         "errors",
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     },  # answers become rows as the data lays them out
     "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint", "rollout", "reward"},  # never data
     # they save checkpoints, write the run folder, and sample texts with the run's tokenizer
-    "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data"},
+    "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data", "evaluate"},
 }
 EVERYTHING = {"cli", "__main__"}
 LIGHTNING = ("stage/", "callbacks/", "data/datamodule.py", "data/post_training.py", "cli/")
@@ -63,6 +64,7 @@ TORCH_FREE = (
     "data.template",
     "data.render",
     "data.row_source",
+    "data.language",
     "data.tasks",
     "data.best_fit",
     "data.epochs",
@@ -72,6 +74,8 @@ TORCH_FREE = (
     "scaling.*",
     "checkpoint.contract",
     "checkpoint.find",
+    "checkpoint.hf_card",
+    "evaluate.decontamination",
     "cli.parser",
     "cli.settings",
     "cli.doctor.*",

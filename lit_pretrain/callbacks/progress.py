@@ -60,7 +60,11 @@ class ProgressLine(L.Callback):
             self.live.update(self.task, completed=trainer.global_step)
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Take the metrics of a window or of a validation; a sink of `Metrics`."""
+        """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`."""
+        if any(key.startswith("eval_") for key in values):
+            scores = ", ".join(f"{key.removeprefix('eval_').replace('/', ' ')} {value:.4f}" for key, value in values.items())
+            print(f"step {step}/{self._total} | {scores}", file=self.stream, flush=True)
+            return
         if "val/loss" in values:
             rewarded = "val/reward" in values
             self.validation = f" | val reward {values['val/reward']:.4f}" if rewarded else f" | val {values['val/loss']:.4f}"

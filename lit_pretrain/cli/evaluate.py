@@ -10,12 +10,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lit_pretrain.checkpoint.find import config_of, resolve
 from lit_pretrain.cli.data_choice import names_class
+from lit_pretrain.cli.lineage import check_files
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
 from lit_pretrain.cli.precision import check_precision
 from lit_pretrain.cli.raw import raw_option
 from lit_pretrain.cli.train_cli import TrainParser
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.language import check_language
 from lit_pretrain.errors import UserError
 from lit_pretrain.stage.stage import Stage
 
@@ -46,6 +48,9 @@ class EvaluateCLI(LightningCLI):
         """Which run, and which of its checkpoints."""
         parser.add_argument("--run", type=str, required=True, help="A run folder, or one checkpoint of a run.")
         parser.add_argument("--checkpoint", type=str, default="last", help="For a run folder: last or best.")
+        parser.add_argument(
+            "--accept", type=list[str], default=[], help="Fields in which the data may differ from the run, such as tokenizer."
+        )
         parser.add_argument("--json", type=Optional[str], default=None, help="Also write the figures to this file.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -71,6 +76,20 @@ class EvaluateCLI(LightningCLI):
         self.config.model.reference_cache = None  # held-out rows alone are looked at
         self.config.model.compile = "off"
         check_precision(self.config.trainer.precision)
+
+    def instantiate_classes(self) -> None:
+        """Make everything, and refuse data that does not speak the language of the run."""
+        super().instantiate_classes()
+        place, accept = self.config.model.init_from, tuple(self.config.accept)
+        language = check_files(place, accept=accept)
+        if language is not None:
+            data = self.datamodule
+            check_language(
+                {"tokenizer": language.tokenizer.hash, "vocabulary": language.tokenizer.vocab_size},
+                {"tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size},
+                owner=f"the run of {place}", other=f"the data {data.where}", accept=accept,
+                mend="Measure on data that was prepared with the run's tokenizer.",
+            )  # fmt: skip
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes nothing."""

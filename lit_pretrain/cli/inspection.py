@@ -1,6 +1,7 @@
 """Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -8,6 +9,7 @@ import yaml
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.folder import CONFIG, METRICS, PROVENANCE, read_metrics
+from lit_pretrain.report.lineage import Lineage, source_lines
 
 
 def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, json_lines: bool = False) -> str:
@@ -55,15 +57,18 @@ def order(run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, j
 
 
 def run(path: str) -> str:
-    """What a run was, how it ended, and the runs and data it came from.
+    """What a run was, how it ended, and the runs, folders and raw sources it came from.
 
     Args:
         path: The run's folder.
     """
     lines: list[str] = []
     here: Optional[str] = path
+    recorded: list[Mapping[str, Any]] = []
     while here is not None:
         folder = Path(here)
+        lineage = Lineage.read(folder)
+        recorded = [] if lineage is None else list(lineage.stages)
         facts = _json(folder / PROVENANCE)
         config = _config(here)
         final = [m for m in read_metrics(folder) if "val/loss" in m] if (folder / METRICS).is_file() else []  # a merged run has none
@@ -71,8 +76,11 @@ def run(path: str) -> str:
             f"{here}: {facts['verb']}, started {facts['started']}",
             f"  revision {facts['revision']}, {facts['precision']}",
             f"  {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
-            f"  data {facts['data']} ({facts['manifest_hash'][:16]}), tokenizer {facts['tokenizer_hash'][:16]}",
+            "  "
+            + (f"data {facts['data']} ({facts['manifest_hash'][:16]})" if facts["data"] else "no data")
+            + f", tokenizer {facts['tokenizer_hash'][:16]}",
         ]
+        lines += [f"    {line}" for line in _sources(recorded[:1])]
         if facts.get("adapter") is not None:
             lines.append(f"  {facts['adapter']}")
         if final:
@@ -85,7 +93,19 @@ def run(path: str) -> str:
         # A Hugging Face folder, or a run that is no longer here, ends the line.
         folder = Path(parent).parent.parent if parent is not None else folder
         here = str(folder) if parent is not None and (folder / PROVENANCE).is_file() else None
+    for stage in recorded[1:]:  # what the folders themselves can no longer tell
+        lines += [f"{stage['name']}: {stage['verb']}" + (f", started {stage['started']}" if stage["started"] else "") + ", as recorded"]
+        if stage["data"] is None:
+            lines.append("  data not known")
+        elif stage["data"]["sources"]:
+            lines.append(f"  data {stage['data']['where']} ({stage['data']['hash'][:16]})")
+        lines += [f"    {line}" for line in _sources([stage])]
     return "\n".join(lines) + "\n"
+
+
+def _sources(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each raw source of the data of stages."""
+    return [line for stage in stages if stage["data"] is not None for line in source_lines(stage["data"])]
 
 
 def _config(where: str) -> dict[str, Any]:

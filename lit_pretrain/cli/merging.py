@@ -16,6 +16,7 @@ def merge(
     base: Optional[str] = None,
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
     tolerance: Optional[float] = None,
+    accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Put the adapter of a run into its base, and write the whole network as a run.
 
@@ -27,6 +28,7 @@ def merge(
         dtype: Of the weights that are written. base: that of each of the base's weights. The sums are made in fp32 in any case.
         tolerance: Largest difference between logits, relative to the largest logit, that is accepted. Default: 1e-5 in float32, 0.1 in
             16 bits.
+        accept: Fields of the contract that may differ from the record: tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
     if checkpoint not in ("last", "best"):
         raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named as RUN itself")
@@ -40,6 +42,7 @@ def merge(
     from lit_pretrain.checkpoint.find import config_of, resolve
     from lit_pretrain.checkpoint.network import load_adapted
     from lit_pretrain.checkpoint.weights import read_metadata, read_score, read_weights
+    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of
     from lit_pretrain.cli.run_writer import write_run
     from lit_pretrain.report.folder import PROVENANCE
 
@@ -77,7 +80,7 @@ def merge(
         config=config,
         tensors=weights,
         step=int(read_metadata(path)[KEY]["step"]),
-        tokenizer=folder,
+        language=check_files(path, accept=tuple(accept)),
         facts={
             "verb": "merge",
             "parent": str(path),
@@ -88,6 +91,8 @@ def merge(
         },
         record={},
         score=read_score(path),
+        data=NOTHING,
+        behind=lineage_of(path).stages,
     )
     print(f"done: {out}, whole weights ({', '.join(sorted({str(d).removeprefix('torch.') for d in dtypes.values()}))})")
     return 0

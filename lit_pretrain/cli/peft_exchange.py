@@ -1,13 +1,20 @@
 """PEFT exchange: what `lit_pretrain adapter` does, adapters to peft and from it."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Optional
 
 from lit_pretrain.errors import UserError
 
 
-def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = None) -> int:
+def export(
+    run: str,
+    out: str,
+    checkpoint: str = "last",
+    base: Optional[str] = None,
+    accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+) -> int:
     """Write the adapter of a run as peft reads it: adapter_config.json and adapter_model.safetensors.
 
     Args:
@@ -15,6 +22,7 @@ def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = N
         out: Folder to write; it must not exist.
         checkpoint: For a run folder: last or best.
         base: Name or folder of the base in Hugging Face format, which peft is to load beneath. Default: that of the run, if it is one.
+        accept: Fields of the contract that may differ from the record: tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
     from safetensors.torch import save_file
 
@@ -23,8 +31,10 @@ def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = N
     from lit_pretrain.checkpoint.network import model_config
     from lit_pretrain.checkpoint.peft_format import CONFIG, WEIGHTS, to_peft
     from lit_pretrain.checkpoint.weights import read_record, read_stored
+    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of, stage_record
     from lit_pretrain.cli.run_writer import write_folder
-    from lit_pretrain.report.folder import write_whole
+    from lit_pretrain.report.folder import provenance, write_whole
+    from lit_pretrain.report.lineage import FILENAME, Lineage
 
     path = resolve(run, which=checkpoint)
     record = read_record(path)
@@ -34,10 +44,16 @@ def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = N
         base = record.base
     shape = model_config(config_of(path)["model"]["net"])
     config, tensors = to_peft(shape, record.adapter, read_stored(path), base=base)
+    language = check_files(path, accept=tuple(accept))
 
     def fill(folder: Path) -> None:
         write_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        if language is not None:
+            language.save(folder)
+        made = provenance(verb="adapter export", parent=str(path), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        stages = (stage_record(Path(out).name, made, NOTHING), *lineage_of(path).stages)
+        write_whole(folder / FILENAME, Lineage({} if language is None else language.record(), stages).dump())
 
     write_folder(Path(out), fill)
     beneath = f"; its base there: {base}" if base else "; no base is named: give peft the base's export"
@@ -48,13 +64,14 @@ def export(run: str, out: str, checkpoint: str = "last", base: Optional[str] = N
     return 0
 
 
-def import_(folder: str, out: str, base: str) -> int:
+def import_(folder: str, out: str, base: str, accept: list[str] = []) -> int:  # noqa: B006
     """Make an adapter of peft a run of ours, which can be generated with, measured, merged and started from.
 
     Args:
         folder: It holds adapter_config.json and adapter_model.safetensors.
         out: Folder of the run to write; it must not exist.
         base: The network that it belongs to: a run, a checkpoint or a Hugging Face folder.
+        accept: Fields of the contract in which the adapter's tokenizer may differ from the base's.
     """
     import dataclasses
     import os
@@ -70,9 +87,12 @@ def import_(folder: str, out: str, base: str) -> int:
     from lit_pretrain.checkpoint.peft_format import CONFIG, WEIGHTS, from_peft
     from lit_pretrain.checkpoint.weights import identity
     from lit_pretrain.cli.adapter_cost import adapter_cost
+    from lit_pretrain.cli.lineage import NOTHING, check_files, home_of, lineage_of
     from lit_pretrain.cli.run_writer import write_run
+    from lit_pretrain.data.language import check_language
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.report.folder import PROVENANCE
+    from lit_pretrain.report.lineage import Lineage
 
     source = Path(folder)
     try:
@@ -85,7 +105,11 @@ def import_(folder: str, out: str, base: str) -> int:
     adapter, ours = from_peft(shape, settings, tensors, where=folder)
     _check_fit(shape, adapter, ours, folder)
     foreign = is_hf_folder(parent.path)
-    home = parent.path if foreign else parent.path.parent.parent
+    home = home_of(parent.path)
+    told, own, beneath = Lineage.read(source), check_files(source, accept=tuple(accept)), check_files(home, accept=tuple(accept))
+    if own is not None and beneath is not None:
+        expected, found = ({**language.record(), "template": None, "stop_ids": None} for language in (beneath, own))
+        check_language(expected, found, owner=f"the base {parent.path}", other=f"the adapter {folder}", accept=tuple(accept))
     config: dict[str, Any] = (
         {"trainer": {"precision": "32-true"}, "data": {}, "model": {"net": parent.shape}} if foreign else config_of(parent.path)
     )
@@ -99,7 +123,7 @@ def import_(folder: str, out: str, base: str) -> int:
         config=config,
         tensors=ours,
         step=0,
-        tokenizer=home,
+        language=own or beneath,  # an adapter may have learned conversations, of which its base knows nothing
         facts={
             "verb": "adapter import",
             "parent": str(parent.path),
@@ -110,6 +134,8 @@ def import_(folder: str, out: str, base: str) -> int:
             "precision": facts.get("precision", "32-true"),
         },
         record={RECORD: record.plain()},
+        data=NOTHING if told is not None else None,
+        behind=lineage_of(parent.path).stages if told is None else told.stages,
     )
     print(f"done: {out}, rank {adapter.rank}, {len(ours)} tensors on {parent.path}")
     return 0

@@ -16,6 +16,8 @@ class RunSettings:
     """never: a new run. auto: go on from the newest complete checkpoint of the run, or start it. Or the path of one checkpoint."""
     fork: Optional[str] = None
     """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on from, with its own schedule and length."""
+    accept: tuple[str, ...] = ()
+    """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary, bos_id, eos_id, template."""
     max_steps: Optional[int] = None
     """Length of the run in optimizer steps. Exactly one of max_steps, max_epochs, max_tokens and max_flops."""
     max_epochs: Optional[float] = None
@@ -45,3 +47,11 @@ class RunSettings:
     """Prompts of the text samples."""
     sample_tokens: int = 96
     """Longest text sample in tokens."""
+    evaluate_every: int = 0
+    """Steps between two evaluations of evaluate_tasks; with tasks there is always one at the end. 0: only that one."""
+    evaluate_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, names or YAML files, measured in training as `lit_pretrain evaluate` does; keep them light."""
+    evaluate_include: Optional[str] = None
+    """A folder of more task files."""
+    evaluate_limit: Optional[int] = 100
+    """Only the first so many items of each task."""

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -17,11 +18,14 @@ from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.fit_plan import fit_plan
+from lit_pretrain.cli.lineage import data_record, home_of, lineage_of, stage_record
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
 from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.language import Language
+from lit_pretrain.data.template import FILENAME as TEMPLATE
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.folder import (
@@ -34,6 +38,8 @@ from lit_pretrain.report.folder import (
     write_whole,
 )
 from lit_pretrain.report.layout import layout
+from lit_pretrain.report.lineage import FILENAME as LINEAGE
+from lit_pretrain.report.lineage import Lineage
 from lit_pretrain.report.rollout_layout import rollout_layout
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.scaling.hardware import peak_flops
@@ -129,7 +135,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
-    data.save(folder)
+    write_language(folder, cli, facts)
     file = MetricsFile(folder / METRICS, first_step=first_step)
     cli.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
@@ -139,6 +145,17 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
             logger.experiment.add_custom_scalars(rollout | layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.samples.writer = cli.answers_shown.writer = logger.experiment
+
+
+def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> None:
+    """Write tokenizer, template and lineage: what the run's text looks like, and all that lies behind it."""
+    cli.datamodule.save(folder)
+    behind = () if facts["parent"] is None else lineage_of(facts["parent"]).stages
+    inherited = None if facts["parent"] is None or cli.datamodule.template_hash is not None else Language.found(home_of(facts["parent"]))
+    if inherited is not None and inherited.template is not None and inherited.tokenizer.hash == cli.datamodule.tokenizer_hash:
+        write_whole(folder / TEMPLATE, inherited.template.source)  # text has no template; the network still knows its parent's
+    stage = stage_record(str(folder), facts, data_record(cli.datamodule))
+    write_whole(folder / LINEAGE, Lineage(Language.of(folder).record(), (stage, *behind)).dump())
 
 
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:

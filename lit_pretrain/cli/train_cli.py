@@ -19,6 +19,7 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.callbacks.answers_shown import AnswersShown
 from lit_pretrain.callbacks.checkpoint_io import PlainCheckpointIO
 from lit_pretrain.callbacks.checkpoints import Checkpoints
+from lit_pretrain.callbacks.evaluations import Evaluations
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
@@ -32,7 +33,7 @@ from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.data_choice import Data, build, names_class, settings_of
 from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.messages import warn
-from lit_pretrain.cli.parent import check_tokenizer, tokenizer_folder
+from lit_pretrain.cli.parent import check_parent, tokenizer_folder
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import check_precision, default_precision
 from lit_pretrain.cli.ranks import LAUNCHED_NAME, is_first_process
@@ -42,6 +43,7 @@ from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.mixture import check_past
 from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.errors import UserError
+from lit_pretrain.evaluate.harness import Request
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.report.folder import TENSORBOARD, check_unused
 from lit_pretrain.scaling.flops import flops_per_token
@@ -144,8 +146,8 @@ class TrainCLI(LightningCLI):
         check_precision(config.trainer.precision)
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
-            mend = None if isinstance(data, TextData) else "Leave data.tokenizer out to take the parent's"
-            check_tokenizer(self.parent, data.tokenizer_hash, data.where, mend)
+            mend = None if isinstance(data, TextData) else "Leave data.tokenizer out to take the parent's."
+            check_parent(self.parent, data, accept=self.settings.accept, mend=mend)
         if config.model.adapter is not None and config.sharded_checkpoints:
             raise UserError("sharded_checkpoints is for large checkpoints; that of model.adapter is small: set sharded_checkpoints: false")
         self._resolve_length(config)
@@ -275,7 +277,7 @@ class TrainCLI(LightningCLI):
         )
         self.answers_shown = AnswersShown(settings.log_every)
         own: list[Callback] = [
-            self.metrics, progress, samples, self.answers_shown, GracefulStop(self.checkpoints), self.checkpoints,
+            self.metrics, progress, samples, self.answers_shown, *self._evaluations(), GracefulStop(self.checkpoints), self.checkpoints,
         ]  # fmt: skip
         self.samples = samples
         self.metrics.sinks.append(progress)
@@ -303,6 +305,19 @@ class TrainCLI(LightningCLI):
             return Trainer(**options)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"the Trainer refuses its settings: {error}") from error
+
+    def _evaluations(self) -> list[Callback]:
+        settings = self.settings
+        if not settings.evaluate_tasks:
+            if settings.evaluate_every:
+                raise UserError(f"evaluate_every={settings.evaluate_every}, but evaluate_tasks names no task")
+            return []
+        request = Request(settings.evaluate_tasks, include=settings.evaluate_include, limit=settings.evaluate_limit)
+        return [
+            Evaluations(
+                self.run_folder, every=settings.evaluate_every, request=request, sinks=self.metrics.sinks, on_done=self.metrics.pause
+            )
+        ]
 
     def _strategy(self, trainer: Namespace) -> Any:
         name = trainer.strategy

@@ -149,13 +149,13 @@ def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplat
     """
     if wanted == "auto":
         folder = Path(tokenizer)
-        return _of_folder(folder if folder.is_dir() else folder.parent) or find_template("chatml", tokenizer)
+        return template_of(folder if folder.is_dir() else folder.parent) or find_template("chatml", tokenizer)
     preset = PRESETS / f"{wanted}.jinja"
     if "/" not in wanted and preset.is_file():
         return ChatTemplate(preset.read_text(encoding="utf-8"), name=wanted)
     file = Path(wanted)
     if file.is_dir():
-        found = _of_folder(file)
+        found = template_of(file)
         if found is None:
             raise UserError(f"data.template={wanted!r}: the folder holds neither {FILENAME} nor a chat_template in tokenizer_config.json")
         return found
@@ -165,7 +165,7 @@ def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplat
     return ChatTemplate(file.read_text(encoding="utf-8"), name=wanted)
 
 
-def _of_folder(folder: Path) -> ChatTemplate | None:
+def template_of(folder: Path) -> ChatTemplate | None:
     """The template beside a tokenizer: its own file, else within tokenizer_config.json."""
     file = folder / FILENAME
     if file.is_file():

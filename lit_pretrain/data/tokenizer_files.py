@@ -12,7 +12,7 @@ from lit_pretrain.errors import UserError
 
 FILENAME = "tokenizer.json"
 CONFIG_FILENAME = "tokenizer_config.json"
-_MAP_FILENAME = "special_tokens_map.json"
+MAP_FILENAME = "special_tokens_map.json"
 
 _KNOWN_SEPARATORS = (("<|begin_of_text|>", "<|end_of_text|>"), ("<|endoftext|>", "<|endoftext|>"), ("<s>", "</s>"), ("<bos>", "<eos>"))
 """(bos, eos) by the names that published tokenizers use, tried in this order where no tokenizer_config.json tells."""
@@ -41,7 +41,7 @@ def told(folder: Path) -> tuple[str | None, str | None]:
         UserError: One of these files is damaged.
     """
     bos = eos = None
-    for name in (CONFIG_FILENAME, _MAP_FILENAME):
+    for name in (CONFIG_FILENAME, MAP_FILENAME):
         config = _json_object(folder / name)
         bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
         if bos or eos:
@@ -71,7 +71,7 @@ def separators(special_tokens: Collection[str], bos: str | None, eos: str | None
                 "(`Tokenizer.from_file(...)`, `add_special_tokens(['<|endoftext|>'])`, `save(...)`), or train a tokenizer."
             )
         raise UserError(
-            f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME} nor a {_MAP_FILENAME} beside it that "
+            f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME} nor a {MAP_FILENAME} beside it that "
             f"says bos_token or eos_token, and none of the usual names ({listed({t for pair in _KNOWN_SEPARATORS for t in pair})}). "
             "Set `tokenizer.bos` and `tokenizer.eos`, or one of them, in the prepare config to its special tokens: "
             f"{listed(special_tokens)}"

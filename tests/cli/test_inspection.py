@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from lit_pretrain.cli.inspection import run
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.lineage import Lineage
 
 
 def write(folder: Path, parent: str | None) -> None:
@@ -28,3 +32,26 @@ def test_descent(tmp_path: Path) -> None:
     assert text.count("1,234 parameters, 5 steps") == 3
     (tmp_path / "a" / "provenance.json").unlink()
     assert str(tmp_path / "a") in run(str(tmp_path / "c"))  # named, though it is gone
+
+
+def test_what_is_gone_is_still_recorded(tmp_path: Path) -> None:
+    write(tmp_path / "c", str(tmp_path / "b" / "checkpoints" / "step=00000005.ckpt"))
+    source = {
+        "kind": "jsonl", "licence": "CC0-1.0", "origin": "a library", "path": "x", "documents": 1234, "tokens": 5678, "sha256": "d" * 64,
+    }  # fmt: skip
+    gate = {"name": "piqa", "documents_hit": 3, "action": "remove"}
+    data = {"where": "data/x", "hash": "h" * 64, "sources": {"prose": source}, "gate": [gate]}
+    nothing = {"where": None, "hash": None, "sources": {}, "gate": []}
+    stages = [
+        {"name": name, "verb": verb, "started": "today", "revision": None, "parent": None, "data": what}
+        for name, verb, what in (("c", "merge", nothing), ("b", "fit", data), ("models/llama", "Hugging Face folder", None))
+    ]
+    (tmp_path / "c" / "lineage.json").write_text(Lineage({}, tuple(stages)).dump())
+    text = run(str(tmp_path / "c"))
+    assert "b: fit, started today, as recorded" in text
+    assert "source prose: jsonl, licence CC0-1.0, 1,234 documents, 5,678 tokens, from a library, sha256 " + "d" * 16 in text
+    assert "held against piqa: 3 documents hit, remove" in text
+    assert text.endswith("models/llama: Hugging Face folder, started today, as recorded\n  data not known\n")
+    (tmp_path / "c" / "lineage.json").write_text("{")
+    with pytest.raises(UserError, match=r"lineage.json is damaged"):
+        run(str(tmp_path / "c"))

@@ -1,0 +1,169 @@
+"""Evaluation: what `lit_pretrain evaluate` does. Heavy imports wait until the options have been read."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+from lit_pretrain.errors import UserError
+
+FOLDER = "evaluations"
+"""Of a run, where reports are kept."""
+
+
+def evaluate_run(
+    run: str,
+    checkpoint: str = "last",
+    data: Optional[str] = None,
+    held_out: bool = True,
+    tasks: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+    include: Optional[str] = None,
+    shots: Optional[int] = None,
+    limit: Optional[int] = None,
+    batch_size: int = 16,
+    bos: Optional[bool] = None,
+    apply_chat_template: bool = False,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 1234,
+    report: Optional[str] = None,
+    tensorboard: bool = True,
+    accept: list[str] = [],  # noqa: B006
+) -> int:
+    """Measure a run.
+
+    Args:
+        run: A run folder, or one of its checkpoints. A Hugging Face folder becomes a run by `lit_pretrain import`.
+        checkpoint: For a run folder: last or best.
+        data: A prepared dataset whose validation split is measured, in place of the run's own data.
+        held_out: Measure the held-out text at all.
+        tasks: Tasks of lm-evaluation-harness (the extra `eval`): names, or YAML files such as configs/tasks/local_piqa.yaml.
+        include: A folder of more task files, by whose names `tasks` may go.
+        shots: Examples before each question. Default: as each task says, else none.
+        limit: Only the first items of each task.
+        batch_size: Rows of tasks at once.
+        bos: Begin contexts with the bos token. Default: for networks that have seen documents only, as they all began with it.
+        apply_chat_template: Put questions as conversations, by the run's template.
+        precision: In which everything is computed.
+        device: Where.
+        seed: Of the choice of examples, and of sampled answers.
+        report: File of the report; it must not exist. Default: one of its own in RUN/evaluations.
+        tensorboard: Also write the figures to the run's TensorBoard, at the step of the checkpoint.
+        accept: Fields of the contract that may differ from the record: tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named as RUN itself")
+    if report is not None and Path(report).exists():
+        raise UserError(f"{report} exists already; choose another file, or remove it")
+    if not held_out and not tasks:
+        raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
+    from lit_pretrain.checkpoint.find import resolve, step_of
+    from lit_pretrain.cli.lineage import check_files, lineage_of
+    from lit_pretrain.cli.messages import quiet_libraries
+    from lit_pretrain.evaluate.harness import Request, begins_with_bos, check_installed, load_tasks, run_tasks
+    from lit_pretrain.evaluate.report import as_json, flat, page
+    from lit_pretrain.report.folder import TENSORBOARD, write_whole
+
+    quiet_libraries()
+    path = resolve(run, which=checkpoint)
+    home = path.parent.parent
+    request = Request(tuple(tasks), include, shots, limit, batch_size, bos, apply_chat_template, seed)
+    language = check_files(path, accept=tuple(accept))
+    if language is None:
+        raise UserError(f"{home} holds no tokenizer.json, so nothing can be asked of its network")
+    version = check_installed() if tasks else None
+    loaded = load_tasks(request) if tasks else None
+    began = time.perf_counter()
+    figures, where = _held_out(path, data, precision, device, accept) if held_out else ({}, None)
+    stages = lineage_of(path).stages
+    scores = []
+    if tasks:
+        net, autocast = _network(path, precision, device)
+        scores = run_tasks(net, language, request, stages, loaded=loaded, autocast=autocast)
+    template = "none" if language.template is None else language.template.hash[:16]
+    conditions: dict[str, Any] = {"checkpoint": str(path)}
+    if held_out:
+        conditions["held-out text"] = f"the validation split of {where}"
+    conditions["precision"] = precision
+    if tasks:
+        conditions |= {
+            "harness": f"lm-eval {version}",
+            "contexts": f"{'begin' if begins_with_bos(language, request) else 'do not begin'} with bos ({language.tokenizer.bos})",
+            "chat template": f"{template}, {'applied' if apply_chat_template else 'not applied'}",
+            "limit": "none" if limit is None else f"the first {limit} items of each task",
+            "seed": seed,
+        }
+    conditions["tokenizer"] = language.tokenizer.hash[:16]
+    conditions["time"] = f"{time.perf_counter() - began:.1f} s"
+    for line in page(conditions, figures, scores):
+        print(line)
+    step = step_of(path) or 0
+    name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
+    file = Path(report) if report is not None else home / FOLDER / f"{name}.json"
+    write_whole(file, _dump(as_json({**conditions, "language": language.record(), "stages": stages}, figures, scores)))
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(home / TENSORBOARD), filename_suffix=".evaluate")
+        for key, value in flat(figures, scores).items():
+            writer.add_scalar(key, value, step)
+        writer.close()
+    print(f"report: {file}")
+    return 0
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _network(path: Path, precision: str, device: str) -> Any:
+    """The network on its device, and the autocast of its precision."""
+    from contextlib import nullcontext
+
+    import torch
+
+    from lit_pretrain.checkpoint.network import load_network
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda, but torch finds no CUDA device; leave it out to use the CPU")
+    place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    autocast = torch.autocast(place, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+    return load_network(path).to(place).eval(), autocast
+
+
+def _held_out(path: Path, data: Optional[str], precision: str, device: str, accept: list[str]) -> tuple[dict[str, dict[str, float]], str]:
+    """Loss, perplexity and bits per byte by source, as `validate` measures them; and where the data lies.
+
+    Raises:
+        UserError: The run's own data is of another kind, or is gone.
+    """
+    from lit_pretrain.checkpoint.find import config_of
+    from lit_pretrain.cli.evaluate import EvaluateCLI
+
+    saved = config_of(path)["data"]
+    rows = "class_path" in saved
+    options = [f"--run={path}", f"--trainer.precision={precision}", f"--trainer.accelerator={device if device != 'cuda' else 'gpu'}"]
+    options.append(f"--accept={accept}")
+    if data is not None:
+        if rows:
+            options += ["--data=lit_pretrain.data.datamodule.TextData", f"--data.path={data}"]
+        else:
+            options += [f"--data.path={data}"]
+        options += ["--model.objective=lit_pretrain.objective.CrossEntropy"]
+    elif not rows and not saved.get("path"):
+        raise UserError(f"the run of {path} was not trained here and names no data: give --data DATASET, or --held_out=false with --tasks")
+    cli = EvaluateCLI("validate", options)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    found = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    if "val/bits_per_byte" not in found:
+        raise UserError(
+            f"the objective of {path} has no loss per token: `lit_pretrain validate --run {path.parent.parent}` reports its figures; "
+            "here give --data DATASET, a prepared dataset, or --held_out=false"
+        )
+    figures = {"all": (found["val/loss"], found["val/bits_per_byte"])}
+    for source in cli.datamodule.sources:
+        if f"val_loss/{source}" in found:
+            figures[source] = (found[f"val_loss/{source}"], found[f"val_bits_per_byte/{source}"])
+    named = {source: {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits} for source, (loss, bits) in figures.items()}
+    return named, str(cli.datamodule.where)

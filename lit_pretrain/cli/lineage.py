@@ -1,0 +1,119 @@
+"""Lineage as the command line writes it: the record of a stage's data, and the stages that lie behind a parent."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from lit_pretrain.checkpoint.find import step_of
+from lit_pretrain.checkpoint.hf_import import CONFIG as HF_CONFIG
+from lit_pretrain.cli.data_choice import Data
+from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.language import Language, check_language
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.row_source import RowSource, identity
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.folder import PROVENANCE
+from lit_pretrain.report.lineage import Lineage
+
+NOTHING: dict[str, Any] = {"where": None, "hash": None, "sources": {}, "gate": []}
+"""The data of a stage that reads none, such as merge and export; data that is not known is None."""
+
+
+def prepared_record(where: str, manifest: Manifest) -> dict[str, Any]:
+    """What a stage says of prepared text: its sources, and the evaluation sets that they were held against."""
+    sources = {
+        name: {
+            "kind": source.kind, "origin": source.origin, "licence": source.licence, "path": source.path,
+            "documents": sum(split.documents for split in source.splits.values()), "tokens": source.tokens,
+            "sha256": source.content_sha256,
+        }
+        for name, source in manifest.sources.items()
+    }  # fmt: skip
+    return {"where": where, "hash": manifest.hash, "sources": sources, "gate": [dataclasses.asdict(record) for record in manifest.gate]}
+
+
+def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource]) -> dict[str, Any]:
+    """What a stage says of rows; they are held against no evaluation set."""
+    facts = identity(row_sources)
+    sources = {
+        name: {
+            "kind": "rows" if source.path else "made",
+            "format": facts[name]["format"],
+            "path": source.path,
+            "sha256": facts[name]["sha256"],
+        }
+        for name, source in row_sources.items()
+    }
+    return {"where": where, "hash": data_hash, "sources": sources, "gate": []}
+
+
+def data_record(data: Data) -> dict[str, Any]:
+    """What a stage says of the data that it reads."""
+    if isinstance(data, TextData):
+        return prepared_record(data.where, data.manifest)
+    return rows_record(data.where, data.manifest_hash, data.row_sources)
+
+
+def home_of(place: Union[str, Path]) -> Path:
+    """The folder of an artefact from what names it: of a checkpoint its run, else the folder itself."""
+    path = Path(place)
+    return path if path.is_dir() and step_of(path) is None else path.parent.parent
+
+
+def lineage_of(place: Union[str, Path]) -> Lineage:
+    """The lineage of a run, a checkpoint, an export or a Hugging Face folder, as far as it is known.
+
+    Raises:
+        UserError: Its record is damaged.
+    """
+    home = home_of(place)
+    found = Lineage.read(home)
+    if found is not None:
+        return found
+    language = Language.found(home)
+    record = {} if language is None else language.record()
+    if (home / HF_CONFIG).is_file():
+        stage = {"name": str(home), "verb": "Hugging Face folder", "started": None, "revision": None, "parent": None, "data": None}
+        return Lineage(record, (stage,))
+    file = home / PROVENANCE
+    if not file.is_file():
+        raise UserError(f"{place} belongs to no run: {file} is missing")
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return Lineage(record, (stage_record(str(home), facts, None),))
+
+
+def stage_record(name: str, facts: Mapping[str, Any], data: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of one stage.
+
+    Args:
+        name: The folder that it made.
+        facts: Of its provenance.
+        data: Of its data.
+    """
+    kept = {key: facts.get(key) for key in ("verb", "started", "revision", "parent")}
+    return {"name": name, **kept, "data": data}
+
+
+def check_files(place: Union[str, Path], *, accept: tuple[str, ...] = ()) -> Optional[Language]:
+    """The language of an artefact, whose files must be those that its record speaks of.
+
+    Args:
+        place: A run, a checkpoint, an export or a Hugging Face folder.
+        accept: Fields that may differ.
+
+    Returns:
+        None if it holds no tokenizer.
+
+    Raises:
+        UserError: The files were changed since; names each field.
+    """
+    home = home_of(place)
+    language, record = Language.found(home), Lineage.read(home)
+    if language is not None and record is not None:
+        check_language(
+            record.language, language.record(), owner=f"the record of {home}", other=f"the tokenizer or template beside it in {home}",
+            accept=accept, mend="Put the files back that belong to it.",
+        )  # fmt: skip
+    return language

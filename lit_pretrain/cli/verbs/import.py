@@ -1,0 +1,13 @@
+"""Make a Hugging Face folder a run: `import FOLDER OUT`."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain import FOLDER OUT`."""
+    from lit_pretrain.cli.hf_exchange import import_
+    from lit_pretrain.cli.parser import make_parser
+
+    parser = make_parser("import", __doc__)
+    parser.add_function_arguments(import_, as_positional=True)
+    options = parser.parse_args(argv).as_dict()
+    options.pop("config", None)
+    return import_(**options)

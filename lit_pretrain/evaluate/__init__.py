@@ -1,0 +1,1 @@
+"""Evaluate: tasks through lm-evaluation-harness, and what a score is worth."""

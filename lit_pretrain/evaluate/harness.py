@@ -1,0 +1,219 @@
+"""Harness: tasks of lm-evaluation-harness on a network of ours, and what must be said beside their scores."""
+
+import importlib.util
+import io
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, TextIO
+
+from lit_pretrain.data.evaluation_set import content_sha256, read_records
+from lit_pretrain.data.language import Language
+from lit_pretrain.errors import UserError
+from lit_pretrain.evaluate.decontamination import Status, status_of
+
+if TYPE_CHECKING:
+    from lit_pretrain.model.transformer import Transformer
+
+PACKAGE = "lm_eval"
+
+
+class WithoutBars(io.TextIOBase):
+    """A stream as it is, but for progress bars, which begin with a carriage return."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._after_bar = False
+
+    def write(self, text: str) -> int:
+        """Pass on what is no bar and no end of one."""
+        bar = text.startswith("\r") or (self._after_bar and not text.strip())
+        if not bar:
+            self.stream.write(text)
+        self._after_bar = bar
+        return len(text)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which tasks, and how."""
+
+    tasks: tuple[str, ...]
+    """Names of the harness's tasks, of tasks in `include`, or YAML files."""
+    include: Optional[str] = None
+    """A folder of more task files."""
+    shots: Optional[int] = None
+    """Examples before each question; None: as the task says."""
+    limit: Optional[int] = None
+    """Only the first so many items of each task."""
+    batch_size: int = 16
+    """Rows at once."""
+    bos: Optional[bool] = None
+    """Whether contexts begin with bos; None: as prompts of this network do."""
+    apply_chat_template: bool = False
+    """Put questions as conversations."""
+    seed: int = 1234
+    """Of the choice of examples, and of answers that are sampled."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one task."""
+
+    task: str
+    metrics: Mapping[str, float]
+    """By the harness's names, such as acc or exact_match,strict-match; those of the default filter without it."""
+    errors: Mapping[str, float]
+    """Standard errors of those that have one."""
+    shots: int
+    items: int
+    version: str
+    status: Status
+
+
+def check_installed() -> str:
+    """The version of the harness.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise UserError("tasks need lm-evaluation-harness: install the extra, as in: bash scripts/setup.sh eval")
+    from importlib.metadata import version
+
+    return version(PACKAGE)
+
+
+def load_tasks(request: Request) -> Any:
+    """The harness's task objects.
+
+    Raises:
+        UserError: A task is not known, or its data cannot be read.
+    """
+    check_installed()
+    from lm_eval.tasks import TaskManager
+
+    for name in (PACKAGE, "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if request.include is not None and not Path(request.include).is_dir():
+        raise UserError(f"--include {request.include} is not a folder")
+    manager = TaskManager(include_path=request.include, include_defaults=False)
+    files = {name for name in request.tasks if name.endswith((".yaml", ".yml"))}
+    if missing := sorted(name for name in files if not Path(name).is_file()):
+        raise UserError(f"the task file {missing[0]} does not exist")
+    if not set(request.tasks) - files <= set(manager.all_tasks):
+        manager = TaskManager(include_path=request.include)  # reads some ten thousand files
+    unknown = sorted(set(request.tasks) - files - set(manager.all_tasks))
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
+        raise UserError(
+            f"there is no task {unknown[0]!r}" + (f"; did you mean {', '.join(near)}?" if near else "; name one, or a YAML file")
+        )
+    try:
+        with redirect_stderr(WithoutBars(sys.stderr)):
+            return manager.load(list(request.tasks))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what datasets and the harness raise for data and task files
+        raise UserError(f"the tasks {', '.join(request.tasks)} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def run_tasks(
+    net: "Transformer",
+    language: Language,
+    request: Request,
+    stages: Sequence[Mapping[str, Any]],
+    *,
+    loaded: Any = None,
+    autocast: Optional[AbstractContextManager[Any]] = None,
+) -> list[Score]:
+    """Score a network.
+
+    Args:
+        net: The network; dropout is off and weights are untouched.
+        language: Its tokenizer and template.
+        request: Which tasks, and how.
+        stages: Its lineage.
+        loaded: What `load_tasks` gave.
+        autocast: In which scores are computed; None: in the dtype of the weights.
+    """
+    loaded = load_tasks(request) if loaded is None else loaded
+    from lm_eval.evaluator import evaluate
+
+    from lit_pretrain.evaluate.language_model import NetworkLM
+
+    lm = NetworkLM(
+        net,
+        language,
+        bos=begins_with_bos(language, request),
+        chat=request.apply_chat_template,
+        batch_size=request.batch_size,
+        autocast=nullcontext() if autocast is None else autocast,
+        seed=request.seed,
+    )
+    for task in loaded["tasks"].values():
+        if request.shots is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=request.shots or 0)
+        task.set_fewshot_seed(seed=request.seed)
+    with redirect_stderr(WithoutBars(sys.stderr)), redirect_stdout(sys.stderr):
+        results = evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=request.limit,
+            bootstrap_iters=1000,  # only for metrics whose error has no formula
+            log_samples=False,
+            apply_chat_template=request.apply_chat_template,
+            fewshot_as_multiturn=request.apply_chat_template,
+        )
+    scores = []
+    for name, task in loaded["tasks"].items():
+        metrics, errors = _numbers(results["results"][name])
+        scores.append(
+            Score(
+                task=name,
+                metrics=metrics,
+                errors=errors,
+                shots=int(results["n-shot"][name]),
+                items=int(results["n-samples"][name]["effective"]),
+                version=str(results["versions"][name]),
+                status=status_of(content_hashes(task), stages),
+            )
+        )
+    return scores
+
+
+def begins_with_bos(language: Language, request: Request) -> bool:
+    """Whether contexts begin with bos."""
+    if request.apply_chat_template:
+        return False  # the template writes it, if it is wanted
+    return language.adds_bos if request.bos is None else request.bos
+
+
+def _numbers(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics and their standard errors."""
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in result.items():
+        name, _, how = key.partition(",")
+        if not isinstance(value, (int, float)) or not how:
+            continue  # alias, and sizes
+        label = name.removesuffix("_stderr") + ("" if how == "none" else f",{how}")
+        (errors if name.endswith("_stderr") else metrics)[label] = float(value)
+    return metrics, errors
+
+
+def content_hashes(task: Any) -> frozenset[str]:
+    """Identities of the records that a task asks about: of its local files, and as the harness has read them."""
+    split = task.config.test_split or task.config.validation_split
+    hashes = set()
+    files = (task.config.dataset_kwargs or {}).get("data_files")
+    named = files.get(split) if isinstance(files, Mapping) else files
+    for file in [named] if isinstance(named, str) else named or []:
+        if "://" not in file:
+            hashes.add(content_sha256(read_records(file)))
+    rows = task.dataset[split] if task.dataset is not None and split in task.dataset else []
+    hashes.add(content_sha256([dict(row) for row in rows]))
+    return frozenset(hashes)
