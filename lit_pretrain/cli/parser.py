@@ -7,7 +7,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn, Optional, get_args
 
 from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
@@ -123,6 +123,15 @@ def nearest(name: str, known: list[str]) -> Optional[str]:
 
 class VerbParser(Suggesting, ArgumentParser):  # type: ignore[misc]  # parse_args of the mixin passes on what it does not read
     """The parser of verbs that need no Trainer."""
+
+    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:
+        """Parse; a group of options that a config leaves empty is a mistake."""
+        parsed = super().parse_args(args, *rest, **options)
+        optional = {action.dest for action in self._actions if type(None) in get_args(getattr(action, "_typehint", None))}
+        for group in sorted({action.dest.split(".")[0] for action in self._actions if "." in action.dest} - optional):
+            if parsed.get(group) is None:
+                self.error(f"{group} is empty: give its options, or leave it out for the defaults")
+        return parsed
 
 
 def parser_options(verb: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.checks import check_kind
+from lit_pretrain.prepare.checks import check_kind, refuse_null
 from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
 from lit_pretrain.prepare.dedup.config import DedupConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
@@ -137,6 +137,7 @@ class PrepareConfig:
         """
         from lit_pretrain.prepare.filters.chain import Chain  # numpy, which --help can do without
 
+        refuse_null(self)
         if not self.sources:
             raise UserError("sources is empty: name at least one, e.g. `sources: {mine: {kind: text, path: corpus/}}`")
         for name, source in self.sources.items():

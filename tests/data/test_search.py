@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.data.documents import full_origin
@@ -15,6 +15,11 @@ from lit_pretrain.data.search import find
 from lit_pretrain.data.stored import open_chunk
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def opened(dataset: Path) -> tuple[Manifest, Tokenizer]:
+    return Manifest.load(dataset), Tokenizer.load(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +37,15 @@ def texts(dataset: Path) -> list[tuple[str, str, str, str, int, str]]:
     return found
 
 
+@settings(max_examples=40)
 @given(data=st.data())
-def test_hits_are_those_of_a_plain_search(data: st.DataObject, dataset: Path, texts: list[tuple[str, str, str, str, int, str]]) -> None:
+def test_hits_are_those_of_a_plain_search(
+    data: st.DataObject, dataset: Path, opened: tuple[Manifest, Tokenizer], texts: list[tuple[str, str, str, str, int, str]]
+) -> None:
     text = data.draw(st.sampled_from(texts))[5]
     begin = data.draw(st.integers(0, len(text) - 1))
     needle = text[begin : begin + data.draw(st.integers(1, 60))]
-    hits = list(find(dataset, Manifest.load(dataset), Tokenizer.load(dataset), needle))
+    hits = list(find(dataset, *opened, needle))
     expected = []
     for split, name, _, chunk, row, whole in texts:
         place = whole.find(needle)

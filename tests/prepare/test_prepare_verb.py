@@ -150,6 +150,28 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path: Path, extra: list[str], messa
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        ("splits:", "splits"),
+        ("tokenizer:", "tokenizer"),
+        ("tokenizer: {vocab_size: }", "tokenizer.vocab_size"),
+        ("filters:", "filters"),
+        ("max_document_bytes:", "max_document_bytes"),
+        ("engine:", "engine"),
+        ("dedup: {near: {threshold: }}", "dedup.near.threshold"),
+        ("sources: {mine: {kind: text, path: ., fields: }}", "sources.mine.fields"),
+    ],
+)
+def test_an_empty_entry_of_a_file_is_a_mistake(tmp_path: Path, entry: str, where: str, prepare_here: Prepare) -> None:
+    """To YAML it is null, which the parser lets through."""
+    sources = "" if entry.startswith("sources") else "sources: {mine: {kind: text, path: .}}\n"
+    (tmp_path / "empty.yaml").write_text(f"out: {tmp_path / 'data'}\n{sources}{entry}\n")
+    done = prepare_here("--config", tmp_path / "empty.yaml")
+    assert done.returncode == 2, done.stderr
+    assert f"{where} is empty" in done.stderr
+
+
 def test_unknown_key_in_a_file(tmp_path: Path, prepare_here: Prepare) -> None:
     (tmp_path / "typo.yaml").write_text("out: x\nchunk_token: 5\nsources: {}\n")
     done = prepare_here("--config", tmp_path / "typo.yaml")

@@ -126,10 +126,12 @@ def test_a_job_that_cannot_run_is_an_error(prepare: Prepare, corpus: Path, tmp_p
     assert not (tmp_path / "data").exists()
 
 
-def test_slurm_needs_a_partition_and_sbatch(prepare: Prepare, corpus: Path, tmp_path: Path) -> None:
-    done = prepare(corpus, tmp_path / "data", "--engine=slurm")
+def test_slurm_needs_a_partition_and_sbatch(prepare_here: Prepare, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--config", corpus / "config.yaml", f"--out={tmp_path / 'data'}", "--filters=[]", "--engine=slurm"]
+    done = prepare_here(*options)
     assert (done.returncode, "slurm.partition" in done.stderr) == (2, True)
-    done = prepare(corpus, tmp_path / "data", "--engine=slurm", "--slurm.partition=main", PATH=str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = prepare_here(*options, "--slurm.partition=main")
     assert (done.returncode, "needs `sbatch` on this machine" in done.stderr) == (2, True), done.stderr
 
 
@@ -179,11 +181,15 @@ def pretended(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{fake / 'bin'}:/usr/bin:/bin", "FAKE": str(fake)}
 
 
-def test_what_is_sent_to_slurm(prepare: Prepare, corpus: Path, local: Path, tmp_path: Path, pretended: dict[str, str]) -> None:
+def test_what_is_sent_to_slurm(prepare: Prepare, prepare_here: Prepare, corpus: Path, tmp_path: Path, pretended: dict[str, str]) -> None:
+    """Of three stages: the equality with all of them is that of a real Slurm."""
     fake = Path(pretended["FAKE"])
-    done = prepare(corpus, tmp_path / "data", *SLURM, "--slurm.qos=low", '--slurm.sbatch={"account": "mine"}', **pretended)
+    few = ["--filters=[]", "--dedup=null", "--decontaminate=null", "--sources.table.fields={}", "--part_bytes=150000"]
+    done = prepare(corpus, tmp_path / "data", *SLURM, "--slurm.qos=low", '--slurm.sbatch={"account": "mine"}', *few, **pretended)
     assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "data") == tree(local)
+    here = prepare_here("--config", corpus / "config.yaml", f"--out={tmp_path / 'here'}", "--workers=1", *few)
+    assert here.returncode == 0, here.stderr
+    assert tree(tmp_path / "data") == tree(tmp_path / "here")
     script = next(path for path in sorted(fake.glob("script.*")) if "01-clean" in path.read_text()).read_text()
     options = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in script.splitlines() if line.startswith("#SBATCH"))
     asked = {"partition": "main", "mem-per-cpu": "1G", "cpus-per-task": "1", "time": "04:00:00", "qos": "low", "account": "mine"}

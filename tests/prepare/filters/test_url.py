@@ -86,6 +86,7 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         module._datatrove_assets()
 
 
+@pytest.mark.slow  # the lists hold four million domains
 def test_datatrove_lists() -> None:
     """The lists of the package, read as data and without a network; the verdicts are those of its filter but for three differences."""
     pytest.importorskip("datatrove")
