@@ -121,10 +121,11 @@ def nearest(name: str, known: list[str]) -> Optional[str]:
     return last[part[0]] if part else None
 
 
-class VerbParser(Suggesting, ArgumentParser):  # type: ignore[misc]  # parse_args of the mixin passes on what it does not read
+class VerbParser(Suggesting, ArgumentParser):
     """The parser of verbs that need no Trainer."""
 
-    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:
+    # It passes on what it does not read.
+    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse; a group of options that a config leaves empty is a mistake."""
         parsed = super().parse_args(args, *rest, **options)
         optional = {action.dest for action in self._actions if type(None) in get_args(getattr(action, "_typehint", None))}
