@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A scaling law from one's own runs, and a larger run forecast before it is made:  bash scripts/scaling_demo.sh
 # Three FLOP budgets on the embedded corpus, each spent by models of different sizes; the best size of every budget, the law, its forecast
-# for a fourth budget; then the fourth budget itself. Safe to run again: what is there is kept.
+# for a fourth budget; then the fourth budget itself. docs/scaling.md holds what came of it. Safe to run again: what is there is kept.
 # Settings, from the environment: VENV and PYTHON as for scripts/setup.sh; SCALING_PROCESSES, runs at a time, of one thread each (2);
 # SCALING_LAUNCHER, words before the command of every run, as in SCALING_LAUNCHER="nice -n 10".
 set -euo pipefail

@@ -26,6 +26,8 @@ _AHEAD = 100.0
 """Figures against compute go on to this multiple of the largest run's."""
 _MARKERS = "osD^vPXdp*h<>"
 _DPI = 130
+_SHOWN = 0.98
+"""Of the resamples, in the figure of pairs."""
 COUNTS = {"total": "total", "matmul": "matmul", "nonembed": "non-embedding"}
 
 
@@ -154,6 +156,9 @@ def pairs_figure(fitted: Fitted) -> Figure:
         raise UserError("the figure of bootstrap pairs needs resamples: --bootstrap 1000")
     names, law = PARAMETERS[fitted.fit.law.form], fitted.fit.law
     values = np.array([[drawn.params[name] for name in names] for drawn in fitted.draws.laws])
+    # Runs that hardly determine a parameter send some resamples to 1e300, where no axis can follow.
+    low, high = np.quantile(values, [(1 - _SHOWN) / 2, (1 + _SHOWN) / 2], axis=0)
+    values = np.where((values >= low) & (values <= high), values, np.nan)
     size = len(names)
     figure = Figure(figsize=(1.9 * size + 0.6, 1.9 * size + 0.3), layout="constrained", dpi=_DPI)
     grid = figure.subplots(size, size, squeeze=False)
@@ -164,13 +169,13 @@ def pairs_figure(fitted: Fitted) -> Figure:
                 ax.set_visible(False)
                 continue
             for axis, name, drawn in (("x", names[column], x), ("y", names[row], y)):
-                log = name not in EXPONENTS and drawn.max() > 10 * drawn.min()
+                log = name not in EXPONENTS and np.nanmax(drawn) > 10 * np.nanmin(drawn)
                 getattr(ax, f"set_{axis}scale")("log" if log else "linear")
                 if not log:
                     ax.locator_params(axis=axis, nbins=4)
             if column == row:
-                bins = np.geomspace(x.min(), x.max(), 25) if ax.get_xscale() == "log" else 25
-                ax.hist(x, bins=bins, color=BLUE, alpha=0.7)
+                bins = np.geomspace(np.nanmin(x), np.nanmax(x), 25) if ax.get_xscale() == "log" else 25
+                ax.hist(x[np.isfinite(x)], bins=bins, color=BLUE, alpha=0.7)
                 ax.axvline(law.params[names[row]], color=ORANGE, linewidth=1.5)
                 ax.set_yscale("linear")
                 ax.set_yticks([])
@@ -185,7 +190,10 @@ def pairs_figure(fitted: Fitted) -> Figure:
             if column == 0 and row:
                 ax.set_ylabel(names[row])
     figure.align_labels()
-    figure.suptitle(f"{len(values):,} bootstrap resamples of {len(fitted.runs)} runs; orange: the fit of all", fontsize=10)
+    figure.suptitle(
+        f"{len(values):,} bootstrap resamples of {len(fitted.runs)} runs, middle {_SHOWN:.0%} of each parameter; orange: the fit of all",
+        fontsize=10,
+    )
     return figure
 
 

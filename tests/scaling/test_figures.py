@@ -1,5 +1,6 @@
 """Figures: every one draws for every form, shows what it should, and arrives in TensorBoard as it is."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling import figures
+from lit_pretrain.scaling.bootstrap import Draws
 from lit_pretrain.scaling.event_images import write_images
 from lit_pretrain.scaling.fitted import Fitted, fit_runs
 from lit_pretrain.scaling.isoflop import isoflop
+from lit_pretrain.scaling.law import Law
 
 from .synthetic import sweeps
 
@@ -77,6 +80,14 @@ def test_residuals_and_pairs(fitted: Fitted) -> None:
     first(figure)
     with pytest.raises(UserError, match="needs resamples"):
         figures.pairs_figure(fit_runs(RUNS))
+
+
+def test_resamples_that_run_away_leave_the_pairs_readable(fitted: Fitted) -> None:
+    assert fitted.draws is not None
+    lost = Law("chinchilla", {**fitted.fit.law.params, "E": 1e-300, "B": 1e300})
+    figure = figures.pairs_figure(dataclasses.replace(fitted, draws=Draws((*fitted.draws.laws * 4, lost), 0)))
+    first(figure)  # drawing is where an axis to 1e300 fails
+    assert max(ax.get_xlim()[1] for ax in figure.axes) < 1e6
 
 
 @pytest.mark.parametrize("form", ["tied", "kaplan"])

@@ -56,9 +56,9 @@ def test_from_nothing_to_a_forecast_and_what_came_of_it(small_library: Path, tmp
     first = demo(checkout)
     assert first.returncode == 0, first.stdout + first.stderr
     runs = checkout / "runs"
-    assert len(list((runs / "scaling").glob("*/summary.md"))) == 18
+    assert len(list((runs / "scaling").glob("*/summary.md"))) == 15
     assert sorted(path.name for path in (runs / "scaling" / "figures").iterdir())[0] == "bootstrap.png"
-    assert (runs / "scaling" / "runs.csv").read_text().count("\n") == 19
+    assert (runs / "scaling" / "runs.csv").read_text().count("\n") == 16
     assert "a (N* ~ C^a)" in first.stdout
     assert "by law.json; actual" in first.stdout.split("what came of it:")[1]
 
