@@ -191,7 +191,7 @@ class FlexKernel:
         B, T = tokens_BT.shape
         device = tokens_BT.device
         self.score_mod = None if cap is None else functools.partial(_flex_cap, cap)
-        self.flex_attention, create_block_mask = _flex_functions(device.type == "cuda" and not torch.compiler.is_compiling())
+        _, create_block_mask = _flex_functions(device.type == "cuda" and not torch.compiler.is_compiling())
         self.masks: dict[Optional[int], BlockMask] = {}
         for window, first_BT in first.items():
             rule = _flex_causal if first_BT is None else functools.partial(_flex_rule, first_BT)
@@ -199,7 +199,8 @@ class FlexKernel:
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
         """Attend, as Kernel says."""
-        out: Tensor = self.flex_attention(
+        flex_attention, _ = _flex_functions(q_BTHK.device.type == "cuda" and not torch.compiler.is_compiling())
+        out: Tensor = flex_attention(
             q_BTHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
@@ -270,7 +271,7 @@ class VarlenKernel:
 def document_offsets(doc_BT: Tensor) -> Tensor:
     """Where each document starts in the flattened batch, and the end: (documents + 1,), int32.
 
-    Reads the number of documents back from the device: one synchronisation and, when compiled, one graph break per forward pass.
+    Reads the number of documents back from the device: one synchronisation per forward pass, and a break in a graph of the whole network.
     """
     starts_N = _begins(doc_BT).flatten().nonzero().squeeze(1)
     return F.pad(starts_N, (0, 1), value=doc_BT.numel()).to(torch.int32)

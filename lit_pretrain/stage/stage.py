@@ -16,12 +16,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_pretrain.adapter import LoRA, freeze_, is_adapter_tensor
-from lit_pretrain.batch import IGNORE_INDEX, AnyBatch, DataContract, PolicyBatch, PromptBatch
-from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord
-from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.checkpoint.parent import find_parent
-from lit_pretrain.checkpoint.weights import PREFIX, SCORE, identity, load_weights
+from lit_pretrain.adapter import LoRA
+from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
+from lit_pretrain.checkpoint.adapted import AdapterRecord
+from lit_pretrain.checkpoint.adapter_only import check_adapter, keep_adapter
+from lit_pretrain.checkpoint.weights import SCORE, identity
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -29,9 +28,11 @@ from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means
 from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.compiled import can_compile
-from lit_pretrain.stage.frozen import Frozen, label_logp, tempered
+from lit_pretrain.stage.first_step import check_policy, check_start
+from lit_pretrain.stage.frozen import Frozen, tempered
 from lit_pretrain.stage.needs import KINDS, check_needs, check_reference_cache, check_rollout, check_unused
-from lit_pretrain.stage.reference import Reference, evaluating, resolve_place
+from lit_pretrain.stage.origin import Origin
+from lit_pretrain.stage.reference import Reference, resolve_place
 from lit_pretrain.stage.reference_column import column_key, fill_column
 from lit_pretrain.stage.score_head import make_score_head
 from lit_pretrain.stage.seeds import step_seed
@@ -68,7 +69,7 @@ class Stage(L.LightningModule):
         reference_cache: Folder in which the reference's log-probabilities of all pairs are kept, once computed, for runs with the same
             reference, rows, tokenizer and template; training then needs no reference. By default they are computed in every step.
         teacher: Whom a student learns from, if the data holds no teacher's words: a run, a checkpoint or a Hugging Face folder.
-        compile: Compile network and loss into one graph. `auto` does so where a compiler is found.
+        compile: Compile the network's blocks, and on a GPU the loss. `auto` does so where a compiler is found.
         activation_checkpointing: Keep only the input of every block for the backward pass and compute the rest again: the same numbers with
             less memory and about a third more computation; `lit_pretrain plan` says how much.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its own.
@@ -109,12 +110,11 @@ class Stage(L.LightningModule):
         self.init_from = init_from
         self.rollout = rollout
         self.adapter = adapter
-        self.freeze_patterns = freeze
+        self.origin = Origin(net, seed=seed, parent=init_from, adapter=adapter, freeze=freeze)
         self.reference_from = reference
         self.reference_cache = reference_cache
         self.teacher_from = teacher
         self.strict_loading = adapter is None  # its checkpoints lack the base
-        self._base_hash: Optional[str] = None
         self.compile_mode = compile
         self.activation_checkpointing = activation_checkpointing
         self.seed = seed
@@ -132,7 +132,7 @@ class Stage(L.LightningModule):
         self.metric_names: tuple[str, ...] = objective.metric_names
         """What a training step reports beside its loss."""
         self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
-        self._loss = self._micro_batch
+        self._loss = self._objective_sums
         self._policy_checked = False
         self._denominator: Optional[Tensor] = None
         self._batch: list[AnyBatch] = []
@@ -149,15 +149,17 @@ class Stage(L.LightningModule):
             net = Transformer(self.config)
         net.checkpoint_activations(self.activation_checkpointing)
         if mesh is not None:
-            self._adapt(net)
-            self.net = shard_(net, mesh, device=self.trainer.strategy.root_device, fill=self._fill)
+            self.origin.adapt(net)
+            self.net = shard_(net, mesh, device=self.trainer.strategy.root_device, fill=self.origin.fill)
         else:
-            self._fill(net)
+            self.origin.fill(net)
             self.net = net
         self._join()
         if self._compiles():
-            # The function that holds the loss, not the module: state-dict keys stay clean and the head fuses.
-            self._loss = torch.compile(self._micro_batch, dynamic=False)
+            self.net.compile_blocks()
+            # On a CPU the head is as fast uncompiled (scripts/bench_head.py); what compares two distributions over the vocabulary is not.
+            if self.trainer.strategy.root_device.type != "cpu" or "teacher" in self.objective.needs:
+                self._loss = torch.compile(self._objective_sums, dynamic=False)
 
     def _join(self) -> None:
         """Bring what the objective needs beside the network: score head, reference, teacher."""
@@ -189,9 +191,7 @@ class Stage(L.LightningModule):
     def _precompute(self, where: Optional[str]) -> None:
         """Give the data a column of the reference, and need no reference."""
         data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
-        source = where or self.init_from
-        # Without a parent the reference is the first weights, which the seed and the shape decide.
-        network = identity(source) if source is not None else f"seed {self.seed} of {self.config}"
+        network = identity(where) if where is not None else self.origin.name()
         assert self.reference_cache is not None
         done = fill_column(
             data, Path(self.reference_cache), column_key(data, network=network, precision=str(trainer.precision)),
@@ -203,44 +203,7 @@ class Stage(L.LightningModule):
         trainer.print(f"reference: {done}")
 
     def _frozen(self, where: Optional[str]) -> Frozen:
-        """A frozen network from somewhere; None: the weights that training starts from, without an adapter."""
-        config = self.config
-        if where is not None:
-            config = model_config(find_parent(where).shape)
-            if config.vocab_size != self.config.vocab_size:
-                raise UserError(
-                    f"{where} has {config.vocab_size} token ids and the network has {self.config.vocab_size}: log-probabilities over other "
-                    "vocabularies cannot be compared; use a network with the same tokenizer and model.net.vocab_size"
-                )
-
-        def fill(net: Transformer) -> None:
-            if where is None:
-                self._fill_base(net)
-            else:
-                load_weights(net, where)
-
-        return Frozen(config, fill, mesh=self.device_mesh, device=self.trainer.strategy.root_device)
-
-    def _fill_base(self, net: Transformer) -> None:
-        """Give a whole, unsharded network the weights that training starts from."""
-        net.reset_parameters(torch.Generator().manual_seed(self.seed))
-        if self.init_from is not None:
-            load_weights(net, self.init_from)
-
-    def _fill(self, net: Transformer) -> None:
-        """The same, with the adapter."""
-        self._fill_base(net)
-        if self.adapter is not None:
-            assert self.init_from is not None
-            self._base_hash = identity(self.init_from)
-        self._adapt(net)
-
-    def _adapt(self, net: Transformer) -> None:
-        """Decide what is trained."""
-        if self.adapter is not None:
-            self.adapter.apply(net, torch.Generator().manual_seed(self.seed))
-        elif self.freeze_patterns:
-            freeze_(net, self.freeze_patterns)
+        return self.origin.frozen(where, mesh=self.device_mesh, device=self.trainer.strategy.root_device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep answers that are still learned from; of a network with an adapter the adapter, and say which base it belongs to."""
@@ -250,12 +213,12 @@ class Stage(L.LightningModule):
                 checkpoint[ANSWERS] = state
         if self.adapter is None:
             return
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(PREFIX) or is_adapter_tensor(key)}
-        if self._base_hash is not None:  # with a sharded network only the first rank, which writes, knows it
+        record = None
+        if self.origin.base_hash is not None:  # with a sharded network only the first rank, which writes, knows it
             assert self.init_from is not None
             from_run = os.path.relpath(self.init_from, self.trainer.default_root_dir)
-            checkpoint[RECORD] = AdapterRecord(self.adapter, self.init_from, from_run, self._base_hash).plain()
+            record = AdapterRecord(self.adapter, self.init_from, from_run, self.origin.base_hash)
+        keep_adapter(checkpoint, record)
 
     def _gather(self, value: Any) -> list[Any]:
         """What every rank holds."""
@@ -271,16 +234,7 @@ class Stage(L.LightningModule):
             self.answers.load_state(checkpoint[ANSWERS])
         if self.adapter is None:
             return
-        record = AdapterRecord.of(checkpoint)
-        if record is None:
-            raise UserError("this checkpoint holds a whole network, but the run has model.adapter; start from it with --from")
-        if self._base_hash is not None:
-            record.check_base(self._base_hash, str(self.init_from), "the checkpoint")
-        if "state_dict" not in checkpoint:
-            return  # a sharded strategy has loaded it itself
-        saved, own = ({key for key in state if is_adapter_tensor(key)} for state in (checkpoint["state_dict"], self.state_dict()))
-        if saved != own:
-            raise UserError(f"the checkpoint's adapter is another: it lacks {sorted(own - saved)[:3]} and has {sorted(saved - own)[:3]}")
+        check_adapter(checkpoint, set(self.state_dict()), base=str(self.init_from), base_hash=self.origin.base_hash)
 
     def _compiles(self) -> bool:
         if self.compile_mode == "off":
@@ -369,12 +323,18 @@ class Stage(L.LightningModule):
     def _micro_batch(
         self, batch: AnyBatch, step_counts: Optional[Tensor] = None, teacher_BTD: Optional[Tensor] = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Network and objective of one micro-batch: the function that is compiled."""
+        """Network and objective of one micro-batch."""
+        loss = self._loss if torch.is_grad_enabled() else self._objective_sums  # for a few batches another graph costs more than it gains
+        return loss(self._hidden(batch), batch, step_counts, teacher_BTD)
+
+    def _objective_sums(
+        self, hidden_BTD: Tensor, batch: AnyBatch, step_counts: Optional[Tensor], teacher_BTD: Optional[Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         teacher = None
         if self.teacher is not None and teacher_BTD is not None:
             net = self.teacher.net
             teacher = LabelScores(teacher_BTD, net.head_weight, batch.labels_BT, logit_softcap=net.config.logit_softcap)
-        hidden_BTD, cap = tempered(self._hidden(batch), self.config.logit_softcap, self.temperature)
+        hidden_BTD, cap = tempered(hidden_BTD, self.config.logit_softcap, self.temperature)
         scores = LabelScores(
             hidden_BTD, self.net.head_weight, batch.labels_BT,
             logit_softcap=cap, score_head=self.score, teacher=teacher, step_counts=step_counts,
@@ -421,7 +381,7 @@ class Stage(L.LightningModule):
         denominators = []
         for i, micro in enumerate(batch):
             complete, teacher_BTD = self._complete(micro)
-            numerator, denominator, metrics = self._loss(complete, step_counts, teacher_BTD)
+            numerator, denominator, metrics = self._micro_batch(complete, step_counts, teacher_BTD)
             denominators.append(denominator)
             sums.add(metrics | told[i], micro.source_B)
             if i + 1 < len(batch):
@@ -440,49 +400,25 @@ class Stage(L.LightningModule):
             return batch, [{} for _ in batch]
         prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
         made, told = self.answers.batches(self.net, prompts, self.global_step, self.objective.advantages)
-        if not self._policy_checked:
-            self._check_policy(made[0])
+        # A resumed run may have learned since its answers were sampled.
+        if not self._policy_checked and self.global_step % self.answers.asking.updates == 0:
+            check_policy(
+                self.net, made[0], temperature=self.temperature, same_policy=self.answers.engine.same_policy, step=self.global_step
+            )
+        self._policy_checked = True
         if self.answers.on_policy(self.global_step):
             made = [micro._replace(old_logp_BT=None) for micro in made]
         return list(made), told
 
-    def _check_policy(self, batch: PolicyBatch) -> None:
-        """Once a run: the policy that sampled is the network that learns, or every ratio to it is wrong from the beginning."""
-        assert batch.old_logp_BT is not None
-        assert self.answers is not None
-        self._policy_checked = True
-        if self.global_step % self.answers.asking.updates:
-            return  # a resumed run has learned since
-        with evaluating(self.net):
-            logp_BT = label_logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
-        gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(min=1)
-        half = torch.is_autocast_enabled(self.device.type) or self.net.token_embedding.weight.dtype != torch.float32
-        if gap.item() > (0.1 if half or not self.answers.engine.same_policy else 1e-3):
-            raise RuntimeError(
-                f"step {self.global_step}: the log-probabilities of the rollout engine and of the network differ by {gap.item():.4g} nats "
-                "a token: they are not the same policy"
-            )
-
     def _check_start(self, sums: StepSums) -> None:
-        """At step 0 a policy is its own reference, and the loss is known; it costs one look at the device in a whole run."""
+        """It costs one look at the device in a whole run."""
         dropout = self.config.dropout or (self.adapter is not None and self.adapter.dropout)
         another = self.reference_from is not None and self.reference_from != self.init_from
         if self.reference is None or another or dropout:
             return
         total: Tensor = self.trainer.strategy.reduce(sums.packed(), reduce_op="sum")
         means = sums.means(total)
-        # Kernels differ with the shape of a batch and with compilation: by about as much as the last digits of the precision.
-        half = torch.is_autocast_enabled(self.device.type) or self.net.token_embedding.weight.dtype != torch.float32
-        if math.isnan(means["loss"]):
-            return
-        wrong = self.objective.start(means, tolerance=(5e-2 if half else 1e-3) * max(1.0, means["tokens_per_term"]))
-        if wrong is not None and self.reference.place == "column":
-            raise UserError(
-                f"step 0: the column ref_logp of the data is not of the network that training starts from ({self.init_from}): {wrong}; "
-                "compute it again with that network, tokenizer and template, or leave it out"
-            )
-        if wrong is not None:
-            raise RuntimeError(f"step 0: the reference is not what training starts from: {wrong}")
+        check_start(self.objective, means, net=self.net, place=self.reference.place, parent=self.init_from)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: Lightning calls this after `training_step`, which has accumulated gradients by then."""
@@ -530,7 +466,6 @@ class Stage(L.LightningModule):
         self.token_bytes_V = self.token_bytes_V.to(self.device)
         for micro in batch:
             complete, teacher_BTD = self._complete(micro)
-            # Not compiled: another graph for a few batches costs more than it gains.
             _, _, metrics = self._micro_batch(complete, None, teacher_BTD)
             if isinstance(metric, Means):
                 metric.update(metrics, micro.source_B)

@@ -135,6 +135,7 @@ def test_a_compiled_model_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("the compiler was asked")
 
     model.compile(backend=backend)
+    model.compile_blocks(backend)  # type: ignore[arg-type]
     assert rows(model, PROMPTS, max_new_tokens=5) == rows(plain, PROMPTS, max_new_tokens=5)
 
 

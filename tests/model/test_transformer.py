@@ -183,7 +183,7 @@ def check_compiled(changes: dict[str, Any], backend: str) -> None:
     doc_BT = torch.randint(0, 4, (2, 40)).sort().values
     expected = model(tokens(), doc_BT)
     keys = list(model.state_dict())
-    model.compile(fullgraph=True, dynamic=False, backend=backend)
+    model.compile_blocks(backend, fullgraph=True)
     compiled = model(tokens(), doc_BT)
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
     compiled.square().mean().backward()
@@ -200,7 +200,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize("changes", COMPILED)
-def test_it_is_one_graph_to_the_compiler(changes: dict[str, Any]) -> None:
+def test_a_block_is_one_graph_to_the_compiler(changes: dict[str, Any]) -> None:
     check_compiled(changes, "aot_eager")
 
 
@@ -214,6 +214,6 @@ def test_it_is_the_same_compiled(changes: dict[str, Any]) -> None:
 
 def test_a_long_row_is_refused_by_a_compiled_model_too() -> None:
     model = Transformer(small())
-    model.compile(backend="eager")
+    model.compile_blocks("eager")
     with pytest.raises(UserError, match="65 tokens"):
         model(tokens(65))
