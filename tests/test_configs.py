@@ -16,7 +16,8 @@ from lit_pretrain.report.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
-RUNS = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+CHAIN = ROOT / "configs" / "chain"
+RUNS = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), CHAIN / "pretrain.yaml"]
 POSTTRAIN = sorted((ROOT / "configs" / "posttrain").glob("*.yaml"))
 TINY = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.n_kv_head=null", "--model.net.head_dim=null",
@@ -62,12 +63,9 @@ def parent(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    start = (
-        [*shrink(config)] if config.parent.name == "pretrain" else [f"--from={request.getfixturevalue('parent')}", "--model.compile=off"]
-    )
-    verb = {"pretrain": "fit"}.get(config.parent.name, config.parent.name)
-    code = main([verb, "--config", str(config), *start, *SHORT, f"--data.path={corpus}", f"--runs={tmp_path}", "--name=run"])
+def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path) -> None:
+    options = [*shrink(config), *SHORT, f"--data.path={corpus}", f"--runs={tmp_path}", "--name=run"]
+    code = main(["fit", "--config", str(config), *options])
     assert code == 0
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
@@ -116,6 +114,44 @@ def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> No
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
     assert lines[-1]["val/loss"] > 0 if name != "PromptData" else "val/reward" in lines[-1]
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize(
+    ("verb", "rows", "stage", "size"),
+    [
+        ("posttrain", "instructions", "sft", "global_batch_tokens=512"),
+        ("posttrain", "preferences", "dpo", "global_batch_rows=4"),
+        ("finetune", "problems", "lora", "global_batch_tokens=512"),
+    ],
+)
+def test_the_chain_s_configs_train(
+    verb: str, rows: str, stage: str, size: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {
+        "instructions": ROWS["ChatData"],
+        "preferences": ROWS["PreferenceData"],
+        "problems": [{"question": f"{i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(60)],
+    }[rows]
+    ((name, content),) = yaml.safe_load((CHAIN / f"{rows}.yaml").read_text())["data"]["init_args"]["sources"].items()
+    file = tmp_path / Path(content["path"]).name
+    file.write_text(json.dumps(made) if file.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in made))
+    options = [
+        f"--data.init_args.sources={{{name}: {{path: {file}, format: {content['format']}}}}}", f"--data.init_args.tokenizer={base}",
+        f"--data.init_args.{size}", "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2",
+        "--data.init_args.validation=0.2",
+    ]  # fmt: skip
+    steps = ["--max_epochs=null", "--max_steps=2", "--log_every=1", "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run"]
+    configs = ["--config", str(CHAIN / f"{rows}.yaml")]
+    assert main([verb, "--from", str(base), *configs, "--config", str(CHAIN / f"{stage}.yaml"), *options, *steps]) == 0
+    assert read_metrics(tmp_path / "run")[-1]["val/loss"] > 0
+    # The rows alone are a config of validate, also for a run that was trained on rows of another kind.
+    asked = ["validate", "--run", str(tmp_path / "run"), *configs, *options]
+    assert main(asked) == 0
+    capsys.readouterr()
+    if rows == "preferences":
+        return  # their step has rows only
+    assert main([*asked, "--data.init_args.global_batch_rows=4"]) == 2  # a mistake in the data is said without a traceback
+    assert "either as data.global_batch_tokens or as data.global_batch_rows, one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda p: p.stem)

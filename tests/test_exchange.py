@@ -197,9 +197,14 @@ def test_other_fields_are_named_too(exported: Path, runs: Path, tmp_path: Path, 
     place = changed("template")
     (place / "chat_template.jinja").write_text((place / "chat_template.jinja").read_text().replace("assistant\\n", "assistant: "))
     assert "template (sha256 of the chat template): expected" in refused(capsys, "export", place, tmp_path / "out")
+    assert "template (sha256 of the chat template): expected" in refused(capsys, "chat", f"--run={place}")
+    assert "--accept '[template]'" in refused(capsys, "serve", f"--run={place}", "--port=0")
     place = changed("separators")
+    assert main(["generate", f"--run={place}", "--max_new_tokens=1"]) == 0
     edit(place / "tokenizer_config.json", bos_token="<|im_end|>")
     assert "bos_id (id that begins a document): expected" in refused(capsys, "export", place, tmp_path / "out")
+    assert "bos_id (id that begins a document): expected" in refused(capsys, "generate", f"--run={place}")
+    assert main(["generate", f"--run={place}", "--max_new_tokens=1", "--accept=[bos_id]"]) == 0
     assert "there is no such field" in refused(capsys, "export", place, tmp_path / "out", "--accept=[bos]")
     place = Path(shutil.copytree(exported, tmp_path / "weights"))
     shard = sorted(place.glob("model-*.safetensors"))[0]

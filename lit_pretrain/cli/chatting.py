@@ -19,6 +19,7 @@ def chat(
     seed: int = 0,
     device: str = "auto",
     dtype: Dtype = "float32",
+    accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Talk with a run, a line a turn.
 
@@ -34,8 +35,10 @@ def chat(
         seed: Seed of the first answer; the next ones count on from it.
         device: auto, cpu or cuda.
         dtype: Of the arithmetic.
+        accept: Fields of the contract in which the run's files may differ from its record: tokenizer, template, vocabulary, bos_id, eos_id,
+            stop_ids.
     """
-    net, tokenizer, path = load_run(run, checkpoint, device, dtype)
+    net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept)
     renderer, own = load_renderer(tokenizer, path.parent.parent, template)
     from lit_pretrain.cli.terminal import Terminal
     from lit_pretrain.generate.conversation import Sampling, Talk

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.checkpoint.find import config_of, resolve
-from lit_pretrain.cli.data_choice import names_class
+from lit_pretrain.cli.data_choice import build, names_class
 from lit_pretrain.cli.lineage import check_files
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
@@ -29,11 +29,12 @@ class EvaluateCLI(LightningCLI):
         assert isinstance(args, list)
         run = raw_option(args, "--run")
         # A run that is not there is said after a misspelt option is.
-        chosen = names_class(args, config_of(resolve(run)) if run is not None and Path(run).exists() else None)
+        self.chosen = names_class(args, config_of(resolve(run)) if run is not None and Path(run).exists() else None)
+        """Whether the data is given by its class, and not as the settings of TextData."""
         super().__init__(
             Stage,
-            LightningDataModule if chosen else TextData,
-            subclass_mode_data=chosen,
+            LightningDataModule if self.chosen else TextData,
+            subclass_mode_data=self.chosen,
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -61,7 +62,7 @@ class EvaluateCLI(LightningCLI):
         run = raw_option(args, "--run")
         if run is not None:
             saved = config_of(resolve(run))
-            parser.set_defaults(_defaults(saved, parser))
+            parser.set_defaults(_defaults(saved, own_data=not names_class(args), chosen=self.chosen))
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
@@ -76,6 +77,7 @@ class EvaluateCLI(LightningCLI):
         self.config.model.reference_cache = None  # held-out rows alone are looked at
         self.config.model.compile = "off"
         check_precision(self.config.trainer.precision)
+        build(self.config.data)  # says plainly what is wrong with its settings; the parser would hide it in an error of its own
 
     def instantiate_classes(self) -> None:
         """Make everything, and refuse data that does not speak the language of the run."""
@@ -145,11 +147,17 @@ def table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[
     return lines
 
 
-def _defaults(saved: dict[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:
-    """The run's model, data and precision as parser defaults."""
+def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[str, Any]:
+    """The run's model and precision as parser defaults, and its data unless other data is named, which then has settings of its own.
+
+    Args:
+        saved: Config of the run.
+        own_data: Whether the arguments name no class of data.
+        chosen: Whether data is a class here, and not the settings of TextData.
+    """
     flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
-    whole = {"data": saved["data"]} if "class_path" in saved["data"] else {}
-    for group in ("model",) if whole else ("model", "data"):
+    whole = {"data": saved["data"]} if own_data and "class_path" in saved["data"] else {}
+    for group in ("model",) if chosen else ("model", "data"):
         for key, value in saved[group].items():
             if key in ("adapter", "freeze"):
                 continue  # for training only

@@ -17,6 +17,7 @@ def generate_text(
     seed: int = 0,
     stop: list[str] = [],  # noqa: B006
     device: str = "auto",
+    accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Complete prompts and print them as they grow.
 
@@ -32,10 +33,12 @@ def generate_text(
         seed: Seed of the first prompt; the next ones count on from it.
         stop: Strings that end a completion.
         device: auto, cpu or cuda.
+        accept: Fields of the contract in which the run's files may differ from its record: tokenizer, template, vocabulary, bos_id, eos_id,
+            stop_ids.
     """
     from lit_pretrain.cli.loading import load_run
 
-    net, tokenizer, _ = load_run(run, checkpoint, device)
+    net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept)
     from lit_pretrain.generate.text import stream
 
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 
 
-def load_run(run: str, checkpoint: str, device: str, dtype: Dtype = "float32") -> tuple[Transformer, Tokenizer, Path]:
+def load_run(
+    run: str, checkpoint: str, device: str, dtype: Dtype = "float32", *, accept: Sequence[str] = ()
+) -> tuple[Transformer, Tokenizer, Path]:
     """The network of a run, ready to write, and its tokenizer.
 
     Args:
@@ -23,18 +26,22 @@ def load_run(run: str, checkpoint: str, device: str, dtype: Dtype = "float32") -
         checkpoint: For a run folder: last or best.
         device: auto, cpu or cuda.
         dtype: Of the weights, and so of the arithmetic.
+        accept: Fields of the contract in which the run's files may differ from its record.
 
     Returns:
         Network, tokenizer and the checkpoint.
 
     Raises:
-        UserError: There is no such run, checkpoint or device.
+        UserError: There is no such run, checkpoint or device; or its tokenizer or template was changed.
     """
     if checkpoint not in ("last", "best"):
         raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
     from lit_pretrain.checkpoint.find import resolve
 
     path = resolve(run, which=checkpoint)
+    from lit_pretrain.cli.lineage import check_files
+
+    check_files(path, accept=tuple(accept))
     import torch
 
     from lit_pretrain.checkpoint.network import load_network

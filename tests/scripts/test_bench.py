@@ -49,3 +49,19 @@ def test_the_race(dataset: Path, tmp_path: Path) -> None:
         assert int(steps) == max(1, round(0.05 / float(seconds))) or float(seconds) < 0.01  # as printed, to a millisecond
         assert 0 < float(bits) < float(nats) < 8
         assert (tmp_path / f"race-{i}" / "summary.md").is_file()  # --runs keeps them
+
+
+@pytest.mark.slow
+def test_the_bench_of_stages(dataset: Path) -> None:
+    pytest.importorskip("trl", reason="the other contestants are TRL's")
+    lines = run("bench_stages.py", "--tiny", "--steps=2", "--precision=32-true", f"--tokenizer={dataset / 'tokenizer.json'}").splitlines()
+    titles = [line for line in lines if line.startswith(("sft, 32-true", "lora, 32-true"))]
+    assert len(titles) == 2
+    rows = [line for line in lines if line.startswith(("lit_pretrain", "TRL"))]
+    assert len(rows) == 2 * 5
+    for group in (rows[:5], rows[5:]):
+        rate = [float(line[24:].split()[0].replace(",", "")) for line in group]
+        best = max(rate[1:])
+        for line, value in zip(group, rate, strict=True):
+            assert float(line[24:].split()[1]) == pytest.approx(value / best, abs=2e-2)
+            assert float(line[24:].split()[-1].replace(",", "")) > 50  # MiB

@@ -25,6 +25,7 @@ def serve(
     max_tokens: int = 1024,
     device: str = "auto",
     dtype: Dtype = "float32",
+    accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Answer /v1/chat/completions, /v1/completions and /v1/models until Ctrl-C or SIGTERM.
 
@@ -39,6 +40,8 @@ def serve(
         max_tokens: Longest chat answer where the client asks for no limit.
         device: auto, cpu or cuda.
         dtype: Of the arithmetic.
+        accept: Fields of the contract in which the run's files may differ from its record: tokenizer, template, vocabulary, bos_id, eos_id,
+            stop_ids.
     """
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
@@ -53,7 +56,7 @@ def serve(
         raise UserError(f"--host={host} is open to other machines: give an --api_key, too, or listen on 127.0.0.1")
     listener = _listen(host, port)
     try:
-        net, tokenizer, path = load_run(run, checkpoint, device, dtype)
+        net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept)
         folder = path.parent.parent
         renderer, why = None, None
         try:
