@@ -129,5 +129,8 @@ def test_what_cannot_be(talk: Talk, chat_run: Path, tmp_path: Path) -> None:
         if path.name != FILENAME:
             (bare / path.name).symlink_to(path)
     said = talk("Hello", run=bare)
+    assert said.code == 2  # its record says what template it was trained with
+    assert "--accept '[template, stop_ids]'" in said.err
+    said = talk("Hello", run=bare, options=("--accept=[template, stop_ids]",))
     assert said.code == 0
     assert "has no chat template" in said.err

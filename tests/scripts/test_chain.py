@@ -77,6 +77,8 @@ def test_the_table_shows_what_was_measured(tmp_path: Path) -> None:
         "ranking-before": {"val/rewards/accuracy": 0.5}, "ranking-after": {"val/rewards/accuracy": 0.875},
         "preferences-after": {"val/rewards/accuracy": 0.9375},
         "problems-before": {"val/loss": 2.0}, "problems-after": {"val/loss": 1.0}, "problems-merged": {"val/loss": 1.0},
+        "base-evaluated": {"held_out": {"all": {"bits_per_byte": 1.625}}, "tasks": {"choices": {"metrics": {"acc_norm": 0.5625}}}},
+        "merged-evaluated": {"held_out": {"all": {"bits_per_byte": 1.75}}, "tasks": {"choices": {"metrics": {"acc_norm": 0.4375}}}},
     }  # fmt: skip
     for name, values in figures.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
@@ -87,6 +89,7 @@ def test_the_table_shows_what_was_measured(tmp_path: Path) -> None:
     assert ["6.5000", "4.2500"] in [line[-2:] for line in lines]
     assert ["7.3891", "2.7183"] in [line[-2:] for line in lines]
     assert "0.9375" in done.stdout
+    assert [line[-2:] for line in lines[-2:]] == [["1.6250", "1.7500"], ["0.5625", "0.4375"]]
 
 
 def test_made_rows_are_what_the_configs_read(tmp_path: Path) -> None:
