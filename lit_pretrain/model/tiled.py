@@ -119,6 +119,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
     def alone() -> None:
         torch.set_num_threads(1)  # of this thread; and of threads yet to come, which is mended below
+        torch.get_num_threads()  # a thread's first call takes over the number of the process: let it do so while that is 1
         together.wait()
 
     pool = ThreadPoolExecutor(threads, "tiled_attention", initializer=alone)

@@ -26,8 +26,10 @@ def test_without_filters_it_is_the_softmax(logits_BV: Tensor, temperature: float
     probabilities_BC, ids_BC = candidates(logits_BV, temperature=temperature)
     expected = (logits_BV / temperature).softmax(-1)
     torch.testing.assert_close(probabilities_BC, expected.gather(1, ids_BC), rtol=1e-9, atol=1e-12)
-    assert sorted(ids_BC[0].tolist()) == list(range(logits_BV.shape[1]))
-    assert (probabilities_BC.diff() <= 0).all()
+    assert ids_BC[0].tolist() == list(range(logits_BV.shape[1]))
+    sorted_BC, _ = candidates(logits_BV, temperature=temperature, top_p=1.0)
+    assert (sorted_BC.diff() <= 0).all()
+    torch.testing.assert_close(sorted_BC, probabilities_BC.sort(descending=True).values, rtol=1e-9, atol=1e-12)
 
 
 @given(logits, st.integers(1, 40))
@@ -41,6 +43,17 @@ def test_top_k_keeps_the_k_likeliest_in_proportion(logits_BV: Tensor, k: int) ->
     for token, p in kept.items():
         assert p == pytest.approx(full[token] / total)
     assert all(full[token] <= min(full[t] for t in kept) for token in full.keys() - kept.keys())
+
+
+ties = st.lists(st.lists(st.sampled_from([-2.0, 0.5, 1.0, float("-inf")]), min_size=12, max_size=12), min_size=1, max_size=4)
+
+
+@given(ties.map(lambda rows: torch.tensor([[*row, 2.0] for row in rows])), st.integers(2, 14))
+def test_of_equal_logits_the_lowest_ids_are_kept(logits_BV: Tensor, k: int) -> None:
+    expected_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    probabilities_BC, ids_BC = candidates(logits_BV, top_k=k)
+    assert torch.equal(ids_BC, order_BV[:, :k])
+    torch.testing.assert_close(probabilities_BC, expected_BV[:, :k].softmax(-1))
 
 
 @given(logits, st.floats(0.01, 1.0))
@@ -97,8 +110,11 @@ def test_draws_are_as_frequent_as_their_probabilities() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53, 1.0])
-def test_the_ends_of_the_unit_interval_draw_a_token_that_may_come(uniform: float) -> None:
-    probabilities_BC, ids_BC = candidates(torch.zeros(1, 1000), top_p=0.3)  # in fp32 the largest number below 1 becomes 1
+@pytest.mark.parametrize("top_p", [0.3, None])
+def test_the_ends_of_the_unit_interval_draw_a_token_that_may_come(uniform: float, top_p: float | None) -> None:
+    logits_BV = torch.zeros(1, 1000)
+    logits_BV[:, :100] = logits_BV[:, 900:] = -200.0  # so unlikely that fp32 has no number for it
+    probabilities_BC, ids_BC = candidates(logits_BV, top_p=top_p)  # in fp32 the largest number below 1 becomes 1
     token = draw(probabilities_BC, ids_BC, torch.tensor([uniform], dtype=torch.float64)).item()
     assert token in as_dict(probabilities_BC, ids_BC)
 

@@ -1,5 +1,7 @@
 """The CPU kernel against the formula written out in float64."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -118,6 +120,17 @@ def threads_restored() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_restored")
+def test_its_threads_work_alone() -> None:
+    """A thread of the pool that had threads of its own would take the processors from torch's, which then sleep at every barrier."""
+    torch.set_num_threads(3)
+    tiled_attention(*inputs(2, 150, 6, 2, torch.float32), torch.zeros(2, 150, dtype=torch.long))
+    pool = tiled._pool(os.getpid(), 3)
+    together = threading.Barrier(3)  # each of the three takes one task
+    assert list(pool.map(lambda _: (together.wait(60) < 3, torch.get_num_threads()), range(3))) == [(True, 1)] * 3
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])

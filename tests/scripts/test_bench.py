@@ -65,3 +65,14 @@ def test_the_bench_of_stages(dataset: Path) -> None:
         for line, value in zip(group, rate, strict=True):
             assert float(line[24:].split()[1]) == pytest.approx(value / best, abs=2e-2)
             assert float(line[24:].split()[-1].replace(",", "")) > 50  # MiB
+
+
+@pytest.mark.slow
+def test_the_bench_of_generation() -> None:
+    lines = run("bench_generate.py", "--tiny", "--rounds=1", "--new=16").splitlines()
+    rows = [line.split() for line in lines if line.startswith(("float32", "bfloat16"))]
+    assert [row[:2] for row in rows] == [["float32", "1"], ["float32", "8"], ["bfloat16", "1"], ["bfloat16", "8"]]
+    for row in rows:
+        cached, plain, reading = (float(row[i].replace(",", "")) for i in (2, 3, 5))
+        assert min(cached, plain, reading) > 0
+        assert float(row[4].removesuffix("×")) == pytest.approx(cached / plain, rel=0.02, abs=0.06)
