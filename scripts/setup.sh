@@ -109,5 +109,12 @@ if ! verify; then
   die "FAILED: 'import torch, lightning, litdata' does not work: $(tail -n 1 "$log")
 setup: remove $VENV and run again; if it stays so, '$PY -m lit_pretrain doctor' says more"
 fi
+found="$(tail -n 1 "$log")"
+# Once per machine torch.compile probes the processor and precompiles a header of torch's: here, so that the first run need not wait for it.
+say "trying torch.compile (seconds, once)"
+"$PY" -W ignore -c 'import torch
+torch.set_num_threads(1)
+torch.compile(lambda x: x + 1)(torch.ones(8))' >"$log" 2>&1 ||
+  say "torch.compile does not work here: $(tail -n 1 "$log"); training works without it, slower: '$PY -m lit_pretrain doctor' says more"
 printf '%s\n%s\n' "$inputs" "$extras" >"$stamp"
-say "ready: $(tail -n 1 "$log")"
+say "ready: $found"

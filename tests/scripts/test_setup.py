@@ -40,6 +40,10 @@ elif "import torch, lightning, litdata" in " ".join(argv):
         print(broken.read_text())
         sys.exit(1)
     print("torch 2.13.0+cpu, lightning 2.6.6, litdata 0.2.76")
+elif "torch.compile" in " ".join(argv):
+    if "COMPILER" in os.environ:
+        print(os.environ["COMPILER"])
+        sys.exit(1)
 elif "purelib" in " ".join(argv):
     print(pathlib.Path(sys.argv[0]).parent.parent / "site")
 elif argv == ["--version"]:
@@ -128,6 +132,14 @@ def test_what_cannot_be_mended_is_said_and_tried_again_next_time(checkout: Check
     (checkout.state / "broken").unlink()
     assert checkout.run().returncode == 0
     assert len(checkout.installs()) == 2  # nothing was taken for whole
+
+
+def test_a_compiler_that_does_not_work_is_said_and_does_not_stop_it(checkout: Checkout) -> None:
+    done = checkout.run(COMPILER="InvalidCxxCompiler: No working C++ compiler found")
+    assert done.returncode == 0, done.stderr
+    said, ready = done.stdout.splitlines()[-2:]
+    assert said.startswith("setup: torch.compile does not work here: InvalidCxxCompiler: No working C++ compiler found; training works without")
+    assert ready.startswith("setup: ready: torch")
 
 
 def test_an_install_that_fails_stops_with_one_line(checkout: Checkout) -> None:
