@@ -113,6 +113,18 @@ def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list
     assert last.is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [pytest.param([], id="ddp"), pytest.param(SHARDED, id="fsdp-sharded")])
+def test_compiled_two_ranks_equal_one_that_is_not(dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest) -> None:
+    name = f"compiled-{request.node.callspec.id}"
+    output = fit(dataset, one, name, *TWO, *extra, "--model.compile=on")
+    assert "compile: off" not in output
+    assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
+    assert figures(one / name) != figures(
+        one / "one"
+    )  # a compiler rounds in its own way; equal to the last bit would mean it was not at work
+
+
 @pytest.mark.parametrize(
     ("extra", "again"),
     [

@@ -138,7 +138,9 @@ def test_a_compiler_that_does_not_work_is_said_and_does_not_stop_it(checkout: Ch
     done = checkout.run(COMPILER="InvalidCxxCompiler: No working C++ compiler found")
     assert done.returncode == 0, done.stderr
     said, ready = done.stdout.splitlines()[-2:]
-    assert said.startswith("setup: torch.compile does not work here: InvalidCxxCompiler: No working C++ compiler found; training works without")
+    assert said.startswith(
+        "setup: torch.compile does not work here: InvalidCxxCompiler: No working C++ compiler found; training works without"
+    )
     assert ready.startswith("setup: ready: torch")
 
 
@@ -184,3 +186,25 @@ def test_another_index_for_torch_goes_to_the_same_resolve(checkout: Checkout) ->
     (install,) = checkout.installs()
     assert "--extra-index-url http://127.0.0.1:9/cpu" in install
     assert install.endswith("-e .")
+
+
+@pytest.mark.slow
+def test_the_trial_of_the_compiler_makes_what_a_run_needs(dataset: Path, tmp_path: Path) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no g++ on this machine")
+    (trial,) = re.findall(r"-c '(import torch\ntorch\.set_num_threads.*?)'", (ROOT / "scripts" / "setup.sh").read_text(), flags=re.S)
+    (cache := tmp_path / "cache").mkdir()
+    inherited = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    environment = inherited | {
+        "TMPDIR": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }  # the header lies in the default place whatever the setting says
+    subprocess.run([sys.executable, "-c", trial], env=environment, check=True, timeout=240)
+    headers = {file: file.stat().st_mtime_ns for file in cache.rglob("*.gch")}
+    assert headers
+    sizes = ["--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--data.seq_len=32"]
+    steps = ["--max_steps=1", "--data.micro_batch_size=4", "--data.global_batch_tokens=128", "--data.val_tokens=128", "--sample_prompts=[]"]
+    command = [sys.executable, "-m", "lit_pretrain", "fit", *sizes, *steps, "--model.compile=on", "--trainer.accelerator=cpu"]
+    places = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"]
+    subprocess.run([*command, *places], cwd=ROOT, env=environment, check=True, timeout=240)
+    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.gch")} == headers
