@@ -34,8 +34,8 @@ def candidates(
 ) -> tuple[Tensor, Tensor]:
     """List the tokens that may come next and their probabilities.
 
-    The temperature is applied first; each filter then sees the renormalised survivors of the one before it. Without filters nothing is
-    sorted: a sort of the vocabulary took a tenth of the time of a token of a small network.
+    The temperature is applied first; each filter then sees the renormalised survivors of the one before it. Without filters (`top_p` 1 and
+    `min_p` 0 are none) nothing is sorted: a sort of the vocabulary took a tenth of the time of a token of a small network.
 
     Args:
         logits_BV: Logits of the next token.
@@ -59,6 +59,7 @@ def candidates(
         raise UserError("the model's logits are not finite: its weights are broken, or its precision is too low")
     if temperature == 0 or top_k == 1:
         return torch.ones_like(highest_B1), likeliest_B1
+    top_p, min_p = top_p if top_p != 1 else None, min_p or None  # these remove nothing, but for what rounding would
     if top_k is None and top_p is None and min_p is None:
         ids_BV = torch.arange(logits_BV.shape[1], device=logits_BV.device).expand_as(logits_BV)
         return ((logits_BV - highest_B1) / temperature).softmax(-1), ids_BV

@@ -27,9 +27,14 @@ def test_without_filters_it_is_the_softmax(logits_BV: Tensor, temperature: float
     expected = (logits_BV / temperature).softmax(-1)
     torch.testing.assert_close(probabilities_BC, expected.gather(1, ids_BC), rtol=1e-9, atol=1e-12)
     assert ids_BC[0].tolist() == list(range(logits_BV.shape[1]))
-    sorted_BC, _ = candidates(logits_BV, temperature=temperature, top_p=1.0)
-    assert (sorted_BC.diff() <= 0).all()
-    torch.testing.assert_close(sorted_BC, probabilities_BC.sort(descending=True).values, rtol=1e-9, atol=1e-12)
+    sorted_BC, _ = candidates(logits_BV, temperature=temperature, top_k=logits_BV.shape[1])
+    if logits_BV.shape[1] > 1:
+        assert (sorted_BC.diff() <= 0).all()
+        torch.testing.assert_close(sorted_BC, probabilities_BC.sort(descending=True).values, rtol=1e-9, atol=1e-12)
+    for top_p, min_p in ((1.0, None), (None, 0.0), (1.0, 0.0)):
+        same_BC, same_ids_BC = candidates(logits_BV, temperature=temperature, top_p=top_p, min_p=min_p)
+        assert torch.equal(same_BC, probabilities_BC)  # down to the last token: a sum that rounds up to 1 would remove the unlikeliest
+        assert torch.equal(same_ids_BC, ids_BC)
 
 
 @given(logits, st.integers(1, 40))
