@@ -126,8 +126,8 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
 
 def bench_gate(megabytes: float, repeats: int) -> None:
     """13-grams against an index of 7,000 items."""
-    from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
-    from lit_pretrain.prepare.decontaminate.index import Index
+    from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
+    from lit_pretrain.data.decontaminate.index import Index
 
     documents = texts(megabytes)
     words = " ".join(document.text for document in texts(4, (".rst", ".md"))).split()

@@ -51,6 +51,7 @@ LITDATA = ("data/", "prepare/")
 TORCH_FREE = (
     "errors",
     "model.config",
+    "data.decontaminate.*",
     "data.manifest",
     "data.stream_decoder",
     "data.tokenizer",
@@ -67,6 +68,8 @@ TORCH_FREE = (
     "data.language",
     "data.tasks",
     "data.best_fit",
+    "data.whole",
+    "data.words",
     "data.epochs",
     "data.remote",
     "prepare.*",

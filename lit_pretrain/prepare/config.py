@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
+from lit_pretrain.data.decontaminate.config import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.checks import check_kind, refuse_null
-from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
 from lit_pretrain.prepare.dedup.config import DedupConfig
 from lit_pretrain.prepare.engine.config import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.spec import FilterEntry

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_pretrain.data import manifest
+from lit_pretrain.data.whole import sync
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.engine.cluster import cancel_left
 from lit_pretrain.prepare.engine.stage import STATE as _STATE
 from lit_pretrain.prepare.engine.stage import read_state
 from lit_pretrain.prepare.report import say
 from lit_pretrain.prepare.shard import write_durably
-from lit_pretrain.prepare.whole import sync
 
 DATASET = "dataset"
 """Below the working directory: what becomes `out`."""

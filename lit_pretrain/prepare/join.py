@@ -12,15 +12,15 @@ from pathlib import Path
 
 from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data import tokenizer_files
+from lit_pretrain.data.decontaminate.tally import Tally
 from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.data.manifest import Manifest, Source, canonical_hash, file_sha256
+from lit_pretrain.data.whole import whole
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, rejects
-from lit_pretrain.prepare.decontaminate.report import Tally
 from lit_pretrain.prepare.dedup.report import FILENAME as DUPLICATES_FILENAME
 from lit_pretrain.prepare.record import CONTAMINATION_FILENAME
 from lit_pretrain.prepare.report import say
-from lit_pretrain.prepare.whole import whole
 
 JOINED = "joined"
 """Of the dataset: a folder with the manifest and the reports of each of those that it was joined from."""

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from lit_pretrain.data import manifest as manifests
+from lit_pretrain.data.decontaminate.index import Index
 from lit_pretrain.data.manifest import Manifest, canonical_hash
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, tokenize
 from lit_pretrain.prepare.compare import compare, drop_ids
 from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.decontaminate.index import Index
 from lit_pretrain.prepare.inputs import Inputs, find
 from lit_pretrain.prepare.learn import check_encoder, train_tokenizer
 from lit_pretrain.prepare.preparation import Preparation

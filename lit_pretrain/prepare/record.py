@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.data import manifest as manifests
+from lit_pretrain.data.decontaminate.index import Index
+from lit_pretrain.data.decontaminate.tally import Tally, gate_records
 from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash, content_hash, file_sha256
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.whole import sync
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import rejects
 from lit_pretrain.prepare.compare import emptied
 from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.decontaminate.index import Index
-from lit_pretrain.prepare.decontaminate.report import Tally, gate_records
 from lit_pretrain.prepare.funnel import CUT
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.rejects import Rejects
@@ -28,7 +29,6 @@ from lit_pretrain.prepare.report import say
 from lit_pretrain.prepare.shard import assemble, directories_below, write_durably
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.tasks.encode import part_directory, split_of
-from lit_pretrain.prepare.whole import sync
 
 CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from lit_pretrain.data.whole import scratch_name
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.whole import scratch_name
 
 _GROUP_BYTES = 8 << 20
 """Text held in memory by a writer or a reader: one row group."""

@@ -199,9 +199,9 @@ def test_a_task_whose_data_is_gone(trained: Path, tasks: Path, tmp_path: Path, c
 def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path: Path) -> None:
     """The gate knows the set by its content: under another name, and in another format."""
     from lit_pretrain.cli.lineage import prepared_record
+    from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
     from lit_pretrain.data.manifest import Manifest
     from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
-    from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
     from lit_pretrain.prepare.pipeline import prepare
 
     rows = [json.loads(line) for line in (tasks / "rows.jsonl").read_text().splitlines()]

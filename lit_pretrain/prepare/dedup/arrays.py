@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.whole import whole
+from lit_pretrain.data.whole import whole
 
 RANGE_KEYS = 1 << 24
 """Keys of a range: a task that sorts one holds about 50 bytes a key, 0.8 GB."""

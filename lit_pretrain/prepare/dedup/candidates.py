@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.data.permutation import splitmix64
+from lit_pretrain.data.whole import whole
 from lit_pretrain.prepare.dedup.arrays import load, save
 from lit_pretrain.prepare.dedup.buckets import Numbers
 from lit_pretrain.prepare.dedup.sketch import shingles
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.whole import whole
 
 GROUP = 50_000
 """Candidate documents of a group, about; the documents of one component are never parted."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lit_pretrain.data.words import words
 from lit_pretrain.prepare.dedup.arrays import in_range, load, save
 from lit_pretrain.prepare.dedup.config import LinesConfig
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.words import words
 
 
 def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.data.permutation import splitmix64
+from lit_pretrain.data.words import hash_ngrams, hash_words, plain_words
 from lit_pretrain.prepare.dedup.arrays import save
 from lit_pretrain.prepare.dedup.config import DedupConfig, NearConfig
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.words import hash_ngrams, hash_words, plain_words
 
 NO_KEY = np.uint64(0)
 """Band key of a document that has no shingle: it meets nobody."""

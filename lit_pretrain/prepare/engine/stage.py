@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_pretrain.data.whole import whole
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.whole import whole
 
 Advance = Callable[[int], None]
 """Told how many bytes were done since the last call."""

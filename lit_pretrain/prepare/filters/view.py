@@ -7,11 +7,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.words import words
+from lit_pretrain.data.words import words
 
 
 class View:
-    """One text, split and counted. Words are white-space words everywhere (see `lit_pretrain.prepare.words`).
+    """One text, split and counted. Words are white-space words everywhere (see `lit_pretrain.data.words`).
 
     Held for one document at a time: words and lines as strings and a few integers for each word; for
     Gopher's filters 17 times the text was measured on 0.9 MB of code.

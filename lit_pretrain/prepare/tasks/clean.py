@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.data.decontaminate.index import Index
+from lit_pretrain.data.decontaminate.tally import Tally
 from lit_pretrain.prepare.blocks import threshold
 from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.decontaminate.index import Index
-from lit_pretrain.prepare.decontaminate.report import Tally, apply
+from lit_pretrain.prepare.contamination import removed_or_marked
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.filters.chain import Chain
@@ -109,8 +110,8 @@ class _Pass:
             return document
         assert self._config.decontaminate is not None
         hits = self._index.check(document.text)
-        self.tally.add(self._source, document, hits)
-        kept = apply(document, hits, self._config.decontaminate)
+        self.tally.add(self._source, document.origin, hits)
+        kept = removed_or_marked(document, hits, self._config.decontaminate)
         names = "+".join(sorted({hit.set for hit in hits}))
         if kept is None:
             self.funnel.steps["decontaminate"].removed[names] += 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_pretrain.data.manifest import SPLITS, Chunk, SourceSplit
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.whole import scratch_name
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig
 from lit_pretrain.prepare.document import Document
@@ -21,7 +22,6 @@ from lit_pretrain.prepare.parts import Part
 from lit_pretrain.prepare.shard import ShardWriter
 from lit_pretrain.prepare.split import Splitter
 from lit_pretrain.prepare.survivors import Survivors
-from lit_pretrain.prepare.whole import scratch_name
 
 
 @dataclass(frozen=True)

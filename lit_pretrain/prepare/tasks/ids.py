@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lit_pretrain.data.whole import whole
 from lit_pretrain.prepare.dedup.arrays import save_one
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.store import DocumentWriter, read_documents
 from lit_pretrain.prepare.survivors import clean_file
-from lit_pretrain.prepare.whole import whole
 
 _RANGE = 2**23
 """Hashes that a task looks at."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_pretrain.data.words import words
 from lit_pretrain.prepare.dedup.config import LinesConfig
 from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.words import words
 
 
 def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:

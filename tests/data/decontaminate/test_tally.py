@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
-from lit_pretrain.prepare.decontaminate.index import Hit, Index
-from lit_pretrain.prepare.decontaminate.report import Tally, apply, gate_records
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
+from lit_pretrain.data.decontaminate.index import Hit, Index
+from lit_pretrain.data.decontaminate.tally import Tally, gate_records
 
 HITS = st.builds(
     Hit, set=st.sampled_from("ab"), item=st.integers(1, 30), ngrams=st.integers(1, 3), excerpt=st.just("x"), evaluation=st.just("y")
@@ -21,14 +20,14 @@ HITS = st.builds(
 
 @given(st.lists(st.lists(HITS, max_size=4, unique_by=lambda hit: (hit.set, hit.item)), max_size=30), st.randoms(use_true_random=False))
 def test_tallies_add_up_in_any_order(found: list[list[Hit]], rng: random.Random) -> None:
-    documents = [(Document(text="t", origin=f"f:{n}"), hits) for n, hits in enumerate(found)]
+    documents = [(f"f:{n}", hits) for n, hits in enumerate(found)]
     whole = Tally()
-    for document, hits in documents:
-        whole.add("s", document, hits)
+    for origin, hits in documents:
+        whole.add("s", origin, hits)
     rng.shuffle(documents)
     parts = [Tally() for _ in range(3)]
-    for document, hits in documents:
-        rng.choice(parts).add("s", document, hits)
+    for origin, hits in documents:
+        rng.choice(parts).add("s", origin, hits)
     merged = Tally()
     for part in parts:
         merged.merge(Tally.from_json(json.loads(json.dumps(part.to_json()))))
@@ -37,15 +36,6 @@ def test_tallies_add_up_in_any_order(found: list[list[Hit]], rng: random.Random)
         assert tally.documents == sum(any(hit.set == name for hit in hits) for hits in found)
         assert sorted(tally.items) == sorted({hit.item for hits in found for hit in hits if hit.set == name})
         assert [example.item for example in tally.examples] == sorted(tally.items)[:10]
-
-
-def test_remove_or_mark() -> None:
-    document = Document(text="t", origin="o", fields={"url": "u"})
-    hits = [Hit("b", 1, 1, "", ""), Hit("a", 2, 1, "", ""), Hit("b", 3, 1, "", "")]
-    assert apply(document, hits, DecontaminateConfig()) is None
-    marked = apply(document, hits, DecontaminateConfig(action="mark"))
-    assert marked == Document(text="t", origin="o", fields={"url": "u", "contamination": "a,b"})
-    assert apply(document, [], DecontaminateConfig()) is document
 
 
 @pytest.mark.parametrize("action", ["remove", "mark"])
@@ -62,8 +52,7 @@ def test_the_record_of_the_manifest(tmp_path: Path, action: str) -> None:
     )
     index, tally = Index.build(config), Tally()
     for n in range(3):
-        document = Document(text=f"{n} {long}", origin=f"f:{n}")
-        tally.add("s", document, index.check(document.text))
+        tally.add("s", f"f:{n}", index.check(f"{n} {long}"))
     first, second = gate_records(index, tally, config)
     assert (first.name, first.items, first.unchecked_items, first.documents_hit, first.items_hit, first.action) == ("a", 2, 1, 3, 1, action)
     assert (second.name, second.items, second.documents_hit, second.licence, second.clean) == ("b", 1, 0, "MIT", True)

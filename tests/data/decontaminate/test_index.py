@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
+from lit_pretrain.data.decontaminate.index import Index
+from lit_pretrain.data.words import plain_words
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig, EvaluationSet
-from lit_pretrain.prepare.decontaminate.index import Index
-from lit_pretrain.prepare.words import plain_words
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -9,8 +9,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.prepare import words
-from lit_pretrain.prepare.words import hash_ngrams, hash_words, plain_words
+from lit_pretrain.data import words
+from lit_pretrain.data.words import hash_ngrams, hash_words, plain_words
 
 MASK = 2**64 - 1
 
@@ -66,7 +66,7 @@ def test_half_a_surrogate_pair_has_a_hash() -> None:
 
 
 def test_hashes_are_those_of_another_process() -> None:
-    code = "from lit_pretrain.prepare.words import *; print(hash_ngrams(hash_words(plain_words('One two three four')), 3).tolist())"
+    code = "from lit_pretrain.data.words import *; print(hash_ngrams(hash_words(plain_words('One two three four')), 3).tolist())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == str(hash_ngrams(hash_words(plain_words("one, TWO three; four")), 3).tolist())
 

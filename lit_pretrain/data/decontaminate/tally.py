@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_pretrain.data.decontaminate.config import DecontaminateConfig
+from lit_pretrain.data.decontaminate.index import Hit, Index
 from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.prepare.decontaminate.config import DecontaminateConfig
-from lit_pretrain.prepare.decontaminate.index import Hit, Index
-from lit_pretrain.prepare.document import Document
 
 _EXAMPLES = 10
 """Kept per set."""
@@ -59,14 +58,14 @@ class Tally:
     def __init__(self) -> None:
         self.sets: dict[str, SetTally] = {}
 
-    def add(self, source: str, document: Document, hits: Sequence[Hit]) -> None:
-        """Counts one document's hits."""
+    def add(self, source: str, origin: str, hits: Sequence[Hit]) -> None:
+        """Counts the hits of one document, or row."""
         for name in dict.fromkeys(hit.set for hit in hits):
             self.sets.setdefault(name, SetTally()).documents += 1
         for hit in hits:
             tally = self.sets[hit.set]
             tally.items[hit.item] += 1
-            tally.example(Example(hit.item, source, document.origin, hit.ngrams, hit.excerpt, hit.evaluation))
+            tally.example(Example(hit.item, source, origin, hit.ngrams, hit.excerpt, hit.evaluation))
 
     def merge(self, other: Tally) -> None:
         """Adds the counts of another task."""
@@ -96,16 +95,6 @@ class Tally:
             items = Counter({int(item): count for item, count in counted["items"].items()})
             tally.sets[name] = SetTally(counted["documents"], items, [Example(**example) for example in counted["examples"]])
         return tally
-
-
-def apply(document: Document, hits: Sequence[Hit], config: DecontaminateConfig) -> Document | None:
-    """The document under the config's action: None to remove it, or with the names of the sets in its field `contamination`."""
-    if not hits:
-        return document
-    if config.action == "remove":
-        return None
-    names = ",".join(sorted({hit.set for hit in hits}))
-    return dataclasses.replace(document, fields={**document.fields, "contamination": names})
 
 
 def gate_records(index: Index, tally: Tally, config: DecontaminateConfig) -> tuple[GateRecord, ...]:

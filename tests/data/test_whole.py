@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_pretrain.data.whole import whole
 from lit_pretrain.prepare.dedup import arrays
 from lit_pretrain.prepare.dedup.candidates import Shingles, store_shingles
 from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig
 from lit_pretrain.prepare.dedup.sketch import sketch
 from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.whole import whole
 
 DOCUMENTS = [Document(" ".join(f"word{n}x{m}" for m in range(60)), f"file:{n}") for n in range(20)]
 
