@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -10,6 +10,7 @@ from lit_pretrain.checkpoint.find import step_of
 from lit_pretrain.checkpoint.hf_import import CONFIG as HF_CONFIG
 from lit_pretrain.cli.data_choice import Data
 from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.gate import GateRecord
 from lit_pretrain.data.language import Language, check_language
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.row_source import RowSource, identity
@@ -34,8 +35,8 @@ def prepared_record(where: str, manifest: Manifest) -> dict[str, Any]:
     return {"where": where, "hash": manifest.hash, "sources": sources, "gate": [dataclasses.asdict(record) for record in manifest.gate]}
 
 
-def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource]) -> dict[str, Any]:
-    """What a stage says of rows; they are held against no evaluation set."""
+def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource], gate: Iterable[GateRecord]) -> dict[str, Any]:
+    """What a stage says of rows, and the evaluation sets that they were held against."""
     facts = identity(row_sources)
     sources = {
         name: {
@@ -46,14 +47,15 @@ def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource]
         }
         for name, source in row_sources.items()
     }
-    return {"where": where, "hash": data_hash, "sources": sources, "gate": []}
+    return {"where": where, "hash": data_hash, "sources": sources, "gate": [dataclasses.asdict(record) for record in gate]}
 
 
 def data_record(data: Data) -> dict[str, Any]:
     """What a stage says of the data that it reads."""
     if isinstance(data, TextData):
         return prepared_record(data.where, data.manifest)
-    return rows_record(data.where, data.manifest_hash, data.row_sources)
+    data.held  # noqa: B018  # what the gate found is known once the rows have been read
+    return rows_record(data.where, data.manifest_hash, data.row_sources, () if data.gate is None else data.gate.records())
 
 
 def home_of(place: Union[str, Path]) -> Path:

@@ -12,12 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_pretrain.batch import Asking, DataContract
 from lit_pretrain.data.batches import PAD_ROW, StepSampler
+from lit_pretrain.data.decontaminate.config import DecontaminateConfig
 from lit_pretrain.data.epochs import Epochs, SourceRows
 from lit_pretrain.data.manifest import canonical_hash
 from lit_pretrain.data.messages import BadRow, Row
 from lit_pretrain.data.permutation import permutation
 from lit_pretrain.data.render import Renderer, Truncation
-from lit_pretrain.data.row_source import SPLITS, RowSource, Tally, as_sources, check_sources, identity, read_source, settle, tallies
+from lit_pretrain.data.row_gate import RowGate, as_decontaminate
+from lit_pretrain.data.row_source import SPLITS, RowSource, Split, Tally, as_sources, check_sources, identity, read_source, settle, tallies
 from lit_pretrain.data.template import FILENAME as TEMPLATE
 from lit_pretrain.data.template import ChatTemplate, find_template
 from lit_pretrain.data.tokenizer import Tokenizer
@@ -71,6 +73,7 @@ class PostTrainingData(L.LightningDataModule):
         test: Share of the rows held out for `lit_pretrain test`.
         val_rows: Held-out rows of each source used by a validation; null uses all.
         on_bad_row: What becomes of rows that are a mistake. refuse: an error names the first. drop: they are left out and counted.
+        decontaminate: Evaluation sets of which no row may hold an item; a score of the run on another set is not said to be clean.
         seed: Seed of the order.
     """
 
@@ -100,6 +103,7 @@ class PostTrainingData(L.LightningDataModule):
         test: float = 0.0,
         val_rows: Optional[int] = 512,
         on_bad_row: Literal["refuse", "drop"] = "refuse",
+        decontaminate: Optional[DecontaminateConfig] = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -126,6 +130,7 @@ class PostTrainingData(L.LightningDataModule):
         self.test = test
         self.val_rows = val_rows
         self.on_bad_row: Literal["refuse", "drop"] = on_bad_row
+        self.decontaminate = as_decontaminate(decontaminate)
         self.seed = seed
         self.tallies = tallies(self.row_sources)
         check_sources(self.row_sources)
@@ -193,8 +198,14 @@ class PostTrainingData(L.LightningDataModule):
                 "kind": self.kind, "sources": identity(self.row_sources), "tokenizer": self.tokenizer.hash, "template": self.template.hash,
                 "options": self.template_options, "seq_len": self.seq_len, "truncation": self.truncation, "validation": self.validation,
                 "test": self.test, "on_bad_row": self.on_bad_row, **self.settings(),
+                **({} if self.gate is None else {"gate": self.gate.identity}),
             }
         )  # fmt: skip
+
+    @cached_property
+    def gate(self) -> Optional[RowGate]:
+        """What looks for evaluation items; None where the config names no set."""
+        return RowGate(self.decontaminate) if self.decontaminate is not None and self.decontaminate.against else None
 
     @property
     def tokenizer_hash(self) -> str:
@@ -272,6 +283,7 @@ class PostTrainingData(L.LightningDataModule):
                 )
             )
             mine = {split: Held([], []) for split in SPLITS}
+            splits = [split for split in splits if self._admits(name, split, tally)]
             for split, item in zip(splits, self.encode([split.row for split in splits]), strict=True):
                 if isinstance(item, BadRow):
                     settle(item, split.where, tally, self.on_bad_row)
@@ -285,16 +297,27 @@ class PostTrainingData(L.LightningDataModule):
             raise UserError("no row is left to train on:\n  " + "\n  ".join(self.tally_lines(held)))
         return held
 
+    def _admits(self, source: str, split: Split, tally: Tally) -> bool:
+        """Whether a row stays, whatever evaluation items it holds."""
+        try:
+            if self.gate is not None and self.gate.check(source, split.where, split.row):
+                tally.noted["contaminated"] += 1
+        except BadRow as bad:
+            settle(bad, split.where, tally, self.on_bad_row)
+            return False
+        return True
+
     def note(self, row: Row, item: Any, tally: Tally) -> None:
         """Count what is worth knowing about a row that is used."""
         if row.tools and not self.template.shows_tools:
             tally.noted["tools_not_shown"] += 1
 
     def tally_lines(self, held: Optional[Mapping[str, list[Held]]] = None) -> list[str]:
-        """What became of the rows, a line for each source."""
+        """What became of the rows, a line for each source, and what evaluation sets they held."""
         held = held or self.held
         kept = [sum(len(held[split][s].items) for split in SPLITS) for s in range(len(self.sources))]
-        return [self.tallies[name].line(name, n) for name, n in zip(self.sources, kept, strict=True)]
+        lines = [self.tallies[name].line(name, n) for name, n in zip(self.sources, kept, strict=True)]
+        return lines if self.gate is None else lines + self.gate.lines()
 
     @cached_property
     def order(self) -> Epochs:
@@ -403,7 +426,7 @@ class PostTrainingData(L.LightningDataModule):
 
     def share(self, other: "PostTrainingData") -> None:
         """Take over what another instance of the same settings has read."""
-        for name in ("tokenizer", "template", "renderer", "manifest_hash", "held", "order"):
+        for name in ("tokenizer", "template", "renderer", "manifest_hash", "gate", "held", "order"):
             if name in other.__dict__:
                 self.__dict__[name] = other.__dict__[name]
         self.tallies = other.tallies

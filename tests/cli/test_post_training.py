@@ -8,6 +8,9 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.data_choice import names_class
+from lit_pretrain.cli.lineage import lineage_of
+from lit_pretrain.data.evaluation_set import content_sha256, read_records
+from lit_pretrain.evaluate.decontamination import status_of
 from lit_pretrain.report.folder import read_metrics
 
 NET = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=128"]
@@ -47,6 +50,29 @@ def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (work / "sft.yaml").write_text(yaml.safe_dump(config))
     return work
+
+
+def test_rows_are_held_against_what_the_run_will_be_examined_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = "What is the animal that the fox and the owl and the hen saw by the lake at night?"
+    (work / "exam.jsonl").write_text(json.dumps({"question": item}) + "\n")
+    leak = {"messages": [{"role": "user", "content": f"Tell me. {item}"}, {"role": "assistant", "content": "The cat."}]}
+    (work / "leaky.jsonl").write_text((work / "rows.jsonl").read_text() + json.dumps(leak) + "\n")
+    gate = {"against": {"exam": {"path": str(work / "exam.jsonl"), "fields": ["question"]}}}
+    (work / "gate.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"path": str(work / "leaky.jsonl"), "decontaminate": gate}}}))
+    run(work, f"--config={work / 'gate.yaml'}", "--max_steps=1", name="gated")
+    printed = capsys.readouterr().out
+    assert "leaky: 61 rows, 60 used, dropped 1 (contaminated 1)" in printed
+    assert "held against exam: rows with an item 1 (removed), items found 1 of 1, too short to be looked for 0" in printed
+    stages = lineage_of(work / "gated").stages
+    exam = frozenset({content_sha256(read_records(work / "exam.jsonl"))})
+    assert status_of(exam, stages[:1]).verdict == "clean"
+    assert "was held against it as exam" in status_of(exam, stages[:1]).reason
+    assert status_of(exam, stages).verdict == "undeclared"  # the text of its parent was not
+    assert main(["inspect", "run", str(work / "gated")]) == 0
+    assert "held against exam: 1 documents hit, remove" in capsys.readouterr().out
+    again = ["posttrain", "--config", str(work / "gated" / "config.yaml"), f"--from={work / 'base'}", "--name=gated-again"]
+    assert main(again) == 0
+    assert losses(read_metrics(work / "gated-again")) == losses(read_metrics(work / "gated"))
 
 
 def run(work: Path, *options: str, name: str) -> list[dict[str, float]]:
