@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
 
 from lit_pretrain.adapter import plain_weights
 from lit_pretrain.checkpoint.hf_export import to_tensors
@@ -13,15 +12,18 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.generate.completions import Completions, Sampling
 from lit_pretrain.model.transformer import Transformer
 
+HEAD = "lm_head.weight"
+"""The head's matrix, under its name in transformers."""
+
 
 class VLLM:
     """Samples with vLLM in this process, on this device (extra `vllm`).
 
     The engine is built once, from a Hugging Face folder that gives it architecture and size; before each rollout it is given the weights of
-    the network, under the names of transformers, an adapter put into its matrices. Its kernels round otherwise than ours, so that the
-    log-probabilities that it returns are those of another policy, if a near one: the objective clips the ratio to them from the first
-    update on. Each answer has a seed of its own, but vLLM promises the same answers for the same seeds only in the same company: a resumed
-    run is exact with the built-in engine alone.
+    the network, under the names of transformers, an adapter put into its matrices. On a CPU a tied head is a matrix of its own there. Its
+    kernels round otherwise than ours, so that the log-probabilities that it returns are those of another policy, if a near one: the
+    objective clips the ratio to them from the first update on. Each answer has a seed of its own, but vLLM promises the same answers for
+    the same seeds only in the same company: a resumed run is exact with the built-in engine alone.
 
     Args:
         folder: A Hugging Face folder of the network's architecture and vocabulary, such as the parent or its export.
@@ -44,8 +46,11 @@ class VLLM:
         if self._llm is None:
             self._llm = self._build(net)
         with torch.no_grad():
-            weights = list(to_tensors(net.config, plain_weights(net)).items())
-        self._llm.apply_model(lambda model: _load(model, weights))
+            weights = to_tensors(net.config, plain_weights(net))
+        if net.config.tie_embeddings and _packs(net):
+            weights[HEAD] = net.head_weight.detach()
+        # Not the model's own load_weights: by now its matrices have the layout that the kernels want.
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         self._llm.reset_prefix_cache()  # it holds keys and values of the weights before
 
     def _build(self, net: Transformer) -> Any:
@@ -55,12 +60,18 @@ class VLLM:
             import vllm
         except ImportError as error:
             raise UserError(f"model.rollout.engine VLLM needs vLLM ({error}): pip install 'lit_pretrain[vllm]'") from None
-        settings = {
-            "model": self.folder, "skip_tokenizer_init": True, "gpu_memory_utilization": self.memory,
-            "max_model_len": net.config.max_seq_len, "distributed_executor_backend": "external_launcher",
-            "logprobs_mode": "processed_logprobs", **self.options,
+        settings: dict[str, Any] = {
+            "model": self.folder, "load_format": "dummy", "skip_tokenizer_init": True, "gpu_memory_utilization": self.memory,
+            "max_model_len": net.config.max_seq_len, "logprobs_mode": "processed_logprobs",
         }  # fmt: skip
-        return vllm.LLM(**settings)
+        if net.config.tie_embeddings and _packs(net):
+            settings["hf_overrides"] = {"tie_word_embeddings": False}
+        if torch.distributed.is_initialized():
+            # An engine of its own for every rank, in the group that training has; vLLM asks for it as torchrun would say it.
+            settings["distributed_executor_backend"] = "external_launcher"
+            os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
+            os.environ.setdefault("LOCAL_RANK", str(net.head_weight.device.index or 0))
+        return vllm.LLM(**settings | self.options)
 
     def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int]) -> Completions:
         """Answer prompts; as in `RolloutEngine`.
@@ -102,6 +113,6 @@ def _completions(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[An
     return found
 
 
-def _load(model: Any, weights: Sequence[tuple[str, Tensor]]) -> None:
-    """Runs where vLLM's model is; returns nothing, because a result would be sent back."""
-    model.load_weights(weights)
+def _packs(net: Transformer) -> bool:
+    """Whether vLLM keeps matrices in another layout, as on a CPU: a tied head is then a copy, which new embeddings do not reach."""
+    return net.head_weight.device.type == "cpu"

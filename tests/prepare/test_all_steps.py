@@ -27,15 +27,18 @@ STAGES = ["sketch", "copies", "bucket", "group", "shingles", "decide", "settle",
 
 
 def passages(count: int) -> list[str]:
-    """Real English text, distinct, that passes the filter."""
+    """Real English text that passes the filter, no two with a phrase in common: docstrings of some Pythons repeat themselves."""
     text = " ".join(text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii())
     found = text.split()
     judge = GopherQuality()
-    chosen = []
+    chosen: list[str] = []
+    seen: set[tuple[str, ...]] = set()
     for at in range(0, len(found), 120):
-        passage = " ".join(found[at : at + 120])
-        if judge(Document(passage, ""), View(passage)).keep:
+        piece = found[at : at + 120]
+        passage, runs = " ".join(piece), {tuple(piece[i : i + 6]) for i in range(len(piece) - 5)}
+        if seen.isdisjoint(runs) and judge(Document(passage, ""), View(passage)).keep:
             chosen.append(passage)
+            seen |= runs
     return chosen[:count]
 
 

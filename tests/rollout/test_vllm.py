@@ -1,5 +1,7 @@
-"""VLLM: weights and requests as vLLM takes them. The module here is a pretended one, on top of transformers: the real one was not run."""
+"""VLLM: weights and requests as vLLM takes them. The module here is a pretended one, on top of transformers; where the real one is
+installed (on a CPU: vllm-cpu), the slow tests run it."""
 
+import dataclasses
 import sys
 import types
 from collections.abc import Iterable
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.adapter import LoRA
+from lit_pretrain.batch import PolicyBatch
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.completions import Sampling
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.objective import GRPO
 from lit_pretrain.reward import Reward
 from lit_pretrain.rollout import VLLM, Rollout
@@ -45,8 +49,10 @@ class PretendedLLM:
         self.resets = 0
         PretendedLLM.made.append(self)
 
-    def apply_model(self, function: Any) -> list[Any]:
-        return [function(self.pretended)]
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[None]:
+        assert method == "reload_weights"
+        self.pretended.load_weights(kwargs["weights_iterator"])
+        return [None]
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1
@@ -89,27 +95,19 @@ def prompts() -> Prompts:
     return data
 
 
-@pytest.mark.usefixtures("pretended")
-@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=32.0)], ids=["full", "lora"])
-def test_it_samples_from_the_weights_of_each_step(parent: Path, adapter: LoRA | None) -> None:
-    """The first step's check compares its log-probabilities with the network's; afterwards the weights have moved."""
+def three_steps(parent: Path, net: ModelConfig, adapter: LoRA | None) -> list[list[PolicyBatch]]:
+    """Trains three steps with VLLM; what it returns after them must be what the network says, to the rounding of another implementation.
+
+    The check of the first step has compared the same before any update.
+    """
     seen = Seen()
-    engine = VLLM(str(parent), options={"dtype": "float32"})
+    engine = VLLM(str(parent), options={"dtype": "float32", "enforce_eager": True})
     rollout = Rollout(
         rewards={"even": Reward(path="tests.stage.test_rollout.even")}, max_completion_tokens=8, temperature=0.9, engine=engine
     )
-    found = run(prompts(), steps=3, objective=GRPO(), rollout=rollout, callbacks=[seen], net=NET, init_from=str(parent), adapter=adapter)
-    (llm,) = PretendedLLM.made
-    assert llm.settings["model"] == str(parent)
-    assert llm.settings["logprobs_mode"] == "processed_logprobs"
-    assert llm.settings["dtype"] == "float32"
-    assert llm.pretended.loads == llm.resets == 3
-    for steps in seen.steps:  # never on-policy by definition: another engine sampled
-        assert all(batch.old_logp_BT is not None for batch in steps)
+    found = run(prompts(), steps=3, objective=GRPO(), rollout=rollout, callbacks=[seen], net=net, init_from=str(parent), adapter=adapter)
     from lit_pretrain.stage.frozen import label_logp
 
-    # What it returned in the last step is what the network said before the update, to the rounding of another implementation.
-    batch = seen.steps[2][0]
     with torch.no_grad():
         engine.take(found.stage.net)
         again = engine.generate([[5, 6, 7]], sampling=Sampling(6, frozenset({STOP}), 0.9), seeds=[3])
@@ -118,7 +116,38 @@ def test_it_samples_from_the_weights_of_each_step(parent: Path, adapter: LoRA | 
     found.stage.net.eval()
     own = label_logp(found.stage.net, torch.tensor([ids]), torch.zeros(1, len(ids), dtype=torch.int32), labels, 0.9)
     torch.testing.assert_close(own[0, 2:-1], again.logp_BN[0][again.mask_BN[0]], atol=1e-4, rtol=0)
-    assert batch.labels_BT.shape == batch.tokens_BT.shape
+    return seen.steps
+
+
+ADAPTERS = pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=32.0)], ids=["full", "lora"])
+
+
+@pytest.mark.usefixtures("pretended")
+@ADAPTERS
+def test_it_samples_from_the_weights_of_each_step(parent: Path, adapter: LoRA | None) -> None:
+    steps = three_steps(parent, NET, adapter)
+    (llm,) = PretendedLLM.made
+    assert llm.settings["model"] == str(parent)
+    assert llm.settings["logprobs_mode"] == "processed_logprobs"
+    assert llm.settings["dtype"] == "float32"
+    assert "distributed_executor_backend" not in llm.settings  # without torchrun there is nobody to launch it
+    assert llm.pretended.loads == llm.resets == 4
+    for step in steps:  # never on-policy by definition: another engine sampled
+        assert all(batch.old_logp_BT is not None for batch in step)
+    assert steps[2][0].labels_BT.shape == steps[2][0].tokens_BT.shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@ADAPTERS
+def test_the_real_one_does(tmp_path: Path, adapter: LoRA | None, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, in place of a share of what earlier engines of this process have left
+    net = dataclasses.replace(NET, n_head=2, n_kv_head=1, head_dim=32, tie_embeddings=tied)  # its kernels have no smaller heads
+    save_llama(
+        transformers, tmp_path / "parent", seed=0, tie_word_embeddings=tied, num_attention_heads=2, num_key_value_heads=1, head_dim=32
+    )  # fmt: skip
+    three_steps(tmp_path / "parent", net, adapter)
 
 
 @pytest.mark.usefixtures("pretended")

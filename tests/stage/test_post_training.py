@@ -51,13 +51,14 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_llama(transformers: Any, folder: Path, *, seed: int, vocab_size: int = V) -> None:
+def save_llama(transformers: Any, folder: Path, *, seed: int, **others: Any) -> None:
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=T, rms_norm_eps=1e-6, initializer_range=0.2, tie_word_embeddings=False,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    fields = {
+        "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": T, "rms_norm_eps": 1e-6, "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields | others)).save_pretrained(folder)
 
 
 # ---------------------------------------------------------------------- made-up data
