@@ -35,7 +35,7 @@ class Kept:
         needed, limit = len(prompt) + room, model.config.max_seq_len
         device, dtype = model.token_embedding.weight.device, model.compute_dtype()
         cache = self._cache
-        if cache is None or cache.keys_LBSGK.dtype != dtype or cache.keys_LBSGK.device != device:
+        if cache is None or cache.dtype != dtype or cache.keys_LBSGK.device != device:
             cache, common = KVCache(model.config, 1, needed, device, dtype), 0
         else:
             cache.truncate([common])

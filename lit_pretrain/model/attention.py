@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig
 from lit_pretrain.model.kernels import Kernel
 from lit_pretrain.model.kv_cache import KVCache
+from lit_pretrain.model.linear import Linear
 from lit_pretrain.model.norm import RMSNorm
 from lit_pretrain.model.rotary import Rotation, rotate
 
@@ -36,14 +37,14 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_size = config.head_size
         self.window = config.window(layer)
-        self.q_proj = nn.Linear(config.width, q_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.width, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.width, kv_size, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(q_size, config.width, bias=config.attn_out_bias)
+        self.q_proj = Linear(config.width, q_size, bias=config.qkv_bias)
+        self.k_proj = Linear(config.width, kv_size, bias=config.qkv_bias)
+        self.v_proj = Linear(config.width, kv_size, bias=config.qkv_bias)
+        self.out_proj = Linear(q_size, config.width, bias=config.attn_out_bias)
         self.q_norm = RMSNorm(self.head_size, config.norm_eps, config.norm_weight) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps, config.norm_weight) if config.qk_norm else None
         has_value_embedding = config.has_value_embedding(layer)
-        self.value_gate = nn.Linear(VALUE_GATE_CHANNELS, config.kv_heads, bias=False) if has_value_embedding else None
+        self.value_gate = Linear(VALUE_GATE_CHANNELS, config.kv_heads, bias=False) if has_value_embedding else None
 
     def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor] = None) -> Tensor:
         """Mix tokens.
@@ -69,8 +70,12 @@ class Attention(nn.Module):
         if shared.rotation is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, shared.rotation), rotate(k_BTGK, shared.rotation)
         q_BTHK, k_BTGK = q_BTHK.type_as(v_BTGK), k_BTGK.type_as(v_BTGK)
-        if shared.cache is not None:
+        if shared.cache is None:
+            heads_BTHK = shared.kernel(q_BTHK, k_BTGK, v_BTGK, self.window)
+        else:
             assert shared.positions_BT is not None
-            k_BTGK, v_BTGK = shared.cache.write(self.layer, shared.positions_BT, k_BTGK, v_BTGK)
-        out: Tensor = self.out_proj(shared.kernel(q_BTHK, k_BTGK, v_BTGK, self.window).flatten(2))
+            k_BSGK, v_BSGK = shared.cache.write(self.layer, shared.positions_BT, k_BTGK, v_BTGK)
+            with torch.autocast(x_BTD.device.type, enabled=False):  # in the type in which the cache is stored
+                heads_BTHK = shared.kernel(q_BTHK.type_as(k_BSGK), k_BSGK, v_BSGK, self.window).type_as(q_BTHK)
+        out: Tensor = self.out_proj(heads_BTHK.flatten(2))
         return out

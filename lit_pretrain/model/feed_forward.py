@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -12,9 +13,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate_proj = nn.Linear(config.width, config.ffn_size, bias=config.ffn_bias) if config.gated else None
-        self.up_proj = nn.Linear(config.width, config.ffn_size, bias=config.ffn_bias)
-        self.down_proj = nn.Linear(config.ffn_size, config.width, bias=config.ffn_bias)
+        self.gate_proj = Linear(config.width, config.ffn_size, bias=config.ffn_bias) if config.gated else None
+        self.up_proj = Linear(config.width, config.ffn_size, bias=config.ffn_bias)
+        self.down_proj = Linear(config.ffn_size, config.width, bias=config.ffn_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""

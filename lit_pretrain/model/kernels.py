@@ -113,8 +113,17 @@ def make_kernel(config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor]
     return ProductKernel(masks, config.attn_softcap) if name == "matmul" else FusedKernel(masks)
 
 
-def make_cached_kernel(config: ModelConfig, positions_BT: Tensor, length: int) -> Kernel:
-    """Build the kernel of a forward pass over new tokens at `positions_BT` and a cache whose slots 0 .. length - 1 hold those positions."""
+def make_cached_kernel(config: ModelConfig, positions_BT: Tensor, length: int, *, even: bool) -> Kernel:
+    """Build the kernel of a forward pass over new tokens and a cache.
+
+    Args:
+        config: Names the windows and the cap.
+        positions_BT: Of the new tokens.
+        length: Slots 0 .. length - 1 of the cache hold these positions.
+        even: Whether they do so in every row.
+    """
+    if even and positions_BT.shape[1] == 1 and config.attn_softcap is None:
+        return LastTokenKernel()
     slot_S = torch.arange(length, device=positions_BT.device)
     last_B1T1 = positions_BT[:, None, :, None]
     masks: dict[Optional[int], Optional[Tensor]] = {}
@@ -140,6 +149,17 @@ class FusedKernel:
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped).transpose(1, 2)
+
+
+class LastTokenKernel:
+    """One new token a row, in rows of one length: it sees all there is, or the end of it, and nothing needs a mask."""
+
+    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+        """Attend, as Kernel says."""
+        if window is not None:
+            k_BSGK, v_BSGK = k_BSGK[:, -window:], v_BSGK[:, -window:]
+        q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
 class ProductKernel:

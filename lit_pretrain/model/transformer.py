@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +14,7 @@ from lit_pretrain.model.feed_forward import FeedForward
 from lit_pretrain.model.init import init_parameter
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.kv_cache import KVCache
+from lit_pretrain.model.linear import Linear, linear
 from lit_pretrain.model.norm import make_norm
 from lit_pretrain.model.rotary import Rotary
 
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
             self.embedding_scale_L = nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.final_norm = make_norm(config, config.width)
-            self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+            self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
         if device.type != "meta":
             self.to_empty(device=device)
             self.reset_parameters()
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
             assert doc_BT is None, "a cached sequence is one document"
             slots_BT = cache.extend(length)
             positions_BT = slots_BT if positions_BT is None else positions_BT
-            kernel = make_cached_kernel(self.config, slots_BT, cache.used)
+            kernel = make_cached_kernel(self.config, slots_BT, cache.used, even=cache.even)
         else:
             kernel = make_kernel(self.config, tokens_BT, doc_BT, self.compute_dtype())
         rotation = None if self.rotary is None else self.rotary(length, positions_BT)
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into logits (..., V), capped if the config says so."""
-        logits = F.linear(hidden, self.head_weight)
+        logits = linear(hidden, self.head_weight)
         return logits if self.config.logit_softcap is None else softcap(logits, self.config.logit_softcap)
 
     def compute_dtype(self) -> torch.dtype:

@@ -74,4 +74,24 @@ def test_a_cache_longer_than_the_positions_is_refused() -> None:
 
 
 def test_its_size() -> None:
-    assert KVCache(ModelConfig(**SMALL), 2, 10, dtype=torch.bfloat16).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 2  # k+v L B S G K bytes
+    for dtype in (torch.float32, torch.bfloat16):  # on a CPU both are kept in fp32
+        assert KVCache(ModelConfig(**SMALL), 2, 10, dtype=dtype).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 4  # k+v L B S G K bytes
+    assert KVCache(ModelConfig(**SMALL), 2, 10, "meta", torch.bfloat16).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+@pytest.mark.parametrize("lengths", [[9, 9], [9, 4]], ids=["even", "uneven"])
+def test_half_precision_computes_in_it_and_attends_in_more(how: str, lengths: list[int]) -> None:
+    model = build("llama").float()
+    exact = model(tokens_BT := torch.randint(23, (2, 12)))
+    model = model.bfloat16() if how == "weights" else model
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        cache = KVCache(model.config, 2, 16, dtype=model.compute_dtype())
+        model(tokens_BT[:, :9], cache=cache)
+        cache.truncate(lengths)
+        rows = torch.arange(2)
+        for step in range(3):
+            found = model(torch.stack([tokens_BT[row, lengths[row] + step] for row in rows.tolist()])[:, None], cache=cache)[:, 0]
+            expected = exact[rows, torch.tensor(lengths) + step]
+            assert (found.float() - expected).norm() < 0.05 * expected.norm()  # bf16 has 8 bits
