@@ -139,7 +139,7 @@ def reading(s: dict[str, int], *, data: str) -> float:
     module = TextData(path=data, seq_len=s["seq"], global_batch_tokens=s["seq"] * s["batch"], micro_batch_size=s["batch"])
     from lit_pretrain.data.batches import Collate, OrderedRows
 
-    rows = OrderedRows(module.order(), module._open("train"))
+    rows = OrderedRows(module.order(), module.readers("train"))
     collate = Collate(micro_batch_size=s["batch"], eos_id=module.manifest.tokenizer.eos_id, cross_documents=False)
     seconds = []
     for step in range(200):

@@ -72,6 +72,8 @@ TORCH_FREE = (
     "data.words",
     "data.epochs",
     "data.remote",
+    "data.held_out",
+    "data.prepared",
     "prepare.*",
     "report.*",
     "scaling.*",

@@ -37,6 +37,37 @@ def rows_per_step(*, global_batch_tokens: int, seq_len: int, micro_batch_size: i
     return rows, rows // world_size // micro_batch_size
 
 
+def micro_batches_per_step(*, rows: int, micro_batch_size: int, world_size: int) -> int:
+    """Micro-batches per step and rank (the accumulation), where a step is given in rows.
+
+    Raises:
+        UserError: The rows do not divide; the message holds the arithmetic and the nearest number that works.
+    """
+    unit = micro_batch_size * world_size
+    if rows % unit:
+        nearest = max(1, round(rows / unit)) * unit
+        raise UserError(
+            f"data.global_batch_rows={rows} must be a multiple of micro_batch_size × ranks = {micro_batch_size} × "
+            f"{world_size} = {unit}; the nearest is {nearest}"
+        )
+    return rows // unit
+
+
+def held_out_batches(samples: int, *, size: int, rank: int, replicas: int) -> list[list[int]]:
+    """Sample numbers of one rank, batch by batch, of `samples` that are held out; `PAD_ROW` fills up.
+
+    Every rank has as many batches of the same size: collectives inside a sharded forward must match.
+
+    Args:
+        samples: How many there are.
+        size: Of a batch.
+        rank: Of this replica.
+        replicas: How many share the samples.
+    """
+    numbers = list(range(samples)) + [PAD_ROW] * (-samples % (size * replicas))
+    return [numbers[i : i + size] for i in range(rank * size, len(numbers), size * replicas)]
+
+
 class StepSampler(Sampler[list[int]]):
     """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end unless the order has one.
 

@@ -9,22 +9,18 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Batch, DataContract
-from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
-from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
-from lit_pretrain.data.documents import full_origin
-from lit_pretrain.data.exposure import check_length, exposure, unique_tokens
+from lit_pretrain.data.batches import Collate, ListedRows, OrderedRows, StepSampler, held_out_batches, rows_per_step
+from lit_pretrain.data.exposure import check_amount, check_length, exposure, unique_tokens
+from lit_pretrain.data.held_out import complete_rows, spread_rows
+from lit_pretrain.data.loader import make_loader, replica_of
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import Mixture, Phase, make_order
 from lit_pretrain.data.order import Order
-from lit_pretrain.data.permutation import permutation
-from lit_pretrain.data.remote import cache_folder, fetch, is_remote, load_manifest
+from lit_pretrain.data.prepared import PreparedText
 from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.trace import Tracer, rows_in
+from lit_pretrain.data.trace import named_rows
 from lit_pretrain.data.worker import start_worker
 from lit_pretrain.errors import UserError
-
-_ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
-"""Of a step that diverged."""
 
 
 class TextData(L.LightningDataModule):
@@ -95,36 +91,19 @@ class TextData(L.LightningDataModule):
         self.cross_documents = cross_documents
         self.val_tokens = val_tokens
         self.num_workers = num_workers
-        self.cache_dir = cache_dir
-        self.max_cache_size = max_cache_size
-        self.storage_options = storage_options
-        self._manifest: Optional[Manifest] = None
-        self._tokenizer: Optional[Tokenizer] = None
+        self.prepared = PreparedText(path, cache_dir=cache_dir, max_cache_size=max_cache_size, storage_options=storage_options)
 
     # ------------------------------------------------------------------ what the data is
 
     @property
     def manifest(self) -> Manifest:
-        """The dataset's manifest, read once."""
-        if self._manifest is None:
-            self._manifest = load_manifest(self.path, cache_dir=self.cache_dir, storage_options=self.storage_options)
-        return self._manifest
+        """The dataset's manifest."""
+        return self.prepared.manifest
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The dataset's tokenizer, checked against the manifest."""
-        if self._tokenizer is None:
-            file = fetch(self.path, "tokenizer.json", cache_dir=self.cache_dir, storage_options=self.storage_options)
-            record = self.manifest.tokenizer
-            tokenizer = Tokenizer.load(str(file), bos=record.bos, eos=record.eos)
-            wanted = record.hash
-            if tokenizer.hash != wanted:
-                raise UserError(
-                    f"{file} is not the tokenizer that encoded the data: its hash is {tokenizer.hash}, the manifest says "
-                    f"{wanted}; restore the file or run `lit_pretrain prepare` again"
-                )
-            self._tokenizer = tokenizer
-        return self._tokenizer
+        """The dataset's tokenizer."""
+        return self.prepared.tokenizer
 
     @property
     def sources(self) -> list[str]:
@@ -191,18 +170,21 @@ class TextData(L.LightningDataModule):
     def _rows(self) -> int:
         return max(1, self.global_batch_tokens // self.seq_len)
 
+    def _rows_per_step(self, world_size: int) -> tuple[int, int]:
+        return rows_per_step(
+            global_batch_tokens=self.global_batch_tokens,
+            seq_len=self.seq_len,
+            micro_batch_size=self.micro_batch_size,
+            world_size=world_size,
+        )
+
     def batch_line(self, world_size: int) -> str:
         """A step in words.
 
         Raises:
             UserError: The rows of a step do not divide.
         """
-        rows, accumulation = rows_per_step(
-            global_batch_tokens=self.global_batch_tokens,
-            seq_len=self.seq_len,
-            micro_batch_size=self.micro_batch_size,
-            world_size=world_size,
-        )
+        rows, accumulation = self._rows_per_step(world_size)
         return (
             f"{rows} rows × {self.seq_len} = {self.global_batch_tokens:,} tokens a step ({world_size} ranks × "
             f"{self.micro_batch_size} rows × {accumulation} accumulation)"
@@ -234,26 +216,12 @@ class TextData(L.LightningDataModule):
 
     def describe(self, samples: Sequence[int]) -> str:
         """The rows of some samples, a few of them: source, epoch, row and, of local data, documents."""
-        order, shown = self.order(), samples[:_ROWS_NAMED]
-        if is_remote(self.path):  # the list of documents lies with the data
-            found = [f"{self.sources[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
-        else:
-            found = []
-            for row in Tracer(Path(self.path), self.manifest, order, seq_len=self.seq_len).rows(shown):
-                source = self.manifest.sources[row.source]
-                names = [full_origin(source, document.origin) for document in row.documents]
-                rest = f" and {len(names) - _DOCUMENTS_NAMED} more" if len(names) > _DOCUMENTS_NAMED else ""
-                found.append(f"{row.source} epoch {row.epoch} row {row.block}: {', '.join(names[:_DOCUMENTS_NAMED])}{rest}")
-        more = [f"and {len(samples) - _ROWS_NAMED} more rows (`lit_pretrain inspect order --step` names them all)"]
-        return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])
+        return named_rows(samples, path=self.path, manifest=self.manifest, order=self.order(), seq_len=self.seq_len)
 
     def step_batches(self, step: int, rows: int) -> list[Batch]:
         """The first rows of an optimizer step, as micro-batches."""
-        ordered, first = OrderedRows(self.order(), self._open("train")), step * self._rows()
-        collate = Collate(
-            micro_batch_size=self.micro_batch_size, eos_id=self.manifest.tokenizer.eos_id, cross_documents=self.cross_documents
-        )
-        return collate([ordered[n] for n in range(first, first + min(rows, self._rows()))])
+        ordered, first = OrderedRows(self.order(), self.readers("train")), step * self._rows()
+        return self._collate()([ordered[n] for n in range(first, first + min(rows, self._rows()))])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a run's folder."""
@@ -264,105 +232,30 @@ class TextData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check what can be checked before the first step: that there is enough text, and that local chunks are there and whole."""
         if stage == "fit":
-            order = self.order()
-            used = [max(weights) > 0 for weights in zip(*order.weights, strict=True)]
-            rows = sum(source.blocks for source, is_used in zip(order.sources, used, strict=True) if is_used)
-            if rows * self.seq_len < self.global_batch_tokens:
-                raise UserError(
-                    f"{self.path} holds {rows:,} rows × {self.seq_len} = {rows * self.seq_len:,} training tokens in the sources of the "
-                    f"mixture, fewer than one batch of data.global_batch_tokens={self.global_batch_tokens:,}; add text, or lower it"
-                )
-            self._held_out_rows("validation")
-        if is_remote(self.path):
-            return
-        for split in ("train", "validation") if stage == "fit" else ("validation", "test"):
-            for name, source in self.manifest.sources.items():
-                for chunk in source.splits[split].chunks:
-                    file = self._location(split, name) / chunk.filename
-                    size = file.stat().st_size if file.is_file() else None
-                    if size != chunk.bytes:
-                        found = "it is missing" if size is None else f"it has {size:,} bytes"
-                        raise UserError(
-                            f"chunk {file} is not whole: {found}, the manifest says {chunk.bytes:,} bytes with sha256 "
-                            f"{chunk.sha256}; restore it from a good copy, or delete {self.path} and run "
-                            "`lit_pretrain prepare` again"
-                        )
+            check_amount(self.order(), seq_len=self.seq_len, global_batch_tokens=self.global_batch_tokens, where=self.path)
+            complete_rows(self.manifest, "validation", seq_len=self.seq_len, where=self.path)
+        self.prepared.check_whole(("train", "validation") if stage == "fit" else ("validation", "test"))
 
-    def _location(self, split: str, source: str) -> Path:
-        return Path(self.path) / split / source
-
-    def _open(self, split: str) -> list[Any]:
+    def readers(self, split: str) -> list[Any]:
         """One row reader per source; None where the split holds nothing of it."""
-        from lit_pretrain.data.rows import INDEX, open_rows  # imports litdata, which `fit --help` need not wait for
-
-        cache = self._cache() if is_remote(self.path) else None
-        readers: list[Any] = []
-        for name, source in self.manifest.sources.items():
-            chunks, folder = source.splits[split].chunks, f"{split}/{name}"
-            if not chunks:
-                readers.append(None)
-                continue
-            # LitData reads index.json where it expects the chunks; of a remote source both are copies.
-            index = fetch(self.path, f"{folder}/{INDEX}", cache_dir=self.cache_dir, storage_options=self.storage_options)
-            readers.append(
-                open_rows(
-                    index.parent,
-                    seq_len=self.seq_len,
-                    vocab_size=self.manifest.tokenizer.vocab_size,
-                    chunks=chunks,
-                    folder=folder,
-                    cache=cache,
-                    keep_open=self.shuffle_chunks if split == "train" else 1,
-                )
-            )
-        return readers
-
-    def _cache(self) -> ChunkCache:
-        limit = None if self.max_cache_size is None else size_in_bytes(self.max_cache_size)
-        largest = [max((c.bytes for c in s.splits["train"].chunks), default=0) for s in self.manifest.sources.values()]
-        needed = sum(largest) * self.shuffle_chunks
-        if limit is not None and limit < needed:
-            raise UserError(
-                f"data.max_cache_size={self.max_cache_size} does not hold the chunks that are read at the same time: "
-                f"{len(largest)} sources × {self.shuffle_chunks} (data.shuffle_chunks) = {needed / 1e6:,.1f} MB; raise it"
-            )
-        root = cache_folder(self.path, self.cache_dir)
-        return ChunkCache(self.path, root, limit=limit, storage_options=self.storage_options)
-
-    def _replicas(self) -> tuple[int, int]:
-        """(rank, number) of the data-parallel replica that this process feeds."""
-        strategy = self.trainer.strategy if self.trainer is not None else None
-        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
-        return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
+        return self.prepared.open(split, seq_len=self.seq_len, shuffle_chunks=self.shuffle_chunks)
 
     def _loader(self, dataset: Any, batches: Any, *, workers: int) -> DataLoader[list[Batch]]:
+        start = partial(start_worker, self.prepared.storage_options)
+        return make_loader(dataset, batches, self._collate(), trainer=self.trainer, workers=workers, start_worker=start)
+
+    def _collate(self) -> Collate:
         eos = self.manifest.tokenizer.eos_id
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            worker_init_fn=partial(start_worker, self.storage_options),
-            collate_fn=Collate(micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents),
-            persistent_workers=workers > 0,
-            # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to the whole job ends the server, and
-            # with it the workers.
-            multiprocessing_context="spawn" if workers > 0 else None,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        return Collate(micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents)
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
         """One batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
-        rank, replicas = self._replicas()
-        rows, _ = rows_per_step(
-            global_batch_tokens=self.global_batch_tokens,
-            seq_len=self.seq_len,
-            micro_batch_size=self.micro_batch_size,
-            world_size=replicas,
-        )
+        rank, replicas = replica_of(self.trainer)
+        rows, _ = self._rows_per_step(replicas)
         order, first = self.order(), self.trainer.global_step
         sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end)
-        return self._loader(OrderedRows(order, self._open("train")), sampler, workers=self.num_workers)
+        return self._loader(OrderedRows(order, self.readers("train")), sampler, workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[list[Batch]]:
         """A fixed selection of held-out rows, the same at every validation and for every number of ranks."""
@@ -372,37 +265,12 @@ class TextData(L.LightningDataModule):
         """All rows of the test split."""
         return self._held_out("test", None)
 
-    def _held_out_rows(self, split: str) -> list[int]:
-        """Complete rows of each source in a split that is held out.
-
-        Raises:
-            UserError: There is none at all.
-        """
-        held = [self.manifest.sources[name].splits[split].chunks for name in self.sources]
-        rows = [sum(rows_in(chunk.tokens, self.seq_len) for chunk in chunks) for chunks in held]
-        if not any(rows):
-            raise UserError(
-                f"the {split} split of {self.path} holds no complete row of {self.seq_len} tokens; prepare more text, "
-                f"raise splits.{split} of the prepare config, or lower data.seq_len"
-            )
-        return rows
-
     def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
-        rows = self._held_out_rows(split)
-        share = max(rows) if tokens is None else max(1, tokens // self.seq_len // sum(n > 0 for n in rows))
-        listed = [
-            (s, int(block))
-            for s, n in enumerate(rows)
-            for block in sorted(permutation(n, "held-out", split, self.sources[s])[: min(n, share)])
-        ]
-        rank, replicas = self._replicas()
-        step = self.micro_batch_size * replicas
-        # Every rank runs as many batches of the same shape: collectives inside a sharded forward must match.
-        numbers = list(range(len(listed))) + [PAD_ROW] * (-len(listed) % step)
-        size = self.micro_batch_size
-        batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), step)]
+        listed = spread_rows(self.manifest, split, seq_len=self.seq_len, tokens=tokens, where=self.path)
+        rank, replicas = replica_of(self.trainer)
+        batches = held_out_batches(len(listed), size=self.micro_batch_size, rank=rank, replicas=replicas)
         # The start of a process costs more than it takes to read what is held out.
-        return self._loader(ListedRows(listed, self._open(split)), batches, workers=0)
+        return self._loader(ListedRows(listed, self.readers(split)), batches, workers=0)
 
 
 def _phases(phases: Optional[Sequence[Any]]) -> list[Phase]:

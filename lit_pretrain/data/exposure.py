@@ -11,6 +11,27 @@ EPOCHS_LIKE_NEW = 4
 et al. 2023, "Scaling Data-Constrained Language Models")."""
 
 
+def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, where: str) -> None:
+    """Refuse text that does not fill one batch.
+
+    Args:
+        order: The order of the run.
+        seq_len: Inputs per row.
+        global_batch_tokens: Inputs per optimizer step.
+        where: Where the data lie, for the message.
+
+    Raises:
+        UserError: The sources of the mixture hold less.
+    """
+    used = [max(weights) > 0 for weights in zip(*order.weights, strict=True)]
+    rows = sum(source.blocks for source, is_used in zip(order.sources, used, strict=True) if is_used)
+    if rows * seq_len < global_batch_tokens:
+        raise UserError(
+            f"{where} holds {rows:,} rows × {seq_len} = {rows * seq_len:,} training tokens in the sources of the "
+            f"mixture, fewer than one batch of data.global_batch_tokens={global_batch_tokens:,}; add text, or lower it"
+        )
+
+
 def check_length(order: Order, *, steps: int, rows: int, seq_len: int) -> None:
     """Refuse a run that goes on when no source may be read any more.
 

@@ -11,12 +11,13 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lit_pretrain.batch import Asking, DataContract
-from lit_pretrain.data.batches import PAD_ROW, StepSampler
+from lit_pretrain.data.batches import PAD_ROW, StepSampler, held_out_batches, micro_batches_per_step
 from lit_pretrain.data.decontaminate.config import DecontaminateConfig
 from lit_pretrain.data.epochs import Epochs, SourceRows
+from lit_pretrain.data.held_out import chosen_rows
+from lit_pretrain.data.loader import make_loader, replica_of
 from lit_pretrain.data.manifest import canonical_hash
 from lit_pretrain.data.messages import BadRow, Row
-from lit_pretrain.data.permutation import permutation
 from lit_pretrain.data.render import Renderer, Truncation
 from lit_pretrain.data.row_gate import RowGate, as_decontaminate
 from lit_pretrain.data.row_source import SPLITS, RowSource, Split, Tally, as_sources, check_sources, identity, read_source, settle, tallies
@@ -343,7 +344,7 @@ class PostTrainingData(L.LightningDataModule):
         limit = self.val_rows if split == "validation" else None
         samples: list[Sample] = []
         for s, held in enumerate(self.held[split]):
-            chosen = sorted(permutation(len(held.items), "held-out", split, self.sources[s])[:limit])
+            chosen = chosen_rows(len(held.items), split=split, source=self.sources[s], limit=limit)
             if not chosen:
                 continue
             lengths = np.array([self.places(held.items[i]) for i in chosen], dtype=np.int64)
@@ -366,14 +367,7 @@ class PostTrainingData(L.LightningDataModule):
         Raises:
             UserError: The rows of a step do not divide.
         """
-        unit = self.micro_batch_size * world_size
-        if self.rows % unit:
-            nearest = max(1, round(self.rows / unit)) * unit
-            raise UserError(
-                f"data.global_batch_rows={self.rows} must be a multiple of micro_batch_size × ranks = {self.micro_batch_size} × "
-                f"{world_size} = {unit}; the nearest is {nearest}"
-            )
-        return self.rows // unit
+        return micro_batches_per_step(rows=self.rows, micro_batch_size=self.micro_batch_size, world_size=world_size)
 
     def batch_line(self, world_size: int) -> str:
         """A step in words."""
@@ -438,21 +432,14 @@ class PostTrainingData(L.LightningDataModule):
         self.renderer  # noqa: B018
         self.held  # noqa: B018
 
-    def _replicas(self) -> tuple[int, int]:
-        """(rank, number) of the data-parallel replica that this process feeds."""
-        strategy = self.trainer.strategy if self.trainer is not None else None
-        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
-        return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
-
     def _loader(self, at: Callable[[int], Sample], batches: Any) -> DataLoader[Any]:
         # No workers: what a step reads is in memory, and copying it between processes costs more.
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(Samples(at), batch_sampler=batches, collate_fn=self.collate, pin_memory=pin)
+        return make_loader(Samples(at), batches, self.collate, trainer=self.trainer)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """One batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
-        rank, replicas = self._replicas()
+        rank, replicas = replica_of(self.trainer)
         self.accumulation(replicas)
         sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step, updates=self.updates)
         return self._loader(self.train_sample, sampler)
@@ -472,9 +459,6 @@ class PostTrainingData(L.LightningDataModule):
 
     def _held_loader(self, split: str) -> DataLoader[Any]:
         samples = self.held_out(split)
-        rank, replicas = self._replicas()
-        size = self.held_out_at_once
-        # Every rank runs as many batches: collectives inside a sharded forward must match.
-        numbers = list(range(len(samples))) + [PAD_ROW] * (-len(samples) % (size * replicas))
-        batches = [numbers[i : i + size] for i in range(rank * size, len(numbers), size * replicas)]
+        rank, replicas = replica_of(self.trainer)
+        batches = held_out_batches(len(samples), size=self.held_out_at_once, rank=rank, replicas=replicas)
         return self._loader(lambda n: samples[n] if n != PAD_ROW else Sample(PAD_ROW, 0, ()), batches)

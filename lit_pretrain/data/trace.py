@@ -1,14 +1,18 @@
 """Trace: from an optimizer step back to rows, chunks and documents, without reading a token."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lit_pretrain.data.documents import DocumentRecord, read_records
+from lit_pretrain.data.documents import DocumentRecord, full_origin, read_records
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.order import Order
+from lit_pretrain.data.remote import is_remote
+
+_ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
+"""Of a step that diverged."""
 
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
@@ -76,3 +80,27 @@ class Tracer:
                 by_chunk.setdefault(record.chunk, []).append(record)
             self._documents[source] = by_chunk
         return self._documents[source]
+
+
+def named_rows(samples: Sequence[int], *, path: str, manifest: Manifest, order: Order, seq_len: int) -> str:
+    """The rows of some samples, a few of them, as lines for people: source, epoch, row and, of local data, documents.
+
+    Args:
+        samples: Global sample numbers.
+        path: The dataset's directory or URL.
+        manifest: Its manifest.
+        order: The order of the run.
+        seq_len: Inputs per row.
+    """
+    shown, names = samples[:_ROWS_NAMED], list(manifest.sources)
+    if is_remote(path):  # the list of documents lies with the data
+        found = [f"{names[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
+    else:
+        found = []
+        for row in Tracer(Path(path), manifest, order, seq_len=seq_len).rows(shown):
+            source = manifest.sources[row.source]
+            origins = [full_origin(source, document.origin) for document in row.documents]
+            rest = f" and {len(origins) - _DOCUMENTS_NAMED} more" if len(origins) > _DOCUMENTS_NAMED else ""
+            found.append(f"{row.source} epoch {row.epoch} row {row.block}: {', '.join(origins[:_DOCUMENTS_NAMED])}{rest}")
+    more = [f"and {len(samples) - _ROWS_NAMED} more rows (`lit_pretrain inspect order --step` names them all)"]
+    return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])

@@ -157,7 +157,7 @@ def test_finetune_from_a_folder(dataset: Path, tmp_path: Path, capsys: pytest.Ca
     first = read_metrics(tmp_path / "child")[0]
     # The loss of transformers' own model over the documents of the first step, one by one.
     data = TextData(path=str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
-    rows = OrderedRows(data.order(), data._open("train"))
+    rows = OrderedRows(data.order(), data.readers("train"))
     (batch,) = Collate(micro_batch_size=8, eos_id=data.manifest.tokenizer.eos_id, cross_documents=False)([rows[n] for n in range(8)])
     nll, count = 0.0, 0
     for tokens_T, labels_T, doc_T in zip(batch.tokens_BT, batch.labels_BT.long(), batch.doc_BT, strict=True):

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.batch import IGNORE_INDEX
-from lit_pretrain.data.batches import PAD_ROW, Collate, ListedRows, OrderedRows, StepSampler, rows_per_step
+from lit_pretrain.data.batches import (
+    PAD_ROW,
+    Collate,
+    ListedRows,
+    OrderedRows,
+    StepSampler,
+    held_out_batches,
+    micro_batches_per_step,
+    rows_per_step,
+)
 from lit_pretrain.data.order import Order
 from lit_pretrain.data.rows import Row
 from lit_pretrain.data.stretches import SourceBlocks
@@ -121,6 +130,21 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(tokens: int,
     nearest = int(str(caught.value).rsplit(" ", 1)[1])
     rows_per_step(global_batch_tokens=nearest, seq_len=seq_len, micro_batch_size=micro, world_size=world)
     assert abs(nearest - tokens) <= unit / 2 or nearest == unit
+
+
+def test_a_step_in_rows_divides_or_is_refused_with_one_that_does() -> None:
+    assert micro_batches_per_step(rows=24, micro_batch_size=2, world_size=3) == 4
+    with pytest.raises(UserError, match=r"data.global_batch_rows=25 must be a multiple of .* = 2 × 3 = 6; the nearest is 24"):
+        micro_batches_per_step(rows=25, micro_batch_size=2, world_size=3)
+
+
+@given(samples=st.integers(1, 60), size=st.integers(1, 7), replicas=st.integers(1, 5))
+def test_ranks_share_what_is_held_out_in_batches_of_one_shape(samples: int, size: int, replicas: int) -> None:
+    ranks = [held_out_batches(samples, size=size, rank=rank, replicas=replicas) for rank in range(replicas)]
+    assert {len(batches) for batches in ranks} == {-(-samples // (size * replicas))}  # else some would wait for others for ever
+    assert all(len(batch) == size for batches in ranks for batch in batches)
+    read = [n for batches in ranks for batch in batches for n in batch]
+    assert sorted(n for n in read if n != PAD_ROW) == list(range(samples))
 
 
 def test_resuming_goes_on_with_the_next_step() -> None:

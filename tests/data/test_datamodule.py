@@ -1,8 +1,6 @@
 """TextData: the same samples for every split of the work, and the same held-out rows for every number of ranks."""
 
-import json
 import os
-import shutil
 import signal
 from itertools import islice
 from pathlib import Path
@@ -54,7 +52,7 @@ def test_the_rows_of_a_step_are_those_of_the_order(dataset: Path) -> None:
     phases = [Phase(from_tokens=3 * 64 * 16, temperature=2.0)]  # the fourth of five steps
     data = text_data(dataset, weights={"story": 1, "code": 3}, phases=phases, max_epochs={"code": 0.06}, seed=5, cycle=40)
     order = data.order()
-    sources = data._open("train")
+    sources = data.readers("train")
     assert [stretch.begin for stretch in order.stretches[1:]] == [pytest.approx(20, abs=8), 48]  # code leaves in the second
     for n, step in enumerate(steps(data.train_dataloader(), 5)):
         batch = rows_of(step)
@@ -136,42 +134,7 @@ def test_the_contract_says_what_the_data_is(dataset: Path) -> None:
     assert (contract.seq_len, contract.global_batch_tokens) == (64, 1024)
 
 
-# ---------------------------------------------------------------------- damage
-
-
-@pytest.fixture
-def copy(dataset: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(dataset, tmp_path / "copy"))
-
-
-@pytest.mark.parametrize("size", [None, 0, 100])
-def test_a_chunk_that_is_not_whole_is_named_before_training(copy: Path, size: int | None) -> None:
-    data = text_data(copy)
-    chunk = data.manifest.sources["code"].splits["train"].chunks[1]
-    file = copy / "train" / "code" / chunk.filename
-    if size is None:
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(UserError, match="is not whole") as caught:
-        data.setup("fit")
-    assert str(file) in str(caught.value)
-    assert chunk.sha256 in str(caught.value)
-
-
-def test_a_swapped_tokenizer_is_refused(copy: Path) -> None:
-    file = copy / "tokenizer.json"
-    content = json.loads(file.read_text())
-    first, second = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])[200:202]
-    content["model"]["vocab"] |= {first[0]: second[1], second[0]: first[1]}
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is not the tokenizer that encoded the data"):
-        text_data(copy).contract  # noqa: B018
-
-
-def test_a_held_out_split_without_a_row_is_refused(dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"validation split of .* holds no complete row of 8000 tokens"):
-        text_data(dataset, seq_len=8000, global_batch_tokens=8000, micro_batch_size=1).val_dataloader()
+# ---------------------------------------------------------------------- what cannot be
 
 
 def test_rows_longer_than_all_chunks_are_refused(dataset: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_replaced_dataset_is_noticed(client: Any, endpoint: str, dataset: Path
 
     def first_row() -> list[int]:
         data = text_data(where, cache_dir=str(tmp_path / "cache"), storage_options=options, weights={"sums": 1.0})
-        return list(data._open("train")[1][0].tokens[:5])
+        return list(data.readers("train")[1][0].tokens[:5])
 
     before = first_row()
     manifest = Manifest.load(dataset)

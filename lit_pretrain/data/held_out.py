@@ -1,0 +1,63 @@
+"""Held out: the fixed selection of rows that validations and tests read, the same every time and for every number of ranks."""
+
+from typing import Optional
+
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.permutation import permutation
+from lit_pretrain.data.trace import rows_in
+from lit_pretrain.errors import UserError
+
+
+def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> list[int]:
+    """Numbers of the rows that are read of the n that a source has in a split, rising.
+
+    Args:
+        n: Rows there are.
+        split: validation or test.
+        source: Name of the source.
+        limit: Most rows to read; None reads all.
+    """
+    return sorted(permutation(n, "held-out", split, source).tolist()[:limit])
+
+
+def complete_rows(manifest: Manifest, split: str, *, seq_len: int, where: str) -> list[int]:
+    """Complete rows that each source of prepared text has in a split that is held out.
+
+    Args:
+        manifest: The data.
+        split: validation or test.
+        seq_len: Inputs per row.
+        where: Where the data lie, for the message.
+
+    Raises:
+        UserError: There is none at all.
+    """
+    rows = [sum(rows_in(chunk.tokens, seq_len) for chunk in source.splits[split].chunks) for source in manifest.sources.values()]
+    if not any(rows):
+        raise UserError(
+            f"the {split} split of {where} holds no complete row of {seq_len} tokens; prepare more text, "
+            f"raise splits.{split} of the prepare config, or lower data.seq_len"
+        )
+    return rows
+
+
+def spread_rows(manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], where: str) -> list[tuple[int, int]]:
+    """(source, row) of what is read of a split of prepared text, spread evenly over the sources.
+
+    Args:
+        manifest: The data.
+        split: validation or test.
+        seq_len: Inputs per row.
+        tokens: Inputs to read over all sources; None reads all rows.
+        where: Where the data lie, for the message.
+
+    Raises:
+        UserError: The split holds no complete row.
+    """
+    rows = complete_rows(manifest, split, seq_len=seq_len, where=where)
+    share = max(rows) if tokens is None else max(1, tokens // seq_len // sum(n > 0 for n in rows))
+    return [
+        (s, row)
+        for s, (name, n) in enumerate(zip(manifest.sources, rows, strict=True))
+        for row in chosen_rows(n, split=split, source=name, limit=share)
+    ]
