@@ -71,6 +71,7 @@ TORCH_FREE = (
     "data.whole",
     "data.words",
     "data.epochs",
+    "data.encoded",
     "data.remote",
     "data.held_out",
     "data.prepared",

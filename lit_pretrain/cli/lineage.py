@@ -54,7 +54,7 @@ def data_record(data: Data) -> dict[str, Any]:
     """What a stage says of the data that it reads."""
     if isinstance(data, TextData):
         return prepared_record(data.where, data.manifest)
-    data.held  # noqa: B018  # what the gate found is known once the rows have been read
+    data.encoded  # noqa: B018  # what the gate found is known once the rows have been read
     return rows_record(data.where, data.manifest_hash, data.row_sources, () if data.gate is None else data.gate.records())
 
 

@@ -9,9 +9,10 @@ from lit_pretrain.batch import Batch
 from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.messages import BadRow, Row
 from lit_pretrain.data.packed import pack_rows, places
-from lit_pretrain.data.post_training import PostTrainingData, Sample
+from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.data.render import Rendered, TrainOn, truncate
 from lit_pretrain.data.row_source import Tally
+from lit_pretrain.data.samples import Sample
 from lit_pretrain.errors import UserError
 
 
@@ -119,13 +120,13 @@ class ChatData(PostTrainingData):
 
     def exposure(self, steps: int) -> str:
         """What the run reads: rows, packs, and how much of them is learned."""
-        items = [item for held in self.held["train"] for item in held.items]
+        items = self.encoded.items("train")
         taken, learned = sum(map(places, items)), sum(int(item.learned[1:].sum()) for item in items)
-        first = self.order.first(1)
-        full = sum(places(item) for n in range(first) for item in self.train_sample(n).items) / (first * self.seq_len)
+        first = self.samples.order.first(1)
+        full = sum(places(item) for n in range(first) for item in self.samples.train(n).items) / (first * self.seq_len)
         return "\n".join(
             [
-                *self.tally_lines(),
+                *self.encoded.lines(),
                 f"template {self.template.name} ({self.template.hash[:12]}), train_on {self.train_on}: "
                 f"{learned:,} of {taken:,} tokens are learned",
                 f"{len(items):,} conversations in {first:,} rows of {self.seq_len} an epoch, {full:.1%} full",

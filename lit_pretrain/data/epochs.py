@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import floor
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,12 @@ class Epochs:
             return 0.0
         e = self.epoch_of(n - 1)
         return e + (n - self.first(e)) / (self.first(e + 1) - self.first(e))
+
+    def until(self, epochs: float) -> float:
+        """A number of epochs as samples, a part of one where it ends within it."""
+        whole = floor(epochs)
+        begin, end = self.first(whole), self.first(whole + 1)
+        return begin + (epochs - whole) * (end - begin)
 
     def _grow(self) -> None:
         # Best fit looks at lengths alone: as long as every epoch takes the same rows, the number of packs does not change.

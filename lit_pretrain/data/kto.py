@@ -8,9 +8,10 @@ import torch
 from lit_pretrain.batch import LabelledBatch
 from lit_pretrain.data.messages import BadRow, Conversation, Message, Row, Verdict
 from lit_pretrain.data.padded import pad_rows
-from lit_pretrain.data.post_training import PostTrainingData, Sample
+from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.data.render import Rendered, truncate
 from lit_pretrain.data.row_source import Tally
+from lit_pretrain.data.samples import Sample
 from lit_pretrain.errors import UserError
 
 
@@ -107,6 +108,6 @@ class KTOData(PostTrainingData):
 
     def exposure(self, steps: int) -> str:
         """What the run reads, and how the verdicts are shared out."""
-        items = [item for held in self.held["train"] for item in held.items]
+        items = self.encoded.items("train")
         good = sum(item.verdict.desirable for item in items)
         return super().exposure(steps) + f"\n{good:,} answers are desirable, {len(items) - good:,} are not"

@@ -1,58 +1,29 @@
 """PostTrainingData: files of rows as micro-batches, in an order that is a pure function of the step. What its children share."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import lightning as L
-import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Asking, DataContract
 from lit_pretrain.data.batches import PAD_ROW, StepSampler, held_out_batches, micro_batches_per_step
 from lit_pretrain.data.decontaminate.config import DecontaminateConfig
-from lit_pretrain.data.epochs import Epochs, SourceRows
-from lit_pretrain.data.held_out import chosen_rows
+from lit_pretrain.data.encoded import EncodedRows, read_encoded
+from lit_pretrain.data.language import Language
 from lit_pretrain.data.loader import make_loader, replica_of
 from lit_pretrain.data.manifest import canonical_hash
-from lit_pretrain.data.messages import BadRow, Row
+from lit_pretrain.data.messages import Row
 from lit_pretrain.data.render import Renderer, Truncation
 from lit_pretrain.data.row_gate import RowGate, as_decontaminate
-from lit_pretrain.data.row_source import SPLITS, RowSource, Split, Tally, as_sources, check_sources, identity, read_source, settle, tallies
-from lit_pretrain.data.template import FILENAME as TEMPLATE
+from lit_pretrain.data.row_source import RowSource, Tally, as_sources, check_sources, identity
+from lit_pretrain.data.samples import FILLER, RowSamples, Sample, Samples
 from lit_pretrain.data.template import ChatTemplate, find_template
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
-
-
-class Sample(NamedTuple):
-    """What one row of a batch is made of."""
-
-    number: int
-    """Global sample number; `PAD_ROW` where the sample only fills up a batch."""
-    source: int
-    items: tuple[Any, ...]
-    """Encoded rows; none in a sample that fills up."""
-
-
-class Held(NamedTuple):
-    """The encoded rows of one source and split."""
-
-    items: list[Any]
-    wheres: list[str]
-    """File and number of each row."""
-
-
-class Samples(Dataset[Sample]):
-    """Samples by number, from a function of it."""
-
-    def __init__(self, at: Callable[[int], Sample]) -> None:
-        self.at = at
-
-    def __getitem__(self, n: int) -> Sample:
-        return self.at(n)
 
 
 class PostTrainingData(L.LightningDataModule):
@@ -108,10 +79,7 @@ class PostTrainingData(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if (sources is None) == (path is None):
-            raise UserError("data needs files of rows: give either data.path and data.format, or data.sources, and not both")
-        if path is not None:
-            sources = {Path(path).name.split(".")[0]: RowSource(path=path, format=format, fields=fields)}
+        self.row_sources = as_sources(sources, path=path, format=format, fields=fields)
         for name, value in (("seq_len", seq_len), ("micro_batch_size", micro_batch_size), ("global_batch_rows", global_batch_rows)):
             if value is not None and value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1")
@@ -119,7 +87,6 @@ class PostTrainingData(L.LightningDataModule):
             raise UserError(f"data.validation={validation} and data.test={test} are shares: not negative, together below 1")
         if truncation not in ("keep_start", "keep_end", "drop"):
             raise UserError(f"data.truncation={truncation!r} must be keep_start, keep_end or drop")
-        self.row_sources = as_sources(sources or {})
         self.tokenizer_path = tokenizer
         self.template_name = template
         self.template_options = template_options
@@ -133,7 +100,6 @@ class PostTrainingData(L.LightningDataModule):
         self.on_bad_row: Literal["refuse", "drop"] = on_bad_row
         self.decontaminate = as_decontaminate(decontaminate)
         self.seed = seed
-        self.tallies = tallies(self.row_sources)
         check_sources(self.row_sources)
 
     # ------------------------------------------------------------------ what the children say
@@ -154,6 +120,11 @@ class PostTrainingData(L.LightningDataModule):
     def collate(self, samples: Sequence[Sample]) -> list[Any]:
         """Samples as micro-batches."""
         raise NotImplementedError
+
+    def note(self, row: Row, item: Any, tally: Tally) -> None:
+        """Count what is worth knowing about a row that is used."""
+        if row.tools and not self.template.shows_tools:
+            tally.noted["tools_not_shown"] += 1
 
     @property
     def provides(self) -> frozenset[str]:
@@ -268,94 +239,41 @@ class PostTrainingData(L.LightningDataModule):
     # ------------------------------------------------------------------ rows
 
     @cached_property
-    def held(self) -> Mapping[str, list[Held]]:
-        """Split -> the encoded rows of every source.
+    def encoded(self) -> EncodedRows:
+        """The rows, read and encoded once.
 
         Raises:
             UserError: A file or row is a mistake, or no training row is left.
         """
-        held: dict[str, list[Held]] = {split: [] for split in SPLITS}
-        self.tallies = tallies(self.row_sources)
-        for name, source in self.row_sources.items():
-            tally = self.tallies[name]
-            splits = list(
-                read_source(
-                    name, source, kind=self.kind, validation=self.validation, test=self.test, on_bad_row=self.on_bad_row, tally=tally
-                )
-            )
-            mine = {split: Held([], []) for split in SPLITS}
-            splits = [split for split in splits if self._admits(name, split, tally)]
-            for split, item in zip(splits, self.encode([split.row for split in splits]), strict=True):
-                if isinstance(item, BadRow):
-                    settle(item, split.where, tally, self.on_bad_row)
-                else:
-                    self.note(split.row, item, tally)
-                    mine[split.name].items.append(item)
-                    mine[split.name].wheres.append(split.where)
-            for split_name in SPLITS:
-                held[split_name].append(mine[split_name])
-        if not any(source.items for source in held["train"]):
-            raise UserError("no row is left to train on:\n  " + "\n  ".join(self.tally_lines(held)))
-        return held
-
-    def _admits(self, source: str, split: Split, tally: Tally) -> bool:
-        """Whether a row stays, whatever evaluation items it holds."""
-        try:
-            if self.gate is not None and self.gate.check(source, split.where, split.row):
-                tally.noted["contaminated"] += 1
-        except BadRow as bad:
-            settle(bad, split.where, tally, self.on_bad_row)
-            return False
-        return True
-
-    def note(self, row: Row, item: Any, tally: Tally) -> None:
-        """Count what is worth knowing about a row that is used."""
-        if row.tools and not self.template.shows_tools:
-            tally.noted["tools_not_shown"] += 1
-
-    def tally_lines(self, held: Optional[Mapping[str, list[Held]]] = None) -> list[str]:
-        """What became of the rows, a line for each source, and what evaluation sets they held."""
-        held = held or self.held
-        kept = [sum(len(held[split][s].items) for split in SPLITS) for s in range(len(self.sources))]
-        lines = [self.tallies[name].line(name, n) for name, n in zip(self.sources, kept, strict=True)]
-        return lines if self.gate is None else lines + self.gate.lines()
+        return read_encoded(
+            self.row_sources,
+            kind=self.kind,
+            validation=self.validation,
+            test=self.test,
+            on_bad_row=self.on_bad_row,
+            encode=self.encode,
+            note=self.note,
+            gate=self.gate,
+        )
 
     @cached_property
-    def order(self) -> Epochs:
-        """The order of the training samples."""
-        rows = [
-            SourceRows(name, np.array([self.places(item) for item in held.items], dtype=np.int64), self.row_sources[name].weight)
-            for name, held in zip(self.sources, self.held["train"], strict=True)
-        ]
-        return Epochs(rows, capacity=self.capacity, seed=self.seed)
-
-    def train_sample(self, n: int) -> Sample:
-        """Training sample n."""
-        pack = self.order(n)
-        items = self.held["train"][pack.source].items
-        return Sample(n, pack.source, tuple(items[row] for row in pack.rows))
+    def samples(self) -> RowSamples:
+        """The rows as samples by number."""
+        weights = {name: source.weight for name, source in self.row_sources.items()}
+        return RowSamples(self.encoded, weights=weights, places=self.places, capacity=self.capacity, seed=self.seed)
 
     def held_out(self, split: str) -> list[Sample]:
-        """The samples of a held-out split, the same at every validation and for every number of ranks.
+        """The samples of a held-out split.
 
         Raises:
             UserError: The split is empty.
         """
-        limit = self.val_rows if split == "validation" else None
-        samples: list[Sample] = []
-        for s, held in enumerate(self.held[split]):
-            chosen = chosen_rows(len(held.items), split=split, source=self.sources[s], limit=limit)
-            if not chosen:
-                continue
-            lengths = np.array([self.places(held.items[i]) for i in chosen], dtype=np.int64)
-            order = Epochs([SourceRows(self.sources[s], lengths)], capacity=self.capacity, seed=0)
-            for n in range(order.first(1)):
-                samples.append(Sample(len(samples), s, tuple(held.items[chosen[row]] for row in order(n).rows)))
+        samples = self.samples.held_out(split, limit=self.val_rows if split == "validation" else None)
         if not samples:
             setting = "data.validation" if split == "validation" else "data.test"
             raise UserError(
                 f"no row is held out for the {split}: raise {setting} ({getattr(self, split)} of "
-                f"{sum(t.read for t in self.tallies.values())} rows), or give a source a validation_path"
+                f"{sum(tally.read for tally in self.encoded.tallies.values())} rows), or give a source a validation_path"
             )
         return samples
 
@@ -378,13 +296,11 @@ class PostTrainingData(L.LightningDataModule):
 
     def epochs(self, steps: int) -> float:
         """How often a run reads its rows."""
-        return self.order.in_epochs(math.ceil(steps / self.updates) * self.rows)
+        return self.samples.order.in_epochs(math.ceil(steps / self.updates) * self.rows)
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of a number of epochs; the last step is filled up from the next one."""
-        whole = math.floor(epochs)
-        begin, end = self.order.first(whole), self.order.first(whole + 1)
-        return math.ceil((begin + (epochs - whole) * (end - begin)) / self.rows) * self.updates
+        return math.ceil(self.samples.order.until(epochs) / self.rows) * self.updates
 
     def check_length(self, steps: int) -> None:
         """Refuse a run that could not be validated; rows are read as often as it is long.
@@ -396,41 +312,37 @@ class PostTrainingData(L.LightningDataModule):
 
     def exposure(self, steps: int) -> str:
         """What the run reads, as lines to print before it begins."""
-        lines = self.tally_lines()
-        lines.append(f"template {self.template.name} ({self.template.hash[:12]}), {self.order.first(1):,} {self.unit} an epoch")
+        lines = self.encoded.lines()
+        lines.append(f"template {self.template.name} ({self.template.hash[:12]}), {self.samples.order.first(1):,} {self.unit} an epoch")
         return "\n".join(lines)
 
     def describe(self, samples: Sequence[int]) -> str:
         """The rows of some samples, a few of them."""
-        found = []
-        for pack in map(self.order, samples[:16]):
-            found += [self.held["train"][pack.source].wheres[row] for row in pack.rows]
+        found = [where for n in samples[:16] for where in self.samples.wheres(n)]
         more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
         return ", ".join(found) + more
 
     def step_batches(self, step: int, rows: int) -> list[Any]:
         """The first rows of an optimizer step, as micro-batches."""
         first = step // self.updates * self.rows
-        return self.collate([self.train_sample(n) for n in range(first, first + min(rows, self.rows))])
+        return self.collate([self.samples.train(n) for n in range(first, first + min(rows, self.rows))])
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and template to a run's folder."""
-        self.tokenizer.save(folder)
-        (folder / TEMPLATE).write_text(self.template.source, encoding="utf-8")
+        Language(self.tokenizer, self.template).save(folder)
 
     def share(self, other: "PostTrainingData") -> None:
         """Take over what another instance of the same settings has read."""
-        for name in ("tokenizer", "template", "renderer", "manifest_hash", "gate", "held", "order"):
+        for name in ("tokenizer", "template", "renderer", "manifest_hash", "gate", "encoded", "samples"):
             if name in other.__dict__:
                 self.__dict__[name] = other.__dict__[name]
-        self.tallies = other.tallies
 
     # ------------------------------------------------------------------ loaders
 
     def setup(self, stage: str) -> None:
         """Read the rows, and refuse what cannot be trained on before the first step."""
         self.renderer  # noqa: B018
-        self.held  # noqa: B018
+        self.encoded  # noqa: B018
 
     def _loader(self, at: Callable[[int], Sample], batches: Any) -> DataLoader[Any]:
         # No workers: what a step reads is in memory, and copying it between processes costs more.
@@ -442,7 +354,7 @@ class PostTrainingData(L.LightningDataModule):
         rank, replicas = replica_of(self.trainer)
         self.accumulation(replicas)
         sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step, updates=self.updates)
-        return self._loader(self.train_sample, sampler)
+        return self._loader(self.samples.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The rows held out for validation."""
@@ -461,4 +373,4 @@ class PostTrainingData(L.LightningDataModule):
         samples = self.held_out(split)
         rank, replicas = replica_of(self.trainer)
         batches = held_out_batches(len(samples), size=self.held_out_at_once, rank=rank, replicas=replicas)
-        return self._loader(lambda n: samples[n] if n != PAD_ROW else Sample(PAD_ROW, 0, ()), batches)
+        return self._loader(lambda n: samples[n] if n != PAD_ROW else FILLER, batches)

@@ -9,9 +9,10 @@ import torch
 from lit_pretrain.batch import PreferenceBatch
 from lit_pretrain.data.messages import BadRow, Conversation, Preference, Row
 from lit_pretrain.data.padded import pad_rows
-from lit_pretrain.data.post_training import PostTrainingData, Sample
+from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.data.render import Rendered, truncate
 from lit_pretrain.data.row_source import SPLITS, Tally
+from lit_pretrain.data.samples import Sample
 
 
 class Pair(NamedTuple):
@@ -44,7 +45,7 @@ class PreferenceData(PostTrainingData):
     @cached_property
     def provides(self) -> frozenset[str]:  # as a property, it would look at every row for every batch
         """Labels and pairs, and the columns that every row has, those held out too."""
-        items = [item for split in self.held.values() for held in split for item in held.items]
+        items = [item for split in SPLITS for item in self.encoded.items(split)]
         columns = {"ref_logp": all(item.ref_logp is not None for item in items), "margin": all(item.margin is not None for item in items)}
         return frozenset({"labels", "pairs"} | {name for name, there in columns.items() if there})
 
@@ -94,12 +95,12 @@ class PreferenceData(PostTrainingData):
 
     def reference_batches(self) -> list[PreferenceBatch]:
         """Every pair once, those held out too, in a fixed order: what a reference has to look at."""
-        pairs = [item for split in SPLITS for held in self.held[split] for item in held.items]
+        pairs = [item for split in SPLITS for item in self.encoded.items(split)]
         return self.collate([Sample(n, 0, (pair,)) for n, pair in enumerate(pairs)])
 
     def take_reference(self, logp_B2: torch.Tensor) -> None:
         """Take over the reference's log-probabilities of all pairs, in the order of `reference_batches`."""
-        sources = [held for split in SPLITS for held in self.held[split]]
+        sources = [held for split in SPLITS for held in self.encoded.splits[split]]
         assert len(logp_B2) == sum(len(held.items) for held in sources), "a column of other pairs"
         known = iter(logp_B2.tolist())
         for held in sources:
@@ -108,6 +109,6 @@ class PreferenceData(PostTrainingData):
 
     def exposure(self, steps: int) -> str:
         """What the run reads, and how long the answers are: a preference for length shows here first."""
-        items = [item for held in self.held["train"] for item in held.items]
+        items = self.encoded.items("train")
         lengths = [sum(int(getattr(item, side).learned.sum()) for item in items) / len(items) for side in ("chosen", "rejected")]
         return super().exposure(steps) + f"\nanswers have {lengths[0]:.1f} (chosen) and {lengths[1]:.1f} (rejected) tokens on average"

@@ -10,8 +10,9 @@ import torch
 from lit_pretrain.batch import Asking, PromptBatch
 from lit_pretrain.data.messages import BadRow, Problem, Row
 from lit_pretrain.data.padded import pad_rows
-from lit_pretrain.data.post_training import PostTrainingData, Sample
+from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.data.render import Rendered
+from lit_pretrain.data.samples import Sample
 from lit_pretrain.errors import UserError
 
 

@@ -168,14 +168,30 @@ def identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_sources(values: Mapping[str, Any]) -> dict[str, RowSource]:
-    """Sources from plain values, as a config holds them."""
+def as_sources(
+    values: Optional[Mapping[str, Any]], *, path: Optional[str], format: str, fields: Optional[dict[str, str]]
+) -> dict[str, RowSource]:
+    """Sources from plain values, as a config holds them, or from the one file that it names instead.
+
+    Args:
+        values: Sources by name.
+        path: One file, in their place.
+        format: Its format.
+        fields: Part of a row -> field of that file that holds it.
+
+    Raises:
+        UserError: Both are given or neither is, or a source has a setting that there is not.
+    """
+    if (values is None) == (path is None):
+        raise UserError("data needs files of rows: give either data.path and data.format, or data.sources, and not both")
+    if path is not None:
+        values = {Path(path).name.split(".")[0]: RowSource(path=path, format=format, fields=fields)}
 
     def source(value: Any) -> RowSource:
         return value if isinstance(value, RowSource) else RowSource(**{**value, "task": as_task(value.get("task"))})
 
     try:
-        return {name: source(value) for name, value in values.items()}
+        return {name: source(value) for name, value in (values or {}).items()}
     except TypeError as error:
         raise UserError(f"data.sources: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Post-training data: the same rows for every split of the work, every row once an epoch, and bad rows counted or refused."""
+"""Post-training data: the same rows for every split of the work, and every row once an epoch."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,23 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.chat import ChatData
 from lit_pretrain.data.kto import KTOData
-from lit_pretrain.data.packed import pack_rows
 from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.data.preference import PreferenceData
 from lit_pretrain.data.prompts import PromptData
 from lit_pretrain.data.render import Rendered
-from lit_pretrain.data.row_source import RowSource, Tally, split_of
-from lit_pretrain.data.tasks import Task, task_rows
+from lit_pretrain.data.row_source import RowSource
+from lit_pretrain.data.tasks import Task
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.transformer import Transformer
 
 WriteRows = Callable[..., str]
 QA = [{"question": f"What is {i} + {i % 7}?", "answer": "ha " * (i % 9) + str(i + i % 7)} for i in range(120)]
@@ -83,26 +78,12 @@ def documents(batch: Batch) -> Counter[tuple[int, ...]]:
 
 def test_an_epoch_is_every_row_once(chat: Callable[..., ChatData]) -> None:
     data = chat()
-    wanted = Counter(tuple(item.ids[:-1].tolist()) for held in data.held["train"] for item in held.items)
+    wanted = Counter(tuple(item.ids[:-1].tolist()) for item in data.encoded.items("train"))
     for epoch in range(2):
-        batches = data.collate([data.train_sample(n) for n in range(data.order.first(epoch), data.order.first(epoch + 1))])
+        batches = data.collate([data.samples.train(n) for n in range(data.samples.order.first(epoch), data.samples.order.first(epoch + 1))])
         assert sum((documents(batch) for batch in batches), Counter()) == wanted
-    assert data.steps_of(1) == -(-data.order.first(1) // 8)
+    assert data.steps_of(1) == -(-data.samples.order.first(1) // 8)
     assert data.epochs(data.steps_of(2)) >= 2
-
-
-def test_splits_are_fixed_by_what_a_row_says(chat: Callable[..., ChatData], write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    def rows(data: ChatData, split: str) -> set[tuple[int, ...]]:
-        return {tuple(item.ids.tolist()) for held in data.held[split] for item in held.items}
-
-    data = chat()
-    assert 4 <= len(rows(data, "validation")) <= 30
-    assert not rows(data, "validation") & rows(data, "train")
-    shuffled = write_rows([dict(reversed(row.items())) for row in QA[::-1]] + [{"question": "new", "answer": "row"}], "shuffled.jsonl")
-    other = ChatData(path=shuffled, format="qa", tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=8, validation=0.1, seed=9)
-    assert rows(other, "validation") <= rows(data, "validation") | rows(other, "validation") - rows(data, "train")
-    shares = Counter(split_of({"n": i}, validation=0.2, test=0.1) for i in range(5000))
-    assert [round(shares[name] / 5000, 1) for name in ("train", "validation", "test")] == [0.7, 0.2, 0.1]
 
 
 def test_held_out_rows_are_the_same_for_every_number_of_ranks(chat: Callable[..., ChatData]) -> None:
@@ -118,16 +99,8 @@ def test_held_out_rows_are_the_same_for_every_number_of_ranks(chat: Callable[...
         assert len(lengths) == 1
         return sorted(seen)
 
-    held = [tuple(item.ids[:-1].tolist()) for held in chat().held["validation"] for item in held.items]
+    held = [tuple(item.ids[:-1].tolist()) for item in chat().encoded.items("validation")]
     assert supervised(1, 1) == supervised(2, 2) == supervised(3, 1) == sorted(held)
-
-
-def test_a_separate_file_can_be_held_out(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    sources = {"qa": RowSource(path=write_rows(QA[:50]), format="qa", validation_path=write_rows(QA[50:60], "held.jsonl"))}
-    data = ChatData(sources=sources, tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=4)
-    assert [len(data.held[split][0].items) for split in ("train", "validation", "test")] == [50, 10, 0]
-    with pytest.raises(UserError, match=r"no row is held out for the test: raise data.test \(0.0 of 60 rows\)"):
-        data.held_out("test")
 
 
 def test_the_identity_follows_what_decides_the_numbers(chat: Callable[..., ChatData]) -> None:
@@ -150,106 +123,7 @@ def test_global_batch_tokens_is_the_same_step(chat: Callable[..., ChatData]) -> 
         chat(global_batch_tokens=1024)
 
 
-# ---------------------------------------------------------------------- packing
-
-
-def packed_losses(attention: str, lengths: list[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss sum of each conversation in one packed row, the same one by one)."""
-    generator = torch.Generator().manual_seed(0)
-    config = ModelConfig(n_layer=2, width=16, n_head=2, vocab_size=32, max_seq_len=64, attention=attention, init="gpt2")
-    net = Transformer(config)
-    net.reset_parameters(generator)
-    net = net.to(dtype)
-    rows = []
-    for n in lengths:
-        learned = torch.rand(n, generator=generator) < 0.5
-        learned[-1] = True
-        rows.append(Rendered(torch.randint(32, (n,), generator=generator).int().numpy(), learned.numpy()))
-
-    def losses(packs: list[list[Rendered]], seq_len: int) -> torch.Tensor:
-        tokens, labels, doc = pack_rows(packs, pad_id=0, seq_len=seq_len)
-        logp = torch.log_softmax(net.logits(net(tokens, doc)), dim=-1)
-        nll = -logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == IGNORE_INDEX, 0)
-        found = torch.zeros(len(rows), dtype=dtype)
-        if len(packs) == 1:
-            return found.index_add(0, doc[0].long().clamp(max=len(rows) - 1), nll[0])
-        return nll.sum(dim=1)
-
-    with torch.no_grad():
-        alone = torch.cat([losses([[row], []], len(row.ids) - 1)[:1] for row in rows])  # its own row, without padding
-        return losses([rows], sum(lengths) - len(lengths) + 3), alone
-
-
-@pytest.mark.parametrize(
-    ("attention", "dtype", "tolerance"), [("tiled", torch.float32, 1e-5), ("sdpa", torch.float64, 1e-10), ("matmul", torch.float64, 1e-10)]
-)
-def test_packed_loss_is_the_loss_of_each_conversation_alone(attention: str, dtype: torch.dtype, tolerance: float) -> None:
-    @settings(max_examples=12)
-    @given(st.lists(st.integers(2, 14), min_size=1, max_size=5))
-    def check(lengths: list[int]) -> None:
-        packed, alone = packed_losses(attention, lengths, dtype)
-        torch.testing.assert_close(packed, alone, rtol=tolerance, atol=tolerance)
-
-    check()
-
-
-def test_packs_have_no_label_across_an_edge_and_padding_is_a_document_of_its_own() -> None:
-    def row(*ids: int) -> Rendered:
-        return Rendered(torch.tensor(ids).int().numpy(), torch.ones(len(ids), dtype=torch.bool).numpy())
-
-    tokens, labels, doc = pack_rows([[row(5, 6, 7), row(8, 9)], []], pad_id=3, seq_len=5)
-    assert tokens.tolist() == [[5, 6, 8, 3, 3], [3] * 5]
-    assert labels.tolist() == [[6, 7, 9, IGNORE_INDEX, IGNORE_INDEX], [IGNORE_INDEX] * 5]
-    assert doc.tolist() == [[0, 0, 1, 2, 2], [0] * 5]
-
-
-# ---------------------------------------------------------------------- bad rows
-
-
-def load(rows: list[dict[str, Any]], write_rows: WriteRows, folder: Path, **options: Any) -> tuple[ChatData, Tally]:
-    data = ChatData(
-        **{"path": write_rows(rows), "format": "qa", "tokenizer": str(folder), "seq_len": 128, "global_batch_rows": 2, **options}
-    )
-    data.setup("fit")
-    return data, next(iter(data.tallies.values()))
-
-
-def test_rows_without_anything_to_learn_are_counted(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    rows = [{"question": "a" * 200, "answer": "b"}, {"question": "a", "answer": ""}, {"question": "a", "answer": "b " * 200}, *QA[:20]]
-    for truncation, dropped, noted in (
-        ("keep_start", {"empty_answer": 1, "prompt_too_long": 1}, {"truncated": 1}),
-        ("keep_end", {"empty_answer": 1}, {"truncated": 2}),
-        ("drop", {"empty_answer": 1, "too_long": 2}, {}),
-    ):
-        data, tally = load(rows, write_rows, tokenizer_folder, truncation=truncation)
-        assert (tally.read, dict(tally.dropped), dict(tally.noted)) == (23, dropped, noted), truncation
-        total = sum(dropped.values())
-        assert data.tally_lines()[0].startswith(f"rows: 23 rows, {23 - total} used, dropped {total} (empty_answer 1")
-
-
-def test_mistakes_are_refused_by_row_or_counted(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    rows = [*QA[:20], {"question": "a"}, {"question": 3, "answer": "b"}]
-    with pytest.raises(UserError, match=r"rows.jsonl, row 21: the row has no field 'answer'.*data.on_bad_row=drop") as caught:
-        load(rows, write_rows, tokenizer_folder)
-    assert "it has 'question'" in str(caught.value)
-    _, tally = load(rows, write_rows, tokenizer_folder, on_bad_row="drop")
-    assert dict(tally.dropped) == {"missing_field": 1, "not_text": 1}
-
-
-def test_a_file_of_which_no_row_is_left_is_refused(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no row is left to train on:\n  rows: 5 rows, 0 used, dropped 5 \(prompt_too_long 5\)"):
-        load([{"question": "a" * 200 + str(i), "answer": "b"} for i in range(5)], write_rows, tokenizer_folder)
-
-
-def test_tools_that_a_template_does_not_show_are_noted(write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "b"}], "tools": [{"name": "f"}]}
-        for i in range(9)
-    ]
-    _, tally = load(rows, write_rows, tokenizer_folder, format="messages", template="llama3")
-    assert tally.noted["tools_not_shown"] == 9
-    _, tally = load(rows, write_rows, tokenizer_folder, format="messages", template="qwen", seq_len=512)
-    assert not tally.noted
+# ---------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(
@@ -269,30 +143,9 @@ def test_tools_that_a_template_does_not_show_are_noted(write_rows: WriteRows, to
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str, write_rows: WriteRows, tokenizer_folder: Path) -> None:
     with pytest.raises(UserError, match=message):
-        load(QA[:20], write_rows, tokenizer_folder, **options)
-
-
-def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, write_rows: WriteRows, tokenizer_folder: Path) -> None:
-    import gzip
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    (tmp_path / "rows.json").write_text(json.dumps(QA))
-    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(Path(write_rows(QA)).read_bytes()))
-    pyarrow.parquet.write_table(pa.Table.from_pylist(QA), tmp_path / "rows.parquet")
-    found = []
-    for name in ("rows.jsonl", "rows.json", "packed.jsonl.gz", "rows.parquet"):
-        data = ChatData(path=str(tmp_path / name), format="qa", tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=2)
-        found.append([item.ids.tolist() for item in data.held["train"][0].items])
-    assert all(rows == found[0] for rows in found)
-    (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"rows.csv is not .jsonl, .json, .parquet"):
-        ChatData(path=str(tmp_path / "rows.csv"), tokenizer=str(tokenizer_folder), global_batch_rows=2)
-    (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"')
-    with pytest.raises(UserError, match=r"torn.jsonl:2 is not JSON"):
-        ChatData(path=str(tmp_path / "torn.jsonl"), format="qa", tokenizer=str(tokenizer_folder), global_batch_rows=2).setup("fit")
+        ChatData(
+            **{"path": write_rows(QA[:20]), "format": "qa", "tokenizer": str(tokenizer_folder), "global_batch_rows": 2, **options}
+        ).setup("fit")
 
 
 # ---------------------------------------------------------------------- pairs, verdicts, prompts
@@ -315,7 +168,7 @@ def test_pairs_stand_in_two_halves(write_rows: WriteRows, tokenizer_folder: Path
     assert [len(batch.tokens_BT) for batch in step] == [6, 6]
     for batch in step:
         for p in range(3):
-            pair = data.train_sample(int(batch.index_B[p])).items[0]
+            pair = data.samples.train(int(batch.index_B[p])).items[0]
             assert batch.index_B[p] == batch.index_B[p + 3]
             for b, side, ref in ((p, pair.chosen, pair.ref_logp[0]), (p + 3, pair.rejected, pair.ref_logp[1])):
                 check_padded(batch.tokens_BT[b], batch.labels_BT[b], batch.doc_BT[b], side)
@@ -333,7 +186,7 @@ def test_a_column_that_held_out_rows_lack_is_none(write_rows: WriteRows, tokeniz
     whole = PreferenceData(path=write_rows(rows), **options)
     assert whole.provides >= {"margin", "ref_logp"}
     # The split is by what a row says: the same rows are held out without the columns.
-    held = {item.margin for item in whole.held["validation"][0].items}
+    held = {item.margin for item in whole.encoded.items("validation")}
     assert held
     for row in rows:
         if row["margin"] in held:
@@ -344,7 +197,7 @@ def test_a_column_that_held_out_rows_lack_is_none(write_rows: WriteRows, tokeniz
 def test_a_validation_of_pairs_is_filled_up_with_rows_that_hold_nothing(write_rows: WriteRows, tokenizer_folder: Path) -> None:
     data = attach(PreferenceData(path=write_rows(PAIRS), format="preference", tokenizer=str(tokenizer_folder), seq_len=64,
                                  global_batch_rows=4, micro_batch_size=4, validation=0.15))  # fmt: skip
-    held = len(data.held["validation"][0].items)
+    held = len(data.encoded.items("validation"))
     batches = [batch for step in data.val_dataloader() for batch in step]
     index = torch.cat([batch.index_B for batch in batches])
     assert (len(index), int((index >= 0).sum())) == (-(-held // 4) * 8, 2 * held)
@@ -359,7 +212,7 @@ def test_mismatched_answers_are_rendered_with_their_new_prompt(write_rows: Write
     assert data.contract.provides == {"labels", "verdicts"}
     decode = lambda ids: data.tokenizer.decode(ids, skip_special=False)  # noqa: E731
     for batch in next(iter(data.train_dataloader())):
-        verdicts = [data.train_sample(int(n)).items[0].verdict for n in batch.index_B[:4]]
+        verdicts = [data.samples.train(int(n)).items[0].verdict for n in batch.index_B[:4]]
         for i in range(4):
             assert bool(batch.desirable_B[i]) == verdicts[i].desirable
             for row, answer in ((i, verdicts[i]), (i + 4, verdicts[i - 1])):
@@ -380,7 +233,7 @@ def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRo
     data = attach(PromptData(sources=sources, tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=8))
     assert data.contract.provides == {"prompts"}
     data.setup("fit")
-    assert dict(data.tallies["gsm8k"].dropped) == {"prompt_too_long": 1}
+    assert dict(data.encoded.tallies["gsm8k"].dropped) == {"prompt_too_long": 1}
     step = next(iter(data.train_dataloader()))
     assert sum(len(batch.rows) for batch in step) == 8
     for batch in step:
@@ -393,34 +246,3 @@ def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRo
                 assert row["answer"] == str(a + b_)
             else:
                 assert row["answer"] == row["question"][1:]
-
-
-def test_tasks_are_different_problems_and_the_same_every_time() -> None:
-    task = Task(name="multiplication", rows=90, digits=1, prompt="{a}{op}{b}=")
-    rows = task_rows(task, "data.sources.x.task")
-    assert len({row["prompt"] for row in rows}) == 90
-    assert all(str(int(row["prompt"][0]) * int(row["prompt"][2])) == row["answer"] for row in rows)
-    assert rows == task_rows(task, "data")
-    assert rows != task_rows(Task(name="multiplication", rows=90, digits=1, prompt="{a}{op}{b}=", seed=1), "data")
-    for bad, message in (
-        (Task(name="division"), "is unknown"),
-        (Task(rows=101, digits=1), "only 100 problems"),
-        (Task(rows=0), "at least 1"),
-    ):
-        with pytest.raises(UserError, match=message):
-            task_rows(bad, "data.sources.x.task")
-
-
-def test_reasoning_gym_is_optional() -> None:
-    task = Task(name="reasoning_gym/chain_sum", rows=5, options={"min_terms": 2})
-    try:
-        import reasoning_gym
-    except ImportError:
-        with pytest.raises(UserError, match=r"data.x.task.name='reasoning_gym/chain_sum' needs reasoning-gym: pip install"):
-            task_rows(task, "data.x.task")
-        return
-    rows = task_rows(task, "data.x.task")
-    score = reasoning_gym.get_score_answer_fn("chain_sum")
-    assert [score(row["answer"], row["entry"]) for row in rows] == [1.0] * 5
-    with pytest.raises(UserError, match="does not make 'nothing'"):
-        task_rows(Task(name="reasoning_gym/nothing"), "data.x.task")
