@@ -20,9 +20,10 @@ from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.fit_plan import fit_plan
 from lit_pretrain.cli.lineage import data_record, home_of, lineage_of, stage_record
 from lit_pretrain.cli.messages import quiet_libraries, warn
+from lit_pretrain.cli.parsed import adapter_of, net_of
 from lit_pretrain.cli.precision import peak_dtype
 from lit_pretrain.cli.ranks import one_voice
-from lit_pretrain.cli.train_cli import TrainCLI, adapter_of, net_of
+from lit_pretrain.cli.train_cli import TrainCLI
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.language import Language
 from lit_pretrain.data.template import FILENAME as TEMPLATE
@@ -62,8 +63,8 @@ def train(verb: str, argv: list[str]) -> int:
     stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
-    cli.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
-    first_step = int(read_metadata(cli.checkpoint)[KEY]["step"]) if cli.checkpoint else 0
+    cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
+    first_step = int(read_metadata(cli.place.checkpoint)[KEY]["step"]) if cli.place.checkpoint else 0
     on_gpu = trainer.strategy.root_device.type == "cuda"
     plan = fit_plan(
         cli.config, net_of(cli.config), cli.layout, data, gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None
@@ -72,27 +73,27 @@ def train(verb: str, argv: list[str]) -> int:
     said = plan.line if adapter is None else f"{plan.line}\n{adapter_cost(net_of(cli.config), adapter).line(adapter)}"
     mixture = data.exposure(cli.config.max_steps)
     foreseen = plan.expected
-    cli.metrics.expected = None if foreseen is None else foreseen.values
+    cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values
     if trainer.is_global_zero:
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         print(said, mixture, sep="\n", flush=True)
-        if cli.checkpoint:
-            print(f"resume: {cli.checkpoint}, step {first_step}")
+        if cli.place.checkpoint:
+            print(f"resume: {cli.place.checkpoint}, step {first_step}")
     began = time.perf_counter()
     try:
         with one_voice(trainer):
-            trainer.fit(stage, datamodule=data, ckpt_path=str(cli.checkpoint) if cli.checkpoint else None, weights_only=True)
+            trainer.fit(stage, datamodule=data, ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None, weights_only=True)
     except DivergedError as error:
         raise DivergedError(f"{error}\nthe step read: {data.describe(error.samples)}", error.samples) from error
     if trainer.is_global_zero:
         summary = write_summary(
-            cli.run_folder,
+            cli.place.folder,
             seconds=time.perf_counter() - began,
-            train_seconds=cli.metrics.train_seconds,
+            train_seconds=cli.callbacks.metrics.train_seconds,
             plan=said,
             forecast=None if foreseen is None else Foreseen(foreseen.metric, foreseen.end.loss, foreseen.interval, foreseen.text),
             mixture=mixture,
-            samples=cli.samples.latest,
+            samples=cli.callbacks.samples.latest,
         )
         if isinstance(trainer.logger, TensorBoardLogger):
             # Names of their own: TensorBoard stores them at step 0, where they would spoil the curves.
@@ -101,7 +102,7 @@ def train(verb: str, argv: list[str]) -> int:
             trainer.logger.finalize("success")
         bits = f", {summary['val/bits_per_byte']:.4f} bits per byte" if "val/bits_per_byte" in summary else ""
         found = f"val loss {summary['val/loss']:.4f}{bits}" if stage.rollout is None else f"val reward {-summary['val/loss']:.4f}"
-        print(f"done: {cli.run_folder}: {found}")
+        print(f"done: {cli.place.folder}: {found}")
     return 0
 
 
@@ -113,7 +114,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         first_step: Of this attempt.
         forecast: The validation metric that a law forecasts; None where none does.
     """
-    folder, config = cli.run_folder, cli.plain_config()
+    folder, config = cli.place.folder, cli.plain_config()
     make_run_folder(folder)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would have to agree with.
@@ -126,8 +127,8 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         tokenizer_hash=data.tokenizer_hash,
         template_hash=data.template_hash,
         data=data.where,
-        parent=config["model"]["init_from"] or (str(cli.checkpoint) if cli.settings.fork else None),
-        resumed_from=str(cli.checkpoint) if cli.checkpoint else None,
+        parent=config["model"]["init_from"] or (str(cli.place.checkpoint) if cli.settings.fork else None),
+        resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
         precision=config["trainer"]["precision"],
         unique_tokens=data.unique_tokens(config["max_steps"]) if isinstance(data, TextData) else None,
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
@@ -137,14 +138,14 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     write_whole(folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"), json.dumps(facts, indent=1) + "\n")
     write_language(folder, cli, facts)
     file = MetricsFile(folder / METRICS, first_step=first_step)
-    cli.metrics.sinks.append(file.write)
+    cli.callbacks.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
-        cli.metrics.sinks.append(partial(log_to, logger))
+        cli.callbacks.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, TensorBoardLogger):
             rollout = {} if cli.model.rollout is None else rollout_layout(list(cli.model.rollout.rewards))
             logger.experiment.add_custom_scalars(rollout | layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names))
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
-            cli.samples.writer = cli.answers_shown.writer = logger.experiment
+            cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
 
 
 def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> None:
