@@ -78,11 +78,11 @@ def test_rows_with_an_item_are_dropped_and_counted(evaluation: str, write_rows: 
     removed, marked = (ChatData(**common, decontaminate=config(evaluation, action=action)) for action in ("remove", "mark"))
     for data in (plain, removed, marked):
         data.setup("fit")
-    kept = [sum(len(part[0].items) for part in data.held.values()) for data in (plain, removed, marked)]
+    kept = [sum(len(part[0].items) for part in data.encoded.splits.values()) for data in (plain, removed, marked)]
     assert kept == [32, 30, 32]
-    assert dict(removed.tallies["rows"].dropped) == {"contaminated": 2}
-    assert dict(marked.tallies["rows"].noted) == {"contaminated": 2}
-    wheres = {where for part in removed.held.values() for where in part[0].wheres}
+    assert dict(removed.encoded.tallies["rows"].dropped) == {"contaminated": 2}
+    assert dict(marked.encoded.tallies["rows"].noted) == {"contaminated": 2}
+    wheres = {where for part in removed.encoded.splits.values() for where in part[0].wheres}
     assert not wheres & {f"{common['path']}, row 8", f"{common['path']}, row 9"}
     assert "held against clips: rows with an item 2 (removed), items found 1 of 2, too short to be looked for 1" in removed.exposure(1)
     assert len({data.manifest_hash for data in (plain, removed, marked)}) == 3  # the numbers of a run depend on it
@@ -96,7 +96,7 @@ def test_pairs_go_through_it_too(evaluation: str, write_rows: WriteRows, tokeniz
         decontaminate={"against": {"clips": {"path": evaluation, "fields": ["q", "a"]}}},
     )  # fmt: skip
     data.setup("fit")
-    assert dict(data.tallies["rows"].dropped) == {"contaminated": 1}
+    assert dict(data.encoded.tallies["rows"].dropped) == {"contaminated": 1}
 
 
 def test_settings_that_cannot_be(evaluation: str, write_rows: WriteRows, tokenizer_folder: Path, tmp_path: Path) -> None:
