@@ -15,7 +15,7 @@ from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options
 from lit_pretrain.cli.precision import check_precision
 from lit_pretrain.cli.raw import raw_option
-from lit_pretrain.cli.train_parser import TrainParser
+from lit_pretrain.cli.train_cli import TrainParser
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.language import check_language
 from lit_pretrain.errors import UserError

@@ -15,14 +15,13 @@ from lit_pretrain.cli.data_choice import Data, build, names_class, settings_of
 from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.parent import check_parent, tokenizer_folder
 from lit_pretrain.cli.parsed import adapter_parameters, net_of, training_flops
-from lit_pretrain.cli.parser import parser_options
+from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import check_precision, default_precision
 from lit_pretrain.cli.raw import asks_only, raw_parent
 from lit_pretrain.cli.run_callbacks import RunCallbacks
 from lit_pretrain.cli.run_length import resolve_length
 from lit_pretrain.cli.run_place import RunPlace, check_place, resolve_place
 from lit_pretrain.cli.settings import RunSettings
-from lit_pretrain.cli.train_parser import TrainParser
 from lit_pretrain.cli.trainer import check_owned, make_trainer, world_of
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.post_training import PostTrainingData
@@ -34,6 +33,10 @@ PRESETS = Path(__file__).parent / "presets"
 VOCAB_MULTIPLE = 64
 """A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
 NEEDS_PARENT = ("posttrain", "finetune")
+
+
+class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
+    """LightningCLI's parser with hints for misspelt names."""
 
 
 class TrainCLI(LightningCLI):
