@@ -13,6 +13,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.network import load_network
 from lit_pretrain.checkpoint.weights import identity, read_weights
+from lit_pretrain.cli.same_ids import TEXTS
 from lit_pretrain.data.language import Language
 from lit_pretrain.report.lineage import Lineage
 
@@ -108,6 +109,26 @@ def test_the_tokenizer_begins_with_bos_if_it_is_told_to(runs: Path, tmp_path: Pa
     assert "add_bos_token=True" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_a_tokenizer_that_transformers_reads_otherwise_is_named(
+    runs: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers 5 gives a Qwen2 the tokenizer of Qwen2, which cuts numbers into digits; a Llama keeps its own."""
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra (transformers)")
+    place = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=biased", "--max_steps=1"]
+    assert main(["fit", *NET, "--model.net.qkv_bias=true", *SHORT, *TEXT, *place]) == 0
+    capsys.readouterr()
+    for run, kind in ((tmp_path / "biased", "qwen2"), (runs / "base", "llama")):
+        assert main(["export", str(run), str(tmp_path / kind)]) == 0
+        said = capsys.readouterr().out
+        own, theirs = Language.of(run).tokenizer, transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
+        same = all(theirs(text, add_special_tokens=False).input_ids == own.encode(text) for text in TEXTS)
+        assert ("tokenizer: AutoTokenizer of transformers" in said) is not same
+        assert same or kind == "qwen2"
+        plain = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / kind)
+        assert all(plain(text, add_special_tokens=False).input_ids == own.encode(text) for text in TEXTS)
+        assert f"done: {tmp_path / kind}: {kind}" in said
 
 
 def test_the_card_and_the_lineage_name_everything(exported: Path, runs: Path, dataset: Path) -> None:

@@ -47,6 +47,7 @@ def export(
     from lit_pretrain.checkpoint.weights import identity, load_weights, read_metadata, read_weights
     from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of, stage_record
     from lit_pretrain.cli.run_writer import write_folder
+    from lit_pretrain.cli.same_ids import other_ids
     from lit_pretrain.cli.same_logits import check_same, hf_logits, probe
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.model.transformer import Transformer
@@ -109,6 +110,8 @@ def export(
             versions=made["versions"],
         )  # fmt: skip
         write_whole(folder / "README.md", card)
+        if (other := other_ids(folder, tokenizer)) is not None:
+            said.append(f"tokenizer: {other}; PreTrainedTokenizerFast.from_pretrained reads it as it is")
         said.append(f"done: {out}: {kind}, {name}, {len(files)} file{'s' if len(files) > 1 else ''} of weights")
 
     write_folder(Path(out), fill)
