@@ -18,6 +18,8 @@ class AdapterCost(NamedTuple):
     """Adapted matrices."""
     trained: int
     """Parameters that are trained."""
+    quantized: int
+    """Parameters of the network that are kept in four bits."""
     total: int
     """Parameters of the network without the adapter."""
     weight_bytes: int
@@ -47,13 +49,15 @@ def adapter_cost(shape: ModelConfig, adapter: LoRA) -> AdapterCost:
     names = plain.apply(net)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     weights = sum(t.numel() * 4 for t in net.state_dict().values())
+    quantized = 0
     if adapter.quantize is not None:
         for module in net.modules():
             if isinstance(module, AdaptedLinear):
                 count = module.weight.numel()
+                quantized += count
                 blocks = -(-count // BLOCK)
                 weights -= 4 * count - (-(-count // 2) + blocks + 4 * -(-blocks // SCALE_BLOCK) + 4)
-    return AdapterCost(len(names), trained, total, weights, 12 * trained, 16 * total)
+    return AdapterCost(len(names), trained, quantized, total, weights, 12 * trained, 16 * total)
 
 
 def _mb(count: int) -> str:

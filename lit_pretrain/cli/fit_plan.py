@@ -10,18 +10,24 @@ import torch
 from jsonargparse import Namespace
 
 from lit_pretrain.callbacks.progress import clock, short
+from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.checkpoint.parent import find_parent
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.cli.data_choice import Data
 from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.parsed import adapter_of, made, net_of
 from lit_pretrain.cli.precision import peak_dtype
+from lit_pretrain.data import PromptData
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling.expected import Expected, expected
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import GIB, find_device
-from lit_pretrain.scaling.memory import Layout, Sharding, peak, remedies
+from lit_pretrain.scaling.memory import Answering, Layout, Sharding, peak, remedies
 from lit_pretrain.scaling.process import beside, room
 from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.stage.reference import resolve_place
 
 NEAR = 0.9
 """From this share of the memory on the plan warns."""
@@ -36,14 +42,13 @@ class FitPlan:
     """None where no law covers the run."""
 
 
-def layout_of(config: Namespace, data: Data, world: int, *, added: Optional[int] = None) -> Layout:
+def layout_of(config: Namespace, data: Data, world: int) -> Layout:
     """How a resolved config lays a run out on its devices.
 
     Args:
         config: Resolved config.
         data: Its data.
         world: Devices.
-        added: Parameters of the adapter; None without one.
     """
     device: Literal["cpu", "cuda"] = (
         "cuda" if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
@@ -53,13 +58,42 @@ def layout_of(config: Namespace, data: Data, world: int, *, added: Optional[int]
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
     optimizer = config.model.optimizer
     rows = data.micro_batch_size * data.sequences_per_row
+    adapter = adapter_of(config)
+    cost = None if adapter is None else adapter_cost(net_of(config), adapter)
     return Layout(
-        rows=rows, seq_len=data.seq_len, devices=world, sharding=sharding, precision=config.trainer.precision,
+        rows=rows, seq_len=data.seq_len, group=data.sequences_per_row, devices=world, sharding=sharding, precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
         muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
         accumulates=data.tokens_per_step > world * rows * data.seq_len, device=device,
-        trainable=1.0 if added is None else 0.0, added=added or 0,
+        trainable=1.0 if cost is None else 0.0, added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
+        frozen=_frozen_parameters(config, data), answering=_answering(config, data, world),
     )  # fmt: skip
+
+
+def _frozen_parameters(config: Namespace, data: Data) -> int:
+    """Parameters of the networks that are kept beside the one that is trained: a reference's copy, a teacher."""
+    model, shapes = config.model, []
+    needs = made(model.objective).needs
+    if "ref_logp" in needs and model.reference_cache is None:
+        named = model.reference if model.reference != model.init_from else None
+        if resolve_place(data.contract.provides, adapter=model.adapter is not None, named=named is not None) == "copy":
+            shapes.append(net_of(config) if named is None else model_config(find_parent(named).shape))
+    if "teacher" in needs and model.teacher is not None and "teacher" not in data.contract.provides:
+        shapes.append(model_config(find_parent(model.teacher).shape))
+    return sum(count_parameters(shape).total for shape in shapes)
+
+
+def _answering(config: Namespace, data: Data, world: int) -> Optional[Answering]:
+    """What the network answers at once; None where it answers nothing, or another engine does, whose memory is its own."""
+    rollout = config.model.rollout
+    if rollout is None or not isinstance(data, PromptData):
+        return None
+    engine = rollout.engine
+    if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
+        return None
+    answers = -(-data.rows // world) * data.sequences_per_row
+    most = None if engine is None else (engine.get("init_args") or {}).get("rows")
+    return Answering(min(most or answers, answers), data.max_prompt_tokens, rollout.max_completion_tokens)
 
 
 def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bool) -> None:

@@ -1,6 +1,7 @@
 """Parsed: the network and the adapter that a parsed config describes, as plain values or made already, and what they cost."""
 
-from typing import Optional
+from importlib import import_module
+from typing import Any, Optional
 
 from jsonargparse import Namespace
 
@@ -21,6 +22,15 @@ def adapter_of(config: Namespace) -> Optional[LoRA]:
     """The adapter in a parsed config."""
     values = config.model.adapter
     return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
+
+
+def made(values: Any) -> Any:
+    """What a parsed config describes by class_path and init_args, made now if it is not yet."""
+    if not isinstance(values, Namespace):
+        return values
+    module, _, name = str(values.class_path).rpartition(".")
+    arguments = values.get("init_args")
+    return getattr(import_module(module), name)(**(arguments.as_dict() if isinstance(arguments, Namespace) else arguments or {}))
 
 
 def adapter_parameters(config: Namespace) -> Optional[int]:

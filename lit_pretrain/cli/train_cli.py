@@ -14,7 +14,7 @@ from lit_pretrain.checkpoint.parent import Parent, find_parent
 from lit_pretrain.cli.data_choice import Data, build, names_class, settings_of
 from lit_pretrain.cli.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.parent import check_parent, tokenizer_folder
-from lit_pretrain.cli.parsed import adapter_parameters, net_of, training_flops
+from lit_pretrain.cli.parsed import net_of, training_flops
 from lit_pretrain.cli.parser import Suggesting, parser_options
 from lit_pretrain.cli.precision import check_precision, default_precision
 from lit_pretrain.cli.raw import asks_only, raw_parent
@@ -114,7 +114,7 @@ class TrainCLI(LightningCLI):
             self.plain_config(), manifest_hash=data.manifest_hash, tokenizer_hash=data.tokenizer_hash, template_hash=data.template_hash
         )
         data.check_length(config.max_steps)
-        self.layout = layout_of(config, data, world_of(config.trainer), added=adapter_parameters(config))
+        self.layout = layout_of(config, data, world_of(config.trainer))
         check_memory(
             net_of(config), self.layout, ranks_here=self.layout.devices // int(config.trainer.num_nodes), allow=self.settings.allow_oom
         )

@@ -107,5 +107,6 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows, in the order given."""
-        self.keys_LBSGK, self.values_LBSGK = self.keys_LBSGK[:, rows], self.values_LBSGK[:, rows]
+        self.keys_LBSGK = self.keys_LBSGK[:, rows]
+        self.values_LBSGK = self.values_LBSGK[:, rows]  # only now, so that not both are there twice
         self.lengths_B = self.lengths_B[rows]

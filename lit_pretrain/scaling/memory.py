@@ -2,14 +2,15 @@
 
 Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads, f feed-forward, V vocabulary, n layers,
 w devices over which state is sharded. The peak is the largest of three phases: the loss (all activations and the head's), the backward pass
-of a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted.
+of a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted; and a fourth
+where the network answers prompts before it learns: keys and values of the answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Optional
 
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
 
@@ -19,6 +20,19 @@ GIB = 2**30
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Of a weight in four bits, with its share of the scales (Dettmers et al. 2023, section 3)."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How many prompts the network itself answers at once, and how long they are; the defaults of `sample_completions` otherwise."""
+
+    rows: int
+    prompt_tokens: int
+    """The longest prompt."""
+    new_tokens: int
+    """The longest answer."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class Layout:
     rows: int
     """Rows of a micro-batch on one device."""
     seq_len: int
+    group: int = 1
+    """Rows that one row of data makes: a pair has two, a prompt one for each of its answers."""
     devices: int = 1
     sharding: Sharding = "none"
     """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks gathered one by one, the root kept)."""
@@ -52,8 +68,12 @@ class Layout:
     """Share of the parameters that are trained; the others have neither gradients nor moments."""
     added: int = 0
     """Trained parameters beside those of the shape, such as LoRA's; replicated, in fp32."""
-    reference: bool = False
-    """A frozen copy of the network runs forward beside it (DPO)."""
+    frozen: int = 0
+    """Parameters of networks that only run forward beside it: a reference (DPO), a teacher."""
+    quantized: int = 0
+    """Parameters of the shape that are kept in four bits (QLoRA); they are not trained."""
+    answering: Optional[Answering] = None
+    """The network answers prompts in each step, with a cache of keys and values (GRPO)."""
     device: Literal["cpu", "cuda"] = "cuda"
 
     @property
@@ -96,6 +116,7 @@ class States(NamedTuple):
     buckets: float
     """DDP's copy of the gradients."""
     reference: float
+    """Weights that are only read: of a reference, of a teacher."""
 
 
 class Peak(NamedTuple):
@@ -107,16 +128,25 @@ class Peak(NamedTuple):
     loss: float
     backward: float
     optimizer: float
+    answers: float = 0.0
+    """While prompts are answered; 0 where none are."""
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Bytes by name of the phase."""
+        found = {"loss": self.loss, "block backward": self.backward, "optimizer": self.optimizer}
+        return found | ({"answers": self.answers} if self.answers else {})
 
     @property
     def bytes(self) -> float:
         """The peak of the step."""
-        return max(self.loss, self.backward, self.optimizer)
+        return max(self.phases.values())
 
     @property
     def phase(self) -> str:
         """Which phase it is in."""
-        return max((self.loss, "loss"), (self.backward, "block backward"), (self.optimizer, "optimizer"))[1]
+        phases = self.phases
+        return max(phases, key=lambda name: phases[name])
 
 
 def states(config: ModelConfig, layout: Layout) -> States:
@@ -128,11 +158,11 @@ def states(config: ModelConfig, layout: Layout) -> States:
     added = layout.added * 4
     gradients = trained * size / w + added
     return States(
-        parameters=counts.total * size / w + added,
+        parameters=((counts.total - layout.quantized) * size + layout.quantized * NF4_BYTES) / w + added,
         gradients=gradients,
         moments=moments / w + 2 * added if layout.moments else 0.0,
         buckets=gradients if layout.sharding == "ddp" else 0.0,
-        reference=counts.total * size / w if layout.reference else 0.0,
+        reference=layout.frozen * size / w,
     )
 
 
@@ -156,8 +186,8 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
-    if r != c:  # autocast's copies of the weights are saved for the backward pass, compiled or not
-        kept += c * _block_parameters(config)
+    if r != c:  # autocast's copies of the weights are saved for the backward pass, compiled or not; those of four bits are made again
+        kept += c * max(0.0, _block_parameters(config) - layout.quantized / config.n_layer)
     return float(kept)
 
 
@@ -193,7 +223,8 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
 
     block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
     head_gradient = config.vocab_size * d * g * layout.trainable  # not reduced before the embedding's, which is the last
-    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0)  # upstream, two wide ones, a weight's gradient
+    # upstream, two wide ones, a weight's gradient or a weight that is no longer in four bits
+    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0 or layout.quantized > 0)
     backward = 0.0
     for i in range(n, 0, -1):
         kept = i * (boundary if layout.checkpointing else block) + (block if layout.checkpointing else 0.0)
@@ -203,7 +234,23 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
             blocks = _block_parameters(config) * g
             gathered = blocks * (2 if i > 1 else 1) + head_gradient + (block_gradient if i < n else 0.0)
         backward = max(backward, held + done + root + kept + gathered + within)
-    return Peak(s, activations, loss, backward, sum(s))
+    return Peak(s, activations, loss, backward, sum(s), held + _answers(config, layout) if layout.answering else 0.0)
+
+
+def _answers(config: ModelConfig, layout: Layout) -> float:
+    """Bytes of answering prompts: keys and values, a block while it reads them, the distributions of what follows."""
+    a = layout.answering
+    assert a is not None
+    t, d, f, c, r = a.rows * a.prompt_tokens, config.width, config.ffn_size, layout.compute_bytes, layout.residual_bytes
+    # On a CPU keys and values are kept in fp32. A quarter more: rows that have ended are dropped once they are half of all, and then keys
+    # are copied, and values after them.
+    slot = 2 * config.n_layer * config.kv_heads * config.head_size * (4 if layout.device == "cpu" else c)
+    cache = 1.25 * a.rows * (a.prompt_tokens + a.new_tokens) * slot
+    block = 2 * r * t * d + c * t * (d + 3 * f)
+    distributions = a.rows * config.vocab_size * (c + 4 * 4)  # logits, in fp32, probabilities, cumulated, log-probabilities
+    # Under autocast the weights are cast once for all tokens.
+    casts = c * max(0.0, count_parameters(config).matmul - layout.quantized) if r != c else 0.0
+    return cache + casts + max(block, distributions)
 
 
 def _head(config: ModelConfig, layout: Layout) -> float:
@@ -232,24 +279,36 @@ def chunk_tokens(tokens: int, vocabulary: int, itemsize: int, device: Literal["c
 
 def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
     """What would make a run fit into `limit` bytes, the least change first; empty if nothing here does."""
+
+    def fits(**changes: Any) -> bool:
+        return peak(config, dataclasses.replace(layout, **changes)).bytes <= limit
+
     found = []
-    if not layout.checkpointing and peak(config, dataclasses.replace(layout, checkpointing=True)).bytes <= limit:
+    if layout.answering is not None:
+        rows = [r for r in _powers_below(layout.answering.rows) if fits(answering=dataclasses.replace(layout.answering, rows=r))]
+        if rows:
+            engine = f"{{class_path: lit_pretrain.rollout.BuiltIn, init_args: {{rows: {rows[-1]}}}}}"
+            found.append(f"fewer answers at once (--model.rollout.engine '{engine}')")
+    if not layout.checkpointing and fits(checkpointing=True):
         found.append("activation checkpointing (--model.activation_checkpointing true; about a third more FLOPs)")
-    smaller = [rows for rows in (2**i for i in range(12)) if rows < layout.rows]
     for checkpointing in sorted({layout.checkpointing, True}):
-        fitting = [r for r in smaller if peak(config, dataclasses.replace(layout, rows=r, checkpointing=checkpointing)).bytes <= limit]
-        if fitting and (checkpointing == layout.checkpointing or not found):
-            extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
-            found.append(f"--data.micro_batch_size {fitting[-1]}{extra}")
+        extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
+        smaller = _powers_below(layout.rows // layout.group)
+        # the tokens of a step stay, so there are several micro-batches then
+        rows = [r for r in smaller if fits(rows=r * layout.group, checkpointing=checkpointing, accumulates=True)]
+        if rows and (checkpointing == layout.checkpointing or not found):
+            found.append(f"--data.micro_batch_size {rows[-1]}{extra}")
+    if layout.answering is not None or layout.quantized:
+        return found  # they are refused by FSDP
     for checkpointing in sorted({layout.checkpointing, True}):
+        extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
-        wide = [
-            n
-            for n in counts
-            if peak(config, dataclasses.replace(layout, sharding="fsdp", devices=n, checkpointing=checkpointing)).bytes <= limit
-        ]
+        wide = [n for n in counts if fits(sharding="fsdp", devices=n, checkpointing=checkpointing)]
         if wide:
-            extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
             found.append(f"FSDP (--trainer.strategy fsdp) over at least {wide[0]} devices{extra}")
             break
     return found
+
+
+def _powers_below(number: int) -> list[int]:
+    return [2**i for i in range(20) if 2**i < number]

@@ -149,7 +149,7 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
         },
         "states": peak.states._asdict(),
         "activations": peak.activations,
-        "phases": {"loss": peak.loss, "block backward": peak.backward, "optimizer": peak.optimizer},
+        "phases": peak.phases,
         "peak": peak.bytes,
         "peak_phase": peak.phase,
         "overhead": overhead,

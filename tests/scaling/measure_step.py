@@ -1,6 +1,8 @@
 """Measures what real optimizer steps take of a process's memory, beside the plan for them; run by test_memory.py in its own process.
 
 usage: python measure_step.py '{"net": {...}, "rows": 8, "seq_len": 512, "precision": "32-true", "checkpointing": false}'
+
+With "answering": {"rows": 64, "prompt_tokens": 32, "new_tokens": 96} prompts are answered, once, and nothing is learned.
 """
 
 import json
@@ -11,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from lit_pretrain.generate.completions import Sampling, sample_completions
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
-from lit_pretrain.scaling.memory import Layout, peak
+from lit_pretrain.scaling.memory import Answering, Layout, peak
 
 
 def resident() -> int:
@@ -27,7 +30,8 @@ def main(asked: dict) -> None:
     config = ModelConfig(**asked["net"])
     layout = Layout(
         rows=asked["rows"], seq_len=asked["seq_len"], precision=asked["precision"], compiled=False, fused_norm=False,
-        checkpointing=asked["checkpointing"], device="cpu",
+        checkpointing=asked["checkpointing"], device="cpu", moments="answering" not in asked,
+        answering=Answering(**asked["answering"]) if "answering" in asked else None,
     )  # fmt: skip
     warm = torch.nn.Linear(64, 64)
     warm(torch.randn(64, 64)).sum().backward()  # libraries load before the baseline is read
@@ -37,6 +41,22 @@ def main(asked: dict) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     tokens_BT = torch.randint(0, config.vocab_size, (layout.rows, layout.seq_len))
     doc_BT = torch.zeros_like(tokens_BT)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=asked["precision"] == "bf16-mixed"):
+            scores = LabelScores(net(tokens_BT, doc_BT), net.head_weight, tokens_BT)
+            total, _ = scores.cross_entropy()
+        (total / tokens_BT.numel()).backward()
+        optimizer.step()
+
+    def answer() -> None:
+        a = layout.answering
+        assert a is not None
+        prompts = torch.randint(0, config.vocab_size, (a.rows, a.prompt_tokens)).tolist()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=asked["precision"] == "bf16-mixed"):
+            sample_completions(net, prompts, sampling=Sampling(a.new_tokens, ()), seeds=range(a.rows))
+
     highest, running = [0], [True]
 
     def watch() -> None:
@@ -47,15 +67,11 @@ def main(asked: dict) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for _ in range(2):
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=asked["precision"] == "bf16-mixed"):
-            scores = LabelScores(net(tokens_BT, doc_BT), net.head_weight, tokens_BT)
-            total, _ = scores.cross_entropy()
-        (total / tokens_BT.numel()).backward()
-        optimizer.step()
+        step() if layout.answering is None else answer()
     running[0] = False
     watcher.join()
-    print(json.dumps({"planned": peak(config, layout).bytes, "measured": highest[0] - before}))
+    found = peak(config, layout)
+    print(json.dumps({"planned": found.answers or found.bytes, "measured": highest[0] - before}))
 
 
 main(json.loads(sys.argv[1]))

@@ -71,6 +71,24 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("answering", "vocab_size"),
+    [
+        ({"rows": 64, "prompt_tokens": 64, "new_tokens": 64}, 2048),
+        ({"rows": 128, "prompt_tokens": 200, "new_tokens": 4}, 2048),
+        ({"rows": 64, "prompt_tokens": 16, "new_tokens": 8}, 65536),
+    ],
+    ids=["cache", "reading", "vocabulary"],
+)
+def test_real_answers_take_what_is_planned(precision: str, answering: dict[str, int], vocab_size: int) -> None:
+    net = {"vocab_size": vocab_size, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
+    asked = {"net": net, "rows": 1, "seq_len": 16, "precision": precision, "checkpointing": False, "answering": answering}
+    found = run(Path(__file__).with_name("measure_step.py"), asked)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15, abs=20e6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_process_takes_the_heap_s_share_on_top(precision: str) -> None:
     net = {"vocab_size": 2048, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
     asked = {"net": net, "rows": 16, "seq_len": 256, "precision": precision, "checkpointing": False}
@@ -124,7 +142,7 @@ def test_states_of_mixed_precision_are_16_bytes_a_parameter() -> None:
 def test_stages_and_muon() -> None:
     config = ModelConfig()
     n, plain = count_parameters(config).total, states(config, Layout(rows=1, seq_len=128))
-    assert states(config, Layout(rows=1, seq_len=128, reference=True)).reference == 4 * n
+    assert states(config, Layout(rows=1, seq_len=128, frozen=n)).reference == 4 * n
     lora = states(config, Layout(rows=1, seq_len=128, trainable=0.0, added=1000))
     assert (lora.parameters, lora.gradients, lora.moments) == (4 * n + 4000, 4000, 8000)
     matrices = count_parameters(config).matmul - config.vocab_size * config.width
@@ -148,7 +166,16 @@ def test_remedies_do_what_they_say() -> None:
     many = Layout(rows=64, seq_len=2048, checkpointing=True)
     ways = remedies(shape("llama_124m"), many, 10 * GIB)
     rows = int(ways[0].removeprefix("--data.micro_batch_size "))
-    assert peak(shape("llama_124m"), dataclasses.replace(many, rows=rows)).bytes <= 10 * GIB
-    assert peak(shape("llama_124m"), dataclasses.replace(many, rows=2 * rows)).bytes > 10 * GIB
+    assert peak(shape("llama_124m"), dataclasses.replace(many, rows=rows, accumulates=True)).bytes <= 10 * GIB
+    assert peak(shape("llama_124m"), dataclasses.replace(many, rows=2 * rows, accumulates=True)).bytes > 10 * GIB
     assert remedies(config, Layout(rows=1, seq_len=8192), 1 * GIB) == []
     assert any("FSDP" in way for way in remedies(config, Layout(rows=1, seq_len=8192), limit))
+
+
+def test_remedies_count_rows_of_data() -> None:
+    config = shape("llama_124m")
+    pairs = Layout(rows=64, seq_len=2048, checkpointing=True, group=2)
+    ways = remedies(config, pairs, 10 * GIB)
+    micro = int(ways[0].removeprefix("--data.micro_batch_size "))
+    assert peak(config, dataclasses.replace(pairs, rows=2 * micro, accumulates=True)).bytes <= 10 * GIB
+    assert peak(config, dataclasses.replace(pairs, rows=4 * micro, accumulates=True)).bytes > 10 * GIB

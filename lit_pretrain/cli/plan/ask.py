@@ -12,7 +12,7 @@ from lit_pretrain.cli.parser import nearest
 from lit_pretrain.cli.signatures import data_parameters
 from lit_pretrain.data.manifest import FILENAME, Manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig, RopeScaling
+from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.scaling.hardware import GIB, Device, Utilization, find_device, known_devices
 from lit_pretrain.scaling.memory import Layout, Sharding
 from lit_pretrain.scaling.own_law import find_law
@@ -50,8 +50,8 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
         rows=data["micro_batch_size"], seq_len=data["seq_len"], devices=devices or 1, sharding=sharding, precision=precision,
         compiled=config.model.compile != "off", head=config.head, checkpointing=config.model.activation_checkpointing,
         muon=optimizer == "MuonAdamW", accumulates=step is not None and step > data["micro_batch_size"] * data["seq_len"] * (devices or 1),
-        trainable=cost.trainable, added=cost.added, reference=cost.reference, device="cpu" if device is None else "cuda",
-        fused_norm=device is not None,
+        trainable=cost.trainable, added=cost.added, frozen=count_parameters(net).total if cost.reference else 0,
+        device="cpu" if device is None else "cuda", fused_norm=device is not None,
     )  # fmt: skip
     noted.append(Assumption("optimizer", optimizer, "MuonAdamW keeps one moment of a matrix, AdamW two; its workspace is not counted"))
     noted.append(
