@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -9,6 +10,7 @@ from typing import Literal, Optional
 import torch
 from jsonargparse import Namespace
 
+from lit_pretrain.adapter import freeze_
 from lit_pretrain.callbacks.progress import clock, short
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.parent import find_parent
@@ -21,6 +23,7 @@ from lit_pretrain.data import PromptData
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.scaling.expected import Expected, expected
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import GIB, find_device
@@ -65,9 +68,20 @@ def layout_of(config: Namespace, data: Data, world: int) -> Layout:
         compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
         muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
         accumulates=data.tokens_per_step > world * rows * data.seq_len, device=device,
-        trainable=1.0 if cost is None else 0.0, added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
+        trainable=_trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
+        added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
         frozen=_frozen_parameters(config, data), answering=_answering(config, data, world),
     )  # fmt: skip
+
+
+def _trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
+    """Share of the parameters that is trained where some are frozen by name."""
+    if not freeze:
+        return 1.0
+    with torch.device("meta"):
+        made = Transformer(net)
+    freeze_(made, freeze)
+    return sum(p.numel() for p in made.parameters() if p.requires_grad) / sum(p.numel() for p in made.parameters())
 
 
 def _frozen_parameters(config: Namespace, data: Data) -> int:

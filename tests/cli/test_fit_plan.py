@@ -75,6 +75,13 @@ def test_what_is_in_four_bits_takes_four_bits(work: Path, planned: Any) -> None:
     assert peak(net, quantized).bytes < peak(net, full).bytes
 
 
+def test_what_is_frozen_by_name_needs_no_moments(work: Path, planned: Any) -> None:
+    net, layout = planned(*dpo(work), "--model.freeze=[blocks.0, token_embedding]")
+    embedding, block = net.vocab_size * net.width, 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
+    assert layout.trainable == pytest.approx(1 - (embedding + block) / count_parameters(net).total)
+    assert states(net, layout).moments < states(net, planned(*dpo(work))[1]).moments
+
+
 TASK = "{name: addition, digits: 1, rows: 60, prompt: '{a} {op} {b} ='}"
 RL = [
     DATA + "PromptData", f"--data.init_args.sources={{sums: {{task: {TASK}}}}}", "--data.init_args.template=plain",
