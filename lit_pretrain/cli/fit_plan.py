@@ -105,9 +105,10 @@ def _answering(config: Namespace, data: Data, world: int) -> Optional[Answering]
     engine = rollout.engine
     if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
         return None
-    answers = -(-data.rows // world) * data.sequences_per_row
+    prompts = -(-data.rows // world)
+    every = Answering(prompts * data.sequences_per_row, prompts, data.max_prompt_tokens, rollout.max_completion_tokens)
     most = None if engine is None else (engine.get("init_args") or {}).get("rows")
-    return Answering(min(most or answers, answers), data.max_prompt_tokens, rollout.max_completion_tokens)
+    return every if most is None or most >= every.rows else every.fewer(most)
 
 
 def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bool) -> None:

@@ -11,7 +11,9 @@ from lit_pretrain.model.transformer import Transformer
 
 
 class Decoder:
-    """Reads prompts at once, then one token a row at a time; without a gradient, in evaluation mode.
+    """Reads prompts at once, each once however often it is to be answered, then one token a row at a time.
+
+    Without a gradient, in evaluation mode.
 
     Args:
         model: A transformer.
@@ -31,17 +33,24 @@ class Decoder:
                 )
         self.model = model
         device = model.token_embedding.weight.device
-        rows = torch.arange(len(prompts), device=device)
-        lengths = [len(prompt) for prompt in prompts]
+        distinct = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        lengths = [len(prompt) for prompt in distinct]
         longest = max(lengths)
         # Padded on the right: a row's slots in the cache are its positions, and what the padding wrote there is forgotten.
-        tokens_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+        tokens_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in distinct], device=device)
         model.check_tokens(tokens_BT)
-        self.cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype())
+        repeated = len(distinct) < len(prompts)
+        slots = longest if repeated else longest + max_new_tokens
+        self.cache = KVCache(model.config, len(distinct), slots, device, model.compute_dtype())
         hidden_BTD = model(tokens_BT, cache=self.cache)
         self.cache.truncate(lengths)
-        self.logits_BV: Tensor = model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - 1])
+        last_B = torch.tensor(lengths, device=device) - 1
+        self.logits_BV: Tensor = model.logits(hidden_BTD[torch.arange(len(lengths), device=device), last_B])
         """Of the token that follows in each row."""
+        if repeated:
+            rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
+            self.cache = self.cache.resized(longest + max_new_tokens, rows)
+            self.logits_BV = self.logits_BV[rows]
 
     def advance(self, ids_B: Tensor) -> None:
         """Append a token to each row."""

@@ -1,6 +1,7 @@
 """KVCache: keys and values of the tokens already seen, so that generating a token costs one token's work."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -92,17 +93,23 @@ class KVCache:
         self.used = max(lengths)
         self.even = min(lengths) == self.used
 
-    def resized(self, max_len: int) -> "KVCache":
+    def resized(self, max_len: int, rows: Optional[Tensor] = None) -> "KVCache":
         """A cache of another length that holds the same tokens.
+
+        Args:
+            max_len: Slots of a row.
+            rows: The row whose tokens each of the new rows holds; None: the same rows.
 
         Raises:
             UserError: The model has no positions for so many.
         """
         assert max_len >= self.used
-        other = KVCache(self.config, len(self.lengths_B), max_len, self.lengths_B.device, self.dtype)
-        other.keys_LBSGK[:, :, : self.used] = self.keys_LBSGK[:, :, : self.used]
-        other.values_LBSGK[:, :, : self.used] = self.values_LBSGK[:, :, : self.used]
-        other.lengths_B, other.used, other.even = self.lengths_B, self.used, self.even
+        lengths_B = self.lengths_B if rows is None else self.lengths_B[rows]
+        other = KVCache(self.config, len(lengths_B), max_len, self.lengths_B.device, self.dtype)
+        for layer in range(self.config.n_layer):  # one by one: rows that are picked are copied once more
+            for mine, its in ((self.keys_LBSGK, other.keys_LBSGK), (self.values_LBSGK, other.values_LBSGK)):
+                its[layer, :, : self.used] = mine[layer, :, : self.used] if rows is None else mine[layer, rows, : self.used]
+        other.lengths_B, other.used, other.even = lengths_B, self.used, self.even
         return other
 
     def keep(self, rows: Tensor) -> None:

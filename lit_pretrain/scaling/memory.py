@@ -9,6 +9,7 @@ where the network answers prompts before it learns: keys and values of the answe
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Optional
 
@@ -29,10 +30,18 @@ class Answering:
     """How many prompts the network itself answers at once, and how long they are; the defaults of `sample_completions` otherwise."""
 
     rows: int
+    """Answers."""
+    prompts: int
+    """Different prompts among them; each is read once."""
     prompt_tokens: int
     """The longest prompt."""
     new_tokens: int
     """The longest answer."""
+
+    def fewer(self, rows: int) -> Answering:
+        """The same with so many answers at once: those of a prompt stand together."""
+        group = self.rows / self.prompts
+        return dataclasses.replace(self, rows=rows, prompts=min(self.prompts, rows, math.ceil((rows - 1) / group) + 1))
 
 
 @dataclass(frozen=True)
@@ -241,11 +250,12 @@ def _answers(config: ModelConfig, layout: Layout) -> float:
     """Bytes of answering prompts: keys and values, a block while it reads them, the distributions of what follows."""
     a = layout.answering
     assert a is not None
-    t, d, f, c, r = a.rows * a.prompt_tokens, config.width, config.ffn_size, layout.compute_bytes, layout.residual_bytes
+    t, d, f, c, r = a.prompts * a.prompt_tokens, config.width, config.ffn_size, layout.compute_bytes, layout.residual_bytes
     # On a CPU keys and values are kept in fp32. A quarter more: rows that have ended are dropped once they are half of all, and then keys
-    # are copied, and values after them.
+    # are copied, and values after them. Those of a prompt are there once more while they are copied for each of its answers.
     slot = 2 * config.n_layer * config.kv_heads * config.head_size * (4 if layout.device == "cpu" else c)
-    cache = 1.25 * a.rows * (a.prompt_tokens + a.new_tokens) * slot
+    slots = a.rows * (a.prompt_tokens + a.new_tokens)
+    cache = max(1.25 * slots, slots + (a.prompts * a.prompt_tokens if a.prompts < a.rows else 0)) * slot
     block = 2 * r * t * d + c * t * (d + 3 * f)
     distributions = a.rows * config.vocab_size * (c + 4 * 4)  # logits, in fp32, probabilities, cumulated, log-probabilities
     # Under autocast the weights are cast once for all tokens.
@@ -285,7 +295,7 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
 
     found = []
     if layout.answering is not None:
-        rows = [r for r in _powers_below(layout.answering.rows) if fits(answering=dataclasses.replace(layout.answering, rows=r))]
+        rows = [r for r in _powers_below(layout.answering.rows) if fits(answering=layout.answering.fewer(r))]
         if rows:
             engine = f"{{class_path: lit_pretrain.rollout.BuiltIn, init_args: {{rows: {rows[-1]}}}}}"
             found.append(f"fewer answers at once (--model.rollout.engine '{engine}')")

@@ -94,11 +94,11 @@ RL = [
 
 def test_answers_are_counted_as_many_as_are_there_at_once(planned: Any) -> None:
     net, layout = planned(*RL)
-    assert layout.answering == Answering(rows=32, prompt_tokens=24, new_tokens=8)
+    assert layout.answering == Answering(rows=32, prompts=8, prompt_tokens=24, new_tokens=8)
     assert (layout.rows, layout.group, layout.frozen) == (8, 4, 0)
     engine = "--model.rollout.engine={class_path: lit_pretrain.rollout.BuiltIn, init_args: {rows: 5}}"
     fewer = planned(*RL, engine)[1]
-    assert fewer.answering == Answering(rows=5, prompt_tokens=24, new_tokens=8)
+    assert fewer.answering == Answering(rows=5, prompts=2, prompt_tokens=24, new_tokens=8)
     assert peak(net, fewer).answers < peak(net, layout).answers
     assert planned(*RL, "--trainer.devices=2")[1].answering.rows == 16
     assert planned(*RL, "--model.objective.beta=0.1")[1].frozen == count_parameters(net).total

@@ -80,3 +80,14 @@ def test_a_rollout_within_autocast_hides_no_weight_from_the_backward_pass(net: T
 def test_a_prompt_without_room_is_refused(net: Transformer) -> None:
     with pytest.raises(UserError, match="prompt 1 has 60 tokens; it must have at least one, and with 12 new ones no more than"):
         sample_completions(net, [[1], [1] * 60], sampling=Sampling(12, STOPS), seeds=[0, 1])
+
+
+def test_a_prompt_is_read_once_however_often_it_is_answered(net: Transformer) -> None:
+    seen: list[tuple[int, ...]] = []
+    hook = net.token_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    prompts, seeds = [[1, 2, 3]] * 4 + [[5, 6]] * 4, list(range(8))
+    together = rows(sample_completions(net, prompts, sampling=Sampling(3, ()), seeds=seeds))
+    hook.remove()
+    assert seen == [(2, 3), (8, 1), (8, 1)]
+    alone = [rows(sample_completions(net, [p], sampling=Sampling(3, ()), seeds=[s]))[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == alone

@@ -68,6 +68,21 @@ def test_forgetting_makes_room() -> None:
         cache.extend(4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[7, 7], [7, 3]], ids=["even", "uneven"])
+def test_rows_can_be_copied_into_a_longer_cache(lengths: list[int]) -> None:
+    model = build("qwen3")
+    prompts_BT, next_BT = torch.randint(23, (2, 7)), torch.randint(23, (4, 1))
+    cache = KVCache(model.config, 2, 7, dtype=torch.float64)
+    model(prompts_BT, cache=cache)
+    cache.truncate(lengths)
+    rows = torch.tensor([1, 0, 0, 1])
+    found = model(next_BT, cache=cache.resized(9, rows))[:, 0]
+    for i, row in enumerate(rows.tolist()):
+        whole = model(torch.cat((prompts_BT[row, : lengths[row]], next_BT[i]))[None])[0, -1]
+        torch.testing.assert_close(found[i], whole, rtol=0, atol=1e-10)
+
+
 def test_a_cache_longer_than_the_positions_is_refused() -> None:
     with pytest.raises(UserError, match=r"65 tokens.*max_seq_len=64"):
         KVCache(ModelConfig(**SMALL), 1, 65)

@@ -2,7 +2,7 @@
 
 usage: python measure_step.py '{"net": {...}, "rows": 8, "seq_len": 512, "precision": "32-true", "checkpointing": false}'
 
-With "answering": {"rows": 64, "prompt_tokens": 32, "new_tokens": 96} prompts are answered, once, and nothing is learned.
+With "answering": {"rows": 64, "prompts": 8, "prompt_tokens": 32, "new_tokens": 96} prompts are answered, once, and nothing is learned.
 """
 
 import json
@@ -53,7 +53,7 @@ def main(asked: dict) -> None:
     def answer() -> None:
         a = layout.answering
         assert a is not None
-        prompts = torch.randint(0, config.vocab_size, (a.rows, a.prompt_tokens)).tolist()
+        prompts = torch.randint(0, config.vocab_size, (a.prompts, a.prompt_tokens)).repeat_interleave(a.rows // a.prompts, 0).tolist()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=asked["precision"] == "bf16-mixed"):
             sample_completions(net, prompts, sampling=Sampling(a.new_tokens, ()), seeds=range(a.rows))
 

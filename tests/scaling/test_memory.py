@@ -74,11 +74,12 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
 @pytest.mark.parametrize(
     ("answering", "vocab_size"),
     [
-        ({"rows": 64, "prompt_tokens": 64, "new_tokens": 64}, 2048),
-        ({"rows": 128, "prompt_tokens": 200, "new_tokens": 4}, 2048),
-        ({"rows": 64, "prompt_tokens": 16, "new_tokens": 8}, 65536),
+        ({"rows": 64, "prompts": 64, "prompt_tokens": 64, "new_tokens": 64}, 2048),
+        ({"rows": 128, "prompts": 128, "prompt_tokens": 200, "new_tokens": 4}, 2048),
+        ({"rows": 128, "prompts": 16, "prompt_tokens": 200, "new_tokens": 4}, 2048),
+        ({"rows": 64, "prompts": 64, "prompt_tokens": 16, "new_tokens": 8}, 65536),
     ],
-    ids=["cache", "reading", "vocabulary"],
+    ids=["cache", "reading", "groups", "vocabulary"],
 )
 def test_real_answers_take_what_is_planned(precision: str, answering: dict[str, int], vocab_size: int) -> None:
     net = {"vocab_size": vocab_size, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
