@@ -27,8 +27,9 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.scaling.expected import Expected, expected
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.hardware import GIB, find_device
-from lit_pretrain.scaling.memory import Answering, Layout, Sharding, peak, remedies
+from lit_pretrain.scaling.memory import Answering, Layout, Sharding, peak
 from lit_pretrain.scaling.process import beside, room
+from lit_pretrain.scaling.remedies import remedies
 from lit_pretrain.stage.compiled import can_compile
 from lit_pretrain.stage.reference import resolve_place
 

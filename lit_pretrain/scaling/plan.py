@@ -19,6 +19,7 @@ from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
 from lit_pretrain.scaling.process import beside, room
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
+from lit_pretrain.scaling.remedies import remedies
 from lit_pretrain.scaling.stages import Stage, StageCost, stage_cost
 
 DRAWS = 1000
@@ -155,7 +156,7 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
         "overhead": overhead,
         "limit": q.limit,
         "fits": fits,
-        "remedies": [] if fits is not False or q.limit is None else memory.remedies(q.net, layout, room(q.limit, layout.device)),
+        "remedies": [] if fits is not False or q.limit is None else remedies(q.net, layout, room(q.limit, layout.device)),
     }  # fmt: skip
 
 
