@@ -275,6 +275,8 @@ def _head(config: ModelConfig, layout: Layout) -> float:
     if layout.compiled and layout.device == "cuda":
         tile = chunk
     buffers = chunk * v * c + tile * v * 4 * (1 if c == 4 else 2)
+    if layout.trainable == 0:  # a frozen head has no gradient; the weight cast
+        return float(hidden + c * t * d + buffers + (v * d * c if r != c else 0))
     weight = v * d * (4 + (2 * c if r != c or c != 4 else 0))  # the gradient in fp32; the weight cast, and a product to be added
     # then, as the backward pass begins: the gradient once more, scaled, while the buffers are gone
     return float(hidden + c * t * d + max(buffers + weight, v * d * 8))

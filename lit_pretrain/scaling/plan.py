@@ -77,7 +77,7 @@ def make_plan(question: Question) -> dict[str, Any]:
         tokens=q.tokens, flops=q.flops, dollars=q.dollars, seconds=q.seconds,
     )  # fmt: skip
     layout = q.layout if q.devices is not None or budget.devices == q.layout.devices else _spread(q.layout, budget.devices)
-    prediction = _loss(counts, budget.tokens, q)
+    prediction = _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None  # laws are of networks trained from nothing on text
     return {
         "parameters": {"total": counts.total, "matmul": counts.matmul, "non_embedding": counts.non_embedding},
         "stage": {"name": q.stage, "flops_per_token": cost.flops_per_token, "trained_parameters": _trained(counts, cost), "why": cost.why},
@@ -88,7 +88,7 @@ def make_plan(question: Question) -> dict[str, Any]:
         "money": {"price": q.price, "dollars": budget.dollars},
         "memory": _memory(q, layout),
         "loss": prediction,
-        "recommended": _recommended(counts, budget, prediction),
+        "recommended": None if prediction is None else _recommended(counts, budget, prediction),
         "assumptions": [dataclasses.asdict(assumption) for assumption in q.assumptions],
     }
 

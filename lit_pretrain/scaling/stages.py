@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling.flops import flops_per_token
 
-Stage = Literal["pretrain", "sft", "dpo", "lora"]
+Stage = Literal["pretrain", "sft", "dpo", "lora", "qlora"]
 
 
 class StageCost(NamedTuple):
@@ -21,6 +21,8 @@ class StageCost(NamedTuple):
     """Parameters added and trained beside them."""
     reference: bool
     """A frozen copy runs forward, too."""
+    quantized: int
+    """Frozen parameters of the shape in four bits."""
     why: str
 
 
@@ -34,18 +36,19 @@ def stage_cost(config: ModelConfig, seq_len: int, stage: Stage, lora_rank: int =
         config: Shape.
         seq_len: Tokens of a row.
         stage: pretrain and sft: all weights. dpo: the same and a frozen reference. lora: frozen weights, and two factors beside each
-            matrix of the blocks.
+            matrix of the blocks. qlora: the same, with these matrices in four bits; restoring them is not counted.
         lora_rank: Of the factors.
     """
     flops = flops_per_token(config, seq_len)
     if stage == "dpo":
-        return StageCost(flops.training * 4 / 3, 1.0, 0, True, "forward and backward of the policy, forward of the reference: 4/3")
-    if stage == "lora":
-        added = lora_parameters(config, lora_rank)
-        frozen = 4.0 * count_parameters(config).matmul
+        return StageCost(flops.training * 4 / 3, 1.0, 0, True, 0, "forward and backward of the policy, forward of the reference: 4/3")
+    if stage in ("lora", "qlora"):
+        added, matmul = lora_parameters(config, lora_rank), count_parameters(config).matmul
+        frozen = 4.0 * matmul
+        quantized = matmul - config.vocab_size * config.width if stage == "qlora" else 0
         why = f"frozen weights 4 N instead of 6 N, {added:,} LoRA weights 6 N (rank {lora_rank}, every matrix of the blocks)"
-        return StageCost(frozen + flops.attention + 6.0 * added, 0.0, added, False, why)
-    return StageCost(flops.training, 1.0, 0, False, "all weights: forward 2 N, backward 4 N")
+        return StageCost(frozen + flops.attention + 6.0 * added, 0.0, added, False, quantized, why)
+    return StageCost(flops.training, 1.0, 0, False, 0, "all weights: forward 2 N, backward 4 N")
 
 
 def lora_parameters(config: ModelConfig, rank: int) -> int:

@@ -99,6 +99,18 @@ def test_what_is_missing_is_solved_for(asked: list[str], solved: str) -> None:
         assert found["memory"]["layout"]["devices"] == found["time"]["devices"] > 8
 
 
+def test_an_adapter_on_four_bits_is_planned_without_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--max_tokens", "1e8", "--model.activation_checkpointing", "true"]
+    asked += ["--trainer.precision", "bf16-true", "--memory_gib", "24", "--device", "H100", "--data.seq_len", "2048"]
+    sft, lora, qlora = (plan(*asked, "--stage", stage)["memory"] for stage in ("sft", "lora", "qlora"))
+    assert [memory["fits"] for memory in (sft, lora, qlora)] == [False, True, True]
+    assert 0.25 < qlora["states"]["parameters"] / sft["states"]["parameters"] < 0.35  # a quarter, and embedding, head and adapter whole
+    assert plan(*asked, "--stage", "qlora")["loss"] is None
+    assert main(["plan", *asked, "--stage", "qlora", "--png", str(tmp_path / "plan.png")]) == 0
+    assert "not forecast" in capsys.readouterr().out
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
 def test_it_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *SEVEN_B, "--data.micro_batch_size", "1"]) == 0
     text = capsys.readouterr().out

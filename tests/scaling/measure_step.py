@@ -3,6 +3,7 @@
 usage: python measure_step.py '{"net": {...}, "rows": 8, "seq_len": 512, "precision": "32-true", "checkpointing": false}'
 
 With "answering": {"rows": 64, "prompts": 8, "prompt_tokens": 32, "new_tokens": 96} prompts are answered, once, and nothing is learned.
+With "adapter": {"rank": 8, "quantize": "nf4"} an adapter is trained.
 """
 
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from lit_pretrain.adapter import LoRA
+from lit_pretrain.cli.adapter_cost import adapter_cost
 from lit_pretrain.generate.completions import Sampling, sample_completions
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -28,17 +31,22 @@ def resident() -> int:
 def main(asked: dict) -> None:
     torch.set_num_threads(1)
     config = ModelConfig(**asked["net"])
+    adapter = LoRA(**asked["adapter"]) if "adapter" in asked else None
+    cost = None if adapter is None else adapter_cost(config, adapter)
     layout = Layout(
         rows=asked["rows"], seq_len=asked["seq_len"], precision=asked["precision"], compiled=False, fused_norm=False,
         checkpointing=asked["checkpointing"], device="cpu", moments="answering" not in asked,
         answering=Answering(**asked["answering"]) if "answering" in asked else None,
+        trainable=1.0 if cost is None else 0.0, added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
     )  # fmt: skip
     warm = torch.nn.Linear(64, 64)
     warm(torch.randn(64, 64)).sum().backward()  # libraries load before the baseline is read
     before = resident()
     net = Transformer(config)
     net.checkpoint_activations(asked["checkpointing"])
-    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    if adapter is not None:
+        adapter.apply(net)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], fused=True)
     tokens_BT = torch.randint(0, config.vocab_size, (layout.rows, layout.seq_len))
     doc_BT = torch.zeros_like(tokens_BT)
 

@@ -69,6 +69,18 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"), [("32-true", False), ("32-true", True), ("bf16-mixed", False), ("bf16-mixed", True)]
+)
+def test_real_steps_of_an_adapter_take_what_is_planned(precision: str, checkpointing: bool, quantize: str | None) -> None:
+    net = {"vocab_size": 8192, "n_layer": 6, "width": 512, "n_head": 8, "n_kv_head": 4, "ffn_width": 1408, "max_seq_len": 256}
+    asked = {"net": net, "rows": 8, "seq_len": 256, "precision": precision, "checkpointing": checkpointing}
+    found = run(Path(__file__).with_name("measure_step.py"), asked | {"adapter": {"rank": 8, "quantize": quantize}})
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15, abs=50e6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
     ("answering", "vocab_size"),

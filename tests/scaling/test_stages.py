@@ -33,6 +33,14 @@ def test_lora_has_two_factors_beside_each_matrix() -> None:
     assert lora_parameters(CONFIG, 8) == sum(8 * (m.in_features + m.out_features) for m in matrices)
 
 
+def test_qlora_keeps_the_matrices_beside_which_its_factors_stand_in_four_bits() -> None:
+    with torch.device("meta"):
+        net = Transformer(CONFIG)
+    lora, qlora = (stage_cost(CONFIG, 128, stage, lora_rank=16) for stage in ("lora", "qlora"))
+    assert (lora.quantized, qlora.quantized) == (0, sum(m.weight.numel() for m in net.blocks.modules() if isinstance(m, torch.nn.Linear)))
+    assert qlora._replace(quantized=0) == lora
+
+
 def test_the_others() -> None:
     training = flops_per_token(CONFIG, 512).training
     assert stage_cost(CONFIG, 512, "pretrain").flops_per_token == stage_cost(CONFIG, 512, "sft").flops_per_token == training

@@ -50,7 +50,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
         rows=data["micro_batch_size"], seq_len=data["seq_len"], devices=devices or 1, sharding=sharding, precision=precision,
         compiled=config.model.compile != "off", head=config.head, checkpointing=config.model.activation_checkpointing,
         muon=optimizer == "MuonAdamW", accumulates=step is not None and step > data["micro_batch_size"] * data["seq_len"] * (devices or 1),
-        trainable=cost.trainable, added=cost.added, frozen=count_parameters(net).total if cost.reference else 0,
+        trainable=cost.trainable, added=cost.added, quantized=cost.quantized, frozen=count_parameters(net).total if cost.reference else 0,
         device="cpu" if device is None else "cuda", fused_norm=device is not None,
     )  # fmt: skip
     noted.append(Assumption("optimizer", optimizer, "MuonAdamW keeps one moment of a matrix, AdamW two; its workspace is not counted"))

@@ -1,4 +1,4 @@
-"""Figure: a plan as a picture: memory by phase, and the loss of every size that the same budget could train."""
+"""Figure: a plan as a picture: memory by phase, and for pretraining the loss of every size that the same budget could train."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def draw(plan: dict[str, Any], path: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    _memory(left, plan["memory"])
-    _loss(right, plan["loss"], plan["length"]["tokens"])
+    panels = 1 if plan["loss"] is None else 2
+    figure, axes = plt.subplots(1, panels, figsize=(6 * panels, 4.8), layout="constrained", squeeze=False)
+    _memory(axes[0, 0], plan["memory"])
+    if plan["loss"] is not None:
+        _loss(axes[0, 1], plan["loss"], plan["length"]["tokens"])
     scratch = target.with_name(f".{target.stem}.tmp.png")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

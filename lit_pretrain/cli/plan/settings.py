@@ -31,10 +31,10 @@ class PlanSettings:
     """Memory of one device in GiB (1024³ bytes). Default: by device."""
     head: Literal["chunked", "plain"] = "chunked"
     """Output head: chunked is what `fit` runs; plain keeps the logits of all tokens."""
-    stage: Literal["pretrain", "sft", "dpo", "lora"] = "pretrain"
-    """Kind of training: dpo adds a frozen reference, lora freezes the weights."""
+    stage: Literal["pretrain", "sft", "dpo", "lora", "qlora"] = "pretrain"
+    """Kind of training: dpo adds a frozen reference, lora freezes the weights, qlora keeps them in four bits besides."""
     lora_rank: int = 16
-    """Rank of the factors beside every matrix of the blocks, for lora."""
+    """Rank of the factors beside every matrix of the blocks, for lora and qlora."""
     unique_tokens: Optional[float] = None
     """Distinct training tokens. Default: those of the dataset at data.path, where there is one."""
     inference_tokens: Optional[float] = None

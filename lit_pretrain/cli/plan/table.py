@@ -8,6 +8,7 @@ from typing import Any, Optional
 from lit_pretrain.scaling.hardware import GIB
 
 WIDTH = 140
+NO_LAW = "laws, and the rules for batch and learning rate, are of networks that are trained from nothing on text"
 _LEFT = 24
 
 
@@ -18,10 +19,12 @@ def table(plan: dict[str, Any]) -> str:
         ("model", _model(plan)),
         ("run", _run(plan)),
         ("memory of one device", _memory(plan["memory"])),
-        ("loss", _loss(plan["loss"], plan["length"])),
-        ("batch and learning rate", _recommended(plan["recommended"])),
+        ("loss", [("not forecast", NO_LAW)] if plan["loss"] is None else _loss(plan["loss"], plan["length"])),
+        ("batch and learning rate", [] if plan["recommended"] is None else _recommended(plan["recommended"])),
         ("assumptions", [(a["what"], f"{a['value']}: {a['source']}") for a in plan["assumptions"]]),
     ):
+        if not rows:
+            continue
         lines += ["", title, "─" * len(title)]
         for name, text in rows:
             wrapped = textwrap.wrap(text, WIDTH - _LEFT) or [""]
