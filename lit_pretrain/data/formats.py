@@ -9,7 +9,18 @@ from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from typing import Any
 
-from lit_pretrain.data.messages import BadRow, Conversation, Message, Preference, Problem, Row, Verdict, check_answer, check_messages
+from lit_pretrain.data.messages import (
+    BadRow,
+    Conversation,
+    Message,
+    Preference,
+    Problem,
+    Row,
+    Verdict,
+    check_answer,
+    check_messages,
+    joined,
+)
 from lit_pretrain.errors import UserError
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
@@ -50,7 +61,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     # OpenAI's fine-tuning files, and TRL's conversational ones
-    "messages": Format(fields={**_TURNS, "tools": "tools", "system": "system"}),
+    "messages": Format(fields={**_TURNS, "tools": "tools", "system": "system"}, roles={"developer": "system"}),
     "sharegpt": Format(fields={**_SHAREGPT_TURNS, "tools": "tools", "system": "system"}, roles=_SHAREGPT_ROLES),
     "alpaca": Format(fields={**_INSTRUCTION, "completion": "output", "system": "system", "history": "history"}),
     "prompt_completion": Format(fields={"prompt": "prompt", "completion": "completion", "system": "system", "tools": "tools"}),
@@ -278,9 +289,18 @@ def _messages(value: Any, format: Format, what: str) -> tuple[Message, ...]:
             role = message[role_field]
             mine["role"] = format.roles.get(role, role) if isinstance(role, str) else role
         if content_field in message:
-            mine["content"] = message[content_field]
+            mine["content"] = _text_of(message[content_field])
         messages.append(mine)
     return tuple(messages)
+
+
+def _text_of(content: Any) -> Any:
+    """Parts of text as one text; everything else as it is."""
+    if isinstance(content, Sequence) and not isinstance(content, str) and content:
+        parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)]
+        if len(parts) == len(content):
+            return joined([part["text"] for part in parts])
+    return content
 
 
 def _implicit(chosen: Any, rejected: Any, format: Format) -> tuple[tuple[Message, ...], ...]:

@@ -80,6 +80,16 @@ class Problem:
 Row = Conversation | Preference | Verdict | Problem
 
 
+def joined(parts: Sequence[str]) -> str:
+    """The text of a content that comes in parts of text, as OpenAI's may; a part a line."""
+    return "\n".join(parts)
+
+
+def learns_from(message: Message) -> bool:
+    """Whether a message of the assistant is learned, if those of the assistant are: not with OpenAI's `weight: 0`."""
+    return message.get("weight") != 0
+
+
 def check_messages(messages: Sequence[Message]) -> None:
     """Refuse messages that no template could mean something by.
 
@@ -101,6 +111,8 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise BadRow("not_text", f"{where} has a {type(content).__name__} as content; only text can be learned")
         if any(c in (content or "") for c in RESERVED):
             raise BadRow("noncharacter", f"{where} holds one of the Unicode noncharacters U+FDD0 to U+FDD2; remove it")
+        if message.get("weight") not in (None, 0, 1):
+            raise BadRow("weight", f"{where} has the weight {message['weight']!r}; it must be 1 (learned) or 0 (not), or be left out")
     systems = [i for i, message in enumerate(messages) if message["role"] == "system"]
     if len(systems) > 1:
         raise BadRow("two_systems", f"messages {systems[0] + 1} and {systems[1] + 1} are both of the system; join them")

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.messages import BadRow, Conversation, Message
+from lit_pretrain.data.messages import BadRow, Conversation, Message, learns_from
 from lit_pretrain.data.template import ChatTemplate, Refused
 from lit_pretrain.data.tokenizer import Spelt, Tokenizer
 from lit_pretrain.errors import UserError
@@ -19,6 +19,8 @@ Truncation = Literal["keep_start", "keep_end", "drop"]
 GUARD = "\ufdd0"
 """Stands, while a row is rendered, within the spelling of a special token that the row's own text holds: text is data."""
 _LOOKS_SPECIAL = re.compile(r"<\|[a-zA-Z0-9_]+\|>")
+_HALF = re.compile("[\ud800-\udfff]")
+"""Surrogates, which JSON can spell alone and UTF-8 cannot."""
 _BATCH = 1024
 """Conversations encoded together: `tokenizers` spreads them over its threads."""
 
@@ -117,9 +119,12 @@ class Renderer:
                 "tool_calls", f"the row has tool_calls, which the template {self.template.name} does not show; use another, such as qwen"
             )
         whole = self._rendering(messages, tools)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        passed_over = [i for i in answers if not learns_from(messages[i])]
+        if passed_over and train_on in ("all", "completion"):
+            raise BadRow("weight", f"message {passed_over[0] + 1} has the weight 0, for which data.train_on must be assistant or last")
         if train_on == "all":
             return _Text(whole.text, [(0, len(whole.text))], exact=True)
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         first = sum(i < conversation.prompt for i in answers)
         if train_on == "last":
             wanted = answers[-1:]
@@ -129,6 +134,9 @@ class Renderer:
             wanted = answers
         if not wanted:
             raise BadRow("no_answer", "the completion holds no message of the assistant", mistake=False)
+        wanted = [i for i in wanted if i not in passed_over]
+        if not wanted:
+            raise BadRow("nothing_learned", "no message that would be learned has a weight other than 0", mistake=False)
         if self.template.marks_generation:
             if len(whole.spans) != len(answers):
                 raise BadRow(
@@ -159,12 +167,16 @@ class Renderer:
     def _rendering(self, messages: Sequence[Message], tools: Any, *, generation_prompt: bool = False) -> Any:
         guarded = [{key: self._guarded(value) for key, value in message.items()} for message in messages]
         try:
-            return self.template.render(
+            rendering = self.template.render(
                 guarded, bos=self.tokenizer.bos, eos=self.tokenizer.eos, tools=self._guarded(tools), generation_prompt=generation_prompt,
                 options=self.options,
             )  # fmt: skip
         except Refused as error:
             raise BadRow("template", f"the template {self.template.name} does not take it: {error}") from None
+        if not rendering.text.isascii() and (half := _HALF.search(rendering.text)):
+            near = rendering.text[max(0, half.start() - 20) : half.start()]
+            raise BadRow("half_character", f"a text holds {half[0]!r}, half of a character, behind {near!r}; mend the text")
+        return rendering
 
     def _guarded(self, value: Any) -> Any:
         """The same value, with the spelling of special tokens within its texts broken."""

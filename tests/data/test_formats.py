@@ -28,6 +28,7 @@ def said(text: str) -> dict[str, str]:
         ("messages", {"dialogue": {"turns": [user("Hi"), said("Ho")]}}, {"messages": "dialogue.turns"}),
         ("messages", {"messages": [{"speaker": "user", "text": "Hi"}, {"speaker": "assistant", "text": "Ho"}]},
          {"role": "speaker", "content": "text"}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, said("Ho")]}, None),
         ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, None),
         ("alpaca", {"instruction": "Hi", "input": "", "output": "Ho"}, None),
         ("alpaca", {"instruction": "Hi", "output": "Ho"}, None),
@@ -46,6 +47,12 @@ def test_alpaca_joins_its_input_and_keeps_its_history() -> None:
     system = {"role": "system", "content": "Be brief."}
     assert read(row, "alpaca").messages == (system, user("Hi"), said("Ho"), user("Sum\n\n1 2"), said("3"))
     assert read(row, "alpaca").prompt == 4
+
+
+def test_parts_of_text_are_lines_and_developers_are_the_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}, said("Ho")]}
+    assert read(row, "messages").messages == ({"role": "system", "content": "Be brief."}, user("a\nb"), said("Ho"))
 
 
 def test_sharegpt_maps_calls_results_and_tools() -> None:
@@ -142,6 +149,8 @@ def test_gsm8k_answers_stand_after_the_mark_without_commas() -> None:
         ("missing_field", True, "messages", {"messages": None}),
         ("not_text", True, "messages", {"messages": "Hi"}),
         ("not_text", True, "messages", {"messages": [user("Hi"), {"role": "assistant", "content": [{"type": "text"}]}]}),
+        ("not_text", True, "messages", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, said("Ho")]}),
+        ("weight", True, "messages", {"messages": [user("Hi"), {**said("Ho"), "weight": 0.5}]}),
         ("not_text", True, "prompt_completion", {"prompt": 3, "completion": "Ho"}),
         ("noncharacter", True, "messages", {"messages": [user("Hi \ufdd1"), said("Ho")]}),
         ("tools", True, "messages", {"messages": [user("Hi"), said("Ho")], "tools": "{"}),

@@ -108,6 +108,34 @@ def test_what_is_learned_in_every_mode(tokenizer: Tokenizer) -> None:
     assert renderer.stop_ids == {tokenizer.special_tokens["<|im_end|>"], tokenizer.eos_id}
 
 
+@pytest.mark.parametrize("template", ["chatml", "plain_chatml"])
+def test_a_message_of_weight_0_is_read_and_not_learned(template: str, tokenizer: Tokenizer) -> None:
+    made = find_template("chatml", ".") if template == "chatml" else ChatTemplate(PLAIN_CHATML, name="plain")
+    renderer = Renderer(tokenizer, made)
+    weights = [None, 0, None, 1]
+    messages = tuple(
+        message if w is None else {**message, "weight": w} for message, w in zip(say("a", "b", "c", "d"), weights, strict=True)
+    )
+    talk = Conversation(messages=messages, prompt=3)
+    assert learned(renderer, one(renderer, talk)) == ["d<|im_end|>"]
+    assert one(renderer, talk).ids.tolist() == one(renderer, conversation("a", "b", "c", "d")).ids.tolist()
+    none = Conversation(messages=messages[:2], prompt=1)
+    for mode, reason in (("assistant", "nothing_learned"), ("last", "nothing_learned"), ("all", "weight"), ("completion", "weight")):
+        bad = renderer.render([none], train_on=mode)[0]  # type: ignore[arg-type]
+        assert isinstance(bad, BadRow), mode
+        assert bad.reason == reason
+
+
+def test_half_of_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, find_template("chatml", "."))
+    bad, good = renderer.render([conversation("a \ud83d", "b"), conversation("a 🦊", "b")])
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.mistake) == ("half_character", True)
+    assert isinstance(good, Rendered)
+    with pytest.raises(BadRow, match="half of a character"):
+        renderer.prompt(say("\udc00"))
+
+
 def test_text_is_data(tokenizer: Tokenizer) -> None:
     """The spelling of a special token within a message is not the token: nobody ends the turn of another."""
     renderer = Renderer(tokenizer, find_template("chatml", "."))

@@ -4,6 +4,7 @@ from typing import Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lit_pretrain.data.messages import joined
 from lit_pretrain.generate.conversation import Sampling
 
 NOT_HERE: dict[str, tuple[Any, ...]] = {
@@ -99,7 +100,7 @@ class ChatMessage(BaseModel):
 
     def plain(self) -> dict[str, str]:
         """As templates take it."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or [])
+        content = self.content if isinstance(self.content, str) else joined([part.text for part in self.content or []])
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
