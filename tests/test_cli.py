@@ -280,7 +280,11 @@ def test_help_of_fit_leaves_out_what_only_a_run_needs():
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("lit_pretrain.optim.Adamw", "lit_pretrain.optim.AdamW"), ("lit_pretrain.optm.AdamW", "lit_pretrain.optim")],
+    [
+        ("lit_pretrain.optim.Adamw", "lit_pretrain.optim.AdamW"),
+        ("lit_pretrain.optm.AdamW", "lit_pretrain.optim"),
+        ("AdamWW", "lit_pretrain.optim.AdamW"),
+    ],
 )
 def test_misspelt_class_path(typed, meant):
     result = here("fit", f"--model.optimizer={typed}")

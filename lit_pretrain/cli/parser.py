@@ -31,6 +31,9 @@ _NOWHERE = (
     re.compile(r"module '(?P<parent>[\w.]+)' has no attribute '(?P<name>\w+)'"),
     re.compile(r"No module named '(?P<parent>[\w.]+)\.(?P<name>\w+)'"),
 )
+_NO_PATH = re.compile(r"Expected a dot import path string: (?P<name>\w+)(?![\w.])")
+_HOMES = ("lit_pretrain.optim", "lit_pretrain.objective", "lit_pretrain.data", "lit_pretrain.rollout")
+"""Where the classes are that an option may name without their module."""
 
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
@@ -96,13 +99,24 @@ def _path_hint(message: str) -> str:
     """The nearest class or module, for a class path that leads nowhere."""
     match = next(filter(None, (pattern.search(message) for pattern in _NOWHERE)), None)
     if match is None:
-        return ""
+        return _name_hint(message)
     parent = importlib.import_module(match["parent"])
     classes = [name for name, value in vars(parent).items() if inspect.isclass(value)]
     modules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
     name = match["name"]
     near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(name, modules, n=1, cutoff=0.75)
     return f"\nDid you mean '{match['parent']}.{near[0]}'?" if near else ""
+
+
+def _name_hint(message: str) -> str:
+    """The nearest class of ours, for a name without a module."""
+    match = _NO_PATH.search(message)
+    if match is None:
+        return ""
+    named = ((home, vars(importlib.import_module(home))) for home in _HOMES)
+    homes = {name: home for home, members in named for name, value in members.items() if inspect.isclass(value)}
+    near = difflib.get_close_matches(match["name"], list(homes), n=1, cutoff=0.6)
+    return f"\nDid you mean '{homes[near[0]]}.{near[0]}'?" if near else ""
 
 
 def _parameters(path: str) -> list[str]:

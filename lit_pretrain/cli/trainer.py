@@ -96,7 +96,7 @@ def make_trainer(config: Namespace, instantiated: Mapping[str, Any], place: RunP
     options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
     try:
         return Trainer(**options)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(f"the Trainer refuses its settings: {error}") from error
 
 
