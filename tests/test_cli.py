@@ -292,6 +292,12 @@ def test_misspelt_class_path(typed, meant):
     assert f"Did you mean '{meant}'?" in result.err
 
 
+def test_a_run_without_its_option():
+    result = here("chat", "runs/base")
+    assert result.code == 2
+    assert "Did you mean --run runs/base?" in result.err
+
+
 def test_a_typo_is_said_before_a_missing_run():
     for verb in ("validate", "test"):
         result = here(verb, "--run", "nowhere", "--chekpoint=best")

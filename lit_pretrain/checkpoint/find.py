@@ -79,6 +79,8 @@ def resolve(where: str, *, which: str = "last") -> Path:
             raise UserError(f"checkpoint {where} is torn or not a checkpoint; give another one of the run")
         return path
     found = best(path) if which == "best" else newest_complete(path, lambda message: None)
+    if found is None and (path / "config.json").is_file():
+        raise UserError(f"{where} is a Hugging Face folder; make a run of it: lit_pretrain import {where} runs/NAME")
     if found is None:
         raise UserError(f"{where} holds no complete checkpoint ({which}) under {path / FOLDER}; train the run first")
     return found

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 from lit_pretrain.errors import UserError
 
@@ -17,7 +17,7 @@ def evaluate_run(
     checkpoint: str = "last",
     data: Optional[str] = None,
     held_out: bool = True,
-    tasks: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+    tasks: Union[list[str], str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
     include: Optional[str] = None,
     shots: Optional[int] = None,
     limit: Optional[int] = None,
@@ -38,7 +38,8 @@ def evaluate_run(
         checkpoint: For a run folder: last or best.
         data: A prepared dataset whose validation split is measured, in place of the run's own data.
         held_out: Measure the held-out text at all.
-        tasks: Tasks of lm-evaluation-harness (the extra `eval`): names, or YAML files such as configs/tasks/local_piqa.yaml.
+        tasks: Tasks of lm-evaluation-harness (the extra `eval`), as a list or with commas: names, or YAML files such as
+            configs/tasks/local_piqa.yaml.
         include: A folder of more task files, by whose names `tasks` may go.
         shots: Examples before each question. Default: as each task says, else none.
         limit: Only the first items of each task.
@@ -56,7 +57,8 @@ def evaluate_run(
         raise UserError(f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named as RUN itself")
     if report is not None and Path(report).exists():
         raise UserError(f"{report} exists already; choose another file, or remove it")
-    if not held_out and not tasks:
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if isinstance(tasks, str) else tasks
+    if not held_out and not names:
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
     from lit_pretrain.checkpoint.find import resolve, step_of
     from lit_pretrain.cli.lineage import check_files, lineage_of
@@ -68,17 +70,17 @@ def evaluate_run(
     quiet_libraries()
     path = resolve(run, which=checkpoint)
     home = path.parent.parent
-    request = Request(tuple(tasks), include, shots, limit, batch_size, bos, apply_chat_template, seed)
+    request = Request(tuple(names), include, shots, limit, batch_size, bos, apply_chat_template, seed)
     language = check_files(path, accept=tuple(accept))
     if language is None:
         raise UserError(f"{home} holds no tokenizer.json, so nothing can be asked of its network")
-    version = check_installed() if tasks else None
-    loaded = load_tasks(request) if tasks else None
+    version = check_installed() if names else None
+    loaded = load_tasks(request) if names else None
     began = time.perf_counter()
     figures, where = _held_out(path, data, precision, device, accept) if held_out else ({}, None)
     stages = lineage_of(path).stages
     scores = []
-    if tasks:
+    if names:
         net, autocast = _network(path, precision, device)
         scores = run_tasks(net, language, request, stages, loaded=loaded, autocast=autocast)
     template = "none" if language.template is None else language.template.hash[:16]
@@ -86,7 +88,7 @@ def evaluate_run(
     if held_out:
         conditions["held-out text"] = f"the validation split of {where}"
     conditions["precision"] = precision
-    if tasks:
+    if names:
         conditions |= {
             "harness": f"lm-eval {version}",
             "contexts": f"{'begin' if begins_with_bos(language, request) else 'do not begin'} with bos ({language.tokenizer.bos})",

@@ -4,13 +4,16 @@ import sys
 import time
 from typing import Optional
 
+LONGEST = 256
+"""Tokens of a completion, if the model has room for them."""
+
 
 def generate_text(
     run: str,
     prompt: str = "",
     prompts: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
     checkpoint: str = "last",
-    max_new_tokens: int = 256,
+    max_new_tokens: Optional[int] = None,
     temperature: float = 0.8,
     top_k: Optional[int] = None,
     top_p: Optional[float] = 0.95,
@@ -26,7 +29,7 @@ def generate_text(
         prompt: What to complete. The empty prompt starts a document.
         prompts: Several to complete at once, in place of one.
         checkpoint: For a run folder: last or best.
-        max_new_tokens: Longest completion in tokens.
+        max_new_tokens: Longest completion in tokens. Default: 256, or as many as the model has room for.
         temperature: Divides the logits; 0 always takes the likeliest token.
         top_k: Keep only the k likeliest tokens.
         top_p: Keep only the likeliest tokens that together reach this probability.
@@ -39,10 +42,13 @@ def generate_text(
     from lit_pretrain.cli.loading import load_run
 
     net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept)
-    from lit_pretrain.generate.text import stream
+    from lit_pretrain.generate.text import encode_prompt, stream
 
     began = time.perf_counter()
     asked = prompts or [prompt]
+    if max_new_tokens is None:
+        room = net.config.max_seq_len - max(len(encode_prompt(tokenizer, text)) for text in asked)
+        max_new_tokens = max(1, min(LONGEST, room))
     texts = ["" for _ in asked]
     pieces = stream(
         net, tokenizer, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop

@@ -84,6 +84,8 @@ class Suggesting:
         if match is None:
             return _path_hint(message)
         found = match.groupdict()
+        if not found.get("owner") and not found.get("group") and not found["name"].startswith("-") and "run" in self._known_names():
+            return f"\nDid you mean --run {found['name']}?"
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
         near = nearest(name, _parameters(found["owner"]) if found.get("owner") else self._known_names())
         return f"\nDid you mean {near!r}?" if near else ""

@@ -101,7 +101,7 @@ def train(verb: str, argv: list[str]) -> int:
             trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
             trainer.logger.finalize("success")
         bits = f", {summary['val/bits_per_byte']:.4f} bits per byte" if "val/bits_per_byte" in summary else ""
-        found = f"val loss {summary['val/loss']:.4f}{bits}" if stage.rollout is None else f"val reward {-summary['val/loss']:.4f}"
+        found = f"val loss {summary['val/loss']:.4f}{bits}" if stage.rollout is None else f"val reward {0.0 - summary['val/loss']:.4f}"
         print(f"done: {cli.place.folder}: {found}")
     return 0
 

@@ -38,6 +38,12 @@ def test_the_figures_are_those_of_training(run: Path, tmp_path: Path, capsys: py
     assert figures["val/loss"] != pytest.approx(trained[4]["val/loss"], rel=1e-4)  # the two can be told apart
 
 
+def test_a_folder_of_hugging_face_is_sent_to_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["validate", f"--run={tmp_path}"]) == 2
+    assert f"make a run of it: lit_pretrain import {tmp_path} runs/NAME" in capsys.readouterr().err
+
+
 def test_neither_last_nor_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", f"--run={run}", "--checkpoint=newest"]) == 2
     assert "--checkpoint='newest' must be last or best" in capsys.readouterr().err

@@ -165,3 +165,12 @@ def test_too_long_a_completion_prints_no_prompt(run: Path, capsys: pytest.Captur
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "with max_new_tokens=64 that is more than model.max_seq_len=64" in shown.err
+
+
+def test_as_long_as_the_model_has_room_for_unless_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["generate", f"--run={run}", "--prompt=The fox", "--temperature=1", "--top_p=null"]) == 0
+    left_out = capsys.readouterr().out
+    room = 64 - len(encode_prompt(Tokenizer.load(run), "The fox"))
+    assert main(["generate", f"--run={run}", "--prompt=The fox", "--temperature=1", "--top_p=null", f"--max_new_tokens={room}"]) == 0
+    assert capsys.readouterr().out == left_out

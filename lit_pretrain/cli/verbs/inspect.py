@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if argv[0] not in VIEWS:
         names = [*VIEWS, "batch"]
         near = nearest(argv[0], names)
-        raise UserError(f"there is no view {argv[0]!r}" + (f"; did you mean {near!r}?" if near else "") + f" Views: {', '.join(names)}")
+        raise UserError(f"there is no view {argv[0]!r}" + (f"; did you mean {near!r}?" if near else "") + f"; views: {', '.join(names)}")
     import importlib
 
     module = importlib.import_module(f"lit_pretrain.{VIEWS[argv[0]].removesuffix('.py').replace('/', '.')}")
