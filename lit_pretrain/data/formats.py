@@ -227,11 +227,15 @@ def _value(row: Mapping[str, Any], name: str, part: str, format: Format) -> Any:
     if part in ("role", "content"):
         return name
     value: Any = row
+    there = True
     for piece in name.split("."):
-        if not isinstance(value, Mapping) or piece not in value:
+        there = isinstance(value, Mapping) and piece in value
+        if not there:
             value = None
             break
         value = value[piece]
+    if value is None and part not in format.optional and there:
+        raise BadRow("missing_field", f"the field {name!r} ({part}) of the row is null")
     if value is None and part not in format.optional:
         found = ", ".join(map(repr, row)) or "none"
         fits = [

@@ -194,6 +194,12 @@ def test_messages_name_what_would_help() -> None:
     assert read({"messages": [{"role": "bot", "content": "x"}, said("y")]}, "messages", roles={"bot": "user"}).messages[0]["role"] == "user"
 
 
+def test_null_is_not_called_missing() -> None:
+    with pytest.raises(BadRow, match="the field 'output' \\(completion\\) of the row is null") as caught:
+        read({"instruction": "Hi", "output": None}, "alpaca")
+    assert caught.value.reason == "missing_field"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
