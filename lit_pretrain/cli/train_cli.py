@@ -1,6 +1,5 @@
 """TrainCLI: from arguments to a resolved config, a Trainer, a stage and its data."""
 
-import math
 from pathlib import Path
 from typing import Any, Optional
 
@@ -26,12 +25,11 @@ from lit_pretrain.cli.trainer import check_owned, make_trainer, world_of
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import padded_vocab_size
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
 
 PRESETS = Path(__file__).parent / "presets"
-VOCAB_MULTIPLE = 64
-"""A vocabulary is padded to a multiple of it: matrix kernels are fastest on such sizes."""
 NEEDS_PARENT = ("posttrain", "finetune")
 
 
@@ -99,7 +97,7 @@ class TrainCLI(LightningCLI):
         self.take_tokenizer()
         self.data = data = build(config.data)
         if config.model.net.vocab_size is None:
-            config.model.net.vocab_size = math.ceil(data.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+            config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
         check_precision(config.trainer.precision)

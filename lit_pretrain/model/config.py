@@ -10,6 +10,15 @@ VALUE_GATE_CHANNELS = 32
 """Leading channels of the normalised residual stream that the gate of a value embedding reads."""
 
 
+VOCAB_MULTIPLE = 64
+"""Matrix kernels are fastest on such sizes."""
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Round a tokenizer's vocabulary up to the rows of the embedding."""
+    return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama-3 stretching of rotary wavelengths, for contexts longer than the model was first trained on.

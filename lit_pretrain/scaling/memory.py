@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple, Optional
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
 
 Sharding = Literal["none", "ddp", "fsdp"]
-GIB = 2**30
 # As in lit_pretrain.objective.linear_cross_entropy, which a test compares: it holds torch, and a plan does not load that.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lit_pretrain.scaling.memory import GIB
+from lit_pretrain.scaling.hardware import GIB
 
 BASE: dict[str, float] = {"cuda": 2 * GIB, "cpu": GIB / 2}
 """Bytes before any tensor. CUDA: driver, communication and fragmentation, 1–3 GiB, not measured here. CPU: Python and its libraries; 534 MB

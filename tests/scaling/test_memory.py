@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling import memory
-from lit_pretrain.scaling.memory import GIB, Layout, chunk_tokens, peak, states
+from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.scaling.memory import Layout, chunk_tokens, peak, states
 from lit_pretrain.scaling.process import HEAP, beside, room
 
 head = importlib.import_module("lit_pretrain.objective.linear_cross_entropy")  # the package has the function under this name

@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.scaling.memory import GIB, Layout, peak
+from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.scaling.memory import Layout, peak
 from lit_pretrain.scaling.remedies import remedies
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from lit_pretrain.cli.parser import nearest
 from lit_pretrain.cli.signatures import data_parameters
 from lit_pretrain.data.manifest import FILENAME, Manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
+from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters, padded_vocab_size
 from lit_pretrain.scaling.hardware import GIB, Device, Utilization, find_device, known_devices
 from lit_pretrain.scaling.memory import Layout, Sharding
 from lit_pretrain.scaling.own_law import find_law
@@ -22,8 +22,6 @@ from lit_pretrain.scaling.process import BASE, HEAP, source
 from lit_pretrain.scaling.stages import stage_cost
 
 GOODPUT = Utilization(0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs")
-VOCAB_MULTIPLE = 64
-"""As `fit` pads a vocabulary."""
 
 
 def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
@@ -78,9 +76,7 @@ def _net(values: Union[ModelConfig, Namespace], manifest: Optional[Manifest], no
     if isinstance(fields["rope_scaling"], dict):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     if fields["vocab_size"] is None:
-        fields["vocab_size"] = (
-            ModelConfig.vocab_size if manifest is None else -(-manifest.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        )
+        fields["vocab_size"] = ModelConfig.vocab_size if manifest is None else padded_vocab_size(manifest.tokenizer.vocab_size)
         why = "no vocab_size and no dataset is given" if manifest is None else "the dataset's tokenizer, padded as `fit` does"
         noted.append(Assumption("vocabulary", f"{fields['vocab_size']:,}", why))
     return ModelConfig(**fields)

@@ -16,12 +16,11 @@ from lit_pretrain.cli.parser import make_parser
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
 from lit_pretrain.cli.scaling.text import aligned, big, clock
 from lit_pretrain.report.folder import write_whole
+from lit_pretrain.scaling.planner import HOUR
 
 if TYPE_CHECKING:
     from lit_pretrain.scaling.plan import Question
     from lit_pretrain.scaling.sweep import Shared, SweepRun
-
-HOUR = 3600.0
 
 
 def main(argv: list[str]) -> int:
