@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from lit_pretrain import __version__
+from lit_pretrain.cli.verb import dispatch
 from lit_pretrain.errors import UserError, message_of
 
 VERBS = Path(__file__).parent / "cli" / "verbs"
@@ -77,7 +78,7 @@ def _run(arguments: list[str]) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise UserError(f"there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.")
     module = importlib.import_module(f"lit_pretrain.cli.verbs.{verb}")
-    return int(module.main(rest))
+    return dispatch(f"lit_pretrain {verb}", module.VERB, rest)
 
 
 if __name__ == "__main__":

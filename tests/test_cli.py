@@ -5,17 +5,23 @@ import importlib
 import inspect
 import io
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import pytest
 import yaml
 
 from lit_pretrain import __main__ as cli
+from lit_pretrain.cli.parser import Suggesting
+from lit_pretrain.cli.verb import Group, Verb
 from lit_pretrain.errors import DivergedError, UserError
 
+ROOT = Path(__file__).parents[1]
 TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
 NOW = (
     "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "plan",
@@ -79,8 +85,90 @@ def test_verbs_are_there_and_listed_with_one_line_each():
 @pytest.mark.parametrize("name", sorted(cli.verbs()))
 def test_a_verb_is_one_small_file(name):
     module = importlib.import_module(f"lit_pretrain.cli.verbs.{name}")
-    assert list(inspect.signature(module.main).parameters) == ["argv"]
+    assert isinstance(module.VERB, (Verb, Group))
     assert len(inspect.getsource(module).splitlines()) < 100
+
+
+def commands() -> Iterator[tuple[str, Union[Verb, Group]]]:
+    """Every verb and every part of one, as the dispatcher finds them, with its declaration."""
+    for name in cli.verbs():
+        found = importlib.import_module(f"lit_pretrain.cli.verbs.{name}").VERB
+        yield name, found
+        if isinstance(found, Group):
+            yield from ((f"{name} {part}", verb) for part, verb in found.parts.items())
+
+
+COMMANDS = dict(commands())
+EXAMPLES = {command: verb.example for command, verb in COMMANDS.items() if isinstance(verb, Verb)}
+BARE = [command for command, example in EXAMPLES.items() if example == f"lit_pretrain {command}"]
+"""Verbs that need no arguments."""
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - set(BARE)))
+def test_without_arguments_a_verb_says_what_is_missing(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = here(*command.split())
+    assert (result.code, result.out) == (2, "")
+    missing, *_, example = result.err.splitlines()
+    assert len(result.err.splitlines()) <= 3
+    assert missing.startswith("error: ")
+    assert example.startswith(f"For example: lit_pretrain {command} ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", BARE)
+def test_a_verb_that_needs_no_arguments_works_without(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = here(*command.split())
+    assert result.code in (0, 1)
+    assert result.out
+    assert result.err == ""
+
+
+class Parsed(Exception):
+    """The options of an example were read, and nothing was done with them."""
+
+
+@pytest.mark.parametrize("command", sorted(EXAMPLES.keys() - set(BARE)))
+def test_examples_can_be_parsed(command, tmp_path, monkeypatch):
+    """As far as that goes without runs: some verbs read the run before they parse."""
+    parse = Suggesting.parse_args
+
+    def parse_and_stop(self, *arguments, **options):
+        parse(self, *arguments, **options)
+        raise Parsed
+
+    monkeypatch.setattr(Suggesting, "parse_args", parse_and_stop)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    program, *arguments = shlex.split(EXAMPLES[command])
+    assert program == "lit_pretrain"
+    assert arguments[: len(command.split())] == command.split()
+    try:
+        result = here(*arguments)
+    except Parsed:
+        return
+    assert any(f"{argument} does not exist" in result.err for argument in arguments), result.err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - EXAMPLES.keys()))
+def test_a_group_lists_its_parts_and_hints_at_misspelt_ones(command):
+    parts = COMMANDS[command].parts
+    listing = here(command, "--help")
+    assert (listing.code, listing.err) == (0, "")
+    for name, part in parts.items():
+        assert part.help.endswith(".")
+        assert f"  {name} " in listing.out
+        assert part.help in listing.out
+    name = next(iter(parts))
+    result = here(command, f"{name}x")
+    assert (result.code, result.out) == (2, "")
+    assert f"{command} has no part '{name}x'; did you mean {name!r}?" in result.err
+
+
+def test_a_required_option_is_named_as_it_is_typed():
+    assert "are required: --run\n" in here("chat").err
+    assert "are required: run, out\n" in here("merge").err
 
 
 @pytest.mark.parametrize(
@@ -123,6 +211,13 @@ def test_misspelt_verb(typed, meant):
     assert "did you mean" not in here("xyzzy").err
 
 
+def declare(monkeypatch, run) -> None:
+    """Let `lit_pretrain boom` be a verb."""
+    verb = Verb(run, example="lit_pretrain boom 1")
+    monkeypatch.setattr(cli, "verbs", lambda: {"boom": ""})
+    monkeypatch.setitem(sys.modules, "lit_pretrain.cli.verbs.boom", SimpleNamespace(VERB=verb))
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "says"),
     [
@@ -135,14 +230,12 @@ def test_what_a_verb_raises_becomes_one_message_and_a_code(raised, code, says, m
     def fail(argv: list[str]) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "verbs", lambda: {"boom": ""})
-    monkeypatch.setitem(sys.modules, "lit_pretrain.cli.verbs.boom", SimpleNamespace(main=fail))
-    assert here("boom") == Result(code, "", says)
+    declare(monkeypatch, fail)
+    assert here("boom", "1") == Result(code, "", says)
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr(cli, "verbs", lambda: {"boom": ""})
-    monkeypatch.setitem(sys.modules, "lit_pretrain.cli.verbs.boom", SimpleNamespace(main=lambda argv: 1 // 0))
+    declare(monkeypatch, lambda argv: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         here("boom")
 
@@ -307,6 +400,13 @@ def test_a_typo_is_said_before_a_missing_run():
         assert "nowhere" not in result.err
         missing = here(verb, "--run", "nowhere", "--model.clip_norm=2", "--checkpoint", "best")  # known ones are not in the way
         assert "nowhere does not exist" in missing.err
+
+
+def test_a_typo_is_said_before_a_missing_parent():
+    result = here("posttrain", "--from", "nowhere", "--max_setps=3")
+    assert (result.code, result.out) == (2, "")
+    assert "Did you mean 'max_steps'?" in result.err
+    assert "nowhere does not exist" in here("posttrain", "--from", "nowhere", "--max_steps=3").err
 
 
 def test_fp16_is_refused(tmp_path, dataset):

@@ -87,6 +87,7 @@ TORCH_FREE = (
     "cli.doctor.*",
     "cli.plan.*",
     "cli.signatures",
+    "cli.verb",
     "cli.verbs.*",
     "__main__",
 )

@@ -26,6 +26,7 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)"),
 )
+_REQUIRED = re.compile(r"(?<=the following arguments are required: ).+")
 # How it says that a class path leads nowhere: by its last part, or by a module before that.
 _NOWHERE = (
     re.compile(r"module '(?P<parent>[\w.]+)' has no attribute '(?P<name>\w+)'"),
@@ -55,7 +56,7 @@ class Suggesting:
             for option in action.option_strings
         }
         declared = []
-        for arg, following in zip(args, [*args[1:], ""], strict=True):
+        for arg, following in zip(args, [*args, ""][1:], strict=True):
             name, equals, value = arg.partition("=")
             if name.startswith("--") and name not in names and f"--{name[2:].replace('-', '_')}" in names:
                 name = f"--{name[2:].replace('-', '_')}"
@@ -74,10 +75,16 @@ class Suggesting:
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Print the message, with a hint for a misspelt name, and exit with 2; the usage of hundreds of options helps nobody."""
         if self.exit_on_error:  # type: ignore[attr-defined]
+            message = _REQUIRED.sub(self._as_typed, message)
             print(f"error: {message}{self._hint(message)}\n`{self.prog} --help` lists the options.", file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
         super().error(message, ex)  # type: ignore[misc]
         raise AssertionError("parser.error returned")
+
+    def _as_typed(self, names: re.Match[str]) -> str:
+        """Name required options as they are typed, `--run`; positional arguments stay `run`."""
+        known = self._known_names()
+        return ", ".join(f"--{name}" if name in known else name for name in names[0].split(", "))
 
     def _hint(self, message: str) -> str:
         match = next(filter(None, (pattern.search(message) for pattern in _UNKNOWN)), None)

@@ -68,6 +68,8 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the shape of the parent's network as the default."""
         assert isinstance(args, list)
+        assert isinstance(parser, TrainParser)
+        parser.refuse_unknown(args)  # before it is said that there is no such parent
         parent = raw_parent(args)
         if parent is None and self.verb in NEEDS_PARENT and not asks_only(args):
             raise UserError(

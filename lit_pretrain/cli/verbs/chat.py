@@ -1,5 +1,7 @@
 """Talk with a trained run in the terminal, or through a pipe."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain chat`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return chat(**options)
+
+
+VERB = Verb(main, example="lit_pretrain chat --run runs/sft")

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from lit_pretrain.cli.verb import Verb
+
 VERDICTS = (
     "Verdicts: ok; note (works, but could be better); trouble (will fail). "
     "Exit code: 0 without trouble, 1 with it, 2 for a mistake in the options."
@@ -53,3 +55,6 @@ def main(argv: list[str]) -> int:
     ]
     print(finding.as_json(findings) if options.json else finding.table(findings))
     return 1 if finding.in_trouble(findings) else 0
+
+
+VERB = Verb(main, example="lit_pretrain doctor")

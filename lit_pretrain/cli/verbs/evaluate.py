@@ -1,5 +1,7 @@
 """Measure a run: held-out loss, perplexity and bits per byte by source, and tasks of lm-evaluation-harness."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain evaluate RUN`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return evaluate_run(**options)
+
+
+VERB = Verb(main, example="lit_pretrain evaluate runs/quickstart")

@@ -1,5 +1,7 @@
 """Write a run as a Hugging Face folder: `export --to hf RUN OUT`."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain export RUN OUT`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return export(**options)
+
+
+VERB = Verb(main, example="lit_pretrain export --to hf runs/quickstart exported/quickstart")

@@ -1,5 +1,7 @@
 """Complete prompts with a trained run, streaming to the terminal."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain generate`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return generate_text(**options)
+
+
+VERB = Verb(main, example="lit_pretrain generate --run runs/quickstart --prompt 'def '")

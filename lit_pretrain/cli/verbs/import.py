@@ -1,5 +1,7 @@
 """Make a Hugging Face folder a run: `import FOLDER OUT`."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain import FOLDER OUT`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return import_(**options)
+
+
+VERB = Verb(main, example="lit_pretrain import exported/quickstart runs/imported")

@@ -1,44 +1,67 @@
 """Look inside: `inspect order` and `inspect batch` (what a step reads), `inspect data` (a dataset), `inspect run` (a run, its lineage)."""
 
-import ast
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
-VIEWS = {"order": "cli/inspection.py", "data": "cli/dataset/view.py", "run": "cli/inspection.py"}
-"""Where the function of each view lies. The listing reads its docstring without importing it, as that of the verbs does."""
+from lit_pretrain.cli.verb import Group, Verb
 
 
-def main(argv: list[str]) -> int:
-    """Run `lit_pretrain inspect WHAT`."""
-    if not argv or argv[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name:<6} {_line(name)}" for name in VIEWS)
-        listing += "\n  batch  The rows of a step as text, with what is learned; takes the options of a training command."
-        print(f"usage: lit_pretrain inspect WHAT [options]\n\n{listing}\n\n`lit_pretrain inspect WHAT --help` lists the options.")
-        return 0 if argv else 2
-    from lit_pretrain.cli.parser import make_parser, nearest
-    from lit_pretrain.errors import UserError
+def _order(argv: list[str]) -> int:
+    from lit_pretrain.cli.inspection import order
 
-    if argv[0] == "batch":
-        from lit_pretrain.cli.batch_view import show_batch  # the one view that needs torch
+    return _show("order", order, argv)
 
-        return show_batch(argv[1:])
-    if argv[0] not in VIEWS:
-        names = [*VIEWS, "batch"]
-        near = nearest(argv[0], names)
-        raise UserError(f"there is no view {argv[0]!r}" + (f"; did you mean {near!r}?" if near else "") + f"; views: {', '.join(names)}")
-    import importlib
 
-    module = importlib.import_module(f"lit_pretrain.{VIEWS[argv[0]].removesuffix('.py').replace('/', '.')}")
-    parser = make_parser(f"inspect {argv[0]}", _line(argv[0]))
-    parser.add_function_arguments(getattr(module, argv[0]), as_positional=True)
-    options = parser.parse_args(argv[1:]).as_dict()
+def _data(argv: list[str]) -> int:
+    from lit_pretrain.cli.dataset.view import data
+
+    return _show("data", data, argv)
+
+
+def _run(argv: list[str]) -> int:
+    from lit_pretrain.cli.inspection import run
+
+    return _show("run", run, argv)
+
+
+def _batch(argv: list[str]) -> int:
+    from lit_pretrain.cli.batch_view import show_batch  # the one view that needs torch
+
+    return show_batch(argv)
+
+
+def _show(name: str, view: Callable[..., str], argv: list[str]) -> int:
+    from lit_pretrain.cli.parser import make_parser
+
+    parser = make_parser(f"inspect {name}", VERB.parts[name].help)
+    parser.add_function_arguments(view, as_positional=True)
+    options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
-    sys.stdout.write(getattr(module, argv[0])(**options))
+    sys.stdout.write(view(**options))
     return 0
 
 
-def _line(view: str) -> str:
-    """The first line of the docstring of a view's function."""
-    tree = ast.parse((Path(__file__).parents[2] / VIEWS[view]).read_text(encoding="utf-8"))
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == view)
-    return (ast.get_docstring(function) or "").splitlines()[0]
+VERB = Group(
+    {
+        "order": Verb(
+            _order,
+            example="lit_pretrain inspect order runs/quickstart --step 1",
+            help="Which documents of which sources an optimizer step reads.",
+        ),
+        "data": Verb(
+            _data,
+            example="lit_pretrain inspect data data/embedded",
+            help="What a prepared dataset holds, what its steps left out, and documents of it.",
+        ),
+        "run": Verb(
+            _run,
+            example="lit_pretrain inspect run runs/quickstart",
+            help="What a run was, how it ended, and the runs, folders and sources it came from.",
+        ),
+        "batch": Verb(
+            _batch,
+            example="lit_pretrain inspect batch --config configs/pretrain/quickstart.yaml",
+            help="The rows of a step as text, with what is learned; takes the options of training.",
+        ),
+    }
+)

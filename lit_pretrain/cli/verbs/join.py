@@ -1,5 +1,7 @@
 """Join finished datasets of one tokenizer to one, without encoding anything again."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain join OUT DATASET DATASET ...`."""
@@ -15,3 +17,6 @@ def main(argv: list[str]) -> int:
 
     print(table(join(options.out, options.datasets)))
     return 0
+
+
+VERB = Verb(main, example="lit_pretrain join data/all data/2024_10 data/2024_18")

@@ -1,5 +1,7 @@
 """Put the adapter of a run into its base: a run of whole weights."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain merge RUN OUT`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return merge(**options)
+
+
+VERB = Verb(main, example="lit_pretrain merge runs/lora runs/merged")

@@ -2,6 +2,8 @@
 
 import sys
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain plan`."""
@@ -23,3 +25,6 @@ def main(argv: list[str]) -> int:
         draw(plan, config.png)
     sys.stdout.write(json.dumps(plan, indent=1) + "\n" if config.json else table(plan))
     return 0
+
+
+VERB = Verb(main, example="lit_pretrain plan --config configs/pretrain/quickstart.yaml")

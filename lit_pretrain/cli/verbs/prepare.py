@@ -4,6 +4,8 @@ import signal
 from types import FrameType
 from typing import Optional
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain prepare`."""
@@ -31,3 +33,6 @@ def main(argv: list[str]) -> int:
 def _leave(number: int, frame: Optional[FrameType]) -> None:
     """Leaves through the clean-up, with the code of a process that the signal ended."""
     raise SystemExit(128 + number)
+
+
+VERB = Verb(main, example="lit_pretrain prepare --config configs/prepare/embedded.yaml")

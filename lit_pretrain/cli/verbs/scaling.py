@@ -2,28 +2,44 @@
 
 import importlib
 
-PARTS = {
-    "sweep": "Runs of several sizes at several FLOP budgets: what they take, and making those that are missing.",
-    "fit": "The law that runs follow, with intervals.",
-    "isoflop": "The best model size at each FLOP budget, and how it grows.",
-    "forecast": "The loss of a run that has not been made.",
-    "plot": "The figures of a fit and of an IsoFLOP analysis.",
-}
+from lit_pretrain.cli.verb import Group, Verb
 
 
-def main(argv: list[str]) -> int:
-    """Run `lit_pretrain scaling WHAT`."""
-    if not argv or argv[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name:<8}  {line}" for name, line in PARTS.items())
-        print(f"usage: lit_pretrain scaling WHAT [options]\n\n{listing}\n\n`lit_pretrain scaling WHAT --help` lists the options.")
-        return 0 if argv else 2
-    if argv[0] not in PARTS:
-        import difflib
+def _part(name: str, options: str, help: str) -> Verb:
+    """A part with a file of its own in `cli/scaling`, which is imported when it runs."""
 
-        from lit_pretrain.errors import UserError
+    def run(argv: list[str]) -> int:
+        return int(importlib.import_module(f"lit_pretrain.cli.scaling.{name}").main(argv))
 
-        near = difflib.get_close_matches(argv[0], PARTS, n=1)
-        raise UserError(
-            f"scaling has no part {argv[0]!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" Parts: {', '.join(PARTS)}"
-        )
-    return int(importlib.import_module(f"lit_pretrain.cli.scaling.{argv[0]}").main(argv[1:]))
+    return Verb(run, example=f"lit_pretrain scaling {name} {options}", help=help)
+
+
+VERB = Group(
+    {
+        "sweep": _part(
+            "sweep",
+            "--config configs/scaling/embedded_cpu.yaml --dry_run",
+            "Runs of several sizes at several FLOP budgets: their cost, and making those missing.",
+        ),
+        "fit": _part(
+            "fit",
+            "runs/scaling --out runs/scaling/law.json",
+            "The law that runs follow, with intervals.",
+        ),
+        "isoflop": _part(
+            "isoflop",
+            "runs/scaling",
+            "The best model size at each FLOP budget, and how it grows.",
+        ),
+        "forecast": _part(
+            "forecast",
+            "--published besiroglu --flops 1e21",
+            "The loss of a run that has not been made.",
+        ),
+        "plot": _part(
+            "plot",
+            "runs/scaling --out figures",
+            "The figures of a fit and of an IsoFLOP analysis.",
+        ),
+    }
+)

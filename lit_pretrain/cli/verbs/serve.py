@@ -1,5 +1,7 @@
 """Serve a trained run over HTTP as OpenAI's interface, on this machine unless told otherwise."""
 
+from lit_pretrain.cli.verb import Verb
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain serve`."""
@@ -11,3 +13,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv).as_dict()
     options.pop("config", None)
     return serve(**options)
+
+
+VERB = Verb(main, example="lit_pretrain serve --run runs/sft")

@@ -2,22 +2,13 @@
 
 import sys
 
-VIEWS = {"report": "What the tokenizer of a dataset, or a tokenizer by itself, makes of text, beside others."}
+from lit_pretrain.cli.verb import Group, Verb
 
 
-def main(argv: list[str]) -> int:
-    """Run `lit_pretrain tokenizer WHAT`."""
-    from lit_pretrain.errors import UserError
-
-    if not argv or argv[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name}  {line}" for name, line in VIEWS.items())
-        print(f"usage: lit_pretrain tokenizer WHAT [options]\n\n{listing}\n\n`lit_pretrain tokenizer WHAT --help` lists the options.")
-        return 0 if argv else 2
-    if argv[0] not in VIEWS:
-        raise UserError(f"there is no view {argv[0]!r} of a tokenizer; there is: {', '.join(VIEWS)}")
+def _report(argv: list[str]) -> int:
     from lit_pretrain.cli.parser import make_parser
 
-    parser = make_parser("tokenizer report", VIEWS["report"])
+    parser = make_parser("tokenizer report", VERB.parts["report"].help)
     parser.add_argument("path", type=str, help="A prepared dataset, a tokenizer.json, or a folder that holds one.")
     parser.add_argument(
         "--against", type=str, nargs="+", default=[], help="Tokenizers to compare with: likewise, or tiktoken's encodings by name."
@@ -25,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--text", type=str, nargs="+", default=[], help="UTF-8 files to compare on instead of the training split.")
     parser.add_argument("--sample_bytes", type=int, default=1_000_000, help="UTF-8 bytes to compare on, per source or file.")
     parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")
-    options = parser.parse_args(argv[1:])
+    options = parser.parse_args(argv)
 
     import json
 
@@ -35,3 +26,14 @@ def main(argv: list[str]) -> int:
     found = report(options.path, against=options.against, text=options.text, sample_bytes=options.sample_bytes)
     sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else table(found))
     return 0
+
+
+VERB = Group(
+    {
+        "report": Verb(
+            _report,
+            example="lit_pretrain tokenizer report data/embedded --against gpt2",
+            help="What a tokenizer, of a dataset or by itself, makes of text, beside others.",
+        )
+    }
+)

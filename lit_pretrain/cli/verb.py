@@ -1,0 +1,84 @@
+"""Verb: what each file in `cli/verbs` declares, and how the dispatcher runs it."""
+
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from lit_pretrain.errors import UserError, message_of
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb, or one part of a group."""
+
+    run: Callable[[list[str]], int]
+    """Takes the arguments and returns the exit code."""
+    example: str
+    """A whole command line that works, shown to users who give no arguments. An example without
+    arguments says that the verb needs none."""
+    help: str = ""
+    """One line for the listing of a group; for a verb, the file's docstring takes its place."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A verb made of parts, such as `lit_pretrain scaling fit`."""
+
+    parts: Mapping[str, Verb]
+
+
+def dispatch(command: str, verb: Union[Verb, Group], arguments: list[str]) -> int:
+    """Run a verb, or the part of a group that the first argument names.
+
+    Args:
+        command: What the user typed so far, such as `lit_pretrain scaling`.
+        verb: What that names.
+        arguments: Those that follow.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The arguments are missing, or name no part of the group.
+    """
+    if isinstance(verb, Verb):
+        return verb.run(arguments) if arguments else _run_bare(verb)
+    names = ", ".join(verb.parts)
+    if not arguments:
+        example = next(iter(verb.parts.values())).example
+        raise UserError(f"{command} needs one of: {names}\n{_for_example(example)}")
+    name, rest = arguments[0], arguments[1:]
+    if name in ("-h", "--help"):
+        print(_listing(command, verb))
+        return 0
+    if name not in verb.parts:
+        near = difflib.get_close_matches(name, verb.parts, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"{command} has no part {name!r}{hint} Parts: {names}")
+    return dispatch(f"{command} {name}", verb.parts[name], rest)
+
+
+def _run_bare(verb: Verb) -> int:
+    """Run a verb without arguments; what it says about those it needs is followed by its example."""
+    try:
+        return verb.run([])
+    except UserError as error:
+        error.args = (f"{message_of(error)}\n{_for_example(verb.example)}",)
+        raise
+    except SystemExit as stop:  # the parser has printed what is missing
+        if stop.code == 2:
+            print(_for_example(verb.example), file=sys.stderr)
+        raise
+
+
+def _for_example(example: str) -> str:
+    return f"For example: {example}"
+
+
+def _listing(command: str, group: Group) -> str:
+    width = max(map(len, group.parts))
+    lines = [f"  {name:<{width}}  {part.help}" for name, part in group.parts.items()]
+    head, foot = f"usage: {command} WHAT [options]", f"`{command} WHAT --help` lists the options."
+    return "\n".join([head, "", *lines, "", foot])
