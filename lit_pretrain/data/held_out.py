@@ -2,9 +2,8 @@
 
 from typing import Optional
 
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.manifest import Manifest, rows_in
 from lit_pretrain.data.permutation import permutation
-from lit_pretrain.data.trace import rows_in
 from lit_pretrain.errors import UserError
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_pretrain.data.gate import GateRecord
+from lit_pretrain.data.whole import canonical_hash, file_sha256
 from lit_pretrain.errors import UserError
 
 FILENAME = "manifest.json"
@@ -251,27 +251,9 @@ def _source(raw: Mapping[str, Any]) -> Source:
     return Source(**{**raw, "splits": splits, "funnel": tuple(Step(**step) for step in raw["funnel"])})
 
 
-def canonical_hash(value: Any) -> str:
-    """sha256 of a JSON value, whatever the order of its keys and its spacing."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def content_hash(files: Iterable[tuple[str, str]]) -> str:
-    """sha256 over (name, sha256) of files, in their order."""
-    digest = hashlib.sha256()
-    for name, sha256 in files:
-        digest.update(f"{name}\0{sha256}\n".encode())
-    return digest.hexdigest()
+def rows_in(chunk_tokens: int, seq_len: int) -> int:
+    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
+    return max(0, (chunk_tokens - 1) // seq_len)
 
 
 def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:

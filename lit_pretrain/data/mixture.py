@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Optional, Union
 
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.manifest import Manifest, rows_in
 from lit_pretrain.data.order import Order
 from lit_pretrain.data.stretches import Change, SourceBlocks
-from lit_pretrain.data.trace import rows_in
 from lit_pretrain.errors import UserError
 
 _SETTINGS = ("weights", "temperature", "max_epochs", "phases")

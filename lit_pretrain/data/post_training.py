@@ -15,7 +15,6 @@ from lit_pretrain.data.decontaminate.config import DecontaminateConfig
 from lit_pretrain.data.encoded import EncodedRows, read_encoded
 from lit_pretrain.data.language import Language
 from lit_pretrain.data.loader import make_loader, replica_of
-from lit_pretrain.data.manifest import canonical_hash
 from lit_pretrain.data.messages import Row
 from lit_pretrain.data.render import Renderer, Truncation
 from lit_pretrain.data.row_gate import RowGate, as_decontaminate
@@ -23,6 +22,7 @@ from lit_pretrain.data.row_source import RowSource, Tally, as_sources, check_sou
 from lit_pretrain.data.samples import FILLER, RowSamples, Sample, Samples
 from lit_pretrain.data.template import ChatTemplate, find_template
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.whole import canonical_hash
 from lit_pretrain.errors import UserError
 
 

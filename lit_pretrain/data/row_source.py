@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple, Optional
 from lit_pretrain.data.evaluation_set import FORMATS as FILE_FORMATS
 from lit_pretrain.data.evaluation_set import read_records
 from lit_pretrain.data.formats import find_format, read_row
-from lit_pretrain.data.manifest import file_sha256
 from lit_pretrain.data.messages import BadRow, Row
 from lit_pretrain.data.tasks import Task, as_task, task_identity, task_rows
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 
 SPLITS = ("train", "validation", "test")

@@ -18,8 +18,7 @@ from litdata.streaming.item_loader import Interval, TokensLoader
 from litdata.streaming.resolver import Dir
 
 from lit_pretrain.data.chunk_cache import ChunkCache
-from lit_pretrain.data.manifest import Chunk, verify_chunk
-from lit_pretrain.data.trace import rows_in
+from lit_pretrain.data.manifest import Chunk, rows_in, verify_chunk
 from lit_pretrain.errors import UserError
 
 INDEX = "index.json"

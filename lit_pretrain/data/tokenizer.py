@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.data import byte_level, tokenizer_files
-from lit_pretrain.data.manifest import canonical_hash
 from lit_pretrain.data.stream_decoder import StreamDecoder
 from lit_pretrain.data.tokenizer_files import CONFIG_FILENAME, FILENAME
+from lit_pretrain.data.whole import canonical_hash
 from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,11 +15,6 @@ _ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
 """Of a step that diverged."""
 
 
-def rows_in(chunk_tokens: int, seq_len: int) -> int:
-    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
-    return max(0, (chunk_tokens - 1) // seq_len)
-
-
 @dataclass(frozen=True)
 class TracedRow:
     """One row of a step and where its tokens come from."""

@@ -1,13 +1,16 @@
-"""Whole: files and directories that appear at once under their name, or not at all."""
+"""Files: written so that they appear at once under their name or not at all, and their hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def scratch_name(path: Path) -> Path:
@@ -52,3 +55,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys and its spacing."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(files: Iterable[tuple[str, str]]) -> str:
+    """sha256 over (name, sha256) of files, in their order."""
+    digest = hashlib.sha256()
+    for name, sha256 in files:
+        digest.update(f"{name}\0{sha256}\n".encode())
+    return digest.hexdigest()

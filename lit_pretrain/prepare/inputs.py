@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.data.manifest import content_hash
+from lit_pretrain.data.whole import content_hash
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.remote import RemoteFile, hub_files, is_remote, s3_objects, url_file

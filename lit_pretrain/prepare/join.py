@@ -14,8 +14,8 @@ from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data import tokenizer_files
 from lit_pretrain.data.decontaminate.tally import Tally
 from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import Manifest, Source, canonical_hash, file_sha256
-from lit_pretrain.data.whole import whole
+from lit_pretrain.data.manifest import Manifest, Source
+from lit_pretrain.data.whole import canonical_hash, file_sha256, whole
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, rejects
 from lit_pretrain.prepare.dedup.report import FILENAME as DUPLICATES_FILENAME

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.decontaminate.index import Index
-from lit_pretrain.data.manifest import Manifest, canonical_hash
+from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.whole import canonical_hash
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, tokenize
 from lit_pretrain.prepare.compare import compare, drop_ids

@@ -15,9 +15,9 @@ from lit_pretrain.data import manifest as manifests
 from lit_pretrain.data.decontaminate.index import Index
 from lit_pretrain.data.decontaminate.tally import Tally, gate_records
 from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord, canonical_hash, content_hash, file_sha256
+from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
 from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.whole import sync
+from lit_pretrain.data.whole import canonical_hash, content_hash, file_sha256, sync
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import rejects
 from lit_pretrain.prepare.compare import emptied

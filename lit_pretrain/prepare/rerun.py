@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.data.evaluation_set import content_sha256, read_records
-from lit_pretrain.data.manifest import Manifest, content_hash, file_sha256
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.whole import content_hash, file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig

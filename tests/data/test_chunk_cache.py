@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lit_pretrain.data import chunk_cache
 from lit_pretrain.data.chunk_cache import ChunkCache, size_in_bytes
-from lit_pretrain.data.manifest import Chunk, file_sha256
+from lit_pretrain.data.manifest import Chunk
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 
 SIZE = 1000

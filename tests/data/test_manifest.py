@@ -7,18 +7,8 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.data.manifest import (
-    Chunk,
-    Manifest,
-    Source,
-    SourceSplit,
-    Step,
-    TokenizerRecord,
-    canonical_hash,
-    content_hash,
-    verify,
-    verify_chunk,
-)
+from lit_pretrain.data.manifest import Chunk, Manifest, Source, SourceSplit, Step, TokenizerRecord, verify, verify_chunk
+from lit_pretrain.data.whole import canonical_hash, content_hash
 from lit_pretrain.errors import UserError
 
 CHUNK = Chunk(filename="chunk-0-0.bin", tokens=10, documents=2, bytes=36, sha256="ab" * 32)

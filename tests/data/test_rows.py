@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.data.manifest import Chunk, Manifest, file_sha256
+from lit_pretrain.data.manifest import Chunk, Manifest, rows_in
 from lit_pretrain.data.rows import open_rows
-from lit_pretrain.data.trace import rows_in
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.manifest import Manifest, rows_in
 from lit_pretrain.data.mixture import order_of
 from lit_pretrain.data.rows import open_rows
-from lit_pretrain.data.trace import Tracer, rows_in
+from lit_pretrain.data.trace import Tracer
 from lit_pretrain.errors import UserError
 
 

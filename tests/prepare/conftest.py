@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.manifest import file_sha256
+from lit_pretrain.data.whole import file_sha256
 
 
 class Result(NamedTuple):

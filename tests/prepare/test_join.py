@@ -9,9 +9,10 @@ import pytest
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
-from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256, verify
+from lit_pretrain.data.manifest import SPLITS, Manifest, verify
 from lit_pretrain.data.mixture import Mixture, make_order
 from lit_pretrain.data.trace import Tracer
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig

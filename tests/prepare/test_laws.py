@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256
+from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
 from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig, NearConfig
 from lit_pretrain.prepare.document import Document

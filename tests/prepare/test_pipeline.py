@@ -15,8 +15,9 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from tokenizers import Tokenizer as Reference
 
-from lit_pretrain.data.manifest import SPLITS, Manifest, file_sha256, verify_chunk
+from lit_pretrain.data.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded, tokenize
 from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig

@@ -8,8 +8,9 @@ from typing import Optional
 
 from lit_pretrain.cli.doctor.finding import Finding
 from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data.manifest import FILENAME, Manifest, canonical_hash, verify_chunk
+from lit_pretrain.data.manifest import FILENAME, Manifest, verify_chunk
 from lit_pretrain.data.remote import cache_folder, is_remote
+from lit_pretrain.data.whole import canonical_hash
 from lit_pretrain.errors import UserError
 
 GB = 1000**3

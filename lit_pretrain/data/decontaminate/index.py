@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
 from lit_pretrain.data.evaluation_set import content_sha256, read_records, texts_of
-from lit_pretrain.data.manifest import canonical_hash, file_sha256
-from lit_pretrain.data.whole import whole
+from lit_pretrain.data.whole import canonical_hash, file_sha256, whole
 from lit_pretrain.data.words import hash_ngrams, hash_words, plain_words
 from lit_pretrain.errors import UserError
 

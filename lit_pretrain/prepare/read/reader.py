@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from lit_pretrain.data.manifest import file_sha256
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document import Document

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.data.manifest import Manifest, file_sha256
+from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.whole import file_sha256
 from lit_pretrain.prepare.engine.cluster import group
 
 Prepare = Callable[..., "subprocess.CompletedProcess[str]"]
