@@ -29,7 +29,11 @@ def fit(dataset: Path, runs: Path, *extra: str) -> int:
     [
         (
             ["--data.global_batch_tokens=300"],
-            "seq_len × micro_batch_size × ranks = 32 × 8 × 1 = 256; the nearest is 256",
+            "must be a multiple of data.seq_len = 32; the nearest is 288",
+        ),
+        (
+            ["--trainer.devices=16"],
+            "devices × data.seq_len = 16 × 32 = 512; the nearest is 512, or take 8 devices",
         ),
         (["--data.weights={story: -1}"], "must be finite and not negative"),
         (["--data.weights={storey: 1}"], "unknown sources ['storey']"),

@@ -11,13 +11,17 @@ import yaml
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.optim.schedule import Schedule
 from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.scaling.memory import Layout
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 CHAIN = ROOT / "configs" / "chain"
 RUNS = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), CHAIN / "pretrain.yaml"]
+FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 POSTTRAIN = sorted((ROOT / "configs" / "posttrain").glob("*.yaml"))
 TINY = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.n_kv_head=null", "--model.net.head_dim=null",
@@ -72,11 +76,84 @@ def test_run_configs_train(config: Path, corpus: Path, tmp_path: Path) -> None:
     assert lines[-1]["val/loss"] > 0
 
 
+def laid_out(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """Layout of a run that goes no further."""
+    seen: list[Layout] = []
+
+    def stop(net: ModelConfig, layout: Layout, **_: object) -> None:
+        seen.append(layout)
+        raise UserError("laid out")
+
+    monkeypatch.setattr("lit_pretrain.cli.train_cli.check_memory", stop)
+    assert main([*arguments, "--trainer.accelerator=cpu", "--trainer.precision=32-true"]) == 2
+    return seen.pop()
+
+
+@pytest.mark.parametrize("config", [*RUNS, *FINETUNE], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_plan_and_fit_divide_a_step_alike(
+    config: Path,
+    corpus: Path,
+    parent: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = yaml.safe_load(config.read_text())["data"]
+    data_options = [f"--data.path={corpus}", "--max_tokens=null", "--max_steps=2"]
+    for devices in (1, 2, 4, 8):
+        options = ["--config", str(config), *data_options, f"--trainer.devices={devices}"]
+        assert main(["plan", *options, "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)["memory"]["layout"]
+        begin = ["finetune", "--from", str(parent), "--data.seq_len=64"]
+        begin = begin if config in FINETUNE else ["fit"]
+        layout = laid_out([*begin, *options, f"--runs={tmp_path}", "--name=run"], monkeypatch)
+        capsys.readouterr()
+        if config not in FINETUNE:  # the toy's rows are shorter, so it has more of them
+            assert layout.rows == planned["rows"]
+            assert layout.micro_batches == planned["micro_batches"]
+        for rows, count, tokens in (
+            (planned["rows"], planned["micro_batches"], planned["seq_len"]),
+            (layout.rows, layout.micro_batches, layout.seq_len),
+        ):
+            assert devices * rows * count * tokens == data["global_batch_tokens"]
+            assert rows <= data["micro_batch_size"]
+            assert devices > 1 or rows == data["micro_batch_size"]
+
+
 ROWS = {
-    "ChatData": [{"instruction": f"Say {i}", "input": "", "output": f"It is {i}."} for i in range(60)],
-    "PreferenceData": [{"instruction": f"Say {i}", "input": "", "chosen": f"It is {i}.", "rejected": "No."} for i in range(60)],
-}
-"""Rows for the data class of each config, in the format that it asks for."""
+    "alpaca": [
+        {"instruction": f"Say {i}", "input": "", "output": f"It is {i}."}
+        for i in range(60)
+    ],
+    "alpaca_preference": [
+        {"instruction": f"Say {i}", "input": "", "chosen": f"It is {i}.", "rejected": "No."}
+        for i in range(60)
+    ],
+    "gsm8k": [
+        {"question": f"{i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"}
+        for i in range(60)
+    ],
+}  # fmt: skip
+"""Rows by the format that a config asks for."""
+
+
+def with_rows(config: Path, folder: Path) -> str:
+    """Option that gives a config rows of its format."""
+    data = yaml.safe_load(config.read_text())["data"]["init_args"]
+    ((name, content),) = data["sources"].items()
+    if "task" in content:
+        return f"--data.init_args.sources={{{name}: {{task: {{name: addition, rows: 60}}}}}}"
+    rows, file = ROWS[content["format"]], folder / Path(content["path"]).name
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_text(json.dumps(rows) if file.suffix == ".json" else lines)
+    return f"--data.init_args.sources={{{name}: {{path: {file}, format: {content['format']}}}}}"
+
+
+def beginning(config: Path, base: Path) -> list[str]:
+    """Verb of a config, with its parent where it brings no network of its own."""
+    if "net" not in (yaml.safe_load(config.read_text()).get("model") or {}):
+        return ["posttrain", "--from", str(base)]
+    return ["fit", f"--data.init_args.tokenizer={base}", "--model.net.max_seq_len=128"]
 
 
 @pytest.fixture(scope="module")
@@ -92,28 +169,57 @@ def base(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(config.read_text())["data"]
     name = data["class_path"].rsplit(".", 1)[1]
-    source, content = next(iter(data["init_args"]["sources"].items()))
     size = "global_batch_tokens=512" if name == "ChatData" else "global_batch_rows=4"
-    if "task" in content:
-        rows = f"--data.init_args.sources={{{source}: {{task: {{name: addition, rows: 60}}}}}}"
-    else:
-        (tmp_path / "rows.json").write_text(json.dumps(ROWS[name]))
-        rows = f"--data.init_args.sources={{{source}: {{path: {tmp_path / 'rows.json'}, format: {content['format']}}}}}"
     options = [
-        f"--data.init_args.{size}", rows,
+        f"--data.init_args.{size}", with_rows(config, tmp_path),
         "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.2", "--max_steps=2",
         "--max_epochs=null", "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_tokens=2", "--sample_prompts=['']",
         "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run",
     ]  # fmt: skip
-    fresh = ["fit", f"--data.init_args.tokenizer={base}", "--model.net.max_seq_len=128"]  # a config that brings a network of its own
     if name == "PromptData":
         options.append("--data.init_args.max_prompt_tokens=null")
-    begin = fresh if "net" in yaml.safe_load(config.read_text())["model"] else ["posttrain", "--from", str(base)]
+    begin = beginning(config, base)
     assert main([begin[0], "--config", str(config), *begin[1:], *options]) == 0
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
     assert lines[-1]["val/loss"] > 0 if name != "PromptData" else "val/reward" in lines[-1]
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "stage"),
+    [
+        *((config, None) for config in POSTTRAIN),
+        (CHAIN / "instructions.yaml", "sft"),
+        (CHAIN / "preferences.yaml", "dpo"),
+        (CHAIN / "problems.yaml", "lora"),
+    ],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_posttrain_divides_a_step(
+    config: Path,
+    stage: str | None,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = yaml.safe_load(config.read_text())["data"]["init_args"]
+    verb, *more = beginning(config, base)
+    options = [verb, "--config", str(config), *more, with_rows(config, tmp_path)]
+    options += [] if stage is None else ["--config", str(CHAIN / f"{stage}.yaml")]
+    tokens = data.get("global_batch_tokens")
+    seq_len = 128 if tokens is None else min(128, data["seq_len"])
+    rows = data["global_batch_rows"] if tokens is None else tokens // seq_len
+    options += [f"--data.init_args.tokenizer={base}", f"--data.init_args.seq_len={seq_len}"]
+    options += ["--max_epochs=null", "--max_steps=2", f"--runs={tmp_path}", "--name=run"]
+    options += ["--data.init_args.max_prompt_tokens=null"] if "max_prompt_tokens" in data else []
+    for devices in (1, 2, 4, 8):
+        layout = laid_out([*options, f"--trainer.devices={devices}"], monkeypatch)
+        assert layout.micro_batches is not None
+        micro = layout.rows // layout.group
+        assert devices * micro * layout.micro_batches == rows == layout.step_rows
+        assert micro <= data["micro_batch_size"]
+        assert devices > 1 or micro == data["micro_batch_size"]
 
 
 @pytest.mark.parametrize(
@@ -127,16 +233,8 @@ def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> No
 def test_the_chain_s_configs_train(
     verb: str, rows: str, stage: str, size: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = {
-        "instructions": ROWS["ChatData"],
-        "preferences": ROWS["PreferenceData"],
-        "problems": [{"question": f"{i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(60)],
-    }[rows]
-    ((name, content),) = yaml.safe_load((CHAIN / f"{rows}.yaml").read_text())["data"]["init_args"]["sources"].items()
-    file = tmp_path / Path(content["path"]).name
-    file.write_text(json.dumps(made) if file.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in made))
     options = [
-        f"--data.init_args.sources={{{name}: {{path: {file}, format: {content['format']}}}}}", f"--data.init_args.tokenizer={base}",
+        with_rows(CHAIN / f"{rows}.yaml", tmp_path), f"--data.init_args.tokenizer={base}",
         f"--data.init_args.{size}", "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2",
         "--data.init_args.validation=0.2",
     ]  # fmt: skip

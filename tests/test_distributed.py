@@ -1,6 +1,8 @@
 """Two gloo ranks on a CPU, through the real command line: the same losses as one process, and checkpoints that change hands."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lit_pretrain.report.folder import read_metrics
 
@@ -67,6 +70,41 @@ def fit(dataset: Path, runs: Path, name: str, *extra: str) -> str:
     code, output = finish(start(dataset, runs, name, *extra))
     assert code == 0, output
     return output
+
+
+def test_the_readme_s_line_for_two_devices(dataset: Path, tmp_path: Path) -> None:
+    """The batch is that of the config; one device goes on with it and reads the same samples."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^lit_pretrain (fit .*) --name two-ranks", readme, flags=re.M)
+    small = [option for option in BASE if not option.startswith(("--data.", "--max_steps"))]
+    options = [*small, "--max_steps=4", "--checkpoint_every=2", "--data.val_tokens=4096"]
+    places = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=two"]
+    python = [sys.executable, "-W", "ignore", "-m", "lit_pretrain"]
+    command = [*python, *shlex.split(line), *options, *places]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def go(*extra: str) -> str:
+        process = subprocess.Popen(
+            [*command, *extra], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        code, output = finish(process)
+        assert code == 0, output
+        return output
+
+    output = go()
+    assert "4,096 tokens a step = 2 devices × 4 rows × 512 tokens | " in output
+    said = "a step of 8 rows leaves 4 to each of 2 devices"
+    assert output.count(f"data.micro_batch_size lowered from 8 to 4: {said}") == 1
+    saved = yaml.safe_load((tmp_path / "two" / "config.yaml").read_text(encoding="utf-8"))
+    assert saved["data"]["micro_batch_size"] == 4
+    found = figures(tmp_path / "two")
+    assert len(found) == 5
+    (tmp_path / "two" / "checkpoints" / "step=00000004.ckpt").unlink()
+    again = go("--trainer.devices=1", "--resume=auto")
+    assert "4,096 tokens a step = 1 device × 8 rows × 512 tokens | " in again
+    assert "lowered" not in again
+    assert figures(tmp_path / "two") == pytest.approx(found, abs=1e-5)
 
 
 def act(what: str, rank: int) -> list[str]:

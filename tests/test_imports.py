@@ -17,15 +17,16 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "batch": set(),
+    "step_size": {"errors"},
     "report": {"errors"},
     "model": {"errors", "batch"},
     "adapter": {"errors", "batch"},
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch"},
-    "data": {"errors", "batch"},
+    "data": {"errors", "batch", "step_size"},
     "prepare": {"errors", "data"},
     "checkpoint": {"errors", "model", "adapter"},  # an adapter is put into its base when it is read
-    "scaling": {"errors", "model", "report"},  # laws are fitted to run folders
+    "scaling": {"errors", "model", "report", "step_size"},  # laws are fitted to run folders
     "generate": {"errors", "batch", "model", "data"},
     "evaluate": {"errors", "model", "data", "generate"},
     "reward": {"errors"},
@@ -50,6 +51,7 @@ LITDATA = ("data/", "prepare/")
 # What has no need of torch does not wait seconds for it: the help of verbs, preparation, planning, reports.
 TORCH_FREE = (
     "errors",
+    "step_size",
     "model.config",
     "data.decontaminate.*",
     "data.manifest",

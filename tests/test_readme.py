@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.compile=off",
-    "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--log_every=1",
+    "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.val_tokens=256", "--log_every=1",
     "--sample_tokens=2", "--trainer.accelerator=cpu",
 ]  # fmt: skip
 WHOLE_SCRIPTS = {"bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/corpus.sh"}

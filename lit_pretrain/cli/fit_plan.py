@@ -61,14 +61,16 @@ def layout_of(config: Namespace, data: Data, world: int) -> Layout:
     sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
     optimizer = config.model.optimizer
-    rows = data.micro_batch_size * data.sequences_per_row
+    division = data.divide(world)
     adapter = adapter_of(config)
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)
     return Layout(
-        rows=rows, seq_len=data.seq_len, group=data.sequences_per_row, devices=world, sharding=sharding, precision=config.trainer.precision,
+        rows=division.micro_batch_size * data.sequences_per_row, group=data.sequences_per_row,
+        seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world, sharding=sharding,
+        precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda", checkpointing=config.model.activation_checkpointing,
         muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
-        accumulates=data.tokens_per_step > world * rows * data.seq_len, device=device,
+        accumulates=division.micro_batches > 1, device=device,
         trainable=_trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
         added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
         frozen=_frozen_parameters(config, data), answering=_answering(config, data, world),

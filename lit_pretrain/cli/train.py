@@ -70,7 +70,10 @@ def train(verb: str, argv: list[str]) -> int:
         cli.config, net_of(cli.config), cli.layout, data, gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None
     )
     adapter = adapter_of(cli.config)
-    said = plan.line if adapter is None else f"{plan.line}\n{adapter_cost(net_of(cli.config), adapter).line(adapter)}"
+    lines = [plan.line, *([] if cli.lowered is None else [cli.lowered])]
+    if adapter is not None:
+        lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
+    said = "\n".join(lines)
     mixture = data.exposure(cli.config.max_steps)
     foreseen = plan.expected
     cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values

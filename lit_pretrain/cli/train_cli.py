@@ -49,6 +49,8 @@ class TrainCLI(LightningCLI):
         self.layout: Layout
         self.data: Data
         """The data as the config says it, before anything else is made."""
+        self.lowered: Optional[str] = None
+        """Why the micro-batch is smaller than the config says; None where it is not."""
         assert isinstance(args, list)
         chosen = names_class(args)
         super().__init__(
@@ -98,6 +100,7 @@ class TrainCLI(LightningCLI):
         check_owned(config.trainer)
         self.take_tokenizer()
         self.data = data = build(config.data)
+        self.divide_step()
         if config.model.net.vocab_size is None:
             config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
         if config.trainer.precision is None:
@@ -126,6 +129,13 @@ class TrainCLI(LightningCLI):
         settings = settings_of(self.config.data)
         if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
             settings["tokenizer"] = str(tokenizer_folder(self.parent))
+
+    def divide_step(self) -> None:
+        """Divide the step over the devices, with a smaller micro-batch where that takes one."""
+        data, division = self.data, self.data.divide(world_of(self.config.trainer))
+        self.lowered = data.step_size.lowered(division, data.micro_batch_size)
+        data.micro_batch_size = division.micro_batch_size
+        settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as nested plain values, as it is saved."""

@@ -11,46 +11,12 @@ from torch.utils.data import Dataset, Sampler
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.data.order import Order
-from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from lit_pretrain.data.rows import Row  # imports litdata, which `fit --help` need not wait for
 
 PAD_ROW = -1
 """Sample number of a row that fills up the last validation batch and supervises nothing."""
-
-
-def rows_per_step(*, global_batch_tokens: int, seq_len: int, micro_batch_size: int, world_size: int) -> tuple[int, int]:
-    """Rows per optimizer step over all ranks, and micro-batches per step and rank (the accumulation).
-
-    Raises:
-        UserError: Something does not divide; the message holds the arithmetic and the nearest batch that works.
-    """
-    unit = seq_len * micro_batch_size * world_size
-    if global_batch_tokens < 1 or global_batch_tokens % unit:
-        nearest = max(1, round(global_batch_tokens / unit)) * unit
-        raise UserError(
-            f"data.global_batch_tokens={global_batch_tokens} must be a multiple of seq_len × micro_batch_size × ranks = "
-            f"{seq_len} × {micro_batch_size} × {world_size} = {unit}; the nearest is {nearest}"
-        )
-    rows = global_batch_tokens // seq_len
-    return rows, rows // world_size // micro_batch_size
-
-
-def micro_batches_per_step(*, rows: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro-batches per step and rank (the accumulation), where a step is given in rows.
-
-    Raises:
-        UserError: The rows do not divide; the message holds the arithmetic and the nearest number that works.
-    """
-    unit = micro_batch_size * world_size
-    if rows % unit:
-        nearest = max(1, round(rows / unit)) * unit
-        raise UserError(
-            f"data.global_batch_rows={rows} must be a multiple of micro_batch_size × ranks = {micro_batch_size} × "
-            f"{world_size} = {unit}; the nearest is {nearest}"
-        )
-    return rows // unit
 
 
 def held_out_batches(samples: int, *, size: int, rank: int, replicas: int) -> list[list[int]]:

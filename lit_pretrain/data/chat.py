@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, Optional
 import torch
 
 from lit_pretrain.batch import Batch
-from lit_pretrain.data.batches import rows_per_step
 from lit_pretrain.data.messages import BadRow, Row
 from lit_pretrain.data.packed import pack_rows, places
 from lit_pretrain.data.post_training import PostTrainingData
@@ -14,6 +13,7 @@ from lit_pretrain.data.render import Rendered, TrainOn, truncate
 from lit_pretrain.data.row_source import Tally
 from lit_pretrain.data.samples import Sample
 from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import StepSize
 
 
 class ChatData(PostTrainingData):
@@ -26,8 +26,10 @@ class ChatData(PostTrainingData):
         train_on: What is learned. assistant: every message of the assistant. last: its last one. completion: all that follows the prompt.
             all: every token.
         packing: best_fit, or none: a conversation a row.
-        global_batch_tokens: Places per optimizer step over all ranks, in place of `global_batch_rows`.
-        global_batch_rows: Rows per optimizer step over all ranks; micro-batches are accumulated to reach it.
+        global_batch_tokens: Places per optimizer step over all devices, in place of
+            `global_batch_rows`.
+        global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
+            to reach it.
         common: What all post-training data take.
     """
 
@@ -54,11 +56,11 @@ class ChatData(PostTrainingData):
         self.global_batch_tokens = global_batch_tokens
 
     @property
-    def rows(self) -> int:
-        """Rows per optimizer step over all ranks."""
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step."""
         if self.global_batch_tokens is None:
-            return super().rows
-        return rows_per_step(global_batch_tokens=self.global_batch_tokens, seq_len=self.seq_len, micro_batch_size=1, world_size=1)[0]
+            return super().step_size
+        return StepSize(self.global_batch_tokens, self.seq_len)
 
     def settings(self) -> dict[str, Any]:
         """What is learned, and how rows are made."""
@@ -100,23 +102,10 @@ class ChatData(PostTrainingData):
         facts = (torch.tensor([sample.source for sample in samples]), torch.tensor([sample.number for sample in samples]))
         return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in (*tensors, *facts)), strict=True)]
 
-    def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and rank."""
-        if self.global_batch_tokens is not None:
-            return rows_per_step(
-                global_batch_tokens=self.global_batch_tokens,
-                seq_len=self.seq_len,
-                micro_batch_size=self.micro_batch_size,
-                world_size=world_size,
-            )[1]
-        return super().accumulation(world_size)
-
-    def batch_line(self, world_size: int) -> str:
-        """A step in words."""
-        return (
-            f"{self.rows} rows × {self.seq_len} = {self.tokens_per_step:,} tokens a step ({world_size} ranks × "
-            f"{self.micro_batch_size} rows × {self.accumulation(world_size)} accumulation)"
-        )
+    def batch_line(self, devices: int) -> str:
+        """Describe a step in words."""
+        division = self.divide(devices).text(self.unit, self.seq_len)
+        return f"{self.tokens_per_step:,} tokens a step = {division}"
 
     def exposure(self, steps: int) -> str:
         """What the run reads: rows, packs, and how much of them is learned."""

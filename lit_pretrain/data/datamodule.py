@@ -9,7 +9,13 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Batch, DataContract
-from lit_pretrain.data.batches import Collate, ListedRows, OrderedRows, StepSampler, held_out_batches, rows_per_step
+from lit_pretrain.data.batches import (
+    Collate,
+    ListedRows,
+    OrderedRows,
+    StepSampler,
+    held_out_batches,
+)
 from lit_pretrain.data.exposure import check_amount, check_length, exposure, unique_tokens
 from lit_pretrain.data.held_out import complete_rows, spread_rows
 from lit_pretrain.data.loader import make_loader, replica_of
@@ -21,6 +27,7 @@ from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.trace import named_rows
 from lit_pretrain.data.worker import start_worker
 from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import Division, StepSize
 
 
 class TextData(L.LightningDataModule):
@@ -29,8 +36,10 @@ class TextData(L.LightningDataModule):
     Args:
         path: A directory made by `lit_pretrain prepare`, or an s3:// URL of one.
         seq_len: Inputs per row, T.
-        global_batch_tokens: Inputs per optimizer step over all ranks; micro-batches are accumulated to reach it.
-        micro_batch_size: Rows that one device processes at once; limits memory and changes nothing else.
+        global_batch_tokens: Inputs per optimizer step over all devices; micro-batches are
+            accumulated to reach it.
+        micro_batch_size: The most rows that one device processes at once; limits memory and changes
+            nothing else. It is lowered where it does not divide a device's rows of a step.
         weights: Share of the samples by source name; null follows the amount of text in each source.
         temperature: Shares in proportion to tokens^(1/temperature), in place of weights: 1 follows the amount of text, larger evens the
             sources out.
@@ -170,25 +179,23 @@ class TextData(L.LightningDataModule):
     def _rows(self) -> int:
         return max(1, self.global_batch_tokens // self.seq_len)
 
-    def _rows_per_step(self, world_size: int) -> tuple[int, int]:
-        return rows_per_step(
-            global_batch_tokens=self.global_batch_tokens,
-            seq_len=self.seq_len,
-            micro_batch_size=self.micro_batch_size,
-            world_size=world_size,
-        )
+    @property
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step."""
+        return StepSize(self.global_batch_tokens, self.seq_len)
 
-    def batch_line(self, world_size: int) -> str:
-        """A step in words.
+    def divide(self, devices: int) -> Division:
+        """Divide a step over devices.
 
         Raises:
             UserError: The rows of a step do not divide.
         """
-        rows, accumulation = self._rows_per_step(world_size)
-        return (
-            f"{rows} rows × {self.seq_len} = {self.global_batch_tokens:,} tokens a step ({world_size} ranks × "
-            f"{self.micro_batch_size} rows × {accumulation} accumulation)"
-        )
+        return self.step_size.divide(devices, self.micro_batch_size)
+
+    def batch_line(self, devices: int) -> str:
+        """Describe a step in words."""
+        division = self.divide(devices).text(self.unit, self.seq_len)
+        return f"{self.global_batch_tokens:,} tokens a step = {division}"
 
     def epochs(self, steps: int) -> float:
         """How often a run reads as much text as there is."""
@@ -252,8 +259,8 @@ class TextData(L.LightningDataModule):
         """One batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        rows, _ = self._rows_per_step(replicas)
-        order, first = self.order(), self.trainer.global_step
+        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
+        rows, order, first = self.step_size.rows, self.order(), self.trainer.global_step
         sampler = StepSampler(rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end)
         return self._loader(OrderedRows(order, self.readers("train")), sampler, workers=self.num_workers)
 

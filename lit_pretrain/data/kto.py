@@ -29,7 +29,8 @@ class KTOData(PostTrainingData):
     divergence from the reference: so N decides the loss, and must be above 1. A mismatched answer is rendered with its new prompt.
 
     Args:
-        global_batch_rows: Answers per optimizer step over all ranks; micro-batches are accumulated to reach it.
+        global_batch_rows: Answers per optimizer step over all devices; micro-batches are
+            accumulated to reach it.
         micro_batch_size: Answers that one device processes at once, at least 2.
         common: What all post-training data take.
     """
@@ -37,6 +38,7 @@ class KTOData(PostTrainingData):
     kind: ClassVar[str] = "verdict"
     unit: ClassVar[str] = "answers"
     sequences_per_row: int = 2
+    micro_batch_is_fixed: ClassVar[bool] = True
 
     def __init__(self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 8, **common: Any) -> None:
         super().__init__(global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common)

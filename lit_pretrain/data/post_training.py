@@ -10,7 +10,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Asking, DataContract
-from lit_pretrain.data.batches import PAD_ROW, StepSampler, held_out_batches, micro_batches_per_step
+from lit_pretrain.data.batches import PAD_ROW, StepSampler, held_out_batches
 from lit_pretrain.data.decontaminate.config import DecontaminateConfig
 from lit_pretrain.data.encoded import EncodedRows, read_encoded
 from lit_pretrain.data.language import Language
@@ -24,6 +24,7 @@ from lit_pretrain.data.template import ChatTemplate, find_template
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.data.whole import canonical_hash
 from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import Division, StepSize
 
 
 class PostTrainingData(L.LightningDataModule):
@@ -39,8 +40,10 @@ class PostTrainingData(L.LightningDataModule):
         template_options: What the template may ask for besides messages, such as {enable_thinking: false}.
         seq_len: Longest row in tokens.
         truncation: What becomes of longer ones.
-        global_batch_rows: Rows per optimizer step over all ranks; micro-batches are accumulated to reach it.
-        micro_batch_size: Rows that one device processes at once.
+        global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
+            to reach it.
+        micro_batch_size: The most rows that one device processes at once; it is lowered where it
+            does not divide a device's rows of a step.
         validation: Share of the rows held out for validation, by a hash of what they say.
         test: Share of the rows held out for `lit_pretrain test`.
         val_rows: Held-out rows of each source used by a validation; null uses all.
@@ -57,6 +60,8 @@ class PostTrainingData(L.LightningDataModule):
     """Sequences that the network sees for each sample."""
     updates: int = 1
     """Optimizer steps that read the same samples."""
+    micro_batch_is_fixed: ClassVar[bool] = False
+    """Whether the loss depends on the micro-batch, so that it is never lowered."""
 
     def __init__(
         self,
@@ -201,10 +206,8 @@ class PostTrainingData(L.LightningDataModule):
 
     @property
     def rows(self) -> int:
-        """Samples per optimizer step over all ranks."""
-        if self.global_batch_rows is None:
-            raise UserError("data.global_batch_rows must be set")
-        return self.global_batch_rows
+        """Samples per optimizer step over all devices."""
+        return self.step_size.rows
 
     @property
     def where(self) -> str:
@@ -279,20 +282,30 @@ class PostTrainingData(L.LightningDataModule):
 
     # ------------------------------------------------------------------ what the command line asks
 
-    def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and rank.
+    @property
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step.
+
+        Raises:
+            UserError: The config does not state it.
+        """
+        if self.global_batch_rows is None:
+            raise UserError("data.global_batch_rows must be set")
+        return StepSize(self.global_batch_rows, unit=self.unit)
+
+    def divide(self, devices: int) -> Division:
+        """Divide a step over devices.
 
         Raises:
             UserError: The rows of a step do not divide.
         """
-        return micro_batches_per_step(rows=self.rows, micro_batch_size=self.micro_batch_size, world_size=world_size)
+        fixed = self.micro_batch_is_fixed
+        return self.step_size.divide(devices, self.micro_batch_size, fixed=fixed)
 
-    def batch_line(self, world_size: int) -> str:
-        """A step in words."""
-        return (
-            f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step ({world_size} ranks × {self.micro_batch_size} {self.unit} × "
-            f"{self.accumulation(world_size)} accumulation)"
-        )
+    def batch_line(self, devices: int) -> str:
+        """Describe a step in words."""
+        division = self.divide(devices).text(self.unit)
+        return f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step = {division}"
 
     def epochs(self, steps: int) -> float:
         """How often a run reads its rows."""
@@ -352,7 +365,7 @@ class PostTrainingData(L.LightningDataModule):
         """One batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        self.accumulation(replicas)
+        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
         sampler = StepSampler(rows=self.rows, rank=rank, world_size=replicas, first_step=self.trainer.global_step, updates=self.updates)
         return self._loader(self.samples.train, sampler)
 

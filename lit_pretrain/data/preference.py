@@ -30,8 +30,9 @@ class PreferenceData(PostTrainingData):
     `global_batch_rows` and `micro_batch_size` count pairs; `seq_len` limits a prompt with one of its answers.
 
     Args:
-        global_batch_rows: Pairs per optimizer step over all ranks; micro-batches are accumulated to reach it.
-        micro_batch_size: Pairs that one device processes at once.
+        global_batch_rows: Pairs per optimizer step over all devices; micro-batches are accumulated
+            to reach it.
+        micro_batch_size: The most pairs that one device processes at once.
         common: What all post-training data take.
     """
 

@@ -31,8 +31,8 @@ class PromptData(PostTrainingData):
         updates: Optimizer steps that learn from the same answers. From the second on they are off-policy, and the objective's clipping is
             active; an epoch takes as many times more steps.
         max_prompt_tokens: Longer prompts are left out and counted (a cut one would be another problem); null: half of `seq_len`.
-        global_batch_rows: Prompts per optimizer step over all ranks.
-        micro_batch_size: Prompts whose answers one device processes at once.
+        global_batch_rows: Prompts per optimizer step over all devices.
+        micro_batch_size: The most prompts whose answers one device processes at once.
         common: What all post-training data take. `seq_len` limits a prompt with its completion.
     """
 

@@ -52,6 +52,8 @@ class Layout:
     seq_len: int
     group: int = 1
     """Rows that one row of data makes: a pair has two, a prompt one for each of its answers."""
+    step_rows: Optional[int] = None
+    """Rows of data in an optimizer step over all devices; None where the step is not known."""
     devices: int = 1
     sharding: Sharding = "none"
     """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks gathered one by one, the root kept)."""
@@ -88,6 +90,13 @@ class Layout:
     def tokens(self) -> int:
         """Tokens of a micro-batch on one device."""
         return self.rows * self.seq_len
+
+    @property
+    def micro_batches(self) -> Optional[int]:
+        """Micro-batches of each device in a step; None where the step is not known."""
+        if self.step_rows is None:
+            return None
+        return self.step_rows * self.group // (self.rows * self.devices)
 
     @property
     def shards(self) -> int:

@@ -21,6 +21,7 @@ from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
 from lit_pretrain.scaling.recommendation import recommendations
 from lit_pretrain.scaling.remedies import remedies
 from lit_pretrain.scaling.stages import Stage, StageCost, stage_cost
+from lit_pretrain.step_size import StepSize, counted
 
 DRAWS = 1000
 
@@ -75,8 +76,10 @@ def make_plan(question: Question) -> dict[str, Any]:
     budget = solve(
         flops_per_token=cost.flops_per_token, rate=Rate(_rate(q, cost), q.goodput), devices=q.devices, price=q.price,
         tokens=q.tokens, flops=q.flops, dollars=q.dollars, seconds=q.seconds,
+        step_rows=q.layout.step_rows,
     )  # fmt: skip
-    layout = q.layout if q.devices is not None or budget.devices == q.layout.devices else _spread(q.layout, budget.devices)
+    spread = q.devices is None and budget.devices != q.layout.devices
+    layout, noted = _spread(q, budget.devices) if spread else (q.layout, ())
     prediction = _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None  # laws are of networks trained from nothing on text
     return {
         "parameters": {"total": counts.total, "matmul": counts.matmul, "non_embedding": counts.non_embedding},
@@ -89,7 +92,7 @@ def make_plan(question: Question) -> dict[str, Any]:
         "memory": _memory(q, layout),
         "loss": prediction,
         "recommended": None if prediction is None else _recommended(counts, budget, prediction),
-        "assumptions": [dataclasses.asdict(assumption) for assumption in q.assumptions],
+        "assumptions": [dataclasses.asdict(assumption) for assumption in (*q.assumptions, *noted)],
     }
 
 
@@ -100,9 +103,19 @@ def _rate(q: Question, cost: StageCost) -> Optional[float]:
     return None if peak is None or q.mfu is None else peak * q.mfu.value / cost.flops_per_token
 
 
-def _spread(layout: memory.Layout, devices: int) -> memory.Layout:
+def _spread(q: Question, devices: int) -> tuple[memory.Layout, tuple[Assumption, ...]]:
+    """Lay the run out on the devices that were solved for; note a smaller micro-batch."""
+    layout = q.layout
     sharding = "ddp" if layout.sharding == "none" and devices > 1 else layout.sharding
-    return dataclasses.replace(layout, devices=devices, sharding=sharding)
+    layout = dataclasses.replace(layout, devices=devices, sharding=sharding)
+    if q.step_tokens is None:
+        return layout, ()
+    step = StepSize(q.step_tokens, layout.seq_len)
+    division = step.divide(devices, layout.rows)
+    said = step.lowered(division, layout.rows)
+    rows, accumulates = division.micro_batch_size, division.micro_batches > 1
+    noted = () if said is None else (Assumption("micro-batch", counted(rows, "rows"), said),)
+    return dataclasses.replace(layout, rows=rows, accumulates=accumulates), noted
 
 
 def _trained(counts: ParameterCounts, cost: StageCost) -> int:
@@ -145,6 +158,7 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
     return {
         "layout": {
             "sharding": layout.sharding, "devices": layout.devices, "rows": layout.rows, "seq_len": layout.seq_len,
+            "micro_batches": layout.micro_batches,
             "precision": layout.precision, "activation_checkpointing": layout.checkpointing, "head": layout.head,
             "compiled": layout.compiled,
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import counted, smallest_divisor
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -48,6 +49,7 @@ def solve(
     flops: Optional[float] = None,
     dollars: Optional[float] = None,
     seconds: Optional[float] = None,
+    step_rows: Optional[int] = None,
 ) -> Budget:
     """Complete a budget.
 
@@ -63,6 +65,7 @@ def solve(
         flops: Training FLOPs.
         dollars: What may be spent.
         seconds: Wall-clock time.
+        step_rows: Rows of an optimizer step; devices that follow from a time divide them.
 
     Raises:
         UserError: Nothing or too much is given, or what is needed for the answer is not known.
@@ -106,6 +109,15 @@ def solve(
         busy = length / per_second
         if devices is None:
             solved, devices = "devices", max(1, math.ceil(busy / (seconds * goodput)))
+            if step_rows is not None:
+                divides = smallest_divisor(step_rows, devices)
+                if divides is None:
+                    raise UserError(
+                        f"the time given asks for {devices:,} devices, but a step has only "
+                        f"{counted(step_rows, 'rows')} to divide among them: take more time, "
+                        "or raise data.global_batch_tokens"
+                    )
+                devices = divides
         else:
             solved, goodput = "goodput", busy / (seconds * devices)
             if goodput > 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.scaling.memory import Layout, peak
+from lit_pretrain.step_size import largest_divisor
 
 
 def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
@@ -35,11 +36,20 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
     for checkpointing in sorted({layout.checkpointing, True}):
         extra = " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
-        wide = [n for n in counts if fits(sharding="fsdp", devices=n, checkpointing=checkpointing)]
+        if layout.step_rows is not None:
+            counts = [n for n in counts if layout.step_rows % n == 0]
+        spread = {"sharding": "fsdp", "checkpointing": checkpointing}
+        wide = [n for n in counts if fits(devices=n, rows=_rows_on(layout, n), **spread)]
         if wide:
             found.append(f"FSDP (--trainer.strategy fsdp) over at least {wide[0]} devices{extra}")
             break
     return found
+
+
+def _rows_on(layout: Layout, devices: int) -> int:
+    if layout.step_rows is None:
+        return layout.rows
+    return layout.group * largest_divisor(layout.step_rows // devices, layout.rows // layout.group)
 
 
 def _powers_below(number: int) -> list[int]:

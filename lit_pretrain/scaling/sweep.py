@@ -11,6 +11,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.recommendation import recommendations
+from lit_pretrain.step_size import StepSize
 
 RuleName = Literal["deepseek", "step_law", "olmo", "none"]
 RULES: dict[RuleName, str] = {"deepseek": "DeepSeek", "step_law": "Step Law", "olmo": "OLMo ladder"}
@@ -47,8 +48,8 @@ class Shared:
     """Rows of one device at once: the most that a run takes."""
     devices: int
     """Of one run."""
-    batch_tokens: int
-    """Tokens of a step, where no rule says them."""
+    batch_tokens: Optional[int]
+    """Tokens of a step; None where a rule says them."""
     lr: Optional[float]
     """The base's learning rate; None where its optimizer has several."""
     unique_tokens: Optional[float]
@@ -119,14 +120,16 @@ def sweep_runs(
 def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) -> SweepRun:
     counts, per_token = count_parameters(net), flops_per_token(net, shared.seq_len).training
     tokens, lr = flops / per_token, shared.lr
-    rows = shared.batch_tokens // shared.seq_len
-    if rule.name != "none":
+    if rule.name == "none":
+        assert shared.batch_tokens is not None
+        batch = shared.batch_tokens
+    else:
         found = next(r for r in recommendations(counts.total, tokens) if r.name == RULES[rule.name])
         assert found.lr is not None
         lr = found.lr * rule.lr_factor
         wanted = found.batch_tokens * rule.batch_factor / shared.seq_len / shared.devices
-        rows = shared.devices * 2 ** max(0, round(math.log2(wanted)))
-    batch = rows * shared.seq_len
+        batch = shared.devices * shared.seq_len * 2 ** max(0, round(math.log2(wanted)))
+    division = StepSize(batch, shared.seq_len).divide(shared.devices, shared.micro_batch_size)
     # `fit` rounds a length in FLOPs up to whole steps. Here it is the nearest: runs of one budget shall spend the same.
     steps = round(tokens / batch)
     if steps < 1:
@@ -142,16 +145,11 @@ def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) 
         counts=counts,
         steps=steps,
         batch_tokens=batch,
-        micro_batch_size=_micro(rows // shared.devices, shared.micro_batch_size),
+        micro_batch_size=division.micro_batch_size,
         lr=lr,
         flops=steps * batch * per_token,
         unique_tokens=shared.unique_tokens,
     )
-
-
-def _micro(rows: int, most: int) -> int:
-    """The most rows at once that divide a device's rows of a step."""
-    return next(k for k in range(min(rows, most), 0, -1) if rows % k == 0)
 
 
 def warnings(runs: Sequence[SweepRun], rule: Rule) -> list[str]:

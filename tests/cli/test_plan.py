@@ -99,6 +99,20 @@ def test_what_is_missing_is_solved_for(asked: list[str], solved: str) -> None:
         assert found["memory"]["layout"]["devices"] == found["time"]["devices"] > 8
 
 
+def test_devices_that_are_solved_for_divide_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*QUICK, "--tokens_per_second", "1000", "--goodput", "1"]  # 491.52 s on one device
+    found = plan(*asked, "--hours", "0.05")  # 180 s: three would do, but a step has 8 rows
+    layout = found["memory"]["layout"]
+    assert found["solved_for"] == "devices"
+    assert found["time"]["devices"] == layout["devices"] == 4
+    assert (layout["rows"], layout["micro_batches"]) == (2, 1)
+    assert found["time"]["days"] * 24 == pytest.approx(491.52 / 4 / 3600)
+    (why,) = (a for a in found["assumptions"] if a["what"] == "micro-batch")
+    assert "leaves 2 to each of 4 devices" in why["source"]
+    error = fails(capsys, *asked, "--hours", "0.01")
+    assert "asks for 14 devices, but a step has only 8 rows" in error
+
+
 def test_an_adapter_on_four_bits_is_planned_without_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--max_tokens", "1e8", "--model.activation_checkpointing", "true"]
     asked += ["--trainer.precision", "bf16-true", "--memory_gib", "24", "--device", "H100", "--data.seq_len", "2048"]

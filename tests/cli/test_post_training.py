@@ -171,7 +171,10 @@ def test_the_batch_view_shows_prepared_text(work: Path, dataset: Path, capsys: p
         (["--max_steps=1", "--data.init_args.seq_len=256"], "longer than the network's positions"),
         (["--max_steps=1", "--data.init_args.template=nothing"], "is neither a file nor a folder"),
         (["--max_steps=1", "--data.init_args.path=missing.jsonl"], "missing.jsonl does not exist"),
-        (["--max_steps=1", "--data.init_args.global_batch_rows=3"], "must be a multiple of micro_batch_size"),
+        (
+            ["--max_steps=1", "--data.init_args.global_batch_rows=3", "--trainer.devices=2"],
+            "must be a multiple of devices = 2; the nearest is 4, or take 1 or 3 devices",
+        ),
     ],
 )
 def test_mistakes(options: list[str], message: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,10 @@ def test_the_cost_comes_first_and_a_dry_run_writes_nothing(config: str, tmp_path
     assert "time: not known before a run has finished" in found.out
     assert "fewer than 100 steps" in found.err
     assert not (tmp_path / "out").exists()
+    # Three devices cannot share the base's step of 128 rows, but here the rule decides the step.
+    run = {**CONFIG["run"], "trainer": {"devices": 3}}  # type: ignore[dict-item]
+    assert sweep(config, "--dry_run", "--run", json.dumps(run)) == 0
+    capsys.readouterr()
     assert sweep(config, "--dry_run", "--device", "H100", "--price", "2") == 0
     assert "at $2 a device-hour (40% of the peak" in capsys.readouterr().out
 
@@ -221,6 +225,11 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     "option of fit": ({"run": {"data": {"seq_length": 5}}}, [], "seq_length"),
     "option": ({}, ["--proceses", "2"], "Did you mean 'processes'?"),
     "processes": ({}, ["--processes", "0"], "processes=0 must be at least 1"),
+    "devices": (
+        {"rule": "none", "run": {**CONFIG["run"], "trainer": {"devices": 3}}},
+        [],  # type: ignore[dict-item]
+        "devices × data.seq_len = 3 × 32 = 96; the nearest is 4128, or take 2 or 4 devices",
+    ),
     "factor": ({}, ["--lr_factor", "-1"], "lr_factor=-1 must be positive"),
     "base": ({"base": ["nowhere.yaml"]}, [], "base: nowhere.yaml cannot be read"),
 }

@@ -3,7 +3,6 @@
 from itertools import chain, islice
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,13 +15,11 @@ from lit_pretrain.data.batches import (
     OrderedRows,
     StepSampler,
     held_out_batches,
-    micro_batches_per_step,
-    rows_per_step,
 )
 from lit_pretrain.data.order import Order
 from lit_pretrain.data.rows import Row
 from lit_pretrain.data.stretches import SourceBlocks
-from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import StepSize
 
 BOS, EOS = 1, 2
 
@@ -109,33 +106,13 @@ def test_dtypes_are_those_of_the_contract() -> None:
 )
 @settings(max_examples=100, deadline=None)
 def test_the_ranks_of_a_step_read_its_samples_once(micro: int, accumulation: int, world: int, seq_len: int, first: int) -> None:
-    tokens = micro * accumulation * world * seq_len
-    rows, derived = rows_per_step(global_batch_tokens=tokens, seq_len=seq_len, micro_batch_size=micro, world_size=world)
-    assert (rows, derived) == (tokens // seq_len, accumulation)
+    step_size = StepSize(micro * accumulation * world * seq_len, seq_len)
+    division, rows = step_size.divide(world, micro), step_size.rows
+    assert (division.micro_batch_size, division.micro_batches) == (micro, accumulation)
     ranks = [StepSampler(rows=rows, rank=rank, world_size=world, first_step=first) for rank in range(world)]
     for step, parts in enumerate(islice(zip(*ranks, strict=True), 3), start=first):
         assert all(len(part) == micro * accumulation for part in parts)
         assert list(chain.from_iterable(parts)) == list(range(step * rows, (step + 1) * rows))
-
-
-@given(tokens=st.integers(1, 5000), seq_len=st.integers(1, 64), micro=st.integers(1, 16), world=st.integers(1, 8))
-@settings(max_examples=100, deadline=None)
-def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(tokens: int, seq_len: int, micro: int, world: int) -> None:
-    unit = seq_len * micro * world
-    if tokens % unit == 0:
-        rows_per_step(global_batch_tokens=tokens, seq_len=seq_len, micro_batch_size=micro, world_size=world)
-        return
-    with pytest.raises(UserError, match="must be a multiple") as caught:
-        rows_per_step(global_batch_tokens=tokens, seq_len=seq_len, micro_batch_size=micro, world_size=world)
-    nearest = int(str(caught.value).rsplit(" ", 1)[1])
-    rows_per_step(global_batch_tokens=nearest, seq_len=seq_len, micro_batch_size=micro, world_size=world)
-    assert abs(nearest - tokens) <= unit / 2 or nearest == unit
-
-
-def test_a_step_in_rows_divides_or_is_refused_with_one_that_does() -> None:
-    assert micro_batches_per_step(rows=24, micro_batch_size=2, world_size=3) == 4
-    with pytest.raises(UserError, match=r"data.global_batch_rows=25 must be a multiple of .* = 2 × 3 = 6; the nearest is 24"):
-        micro_batches_per_step(rows=25, micro_batch_size=2, world_size=3)
 
 
 @given(samples=st.integers(1, 60), size=st.integers(1, 7), replicas=st.integers(1, 5))

@@ -21,6 +21,7 @@ from lit_pretrain.data.render import Rendered
 from lit_pretrain.data.row_source import RowSource
 from lit_pretrain.data.tasks import Task
 from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import Division
 
 WriteRows = Callable[..., str]
 QA = [{"question": f"What is {i} + {i % 7}?", "answer": "ha " * (i % 9) + str(i + i % 7)} for i in range(120)]
@@ -56,8 +57,10 @@ def together(batches: list[Any]) -> list[torch.Tensor]:
 def test_a_step_is_the_same_for_every_split_of_the_work_and_for_a_resumed_run(chat: Callable[..., ChatData]) -> None:
     whole = [together(step) for step in islice(chat(micro_batch_size=8).train_dataloader(), 9)]
     assert len(whole[0][0]) == 8
-    for micro, ranks, begin in ((1, 1, 0), (2, 2, 3), (1, 4, 5)):
-        loaders = [chat(micro_batch_size=micro, rank=r, ranks=ranks, step=begin).train_dataloader() for r in range(ranks)]
+    for asked, ranks, begin in ((1, 1, 0), (2, 2, 3), (1, 4, 5), (8, 2, 1)):
+        micro = min(asked, 8 // ranks)  # lowered to what a rank has
+        options = {"micro_batch_size": asked, "ranks": ranks, "step": begin}
+        loaders = [chat(rank=r, **options).train_dataloader() for r in range(ranks)]
         for n, parts in enumerate(islice(zip(*loaders, strict=True), 9 - begin), start=begin):
             assert all(len(batch.index_B) == micro for part in parts for batch in part)
             same = together([batch for part in parts for batch in part])
@@ -115,10 +118,10 @@ def test_the_identity_follows_what_decides_the_numbers(chat: Callable[..., ChatD
 
 def test_global_batch_tokens_is_the_same_step(chat: Callable[..., ChatData]) -> None:
     a, b = chat(), chat(global_batch_rows=None, global_batch_tokens=1024)
-    assert (a.rows, a.accumulation(2)) == (b.rows, b.accumulation(2)) == (8, 2)
+    assert (a.rows, a.divide(2)) == (b.rows, b.divide(2)) == (8, Division(2, 2, 2))
     for data, name in ((a, "global_batch_rows=8"), (b, "global_batch_tokens=1024")):
         with pytest.raises(UserError, match=rf"data.{name} must be a multiple of"):
-            data.accumulation(3)
+            data.divide(3)
     with pytest.raises(UserError, match=r"either as data\.global_batch_tokens or as data\.global_batch_rows"):
         chat(global_batch_tokens=1024)
 
@@ -224,6 +227,9 @@ def test_mismatched_answers_are_rendered_with_their_new_prompt(write_rows: Write
                 assert decode(labels[labels != IGNORE_INDEX].tolist()) == completion + "<|im_end|>"
     with pytest.raises(UserError, match="must be at least 2"):
         KTOData(path=write_rows(VERDICTS), format="kto", micro_batch_size=1)
+    # The loss depends on the micro-batch, so it is not lowered for more devices.
+    with pytest.raises(UserError, match=r"data.micro_batch_size = 4 × 4 = 16.*take 2 devices"):
+        data.divide(4)
 
 
 def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRows) -> None:

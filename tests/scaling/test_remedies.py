@@ -32,6 +32,12 @@ def test_remedies_do_what_they_say() -> None:
     assert any("FSDP" in way for way in remedies(config, Layout(rows=1, seq_len=8192), limit))
 
 
+def test_the_devices_that_remedies_name_divide_a_step() -> None:
+    layout = Layout(rows=1, seq_len=8192, step_rows=24)
+    assert "over at least 4 devices" in remedies(shape("llama3_8b"), layout, 60 * GIB)[0]
+    assert remedies(shape("llama3_8b"), dataclasses.replace(layout, step_rows=6), 60 * GIB) == []
+
+
 def test_remedies_count_rows_of_data() -> None:
     config = shape("llama_124m")
     pairs = Layout(rows=64, seq_len=2048, checkpointing=True, group=2)

@@ -20,17 +20,19 @@ from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
 from lit_pretrain.scaling.process import BASE, HEAP, source
 from lit_pretrain.scaling.stages import stage_cost
+from lit_pretrain.step_size import StepSize, counted
 
 GOODPUT = Utilization(0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs")
 
 
-def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
+def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True) -> Question:
     """Put the question.
 
     Args:
         config: Parsed options.
         optimizer: Class of the optimizer.
         bare: No config file speaks of data: a shape alone is planned for its own sequence length.
+        own_step: Whether the config decides the size of a step; False where a sweep's rule does.
     """
     noted: list[Assumption] = []
     manifest = _manifest(config.data.path, noted)
@@ -42,12 +44,19 @@ def ask(config: Namespace, *, optimizer: str, bare: bool) -> Question:
     if devices is not None and devices < 1:
         raise UserError(f"devices={devices} must be at least 1")
     sharding = _sharding(config.trainer.strategy, devices or 1)
-    step = data["global_batch_tokens"]
+    step, rows = data["global_batch_tokens"] if own_step else None, data["micro_batch_size"]
+    size = None if step is None else StepSize(step, data["seq_len"])
+    division = None if size is None else size.divide(devices or 1, rows)
+    if size is not None and division is not None:
+        said, rows = size.lowered(division, rows), division.micro_batch_size
+        noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
     cost = stage_cost(net, data["seq_len"], config.stage, config.lora_rank)
     layout = Layout(
-        rows=data["micro_batch_size"], seq_len=data["seq_len"], devices=devices or 1, sharding=sharding, precision=precision,
+        rows=rows, seq_len=data["seq_len"], step_rows=None if size is None else size.rows,
+        devices=devices or 1, sharding=sharding, precision=precision,
         compiled=config.model.compile != "off", head=config.head, checkpointing=config.model.activation_checkpointing,
-        muon=optimizer == "MuonAdamW", accumulates=step is not None and step > data["micro_batch_size"] * data["seq_len"] * (devices or 1),
+        muon=optimizer == "MuonAdamW",
+        accumulates=division is not None and division.micro_batches > 1,
         trainable=cost.trainable, added=cost.added, quantized=cost.quantized, frozen=count_parameters(net).total if cost.reference else 0,
         device="cpu" if device is None else "cuda", fused_norm=device is not None,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import textwrap
 from typing import Any, Optional
 
 from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.step_size import counted
 
 WIDTH = 140
 NO_LAW = "laws, and the rules for batch and learning rate, are of networks that are trained from nothing on text"
@@ -68,10 +69,13 @@ def _memory(m: dict[str, Any]) -> list[tuple[str, str]]:
     layout, states = m["layout"], m["states"]
     how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
     over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
+    step = f"{counted(layout['rows'], 'rows')} × {layout['seq_len']:,} tokens"
+    if layout["micro_batches"] not in (None, 1):
+        step += f" × {layout['micro_batches']:,} micro-batches"
     rows = [
         (
             "layout",
-            f"{how}{over}, {layout['rows']:,} rows × {layout['seq_len']:,}, {layout['precision']}, "
+            f"{how}{over}, {step}, {layout['precision']}, "
             f"{'compiled' if layout['compiled'] else 'uncompiled'}, {layout['head']} head, "
             f"activation checkpointing {'on' if layout['activation_checkpointing'] else 'off'}",
         ),

@@ -102,8 +102,7 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
             f"rule: {settings.rule} says AdamW's learning rate, but the optimizer is {optimizer}; take `rule: none`, which leaves the "
             "base's rates, or `run: {model: {optimizer: {class_path: lit_pretrain.optim.AdamW}}}`"
         )
-    question = ask(config, optimizer=optimizer, bare=False)
-    assert question.step_tokens is not None
+    question = ask(config, optimizer=optimizer, bare=False, own_step=settings.rule == "none")
     arguments = (base.get("model") or {}).get("optimizer", {}).get("init_args") or {}
     shared = Shared(
         seq_len=question.layout.seq_len,

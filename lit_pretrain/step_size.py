@@ -1,0 +1,121 @@
+"""StepSize: how a step is divided over devices and micro-batches, for `plan` and `fit` alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+from lit_pretrain.errors import UserError
+
+
+class Division(NamedTuple):
+    """An optimizer step as devices × rows × micro-batches."""
+
+    devices: int
+    micro_batch_size: int
+    """Rows that one device processes at once."""
+    micro_batches: int
+    """Micro-batches of each device: the accumulation."""
+
+    def text(self, unit: str, tokens: Optional[int] = None) -> str:
+        """Write the division as a product, such as `2 devices × 4 rows × 512 tokens`.
+
+        Args:
+            unit: What a row is called, in the plural.
+            tokens: Tokens of a row; None leaves them out.
+        """
+        factors = [counted(self.devices, "devices"), counted(self.micro_batch_size, unit)]
+        factors += [] if tokens is None else [f"{tokens:,} tokens"]
+        factors += [] if self.micro_batches == 1 else [f"{self.micro_batches:,} micro-batches"]
+        return " × ".join(factors)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """The size of an optimizer step over all devices, as a config states it.
+
+    It is the contract: devices and micro-batches only decide how a step is computed, so a
+    micro-batch that does not divide a device's rows is lowered.
+    """
+
+    total: int
+    """Tokens if `tokens_per_row` is given, else rows."""
+    tokens_per_row: Optional[int] = None
+    unit: str = "rows"
+    """What a row is called, in the plural."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step over all devices."""
+        return self.divide(1, 1).micro_batches
+
+    def divide(self, devices: int, micro_batch_size: int, *, fixed: bool = False) -> Division:
+        """Divide a step equally over devices, and each share into the fewest equal micro-batches.
+
+        Args:
+            devices: Over all machines.
+            micro_batch_size: The most rows that a device may process at once.
+            fixed: Whether the loss depends on the micro-batch, which then must divide as it is.
+
+        Raises:
+            UserError: Not even single rows divide; the message says what would.
+        """
+        factors = {"devices": devices} if devices > 1 else {}
+        factors |= {"data.seq_len": self.tokens_per_row} if self.tokens_per_row is not None else {}
+        factors |= {"data.micro_batch_size": micro_batch_size} if fixed else {}
+        if self.total < 1 or self.total % math.prod(factors.values()):
+            raise UserError(self._mistake(factors, devices))
+        share = self.total // (self.tokens_per_row or 1) // devices
+        size = largest_divisor(share, micro_batch_size)
+        return Division(devices, size, share // size)
+
+    def lowered(self, division: Division, asked: int) -> Optional[str]:
+        """Say why `division` has a smaller micro-batch than `asked`; None if it has not."""
+        if division.micro_batch_size == asked:
+            return None
+        share = division.micro_batch_size * division.micro_batches
+        said = f"data.micro_batch_size lowered from {asked} to {division.micro_batch_size}: "
+        said += f"a step of {counted(self.rows, self.unit)}"
+        if division.devices > 1:
+            said += f" leaves {share:,} to each of {division.devices:,} devices"
+        if share > asked:
+            unit = asked * division.devices * (self.tokens_per_row or 1)
+            said += f"; {self._setting(_nearest(self.total, unit))} would keep {asked}"
+        return said
+
+    def _setting(self, total: int) -> str:
+        return f"data.global_batch_{'rows' if self.tokens_per_row is None else 'tokens'}={total}"
+
+    def _mistake(self, factors: dict[str, int], devices: int) -> str:
+        unit = math.prod(factors.values())
+        product = f"{' × '.join(factors)} = {' × '.join(map(str, factors.values()))}"
+        product += "" if len(factors) == 1 else f" = {unit}"
+        said = f"{self._setting(self.total)} must be a multiple of {product}; "
+        said += f"the nearest is {_nearest(self.total, unit)}"
+        least = unit // devices
+        if devices == 1 or self.total < 1 or self.total % least:
+            return said
+        below = largest_divisor(self.total // least, devices)
+        above = smallest_divisor(self.total // least, devices)
+        would = f"{below} or {above} devices" if above is not None else counted(below, "devices")
+        return f"{said}, or take {would} (trainer.devices × trainer.num_nodes)"
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`."""
+    return next(k for k in range(min(number, most), 0, -1) if number % k == 0)
+
+
+def smallest_divisor(number: int, least: int) -> Optional[int]:
+    """Return the smallest divisor of `number` that is at least `least`; None if there is none."""
+    return next((k for k in range(least, number + 1) if number % k == 0), None)
+
+
+def counted(number: int, unit: str) -> str:
+    """Write a number with its unit, which is given in the plural: `1 row`, `1,024 rows`."""
+    return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"
+
+
+def _nearest(total: int, unit: int) -> int:
+    return max(1, round(total / unit)) * unit
