@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.prepare.config import TokenizerConfig
+from lit_pretrain.prepare.tokenize import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,6 +66,10 @@ def test_every_other_command_runs(
         (tmp_path / "data" / f"{name}.json").write_text(json.dumps(rows))
     for i in range(40):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"The story of number {i}. " * 40)
+    LlamaForCausalLM(  # what the README calls models/base
+        LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "models/base")
+    train(["The story of number 12. " * 40] * 2, TokenizerConfig(vocab_size=270)).save(tmp_path / "models/base")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     monkeypatch.chdir(tmp_path)
     ran = 0

@@ -22,6 +22,8 @@ def resolve_length(config: Namespace, data: Data) -> None:
         UserError: The length is given in no unit or in several, or is not positive.
     """
     given = {name: config[name] for name in UNITS if config[name] is not None}
+    if not given and data.usual_steps is not None:
+        given = {"max_steps": data.usual_steps}
     if len(given) != 1:
         raise UserError(f"give exactly one of max_steps, max_epochs, max_tokens and max_flops; found {given or 'none'}")
     name, value = next(iter(given.items()))

@@ -19,7 +19,8 @@ class RunSettings:
     accept: tuple[str, ...] = ()
     """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary, bos_id, eos_id, template."""
     max_steps: Optional[int] = None
-    """Length of the run in optimizer steps. Exactly one of max_steps, max_epochs, max_tokens and max_flops."""
+    """Length of the run in optimizer steps. At most one of max_steps, max_epochs, max_tokens and max_flops; with none, a run on
+    prepared text takes 100 steps."""
     max_epochs: Optional[float] = None
     """Length of the run in epochs of post-training data, rounded up to whole steps."""
     max_tokens: Optional[float] = None

@@ -111,6 +111,7 @@ class Collate:
         labels[(doc[:, 1:] != doc[:, :-1]) & (labels != self.eos_id)] = IGNORE_INDEX
         index = np.array([n for n, _, _ in items])
         labels[index == PAD_ROW] = IGNORE_INDEX
+        tokens[tokens == IGNORE_INDEX] = self.eos_id  # fills up a short row: an input that nothing before it sees
         source = np.array([s for _, s, _ in items])
         whole = [torch.from_numpy(np.ascontiguousarray(x)) for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)]
         return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in whole), strict=True)]

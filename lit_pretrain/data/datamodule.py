@@ -17,7 +17,7 @@ from lit_pretrain.data.batches import (
     held_out_batches,
 )
 from lit_pretrain.data.exposure import check_amount, check_length, exposure, unique_tokens
-from lit_pretrain.data.held_out import complete_rows, spread_rows
+from lit_pretrain.data.held_out import rows_held_out, spread_rows
 from lit_pretrain.data.loader import make_loader, replica_of
 from lit_pretrain.data.manifest import Manifest
 from lit_pretrain.data.mixture import Mixture, Phase, make_order
@@ -62,6 +62,8 @@ class TextData(L.LightningDataModule):
 
     sequences_per_row: ClassVar[int] = 1
     """Sequences that the network sees for each sample."""
+    usual_steps: ClassVar[Optional[int]] = 100
+    """Length of a run that is given none: minutes on a laptop, enough to see text take shape."""
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class TextData(L.LightningDataModule):
         """Check what can be checked before the first step: that there is enough text, and that local chunks are there and whole."""
         if stage == "fit":
             check_amount(self.order(), seq_len=self.seq_len, global_batch_tokens=self.global_batch_tokens, where=self.path)
-            complete_rows(self.manifest, "validation", seq_len=self.seq_len, where=self.path)
+            rows_held_out(self.manifest, "validation", seq_len=self.seq_len, where=self.path)
         self.prepared.check_whole(("train", "validation") if stage == "fit" else ("validation", "test"))
 
     def readers(self, split: str) -> list[Any]:

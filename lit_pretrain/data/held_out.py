@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-from lit_pretrain.data.manifest import Manifest, rows_in
+from lit_pretrain.data.manifest import Manifest, held_out_rows
 from lit_pretrain.data.permutation import permutation
 from lit_pretrain.errors import UserError
 
@@ -19,8 +19,8 @@ def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> lis
     return sorted(permutation(n, "held-out", split, source).tolist()[:limit])
 
 
-def complete_rows(manifest: Manifest, split: str, *, seq_len: int, where: str) -> list[int]:
-    """Complete rows that each source of prepared text has in a split that is held out.
+def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, where: str) -> list[int]:
+    """Rows that each source of prepared text has in a split that is held out (`held_out_rows`).
 
     Args:
         manifest: The data.
@@ -31,11 +31,11 @@ def complete_rows(manifest: Manifest, split: str, *, seq_len: int, where: str) -
     Raises:
         UserError: There is none at all.
     """
-    rows = [sum(rows_in(chunk.tokens, seq_len) for chunk in source.splits[split].chunks) for source in manifest.sources.values()]
+    rows = [sum(held_out_rows([chunk.tokens for chunk in source.splits[split].chunks], seq_len)) for source in manifest.sources.values()]
     if not any(rows):
         raise UserError(
-            f"the {split} split of {where} holds no complete row of {seq_len} tokens; prepare more text, "
-            f"raise splits.{split} of the prepare config, or lower data.seq_len"
+            f"the {split} split of {where} holds no text; prepare it again with more text, or with a "
+            f"larger splits.{split} in the prepare config"
         )
     return rows
 
@@ -51,9 +51,9 @@ def spread_rows(manifest: Manifest, split: str, *, seq_len: int, tokens: Optiona
         where: Where the data lie, for the message.
 
     Raises:
-        UserError: The split holds no complete row.
+        UserError: The split holds no text.
     """
-    rows = complete_rows(manifest, split, seq_len=seq_len, where=where)
+    rows = rows_held_out(manifest, split, seq_len=seq_len, where=where)
     share = max(rows) if tokens is None else max(1, tokens // seq_len // sum(n > 0 for n in rows))
     return [
         (s, row)

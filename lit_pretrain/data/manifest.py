@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,6 +95,9 @@ class Source:
     """In the order of the work; the last step is what the splits hold."""
     splits: Mapping[str, SourceSplit]
     """By split name."""
+    held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """How the text of each held-out split was chosen. hash: each document by the hash of its text.
+    bytes: documents in the order of their hash, up to the share. tail: the end of one among them."""
     remote_sha256: str | None = None
     """Of remote input: the same over what its server said of each file when it was read (its ETag, else the time of its last change). Shows
     that it changed without fetching it. None: all files were local."""
@@ -135,7 +138,7 @@ class Manifest:
     dtype: str
     """Of the stored tokens: uint16 or int32."""
     splits: Mapping[str, float]
-    """The asked fraction of documents per split."""
+    """The asked share of bytes per split."""
     sources: Mapping[str, Source]
     """By name, in the order of the config."""
     config: Mapping[str, Any]
@@ -254,6 +257,16 @@ def _source(raw: Mapping[str, Any]) -> Source:
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
     """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens holds."""
     return max(0, (chunk_tokens - 1) // seq_len)
+
+
+def held_out_rows(chunk_tokens: Sequence[int], seq_len: int) -> list[int]:
+    """How many rows each chunk of a source holds that are read of text that is held out.
+
+    Complete ones; of text that fills none, one shorter row of each chunk, so that little text is
+    measured rather than refused.
+    """
+    complete = [rows_in(tokens, seq_len) for tokens in chunk_tokens]
+    return complete if any(complete) else [int(tokens > 1) for tokens in chunk_tokens]
 
 
 def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:

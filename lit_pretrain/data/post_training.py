@@ -58,6 +58,8 @@ class PostTrainingData(L.LightningDataModule):
     """What a sample is called."""
     sequences_per_row: int = 1
     """Sequences that the network sees for each sample."""
+    usual_steps: ClassVar[Optional[int]] = None
+    """A run on rows must be given its length."""
     updates: int = 1
     """Optimizer steps that read the same samples."""
     micro_batch_is_fixed: ClassVar[bool] = False

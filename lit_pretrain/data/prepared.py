@@ -107,6 +107,7 @@ class PreparedText:
                     chunks=chunks,
                     folder=folder,
                     cache=cache,
+                    held_out=split != "train",
                     keep_open=shuffle_chunks if split == "train" else 1,
                 )
             )

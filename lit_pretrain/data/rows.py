@@ -17,8 +17,9 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import Interval, TokensLoader
 from litdata.streaming.resolver import Dir
 
+from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.data.chunk_cache import ChunkCache
-from lit_pretrain.data.manifest import Chunk, rows_in, verify_chunk
+from lit_pretrain.data.manifest import Chunk, held_out_rows, rows_in, verify_chunk
 from lit_pretrain.errors import UserError
 
 INDEX = "index.json"
@@ -31,7 +32,7 @@ class Row(NamedTuple):
     """T + 1 stored tokens and the document each belongs to."""
 
     tokens: npt.NDArray[np.int64]
-    """Token ids, shape (T + 1,)."""
+    """Token ids, shape (T + 1,); a shorter row is filled up with IGNORE_INDEX."""
     doc: npt.NDArray[np.int32]
     """Number of the token's document within the row, shape (T + 1,), starting at 0."""
 
@@ -54,6 +55,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         chunks: The manifest's entries; every chunk is checked against its sha256 when it is first read.
         folder: Where the chunks lie in the dataset: `<split>/<source>`.
         cache: Fetches the chunks of a remote dataset; None where they are local.
+        held_out: Read what does not fill a row, too, where there is no more (`held_out_rows`).
         keep_open: Chunks that stay mapped; as many as are shuffled together.
     """
 
@@ -65,6 +67,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         chunks: Iterable[Chunk],
         folder: str = "",
         cache: ChunkCache | None = None,
+        held_out: bool = False,
         keep_open: int = 1,
     ) -> None:
         super().__init__(block_size=seq_len)
@@ -73,6 +76,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         self._expected = {chunk.filename: chunk for chunk in chunks}
         self._folder = folder
         self._cache = cache
+        self._held_out = held_out
         self._keep_open = keep_open
         self._open: dict[str, _Chunk] = {}
         self._checked: set[str] = set()
@@ -88,9 +92,11 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
                 f"{INDEX} of {self._folder} lists other chunks than the manifest; copy it again from where the dataset came from, or "
                 "run `lit_pretrain prepare` again"
             )
+        tokens = [chunk.tokens for chunk in self._expected.values()]
+        rows = held_out_rows(tokens, self._seq_len) if self._held_out else [rows_in(n, self._seq_len) for n in tokens]
         intervals, begin = [], 0
-        for chunk in self._expected.values():
-            end = begin + rows_in(chunk.tokens, self._seq_len)
+        for count in rows:
+            end = begin + count
             intervals.append(Interval(begin, begin, end, end))
             begin = end
         return intervals
@@ -111,6 +117,9 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         inside = chunk.begins[np.searchsorted(chunk.begins, first, side="right") : np.searchsorted(chunk.begins, last, side="left")]
         doc = np.zeros(self._seq_len + 1, dtype=np.int32)
         doc[inside - first] = 1
+        if missing := self._seq_len + 1 - len(tokens):
+            doc[len(tokens)] = 1
+            tokens = np.pad(tokens, (0, missing), constant_values=IGNORE_INDEX)
         return Row(tokens, np.cumsum(doc, dtype=np.int32))
 
     def _map(self, name: str, path: str) -> _Chunk:
@@ -155,6 +164,7 @@ def open_rows(
     chunks: Iterable[Chunk],
     folder: str = "",
     cache: ChunkCache | None = None,
+    held_out: bool = False,
     keep_open: int = 1,
 ) -> StreamingDataset:
     """Open the shards of one source as a `StreamingDataset` whose item i is row i.
@@ -166,6 +176,7 @@ def open_rows(
         chunks: The manifest's entries for these shards.
         folder: Where the shards lie in the dataset: `<split>/<source>`.
         cache: Fetches the chunks of a remote dataset; None where they are local.
+        held_out: Read what does not fill a row, too, where there is no more (`held_out_rows`).
         keep_open: Chunks that stay mapped; as many as are shuffled together.
     """
     index = Path(directory) / INDEX
@@ -176,5 +187,5 @@ def open_rows(
             f"{index} cannot be read ({getattr(error, 'strerror', None) or error}); copy it again from where the dataset came from, or "
             "run `lit_pretrain prepare` again"
         ) from None
-    loader = RowLoader(seq_len, vocab_size=vocab_size, chunks=chunks, folder=folder, cache=cache, keep_open=keep_open)
+    loader = RowLoader(seq_len, vocab_size=vocab_size, chunks=chunks, folder=folder, cache=cache, held_out=held_out, keep_open=keep_open)
     return StreamingDataset(Dir(path=str(directory)), item_loader=loader, shuffle=False, drop_last=False)

@@ -27,8 +27,9 @@ class TokenizerConfig:
 
     kind: Literal["train", "file"] = "train"
     """train: a byte-level BPE on the training split. file: any tokenizer.json."""
-    vocab_size: int = 8192
-    """Train only: ids, special tokens included."""
+    vocab_size: Optional[int] = None
+    """Train only: ids, special tokens included. Default: 8192, or half of what the text yields where
+    that is less."""
     pattern: Literal["cl100k", "llama3", "qwen2", "gpt2"] = "cl100k"
     """Train only: the pre-tokenizer's regex, by the name that other tools know it by. cl100k and llama3 are the same regex."""
     regex: Optional[str] = None
@@ -68,7 +69,7 @@ class TokenizerConfig:
             ("sample_bytes", self.sample_bytes, 1, 2**40),
             ("vocab_size", self.vocab_size, 257 + specials, 2**24),
         ):
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 why = f" (256 bytes, {specials} special tokens and at least one merge)" if label == "vocab_size" and value < low else ""
                 raise UserError(f"tokenizer.{label}={value} must lie between {low} and {high}{why}")
         if self.regex is not None:
@@ -79,12 +80,17 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True)
 class SplitsConfig:
-    """Fractions of the documents held out, by a hash of each document's text: adding text never moves a document to another split."""
+    """Shares of each source's bytes that are held out.
+
+    A hash of each document's text chooses, so that adding text moves no document to another split.
+    Where few or very unequal documents give a split less than a quarter of its share, or more than
+    four times as much, documents are taken up to the share, and the end of one if all are too large.
+    """
 
     validation: float = 0.01
-    """Fraction of documents for validation."""
+    """Share for validation."""
     test: float = 0.005
-    """Fraction of documents for the test."""
+    """Share for the test."""
 
 
 @dataclass(kw_only=True)
@@ -152,7 +158,7 @@ class PrepareConfig:
         self.tokenizer.validate()
         for label, fraction in (("validation", self.splits.validation), ("test", self.splits.test)):
             if not 0 <= fraction < 1:
-                raise UserError(f"splits.{label}={fraction} must be a fraction of the documents: at least 0 and below 1")
+                raise UserError(f"splits.{label}={fraction} must be a share of the text: at least 0 and below 1")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction={self.max_bad_fraction} must be a fraction of the records: from 0 to 1")
         held_out = self.splits.validation + self.splits.test

@@ -14,6 +14,9 @@ from lit_pretrain.prepare.filters.chain import Outcome
 CUT = "cut"
 """Change of the step store: a document became several rows, which makes no token more."""
 
+END_HELD_OUT = "end_held_out"
+"""Change of the step store: a document is two or three in the splits, which makes one or two separators more."""
+
 
 @dataclass
 class StepCount:

@@ -52,6 +52,12 @@ def join(out: str, datasets: Sequence[str]) -> Manifest:
     _check_fit(paths, found)
     labels = _labels(paths)
     names = _source_names(labels, found)
+    for path, manifest in zip(paths, found, strict=True):
+        if by_bytes := [name for name, source in manifest.sources.items() if set(source.held_out.values()) - {"hash"}]:
+            say(
+                f"{path} holds text of {', '.join(by_bytes)} out by bytes and not by its hash: where another dataset has the same "
+                "text, the result may hold it out and train on it, too"
+            )
     try:
         with whole(target) as scratch:
             return _write(scratch, paths, found, labels, names)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
-from lit_pretrain.prepare.engine.stage import Advance
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.report import say, working
 from lit_pretrain.prepare.shard import write_durably
@@ -36,8 +33,9 @@ def train_tokenizer(run: Preparation) -> Tokenizer:
     if not texts:
         raise UserError("no source holds any training text: every document fell to validation or test")
     size = sum(len(text.encode()) for text in texts)
-    with working(f"train a tokenizer of {config.vocab_size:,} ids on {sum(map(len, texts)):,} characters", size) as (advance, _):
-        tokenizer = tokenize.train(_counted(texts, advance), config)
+    with working(f"train a tokenizer on {sum(map(len, texts)):,} characters", size) as (advance, figures):
+        tokenizer = tokenize.train(texts, config, advance)
+        figures.append(f"{tokenizer.vocab_size:,} ids")
     saved.mkdir(exist_ok=True)
     tokenizer.save(saved)
     write_durably(saved / "done", "")
@@ -57,10 +55,3 @@ def check_encoder(run: Preparation, tokenizer: Tokenizer) -> None:
     tokenizer.check_equality(texts)
     if tokenizer.fallback_reason is not None:
         say(f"encoding with `tokenizers`, several times slower than tiktoken, because {tokenizer.fallback_reason}")
-
-
-def _counted(texts: Sequence[str], advance: Advance) -> Iterator[str]:
-    """The texts, their bytes told as they are taken."""
-    for text in texts:
-        yield text
-        advance(len(text.encode()))

@@ -1,4 +1,4 @@
-"""The pipeline: find → clean → compare → learn a tokenizer → encode → record."""
+"""The pipeline: find → clean → compare → hold out → learn a tokenizer → encode → record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import directory, tokenize
 from lit_pretrain.prepare.compare import compare, drop_ids
 from lit_pretrain.prepare.config import PrepareConfig
+from lit_pretrain.prepare.hold_out import hold_out
 from lit_pretrain.prepare.inputs import Inputs, find
 from lit_pretrain.prepare.learn import check_encoder, train_tokenizer
 from lit_pretrain.prepare.preparation import Preparation
@@ -69,6 +70,7 @@ def _run(run: Preparation, index: Index | None, tokenizer: Tokenizer | None) -> 
     drop_ids(run)
     run.number_documents()
     compare(run)
+    hold_out(run)
     if tokenizer is None:
         tokenizer = train_tokenizer(run)
     check_encoder(run, tokenizer)

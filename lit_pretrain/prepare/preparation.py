@@ -44,6 +44,8 @@ class Preparation:
         """Of each part: number of its first document in the corpus, before documents are compared."""
         self.documents = 0
         """Of the corpus, likewise."""
+        self.held_out: dict[str, dict[str, str]] = {}
+        """Of each source and held-out split: how its text was chosen (`Source.held_out`)."""
         self._state = state
         self._engine = EngineConfig(engine=config.engine, workers=config.workers or _processors(), ray=config.ray, slurm=config.slurm)
         self._stages = 0

@@ -21,8 +21,7 @@ from lit_pretrain.data.whole import canonical_hash, content_hash, file_sha256, s
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import rejects
 from lit_pretrain.prepare.compare import emptied
-from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.funnel import CUT
+from lit_pretrain.prepare.funnel import CUT, END_HELD_OUT
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.rejects import Rejects
 from lit_pretrain.prepare.report import say
@@ -30,6 +29,11 @@ from lit_pretrain.prepare.shard import assemble, directories_below, write_durabl
 from lit_pretrain.prepare.source import SourceConfig
 from lit_pretrain.prepare.tasks.encode import part_directory, split_of
 
+STEP_TOKENS = 4096
+"""Least text for a step of `fit` without a config: `data.global_batch_tokens` of `TextData`."""
+FEW_TOKENS = 1000
+"""Held-out tokens below which the loss is hardly worth a look: its standard error, with a deviation
+of 3 nats a token, is a tenth of a nat."""
 CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""
 
@@ -79,6 +83,11 @@ def record(run: Preparation, index: Index | None, tokenizer: Tokenizer, dtype: s
     for path in directories_below(dataset):
         sync(path)
     write_durably(dataset / manifests.FILENAME, manifest.dump())
+    if (tokens := manifest.tokens("train")) < STEP_TOKENS:
+        say(
+            f"the {tokens:,} tokens to train on are less than a step of `fit` reads by default "
+            f"({STEP_TOKENS:,}): add text, or train with smaller data.global_batch_tokens and data.micro_batch_size"
+        )
     return manifest
 
 
@@ -96,7 +105,7 @@ def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], toke
     }
     funnel = run.funnel(name)
     if run.config.dedup is not None and run.config.dedup.lines is not None:
-        step = _lines_step(splits, [encoded[n]["lines"] for n in mine])
+        step = _lines_step(splits, [encoded[n] for n in mine])
         funnel.add([step])
         if not step["documents"]:
             raise emptied(run, name, (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter()) + Counter(step["removed"]))
@@ -104,16 +113,16 @@ def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], toke
         [
             {
                 "name": "store",
-                "documents": sum(split.documents for split in splits.values()),
+                "documents": sum(encoded[n]["documents"] for n in mine),
                 "bytes": sum(split.bytes for split in splits.values()),
                 "removed": {},
-                "changed": {CUT: cut} if (cut := sum(encoded[n]["cut"] for n in mine)) else {},
+                "changed": {what: count for what in (CUT, END_HELD_OUT) if (count := sum(encoded[n][what] for n in mine))},
                 "sample": [],
                 "base": "",
             }
         ]
     )
-    _check_splits(name, splits, run.config)
+    _check_splits(name, splits, run)
     source = run.config.sources[name]
     contents = [pair for n in mine for pair in run.clean[n]["files"]]
     sha256s = dict(contents)
@@ -131,6 +140,7 @@ def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], toke
             sum(split.tokens for split in splits.values()),
         ),
         splits=splits,
+        held_out=run.held_out[name],
         remote_sha256=run.inputs[name].remote_hash(lambda file: sha256s[file.name]),
     )
 
@@ -159,12 +169,12 @@ def _write_rejects(run: Preparation) -> None:
         write_durably(run.dataset / rejects.FILENAME, "".join(lines))
 
 
-def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, int]]) -> dict[str, Any]:
+def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What taking out repeated lines left of a source."""
-    lines, changed, emptied = (sum(result[name] for result in results) for name in ("lines", "changed", "emptied"))
+    lines, changed, emptied = (sum(result["lines"][name] for result in results) for name in ("lines", "changed", "emptied"))
     return {
         "name": "lines",
-        "documents": sum(split.documents for split in splits.values()),
+        "documents": sum(result["documents"] for result in results),
         "bytes": sum(split.bytes for split in splits.values()),
         "removed": {"nothing_left": emptied} if emptied else {},
         "changed": {f"lost {lines:,} lines": changed} if changed else {},
@@ -192,17 +202,19 @@ def _origin(source: SourceConfig) -> str | None:
     return f"{source.origin or 'Python standard library'} ({platform.python_implementation()} {platform.python_version()})"
 
 
-def _check_splits(name: str, splits: dict[str, SourceSplit], config: PrepareConfig) -> None:
-    """Refuses a source without training text, and says when a held-out split came out empty."""
-    documents = sum(split.documents for split in splits.values())
+def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -> None:
+    """Refuse a source without training text, and say where the text that is held out is unusual."""
+    wished = dataclasses.asdict(run.config.splits)
+    total = sum(split.bytes for split in splits.values())
+    more = f"add text, or raise splits.{{}} (now {{:g}} of {total:,} bytes)"
     if not splits["train"].tokens:
         raise UserError(
-            f"sources.{name} is left without training text: all of its {documents} documents fell to validation or test. Lower `splits`, "
-            "add documents, cut the files into more of them with `separator`, or change `seed`."
+            f"sources.{name} is left without training text: its {total:,} bytes are too few for "
+            f"these shares. Add text, or lower `splits` ({wished})."
         )
-    for label, fraction in dataclasses.asdict(config.splits).items():
-        if fraction and not splits[label].documents:
-            say(
-                f"{name}: no document fell to {label} ({documents} documents, fraction {fraction}); "
-                "more documents or a larger fraction would give it some"
-            )
+    for label, fraction in wished.items():
+        part = splits[label]
+        if fraction and not part.tokens:
+            say(f"{name}: no text is held out for {label}; {more.format(label, fraction)}")
+        elif fraction and part.tokens < FEW_TOKENS:
+            say(f"{name}: {label} holds {part.tokens:,} tokens, and a loss over so few says little; {more.format(label, fraction)}")

@@ -69,24 +69,39 @@ def working(title: str, total: int, unit: Literal["bytes", "tasks"] = "bytes") -
 
 def table(manifest: Manifest) -> str:
     """Documents, bytes and tokens of every source and split."""
-    rows = [("source", "split", "documents", "bytes", "tokens", "bytes/token", "chunks")]
+    rows = [("source", "split", "documents", "bytes", "share", "tokens", "bytes/token", "chunks", "held out by")]
     for name, source in manifest.sources.items():
+        whole = sum(part.bytes for part in source.splits.values())
         for split in SPLITS:
             part = source.splits[split]
-            rows.append((name, split, *_figures(part.documents, part.bytes, part.tokens), str(len(part.chunks))))
+            how = HELD_OUT[source.held_out[split]] if part.tokens and split in source.held_out else ""
+            rows.append((name, split, *_figures(part.documents, part.bytes, whole, part.tokens), str(len(part.chunks)), how))
+    whole = sum(part.bytes for source in manifest.sources.values() for part in source.splits.values())
     for split in SPLITS:
         parts = [source.splits[split] for source in manifest.sources.values()]
-        total = _figures(sum(p.documents for p in parts), sum(p.bytes for p in parts), sum(p.tokens for p in parts))
-        rows.append(("all", split, *total, str(sum(len(p.chunks) for p in parts))))
+        total = _figures(sum(p.documents for p in parts), sum(p.bytes for p in parts), whole, sum(p.tokens for p in parts))
+        rows.append(("all", split, *total, str(sum(len(p.chunks) for p in parts)), ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(c.ljust(w) if i in (0, 1, len(row) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     rule = "─" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1 : -len(SPLITS)], rule, *lines[-len(SPLITS) :]])
 
 
-def _figures(documents: int, size: int, tokens: int) -> tuple[str, str, str, str]:
-    """Counts with separators, and the ratio."""
-    return f"{documents:,}", f"{size:,}", f"{tokens:,}", f"{size / tokens:.3f}" if tokens else "-"
+HELD_OUT = {
+    "hash": "hash of each document",
+    "bytes": "documents up to the share",
+    "tail": "end of a document",
+}
+"""How the text of a split was chosen, by its name in the manifest."""
+
+
+def _figures(documents: int, size: int, whole: int, tokens: int) -> tuple[str, str, str, str, str]:
+    """Counts with separators, the share of all bytes, and the bytes of a token."""
+    ratio = f"{size / tokens:.3f}" if tokens else "-"
+    return f"{documents:,}", f"{size:,}", f"{size / max(1, whole):.1%}", f"{tokens:,}", ratio
 
 
 def funnel(manifest: Manifest) -> str:
@@ -116,6 +131,7 @@ WORDS = {
     "too_large": "too large",
     "replaced": "with bytes replaced by U+FFFD",
     "cut": "cut at the chunk limit",
+    "end_held_out": "with the end held out",
 }
 """Reasons that need more words than their name."""
 

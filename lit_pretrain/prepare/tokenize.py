@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,16 @@ from lit_pretrain.prepare.config import END_OF_TEXT, SPECIAL_TOKENS, TokenizerCo
 from lit_pretrain.prepare.document import Document
 from lit_pretrain.prepare.report import say
 
+if TYPE_CHECKING:
+    import tokenizers
+
+USUAL_VOCAB_SIZE = 8192
+"""Ids of a tokenizer that learns from enough text; they fit uint16, two bytes a token."""
 _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 4096
 
 
-def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+def train(texts: Sequence[str], config: TokenizerConfig, advance: Callable[[int], None] = lambda done: None) -> Tokenizer:
     """Trains a byte-level BPE; the same texts give the same tokenizer.json on any number of threads.
 
     A pair must occur twice to be merged: a vocabulary padded with chance pairs is refused rather than made.
@@ -30,10 +36,37 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     Args:
         texts: What to learn from.
         config: Size, pattern or regex, special tokens.
+        advance: Told the bytes of each text that is taken.
 
     Raises:
         UserError: The texts do not hold enough repeated pairs for the vocabulary.
     """
+    if config.regex is not None:
+        say("tokenizer.regex is none of the named patterns: encoding is several times slower, and converters to GGUF refuse the tokenizer")
+    wanted = USUAL_VOCAB_SIZE if config.vocab_size is None else config.vocab_size
+    tokenizer = _train(_counted(texts, advance), config, wanted)
+    if (size := tokenizer.get_vocab_size(with_added_tokens=True)) != wanted:
+        if config.vocab_size is not None:
+            raise UserError(
+                f"tokenizer.vocab_size={wanted} is too large for this text: it yields {size} tokens, then no pair occurs twice. "
+                f"Set vocab_size to at most {size} (half of that would be wiser), raise tokenizer.sample_bytes, or add text."
+            )
+        least = 256 + len(SPECIAL_TOKENS) + len(config.special_tokens or ())
+        half = max(least, size // 2)
+        say(f"tokenizer.vocab_size is {half:,}: half of the tokens that this text yields, and not {wanted:,}")
+        tokenizer = _train(texts, config, half)
+    return Tokenizer(tokenizer.to_str(pretty=True), bos=END_OF_TEXT, eos=END_OF_TEXT)
+
+
+def _counted(texts: Sequence[str], advance: Callable[[int], None]) -> Iterator[str]:
+    """The texts, their bytes told as they are taken."""
+    for text in texts:
+        yield text
+        advance(len(text.encode()))
+
+
+def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
+    """Learn at most `vocab_size` tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -44,23 +77,16 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         regex = config.regex or PATTERNS[ALIASES.get(config.pattern, config.pattern)]
         split = pre_tokenizers.Split(tokenizers.Regex(regex), behavior="isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    if config.regex is not None:
-        say("tokenizer.regex is none of the named patterns: encoding is several times slower, and converters to GGUF refuse the tokenizer")
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
+        vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
         special_tokens=[*SPECIAL_TOKENS, *(config.special_tokens or ())],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if (size := tokenizer.get_vocab_size(with_added_tokens=True)) != config.vocab_size:
-        raise UserError(
-            f"tokenizer.vocab_size={config.vocab_size} is too large for this text: it yields {size} tokens, then no pair occurs twice. "
-            f"Set vocab_size to at most {size} (half of that would be wiser), raise tokenizer.sample_bytes, or add text."
-        )
-    return Tokenizer(tokenizer.to_str(pretty=True), bos=END_OF_TEXT, eos=END_OF_TEXT)
+    return tokenizer
 
 
 def load(config: TokenizerConfig) -> Tokenizer | None:

@@ -18,7 +18,7 @@ def config(**given: Any) -> Namespace:
     return Namespace(**(dict.fromkeys(UNITS) | given), model=Namespace(net=NET, adapter=None))
 
 
-DATA: Any = SimpleNamespace(tokens_per_step=1024, seq_len=32, steps_of=lambda epochs: round(100 * epochs))
+DATA: Any = SimpleNamespace(tokens_per_step=1024, seq_len=32, usual_steps=None, steps_of=lambda epochs: round(100 * epochs))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_every_unit_becomes_steps(given: dict[str, Any], steps: int) -> None:
     resolved = config(**given)
     resolve_length(resolved, DATA)
     assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": steps}
+
+
+def test_text_has_a_usual_length() -> None:
+    resolved = config()
+    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"usual_steps": 100}))  # type: ignore[arg-type]
+    assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
 
 
 @pytest.mark.parametrize("given", [{}, {"max_steps": 1, "max_tokens": 1e6}, {"max_steps": 0}, {"max_flops": float("inf")}])

@@ -1,11 +1,12 @@
 """Held out: a selection that nothing but the data decides."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from lit_pretrain.data.held_out import chosen_rows, complete_rows, spread_rows
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.data.held_out import chosen_rows, rows_held_out, spread_rows
+from lit_pretrain.data.manifest import Manifest, SourceSplit
 from lit_pretrain.errors import UserError
 
 
@@ -20,7 +21,7 @@ def test_fewer_rows_are_some_of_the_same_and_never_the_first_ones_only() -> None
 
 def test_tokens_are_spread_evenly_over_the_sources(dataset: Path) -> None:
     manifest = Manifest.load(dataset)
-    rows = complete_rows(manifest, "validation", seq_len=64, where="here")
+    rows = rows_held_out(manifest, "validation", seq_len=64, where="here")
     for tokens in (64, 64 * 20, 64 * 1000, None):
         read = spread_rows(manifest, "validation", seq_len=64, tokens=tokens, where="here")
         share = max(rows) if tokens is None else max(1, tokens // 64 // 3)
@@ -29,6 +30,17 @@ def test_tokens_are_spread_evenly_over_the_sources(dataset: Path) -> None:
         assert all(0 <= row < rows[s] for s, row in read)
 
 
-def test_a_split_without_a_row_is_refused(dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"validation split of here holds no complete row of 8000 tokens"):
-        spread_rows(Manifest.load(dataset), "validation", seq_len=8000, tokens=None, where="here")
+def test_text_that_fills_no_row_gives_what_there_is(dataset: Path) -> None:
+    manifest = Manifest.load(dataset)
+    assert rows_held_out(manifest, "validation", seq_len=100_000, where="here") == [1, 1, 1]
+    assert spread_rows(manifest, "validation", seq_len=100_000, tokens=64, where="here") == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_split_without_text_is_refused(dataset: Path) -> None:
+    manifest = Manifest.load(dataset)
+    empty = SourceSplit(0, 0, 0, ())
+    sources = {
+        name: dataclasses.replace(source, splits={**source.splits, "validation": empty}) for name, source in manifest.sources.items()
+    }
+    with pytest.raises(UserError, match=r"validation split of here holds no text; .*splits\.validation"):
+        rows_held_out(dataclasses.replace(manifest, sources=sources), "validation", seq_len=64, where="here")

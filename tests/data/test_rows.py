@@ -5,12 +5,15 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_pretrain.batch import IGNORE_INDEX
+from lit_pretrain.data.batches import Collate
 from lit_pretrain.data.manifest import Chunk, Manifest, rows_in
 from lit_pretrain.data.rows import open_rows
 from lit_pretrain.data.whole import file_sha256
@@ -32,10 +35,10 @@ def stored_chunks(dataset: Path, source: str, split: str = "train") -> list[tupl
     return found
 
 
-def open_source(dataset: Path, source: str, seq_len: int, *, vocab_size: int = 512, split: str = "train", keep_open: int = 1):
+def open_source(dataset: Path, source: str, seq_len: int, *, vocab_size: int = 512, split: str = "train", **options: Any):
     chunks = Manifest.load(dataset).sources[source].splits[split].chunks
     folder = f"{split}/{source}"
-    return open_rows(dataset / folder, seq_len=seq_len, vocab_size=vocab_size, chunks=chunks, folder=folder, keep_open=keep_open)
+    return open_rows(dataset / folder, seq_len=seq_len, vocab_size=vocab_size, chunks=chunks, folder=folder, **options)
 
 
 @pytest.mark.parametrize("seq_len", [3, 64, 1000])
@@ -66,6 +69,24 @@ def test_every_token_but_a_chunks_first_and_its_tail_is_a_target_once(dataset: P
     np.testing.assert_array_equal(targets, np.concatenate(wanted))
     for tokens, _ in stored_chunks(dataset, source):  # what is lost is less than one row of each chunk
         assert 0 <= len(tokens) - 1 - rows_in(len(tokens), seq_len) * seq_len < seq_len
+
+
+@pytest.mark.parametrize("source", ["story", "sums", "code"])
+def test_held_out_text_that_fills_no_row_is_read_as_a_short_one(dataset: Path, source: str) -> None:
+    chunks = stored_chunks(dataset, source, "validation")
+    seq_len = max(len(tokens) for tokens, _ in chunks) + 10
+    assert len(open_source(dataset, source, seq_len, split="validation")) == 0
+    rows = open_source(dataset, source, seq_len, split="validation", held_out=True)
+    assert len(rows) == len(chunks)
+    for n, (tokens, _) in enumerate(chunks):
+        row, missing = rows[n], seq_len + 1 - len(tokens)
+        np.testing.assert_array_equal(row.tokens, [*tokens, *[IGNORE_INDEX] * missing])
+        assert row.doc[-1] == row.doc[-missing] == row.doc[-missing - 1] + 1
+        (batch,) = Collate(micro_batch_size=1, eos_id=0, cross_documents=False)([(0, 0, row)])
+        assert batch.tokens_BT.min() >= 0
+        supervised = batch.labels_BT[0] != IGNORE_INDEX
+        np.testing.assert_array_equal(supervised, np.arange(seq_len) < len(tokens) - 1)
+        np.testing.assert_array_equal(batch.labels_BT[0][supervised], tokens[1:])
 
 
 @given(order=st.lists(st.integers(0, 10**6), min_size=1, max_size=60), keep_open=st.integers(1, 3))

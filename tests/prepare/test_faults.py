@@ -53,7 +53,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # A sketch is more than the packed text of so small a document.
         (['--dedup={"exact": true}'], "task 0 of 02-sketch could not write or read: OSError"),
         # One chunk, and one list of rows, of all documents.
-        (["--chunk_tokens=1000000"], "task 0 of 03-encode could not write or read: OSError"),
+        (["--chunk_tokens=1000000"], "task 0 of 04-encode could not write or read: OSError"),
         # The lists of rows of all parts, joined.
         (["--part_bytes=20000"], "cannot write the dataset below"),
     ],

@@ -371,8 +371,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "tokenizer without path": ({"tokenizer": TokenizerConfig(kind="file")}, "tokenizer is of kind file and needs `path`"),
     "tokenizer with both": ({"tokenizer": TokenizerConfig(path="x")}, r"tokenizer\.path='x' has no meaning for kind train"),
     "missing tokenizer": ({"tokenizer": TokenizerConfig(kind="file", path="nowhere")}, "tokenizer nowhere does not exist"),
-    "negative fraction": ({"splits": SplitsConfig(validation=-0.1)}, r"splits\.validation=-0\.1 must be a fraction"),
-    "fraction that is not a number": ({"splits": SplitsConfig(test=float("nan"))}, r"splits\.test=nan must be a fraction"),
+    "negative fraction": ({"splits": SplitsConfig(validation=-0.1)}, r"splits\.validation=-0\.1 must be a share"),
+    "fraction that is not a number": ({"splits": SplitsConfig(test=float("nan"))}, r"splits\.test=nan must be a share"),
     "fractions too large": ({"splits": SplitsConfig(validation=0.5, test=0.5)}, "leaves nothing to train on"),
     "chunk": ({"chunk_tokens": 2**30}, "chunk_tokens=1073741824 must lie between 2 and 536870911"),
     "workers": ({"workers": 0}, "workers=0 must lie between"),
@@ -399,7 +399,7 @@ def test_mistakes_in_the_input(corpus: Path) -> None:
         prepare(config(corpus, **changes))
     (corpus / "only.txt").write_text("A single document.")
     splits = SplitsConfig(validation=0.95, test=0.0)
-    with pytest.raises(UserError, match=r"sources\.only is left without training text: all of its 1 documents fell to"):
+    with pytest.raises(UserError, match=r"sources\.only is left without training text: its 18 bytes are too few"):
         prepare(config(corpus, splits=splits, tokenizer=TokenizerConfig(vocab_size=261), **changes))
     (corpus / "only.txt").write_text("")
     with pytest.raises(UserError, match=r"sources\.only holds no document \(1 empty\)"):
@@ -421,7 +421,7 @@ def test_an_empty_held_out_split_is_said(corpus: Path, capsys: pytest.CaptureFix
     manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.2, test=0.00001)))
     assert manifest.sources["story"].splits["test"].chunks == ()
     assert not (corpus / "data" / "test").exists()
-    assert "story: no document fell to test (150 documents, fraction 1e-05)" in capsys.readouterr().err
+    assert "story: no text is held out for test; add text, or raise splits.test (now 1e-05 of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,13 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     manifest = Manifest.load(out)
     assert f"{manifest.tokens('train'):,}" in done.stdout
-    assert [line.split(":")[1].strip().split(" ")[0] for line in done.stderr.splitlines()] == ["read", "sample", "train", "encode"]
+    assert [line.split(":")[1].strip().split(" ")[0] for line in done.stderr.splitlines()][:5] == [
+        "read",
+        "measure",
+        "sample",
+        "train",
+        "encode",
+    ]
     return out
 
 
@@ -74,7 +80,7 @@ def test_help_is_complete_and_imports_little() -> None:  # how quick it is: test
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     text, _, loaded = shown.partition("LOADED")
     assert not {"torch", "litdata", "lightning", "tokenizers", "tiktoken", "pyarrow", "numpy", "omegaconf"} & set(loaded.split())
-    for words in ("Most tokens in a chunk file", "The dataset's directory", "Fraction of documents for validation", "--tokenizer.pattern"):
+    for words in ("Most tokens in a chunk file", "The dataset's directory", "Share for validation", "--tokenizer.pattern"):
         assert words in " ".join(text.split())
 
 
@@ -138,7 +144,7 @@ def test_second_run_says_that_there_is_nothing_to_do(corpus: Path, finished: Pat
         (["--tokenizer.vocab_siz=300"], "tokenizer.vocab_siz"),
         (["--sources.mine.pth=x", "--sources.mine.kind=text"], "'pth' is not accepted"),
         (["--sources.mine.kind=txt"], "'jsonl', 'parquet', 'dataset', 'warc'"),
-        (["--splits.validation=-1"], "splits.validation=-1.0 must be a fraction"),
+        (["--splits.validation=-1"], "splits.validation=-1.0 must be a share"),
         (["--errors=ignore"], "'replace', 'skip'"),
     ],
 )
@@ -155,7 +161,7 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path: Path, extra: list[str], messa
     [
         ("splits:", "splits"),
         ("tokenizer:", "tokenizer"),
-        ("tokenizer: {vocab_size: }", "tokenizer.vocab_size"),
+        ("tokenizer: {sample_bytes: }", "tokenizer.sample_bytes"),
         ("filters:", "filters"),
         ("max_document_bytes:", "max_document_bytes"),
         ("engine:", "engine"),
@@ -214,7 +220,7 @@ def heeds_interrupts() -> Iterator[None]:
     [  # a signal of each kind, a stage of each kind; the other pairs are slow
         pytest.param(kind, stage, id=f"{kind.name}-{stage}", marks=() if place == n else pytest.mark.slow)
         for n, kind in enumerate(SIGNALS)
-        for place, stage in enumerate(("01-clean", "02-sample", "03-encode"))
+        for place, stage in enumerate(("01-clean", "03-sample", "04-encode"))
     ],
 )
 def test_interrupted_then_run_again(

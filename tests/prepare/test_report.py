@@ -15,6 +15,7 @@ from lit_pretrain.prepare.report import working
 ROOT = Path(__file__).parents[2]
 BYTES = [
     "read and clean",
+    "measure the splits",
     "take out what has the id of another",
     "sketch documents",
     "read them again",

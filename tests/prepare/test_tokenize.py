@@ -118,6 +118,18 @@ def test_vocabulary_too_large() -> None:
     assert tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
 
 
+def test_little_text_gets_half_of_what_it_yields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=8192))
+    most = int(str(caught.value).split("it yields ")[1].split()[0])
+    told: list[int] = []
+    trained = tokenize.train(TEXTS[:5], TokenizerConfig(), told.append)
+    assert trained.vocab_size == max(260, most // 2)
+    assert f"vocab_size is {trained.vocab_size}: half of the tokens" in capsys.readouterr().err
+    assert sum(told) == sum(len(text.encode()) for text in TEXTS[:5])
+    assert tokenize.train(["ab"], TokenizerConfig()).vocab_size == 260, "bytes and special tokens alone"
+
+
 def test_encoding_keeps_the_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 3)
     documents = [document(text, n) for n, text in enumerate(TEXTS)]

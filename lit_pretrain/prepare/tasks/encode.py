@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,22 +42,27 @@ class EncodeTask:
         config, part = self.config, self.parts[number]
         final = part_directory(self.work, number)
         scratch = scratch_name(final)
-        splitter = Splitter(config.splits, config.seed)
+        splitter = Splitter.load(config, self.work)
+        documents = cut = 0
         writers: dict[str, ShardWriter] = {}
+        splits_of: deque[str] = deque()  # of the pieces that are being encoded, a batch at a time
 
         survivors = Survivors(config.dedup, self.work, number, self.begins[number])
 
-        def counted() -> Iterator[Document]:
+        def pieces() -> Iterator[Document]:
+            nonlocal documents, cut
             for document in survivors:
                 advance(len(document.utf8))
-                yield document
+                documents += 1
+                for _, split, piece in splitter.pieces(document):
+                    cut += split == "train" and piece is not document
+                    splits_of.append(split)
+                    yield piece
 
         try:
-            with contextlib.closing(tokenize.encode(counted(), self.tokenizer, self.dtype)) as encoding:
+            with contextlib.closing(tokenize.encode(pieces(), self.tokenizer, self.dtype)) as encoding:
                 for encoded in encoding:
-                    document = encoded.document
-                    utf8 = document.utf8
-                    split = splitter.split(splitter.key(utf8))
+                    document, split = encoded.document, splits_of.popleft()
                     if split not in writers:
                         writers[split] = ShardWriter(
                             scratch / split,
@@ -65,7 +71,7 @@ class EncodeTask:
                             chunk_tokens=config.chunk_tokens,
                             vocab_size=self.tokenizer.vocab_size,
                         )
-                    writers[split].add(encoded.ids, origin=document.origin, utf8_bytes=len(utf8), fields=document.fields)
+                    writers[split].add(encoded.ids, origin=document.origin, utf8_bytes=len(document.utf8), fields=document.fields)
             splits = {split: writers[split].close() if split in writers else SourceSplit(0, 0, 0, ()) for split in SPLITS}
             if writers:
                 shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before its result was written
@@ -77,6 +83,8 @@ class EncodeTask:
         return {
             "splits": {name: dataclasses.asdict(split) for name, split in splits.items()},
             "cut": sum(writer.cut for writer in writers.values()),
+            "documents": documents,
+            "end_held_out": cut,
             "lines": {"lines": survivors.lines, "changed": survivors.changed, "emptied": survivors.emptied},
         }
 

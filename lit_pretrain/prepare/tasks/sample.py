@@ -36,14 +36,14 @@ class SampleTask:
         limit = self.config.tokenizer.sample_bytes
         share = max(_SLACK * limit / max(1, self.total_bytes), _DOCUMENTS / max(1, self.total_documents))
         below = round(min(1.0, share) * 2**64)
-        splitter = Splitter(self.config.splits, self.config.seed)
+        splitter = Splitter.load(self.config, self.work)
         sample = Sample(limit)
         for document in Survivors(self.config.dedup, self.work, number, self.begins[number]):
-            utf8 = document.utf8
-            key = splitter.key(utf8)
-            if key < below and splitter.split(key) == "train":
-                sample.offer(key, document.text, len(utf8))
-            advance(len(utf8))
+            for key, split, piece in splitter.pieces(document):
+                size = len(piece.utf8)
+                if key < below and split == "train":
+                    sample.offer(key, piece.text, size)
+                advance(size)
         with DocumentWriter(sample_file(self.work, number)) as writer:
             for key, text in sample.documents():
                 writer.add(Document(text, str(key)))
