@@ -4,13 +4,15 @@ import ast
 import difflib
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Optional
 
 from lit_pretrain import __version__
 from lit_pretrain.cli.verb import dispatch
-from lit_pretrain.errors import UserError, message_of
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, message_of
 
 VERBS = Path(__file__).parent / "cli" / "verbs"
 
@@ -44,13 +46,15 @@ def main(argv: Optional[list[str]] = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3 training diverged,
-        75 stopped by a signal after saving, 130 interrupted from the keyboard.
+        75 stopped by a signal or the time limit after saving, 130 interrupted from the keyboard.
     """
     try:
         try:
             code = _run(sys.argv[1:] if argv is None else argv)
-        except SystemExit:  # a parser's, after --help
+        except SystemExit as error:  # a parser's, after --help
             sys.stdout.flush()
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's, which exits with 1
+                raise KeyboardInterrupt from error
             raise
         sys.stdout.flush()  # here and not at the interpreter's end, where a reader that has gone could not be dealt with
         return code
@@ -59,10 +63,32 @@ def main(argv: Optional[list[str]] = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes at its end
         return 1
+
+
+def command() -> int:
+    """Run the verb of the command line in a process of its own, which Ctrl-C ends without a traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
+        # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        signal.signal(signal.SIGINT, _interrupt if first else signal.SIG_IGN)
+    try:
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again while Python ends
+
+
+def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+    """Raise KeyboardInterrupt, but end at once within an import: numpy makes a RecursionError of it."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED_EXIT_CODE)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:
@@ -82,4 +108,4 @@ def _run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

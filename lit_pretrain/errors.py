@@ -37,4 +37,6 @@ def message_of(error: UserError) -> str:
 
 
 PREEMPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: a signal asked to stop, the run saved itself, and `--resume auto` goes on from there."""
+"""EX_TEMPFAIL of sysexits.h: a signal or the time limit stopped the run, which can be resumed."""
+INTERRUPTED_EXIT_CODE = 130
+"""128 + SIGINT, as shells count: somebody pressed Ctrl-C."""

@@ -144,7 +144,7 @@ def test_a_job_stopped_by_a_signal_equals_an_uninterrupted_one(
     stopped = start(arguments, tmp_path / "log")
     assert stop_at(stopped, tmp_path / "run", 6, number) == code, (tmp_path / "log").read_text()
     if code == 75:
-        assert "go on with --resume auto" in (tmp_path / "log").read_text()
+        assert "go on with: lit_pretrain fit --config " in (tmp_path / "log").read_text()
         assert "Traceback" not in (tmp_path / "log").read_text()
     assert main([*arguments, "--data.num_workers=0"]) == 0
     assert losses(tmp_path / "run") == losses(whole / reference)
@@ -161,16 +161,55 @@ def test_a_signal_saves_at_the_next_step_boundary(
     saved = tmp_path / "run" / "checkpoints" / f"step={step + 1:08d}.ckpt"
     assert f"stopped by {signal.Signals(number).name} after step {step + 1}; saved {saved}" in capsys.readouterr().err
     assert saved.exists()
-    assert losses(tmp_path / "run") == [line for line in losses(whole / "one") if line[0] <= step + 1]
+    # A validation that follows the step is left to the next attempt.
+    trained = [line for line in losses(whole / "one") if line[0] <= step + 1 and (line[0] <= step or line[1] is not None)]
+    assert losses(tmp_path / "run") == trained
     assert main(arguments) == 0
     assert losses(tmp_path / "run") == losses(whole / "one")
 
 
-def test_a_signal_in_the_last_step_lets_the_run_end(dataset: Path, tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize("extra", [[], ["--validate_every=0"], ["--validate_every=9"]], ids=["due-anyway", "only-last", "uneven"])
+def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_next_attempt(
+    dataset: Path, tmp_path: Path, whole: Path, extra: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)
     with at_step(STEPS - 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
-        assert main(options(dataset, tmp_path, "run")) == 0
-    assert losses(tmp_path / "run") == losses(whole / "one")
+        assert main(arguments) == 75
+    assert f"after step {STEPS}; saved " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.md").exists()
+    assert main(arguments) == 0
+    trained = [line for line in losses(whole / "one") if line[1] is not None]
+    assert [line for line in losses(tmp_path / "run") if line[1] is not None] == trained
+    assert losses(tmp_path / "run")[-1] == losses(whole / "one")[-1]
     assert (tmp_path / "run" / "summary.md").exists()
+    assert main(arguments) == 2
+    assert "nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_validation_is_left_at_a_signal_and_done_once_by_the_next_attempt(
+    dataset: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by one that is killed right after it."""
+    arguments = options(dataset, tmp_path, "run", "--resume=auto")
+    plain, asked = Stage.validation_step, []
+
+    def validation_step(self: Stage, batch: Any, batch_idx: int) -> None:
+        asked.append(self.global_step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(Stage, "validation_step", validation_step)
+    assert main([*arguments, "--data.micro_batch_size=4"]) == 75
+    assert asked == [5]  # of two batches
+    monkeypatch.undo()
+
+    def fail() -> None:
+        raise RuntimeError("cosmic ray")
+
+    with at_step(5, fail), pytest.raises(RuntimeError, match="cosmic ray"):
+        main(arguments)
+    assert main(arguments) == 0
+    assert [line[0] for line in losses(tmp_path / "run")] == [line[0] for line in losses(whole / "one")]
 
 
 @pytest.mark.parametrize("extra", [[], ["--data.micro_batch_size=2", "--data.num_workers=1"]], ids=["plain", "worker-accumulation"])

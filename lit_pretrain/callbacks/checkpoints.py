@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -37,6 +37,11 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.contract = dict(contract)
         self.on_saved = on_saved
+        self.latest: Optional[Path] = None
+        """What this attempt has saved last."""
+        self._validation_due = False
+        self._resumed_due: Optional[int] = None
+        """Step with whose validation this attempt begins."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Sweep up what a killed run was writing."""
@@ -46,7 +51,18 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the contract into the checkpoint."""
-        checkpoint[KEY] = {"step": trainer.global_step, "contract": self.contract}
+        step, due = trainer.global_step, self._validation_due
+        checkpoint[KEY] = {"step": step, "contract": self.contract, "validation_due": due}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """See whether a validation is due before the next step."""
+        saved = checkpoint[KEY]
+        self._resumed_due = saved["step"] if saved.get("validation_due") else None
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Take the mark of `save` away, which Lightning has read: it would stay in later checkpoints."""
+        if self._resumed_due is not None:
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save when it is time, unless a validation comes first."""
@@ -60,7 +76,8 @@ class Checkpoints(Checkpoint):
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        if self._is_due(trainer):
+        # That the validation is not due any more must be known to the next attempt, too.
+        if self._is_due(trainer) or trainer.global_step == self._resumed_due:
             self.save(trainer)
         path = self.run / FOLDER / checkpoint_name(trainer.global_step)
         if not trainer.is_global_zero or not path.exists():
@@ -74,10 +91,16 @@ class Checkpoints(Checkpoint):
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        return step == trainer.max_steps or (self.every > 0 and step % self.every == 0)
+        last = step == trainer.max_steps or trainer.should_stop  # such as early stopping
+        return last or (self.every > 0 and step % self.every == 0)
 
-    def save(self, trainer: L.Trainer) -> Path:
+    def save(self, trainer: L.Trainer, *, validation_due: bool = False) -> Path:
         """Save the state after the current step; all ranks call this.
+
+        Args:
+            trainer: Lightning's.
+            validation_due: Let a resumed run begin with the validation of this step, which has not
+                begun or is given up.
 
         Raises:
             UserError: The disk is full or the folder cannot be written; the older checkpoints are untouched.
@@ -85,6 +108,13 @@ class Checkpoints(Checkpoint):
         path = self.run / FOLDER / checkpoint_name(trainer.global_step)
         scratch = path.with_suffix(".ckpt.tmp")
         began = time.perf_counter()
+        self._validation_due = validation_due
+        if validation_due:
+            # Lightning repeats a validation that stopped within a batch, and no other.
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()
         try:
             trainer.save_checkpoint(scratch, weights_only=False)
         except (OSError, RuntimeError) as error:
@@ -111,6 +141,7 @@ class Checkpoints(Checkpoint):
             self._prune(path)
         trainer.strategy.barrier("checkpoint")
         self.on_saved(time.perf_counter() - began)
+        self.latest = path
         return path
 
     def _prune(self, saved: Path) -> None:
@@ -128,4 +159,5 @@ class Checkpoints(Checkpoint):
 def validates_now(trainer: L.Trainer) -> bool:
     """Whether a validation follows the optimizer step that has just ended."""
     step, every = trainer.global_step, trainer.val_check_batch
-    return bool(trainer.enable_validation and (step == trainer.max_steps or (every and step % every == 0)))
+    last = step == trainer.max_steps or trainer.should_stop
+    return bool(trainer.enable_validation and (last or (every and step % every == 0)))

@@ -1,56 +1,115 @@
-"""Graceful stop: SIGTERM and SIGUSR1 save at the next step boundary and end the run with a code of its own."""
+"""Graceful stop: a signal or the time limit saves the run where it stands and ends it, to be resumed."""
 
+import os
 import signal
-from pathlib import Path
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Optional
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
 
-from lit_pretrain.callbacks.checkpoints import Checkpoints
-from lit_pretrain.errors import PREEMPTED_EXIT_CODE, UserError
+from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
+from lit_pretrain.checkpoint.find import step_of
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
+
+REASONS = ("", "trainer.max_time", "SIGUSR1", "SIGINT", "SIGTERM")
+"""Why a run stops, weakest first: the ranks agree on the strongest reason that any of them has."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE = b"\nstopping: saves after this step; Ctrl-C again ends at once and saves nothing\n"
+ECHO_SECONDS = 0.5
+"""How long a SIGINT counts as the one before: torchrun passes on what the terminal has sent."""
 
 
-class Preempted(UserError):
-    """The run was asked to stop, saved itself, and can be resumed."""
+class Stopped(UserError):
+    """The run was asked to stop, has saved itself, and can be resumed.
 
-    exit_code = PREEMPTED_EXIT_CODE
+    Args:
+        reason: One of `REASONS`.
+        message: What was saved, and how to go on.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"stopped by {reason} {message}")
+        self.exit_code = INTERRUPTED_EXIT_CODE if reason == "SIGINT" else PREEMPTED_EXIT_CODE
 
 
-class GracefulStop(L.Callback):
-    """The handler only sets a flag: saving inside a signal handler hangs now and then."""
+class GracefulStop(Checkpoint):
+    """Stops after the step, or within the validation, in which the run is asked to.
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    The handler of a signal only sets a flag: saving inside it hangs now and then. It is a
+    `Checkpoint` so that Lightning calls it after `Checkpoints`, whose file of the same step it takes.
+
+    Args:
+        checkpoints: What saves.
+        seconds: Wall time after which the run stops by itself; None: never.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, seconds: Optional[float] = None) -> None:
         self.checkpoints = checkpoints
-        self.received: int = 0
-        self.saved: Optional[Path] = None
+        self.seconds = seconds
+        self.go_on = "go on with --resume auto"
+        """How to resume, for people."""
+        self._reason = 0
+        self._interrupted: Optional[float] = None
         self._before: dict[int, Any] = {}
+        self._began = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Install the handlers, after Lightning has installed its own."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._handle)
+        handle: Callable[[int, Any], None] = partial(self._handle, trainer, trainer.global_step)
+        for number in SIGNALS:
+            # A shell starts what it puts into the background without an ear for Ctrl-C.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, handle)
 
-    def _handle(self, number: int, frame: Any) -> None:
-        self.received = number
+    def _handle(self, trainer: L.Trainer, first_step: int, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            now, before = time.monotonic(), self._interrupted
+            if before is not None and now - before < ECHO_SECONDS:
+                return
+            if before is not None or trainer.global_step == first_step:  # nothing to save yet
+                raise KeyboardInterrupt
+            self._interrupted = now
+            if trainer.is_global_zero:
+                os.write(2, PATIENCE)  # print is not reentrant
+        self._reason = max(self._reason, REASONS.index(signal.Signals(number).name))
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Agree on stopping (one rank that was asked is enough), and save at once: there may not be much time."""
-        asked = self.received != 0
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked and trainer.global_step < trainer.max_steps:  # after the last step the run ends by itself
-            self.saved = self.checkpoints.save(trainer)
+        """Stop after a step, unless a validation is due: that has to be saved as due."""
+        if not validates_now(trainer):
+            self._stop_if_asked(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop before a validation."""
+        self._stop_if_asked(trainer, validation_due=True)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop within a validation, which may be long."""
+        self._stop_if_asked(trainer, validation_due=True)
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Save again after a validation that was due at the same step, so that the resumed run does not repeat or miss it."""
-        if self.saved is not None:
-            self.saved = self.checkpoints.save(trainer)
+        """Stop after a validation, except the last: then the run ends by itself."""
+        if trainer.global_step < trainer.max_steps:
+            self._stop_if_asked(trainer)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop before the next step."""
-        if self.saved is not None:
-            name = signal.Signals(self.received).name if self.received else "a signal on another rank"
-            raise Preempted(f"stopped by {name} after step {trainer.global_step}; saved {self.saved}; go on with --resume auto")
+    def _stop_if_asked(self, trainer: L.Trainer, *, validation_due: bool = False) -> None:
+        """Agree on a reason (one rank that was asked is enough); save and leave if there is one."""
+        if self.seconds is not None and time.monotonic() - self._began > self.seconds:
+            self._reason = max(self._reason, REASONS.index("trainer.max_time"))
+        reason = self._reason
+        if trainer.world_size > 1:
+            told = torch.tensor(reason, device=trainer.strategy.root_device)
+            reason = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if reason == 0:
+            return
+        saved = self.checkpoints.latest
+        if saved is None or step_of(saved) != trainer.global_step:
+            saved = self.checkpoints.save(trainer, validation_due=validation_due)
+        message = f"after step {trainer.global_step}; saved {saved}; {self.go_on}"
+        raise Stopped(REASONS[reason], message)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

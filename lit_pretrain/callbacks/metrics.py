@@ -132,6 +132,11 @@ class Metrics(L.Callback):
         if step % self.every == 0 or step == trainer.max_steps:
             self._report(trainer, step)
 
+    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Report the window in which a callback of the user's has ended the run."""
+        if self._steps:
+            self._report(trainer, trainer.global_step)
+
     def _position(self, step: int) -> dict[str, float]:
         tokens = step * self.tokens_per_step
         return {"progress/tokens": float(tokens), "progress/flops": tokens * self.flops_per_token}

@@ -86,6 +86,16 @@ class ProgressLine(L.Callback):
         else:
             print(f"step {step}/{self._total} | {text}", file=self.stream, flush=True)
 
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Take the length again: a run that resumes with its last validation begins a step longer."""
+        self._total = trainer.max_steps
+        if self.live is not None:
+            self.live.update(self.task, total=self._total)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException) -> None:
+        """Close the line, which has hidden the cursor: Lightning calls no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Close the line."""
         if self.live is not None:

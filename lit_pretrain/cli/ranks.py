@@ -1,6 +1,7 @@
 """Ranks: the processes of one run, as one process to the person who started it."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
     launcher = trainer.strategy.launcher
     launched = isinstance(launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0 and LAUNCHED_NAME in os.environ
     parent = os.getppid()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that ends others, too
     try:
         yield
     except BaseException as error:
@@ -52,7 +55,9 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
         if isinstance(launcher, _SubprocessScriptLauncher):
             others = list(launcher.procs)
             launcher.procs.clear()  # or the launcher's observer takes their end for a failure and kills this process, too
-            code = None if isinstance(error, UserError) else _failure(others)
+            # Of a KeyboardInterrupt Lightning makes an exit, and has killed the others already.
+            interrupted = isinstance(error.__context__, KeyboardInterrupt)
+            code = None if interrupted or isinstance(error, UserError) else _failure(others)
             for process in others:
                 process.kill()
             if code is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from lightning.pytorch import Callback
 
@@ -28,6 +28,7 @@ class RunCallbacks:
         tokens_per_step: Inputs per optimizer step over all ranks.
         flops_per_token: Of training.
         contract: What a checkpoint carries.
+        seconds: Wall time after which the run saves itself and stops; None: never.
 
     Raises:
         UserError: Evaluations are asked for, and no task is named.
@@ -42,6 +43,7 @@ class RunCallbacks:
         tokens_per_step: int,
         flops_per_token: float,
         contract: Mapping[str, Any],
+        seconds: Optional[float],
     ) -> None:
         self.progress = ProgressLine()
         self.metrics = Metrics(
@@ -66,14 +68,15 @@ class RunCallbacks:
             tokens=settings.sample_tokens,
             on_done=self.metrics.pause,
         )
+        self.stop = GracefulStop(self.checkpoints, seconds=seconds)
         self.answers_shown = AnswersShown(settings.log_every)
         self.evaluations = self._evaluations(folder, settings)
 
     def in_order(self) -> list[Callback]:
         """All of them, in the order in which they are called."""
         return [
-            self.metrics, self.progress, self.samples, self.answers_shown, *self.evaluations, GracefulStop(self.checkpoints),
-            self.checkpoints,
+            self.metrics, self.progress, self.samples, self.answers_shown, *self.evaluations,
+            self.checkpoints, self.stop,
         ]  # fmt: skip
 
     def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:

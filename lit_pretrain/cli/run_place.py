@@ -90,7 +90,8 @@ def check_place(place: RunPlace, config: Namespace, settings: RunSettings, *, co
         if forks and isinstance(data, TextData):
             before, now = data_of(saved["contract"]), data_of(contract)
             check_past(data.manifest, before, now, step=saved["step"], where=str(place.checkpoint))
-        if saved["step"] >= config.max_steps:
+        only_validates = saved["step"] == config.max_steps and saved.get("validation_due")
+        if saved["step"] >= config.max_steps and not only_validates:
             raise UserError(
                 f"{place.checkpoint} stands at step {saved['step']} and the run ends at {config.max_steps}: nothing is left to do"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -122,7 +123,10 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
-    write_whole(folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml"), text)
+    latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
+    write_whole(latest, text)
+    command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
+    cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
     data, adapter = cli.datamodule, adapter_of(cli.config)
     facts = provenance(
         verb=cli.verb,

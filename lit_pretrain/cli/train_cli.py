@@ -21,7 +21,7 @@ from lit_pretrain.cli.run_callbacks import RunCallbacks
 from lit_pretrain.cli.run_length import resolve_length
 from lit_pretrain.cli.run_place import RunPlace, check_place, resolve_place
 from lit_pretrain.cli.settings import RunSettings
-from lit_pretrain.cli.trainer import check_owned, make_trainer, world_of
+from lit_pretrain.cli.trainer import check_owned, make_trainer, time_limit, world_of
 from lit_pretrain.data.datamodule import TextData
 from lit_pretrain.data.post_training import PostTrainingData
 from lit_pretrain.errors import UserError
@@ -98,6 +98,7 @@ class TrainCLI(LightningCLI):
         config = self.config
         self.settings = RunSettings(**{field: config[field] for field in RunSettings.__dataclass_fields__})
         check_owned(config.trainer)
+        time_limit(config.trainer.max_time)
         self.take_tokenizer()
         self.data = data = build(config.data)
         self.divide_step()
@@ -139,7 +140,11 @@ class TrainCLI(LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved config as nested plain values, as it is saved."""
-        loaded: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        try:
+            text = self.parser.dump(self.config, skip_unset=False)
+        except ValueError as error:
+            raise UserError(f"config.yaml cannot hold this config: {error}") from error
+        loaded: dict[str, Any] = yaml.safe_load(text)
         return loaded
 
     # ------------------------------------------------------------------ instantiate
@@ -159,6 +164,7 @@ class TrainCLI(LightningCLI):
             tokens_per_step=self.data.tokens_per_step,
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             contract=self.contract,
+            seconds=time_limit(self.config.trainer.max_time),
         )
         values = self.config_init["trainer"]
         instantiated = values.as_dict() if isinstance(values, Namespace) else values

@@ -1,6 +1,8 @@
 """Loader: batches of samples by number, for the replica that this process feeds."""
 
+import signal
 from collections.abc import Callable
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Optional
 
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +17,22 @@ def replica_of(trainer: Any) -> tuple[int, int]:
     strategy = trainer.strategy if trainer is not None else None
     kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
     return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
+
+
+class _Worker(SpawnProcess):
+    """A process that a Ctrl-C does not reach: one that is still importing would die of it, noisily."""
+
+    def start(self) -> None:
+        """Start with SIGINT ignored; `start_worker` does the same for signals that come later."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            super().start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
 
 
 def make_loader(
@@ -45,6 +63,6 @@ def make_loader(
         persistent_workers=workers > 0,
         # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to the whole job ends the server, and
         # with it the workers.
-        multiprocessing_context="spawn" if workers > 0 else None,
+        multiprocessing_context=_Workers() if workers > 0 else None,
         pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
     )

@@ -20,6 +20,7 @@ class FakeTrainer:
     """As much of a Trainer as the callback asks of it; saves a zip archive."""
 
     max_steps, world_size, is_global_zero, sanity_checking, enable_validation = 100, 1, True, False, True
+    should_stop = False
     state = SimpleNamespace(fn="fit")
 
     def __init__(self, every: int = 0) -> None:

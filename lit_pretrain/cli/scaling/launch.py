@@ -16,7 +16,7 @@ from typing import IO, Optional
 
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings
 from lit_pretrain.cli.scaling.text import clock
-from lit_pretrain.errors import PREEMPTED_EXIT_CODE, UserError
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 from lit_pretrain.report.folder import write_whole
 
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
@@ -189,7 +189,7 @@ class Local:
         if self._stopped:
             raise Unfinished(
                 f"stopped by {signal.Signals(self._stopped).name}; what was being made has saved itself: the same command goes on",
-                PREEMPTED_EXIT_CODE,
+                INTERRUPTED_EXIT_CODE if self._stopped == signal.SIGINT else PREEMPTED_EXIT_CODE,
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import parent_process
@@ -89,6 +90,7 @@ def _explain(stage: Stage, number: int, code: int) -> None:
 
 def _child(stage: Stage, number: int, done: Synchronized[int]) -> None:
     """A task in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the process that started it ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def advance(size: int) -> None:
