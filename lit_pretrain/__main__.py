@@ -1,6 +1,7 @@
-"""The command `lit_pretrain VERB ...`: finds the verb, runs it, and turns a user's mistake into one message."""
+"""The command `lit_pretrain VERB ...`: finds the verb, runs it, and turns a user's mistake into
+one message.
+"""
 
-import ast
 import difflib
 import importlib
 import os
@@ -14,17 +15,25 @@ from lit_pretrain import __version__
 from lit_pretrain.cli.verb import dispatch
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, message_of
 
-VERBS = Path(__file__).parent / "cli" / "verbs"
+CLI = Path(__file__).parent / "cli"
 
 
 def verbs() -> dict[str, str]:
-    """Name and one-line help of every verb: one file in `cli/verbs` each, read without importing it."""
+    """Find the verbs and their one-line help, without importing anything.
+
+    A verb is a module or a package directly in `cli/` that defines `VERB`; the first line of its
+    docstring is its help.
+
+    Returns:
+        Name of the verb -> help, by name.
+    """
     found = {}
-    for file in sorted(VERBS.glob("*.py")):
-        if file.stem != "__init__":
-            doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            found[file.stem] = doc.splitlines()[0] if doc else ""
-    return found
+    for file in [*CLI.glob("*.py"), *CLI.glob("*/__init__.py")]:
+        source = file.read_text(encoding="utf-8")
+        if "\nVERB = " in source:
+            name = file.parent.name if file.stem == "__init__" else file.stem
+            found[name] = source.removeprefix('"""').partition("\n")[0].removesuffix('"""')
+    return dict(sorted(found.items()))
 
 
 def usage() -> str:
@@ -32,8 +41,20 @@ def usage() -> str:
     table = verbs()
     width = max(map(len, table))
     lines = [f"  {name:<{width}}  {text}" for name, text in table.items()]
-    head = ["usage: lit_pretrain VERB [options]", "", "Train language models, from raw text to a task model.", "", "verbs:"]
-    foot = ["", "`lit_pretrain VERB --help` lists the options of a verb; `lit_pretrain --version` prints the version."]
+    head = [
+        "usage: lit_pretrain VERB [options]",
+        "",
+        "Train language models, from raw text to a task model.",
+        "",
+        "verbs:",
+    ]
+    foot = [
+        "",
+        (
+            "`lit_pretrain VERB --help` lists the options of a verb; `lit_pretrain --version`"
+            " prints the version."
+        ),
+    ]
     return "\n".join([*head, *lines, *foot])
 
 
@@ -41,12 +62,13 @@ def main(argv: Optional[list[str]] = None) -> int:
     """Run one verb.
 
     Args:
-        argv: Arguments after the program's name; from the command line if None. `sys.argv` itself stays as it is,
-            because the launcher of multi-process training runs it again.
+        argv: Arguments after the program's name; from the command line if None. `sys.argv` itself
+            stays as it is, because the launcher of multi-process training runs it again.
 
     Returns:
-        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3 training diverged,
-        75 stopped by a signal or the time limit after saving, 130 interrupted from the keyboard.
+        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3
+        training diverged, 75 stopped by a signal or the time limit after saving, 130 interrupted
+        from the keyboard.
     """
     try:
         try:
@@ -65,12 +87,16 @@ def main(argv: Optional[list[str]] = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter complains when it flushes at its end
         return 1
 
 
 def command() -> int:
-    """Run the verb of the command line in a process of its own, which Ctrl-C ends without a traceback."""
+    """Run the verb of the command line in a process of its own, which Ctrl-C ends without a
+    traceback.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -82,7 +108,9 @@ def command() -> int:
 
 
 def _interrupt(number: int, frame: Optional[FrameType]) -> None:
-    """Raise KeyboardInterrupt, but end at once within an import: numpy makes a RecursionError of it."""
+    """Raise KeyboardInterrupt, but end at once within an import: numpy makes a RecursionError
+    of it.
+    """
     while frame is not None:
         if frame.f_globals.get("__name__") == "importlib._bootstrap":
             os.write(2, b"interrupted\n")
@@ -103,7 +131,7 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, verbs(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise UserError(f"there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.")
-    module = importlib.import_module(f"lit_pretrain.cli.verbs.{verb}")
+    module = importlib.import_module(f"lit_pretrain.cli.{verb}")
     return dispatch(f"lit_pretrain {verb}", module.VERB, rest)
 
 

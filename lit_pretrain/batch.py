@@ -1,15 +1,21 @@
 """Batch: the one contract that data, model, objective and stage share.
 
-The first five fields of every kind of batch are those of `Batch`, so that network, head and per-source sums need not know which it is.
-`Batch` holds packed rows; in all others a row is one padded sequence, laid out by these rules:
+The first five fields of every kind of batch are those of `Batch`, so that network, head and
+per-source sums need not know which it is. `Batch` holds packed rows; in all others a row is one
+padded sequence, laid out by these rules:
 
-- The row holds the whole sequence s[0..n], its last token too: tokens[t] = s[t]. (A reward model reads its score there.)
-- labels[t] = s[t + 1] where s[t + 1] belongs to the completion, the stop token included; IGNORE_INDEX in the prompt, at t = n and in
-  the padding. The labels of the whole sequence (ORPO's) follow from tokens and doc.
-- Padding is on the right. Its tokens are any valid id (the pad id), its labels IGNORE_INDEX, and its doc 1; the sequence has doc 0.
-  So `doc_BT == 0` is the mask of the sequence, and attention never reads padding.
-- A row that only fills up a batch has index -1, doc 1 and labels IGNORE_INDEX throughout; it counts nowhere, and neither does its pair.
-- T may differ from micro-batch to micro-batch; a compiled stage makes a graph for each, so round it up (to 64, or to seq_len).
+- The row holds the whole sequence s[0..n], its last token too: tokens[t] = s[t]. (A reward model
+  reads its score there.)
+- labels[t] = s[t + 1] where s[t + 1] belongs to the completion, the stop token included;
+  IGNORE_INDEX in the prompt, at t = n and in the padding. The labels of the whole sequence (ORPO's)
+  follow from tokens and doc.
+- Padding is on the right. Its tokens are any valid id (the pad id), its labels IGNORE_INDEX, and
+  its doc 1; the sequence has doc 0. So `doc_BT == 0` is the mask of the sequence, and attention
+  never reads padding.
+- A row that only fills up a batch has index -1, doc 1 and labels IGNORE_INDEX throughout; it counts
+  nowhere, and neither does its pair.
+- T may differ from micro-batch to micro-batch; a compiled stage makes a graph for each, so round it
+  up (to 64, or to seq_len).
 """
 
 from collections.abc import Callable
@@ -24,70 +30,96 @@ IGNORE_INDEX = -100
 class Batch(NamedTuple):
     """One micro-batch of packed rows: B rows, T tokens, all tensors on one device.
 
-    A named tuple, so that Lightning, `pin_memory` and `torch.compile` take it apart and put it together without help.
+    A named tuple, so that Lightning, `pin_memory` and `torch.compile` take it apart and put it
+    together without help.
     """
 
     tokens_BT: Tensor
     """Input token ids, int64."""
     labels_BT: Tensor
-    """Target token ids, int64, already shifted: labels[t] follows tokens[t]; IGNORE_INDEX where unsupervised."""
+    """Target token ids, int64, already shifted: labels[t] follows tokens[t]; IGNORE_INDEX where
+    unsupervised.
+    """
     doc_BT: Tensor
     """Number of the document within its row (0, 1, 2, ...), int32. Attention does not cross it."""
     source_B: Tensor
     """Index of the row's source in the mixture, int64."""
     index_B: Tensor
-    """Global sample number of the row in the data order, int64; -1 for a row that only pads a batch."""
+    """Global sample number of the row in the data order, int64; -1 for a row that only pads a
+    batch.
+    """
 
 
 class PreferenceBatch(NamedTuple):
-    """P preference pairs as B = 2P padded sequences: row i is the chosen answer, row i + P the rejected one to the same prompt."""
-
-    tokens_BT: Tensor
-    """Token ids of prompt and completion, int64."""
-    labels_BT: Tensor
-    """The completion, shifted as in `Batch`; IGNORE_INDEX in prompt and padding and after the last token."""
-    doc_BT: Tensor
-    """0 in the sequence, 1 in the padding, int32."""
-    source_B: Tensor
-    """Index of the row's source, int64; the same in both halves."""
-    index_B: Tensor
-    """Global sample number of the pair, int64, the same in both halves; -1 for a pair that only pads a batch."""
-    ref_logp_B: Optional[Tensor] = None
-    """Summed log-probability of the row's labels under the reference, fp32 nats; None where the data holds no such column."""
-    margin_P: Optional[Tensor] = None
-    """By how much the chosen answer is better, fp32, for a reward model with margins; None where the data holds no such column."""
-
-
-class LabelledBatch(NamedTuple):
-    """N completions with a verdict, for KTO, as B = 2N padded sequences.
-
-    Row i (i < N) is prompt i with its own completion. Row i + N is prompt i with the completion of row i - 1 (for i = 0 of the last row
-    that counts): the mismatched completions from which KTO estimates the divergence from the reference. N must be above 1.
+    """P preference pairs as B = 2P padded sequences: row i is the chosen answer, row i + P the
+    rejected one to the same prompt.
     """
 
     tokens_BT: Tensor
     """Token ids of prompt and completion, int64."""
     labels_BT: Tensor
-    """The completion, shifted as in `Batch`; IGNORE_INDEX in prompt and padding and after the last token."""
+    """The completion, shifted as in `Batch`; IGNORE_INDEX in prompt and padding and after the
+    last token.
+    """
+    doc_BT: Tensor
+    """0 in the sequence, 1 in the padding, int32."""
+    source_B: Tensor
+    """Index of the row's source, int64; the same in both halves."""
+    index_B: Tensor
+    """Global sample number of the pair, int64, the same in both halves; -1 for a pair that only
+    pads a batch.
+    """
+    ref_logp_B: Optional[Tensor] = None
+    """Summed log-probability of the row's labels under the reference, fp32 nats; None where the
+    data holds no such column.
+    """
+    margin_P: Optional[Tensor] = None
+    """By how much the chosen answer is better, fp32, for a reward model with margins; None
+    where the data holds no such column.
+    """
+
+
+class LabelledBatch(NamedTuple):
+    """N completions with a verdict, for KTO, as B = 2N padded sequences.
+
+    Row i (i < N) is prompt i with its own completion. Row i + N is prompt i with the completion of
+    row i - 1 (for i = 0 of the last row that counts): the mismatched completions from which KTO
+    estimates the divergence from the reference. N must be above 1.
+    """
+
+    tokens_BT: Tensor
+    """Token ids of prompt and completion, int64."""
+    labels_BT: Tensor
+    """The completion, shifted as in `Batch`; IGNORE_INDEX in prompt and padding and after the
+    last token.
+    """
     doc_BT: Tensor
     """0 in the sequence, 1 in the padding, int32."""
     source_B: Tensor
     """Index of the source of the row's prompt, int64."""
     index_B: Tensor
-    """Global sample number of the row's prompt, int64; -1 for a row that only pads a batch (and for its mismatched twin)."""
+    """Global sample number of the row's prompt, int64; -1 for a row that only pads a batch (and
+    for its mismatched twin).
+    """
     desirable_B: Tensor
     """Verdict on row i, bool; the second half repeats the first and is not read."""
     ref_logp_B: Optional[Tensor] = None
-    """Summed log-probability of the row's labels under the reference, fp32 nats; None where the data holds no such column."""
+    """Summed log-probability of the row's labels under the reference, fp32 nats; None where the
+    data holds no such column.
+    """
 
 
 class PolicyBatch(NamedTuple):
-    """B sampled completions with their advantages, for policy gradients. One completion a row; a group shares its prompt."""
+    """B sampled completions with their advantages, for policy gradients. One completion a row;
+    a group shares its prompt.
+    """
 
     tokens_BT: Tensor
     """Token ids of prompt and completion, int64."""
     labels_BT: Tensor
-    """The sampled tokens, shifted as in `Batch`; IGNORE_INDEX where nothing was sampled and where nothing shall be learned."""
+    """The sampled tokens, shifted as in `Batch`; IGNORE_INDEX where nothing was sampled and
+    where nothing shall be learned.
+    """
     doc_BT: Tensor
     """0 in the sequence, 1 in the padding, int32."""
     source_B: Tensor
@@ -99,17 +131,25 @@ class PolicyBatch(NamedTuple):
     reward_B: Tensor
     """Weighted sum of the rewards, fp32; for the metrics."""
     group_B: Tensor
-    """Number of the row's group within the batch, int64, from 0; rows of a group stand in one micro-batch."""
+    """Number of the row's group within the batch, int64, from 0; rows of a group stand in one
+    micro-batch.
+    """
     truncated_B: Tensor
     """Whether sampling ended at the length limit and not at a stop token, bool."""
     old_logp_BT: Optional[Tensor] = None
-    """Log-probability of each label under the policy that sampled it, 0 where ignored; None: on-policy, the network is that policy."""
+    """Log-probability of each label under the policy that sampled it, 0 where ignored; None:
+    on-policy, the network is that policy.
+    """
     ref_logp_BT: Optional[Tensor] = None
-    """Log-probability of each label under the reference, 0 where ignored; None where it is not precomputed."""
+    """Log-probability of each label under the reference, 0 where ignored; None where it is not
+    precomputed.
+    """
 
 
 class PromptBatch(NamedTuple):
-    """P prompts for a rollout to answer, padded rows up to where an answer begins; nothing of them is supervised."""
+    """P prompts for a rollout to answer, padded rows up to where an answer begins; nothing of
+    them is supervised.
+    """
 
     tokens_BT: Tensor
     """Token ids of the prompt, int64."""
@@ -122,11 +162,15 @@ class PromptBatch(NamedTuple):
     index_B: Tensor
     """Global sample number of the prompt, int64; -1 for a row that only pads a batch."""
     rows: tuple[dict[str, Any], ...]
-    """The data row of each prompt, its checkable `answer` among it: what rewards look at. Empty for a row that only pads a batch."""
+    """The data row of each prompt, its checkable `answer` among it: what rewards look at. Empty
+    for a row that only pads a batch.
+    """
 
 
 class DistillBatch(NamedTuple):
-    """Packed rows, as in `Batch`, with what a teacher said about each label: its K likeliest tokens."""
+    """Packed rows, as in `Batch`, with what a teacher said about each label: its K likeliest
+    tokens.
+    """
 
     tokens_BT: Tensor
     """Input token ids, int64."""
@@ -165,7 +209,9 @@ AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, PromptBatch
 
 
 class DataContract(NamedTuple):
-    """What the data promises to a stage; the stage refuses a network or a parent that does not fit it."""
+    """What the data promises to a stage; the stage refuses a network or a parent that does not
+    fit it.
+    """
 
     sources: tuple[str, ...]
     """Names of the sources, in the order of `Batch.source_B`."""
@@ -174,14 +220,18 @@ class DataContract(NamedTuple):
     tokenizer_hash: str
     manifest_hash: str
     token_bytes: tuple[int, ...]
-    """UTF-8 bytes that each token id stands for (0 for special tokens); bits per byte are computed from it."""
+    """UTF-8 bytes that each token id stands for (0 for special tokens); bits per byte are
+    computed from it.
+    """
     seq_len: int
     """Inputs per row."""
     global_batch_tokens: int
     """Inputs per optimizer step, over all ranks and micro-batches."""
     provides: frozenset[str] = frozenset({"labels"})
-    """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs (PreferenceBatch), verdicts
-    (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be answered); and of the optional columns ref_logp, margin and teacher.
-    The stage checks it against what its objective needs, so that nobody learns rejected answers by cross-entropy."""
+    """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs
+    (PreferenceBatch), verdicts (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be
+    answered); and of the optional columns ref_logp, margin and teacher. The stage checks it against
+    what its objective needs, so that nobody learns rejected answers by cross-entropy.
+    """
     asking: Optional[Asking] = None
     """How its prompts are to be answered; None where it has none."""

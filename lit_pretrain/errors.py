@@ -6,15 +6,16 @@ from collections.abc import Sequence
 class UserError(ValueError):
     """What was wrong, where, what was found, and what to do about it.
 
-    The command line prints the message and exits with `exit_code`; every other exception keeps its traceback, because
-    it is our mistake.
+    The command line prints the message and exits with `exit_code`; every other exception keeps its
+    traceback, because it is our mistake.
     """
 
     exit_code: int = 2
 
 
 class DivergedError(UserError):
-    """A loss or gradient that is not finite: training stopped before the update, the last good checkpoint is kept.
+    """A loss or gradient that is not finite: training stopped before the update, the last good
+    checkpoint is kept.
 
     Args:
         message: Names the step and the values.
@@ -29,7 +30,9 @@ class DivergedError(UserError):
 
 
 def message_of(error: UserError) -> str:
-    """What to tell the user: torch passes an exception of a loader's worker on with the worker's traceback as its message."""
+    """What to tell the user: torch passes an exception of a loader's worker on with the
+    worker's traceback as its message.
+    """
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

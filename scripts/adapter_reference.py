@@ -1,9 +1,12 @@
-"""Adapter reference: losses and gradients of LoRA and DoRA in peft, and NF4 bytes of bitsandbytes, on networks that can be made anywhere.
+"""Adapter reference: losses and gradients of LoRA and DoRA in peft, and NF4 bytes of bitsandbytes,
+on networks that can be made anywhere.
 
-    python scripts/adapter_reference.py tests/adapter/reference.json     # needs peft (and accelerate, psutil), transformers, bitsandbytes
+    python scripts/adapter_reference.py tests/adapter/reference.json     # needs peft (and
+    accelerate, psutil), transformers, bitsandbytes
 
-Weights are hashes of their names and places, so that no generator of random numbers stands between the two libraries. Tests compute the
-same with ours and compare; where peft is installed they compare directly besides.
+Weights are hashes of their names and places, so that no generator of random numbers stands between
+the two libraries. Tests compute the same with ours and compare; where peft is installed they
+compare directly besides.
 """
 
 import hashlib
@@ -20,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_pretrain.adapter import LoRA, is_adapter_tensor
-from lit_pretrain.checkpoint.peft_format import CONFIG, WEIGHTS, to_peft
+from lit_pretrain.checkpoint.peft_format import PEFT_CONFIG, PEFT_WEIGHTS, to_peft
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 
@@ -28,19 +31,24 @@ VOCAB, WIDTH, HEADS, FFN, LENGTH = 48, 16, 4, 24, 12
 SHAPES = {
     "llama": ModelConfig(vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, ffn_width=FFN, max_seq_len=32),
     "qwen3": ModelConfig(
-        vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, head_dim=8, ffn_width=FFN, max_seq_len=32, norm_eps=1e-6,
+        vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, head_dim=8,
+        ffn_width=FFN, max_seq_len=32, norm_eps=1e-6,
         qk_norm=True, tie_embeddings=True,
     ),
     "gpt2": ModelConfig(
-        vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, ffn_width=FFN, max_seq_len=32, norm="layernorm", norm_bias=True,
-        position="learned", activation="gelu_tanh", qkv_bias=True, attn_out_bias=True, ffn_bias=True, tie_embeddings=True,
+        vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, ffn_width=FFN, max_seq_len=32,
+        norm="layernorm", norm_bias=True,
+        position="learned", activation="gelu_tanh", qkv_bias=True, attn_out_bias=True,
+        ffn_bias=True, tie_embeddings=True,
     ),
 }  # fmt: skip
 ADAPTERS = {
     "lora": LoRA(rank=3, alpha=5.0),
     "rslora": LoRA(rank=3, alpha=5.0, rslora=True, targets=(r"(q|v)_proj$",)),
     "dora": LoRA(rank=2, alpha=3.0, dora=True),
-    "one_layer": LoRA(rank=2, alpha=4.0, targets=(r"blocks\.1\.attention", r"blocks\.0\..*down_proj")),
+    "one_layer": LoRA(
+        rank=2, alpha=4.0, targets=(r"blocks\.1\.attention", r"blocks\.0\..*down_proj")
+    ),
 }
 
 
@@ -48,11 +56,15 @@ def made(name: str, shape: tuple[int, ...]) -> Tensor:
     """Numbers in [-0.5, 0.5) that depend on a name and their places alone (SplitMix64)."""
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
-        x = (np.arange(count, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (
+            np.arange(count, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)
+        ) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-    return torch.from_numpy((x >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5).float().view(shape)
+    return (
+        torch.from_numpy((x >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5).float().view(shape)
+    )
 
 
 def network(kind: str) -> Transformer:
@@ -101,22 +113,41 @@ def transformers_model(net: Transformer, kind: str) -> Any:
     import transformers
 
     c = net.config
-    common: dict[str, Any] = {"vocab_size": VOCAB, "tie_word_embeddings": c.tie_embeddings, "attn_implementation": "eager"}
+    common: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": c.tie_embeddings,
+        "attn_implementation": "eager",
+    }
     if kind == "gpt2":
         config: Any = transformers.GPT2Config(
-            n_positions=32, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_inner=FFN, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, **common
+            n_positions=32,
+            n_embd=WIDTH,
+            n_layer=2,
+            n_head=HEADS,
+            n_inner=FFN,
+            attn_pdrop=0,
+            embd_pdrop=0,
+            resid_pdrop=0,
+            **common,
         )
         model: Any = transformers.GPT2LMHeadModel(config)
     else:
         sizes: dict[str, Any] = {
-            "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS, "num_key_value_heads": 2, "intermediate_size": FFN,
+            "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS,
+            "num_key_value_heads": 2, "intermediate_size": FFN,
             "max_position_embeddings": 32, "rms_norm_eps": c.norm_eps, "head_dim": c.head_size,
         }  # fmt: skip
         llama = kind == "llama"
-        config = (transformers.LlamaConfig if llama else transformers.Qwen3Config)(**sizes, **common)
+        config = (transformers.LlamaConfig if llama else transformers.Qwen3Config)(
+            **sizes, **common
+        )
         model = (transformers.LlamaForCausalLM if llama else transformers.Qwen3ForCausalLM)(config)
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    theirs = {key: _their_value(key, state) for key in model.state_dict() if not (key == "lm_head.weight" and c.tie_embeddings)}
+    theirs = {
+        key: _their_value(key, state)
+        for key in model.state_dict()
+        if not (key == "lm_head.weight" and c.tie_embeddings)
+    }
     missing, unexpected = model.load_state_dict(theirs, strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= {"lm_head.weight"}, missing
@@ -129,7 +160,14 @@ def _their_value(key: str, state: dict[str, Tensor]) -> Tensor:
 
     if key.startswith("transformer."):
         if ".attn.c_attn." in key:
-            parts = [state[hf_import._rename(key.replace(".attn.c_attn.", f".attention.{x}_proj."), hf_import._GPT2_NAMES)] for x in "qkv"]
+            parts = [
+                state[
+                    hf_import._rename(
+                        key.replace(".attn.c_attn.", f".attention.{x}_proj."), hf_import._GPT2_NAMES
+                    )
+                ]
+                for x in "qkv"
+            ]
             whole = torch.cat(parts)
             return whole.T.contiguous() if whole.ndim == 2 else whole
         value = state[hf_import._rename(key, hf_import._GPT2_NAMES)]
@@ -143,8 +181,8 @@ def save_peft(net: Transformer, adapter: LoRA, folder: Path) -> None:
 
     own = {name: value for name, value in net.state_dict().items() if is_adapter_tensor(name)}
     config, tensors = to_peft(net.config, adapter, own, base=None)
-    (folder / CONFIG).write_text(json.dumps(config))
-    save_file(tensors, folder / WEIGHTS)
+    (folder / PEFT_CONFIG).write_text(json.dumps(config))
+    save_file(tensors, folder / PEFT_WEIGHTS)
 
 
 def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
@@ -154,7 +192,9 @@ def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
     net = adapted(kind, how)
     with tempfile.TemporaryDirectory() as scratch:
         save_peft(net, ADAPTERS[how], Path(scratch))
-        model = peft.PeftModel.from_pretrained(transformers_model(network(kind), kind), scratch, is_trainable=True)
+        model = peft.PeftModel.from_pretrained(
+            transformers_model(network(kind), kind), scratch, is_trainable=True
+        )
     loss = loss_of(model(tokens()).logits)
     loss.backward()  # type: ignore[no-untyped-call]
     found = {
@@ -166,28 +206,50 @@ def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
         if p.grad is not None
     }
     return loss.item(), {
-        name: _their_gradient(name, kind, ADAPTERS[how], net, found) for name, p in net.named_parameters() if p.requires_grad
+        name: _their_gradient(name, kind, ADAPTERS[how], net, found)
+        for name, p in net.named_parameters()
+        if p.requires_grad
     }
 
 
-def _their_gradient(name: str, kind: str, adapter: LoRA, net: Transformer, found: dict[str, Tensor]) -> Tensor:
+def _their_gradient(
+    name: str, kind: str, adapter: LoRA, net: Transformer, found: dict[str, Tensor]
+) -> Tensor:
     prefix, _, tensor = name.rpartition(".")
     _, layer, matrix = prefix.split(".", 2)
     if kind != "gpt2":
-        hf = matrix.replace("attention.out_proj", "self_attn.o_proj").replace("attention.", "self_attn.").replace("feed_forward.", "mlp.")
+        hf = (
+            matrix.replace("attention.out_proj", "self_attn.o_proj")
+            .replace("attention.", "self_attn.")
+            .replace("feed_forward.", "mlp.")
+        )
         return found[f"model.layers.{layer}.{hf}.{tensor}"]
     if not matrix.endswith(("q_proj", "k_proj", "v_proj")):
-        hf = {"attention.out_proj": "attn.c_proj", "feed_forward.up_proj": "mlp.c_fc", "feed_forward.down_proj": "mlp.c_proj"}[matrix]
+        hf = {
+            "attention.out_proj": "attn.c_proj",
+            "feed_forward.up_proj": "mlp.c_fc",
+            "feed_forward.down_proj": "mlp.c_proj",
+        }[matrix]
         return found[f"transformer.h.{layer}.{hf}.{tensor}"]
     whole = found[f"transformer.h.{layer}.attn.c_attn.{tensor}"]
-    adapted_parts = [x for x in "qkv" if f"blocks.{layer}.attention.{x}_proj.lora_A" in net.state_dict()]
+    adapted_parts = [
+        x for x in "qkv" if f"blocks.{layer}.attention.{x}_proj.lora_A" in net.state_dict()
+    ]
     row, column = "qkv".index(matrix[-6]), adapted_parts.index(matrix[-6]) * adapter.rank
     rows, columns = slice(row * WIDTH, (row + 1) * WIDTH), slice(column, column + adapter.rank)
-    return whole[columns] if tensor == "lora_A" else whole[rows] if tensor == "lora_magnitude" else whole[rows, columns]
+    return (
+        whole[columns]
+        if tensor == "lora_A"
+        else whole[rows]
+        if tensor == "lora_magnitude"
+        else whole[rows, columns]
+    )
 
 
 def figures(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Three numbers that say what a gradient is: its norm, and its products with two made directions."""
+    """Three numbers that say what a gradient is: its norm, and its products with two made
+    directions.
+    """
     found = {}
     for name, gradient in sorted(gradients.items()):
         g = gradient.double()
@@ -197,8 +259,16 @@ def figures(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def nf4_inputs() -> dict[str, Tensor]:
-    """Matrices to quantise: of several sizes, odd ones too, scales over many magnitudes, and zeros."""
-    shapes = {"small": (8, 8), "odd": (7, 9), "ragged": (33, 129), "large": (512, 257), "square": (128, 96)}
+    """Matrices to quantise: of several sizes, odd ones too, scales over many magnitudes, and
+    zeros.
+    """
+    shapes = {
+        "small": (8, 8),
+        "odd": (7, 9),
+        "ragged": (33, 129),
+        "large": (512, 257),
+        "square": (128, 96),
+    }
     found = {name: made(name, shape) * 0.1 for name, shape in shapes.items()}
     found["scales"] = made("scales", (256, 64)) * torch.exp2(torch.arange(256) % 17 - 8.0)[:, None]
     found["zeros"] = torch.zeros(64, 64)
@@ -207,21 +277,33 @@ def nf4_inputs() -> dict[str, Tensor]:
 
 def digest(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def nf4_digests() -> dict[str, list[str]]:
-    """Of bitsandbytes' CPU kernels: packed weights, codes and scales of the scales, their offset, and the matrix again in three dtypes."""
+    """Of bitsandbytes' CPU kernels: packed weights, codes and scales of the scales, their
+    offset, and the matrix again in three dtypes.
+    """
     import bitsandbytes.functional as bnb
 
     found = {}
     for name, matrix in nf4_inputs().items():
-        packed, state = bnb.quantize_4bit(matrix, quant_type="nf4", compress_statistics=True, blocksize=64)
+        packed, state = bnb.quantize_4bit(
+            matrix, quant_type="nf4", compress_statistics=True, blocksize=64
+        )
         again = []
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             state.dtype = dtype
             again.append(digest(bnb.dequantize_4bit(packed, state)))
-        found[name] = [digest(packed), digest(state.absmax), digest(state.state2.absmax), digest(state.offset), *again]
+        found[name] = [
+            digest(packed),
+            digest(state.absmax),
+            digest(state.state2.absmax),
+            digest(state.offset),
+            *again,
+        ]
     return found
 
 
@@ -237,10 +319,18 @@ def main() -> None:
             loss, gradients = theirs(kind, how)
             own_loss, own = ours(kind, how)
             worst = max(((own[n] - g).norm() / g.norm()).item() for n, g in gradients.items())
-            print(f"{kind} {how}: loss {loss:.6f}, ours differs by {abs(own_loss - loss) / loss:.1e}, gradients by {worst:.1e} (relative)")
+            print(
+                f"{kind} {how}: loss {loss:.6f}, ours differs by {abs(own_loss - loss) / loss:.1e},"
+                f" gradients by {worst:.1e} (relative)"
+            )
             cases[f"{kind}/{how}"] = {"loss": loss, "gradients": figures(gradients)}
     versions = {m.__name__: m.__version__ for m in (torch, transformers, peft, bitsandbytes)}
-    content = {"made by": "scripts/adapter_reference.py", "versions": versions, "peft": cases, "nf4": nf4_digests()}
+    content = {
+        "made by": "scripts/adapter_reference.py",
+        "versions": versions,
+        "peft": cases,
+        "nf4": nf4_digests(),
+    }
     Path(sys.argv[1]).write_text(json.dumps(content, indent=0) + "\n")
 
 

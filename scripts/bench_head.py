@@ -1,10 +1,12 @@
-"""Time and memory of the ways to compute head and loss, forward and backward: the table behind linear_cross_entropy's default.
+"""Time and memory of the ways to compute head and loss, forward and backward: the table behind
+linear_cross_entropy's default.
 
     python scripts/bench_head.py                      # both default shapes, fp32 and bf16 autocast
     python scripts/bench_head.py --shape 4096,384,8192 --precision bf16 --repeats 9
 
-Candidates are interleaved, so that a busy machine slows all of them alike. `cpu` is processor time of all threads: compare that
-one (with OMP_NUM_THREADS=1) where other jobs run. `peak` is what the candidate adds to the memory in use before it.
+Candidates are interleaved, so that a busy machine slows all of them alike. `cpu` is processor time
+of all threads: compare that one (with OMP_NUM_THREADS=1) where other jobs run. `peak` is what the
+candidate adds to the memory in use before it.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def ours(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def ours_chunk(chunk: int) -> Head:
-    return lambda hidden, weight, labels: linear_cross_entropy(hidden, weight, labels, chunk=chunk)[0]
+    return lambda hidden, weight, labels: linear_cross_entropy(hidden, weight, labels, chunk=chunk)[
+        0
+    ]
 
 
 class _Unrolled(torch.autograd.Function):
@@ -65,7 +69,9 @@ class _Unrolled(torch.autograd.Function):
 def unrolled(chunk: int) -> Head:
     def head(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        )
         return _Unrolled.apply(hidden, weight, labels, chunk, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
     return head
@@ -73,7 +79,9 @@ def unrolled(chunk: int) -> Head:
 
 def torch_chunked(chunk: int) -> Head:
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk, acc_policy="accurate")
-    return lambda hidden, weight, labels: F.linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options)
+    return lambda hidden, weight, labels: F.linear_cross_entropy(
+        hidden, weight, labels, reduction="sum", options=options
+    )
 
 
 def candidates() -> dict[str, Head]:
@@ -101,30 +109,44 @@ class Record:
 
 
 class PeakMemory:
-    """MiB above the level at `start`, from the kernel's high-water mark (CPU, Linux) or torch's (CUDA)."""
+    """MiB above the level at `start`, from the kernel's high-water mark (CPU, Linux) or torch's
+    (CUDA).
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def _status(self) -> dict[str, int]:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmHWM", "VmRSS"))}
+        return {
+            line.split(":")[0]: int(line.split()[1])
+            for line in lines
+            if line.startswith(("VmHWM", "VmRSS"))
+        }
 
     def start(self) -> None:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.base = torch.cuda.memory_allocated() / 2**10
         else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that an earlier candidate left behind hides this one's
+            ctypes.CDLL("libc.so.6").malloc_trim(
+                0
+            )  # else memory that an earlier candidate left behind hides this one's
             Path("/proc/self/clear_refs").write_text("5")
             self.base = self._status()["VmRSS"]
 
     def mib(self) -> float:
-        peak = torch.cuda.max_memory_allocated() / 2**10 if self.device == "cuda" else self._status()["VmHWM"]
+        peak = (
+            torch.cuda.max_memory_allocated() / 2**10
+            if self.device == "cuda"
+            else self._status()["VmHWM"]
+        )
         return (peak - self.base) / 2**10
 
 
-def measure(shape: tuple[int, int, int], precision: str, repeats: int, device: str) -> dict[str, Record]:
+def measure(
+    shape: tuple[int, int, int], precision: str, repeats: int, device: str
+) -> dict[str, Record]:
     tokens, width, vocabulary = shape
     torch.manual_seed(0)
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
@@ -134,7 +156,11 @@ def measure(shape: tuple[int, int, int], precision: str, repeats: int, device: s
 
     def once(head: Head) -> float:
         hidden.grad = weight.grad = None
-        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
+        with (
+            torch.autocast(device, torch.bfloat16)
+            if precision == "bf16"
+            else contextlib.nullcontext()
+        ):
             loss = head(hidden, weight, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()  # waits for a GPU
@@ -152,7 +178,9 @@ def measure(shape: tuple[int, int, int], precision: str, repeats: int, device: s
             once(head)
             records[name].wall_s.append(time.perf_counter() - wall)
             records[name].cpu_s.append(time.process_time() - cpu)
-    for _ in range(2):  # apart from the times: returning memory to the kernel between candidates costs page faults
+    for _ in range(
+        2
+    ):  # apart from the times: returning memory to the kernel between candidates costs page faults
         for name, head in heads.items():
             hidden.grad = weight.grad = None
             peak.start()
@@ -162,21 +190,33 @@ def measure(shape: tuple[int, int, int], precision: str, repeats: int, device: s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", action="append", help="tokens,width,vocabulary; may repeat")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {args.repeats} interleaved repeats, medians")
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads,"
+        f" {args.repeats} interleaved repeats, medians"
+    )
     for text in args.shape or ["4096,384,8192", "2048,1024,32768"]:
         tokens, width, vocabulary = (int(part) for part in text.split(","))
         for precision in args.precision or ["fp32", "bf16"]:
             print(f"\nN={tokens} D={width} V={vocabulary} {precision}")
-            print(f"{'':30s}{'wall ms':>9s}{'cpu ms':>9s}{'peak MiB':>10s}{'first s':>9s}{'loss/N':>11s}")
-            for name, r in measure((tokens, width, vocabulary), precision, args.repeats, args.device).items():
+            print(
+                f"{'':30s}{'wall ms':>9s}{'cpu ms':>9s}{'peak MiB':>10s}{'first s':>9s}{'loss/N':>11s}"
+            )
+            for name, r in measure(
+                (tokens, width, vocabulary), precision, args.repeats, args.device
+            ).items():
                 wall, cpu = statistics.median(r.wall_s) * 1e3, statistics.median(r.cpu_s) * 1e3
-                print(f"{name:30s}{wall:9.1f}{cpu:9.1f}{max(r.peak_mib):10.1f}{r.first_s:9.1f}{r.loss / tokens:11.6f}", flush=True)
+                print(
+                    f"{name:30s}{wall:9.1f}{cpu:9.1f}{max(r.peak_mib):10.1f}{r.first_s:9.1f}{r.loss / tokens:11.6f}",
+                    flush=True,
+                )
             torch.compiler.reset()
 
 

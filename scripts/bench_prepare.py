@@ -1,9 +1,11 @@
-"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb MB] [--repeats 3] [filters dedup gate bpe encode whole]`.
+"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb MB] [--repeats 3]
+[filters dedup gate bpe encode whole]`.
 
-Figures are medians of CPU seconds of this process, so that what else the machine does counts little; datatrove's filters (extra
-`cluster`) take turns with ours on the same text. The text is the Python standard library and the packages installed beside it. `whole`
-runs `lit_pretrain prepare` with all steps in a process of its own, on the text once and four times over (each copy altered), and prints the
-peak memory of both: it must not grow with the input.
+Figures are medians of CPU seconds of this process, so that what else the machine does counts
+little; datatrove's filters (extra `cluster`) take turns with ours on the same text. The text is the
+Python standard library and the packages installed beside it. `whole` runs `lit_pretrain prepare`
+with all steps in a process of its own, on the text once and four times over (each copy altered),
+and prints the peak memory of both: it must not grow with the input.
 """
 
 import argparse
@@ -22,18 +24,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 
 Jobs = dict[str, Callable[[], Any]]
 
 
-def texts(megabytes: float, suffixes: Sequence[str] = (".py", ".md", ".rst", ".txt")) -> list[Document]:
+def texts(
+    megabytes: float, suffixes: Sequence[str] = (".py", ".md", ".rst", ".txt")
+) -> list[Document]:
     """Real text of this size: by name, so that it is the same on every run."""
     found: list[Document] = []
     size = 0
     for place in ("stdlib", "purelib"):
         root = Path(sysconfig.get_path(place))
-        for path in sorted(path for path in root.rglob("*") if path.suffix in suffixes and path.is_file()):
+        for path in sorted(
+            path for path in root.rglob("*") if path.suffix in suffixes and path.is_file()
+        ):
             try:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
@@ -61,17 +67,26 @@ def race(jobs: Jobs, amount: float, unit: str, repeats: int) -> None:
             seconds[name].append(time.process_time() - began)
     for name, spent in seconds.items():
         median = statistics.median(spent)
-        print(f"  {name:<44} {amount / median:9.2f} {unit} per CPU-second   (median of {repeats}: {median:.2f} s)", flush=True)
+        print(
+            f"  {name:<44} {amount / median:9.2f} {unit} per CPU-second   (median of {repeats}:"
+            f" {median:.2f} s)",
+            flush=True,
+        )
 
 
 def bench_filters(megabytes: float, repeats: int) -> None:
     """Our filters, and datatrove's with a white-space splitter."""
     from datatrove.data import Document as TheirDocument
-    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     from lit_pretrain.prepare.filters.c4 import sentences
-    from lit_pretrain.prepare.filters.chain import Chain
+    from lit_pretrain.prepare.filters.load import Chain
 
     class WhiteSpace(WordTokenizer):  # type: ignore[misc]
         def word_tokenize(self, text: str) -> list[str]:
@@ -80,7 +95,9 @@ def bench_filters(megabytes: float, repeats: int) -> None:
         def sent_tokenize(self, text: str) -> list[str]:
             raise NotImplementedError
 
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:  # as many as ours has: C4 only counts them
+        def span_tokenize(
+            self, text: str
+        ) -> list[tuple[int, int]]:  # as many as ours has: C4 only counts them
             return [(0, 0)] * sentences(text)
 
     documents = texts(megabytes)
@@ -100,14 +117,16 @@ def bench_filters(megabytes: float, repeats: int) -> None:
     jobs: Jobs = {
         "gopher + c4 + fineweb, lit_pretrain": lambda: [ours(document) for document in documents],
         "gopher + c4 + fineweb, datatrove": run_theirs,
-        "gopher + c4 + fineweb + language, lit_pretrain": lambda: [with_language(document) for document in documents],
+        "gopher + c4 + fineweb + language, lit_pretrain": lambda: [
+            with_language(document) for document in documents
+        ],
     }
     race(jobs, size_of(documents), "MB", repeats)
 
 
 def bench_dedup(megabytes: float, repeats: int) -> None:
     """Sketches, buckets, comparison."""
-    from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig
+    from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig
     from lit_pretrain.prepare.dedup.run import deduplicate
 
     documents = texts(megabytes)
@@ -126,8 +145,7 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
 
 def bench_gate(megabytes: float, repeats: int) -> None:
     """13-grams against an index of 7,000 items."""
-    from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
-    from lit_pretrain.data.decontaminate.index import Index
+    from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet, Index
 
     documents = texts(megabytes)
     words = " ".join(document.text for document in texts(4, (".rst", ".md"))).split()
@@ -136,54 +154,90 @@ def bench_gate(megabytes: float, repeats: int) -> None:
         items = [" ".join(words[at * 40 : at * 40 + 40][::-1]) for at in range(7000)]
         path.write_text("".join(json.dumps({"text": item}) + "\n" for item in items if item))
         index = Index.build(DecontaminateConfig(against={"made": EvaluationSet(path=str(path))}))
-    race({"decontaminate": lambda: [index.check(document.text) for document in documents]}, size_of(documents), "MB", repeats)
+    race(
+        {"decontaminate": lambda: [index.check(document.text) for document in documents]},
+        size_of(documents),
+        "MB",
+        repeats,
+    )
 
 
 def bench_bpe(megabytes: float, repeats: int) -> None:
-    """BPE of 32,768 ids; and what of it is splitting and counting words, beside the `regex` package doing the same."""
+    """BPE of 32,768 ids; and what of it is splitting and counting words, beside the `regex`
+    package doing the same.
+    """
     import regex  # type: ignore[import-untyped]
 
-    from lit_pretrain.data.byte_level import PATTERNS
     from lit_pretrain.prepare import tokenize
-    from lit_pretrain.prepare.config import TokenizerConfig
+    from lit_pretrain.prepare.prepare_config import TokenizerConfig
+    from lit_pretrain.tokenizer.byte_level import PATTERNS
 
     documents = [document.text for document in texts(megabytes)]
     size = sum(len(text.encode()) for text in documents) / 1e6
     split = regex.compile(PATTERNS["cl100k"])
     jobs: Jobs = {
-        f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=32768)),
-        "one merge: splitting and counting": lambda: tokenize.train(documents, TokenizerConfig(vocab_size=261)),
-        "splitting and counting, regex": lambda: Counter(itertools.chain.from_iterable(map(split.findall, documents))),
+        f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train_bpe(
+            documents, TokenizerConfig(vocab_size=32768)
+        ),
+        "one merge: splitting and counting": lambda: tokenize.train_bpe(
+            documents, TokenizerConfig(vocab_size=261)
+        ),
+        "splitting and counting, regex": lambda: Counter(
+            itertools.chain.from_iterable(map(split.findall, documents))
+        ),
     }
     race(jobs, size, "MB", repeats)
 
 
 def bench_encode(megabytes: float, repeats: int) -> None:
     """Encoding and storing."""
+    from lit_pretrain.corpus.chunk_writer import ShardWriter, assemble_chunks
     from lit_pretrain.prepare import tokenize
-    from lit_pretrain.prepare.config import TokenizerConfig
-    from lit_pretrain.prepare.shard import ShardWriter, assemble
+    from lit_pretrain.prepare.prepare_config import TokenizerConfig
 
     documents = texts(megabytes)
-    tokenizer = tokenize.train([document.text for document in documents[:2000]], TokenizerConfig(vocab_size=16384))
+    tokenizer = tokenize.train_bpe(
+        [document.text for document in documents[:2000]], TokenizerConfig(vocab_size=16384)
+    )
     count = sum(len(encoded.ids) for encoded in tokenize.encode(documents, tokenizer, "uint16"))
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            writer = ShardWriter(Path(folder) / "part", part=0, dtype="uint16", chunk_tokens=8_000_000, vocab_size=tokenizer.vocab_size)
+            writer = ShardWriter(
+                Path(folder) / "part",
+                part=0,
+                dtype="uint16",
+                chunk_tokens=8_000_000,
+                vocab_size=tokenizer.vocab_size,
+            )
             for encoded in tokenize.encode(documents, tokenizer, "uint16"):
-                writer.add(encoded.ids, origin=encoded.document.origin, utf8_bytes=len(encoded.document.utf8))
-            assemble(Path(folder) / "all", [(0, Path(folder) / "part", writer.close())], dtype="uint16", chunk_tokens=8_000_000)
+                writer.add(
+                    encoded.ids,
+                    origin=encoded.document.origin,
+                    utf8_bytes=len(encoded.document.utf8),
+                )
+            assemble_chunks(
+                Path(folder) / "all",
+                [(0, Path(folder) / "part", writer.close())],
+                dtype="uint16",
+                chunk_tokens=8_000_000,
+            )
 
     race({"encode + shard": store}, count / 1e6, "M tokens", repeats)
 
 
 def bench_whole(megabytes: float, repeats: int) -> None:
-    """The command line with all steps, one worker, in parts of 8 MB: rate over everything, and peak memory by size of the input."""
+    """The command line with all steps, one worker, in parts of 8 MB: rate over everything, and
+    peak memory by size of the input.
+    """
     documents = texts(megabytes)
     for copies in (1, 4):
         # Words of a copy begin with its number, so that no copy is a duplicate of another.
-        altered = [Document(re.sub(r"\b(?=[a-z])", f"{copy}", each.text), each.origin) for copy in range(1, copies) for each in documents]
+        altered = [
+            Document(re.sub(r"\b(?=[a-z])", f"{copy}", each.text), each.origin)
+            for copy in range(1, copies)
+            for each in documents
+        ]
         _prepare_all(documents + altered)
 
 
@@ -193,7 +247,10 @@ def _prepare_all(documents: Sequence[Document]) -> None:
         source = Path(folder) / "text"
         source.mkdir()
         for begin in range(0, len(documents), 500):
-            lines = [json.dumps({"text": document.text}) + "\n" for document in documents[begin : begin + 500]]
+            lines = [
+                json.dumps({"text": document.text}) + "\n"
+                for document in documents[begin : begin + 500]
+            ]
             (source / f"{begin:08d}.jsonl").write_text("".join(lines))
         config = {
             "out": f"{folder}/out",
@@ -206,7 +263,14 @@ def _prepare_all(documents: Sequence[Document]) -> None:
         }
         (Path(folder) / "config.yaml").write_text(json.dumps(config))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "lit_pretrain", "prepare", "--config", f"{folder}/config.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "lit_pretrain",
+            "prepare",
+            "--config",
+            f"{folder}/config.yaml",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
@@ -214,7 +278,10 @@ def _prepare_all(documents: Sequence[Document]) -> None:
         print("\n".join(f"  {line}" for line in done.stderr.splitlines()))
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     size = size_of(documents)
-    print(f"  {'all steps, one worker':<44} {size / spent:9.2f} MB per CPU-second   ({size:.0f} MB, peak {after.ru_maxrss / 1e6:.2f} GB)")
+    print(
+        f"  {'all steps, one worker':<44} {size / spent:9.2f} MB per CPU-second   ({size:.0f} MB,"
+        f" peak {after.ru_maxrss / 1e6:.2f} GB)"
+    )
 
 
 BENCHES: dict[str, Callable[[float, int], None]] = {

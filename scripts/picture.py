@@ -2,8 +2,9 @@
 
     python scripts/picture.py runs docs/tensorboard.png
 
-Starts TensorBoard on a free loopback port, opens its custom-scalars page, waits until the curves are drawn, takes the
-picture, and stops TensorBoard again. Needs Debian's chromium and chromium-driver and the package selenium (dev extra).
+Starts TensorBoard on a free loopback port, opens its custom-scalars page, waits until the curves
+are drawn, takes the picture, and stops TensorBoard again. Needs Debian's chromium and
+chromium-driver and the package selenium (dev extra).
 """
 
 import argparse
@@ -36,7 +37,9 @@ def tensorboard(logdir: Path) -> Iterator[str]:
             for _ in range(300):
                 if server.poll() is not None:
                     log.seek(0)
-                    raise RuntimeError(f"TensorBoard ended with {server.returncode}: {log.read().decode()}")
+                    raise RuntimeError(
+                        f"TensorBoard ended with {server.returncode}: {log.read().decode()}"
+                    )
                 try:
                     urllib.request.urlopen(address, timeout=2).read()
                     break
@@ -55,13 +58,16 @@ def browser(width: int, height: int) -> Iterator[Any]:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
     except ImportError:
-        sys.exit("a picture needs selenium, which comes with the dev extra: bash scripts/setup.sh dev")
+        sys.exit(
+            "a picture needs selenium, which comes with the dev extra: bash scripts/setup.sh dev"
+        )
 
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
             f"--window-size={width},{height}", f"--user-data-dir={profile}",
         ):  # fmt: skip
@@ -83,10 +89,20 @@ const walk = (node) => {
 walk(document.documentElement);
 return curves;
 """
-"""Counts drawn curves: SVG paths of several points inside the plot area of a chart, in whatever shadow root they lie; icons are not."""
+"""Counts drawn curves: SVG paths of several points inside the plot area of a chart, in whatever
+shadow root they lie; icons are not.
+"""
 
 
-def draw(address: str, out: Path, *, page: str = "custom_scalars", width: int = 1500, height: int = 1250, seconds: float = 60.0) -> int:
+def draw(
+    address: str,
+    out: Path,
+    *,
+    page: str = "custom_scalars",
+    width: int = 1500,
+    height: int = 1250,
+    seconds: float = 60.0,
+) -> int:
     """Save a picture of one page of TensorBoard.
 
     Returns:
@@ -105,10 +121,16 @@ def draw(address: str, out: Path, *, page: str = "custom_scalars", width: int = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, help="a folder of runs, or one run")
     parser.add_argument("out", type=Path, help="the PNG")
-    parser.add_argument("--page", default="custom_scalars", help="custom_scalars, timeseries, scalars, text or hparams")
+    parser.add_argument(
+        "--page",
+        default="custom_scalars",
+        help="custom_scalars, timeseries, scalars, text or hparams",
+    )
     options = parser.parse_args()
     with tensorboard(options.runs) as address:
         curves = draw(address, options.out, page=options.page)

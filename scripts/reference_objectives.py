@@ -1,8 +1,9 @@
-"""Reference objectives: losses and gradients of TRL's own code on tiny seeded Llamas, for the tests of ours to agree with.
+"""Reference objectives: losses and gradients of TRL's own code on tiny seeded Llamas, for the tests
+of ours to agree with.
 
-`PYTHONPATH=. python scripts/reference_objectives.py` needs trl 1.16.0 and writes tests/objective/trl_1.16.json. Weights and batches
-come from numpy's legacy generator, whose stream is fixed for ever. At a deviation of 0.2 the log-ratios are not near zero, where all
-losses agree.
+`PYTHONPATH=. python scripts/reference_objectives.py` needs trl 1.16.0 and writes
+tests/objective/trl_1.16.json. Weights and batches come from numpy's legacy generator, whose stream
+is fixed for ever. At a deviation of 0.2 the log-ratios are not near zero, where all losses agree.
 """
 
 import dataclasses
@@ -18,17 +19,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.batch import IGNORE_INDEX, AnyBatch, Batch, LabelledBatch, PolicyBatch, PreferenceBatch
+from lit_pretrain.batch import (
+    IGNORE_INDEX,
+    AnyBatch,
+    Batch,
+    LabelledBatch,
+    PolicyBatch,
+    PreferenceBatch,
+)
 from lit_pretrain.checkpoint.hf_import import _LLAMA_NAMES, _rename
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.objective import CPO, DPO, GRPO, KTO, ORPO, CrossEntropy, Distillation, LabelScores, Objective, RewardModel, SimPO
-from lit_pretrain.objective.divergence import Kind
+from lit_pretrain.objective import (
+    CPO,
+    DPO,
+    GRPO,
+    KTO,
+    ORPO,
+    CrossEntropy,
+    Distillation,
+    LabelScores,
+    Objective,
+    RewardModel,
+    SimPO,
+)
+from lit_pretrain.objective.distillation import DivergenceKind
 
 VERSION = "1.16.0"
 FILE = Path(__file__).parents[1] / "tests" / "objective" / "trl_1.16.json"
 V, D, T = 64, 32, 24
-NET = ModelConfig(vocab_size=V, n_layer=2, width=D, n_head=4, n_kv_head=2, ffn_width=64, max_seq_len=T, norm_eps=1e-6)
+NET = ModelConfig(
+    vocab_size=V,
+    n_layer=2,
+    width=D,
+    n_head=4,
+    n_kv_head=2,
+    ffn_width=64,
+    max_seq_len=T,
+    norm_eps=1e-6,
+)
 PAD = 0
 MAX_COMPLETION = 11
 
@@ -49,7 +78,9 @@ def weights(seed: int, std: float = 0.2) -> dict[str, Tensor]:
 def moved(base: dict[str, Tensor], seed: int, std: float = 0.02) -> dict[str, Tensor]:
     """Weights a little away from others: a reference of a policy."""
     noise = weights(seed, std)
-    return {name: value + noise[name] - (1.0 if "norm" in name else 0.0) for name, value in base.items()}
+    return {
+        name: value + noise[name] - (1.0 if "norm" in name else 0.0) for name, value in base.items()
+    }
 
 
 def ours(state: dict[str, Tensor]) -> Transformer:
@@ -69,7 +100,10 @@ def sequences(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
     """Prompts of 3 to 6 and completions of 2 to 11 tokens."""
     random = np.random.RandomState(seed)
     return [
-        (random.randint(1, V, random.randint(3, 7)).tolist(), random.randint(1, V, random.randint(2, MAX_COMPLETION + 1)).tolist())
+        (
+            random.randint(1, V, random.randint(3, 7)).tolist(),
+            random.randint(1, V, random.randint(2, MAX_COMPLETION + 1)).tolist(),
+        )
         for _ in range(count)
     ]
 
@@ -93,11 +127,18 @@ def _facts(count: int, per: int = 1) -> tuple[Tensor, Tensor]:
 
 PROMPTS = sequences(10, 3)
 CHOSEN = PROMPTS
-REJECTED = [(prompt, other) for (prompt, _), (_, other) in zip(PROMPTS, sequences(11, 3), strict=True)]
+REJECTED = [
+    (prompt, other) for (prompt, _), (_, other) in zip(PROMPTS, sequences(11, 3), strict=True)
+]
 JUDGED = sequences(12, 4)
 MISMATCHED = [(prompt, JUDGED[i - 1][1]) for i, (prompt, _) in enumerate(JUDGED)]
 DESIRABLE = torch.tensor([True, False, False, True])
-SAMPLED = [(prompt, other) for (prompt, _), (_, other) in zip([p for p in PROMPTS[:2] for _ in range(3)], sequences(13, 6), strict=True)]
+SAMPLED = [
+    (prompt, other)
+    for (prompt, _), (_, other) in zip(
+        [p for p in PROMPTS[:2] for _ in range(3)], sequences(13, 6), strict=True
+    )
+]
 ADVANTAGE = torch.tensor([1.2, -0.3, -0.9, 0.7, 0.4, -1.1])
 MARGIN = torch.tensor([0.5, 1.5, 0.0])
 
@@ -106,25 +147,37 @@ def pairs_batch(margin: bool = False) -> PreferenceBatch:
     """Three pairs."""
     source, _ = _facts(6)
     index = torch.arange(3).repeat(2)
-    return PreferenceBatch(*rows(CHOSEN + REJECTED), source, index, None, MARGIN if margin else None)
+    return PreferenceBatch(
+        *rows(CHOSEN + REJECTED), source, index, None, MARGIN if margin else None
+    )
 
 
 def verdicts_batch() -> LabelledBatch:
     """Four judged answers and their mismatched twins."""
     source, _ = _facts(8)
-    return LabelledBatch(*rows(JUDGED + MISMATCHED), source, torch.arange(4).repeat(2), DESIRABLE.repeat(2))
+    return LabelledBatch(
+        *rows(JUDGED + MISMATCHED), source, torch.arange(4).repeat(2), DESIRABLE.repeat(2)
+    )
 
 
 def policy_batch(*, off_policy: bool) -> PolicyBatch:
-    """Two groups of three sampled answers; off-policy ratios leave the trust region on both sides."""
+    """Two groups of three sampled answers; off-policy ratios leave the trust region on both
+    sides.
+    """
     tokens, labels, doc = rows(SAMPLED)
     source, group = _facts(6, 3)
     old = None
     if off_policy:
         with torch.no_grad():
-            noise = torch.from_numpy(np.random.RandomState(14).standard_normal((6, T))).float() * 0.4
-            old = torch.where(labels != IGNORE_INDEX, logp(ours(POLICY), tokens, doc, labels) + noise, 0.0)
-    return PolicyBatch(tokens, labels, doc, source, group, ADVANTAGE, ADVANTAGE, group, torch.zeros(6).bool(), old)
+            noise = (
+                torch.from_numpy(np.random.RandomState(14).standard_normal((6, T))).float() * 0.4
+            )
+            old = torch.where(
+                labels != IGNORE_INDEX, logp(ours(POLICY), tokens, doc, labels) + noise, 0.0
+            )
+    return PolicyBatch(
+        tokens, labels, doc, source, group, ADVANTAGE, ADVANTAGE, group, torch.zeros(6).bool(), old
+    )
 
 
 def packed_batch() -> Batch:
@@ -158,29 +211,57 @@ def cases() -> dict[str, Case]:
     pairs, verdicts = pairs_batch(), verdicts_batch()
     found = {
         "dpo": Case(DPO(beta=0.3), pairs, "dpo", {"beta": 0.3}),
-        "dpo_hinge": Case(DPO(beta=0.3, variant="hinge"), pairs, "dpo", {"beta": 0.3, "loss_types": ["hinge"]}),
-        "dpo_ipo": Case(DPO(beta=0.3, variant="ipo"), pairs, "dpo", {"beta": 0.3, "loss_types": ["ipo"]}),
+        "dpo_hinge": Case(
+            DPO(beta=0.3, variant="hinge"), pairs, "dpo", {"beta": 0.3, "loss_types": ["hinge"]}
+        ),
+        "dpo_ipo": Case(
+            DPO(beta=0.3, variant="ipo"), pairs, "dpo", {"beta": 0.3, "loss_types": ["ipo"]}
+        ),
         "dpo_robust": Case(
             DPO(beta=0.3, variant="robust", label_smoothing=0.1),
             pairs,
             "dpo",
             {"beta": 0.3, "loss_types": ["robust"], "label_smoothing": 0.1},
         ),
-        "dpo_sigmoid_norm": Case(DPO(beta=2.0, variant="sigmoid_norm"), pairs, "dpo", {"beta": 2.0, "loss_types": ["sigmoid_norm"]}),
+        "dpo_sigmoid_norm": Case(
+            DPO(beta=2.0, variant="sigmoid_norm"),
+            pairs,
+            "dpo",
+            {"beta": 2.0, "loss_types": ["sigmoid_norm"]},
+        ),
         "dpo_sft": Case(
-            DPO(beta=0.3, sft_weight=0.5), pairs, "dpo", {"beta": 0.3, "loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+            DPO(beta=0.3, sft_weight=0.5),
+            pairs,
+            "dpo",
+            {"beta": 0.3, "loss_types": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
         ),
         "cpo": Case(CPO(beta=0.1), pairs, "cpo", {"beta": 0.1}),
-        "cpo_hinge": Case(CPO(beta=0.1, variant="hinge"), pairs, "cpo", {"beta": 0.1, "loss_type": "hinge"}),
-        "cpo_smoothed": Case(
-            CPO(beta=0.1, label_smoothing=0.2, nll_weight=0.3), pairs, "cpo", {"beta": 0.1, "label_smoothing": 0.2, "cpo_alpha": 0.3}
+        "cpo_hinge": Case(
+            CPO(beta=0.1, variant="hinge"), pairs, "cpo", {"beta": 0.1, "loss_type": "hinge"}
         ),
-        "simpo": Case(SimPO(beta=2.0, gamma=1.0), pairs, "cpo", {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 1.0, "cpo_alpha": 0.0}),
+        "cpo_smoothed": Case(
+            CPO(beta=0.1, label_smoothing=0.2, nll_weight=0.3),
+            pairs,
+            "cpo",
+            {"beta": 0.1, "label_smoothing": 0.2, "cpo_alpha": 0.3},
+        ),
+        "simpo": Case(
+            SimPO(beta=2.0, gamma=1.0),
+            pairs,
+            "cpo",
+            {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 1.0, "cpo_alpha": 0.0},
+        ),
         "simpo_smoothed": Case(
             SimPO(beta=2.5, gamma=0.7, label_smoothing=0.1),
             pairs,
             "cpo",
-            {"beta": 2.5, "loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0, "label_smoothing": 0.1},
+            {
+                "beta": 2.5,
+                "loss_type": "simpo",
+                "simpo_gamma": 0.7,
+                "cpo_alpha": 0.0,
+                "label_smoothing": 0.1,
+            },
         ),
         "orpo": Case(ORPO(beta=0.1), pairs, "orpo", {"beta": 0.1}),
         "kto": Case(KTO(beta=0.3), verdicts, "kto", {"beta": 0.3}),
@@ -195,20 +276,43 @@ def cases() -> dict[str, Case]:
         "reward_centred": Case(RewardModel(centering=0.1), pairs, "reward", {"center": 0.1}),
         "sft": Case(CrossEntropy(), packed_batch(), "sft", {}),
     }
-    variants: tuple[Literal["dapo", "grpo", "bnpo", "dr_grpo"], ...] = ("dapo", "grpo", "bnpo", "dr_grpo")
+    variants: tuple[Literal["dapo", "grpo", "bnpo", "dr_grpo"], ...] = (
+        "dapo",
+        "grpo",
+        "bnpo",
+        "dr_grpo",
+    )
     for variant in variants:
         for off_policy in (False, True):
             for beta, corrected in ((0.0, True), (0.2, True), (0.2, False)):
-                name = f"{variant}_{'off' if off_policy else 'on'}_kl{beta}" + ("" if corrected else "_uncorrected")
-                objective = GRPO(variant=variant, beta=beta, kl_bias_correction=corrected, max_completion_tokens=MAX_COMPLETION)
+                name = f"{variant}_{'off' if off_policy else 'on'}_kl{beta}" + (
+                    "" if corrected else "_uncorrected"
+                )
+                objective = GRPO(
+                    variant=variant,
+                    beta=beta,
+                    kl_bias_correction=corrected,
+                    max_completion_tokens=MAX_COMPLETION,
+                )
                 options = {"loss_type": variant, "beta": beta, "corrected": corrected}
                 found[name] = Case(objective, policy_batch(off_policy=off_policy), "grpo", options)
-    kinds: tuple[tuple[Kind, float], ...] = (("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3))
-    for kind, beta in kinds:  # TRL names the ends of the Jensen–Shannon divergence by the weight of the teacher
+    kinds: tuple[tuple[DivergenceKind, float], ...] = (
+        ("forward_kl", 0.0),
+        ("reverse_kl", 1.0),
+        ("jsd", 0.3),
+    )
+    for (
+        kind,
+        beta,
+    ) in kinds:  # TRL names the ends of the Jensen–Shannon divergence by the weight of the teacher
         for temperature in (1.0, 2.0):
-            distillation = Distillation(kind=kind, jsd_beta=beta if kind == "jsd" else 0.5, temperature=temperature)
+            distillation = Distillation(
+                kind=kind, jsd_beta=beta if kind == "jsd" else 0.5, temperature=temperature
+            )
             options = {"beta": beta, "temperature": temperature}
-            found[f"{kind}_{temperature:g}"] = Case(distillation, packed_batch(), "distill", options)
+            found[f"{kind}_{temperature:g}"] = Case(
+                distillation, packed_batch(), "distill", options
+            )
     return found
 
 
@@ -231,7 +335,9 @@ def run_ours(case: Case) -> tuple[float, dict[str, Tensor]]:
     if "teacher" in case.objective.needs:
         other = ours(TEACHER)
         with torch.no_grad():
-            teacher = LabelScores(other(batch.tokens_BT, batch.doc_BT), other.head_weight.detach(), batch.labels_BT)
+            teacher = LabelScores(
+                other(batch.tokens_BT, batch.doc_BT), other.head_weight.detach(), batch.labels_BT
+            )
     hidden = net(batch.tokens_BT, batch.doc_BT)
     scores = LabelScores(hidden, net.head_weight, batch.labels_BT, score_head=head, teacher=teacher)
     numerator, denominator, _ = case.objective(scores, batch)
@@ -249,10 +355,14 @@ def run_ours(case: Case) -> tuple[float, dict[str, Tensor]]:
 def _llama(state: dict[str, Tensor], *, scores: bool = False) -> Any:
     transformers = importlib.import_module("transformers")
     config = transformers.LlamaConfig(
-        vocab_size=V, hidden_size=D, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=T, rms_norm_eps=1e-6, tie_word_embeddings=False, pad_token_id=PAD, num_labels=1,
+        vocab_size=V, hidden_size=D, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=T, rms_norm_eps=1e-6, tie_word_embeddings=False, pad_token_id=PAD,
+        num_labels=1,
     )  # fmt: skip
-    model = (transformers.LlamaForSequenceClassification if scores else transformers.LlamaForCausalLM)(config)
+    model = (
+        transformers.LlamaForSequenceClassification if scores else transformers.LlamaForCausalLM
+    )(config)
     whole = state | {"score.weight": SCORE}
     model.load_state_dict({name: whole[_rename(name, _LLAMA_NAMES)] for name in model.state_dict()})
     return model.train()
@@ -268,14 +378,19 @@ def _fused(state: dict[str, Tensor]) -> Any:
 def _padded(batch: AnyBatch, part: slice = slice(None)) -> dict[str, Tensor]:
     doc, labels = batch.doc_BT[part], batch.labels_BT[part]
     completion = torch.nn.functional.pad((labels != IGNORE_INDEX)[:, :-1], (1, 0))
-    return {"input_ids": batch.tokens_BT[part], "attention_mask": (doc == 0).long(), "completion_mask": completion.long()}
+    return {
+        "input_ids": batch.tokens_BT[part],
+        "attention_mask": (doc == 0).long(),
+        "completion_mask": completion.long(),
+    }
 
 
 def _trainer(model: Any, **attributes: Any) -> Any:
     """What TRL's loss functions read of a trainer."""
     accelerate = importlib.import_module("accelerate")
     common = {
-        "accelerator": accelerate.Accelerator(cpu=True), "aux_loss_enabled": False, "_metrics": defaultdict(lambda: defaultdict(list)),
+        "accelerator": accelerate.Accelerator(cpu=True), "aux_loss_enabled": False,
+        "_metrics": defaultdict(lambda: defaultdict(list)),
         "_total_train_tokens": 0, "_tp_size": 1, "precompute_ref_logps": False,
     }  # fmt: skip
     return SimpleNamespace(model=model, **{**common, **attributes})
@@ -287,7 +402,8 @@ def _dpo(case: Case) -> tuple[Any, Tensor]:
     options = {"loss_types": ["sigmoid"], "label_smoothing": 0.0, **case.options}
     options.setdefault("loss_weights", [1.0] * len(options["loss_types"]))
     fake = _trainer(
-        policy, ref_model=_fused(REFERENCE), ld_alpha=None, f_divergence_type="reverse_kl", use_weighting=False,
+        policy, ref_model=_fused(REFERENCE), ld_alpha=None, f_divergence_type="reverse_kl",
+        use_weighting=False,
         args=SimpleNamespace(gradient_checkpointing_kwargs=None), **options,
     )  # fmt: skip
     return policy, trainer._compute_loss(fake, policy, _padded(case.batch), False)
@@ -297,17 +413,39 @@ def _reference_free(case: Case) -> tuple[Any, Tensor]:
     module = importlib.import_module(f"trl.experimental.{case.trl}")
     trainer = module.CPOTrainer if case.trl == "cpo" else module.ORPOTrainer
     policy = _llama(POLICY)
-    options = {"loss_type": "sigmoid", "label_smoothing": 0.0, "cpo_alpha": 1.0, "simpo_gamma": 0.5, "alpha": 0.0, **case.options}
-    fake = _trainer(policy, is_encoder_decoder=False, padding_value=PAD, pad_token_id=PAD, label_pad_token_id=IGNORE_INDEX, **options)
+    options = {
+        "loss_type": "sigmoid",
+        "label_smoothing": 0.0,
+        "cpo_alpha": 1.0,
+        "simpo_gamma": 0.5,
+        "alpha": 0.0,
+        **case.options,
+    }
+    fake = _trainer(
+        policy,
+        is_encoder_decoder=False,
+        padding_value=PAD,
+        pad_token_id=PAD,
+        label_pad_token_id=IGNORE_INDEX,
+        **options,
+    )
     for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
         if hasattr(trainer, name):
             setattr(fake, name, getattr(trainer, name).__get__(fake))
-    fake.concatenated_inputs, fake.get_batch_logps = trainer.concatenated_inputs, trainer.get_batch_logps
+    fake.concatenated_inputs, fake.get_batch_logps = (
+        trainer.concatenated_inputs,
+        trainer.get_batch_logps,
+    )
     batch: dict[str, Tensor] = {}
     for name, part in (("chosen", slice(0, 3)), ("rejected", slice(3, 6))):
         row = _padded(case.batch, part)
-        batch |= {f"{name}_input_ids": row["input_ids"], f"{name}_attention_mask": row["attention_mask"]}
-        batch[f"{name}_labels"] = row["input_ids"].masked_fill(row["completion_mask"] == 0, IGNORE_INDEX)
+        batch |= {
+            f"{name}_input_ids": row["input_ids"],
+            f"{name}_attention_mask": row["attention_mask"],
+        }
+        batch[f"{name}_labels"] = row["input_ids"].masked_fill(
+            row["completion_mask"] == 0, IGNORE_INDEX
+        )
     return policy, trainer.get_batch_loss_metrics(fake, policy, batch)[0]
 
 
@@ -315,25 +453,35 @@ def _kto(case: Case) -> tuple[Any, Tensor]:
     trainer = importlib.import_module("trl").KTOTrainer
     policy = _fused(POLICY)
     fake = _trainer(
-        policy, ref_model=_fused(REFERENCE), calculate_KL=True, loss_type="kto", args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        policy, ref_model=_fused(REFERENCE), calculate_KL=True, loss_type="kto",
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
         **{"desirable_weight": 1.0, "undesirable_weight": 1.0, **case.options},
     )  # fmt: skip
     fake._compute_kl_logps = trainer._compute_kl_logps.__get__(fake)
     twins = {f"KL_{name}": value for name, value in _padded(case.batch, slice(4, 8)).items()}
-    return policy, trainer._compute_loss(fake, policy, {**_padded(case.batch, slice(0, 4)), **twins, "label": DESIRABLE}, False)
+    return policy, trainer._compute_loss(
+        fake, policy, {**_padded(case.batch, slice(0, 4)), **twins, "label": DESIRABLE}, False
+    )
 
 
 def _reward(case: Case) -> tuple[Any, Tensor]:
     trainer = importlib.import_module("trl").RewardTrainer
     policy, row = _llama(POLICY, scores=True), _padded(case.batch)
     # transformers finds the last token by the id of the padding, which no sequence holds.
-    inputs: dict[str, Any] = {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]}
+    inputs: dict[str, Any] = {
+        "input_ids": row["input_ids"],
+        "attention_mask": row["attention_mask"],
+    }
     assert isinstance(case.batch, PreferenceBatch)
-    fake = _trainer(policy, args=SimpleNamespace(center_rewards_coefficient=case.options.get("center")))
+    fake = _trainer(
+        policy, args=SimpleNamespace(center_rewards_coefficient=case.options.get("center"))
+    )
     if case.batch.margin_P is None:
         return policy, trainer.compute_loss(fake, policy, inputs)
 
-    def model(margin: Tensor, **kwargs: Any) -> Any:  # transformers takes no margin, and TRL hands it over with the rest
+    def model(
+        margin: Tensor, **kwargs: Any
+    ) -> Any:  # transformers takes no margin, and TRL hands it over with the rest
         return policy(**kwargs)
 
     return policy, trainer.compute_loss(fake, model, inputs | {"margin": case.batch.margin_P})
@@ -353,10 +501,14 @@ def _grpo(case: Case) -> tuple[Any, Tensor]:
         inputs |= {f"{name}_ids": ids, f"{name}_mask": mask}
 
     def completions(values_BT: Tensor) -> Tensor:
-        """Our columns, in which a completion begins at the last token of its prompt, as TRL has them."""
+        """Our columns, in which a completion begins at the last token of its prompt, as TRL has
+        them.
+        """
         found = torch.zeros(6, length)
         for i, (prompt, completion) in enumerate(SAMPLED):
-            found[i, : len(completion)] = values_BT[i, len(prompt) - 1 : len(prompt) - 1 + len(completion)]
+            found[i, : len(completion)] = values_BT[
+                i, len(prompt) - 1 : len(prompt) - 1 + len(completion)
+            ]
         return found
 
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
@@ -364,26 +516,42 @@ def _grpo(case: Case) -> tuple[Any, Tensor]:
         inputs["old_per_token_logps"] = completions(batch.old_logp_BT)
     if case.options["beta"]:
         with torch.no_grad():
-            inputs["ref_per_token_logps"] = completions(logp(ours(REFERENCE), batch.tokens_BT, batch.doc_BT, batch.labels_BT))
-    args = SimpleNamespace(use_bias_correction_kl=case.options["corrected"], delta=None, steps_per_generation=1)
+            inputs["ref_per_token_logps"] = completions(
+                logp(ours(REFERENCE), batch.tokens_BT, batch.doc_BT, batch.labels_BT)
+            )
+    args = SimpleNamespace(
+        use_bias_correction_kl=case.options["corrected"], delta=None, steps_per_generation=1
+    )
     fake = _trainer(
-        policy, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token",
+        policy, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
+        importance_sampling_level="token",
         beta=case.options["beta"], args=args,
-        loss_type=case.options["loss_type"], epsilon_low=0.2, epsilon_high=0.2, use_vllm=False, current_gradient_accumulation_steps=1,
+        loss_type=case.options["loss_type"], epsilon_low=0.2, epsilon_high=0.2, use_vllm=False,
+        current_gradient_accumulation_steps=1,
         max_completion_length=MAX_COMPLETION, _entropy_bonus_enabled=False,
     )  # fmt: skip
-    fake._get_per_token_logps_and_entropies = trainer._get_per_token_logps_and_entropies.__get__(fake)
+    fake._get_per_token_logps_and_entropies = trainer._get_per_token_logps_and_entropies.__get__(
+        fake
+    )
     return policy, trainer._compute_loss(fake, policy, inputs)
 
 
 def _plain_inputs(case: Case) -> tuple[dict[str, Tensor], Tensor]:
     row = _padded(case.batch)
-    return {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]}, case.batch.labels_BT
+    return {
+        "input_ids": row["input_ids"],
+        "attention_mask": row["attention_mask"],
+    }, case.batch.labels_BT
 
 
 def _sft(case: Case) -> tuple[Any, Tensor]:
     policy, (inputs, labels) = _llama(POLICY), _plain_inputs(case)
-    return policy, policy(**inputs, labels=torch.nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORE_INDEX)).loss
+    return (
+        policy,
+        policy(
+            **inputs, labels=torch.nn.functional.pad(labels[:, :-1], (1, 0), value=IGNORE_INDEX)
+        ).loss,
+    )
 
 
 def _distill(case: Case) -> tuple[Any, Tensor]:
@@ -392,11 +560,14 @@ def _distill(case: Case) -> tuple[Any, Tensor]:
     with torch.no_grad():
         teacher = _llama(TEACHER)(**inputs).logits
     count = (labels != IGNORE_INDEX).sum()
-    return policy, loss(policy(**inputs).logits, teacher, labels=labels, num_items_in_batch=count, **case.options)
+    return policy, loss(
+        policy(**inputs).logits, teacher, labels=labels, num_items_in_batch=count, **case.options
+    )
 
 
 TRAINERS: dict[str, Callable[[Case], tuple[Any, Tensor]]] = {
-    "dpo": _dpo, "cpo": _reference_free, "orpo": _reference_free, "kto": _kto, "reward": _reward, "grpo": _grpo, "sft": _sft,
+    "dpo": _dpo, "cpo": _reference_free, "orpo": _reference_free, "kto": _kto, "reward": _reward,
+    "grpo": _grpo, "sft": _sft,
     "distill": _distill,
 }  # fmt: skip
 
@@ -405,17 +576,26 @@ def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of TRL's loss over transformers' Llama, by our names."""
     model, loss = TRAINERS[case.trl](case)
     loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item(), {_rename(name, _LLAMA_NAMES): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), {
+        _rename(name, _LLAMA_NAMES): p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
 
 
 # ---------------------------------------------------------------------- what is kept
 
 
 def sketch(gradients: dict[str, Tensor]) -> dict[str, Union[float, list[float]]]:
-    """Norm of all gradients together and their products with eight fixed random directions of unit variance."""
+    """Norm of all gradients together and their products with eight fixed random directions of
+    unit variance.
+    """
     flat = np.concatenate([gradients[name].double().numpy().ravel() for name in sorted(gradients)])
     random = np.random.RandomState(5)
-    return {"norm": float(np.linalg.norm(flat)), "products": [float(random.standard_normal(flat.size) @ flat) for _ in range(8)]}
+    return {
+        "norm": float(np.linalg.norm(flat)),
+        "products": [float(random.standard_normal(flat.size) @ flat) for _ in range(8)],
+    }
 
 
 def main() -> Optional[int]:
@@ -424,7 +604,11 @@ def main() -> Optional[int]:
     if found != VERSION:
         print(f"trl {VERSION} is wanted, found {found}")
         return 1
-    versions = {"trl": found, "transformers": importlib.import_module("transformers").__version__, "torch": torch.__version__}
+    versions = {
+        "trl": found,
+        "transformers": importlib.import_module("transformers").__version__,
+        "torch": torch.__version__,
+    }
     results: dict[str, Any] = {}
     for name, case in cases().items():
         loss, gradients = run_trl(case)
@@ -432,9 +616,17 @@ def main() -> Optional[int]:
         mine, own = run_ours(case)
         assert own.keys() == gradients.keys(), own.keys() ^ gradients.keys()
         scale = sketch(gradients)["norm"]
-        error = np.sqrt(sum(float((own[key] - gradients[key]).double().square().sum()) for key in own)) / scale
-        print(f"{name:28s} trl {loss:+.7f}  ours {mine:+.7f}  difference {abs(mine - loss):.1e}  gradient {error:.1e}")
-    FILE.write_text(json.dumps({"versions": versions, "cases": results}, indent=1) + "\n", encoding="utf-8")
+        error = (
+            np.sqrt(sum(float((own[key] - gradients[key]).double().square().sum()) for key in own))
+            / scale
+        )
+        print(
+            f"{name:28s} trl {loss:+.7f}  ours {mine:+.7f}  difference {abs(mine - loss):.1e} "
+            f" gradient {error:.1e}"
+        )
+    FILE.write_text(
+        json.dumps({"versions": versions, "cases": results}, indent=1) + "\n", encoding="utf-8"
+    )
     print(f"wrote {FILE}")
     return 0
 

@@ -1,6 +1,8 @@
-"""Turns: programs that take steps in turn, so that what disturbs the machine disturbs all of them alike.
+"""Turns: programs that take steps in turn, so that what disturbs the machine disturbs all of them
+alike.
 
-With whole programs one after the other, medians of the same program differed by 10 % on a shared machine.
+With whole programs one after the other, medians of the same program differed by 10 % on a shared
+machine.
 """
 
 import contextlib
@@ -36,7 +38,9 @@ class Turns:
 
 
 class TakeTurns(L.Callback):
-    """Makes a run of `lit_pretrain fit` wait for its turn before each step: `--trainer.callbacks+=turns.TakeTurns`."""
+    """Makes a run of `lit_pretrain fit` wait for its turn before each step:
+    `--trainer.callbacks+=turns.TakeTurns`.
+    """
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -55,10 +59,18 @@ class Contestant:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self.read, there_write = os.pipe()
         there_read, self.write = os.pipe()
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(
+            filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+        )
         environment = os.environ | {PIPES: f"{there_read},{there_write}", "PYTHONPATH": path}
         began = time.perf_counter()
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment, pass_fds=[there_read, there_write])
+        self.process = subprocess.Popen(
+            command,
+            stdout=self.log,
+            stderr=self.log,
+            env=environment,
+            pass_fds=[there_read, there_write],
+        )
         os.close(there_read)
         os.close(there_write)
         self._await()

@@ -9,12 +9,17 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
 # On a busy machine a test that is right can be slow.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +29,8 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 def _story(rng: random.Random) -> str:
     who, what, where = "fox owl hen cat", "sees hears finds likes", "hill lake barn road"
     sentences = [
-        f"The {rng.choice(who.split())} {rng.choice(what.split())} the {rng.choice(who.split())} by the {rng.choice(where.split())}."
+        f"The {rng.choice(who.split())} {rng.choice(what.split())} the {rng.choice(who.split())} by"
+        f" the {rng.choice(where.split())}."
         for _ in range(rng.randint(1, 30))
     ]
     return " ".join(sentences)
@@ -37,7 +43,10 @@ def _sums(rng: random.Random) -> str:
 
 def _code(rng: random.Random) -> str:
     names = [f"{rng.choice('abcdefgh')}_{rng.randint(0, 9)}" for _ in range(rng.randint(1, 20))]
-    return "".join(f"def {name}(x):\n    return x {rng.choice('+-*')} {rng.randint(1, 9)}\n\n\n" for name in names)
+    return "".join(
+        f"def {name}(x):\n    return x {rng.choice('+-*')} {rng.randint(1, 9)}\n\n\n"
+        for name in names
+    )
 
 
 def _documents(make: Callable[[random.Random], str], size: int, seed: int) -> Iterator[str]:
@@ -53,16 +62,30 @@ def _documents(make: Callable[[random.Random], str], size: int, seed: int) -> It
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of three made-up sources (story, sums, code), about 300 kB and 512 ids in several chunks; not to be changed."""
-    from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
+    """A prepared dataset of three made-up sources (story, sums, code), about 300 kB and 512 ids
+    in several chunks; not to be changed.
+    """
     from lit_pretrain.prepare.pipeline import prepare
+    from lit_pretrain.prepare.prepare_config import (
+        PrepareConfig,
+        SourceConfig,
+        SplitsConfig,
+        TokenizerConfig,
+    )
 
     raw = tmp_path_factory.mktemp("raw")
     sources = {}
-    for seed, (name, make, size) in enumerate((("story", _story, 150_000), ("sums", _sums, 100_000), ("code", _code, 50_000))):
+    for seed, (name, make, size) in enumerate(
+        (("story", _story, 150_000), ("sums", _sums, 100_000), ("code", _code, 50_000))
+    ):
         lines = [json.dumps({"text": text}) + "\n" for text in _documents(make, size, seed)]
         (raw / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        sources[name] = SourceConfig(kind="jsonl", path=str(raw / f"{name}.jsonl"), licence="CC0-1.0", origin="made for tests")
+        sources[name] = SourceConfig(
+            kind="jsonl",
+            path=str(raw / f"{name}.jsonl"),
+            licence="CC0-1.0",
+            origin="made for tests",
+        )
     out = tmp_path_factory.mktemp("prepared") / "tiny"
     prepare(
         PrepareConfig(
@@ -79,10 +102,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A script that is `lit_pretrain` on a machine whose standard library, the embedded corpus, is small: about 1 MB in three sources."""
+    """A script that is `lit_pretrain` on a machine whose standard library, the embedded corpus,
+    is small: about 1 MB in three sources.
+    """
     folder = tmp_path_factory.mktemp("library")
     real = Path(sysconfig.get_path("stdlib"))
-    modules = sorted(path for path in real.glob("[a-z]*.py") if 2_000 < path.stat().st_size < 40_000)
+    modules = sorted(
+        path for path in real.glob("[a-z]*.py") if 2_000 < path.stat().st_size < 40_000
+    )
     for place, some in (("", modules[:40]), ("test", modules[40:60])):
         (folder / "lib" / place).mkdir(parents=True, exist_ok=True)
         for path in some:
@@ -108,26 +135,35 @@ def _english(kind: str, n: int) -> str:
     """A hundred words that pass for English, different for every kind and number."""
     rng = random.Random(f"{kind}{n}")
     things = (
-        "house river letter engine garden window teacher market story winter music answer question signal number bridge forest village "
-        "mountain kitchen painter captain library mirror pocket summer station theatre valley harbour journey planet shadow table"
+        "house river letter engine garden window teacher market story winter music answer question"
+        " signal number bridge forest village mountain kitchen painter captain library mirror"
+        " pocket summer station theatre valley harbour journey planet shadow table"
     ).split()
     links = "of the, with the, and that, to be near the, to have the, and the, that the".split(", ")
     return "\n".join(
-        f"The {' '.join(f'{rng.choice(things)} {rng.choice(links)}' for _ in range(5))} {rng.choice(things)} {rng.randint(1, 999)}."
+        f"The {' '.join(f'{rng.choice(things)} {rng.choice(links)}' for _ in range(5))}"
+        f" {rng.choice(things)} {rng.randint(1, 999)}."
         for _ in range(8)
     )
 
 
 @pytest.fixture(scope="session")
 def make_corpus() -> Callable[[Path], None]:
-    """Lays what scripts/corpus.sh fetches below a folder, in little: for configs/prepare/open_100mb.yaml."""
+    """Lays what scripts/corpus.sh fetches below a folder, in little: for
+    configs/prepare/open_100mb.yaml.
+    """
 
     def make(folder: Path) -> None:
         for name in ("prose", "reference", "technical", "qa"):
             (folder / name).mkdir(parents=True)
-            lines = [json.dumps({"text": _english(name, n), "id": f"{name}-{n}"}) + "\n" for n in range(40)]
+            lines = [
+                json.dumps({"text": _english(name, n), "id": f"{name}-{n}"}) + "\n"
+                for n in range(40)
+            ]
             (folder / name / "a.jsonl").write_text("".join(lines))
-        (folder / "technical" / "a.html").write_text(f"<html><body><article><p>{_english('page', 0)}</p></article></body></html>")
+        (folder / "technical" / "a.html").write_text(
+            f"<html><body><article><p>{_english('page', 0)}</p></article></body></html>"
+        )
 
     return make
 
@@ -136,15 +172,25 @@ def make_corpus() -> Callable[[Path], None]:
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs `python -m lit_pretrain ...` on the CPU, in the test's own folder and with one thread.
 
-    `run_cli(*arguments, cwd=..., env=..., timeout=...)`: `env` adds variables, or removes those that are None
-    (`env={"CUDA_VISIBLE_DEVICES": None}` shows the GPUs again).
+    `run_cli(*arguments, cwd=..., env=..., timeout=...)`: `env` adds variables, or removes those
+    that are None (`env={"CUDA_VISIBLE_DEVICES": None}` shows the GPUs again).
     """
 
     def run(
-        *arguments: object, cwd: Path = tmp_path, env: Mapping[str, str | None] | None = None, timeout: float = 300
+        *arguments: object,
+        cwd: Path = tmp_path,
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = 300,
     ) -> "subprocess.CompletedProcess[str]":
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("LIT_PRETRAIN_")}
-        wanted: dict[str, str | None] = {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith("LIT_PRETRAIN_")
+        }
+        wanted: dict[str, str | None] = {
+            **inherited,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            **(env or {}),
+        }
         wanted["PYTHONPATH"] = os.pathsep.join(filter(None, [wanted.get("PYTHONPATH"), str(ROOT)]))
         return subprocess.run(
             [sys.executable, "-m", "lit_pretrain", *map(str, arguments)],
@@ -158,3 +204,56 @@ def run_cli(tmp_path: Path) -> RunCli:
         )
 
     return run
+
+
+TEXT = [
+    "The fox sees the hen by the lake. The owl hears the cat by the barn.",
+    (
+        "What is the capital of France? The capital of France is Paris.\n\nGrüße, naïve café —"
+        " “quoted”… 中文字符 🦊"
+    ),
+    "def f(x):\n    return x + 1\n\nuser assistant system tool answer question 12 + 34 = 46\n",
+] * 4
+
+
+def make_tokenizer(*special: str) -> Tokenizer:
+    """A small byte-level tokenizer with the usual special tokens and some more."""
+    from lit_pretrain.prepare.prepare_config import TokenizerConfig
+    from lit_pretrain.prepare.tokenize import train_bpe
+
+    return train_bpe(
+        TEXT,
+        TokenizerConfig(
+            kind="train", vocab_size=300 + len(special), special_tokens=tuple(special) or None
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """With the tokens of ChatML and of Llama 3."""
+    return make_tokenizer(
+        "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer as a folder that transformers can load."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., str]:
+    """Writes rows as jsonl and gives the path."""
+
+    def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
+        return str(path)
+
+    return write

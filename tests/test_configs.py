@@ -1,4 +1,6 @@
-"""Every shipped config parses and runs through the real command line, shrunk to a toy where it is large."""
+"""Every shipped config parses and runs through the real command line, shrunk to a toy where it
+is large.
+"""
 
 import dataclasses
 import json
@@ -10,11 +12,11 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.data.manifest import SPLITS, Manifest
+from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.optim.schedule import Schedule
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.scaling.memory import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -24,12 +26,16 @@ RUNS = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), CHAIN / "pretra
 FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
 POSTTRAIN = sorted((ROOT / "configs" / "posttrain").glob("*.yaml"))
 TINY = [
-    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.n_kv_head=null", "--model.net.head_dim=null",
-    "--model.net.ffn_width=64", "--model.net.vocab_size=512", "--model.net.max_seq_len=64", "--model.compile=off",
+    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2",
+    "--model.net.n_kv_head=null", "--model.net.head_dim=null",
+    "--model.net.ffn_width=64", "--model.net.vocab_size=512", "--model.net.max_seq_len=64",
+    "--model.compile=off",
 ]  # fmt: skip
 SHORT = [
-    "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=2",
-    "--max_tokens=null", "--max_flops=null", "--log_every=1", "--validate_every=0", "--checkpoint_every=0", "--sample_tokens=2",
+    "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128",
+    "--data.val_tokens=256", "--max_steps=2",
+    "--max_tokens=null", "--max_flops=null", "--log_every=1", "--validate_every=0",
+    "--checkpoint_every=0", "--sample_tokens=2",
     "--sample_prompts=['']",
     "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
 ]  # fmt: skip
@@ -39,13 +45,17 @@ def shrink(config: Path) -> list[str]:
     """Options that make any of our shapes a toy of the same kind."""
     net = (yaml.safe_load(config.read_text()).get("model") or {}).get("net") or {}
     window = ["--model.net.sliding_window=16"] if net.get("sliding_window") else []
-    scaling = ["--model.net.rope_scaling.original_max_seq_len=32"] if net.get("rope_scaling") else []
+    scaling = (
+        ["--model.net.rope_scaling.original_max_seq_len=32"] if net.get("rope_scaling") else []
+    )
     return TINY + window + scaling
 
 
 @pytest.fixture(scope="module")
 def corpus(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small dataset under the names of the embedded corpus, which configs may give weights to."""
+    """The small dataset under the names of the embedded corpus, which configs may give weights
+    to.
+    """
     names = {"code": "code", "story": "prose", "sums": "tests"}
     path = Path(shutil.copytree(dataset, tmp_path_factory.mktemp("corpus") / "embedded"))
     for split in SPLITS:
@@ -53,7 +63,9 @@ def corpus(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if old != new and (path / split / old).exists():
                 (path / split / old).rename(path / split / new)
     manifest = Manifest.load(path)
-    manifest = dataclasses.replace(manifest, sources={names[name]: source for name, source in manifest.sources.items()})
+    manifest = dataclasses.replace(
+        manifest, sources={names[name]: source for name, source in manifest.sources.items()}
+    )
     (path / "manifest.json").write_text(manifest.dump(), encoding="utf-8")
     return path
 
@@ -62,7 +74,10 @@ def corpus(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parent(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that others can start from."""
     runs = tmp_path_factory.mktemp("parents")
-    assert main(["fit", *TINY, *SHORT, f"--data.path={corpus}", f"--runs={runs}", "--name=parent"]) == 0
+    assert (
+        main(["fit", *TINY, *SHORT, f"--data.path={corpus}", f"--runs={runs}", "--name=parent"])
+        == 0
+    )
     return runs / "parent"
 
 
@@ -84,7 +99,7 @@ def laid_out(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Layout:
         seen.append(layout)
         raise UserError("laid out")
 
-    monkeypatch.setattr("lit_pretrain.cli.train_cli.check_memory", stop)
+    monkeypatch.setattr("lit_pretrain.cli.train.train_cli.check_memory", stop)
     assert main([*arguments, "--trainer.accelerator=cpu", "--trainer.precision=32-true"]) == 2
     return seen.pop()
 
@@ -160,8 +175,12 @@ def beginning(config: Path, base: Path) -> list[str]:
 def base(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A parent for post-training."""
     runs = tmp_path_factory.mktemp("base")
-    net = [option for option in TINY if "vocab_size" not in option and "max_seq_len" not in option] + ["--model.net.max_seq_len=128"]
-    assert main(["fit", *net, *SHORT, f"--data.path={dataset}", f"--runs={runs}", "--name=base"]) == 0
+    net = [
+        option for option in TINY if "vocab_size" not in option and "max_seq_len" not in option
+    ] + ["--model.net.max_seq_len=128"]
+    assert (
+        main(["fit", *net, *SHORT, f"--data.path={dataset}", f"--runs={runs}", "--name=base"]) == 0
+    )
     return runs / "base"
 
 
@@ -172,8 +191,10 @@ def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> No
     size = "global_batch_tokens=512" if name == "ChatData" else "global_batch_rows=4"
     options = [
         f"--data.init_args.{size}", with_rows(config, tmp_path),
-        "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.2", "--max_steps=2",
-        "--max_epochs=null", "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_tokens=2", "--sample_prompts=['']",
+        "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2",
+        "--data.init_args.validation=0.2", "--max_steps=2",
+        "--max_epochs=null", "--model.compile=off", "--log_every=1", "--validate_every=0",
+        "--sample_tokens=2", "--sample_prompts=['']",
         "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run",
     ]  # fmt: skip
     if name == "PromptData":
@@ -231,32 +252,76 @@ def test_posttrain_divides_a_step(
     ],
 )
 def test_the_chain_s_configs_train(
-    verb: str, rows: str, stage: str, size: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    rows: str,
+    stage: str,
+    size: str,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [
         with_rows(CHAIN / f"{rows}.yaml", tmp_path), f"--data.init_args.tokenizer={base}",
-        f"--data.init_args.{size}", "--data.init_args.seq_len=128", "--data.init_args.micro_batch_size=2",
+        f"--data.init_args.{size}", "--data.init_args.seq_len=128",
+        "--data.init_args.micro_batch_size=2",
         "--data.init_args.validation=0.2",
     ]  # fmt: skip
-    steps = ["--max_epochs=null", "--max_steps=2", "--log_every=1", "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run"]
+    steps = [
+        "--max_epochs=null",
+        "--max_steps=2",
+        "--log_every=1",
+        "--trainer.accelerator=cpu",
+        f"--runs={tmp_path}",
+        "--name=run",
+    ]
     configs = ["--config", str(CHAIN / f"{rows}.yaml")]
-    assert main([verb, "--from", str(base), *configs, "--config", str(CHAIN / f"{stage}.yaml"), *options, *steps]) == 0
+    assert (
+        main(
+            [
+                verb,
+                "--from",
+                str(base),
+                *configs,
+                "--config",
+                str(CHAIN / f"{stage}.yaml"),
+                *options,
+                *steps,
+            ]
+        )
+        == 0
+    )
     assert read_metrics(tmp_path / "run")[-1]["val/loss"] > 0
-    # The rows alone are a config of validate, also for a run that was trained on rows of another kind.
+    # The rows alone are a config of validate, also for a run that was trained on rows of another
+    # kind.
     asked = ["validate", "--run", str(tmp_path / "run"), *configs, *options]
     assert main(asked) == 0
     capsys.readouterr()
     if rows == "preferences":
         return  # their step has rows only
-    assert main([*asked, "--data.init_args.global_batch_rows=4"]) == 2  # a mistake in the data is said without a traceback
-    assert "either as data.global_batch_tokens or as data.global_batch_rows, one of them" in capsys.readouterr().err
+    assert (
+        main([*asked, "--data.init_args.global_batch_rows=4"]) == 2
+    )  # a mistake in the data is said without a traceback
+    assert (
+        "either as data.global_batch_tokens or as data.global_batch_rows, one of them"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda p: p.stem)
 def test_model_shapes_train_when_shrunk(config: Path, dataset: Path, tmp_path: Path) -> None:
     base = ROOT / "configs" / "pretrain" / "llama_adamw.yaml"
     configs = ["--config", str(base), "--config", str(config)]
-    code = main(["fit", *configs, *shrink(config), *SHORT, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"])
+    code = main(
+        [
+            "fit",
+            *configs,
+            *shrink(config),
+            *SHORT,
+            f"--data.path={dataset}",
+            f"--runs={tmp_path}",
+            "--name=run",
+        ]
+    )
     assert code == 0
     assert (tmp_path / "run" / "summary.md").is_file()
 
@@ -274,7 +339,10 @@ def test_the_annealing_mix_begins_with_the_decay() -> None:
     begin = data["phases"][1]["from_tokens"] // tokens
     assert (factor(begin), factor(begin + 1) < 1) == (1.0, True)
     rows = tokens // data["seq_len"]
-    assert [begin * rows % data["cycle"], (steps - begin) * rows % data["cycle"]] == [0, 0]  # whole cycles, as its comment says
+    assert [begin * rows % data["cycle"], (steps - begin) * rows % data["cycle"]] == [
+        0,
+        0,
+    ]  # whole cycles, as its comment says
     assert all(sum(phase["weights"].values()) == pytest.approx(1) for phase in data["phases"])
 
 

@@ -1,4 +1,6 @@
-"""Two gloo ranks on a CPU, through the real command line: the same losses as one process, and checkpoints that change hands."""
+"""Two gloo ranks on a CPU, through the real command line: the same losses as one process, and
+checkpoints that change hands.
+"""
 
 import os
 import re
@@ -13,14 +15,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 # AdamW in fp32: Muon's bf16 orthogonalisation would amplify the rounding of another order of sums.
 BASE = [
-    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.compile=off",
-    "--model.optimizer=lit_pretrain.optim.AdamW", "--model.optimizer.lr=0.003", "--data.seq_len=32", "--data.global_batch_tokens=512",
-    "--data.val_tokens=512", "--max_steps=8", "--log_every=1", "--validate_every=4", "--checkpoint_every=4", "--sample_prompts=[]",
+    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2",
+    "--model.net.ffn_width=64", "--model.compile=off",
+    "--model.optimizer=lit_pretrain.optim.AdamW", "--model.optimizer.lr=0.003", "--data.seq_len=32",
+    "--data.global_batch_tokens=512",
+    "--data.val_tokens=512", "--max_steps=8", "--log_every=1", "--validate_every=4",
+    "--checkpoint_every=4", "--sample_prompts=[]",
     "--trainer.precision=32-true", "--trainer.accelerator=cpu",
 ]  # fmt: skip
 TWO = ["--trainer.devices=2", "--data.micro_batch_size=4"]
@@ -49,17 +54,38 @@ class Act(L.Callback):
 def start(dataset: Path, runs: Path, name: str, *extra: str) -> "subprocess.Popen[str]":
     (runs / "acting.py").write_text(CALLBACKS)
     places = {"--data.path": dataset, "--runs": runs, "--name": name}
-    command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *BASE, *(f"{key}={value}" for key, value in places.items())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(runs)])}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "lit_pretrain",
+        "fit",
+        *BASE,
+        *(f"{key}={value}" for key, value in places.items()),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(runs)]),
+    }
     return subprocess.Popen(
-        [*command, *extra], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*command, *extra],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int, str]:
-    """Exit code of the first process and the output of all; every process of the run must have ended in time."""
+    """Exit code of the first process and the output of all; every process of the run must have
+    ended in time.
+    """
     try:
-        output, _ = process.communicate(timeout=seconds)  # ends when the last process closes the pipe
+        output, _ = process.communicate(
+            timeout=seconds
+        )  # ends when the last process closes the pipe
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -108,7 +134,11 @@ def test_the_readme_s_line_for_two_devices(dataset: Path, tmp_path: Path) -> Non
 
 
 def act(what: str, rank: int) -> list[str]:
-    return ["--trainer.callbacks+=acting.Act", f"--trainer.callbacks.what={what}", f"--trainer.callbacks.rank={rank}"]
+    return [
+        "--trainer.callbacks+=acting.Act",
+        f"--trainer.callbacks.what={what}",
+        f"--trainer.callbacks.rank={rank}",
+    ]
 
 
 def figures(run: Path) -> list[float]:
@@ -116,7 +146,10 @@ def figures(run: Path) -> list[float]:
 
 
 def mixture(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in m.items() if k.startswith(("mixture/", "data/"))} for m in read_metrics(run)]
+    return [
+        {k: v for k, v in m.items() if k.startswith(("mixture/", "data/"))}
+        for m in read_metrics(run)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +170,14 @@ SHARDED = ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]
         pytest.param(SHARDED, id="fsdp-sharded"),
     ],
 )
-def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest) -> None:
+def test_two_ranks_equal_one_and_hand_over(
+    dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest
+) -> None:
     name = request.node.callspec.id
     output = fit(dataset, one, name, *TWO, *extra)
-    assert not any(alarm in output for alarm in ("sync_dist", "drop_last", "broadcast_buffers")), output  # the libraries', and false
+    assert not any(alarm in output for alarm in ("sync_dist", "drop_last", "broadcast_buffers")), (
+        output
+    )  # the libraries', and false
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
     assert mixture(one / name) == mixture(one / "one")  # the same samples in every step
     last = one / name / "checkpoints" / "step=00000008.ckpt"
@@ -153,8 +190,12 @@ def test_two_ranks_equal_one_and_hand_over(dataset: Path, one: Path, extra: list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [pytest.param([], id="ddp"), pytest.param(SHARDED, id="fsdp-sharded")])
-def test_compiled_two_ranks_equal_one_that_is_not(dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    "extra", [pytest.param([], id="ddp"), pytest.param(SHARDED, id="fsdp-sharded")]
+)
+def test_compiled_two_ranks_equal_one_that_is_not(
+    dataset: Path, one: Path, extra: list[str], request: pytest.FixtureRequest
+) -> None:
     name = f"compiled-{request.node.callspec.id}"
     output = fit(dataset, one, name, *TWO, *extra, "--model.compile=on")
     assert "compile: off" not in output
@@ -182,13 +223,23 @@ def test_two_ranks_go_on_from_one_and_then_from_two(
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
     last = one / name / "checkpoints" / "step=00000008.ckpt"
     shutil.rmtree(last) if last.is_dir() else last.unlink()
-    assert (one / name / "checkpoints" / "step=00000006.ckpt").is_dir() == ("--sharded_checkpoints=true" in extra)
+    assert (one / name / "checkpoints" / "step=00000006.ckpt").is_dir() == (
+        "--sharded_checkpoints=true" in extra
+    )
     fit(dataset, one, name, *TWO, *again, "--resume=auto")
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
 
 
 def test_a_signal_to_the_parent_saves_once_and_ends_all(dataset: Path, tmp_path: Path) -> None:
-    process = start(dataset, tmp_path, "run", *TWO, "--trainer.precision=bf16-mixed", "--max_steps=2000", "--checkpoint_every=0")
+    process = start(
+        dataset,
+        tmp_path,
+        "run",
+        *TWO,
+        "--trainer.precision=bf16-mixed",
+        "--max_steps=2000",
+        "--checkpoint_every=0",
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None and not metrics.exists():
@@ -205,7 +256,15 @@ def test_a_signal_to_the_parent_saves_once_and_ends_all(dataset: Path, tmp_path:
 
 def test_a_signal_to_one_rank_stops_all_together(dataset: Path, tmp_path: Path) -> None:
     code, output = finish(
-        start(dataset, tmp_path, "run", *TWO, "--trainer.precision=bf16-true", "--trainer.strategy=fsdp", *act("signal", 1))
+        start(
+            dataset,
+            tmp_path,
+            "run",
+            *TWO,
+            "--trainer.precision=bf16-true",
+            "--trainer.strategy=fsdp",
+            *act("signal", 1),
+        )
     )
     assert code == 75, output
     assert "stopped by SIGTERM after step 6" in output
@@ -221,7 +280,9 @@ def test_a_signal_to_one_rank_stops_all_together(dataset: Path, tmp_path: Path) 
         pytest.param("mistake", "a mistake that only rank {} sees", 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_failure_of_one_rank_ends_the_run(dataset: Path, tmp_path: Path, what: str, message: str, rank: int) -> None:
+def test_a_failure_of_one_rank_ends_the_run(
+    dataset: Path, tmp_path: Path, what: str, message: str, rank: int
+) -> None:
     """No process is left waiting in a collective, and the reason is said once."""
     code, output = finish(start(dataset, tmp_path, "run", *TWO, *act(what, rank)), seconds=90)
     assert code not in (0, 75), output
@@ -254,23 +315,60 @@ data:
 
 
 def test_rollouts_on_two_ranks_are_those_of_one(dataset: Path, tmp_path: Path) -> None:
-    """The same answers, advantages and losses; and one process goes on in the middle of a rollout of two."""
+    """The same answers, advantages and losses; and one process goes on in the middle of a
+    rollout of two.
+    """
     (tmp_path / "rollout.yaml").write_text(ROLLOUT)
     options = [
-        *(option for option in BASE if not option.startswith("--data.")), f"--config={tmp_path / 'rollout.yaml'}",
-        f"--data.init_args.tokenizer={dataset}", "--max_steps=5", "--checkpoint_every=3", "--validate_every=0",
+        *(option for option in BASE if not option.startswith("--data.")),
+        f"--config={tmp_path / 'rollout.yaml'}",
+        f"--data.init_args.tokenizer={dataset}", "--max_steps=5", "--checkpoint_every=3",
+        "--validate_every=0",
     ]  # fmt: skip
 
     def go(name: str, *extra: str) -> list[dict[str, float]]:
-        command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *options, f"--runs={tmp_path}", f"--name={name}", *extra]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "lit_pretrain",
+            "fit",
+            *options,
+            f"--runs={tmp_path}",
+            f"--name={name}",
+            *extra,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         code, output = finish(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         )
         assert code == 0, output
         lines = read_metrics(tmp_path / name)
-        keep = ("train/loss", "train/reward", "train/rewards/short", "train/entropy", "train/kl", "train/clip_ratio", "train/grad_norm")
-        return [{key: line[key] for key in keep} if "train/loss" in line else {"val/reward": line["val/reward"]} for line in lines]
+        keep = (
+            "train/loss",
+            "train/reward",
+            "train/rewards/short",
+            "train/entropy",
+            "train/kl",
+            "train/clip_ratio",
+            "train/grad_norm",
+        )
+        return [
+            (
+                {key: line[key] for key in keep}
+                if "train/loss" in line
+                else {"val/reward": line["val/reward"]}
+            )
+            for line in lines
+        ]
 
     one = go("one", "--data.init_args.micro_batch_size=4")
     two = go("two", "--data.init_args.micro_batch_size=2", "--trainer.devices=2")

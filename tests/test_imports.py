@@ -1,4 +1,6 @@
-"""The house keeps its plan: who may import whom, where Lightning and LitData appear, and what works without torch."""
+"""The house keeps its plan: who may import whom, where Lightning and LitData appear, and what
+works without torch.
+"""
 
 import ast
 import graphlib
@@ -13,84 +15,113 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "lit_pretrain"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
-# Each part may import the parts named here, and itself. Siblings are strangers: model knows nothing of optim, data nothing of objective.
+# Each room may import the rooms named here, and itself. Siblings are strangers: model knows nothing
+# of optim, prepare and data meet in corpus, and data knows nothing of objective.
 MAY_IMPORT = {
     "errors": set(),
-    "batch": set(),
+    "files": {"errors"},
+    "hashing": {"errors"},
+    "batch": {"errors"},
     "step_size": {"errors"},
-    "report": {"errors"},
+    "tokenizer": {"errors", "files"},
+    "chat": {"errors", "files", "tokenizer"},
+    "decontaminate": {"errors", "files", "hashing"},
+    "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"},
+    "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"},
+    "data": {
+        "errors",
+        "files",
+        "hashing",
+        "batch",
+        "step_size",
+        "tokenizer",
+        "chat",
+        "decontaminate",
+        "corpus",
+    },
     "model": {"errors", "batch"},
     "adapter": {"errors", "batch"},
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch"},
-    "data": {"errors", "batch", "step_size"},
-    "prepare": {"errors", "data"},
-    "checkpoint": {"errors", "model", "adapter"},  # an adapter is put into its base when it is read
-    "scaling": {"errors", "model", "report", "step_size"},  # laws are fitted to run folders
-    "generate": {"errors", "batch", "model", "data"},
-    "evaluate": {"errors", "model", "data", "generate"},
+    "parallel": {"errors", "model"},
+    "report": {"errors", "files"},
+    # An adapter is put into its base when it is read.
+    "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"},
+    # Laws are fitted to run folders.
+    "scaling": {"errors", "files", "step_size", "model", "report"},
+    "generate": {"errors", "batch", "model", "tokenizer", "chat"},
+    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate"},
     "reward": {"errors"},
-    "rollout": {
-        "errors",
-        "batch",
-        "model",
-        "adapter",
-        "checkpoint",
-        "generate",
-        "reward",
-        "data",
-    },  # answers become rows as the data lays them out
-    "stage": {"errors", "batch", "model", "adapter", "objective", "optim", "checkpoint", "rollout", "reward"},  # never data
-    # they save checkpoints, write the run folder, and sample texts with the run's tokenizer
-    "callbacks": {"errors", "batch", "generate", "scaling", "checkpoint", "report", "data", "evaluate"},
+    # Answers become rows as the data lays them out.
+    "rollout": {"errors", "batch", "model", "adapter", "checkpoint", "generate", "reward"}
+    | {"chat", "data"},
+    # Never data: a stage works on whatever fulfils the contract in batch.
+    "stage": {"errors", "files", "batch", "model", "adapter", "objective", "optim", "parallel"}
+    | {"checkpoint", "rollout", "reward"},
+    # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
+    "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
+    | {"checkpoint", "report", "evaluate"},
 }
 EVERYTHING = {"cli", "__main__"}
-LIGHTNING = ("stage/", "callbacks/", "data/datamodule.py", "data/post_training.py", "cli/")
-LITDATA = ("data/", "prepare/")
+LIGHTNING = (
+    "stage/",
+    "parallel/",
+    "callbacks/",
+    "data/text/text_data.py",
+    "data/chat/post_training_data.py",
+    "cli/",
+)
+LITDATA = ("corpus/", "prepare/")
 
-# What has no need of torch does not wait seconds for it: the help of verbs, preparation, planning, reports.
+# What has no need of torch does not wait seconds for it: the help of verbs, preparation, planning,
+# reports.
 TORCH_FREE = (
     "errors",
+    "files",
+    "hashing",
     "step_size",
-    "model.config",
-    "data.decontaminate.*",
-    "data.manifest",
-    "data.stream_decoder",
-    "data.tokenizer",
-    "data.tokenizer_files",
-    "data.byte_level",
-    "data.order",
-    "data.mixture",
-    "data.exposure",
-    "data.messages",
-    "data.formats",
-    "data.template",
-    "data.render",
-    "data.row_source",
-    "data.language",
-    "data.tasks",
-    "data.best_fit",
-    "data.whole",
-    "data.words",
-    "data.epochs",
-    "data.encoded",
-    "data.remote",
+    "tokenizer.*",
+    "chat.*",
+    "decontaminate.*",
+    "corpus.chunk_cache",
+    "corpus.chunk_reader",
+    "corpus.chunk_writer",
+    "corpus.documents",
+    "corpus.manifest",
+    "corpus.prepared",
     "data.held_out",
-    "data.prepared",
+    "data.text.order",
+    "data.text.mixture",
+    "data.text.stretches",
+    "data.text.trace",
+    "data.chat.encoded_rows",
+    "data.chat.epochs",
+    "data.chat.formats",
+    "data.chat.row_source",
     "prepare.*",
     "report.*",
     "scaling.*",
+    "model.config",
     "checkpoint.contract",
     "checkpoint.find",
     "checkpoint.hf_card",
+    "checkpoint.lineage",
     "evaluate.decontamination",
     "cli.parser",
-    "cli.settings",
-    "cli.doctor.*",
-    "cli.plan.*",
-    "cli.signatures",
     "cli.verb",
-    "cli.verbs.*",
+    "cli.doctor.*",
+    "cli.inspect.views",
+    "cli.scaling.*",
+    "cli.adapter",
+    "cli.chat",
+    "cli.evaluate",
+    "cli.export",
+    "cli.generate",
+    "cli.import",
+    "cli.join",
+    "cli.merge",
+    "cli.prepare",
+    "cli.serve",
     "__main__",
 )
 
@@ -102,7 +133,9 @@ def module_of(file: Path) -> list[str]:
 
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """(line, absolute name) of everything that a file imports, within functions too; `from a import b` gives a.b."""
+    """(line, absolute name) of everything that a file imports, within functions too; `from a
+    import b` gives a.b.
+    """
     package = module_of(file) if file.name == "__init__.py" else module_of(file)[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
         if isinstance(node, ast.Import):
@@ -118,7 +151,7 @@ def where(file: Path) -> str:
 
 
 def part_of(name: str) -> str:
-    """lit_pretrain.data.order.Order -> data; the bare package (its version) -> ""."""
+    """lit_pretrain.data.text.order.Order -> data; the bare package (its version) -> ""."""
     parts = name.split(".")
     known = MAY_IMPORT.keys() | EVERYTHING
     return parts[1] if len(parts) > 1 and parts[1] in known else ""
@@ -126,11 +159,15 @@ def part_of(name: str) -> str:
 
 def test_every_part_has_a_place_in_the_plan():
     parts = {where(file).split("/")[0].removesuffix(".py") for file in FILES} - {"__init__"}
-    assert parts <= MAY_IMPORT.keys() | EVERYTHING, "a new part: add it to MAY_IMPORT with what it may import"
+    assert parts <= MAY_IMPORT.keys() | EVERYTHING, (
+        "a new part: add it to MAY_IMPORT with what it may import"
+    )
 
 
 def test_the_plan_has_a_direction():
-    order = list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError otherwise
+    order = list(
+        graphlib.TopologicalSorter(MAY_IMPORT).static_order()
+    )  # raises CycleError otherwise
     assert order.index("stage") > order.index("model") > order.index("batch")
 
 
@@ -170,13 +207,18 @@ def test_libraries_keep_to_their_rooms(libraries, places):
         for line, name in imported(file)
         if name.split(".")[0] in libraries
     ]
-    assert not wrong, f"{'/'.join(sorted(libraries))} belongs in {', '.join(places)} only:\n" + "\n".join(wrong)
+    assert not wrong, (
+        f"{'/'.join(sorted(libraries))} belongs in {', '.join(places)} only:\n" + "\n".join(wrong)
+    )
 
 
 def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
     file = tmp_path / PACKAGE / "data" / "x.py"
     file.parent.mkdir(parents=True)
-    file.write_text("import a.b as c\nfrom . import order\nfrom ..stage import stage\ndef f():\n    from lit_pretrain import optim\n")
+    file.write_text(
+        "import a.b as c\nfrom . import order\nfrom ..stage import stage\ndef f():\n    from"
+        " lit_pretrain import optim\n"
+    )
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert sorted(imported(file)) == [
         (1, "a.b"),
@@ -202,5 +244,12 @@ def test_what_needs_no_torch_imports_none():
         "    heavy = {'torch', 'lightning', 'litdata', 'transformers'} & sys.modules.keys()\n"
         "    assert not heavy, f'{name} imports {heavy}'\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,6 @@
-"""Ctrl-C in a real terminal: the first saves and says how to go on, the second ends at once, and none ends in a traceback."""
+"""Ctrl-C in a real terminal: the first saves and says how to go on, the second ends at once,
+and none ends in a traceback.
+"""
 
 import json
 import os
@@ -17,14 +19,16 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.stage.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
 BASE = [
-    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64",
-    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.micro_batch_size=8",
+    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2",
+    "--model.net.ffn_width=64",
+    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256",
+    "--data.micro_batch_size=8",
     "--data.val_tokens=512", f"--max_steps={STEPS}", "--log_every=1", "--validate_every=3",
     "--checkpoint_every=0", "--sample_prompts=[]", "--trainer.accelerator=cpu",
 ]  # fmt: skip
@@ -66,7 +70,12 @@ class Terminal:
     def __init__(self, *arguments: object, folder: Path) -> None:
         self.text = ""
         places = os.pathsep.join([str(ROOT), str(folder)])
-        given = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": places, "TERM": "xterm"}
+        given = {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": places,
+            "TERM": "xterm",
+        }
         command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", *map(str, arguments)]
         self.process, self.screen = pty.fork()
         if self.process == 0:
@@ -84,7 +93,9 @@ class Terminal:
                     data = os.read(self.screen, 65536)
                 except OSError:  # how Linux says that nobody writes any more
                     return
-                self.text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace")).replace("\r", "\n")
+                self.text += re.sub(
+                    r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace")
+                ).replace("\r", "\n")
 
     def press_at(self, text: str) -> None:
         """Press Ctrl-C when a text has appeared."""
@@ -119,7 +130,9 @@ def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For runs in this process: sums of several threads have another rounding, and the callback must be found."""
+    """For runs in this process: sums of several threads have another rounding, and the callback
+    must be found.
+    """
     monkeypatch.syspath_prepend(str(folder))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -128,7 +141,11 @@ def one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def fit(folder: Path, dataset: Path, name: str, hook: str, step: int, *extra: str) -> Terminal:
-    pause = ["--trainer.callbacks+=pausing.Pause", f"--trainer.callbacks.hook={hook}", f"--trainer.callbacks.step={step}"]
+    pause = [
+        "--trainer.callbacks+=pausing.Pause",
+        f"--trainer.callbacks.hook={hook}",
+        f"--trainer.callbacks.step={step}",
+    ]
     places = [f"--data.path={dataset}", f"--runs={folder}", f"--name={name}"]
     return Terminal("fit", *BASE, *places, *pause, *extra, folder=folder)
 
@@ -142,12 +159,20 @@ def fit(folder: Path, dataset: Path, name: str, hook: str, step: int, *extra: st
         pytest.param("on_save_checkpoint", 4, 4, ["--checkpoint_every=4"], id="save"),
         pytest.param(
             "on_train_batch_start", 4, 5,
-            ["--trainer.devices=2", "--data.micro_batch_size=4", "--trainer.precision=32-true"], id="two-ranks",
+            ["--trainer.devices=2", "--data.micro_batch_size=4", "--trainer.precision=32-true"],
+            id="two-ranks",
         ),
     ],
 )  # fmt: skip
 def test_the_first_saves_and_the_command_that_it_prints_goes_on(
-    folder: Path, dataset: Path, hook: str, step: int, saved: int, extra: list[str], one_process: None, request: pytest.FixtureRequest
+    folder: Path,
+    dataset: Path,
+    hook: str,
+    step: int,
+    saved: int,
+    extra: list[str],
+    one_process: None,
+    request: pytest.FixtureRequest,
 ) -> None:
     name = request.node.callspec.id
     terminal = fit(folder, dataset, name, hook, step, *extra)
@@ -155,19 +180,29 @@ def test_the_first_saves_and_the_command_that_it_prints_goes_on(
     code, text = terminal.end()
     assert code == 130, text
     file = folder / name / "checkpoints" / f"step={saved:08d}.ckpt"
-    assert text.count("stopping: saves after this step") == text.count(f"stopped by SIGINT after step {saved}; saved {file}; ") == 1
-    assert sorted(path.suffix for path in file.parent.iterdir()) == [".ckpt"]  # nothing torn, and no record of a validation
+    assert (
+        text.count("stopping: saves after this step")
+        == text.count(f"stopped by SIGINT after step {saved}; saved {file}; ")
+        == 1
+    )
+    assert sorted(path.suffix for path in file.parent.iterdir()) == [
+        ".ckpt"
+    ]  # nothing torn, and no record of a validation
     command = shlex.split(text.partition("go on with: ")[2])
     alone = ["--trainer.devices=1", "--data.micro_batch_size=8"] if extra[1:] else []
     assert main([*command[1:], "--trainer.callbacks=null", *alone]) == 0
     if not extra[1:]:  # another number of ranks sums in another order
         assert losses(folder / name) == losses(folder / "whole")
-    assert [line[0] for line in losses(folder / name)] == [line[0] for line in losses(folder / "whole")]
+    assert [line[0] for line in losses(folder / name)] == [
+        line[0] for line in losses(folder / "whole")
+    ]
     assert (folder / name / "summary.md").exists()
 
 
 def test_the_second_ends_at_once(folder: Path, dataset: Path) -> None:
-    terminal = fit(folder, dataset, "twice", "on_train_batch_start", 4, "--trainer.callbacks.seconds=600")
+    terminal = fit(
+        folder, dataset, "twice", "on_train_batch_start", 4, "--trainer.callbacks.seconds=600"
+    )
     terminal.press_at("now")
     terminal.read(lambda seen: "stopping: saves after this step" in seen)
     time.sleep(0.7)  # not the same Ctrl-C, passed on by a launcher
@@ -185,7 +220,9 @@ def test_the_second_ends_at_once(folder: Path, dataset: Path) -> None:
         pytest.param("on_train_batch_start", ["--data.num_workers=1"], id="first-step-workers"),
     ],
 )
-def test_before_there_is_anything_to_save_the_first_ends_at_once(folder: Path, dataset: Path, hook: str, extra: list[str]) -> None:
+def test_before_there_is_anything_to_save_the_first_ends_at_once(
+    folder: Path, dataset: Path, hook: str, extra: list[str]
+) -> None:
     name = f"early-{hook}-{len(extra)}"
     terminal = fit(folder, dataset, name, hook, 0, "--trainer.callbacks.seconds=600", *extra)
     terminal.press_at("now")
@@ -196,7 +233,9 @@ def test_before_there_is_anything_to_save_the_first_ends_at_once(folder: Path, d
 
 @pytest.mark.parametrize("seen", ["", "plan: "], ids=["imports", "data"])
 def test_while_it_starts(folder: Path, dataset: Path, seen: str) -> None:
-    terminal = fit(folder, dataset, f"starts-{len(seen)}", "on_fit_start", 0, "--trainer.callbacks.seconds=600")
+    terminal = fit(
+        folder, dataset, f"starts-{len(seen)}", "on_fit_start", 0, "--trainer.callbacks.seconds=600"
+    )
     if not seen:
         time.sleep(1)
     terminal.press_at(seen)
@@ -204,7 +243,12 @@ def test_while_it_starts(folder: Path, dataset: Path, seen: str) -> None:
     assert (code, text.count("interrupted\n")) == (130, 1), text
 
 
-def test_a_validation_alone(folder: Path, one_process: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_alone(
+    folder: Path,
+    one_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Lightning makes an exit with 1 of it."""
 
     def press(*args: Any) -> None:
@@ -220,9 +264,17 @@ def test_preparation_in_several_processes(tmp_path: Path) -> None:
     (tmp_path / "sleepy.py").write_text(SLEEPY)
     for name in ("a", "b"):
         (tmp_path / "rows" / f"{name}.jsonl").write_text('{"text": "Some words of text."}\n')
-    source = {"kind": "jsonl", "path": str(tmp_path / "rows"), "licence": "CC0-1.0", "origin": "here", "filters": ["sleepy.sleep"]}
+    source = {
+        "kind": "jsonl",
+        "path": str(tmp_path / "rows"),
+        "licence": "CC0-1.0",
+        "origin": "here",
+        "filters": ["sleepy.sleep"],
+    }
     (tmp_path / "prepare.yaml").write_text(json.dumps({"sources": {"text": source}}))
-    terminal = Terminal("prepare", "--config=prepare.yaml", "--out=out", "--workers=2", folder=tmp_path)
+    terminal = Terminal(
+        "prepare", "--config=prepare.yaml", "--out=out", "--workers=2", folder=tmp_path
+    )
     terminal.press_at("now")
     code, text = terminal.end()
     assert (code, text.count("interrupted\n")) == (130, 1), text
@@ -231,15 +283,29 @@ def test_preparation_in_several_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("verb", "log_every"), [("fit", 1), ("fit", 100), ("finetune", 1)])
 def test_the_time_limit_saves_and_goes_on(
-    folder: Path, dataset: Path, verb: str, log_every: int, one_process: None, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    dataset: Path,
+    verb: str,
+    log_every: int,
+    one_process: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It counts from the start of the program, so that every attempt here makes one step."""
     name = f"limited-{verb}-{log_every}"
-    options = [*BASE, f"--data.path={dataset}", f"--runs={folder}", f"--name={name}", f"--log_every={log_every}"]
+    options = [
+        *BASE,
+        f"--data.path={dataset}",
+        f"--runs={folder}",
+        f"--name={name}",
+        f"--log_every={log_every}",
+    ]
     options += [] if verb == "fit" else [f"--from={folder / 'whole'}"]
     assert main([verb, *options, "--trainer.max_time={milliseconds: 1}"]) == 75
     said = capsys.readouterr().err
-    assert f"stopped by trainer.max_time after step 1; saved {folder / name / 'checkpoints' / 'step=00000001.ckpt'}; " in said
+    assert (
+        "stopped by trainer.max_time after step 1; saved"
+        f" {folder / name / 'checkpoints' / 'step=00000001.ckpt'}; " in said
+    )
     command = shlex.split(said.partition("go on with: ")[2])
     assert main([*command[1:], "--trainer.max_time=00:01:00:00"]) == 0
     if (verb, log_every) == ("fit", 1):

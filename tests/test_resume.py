@@ -1,4 +1,6 @@
-"""A stopped run goes on as if it had never stopped: the same losses, bit for bit, through the real command line."""
+"""A stopped run goes on as if it had never stopped: the same losses, bit for bit, through the
+real command line.
+"""
 
 import dataclasses
 import functools
@@ -20,24 +22,29 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.report.folder import read_metrics
-from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.report.run_folder import read_metrics
+from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.stage import Stage
 
 ROOT = Path(__file__).parents[1]
 STEPS = 14
 BASE = [
-    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.dropout=0.1",
-    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.micro_batch_size=8", "--data.val_tokens=256",
-    f"--max_steps={STEPS}", "--log_every=1", "--validate_every=5", "--checkpoint_every=4", "--keep_checkpoints=3", "--sample_prompts=[]",
+    "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2",
+    "--model.net.ffn_width=64", "--model.net.dropout=0.1",
+    "--model.compile=off", "--data.seq_len=32", "--data.global_batch_tokens=256",
+    "--data.micro_batch_size=8", "--data.val_tokens=256",
+    f"--max_steps={STEPS}", "--log_every=1", "--validate_every=5", "--checkpoint_every=4",
+    "--keep_checkpoints=3", "--sample_prompts=[]",
     "--trainer.accelerator=cpu",
 ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Sums of several threads have another rounding: runs in this process are compared with runs in others."""
+    """Sums of several threads have another rounding: runs in this process are compared with
+    runs in others.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,12 +56,19 @@ def options(dataset: Path, runs: Path, name: str, *extra: str) -> list[str]:
 
 
 def losses(run: Path) -> list[tuple[Any, ...]]:
-    return [(m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss")) for m in read_metrics(run)]
+    return [
+        (m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss"))
+        for m in read_metrics(run)
+    ]
 
 
 def tree(folder: Path) -> dict[str, str]:
     """Every file below a folder and the hash of its content."""
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
 
 
 @contextmanager
@@ -75,12 +89,18 @@ def at_step(step: int, action: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def read_rows() -> Iterator[dict[int, list[tuple[int, ...]]]]:
-    """The rows that every training step reads: number and tokens, by step, in the order of the numbers."""
+    """The rows that every training step reads: number and tokens, by step, in the order of the
+    numbers.
+    """
     plain, found = Stage.training_step, {}
 
     @functools.wraps(plain)
     def training_step(self: Stage, batch: Any, batch_idx: int) -> Any:
-        rows = [(n, *tokens) for micro in batch for n, tokens in zip(micro.index_B.tolist(), micro.tokens_BT.tolist(), strict=True)]
+        rows = [
+            (n, *tokens)
+            for micro in batch
+            for n, tokens in zip(micro.index_B.tolist(), micro.tokens_BT.tolist(), strict=True)
+        ]
         found[self.global_step] = sorted(rows)
         return plain(self, batch, batch_idx)
 
@@ -120,9 +140,13 @@ def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     assert main(options(dataset, runs, "one")) == 0
     assert main(options(dataset, runs, "four", "--data.micro_batch_size=2")) == 0
-    assert losses(runs / "one") != losses(runs / "four")  # another order of sums: the comparisons below can fail
+    assert losses(runs / "one") != losses(
+        runs / "four"
+    )  # another order of sums: the comparisons below can fail
     for a, b in zip(read_metrics(runs / "one"), read_metrics(runs / "four"), strict=True):
-        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {k: v for k, v in b.items() if k.startswith("mixture/")}
+        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {
+            k: v for k, v in b.items() if k.startswith("mixture/")
+        }
     return runs
 
 
@@ -138,9 +162,17 @@ def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["SIGTERM-workers-accumulation", "SIGKILL"],
 )
 def test_a_job_stopped_by_a_signal_equals_an_uninterrupted_one(
-    dataset: Path, tmp_path: Path, whole: Path, number: int, code: int, reference: str, extra: list[str]
+    dataset: Path,
+    tmp_path: Path,
+    whole: Path,
+    number: int,
+    code: int,
+    reference: str,
+    extra: list[str],
 ) -> None:
-    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)  # starts the run, then goes on with it
+    arguments = options(
+        dataset, tmp_path, "run", "--resume=auto", *extra
+    )  # starts the run, then goes on with it
     stopped = start(arguments, tmp_path / "log")
     assert stop_at(stopped, tmp_path / "run", 6, number) == code, (tmp_path / "log").read_text()
     if code == 75:
@@ -151,24 +183,42 @@ def test_a_job_stopped_by_a_signal_equals_an_uninterrupted_one(
 
 
 # 4: a validation follows the step in which the signal comes; 7: a checkpoint is due anyway
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 6), (signal.SIGUSR1, 4), (signal.SIGTERM, 7)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGTERM, 6), (signal.SIGUSR1, 4), (signal.SIGTERM, 7)]
+)
 def test_a_signal_saves_at_the_next_step_boundary(
-    dataset: Path, tmp_path: Path, whole: Path, number: int, step: int, capsys: pytest.CaptureFixture[str]
+    dataset: Path,
+    tmp_path: Path,
+    whole: Path,
+    number: int,
+    step: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = options(dataset, tmp_path, "run", "--resume=auto")
     with at_step(step, lambda: os.kill(os.getpid(), number)):
         assert main(arguments) == 75
     saved = tmp_path / "run" / "checkpoints" / f"step={step + 1:08d}.ckpt"
-    assert f"stopped by {signal.Signals(number).name} after step {step + 1}; saved {saved}" in capsys.readouterr().err
+    assert (
+        f"stopped by {signal.Signals(number).name} after step {step + 1}; saved {saved}"
+        in capsys.readouterr().err
+    )
     assert saved.exists()
     # A validation that follows the step is left to the next attempt.
-    trained = [line for line in losses(whole / "one") if line[0] <= step + 1 and (line[0] <= step or line[1] is not None)]
+    trained = [
+        line
+        for line in losses(whole / "one")
+        if line[0] <= step + 1 and (line[0] <= step or line[1] is not None)
+    ]
     assert losses(tmp_path / "run") == trained
     assert main(arguments) == 0
     assert losses(tmp_path / "run") == losses(whole / "one")
 
 
-@pytest.mark.parametrize("extra", [[], ["--validate_every=0"], ["--validate_every=9"]], ids=["due-anyway", "only-last", "uneven"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--validate_every=0"], ["--validate_every=9"]],
+    ids=["due-anyway", "only-last", "uneven"],
+)
 def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_next_attempt(
     dataset: Path, tmp_path: Path, whole: Path, extra: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,11 +259,19 @@ def test_a_validation_is_left_at_a_signal_and_done_once_by_the_next_attempt(
     with at_step(5, fail), pytest.raises(RuntimeError, match="cosmic ray"):
         main(arguments)
     assert main(arguments) == 0
-    assert [line[0] for line in losses(tmp_path / "run")] == [line[0] for line in losses(whole / "one")]
+    assert [line[0] for line in losses(tmp_path / "run")] == [
+        line[0] for line in losses(whole / "one")
+    ]
 
 
-@pytest.mark.parametrize("extra", [[], ["--data.micro_batch_size=2", "--data.num_workers=1"]], ids=["plain", "worker-accumulation"])
-def test_a_run_that_failed_goes_on_from_its_last_checkpoint(dataset: Path, tmp_path: Path, whole: Path, extra: list[str]) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["--data.micro_batch_size=2", "--data.num_workers=1"]],
+    ids=["plain", "worker-accumulation"],
+)
+def test_a_run_that_failed_goes_on_from_its_last_checkpoint(
+    dataset: Path, tmp_path: Path, whole: Path, extra: list[str]
+) -> None:
     def fail() -> None:
         raise RuntimeError("cosmic ray")
 
@@ -244,7 +302,9 @@ def test_a_run_killed_during_a_validation_validates_again(
     assert (tmp_path / "run" / "summary.md").exists()
 
 
-def test_windows_of_several_steps_are_the_same_after_a_stop_in_their_middle(dataset: Path, tmp_path: Path) -> None:
+def test_windows_of_several_steps_are_the_same_after_a_stop_in_their_middle(
+    dataset: Path, tmp_path: Path
+) -> None:
     windows = ["--log_every=6", "--validate_every=0"]
     assert main(options(dataset, tmp_path, "whole", *windows)) == 0
     arguments = options(dataset, tmp_path, "run", "--resume=auto", *windows)
@@ -254,31 +314,60 @@ def test_windows_of_several_steps_are_the_same_after_a_stop_in_their_middle(data
 
     def figures(run: Path) -> list[dict[str, float]]:
         measured = ("throughput/", "time/")
-        return [{k: v for k, v in line.items() if not k.startswith(measured)} for line in read_metrics(run)]
+        return [
+            {k: v for k, v in line.items() if not k.startswith(measured)}
+            for line in read_metrics(run)
+        ]
 
     assert [line["step"] for line in figures(tmp_path / "run")] == [6, 12, 14, 14]
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
-def test_another_micro_batch_reads_the_same_samples(dataset: Path, tmp_path: Path, whole: Path) -> None:
+def test_another_micro_batch_reads_the_same_samples(
+    dataset: Path, tmp_path: Path, whole: Path
+) -> None:
     with read_rows() as before, at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main(options(dataset, tmp_path, "run")) == 75
     with read_rows() as after:
-        assert main(options(dataset, tmp_path, "run", "--resume=auto", "--data.micro_batch_size=4", "--model.net.dropout=0.1")) == 0
+        assert (
+            main(
+                options(
+                    dataset,
+                    tmp_path,
+                    "run",
+                    "--resume=auto",
+                    "--data.micro_batch_size=4",
+                    "--model.net.dropout=0.1",
+                )
+            )
+            == 0
+        )
     with read_rows() as uninterrupted:
         assert main(options(dataset, tmp_path, "whole")) == 0
     assert [sorted(before), sorted(after)] == [list(range(7)), list(range(7, STEPS))]
     assert before | after == uninterrupted
-    assert [row[0] for step in range(STEPS) for row in uninterrupted[step]] == list(range(8 * STEPS))
+    assert [row[0] for step in range(STEPS) for row in uninterrupted[step]] == list(
+        range(8 * STEPS)
+    )
     for a, b in zip(read_metrics(tmp_path / "run"), read_metrics(whole / "one"), strict=True):
-        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {k: v for k, v in b.items() if k.startswith("mixture/")}
+        assert {k: v for k, v in a.items() if k.startswith("mixture/")} == {
+            k: v for k, v in b.items() if k.startswith("mixture/")
+        }
         if "train/loss" in a:
-            assert a["train/loss"] == pytest.approx(b["train/loss"], rel=0.02)  # other dropout masks
+            assert a["train/loss"] == pytest.approx(
+                b["train/loss"], rel=0.02
+            )  # other dropout masks
 
 
-def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # `code` has 593 rows: at full weight 14 steps of 256 rows read it six times.
-    extra = ["--data.weights={code: 1}", "--data.global_batch_tokens=8192", "--data.micro_batch_size=64"]
+    extra = [
+        "--data.weights={code: 1}",
+        "--data.global_batch_tokens=8192",
+        "--data.micro_batch_size=64",
+    ]
     assert main(options(dataset, tmp_path, "whole", *extra)) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "torn")
     folder = tmp_path / "torn" / "checkpoints"
@@ -292,8 +381,15 @@ def test_across_the_end_of_an_epoch_and_past_a_torn_checkpoint(dataset: Path, tm
 
 
 def test_two_loader_workers_go_on_across_the_end_of_an_epoch(dataset: Path, tmp_path: Path) -> None:
-    """Stopped with two workers and resumed with two, in the second epoch; the reference reads in its own process."""
-    extra = ["--data.weights={code: 1}", "--data.global_batch_tokens=8192", "--data.micro_batch_size=64", "--max_steps=6"]
+    """Stopped with two workers and resumed with two, in the second epoch; the reference reads
+    in its own process.
+    """
+    extra = [
+        "--data.weights={code: 1}",
+        "--data.global_batch_tokens=8192",
+        "--data.micro_batch_size=64",
+        "--max_steps=6",
+    ]
     with read_rows() as uninterrupted:
         assert main(options(dataset, tmp_path, "whole", *extra)) == 0
     arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra, "--data.num_workers=2")
@@ -305,17 +401,24 @@ def test_two_loader_workers_go_on_across_the_end_of_an_epoch(dataset: Path, tmp_
     assert before | after == uninterrupted
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     text = [row[1:] for step in range(6) for row in uninterrupted[step]]
-    assert len(set(text)) < len(text)  # rows came again: an epoch has ended (before the stop: 593 rows, 3 × 256 read)
+    assert len(set(text)) < len(
+        text
+    )  # rows came again: an epoch has ended (before the stop: 593 rows, 3 × 256 read)
 
 
 @pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
-def test_the_network_of_the_quickstart_goes_on_exactly(dataset: Path, tmp_path: Path, compile: str) -> None:
-    """Value embeddings, residual scalars, squared ReLU, norms without gains and Muon; with dropout; also compiled."""
+def test_the_network_of_the_quickstart_goes_on_exactly(
+    dataset: Path, tmp_path: Path, compile: str
+) -> None:
+    """Value embeddings, residual scalars, squared ReLU, norms without gains and Muon; with
+    dropout; also compiled.
+    """
     if compile == "on" and (reason := can_compile(torch.device("cpu"))) is not None:
         pytest.skip(reason)
     config = ["--config", str(ROOT / "configs" / "pretrain" / "quickstart.yaml")]
     extra = [
-        "--model.net.max_seq_len=64", "--model.net.ffn_width=null", f"--model.compile={compile}", "--data.micro_batch_size=4",
+        "--model.net.max_seq_len=64", "--model.net.ffn_width=null", f"--model.compile={compile}",
+        "--data.micro_batch_size=4",
         "--max_steps=8", "--max_tokens=null",
     ]  # fmt: skip
 
@@ -324,7 +427,13 @@ def test_the_network_of_the_quickstart_goes_on_exactly(dataset: Path, tmp_path: 
 
     assert main(arguments("whole")) == 0
     net = (tmp_path / "whole" / "config.yaml").read_text()
-    for feature in ("value_embeddings: alternate", "residual_scalars: true", "activation: relu2", "norm_weight: false", "dropout: 0.1"):
+    for feature in (
+        "value_embeddings: alternate",
+        "residual_scalars: true",
+        "activation: relu2",
+        "norm_weight: false",
+        "dropout: 0.1",
+    ):
         assert feature in net
     assert "MuonAdamW" in net
     for step in (1, 5):
@@ -335,9 +444,15 @@ def test_the_network_of_the_quickstart_goes_on_exactly(dataset: Path, tmp_path: 
     assert len({line[1] for line in losses(tmp_path / "run")}) > 6
 
 
-def test_across_a_phase_and_a_source_that_leaves(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # 8 rows a step: 0.05 epochs of `code`, 593 rows, are 29; at half of the samples it leaves in its eighth step.
-    phases = "[{from_tokens: 0, weights: {story: 1, sums: 3}}, {from_tokens: 1100, weights: {code: 1, sums: 1}}]"
+def test_across_a_phase_and_a_source_that_leaves(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 8 rows a step: 0.05 epochs of `code`, 593 rows, are 29; at half of the samples it leaves in
+    # its eighth step.
+    phases = (
+        "[{from_tokens: 0, weights: {story: 1, sums: 3}}, {from_tokens: 1100, weights: {code: 1,"
+        " sums: 1}}]"
+    )
     extra = [f"--data.phases={phases}", "--data.max_epochs={code: 0.05}", "--data.cycle=64"]
     assert main(options(dataset, tmp_path, "whole", *extra)) == 0
     printed = capsys.readouterr().out
@@ -350,25 +465,47 @@ def test_across_a_phase_and_a_source_that_leaves(dataset: Path, tmp_path: Path, 
     assert main(arguments) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     capsys.readouterr()
-    assert main(["inspect", "order", str(tmp_path / "run"), f"--steps={STEPS}", "--json_lines=true"]) == 0
+    assert (
+        main(["inspect", "order", str(tmp_path / "run"), f"--steps={STEPS}", "--json_lines=true"])
+        == 0
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     code = [row for row in rows if row["source"] == "code"]
     assert len(code) == len({row["row"] for row in code}) == 29
     assert code[0]["step"] == 4
     assert {row["source"] for row in rows if row["step"] > code[-1]["step"]} == {"sums"}
-    config = ["fit", "--config", str(tmp_path / "run" / "config.yaml"), f"--runs={tmp_path}", "--name=again", "--resume=never"]
+    config = [
+        "fit",
+        "--config",
+        str(tmp_path / "run" / "config.yaml"),
+        f"--runs={tmp_path}",
+        "--name=again",
+        "--resume=never",
+    ]
     assert main(config) == 0  # the saved config says it all
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
     capsys.readouterr()
     assert main(["validate", "--run", str(tmp_path / "run")]) == 0
     assert "code" in capsys.readouterr().out
     by_step = {m["step"]: m for m in read_metrics(tmp_path / "run") if "train/loss" in m}
-    assert [by_step[step]["mixture/code"] > 0 for step in (4, 5, code[-1]["step"] + 1, STEPS)] == [False, True, True, False]
+    assert [by_step[step]["mixture/code"] > 0 for step in (4, 5, code[-1]["step"] + 1, STEPS)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
-def test_a_run_may_end_with_its_text_and_not_go_on(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_may_end_with_its_text_and_not_go_on(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # 3 % of 593 rows are 17: two steps of 8.
-    extra = ["--data.weights={code: 1}", "--data.max_epochs=0.03", "--checkpoint_every=1", "--data.num_workers=1"]
+    extra = [
+        "--data.weights={code: 1}",
+        "--data.max_epochs=0.03",
+        "--checkpoint_every=1",
+        "--data.num_workers=1",
+    ]
     assert main(options(dataset, tmp_path, "run", *extra)) == 2
     error = capsys.readouterr().err
     assert "after 17 no source of its mixture may be read any more" in error
@@ -394,10 +531,16 @@ def begun(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("--data.seed=5", "data.seed: the checkpoint has 0, this run 5"),
         ("--data.seq_len=16", "data.seq_len: the checkpoint has 32, this run 16"),
-        ("--data.global_batch_tokens=512", "data.global_batch_tokens: the checkpoint has 256, this run 512"),
+        (
+            "--data.global_batch_tokens=512",
+            "data.global_batch_tokens: the checkpoint has 256, this run 512",
+        ),
         ("--data.weights={code: 1}", "data.weights.code: the checkpoint has None, this run 1"),
         ("--data.temperature=2", "data.temperature: the checkpoint has None, this run 2.0"),
-        ("--data.max_epochs={code: 3}", "data.max_epochs.code: the checkpoint has None, this run 3.0"),
+        (
+            "--data.max_epochs={code: 3}",
+            "data.max_epochs.code: the checkpoint has None, this run 3.0",
+        ),
         (
             "--data.phases=[{from_tokens: 9999, weights: {code: 1}}]",
             "data.phases: the checkpoint has None, this run [{'from_tokens': 9999.0,",
@@ -422,7 +565,9 @@ def test_resume_refuses_other_settings_and_names_both_values(
     assert tree(begun) == before
 
 
-def test_resume_refuses_other_data(dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_refuses_other_data(
+    dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Path(shutil.copytree(dataset, tmp_path / "other"))
     manifest = Manifest.load(other)
     code = manifest.sources["code"]
@@ -431,16 +576,26 @@ def test_resume_refuses_other_data(dataset: Path, begun: Path, tmp_path: Path, c
     manifest = dataclasses.replace(manifest, sources={**manifest.sources, "code": changed})
     (other / "manifest.json").write_text(manifest.dump())
     assert main(options(other, begun, "run", "--resume=auto")) == 2
-    assert f"data.manifest: the checkpoint has '{Manifest.load(dataset).hash}', this run '{manifest.hash}'" in capsys.readouterr().err
-    moved = Path(shutil.copytree(dataset, tmp_path / "moved"))  # the same data in another place is the same data
+    assert (
+        f"data.manifest: the checkpoint has '{Manifest.load(dataset).hash}', this run"
+        f" '{manifest.hash}'" in capsys.readouterr().err
+    )
+    moved = Path(
+        shutil.copytree(dataset, tmp_path / "moved")
+    )  # the same data in another place is the same data
     runs = Path(shutil.copytree(begun, tmp_path / "runs"))
     assert main(options(moved, runs, "run", "--resume=auto")) == 0
 
 
-def test_a_new_run_does_not_overwrite(dataset: Path, begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_does_not_overwrite(
+    dataset: Path, begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = tree(begun)
     assert main(options(dataset, begun, "run")) == 2
-    assert "already holds a run; choose another --name, or go on with that run by --resume auto" in capsys.readouterr().err
+    assert (
+        "already holds a run; choose another --name, or go on with that run by --resume auto"
+        in capsys.readouterr().err
+    )
     assert main(options(dataset, begun, "run", f"--from={begun / 'run'}")) == 2
     assert main(options(dataset, begun, "run", f"--fork={begun / 'run'}")) == 2
     assert tree(begun) == before
@@ -460,14 +615,20 @@ def test_a_named_checkpoint_goes_on_in_its_own_run(
     assert losses(runs / "run") == losses(whole / "one")
 
 
-def test_a_finished_run_is_not_resumed(dataset: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_resumed(
+    dataset: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = tree(whole)
     assert main(options(dataset, whole, "one", "--resume=auto")) == 2
-    assert "stands at step 14 and the run ends at 14: nothing is left to do" in capsys.readouterr().err
+    assert (
+        "stands at step 14 and the run ends at 14: nothing is left to do" in capsys.readouterr().err
+    )
     assert tree(whole) == before
 
 
-def test_something_else_is_not_a_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_something_else_is_not_a_checkpoint(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     foreign = tmp_path / "run" / "checkpoints" / "step=00000003.ckpt"
     torch.save({"state_dict": {}}, foreign)
@@ -480,7 +641,9 @@ def test_something_else_is_not_a_checkpoint(dataset: Path, tmp_path: Path, capsy
 # ---------------------------------------------------------------------- forks and children
 
 
-def test_a_fork_goes_on_with_another_mixture(dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fork_goes_on_with_another_mixture(
+    dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every source is read on from where the run was: nothing twice, nothing left out."""
     fork = f"--fork={begun / 'run' / 'checkpoints' / 'step=00000008.ckpt'}"
     assert main(options(dataset, tmp_path, "fork", fork, "--data.weights={code: 1}")) == 2
@@ -491,9 +654,14 @@ def test_a_fork_goes_on_with_another_mixture(dataset: Path, begun: Path, tmp_pat
     phase = "--data.phases=[{from_tokens: 2048, weights: {code: 1}}]"
     assert main(options(dataset, tmp_path, "fork", fork, phase, "--resume=auto")) == 0
     lines = [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m]
-    assert [(m["step"], m["mixture/code"]) for m in lines] == [(step, 1.0) for step in range(9, STEPS + 1)]
+    assert [(m["step"], m["mixture/code"]) for m in lines] == [
+        (step, 1.0) for step in range(9, STEPS + 1)
+    ]
     capsys.readouterr()
-    assert main(["inspect", "order", str(tmp_path / "fork"), f"--steps={STEPS}", "--json_lines=true"]) == 0
+    assert (
+        main(["inspect", "order", str(tmp_path / "fork"), f"--steps={STEPS}", "--json_lines=true"])
+        == 0
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     code = [row["row"] for row in rows if row["source"] == "code"]
     assert len(code) == len(set(code)) > 6 * 8
@@ -502,7 +670,11 @@ def test_a_fork_goes_on_with_another_mixture(dataset: Path, begun: Path, tmp_pat
 
 
 def test_a_fork_goes_on_with_another_schedule(
-    dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dataset: Path,
+    tmp_path: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: dict[str, list[list[int]]] = {}
     plain = Stage.training_step
@@ -514,7 +686,11 @@ def test_a_fork_goes_on_with_another_schedule(
         return plain(self, batch, batch_idx)
 
     monkeypatch.setattr(Stage, "training_step", training_step)
-    wsd = ["--model.schedule.kind=wsd", "--model.schedule.warmup=0", "--model.schedule.decay=1 steps"]
+    wsd = [
+        "--model.schedule.kind=wsd",
+        "--model.schedule.warmup=0",
+        "--model.schedule.decay=1 steps",
+    ]
     assert main(options(dataset, tmp_path, "stable", *wsd)) == 0
     fork = [*wsd, "--model.schedule.decay=6 steps", "--max_steps=12"]
     checkpoint = tmp_path / "stable" / "checkpoints" / "step=00000008.ckpt"
@@ -525,20 +701,35 @@ def test_a_fork_goes_on_with_another_schedule(
     assert [m["step"] for m in lines] == [9, 10, 11, 12]
     assert [m["progress/tokens"] for m in lines] == [256 * m["step"] for m in lines]
     assert seen["fork"] == seen["stable"][8:12]  # the data order goes on
-    # Step 9 reads the same samples with the same weights as in the stable run, but its update is already on the new schedule.
+    # Step 9 reads the same samples with the same weights as in the stable run, but its update is
+    # already on the new schedule.
     reference = {m["step"]: m for m in read_metrics(tmp_path / "stable") if "train/loss" in m}
     assert lines[0]["train/loss"] == reference[9]["train/loss"]
     rate = reference[9]["lr/matrix"]
-    assert [m["lr/matrix"] for m in lines] == pytest.approx([rate * (1 - done / 6) for done in (2, 3, 4, 5)])
+    assert [m["lr/matrix"] for m in lines] == pytest.approx(
+        [rate * (1 - done / 6) for done in (2, 3, 4, 5)]
+    )
     facts = json.loads((tmp_path / "fork" / "provenance.json").read_text())
     assert facts["parent"] == str(checkpoint)
     # A fork is a run like others: it is resumed by its own settings.
     (tmp_path / "fork" / "checkpoints" / "step=00000012.ckpt").unlink()
     (tmp_path / "fork" / "checkpoints" / "best.json").unlink(missing_ok=True)
-    assert main(options(dataset, tmp_path, "fork", *fork, f"--fork={checkpoint}", "--resume=auto")) == 0
-    assert [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m][-1]["train/loss"] == lines[-1]["train/loss"]
+    assert (
+        main(options(dataset, tmp_path, "fork", *fork, f"--fork={checkpoint}", "--resume=auto"))
+        == 0
+    )
+    assert [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m][-1][
+        "train/loss"
+    ] == lines[-1]["train/loss"]
     capsys.readouterr()
-    assert main(options(dataset, tmp_path, "other", *fork, f"--fork={checkpoint}", "--model.net.n_layer=3")) == 2
+    assert (
+        main(
+            options(
+                dataset, tmp_path, "other", *fork, f"--fork={checkpoint}", "--model.net.n_layer=3"
+            )
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "cannot fork" in error
     assert "model.net.n_layer: the checkpoint has 2, this run 3" in error
@@ -546,17 +737,27 @@ def test_a_fork_goes_on_with_another_schedule(
     assert not (tmp_path / "other").exists()
 
 
-def test_weights_alone_start_a_new_run(dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_start_a_new_run(
+    dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parent = whole / "one"
-    rest = [option for option in options(dataset, tmp_path, "child")[1:] if not option.startswith("--model.net")]
-    assert main(["finetune", f"--from={parent}", *rest, "--model.net.dropout=0", "--max_steps=2"]) == 0
+    rest = [
+        option
+        for option in options(dataset, tmp_path, "child")[1:]
+        if not option.startswith("--model.net")
+    ]
+    assert (
+        main(["finetune", f"--from={parent}", *rest, "--model.net.dropout=0", "--max_steps=2"]) == 0
+    )
     config = (tmp_path / "child" / "config.yaml").read_text()
     assert "width: 32" in config  # the shape is the parent's
     first = read_metrics(tmp_path / "child")[0]
     assert first["step"] == 1
     assert first["progress/tokens"] == 256
     final = [m for m in read_metrics(parent) if "val/loss" in m][-1]["val/loss"]
-    assert first["train/loss"] == pytest.approx(final, abs=0.5)  # far below the loss of guessing, ln 512 = 6.24
+    assert first["train/loss"] == pytest.approx(
+        final, abs=0.5
+    )  # far below the loss of guessing, ln 512 = 6.24
     facts = json.loads((tmp_path / "child" / "provenance.json").read_text())
     assert facts["parent"] == str(parent / "checkpoints" / f"step={STEPS:08d}.ckpt")
     capsys.readouterr()
@@ -565,19 +766,25 @@ def test_weights_alone_start_a_new_run(dataset: Path, tmp_path: Path, whole: Pat
     assert f"from {facts['parent']}" in lineage
     assert f"{parent}: fit" in lineage
     assert main(["finetune", *rest[:-1], "--name=orphan"]) == 2  # no parent
-    assert main(["fit", f"--from={parent}", *rest[:-1], "--name=wider", "--model.net.width=64"]) == 2
+    assert (
+        main(["fit", f"--from={parent}", *rest[:-1], "--name=wider", "--model.net.width=64"]) == 2
+    )
     assert "do not fit this network" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- a full disk
 
 
-def test_a_full_disk_keeps_the_older_checkpoint(dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_keeps_the_older_checkpoint(
+    dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     arguments = options(dataset, tmp_path, "run", "--resume=auto")
     older = tmp_path / "run" / "checkpoints" / "step=00000004.ckpt"
     try:
-        with at_step(7, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (older.stat().st_size // 2, hard))):
+        with at_step(
+            7, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (older.stat().st_size // 2, hard))
+        ):
             code = main(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -10,12 +10,60 @@ from pathlib import Path
 from typing import Any, Optional
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_pretrain.checkpoint.contract import KEY
-from lit_pretrain.checkpoint.find import BEST, FOLDER, checkpoint_name, checkpoints, is_complete, step_of
+from lit_pretrain.checkpoint.find import (
+    BEST,
+    CHECKPOINTS_FOLDER,
+    checkpoint_name,
+    checkpoints,
+    is_complete,
+    step_of,
+)
+from lit_pretrain.checkpoint.weights import consolidated
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import write_whole
+from lit_pretrain.report.run_folder import write_whole
+
+# Checkpoint input and output: tensors and primitives only, straight to the path that was asked for,
+# then fsync.
+#
+# Lightning's own plugin writes to the temporary directory and moves: across file systems a kill
+# leaves a torn file under the final name. Here the caller names a scratch path beside the final one
+# and renames it when everybody is done.
+
+
+class PlainCheckpointIO(CheckpointIO):
+    """One file per checkpoint, loaded with `weights_only=True`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None
+    ) -> None:
+        """Write a checkpoint and wait until it is on the disk."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: Optional[bool] = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; arbitrary objects in it are refused. A sharded one is put together
+        for strategies that do not shard.
+        """
+        if Path(path).is_dir():
+            return consolidated(Path(path))
+        loaded: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=True
+        )
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
 
 
 class Checkpoints(Checkpoint):
@@ -29,9 +77,20 @@ class Checkpoints(Checkpoint):
         on_saved: Told how many seconds each save took, so that throughput does not count them.
     """
 
-    def __init__(self, run: Path, *, every: int, keep: int, contract: Mapping[str, Any], on_saved: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        every: int,
+        keep: int,
+        contract: Mapping[str, Any],
+        on_saved: Callable[[float], None],
+    ) -> None:
         if every < 0 or keep < 1:
-            raise UserError(f"checkpoint_every={every} must not be negative and keep_checkpoints={keep} at least 1")
+            raise UserError(
+                f"checkpoint_every={every} must not be negative and keep_checkpoints={keep} at"
+                " least 1"
+            )
         self.run = run
         self.every = every
         self.keep = keep
@@ -46,21 +105,27 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Sweep up what a killed run was writing."""
         if trainer.is_global_zero:
-            for scratch in (self.run / FOLDER).glob("*.tmp"):
+            for scratch in (self.run / CHECKPOINTS_FOLDER).glob("*.tmp"):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the contract into the checkpoint."""
         step, due = trainer.global_step, self._validation_due
         checkpoint[KEY] = {"step": step, "contract": self.contract, "validation_due": due}
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """See whether a validation is due before the next step."""
         saved = checkpoint[KEY]
         self._resumed_due = saved["step"] if saved.get("validation_due") else None
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Take the mark of `save` away, which Lightning has read: it would stay in later checkpoints."""
+        """Take the mark of `save` away, which Lightning has read: it would stay in later
+        checkpoints.
+        """
         if self._resumed_due is not None:
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
 
@@ -72,21 +137,26 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save when it is time, and remember the best checkpoint so far.
 
-        After the validation and not before it: a run that is killed in between validates again, and loses nothing of its record.
+        After the validation and not before it: a run that is killed in between validates again, and
+        loses nothing of its record.
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         # That the validation is not due any more must be known to the next attempt, too.
         if self._is_due(trainer) or trainer.global_step == self._resumed_due:
             self.save(trainer)
-        path = self.run / FOLDER / checkpoint_name(trainer.global_step)
+        path = self.run / CHECKPOINTS_FOLDER / checkpoint_name(trainer.global_step)
         if not trainer.is_global_zero or not path.exists():
             return
         loss = float(trainer.callback_metrics["val/loss"])
-        record = self.run / FOLDER / BEST
+        record = self.run / CHECKPOINTS_FOLDER / BEST
         before = json.loads(record.read_text())["loss"] if record.is_file() else math.inf
         if loss < before:
-            write_whole(record, json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step}) + "\n")
+            write_whole(
+                record,
+                json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step})
+                + "\n",
+            )
             self._prune(path)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
@@ -103,9 +173,10 @@ class Checkpoints(Checkpoint):
                 begun or is given up.
 
         Raises:
-            UserError: The disk is full or the folder cannot be written; the older checkpoints are untouched.
+            UserError: The disk is full or the folder cannot be written; the older checkpoints are
+                untouched.
         """
-        path = self.run / FOLDER / checkpoint_name(trainer.global_step)
+        path = self.run / CHECKPOINTS_FOLDER / checkpoint_name(trainer.global_step)
         scratch = path.with_suffix(".ckpt.tmp")
         began = time.perf_counter()
         self._validation_due = validation_due
@@ -120,14 +191,23 @@ class Checkpoints(Checkpoint):
         except (OSError, RuntimeError) as error:
             # torch's zip writer reports a full disk as a RuntimeError; the OSError is its cause
             cause = error if isinstance(error, OSError) else error.__context__
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and not isinstance(cause, OSError):
+            if (
+                isinstance(error, RuntimeError)
+                and "PytorchStreamWriter" not in str(error)
+                and not isinstance(cause, OSError)
+            ):
                 raise
             if trainer.is_global_zero:
-                shutil.rmtree(scratch, ignore_errors=True) if scratch.is_dir() else scratch.unlink(missing_ok=True)
+                (
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    if scratch.is_dir()
+                    else scratch.unlink(missing_ok=True)
+                )
             free = shutil.disk_usage(self.run).free / 1e6
             raise UserError(
-                f"checkpoint {path} could not be written: {cause or error} ({free:,.0f} MB free); free some space, then go on with "
-                f"--resume auto: older checkpoints in {path.parent} are untouched"
+                f"checkpoint {path} could not be written: {cause or error} ({free:,.0f} MB free);"
+                " free some space, then go on with --resume auto: older checkpoints in"
+                f" {path.parent} are untouched"
             ) from error
         if trainer.is_global_zero:
             if path.is_dir():
@@ -145,12 +225,16 @@ class Checkpoints(Checkpoint):
         return path
 
     def _prune(self, saved: Path) -> None:
-        """Delete all but the newest complete checkpoints, the best, and the one just saved; and what is torn and older than that."""
-        record = self.run / FOLDER / BEST
+        """Delete all but the newest complete checkpoints, the best, and the one just saved; and
+        what is torn and older than that.
+        """
+        record = self.run / CHECKPOINTS_FOLDER / BEST
         best = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
         found = checkpoints(self.run)
         # A torn file must not count as one of those kept, or the last good one would go.
-        kept = {path.name for path in [path for path in found if is_complete(path)][-self.keep :]} | {saved.name, best}
+        kept = {
+            path.name for path in [path for path in found if is_complete(path)][-self.keep :]
+        } | {saved.name, best}
         for path in found:
             if path.name not in kept and (step_of(path) or 0) < (step_of(saved) or 0):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

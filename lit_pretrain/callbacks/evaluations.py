@@ -8,15 +8,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_pretrain.data.language import Language
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.errors import UserError
-from lit_pretrain.evaluate.harness import Request, load_tasks, run_tasks
-from lit_pretrain.evaluate.report import flat
-from lit_pretrain.report.lineage import Lineage
+from lit_pretrain.evaluate.harness import EvaluationRequest, flat, load_tasks, run_tasks
 
 
 class Evaluations(L.Callback):
-    """Scores tasks on rank 0, in the dtype of the weights: the figures are those of `lit_pretrain evaluate` on the same weights.
+    """Scores tasks on rank 0, in the dtype of the weights: the figures are those of `lit_pretrain
+    evaluate` on the same weights.
 
     Args:
         run: The run's folder, which holds the tokenizer and the lineage.
@@ -31,7 +31,7 @@ class Evaluations(L.Callback):
         run: Path,
         *,
         every: int,
-        request: Request,
+        request: EvaluationRequest,
         sinks: Sequence[Callable[[int, dict[str, float]], None]],
         on_done: Callable[[float], None],
     ) -> None:
@@ -52,17 +52,26 @@ class Evaluations(L.Callback):
             UserError: It is.
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise UserError("evaluate_tasks needs the whole network on a device; with strategy fsdp evaluate the finished run")
+            raise UserError(
+                "evaluate_tasks needs the whole network on a device; with strategy fsdp evaluate"
+                " the finished run"
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         """Evaluate when it is due; one batch is one optimizer step."""
         step = trainer.global_step
-        if not trainer.is_global_zero or not (step == trainer.max_steps or (self.every and step % self.every == 0)):
+        if not trainer.is_global_zero or not (
+            step == trainer.max_steps or (self.every and step % self.every == 0)
+        ):
             return
         began = time.perf_counter()
         lineage = Lineage.read(self.run)
         scores = run_tasks(
-            pl_module.net, Language.of(self.run), self.request, () if lineage is None else lineage.stages, loaded=self.loaded
+            pl_module.net,
+            ModelTokenizer.of(self.run),
+            self.request,
+            () if lineage is None else lineage.stages,
+            loaded=self.loaded,
         )
         self.latest = flat({}, scores)
         for sink in self.sinks:

@@ -1,4 +1,6 @@
-"""Graceful stop: a signal or the time limit saves the run where it stands and ends it, to be resumed."""
+"""Graceful stop: a signal or the time limit saves the run where it stands and ends it, to be
+resumed.
+"""
 
 import os
 import signal
@@ -40,7 +42,8 @@ class GracefulStop(Checkpoint):
     """Stops after the step, or within the validation, in which the run is asked to.
 
     The handler of a signal only sets a flag: saving inside it hangs now and then. It is a
-    `Checkpoint` so that Lightning calls it after `Checkpoints`, whose file of the same step it takes.
+    `Checkpoint` so that Lightning calls it after `Checkpoints`, whose file of the same step it
+    takes.
 
     Args:
         checkpoints: What saves.

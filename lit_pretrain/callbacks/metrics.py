@@ -1,4 +1,6 @@
-"""Metrics: what happened in the last few optimizer steps, gathered on the device and read once per window."""
+"""Metrics: what happened in the last few optimizer steps, gathered on the device and read once
+per window.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +19,8 @@ Sink = Callable[[int, dict[str, float]], None]
 
 
 class Metrics(L.Callback):
-    """Collects sums per optimizer step without reading them, and hands means of a window to its sinks.
+    """Collects sums per optimizer step without reading them, and hands means of a window to its
+    sinks.
 
     Args:
         every: Optimizer steps per window.
@@ -47,7 +50,9 @@ class Metrics(L.Callback):
         self.peak = peak
         self.sinks = list(sinks)
         self.expected: Optional[Callable[[float], dict[str, float]]] = None
-        """Forecasts to be drawn beside a validation, by the tokens trained on until then; None where no law covers the run."""
+        """Forecasts to be drawn beside a validation, by the tokens trained on until then; None
+        where no law covers the run.
+        """
         self.train_seconds = 0.0
         """Wall time of training steps, without validation and checkpoints."""
         self.names: tuple[str, ...] = ()
@@ -71,25 +76,39 @@ class Metrics(L.Callback):
         if self._unfinished is not None:
             device = trainer.strategy.root_device
             # The sums are those of all ranks together: one rank takes them over.
-            self._sums = torch.tensor(self._unfinished["sums"], dtype=torch.float64, device=device) * trainer.is_global_zero
+            self._sums = (
+                torch.tensor(self._unfinished["sums"], dtype=torch.float64, device=device)
+                * trainer.is_global_zero
+            )
             self._norms = list(torch.tensor(self._unfinished["norms"], device=device))
             self._steps = len(self._norms)
             self._unfinished = None
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the window that is not finished: a resumed run writes the same means as one that was not interrupted."""
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the window that is not finished: a resumed run writes the same means as one that
+        was not interrupted.
+        """
         if self._sums is not None:
             norms = torch.stack(self._norms).float().tolist()
             checkpoint[WINDOW] = {"sums": self._total(trainer).tolist(), "norms": norms}
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Take up the window again."""
         self._unfinished = checkpoint.get(WINDOW)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """What passed since the last step was waiting for data (validation and checkpoints have been taken out)."""
+        """What passed since the last step was waiting for data (validation and checkpoints have
+        been taken out).
+        """
         # Before the step: at its end the scheduler has set the rates of the next one.
-        self._rates = {f"lr/{group.get('role', i)}": float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)}
+        self._rates = {
+            f"lr/{group.get('role', i)}": float(group["lr"])
+            for i, group in enumerate(trainer.optimizers[0].param_groups)
+        }
         now = time.perf_counter()
         self._data += now - self._last
         self._last = now
@@ -108,7 +127,9 @@ class Metrics(L.Callback):
         if trainer.state.fn == "fit":
             seconds = time.perf_counter() - self._pause_began
             self.pause(seconds)
-            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+            values = {
+                k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")
+            }
             position = self._position(trainer.global_step)
             if self.expected is not None and trainer.is_global_zero:
                 values |= self.expected(position["progress/tokens"])
@@ -123,7 +144,12 @@ class Metrics(L.Callback):
         self._last = now
         step_sums: dict[str, Tensor] = pl_module.sums
         self.names = pl_module.metric_names
-        packed = torch.cat([step_sums[name].flatten().double() for name in ("nats_S", "tokens_S", "terms_S", "means_M2")])
+        packed = torch.cat(
+            [
+                step_sums[name].flatten().double()
+                for name in ("nats_S", "tokens_S", "terms_S", "means_M2")
+            ]
+        )
         self._sums = packed if self._sums is None else self._sums + packed
         self._norms.append(step_sums["grad_norm"].detach())
         self._steps += 1
@@ -164,8 +190,15 @@ class Metrics(L.Callback):
             **{f"train/{name}": value / n for name, value, n in means if n},
             "train/grad_norm": norms.mean().item(),
             "train/grad_norm_max": norms.max().item(),
-            **{f"train_loss/{s}": n / t for s, n, t in zip(self.sources, nats, terms, strict=True) if t},
-            **{f"mixture/{s}": t / max(sum(tokens), 1.0) for s, t in zip(self.sources, tokens, strict=True)},
+            **{
+                f"train_loss/{s}": n / t
+                for s, n, t in zip(self.sources, nats, terms, strict=True)
+                if t
+            },
+            **{
+                f"mixture/{s}": t / max(sum(tokens), 1.0)
+                for s, t in zip(self.sources, tokens, strict=True)
+            },
             "data/supervised_fraction": sum(tokens) / (self._steps * self.tokens_per_step),
             "throughput/tokens_per_second": rate,
             "throughput/flops_per_second": rate * self.flops_per_token,

@@ -1,4 +1,6 @@
-"""Progress: one live line on a terminal, one plain line per report elsewhere; both count optimizer steps and tokens."""
+"""Progress: one live line on a terminal, one plain line per report elsewhere; both count
+optimizer steps and tokens.
+"""
 
 import sys
 import time
@@ -25,7 +27,9 @@ def clock(seconds: float) -> str:
 
 
 LOSS, REWARD = "train/loss", "train/reward"
-"""The loss of a policy gradient is near zero whatever is learned; where there is a reward, it is what one looks at."""
+"""The loss of a policy gradient is near zero whatever is learned; where there is a reward, it
+is what one looks at.
+"""
 
 
 class ProgressLine(L.Callback):
@@ -45,10 +49,15 @@ class ProgressLine(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Open the line."""
-        self._began, self._first, self._total = time.perf_counter(), trainer.global_step, trainer.max_steps
+        self._began, self._first, self._total = (
+            time.perf_counter(),
+            trainer.global_step,
+            trainer.max_steps,
+        )
         if trainer.is_global_zero and self.stream.isatty():
             self.live = Progress(
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"),
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(),
+                TextColumn("{task.fields[text]}"),
                 console=Console(file=self.stream),
             )  # fmt: skip
             self.live.start()
@@ -62,12 +71,19 @@ class ProgressLine(L.Callback):
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`."""
         if any(key.startswith("eval_") for key in values):
-            scores = ", ".join(f"{key.removeprefix('eval_').replace('/', ' ')} {value:.4f}" for key, value in values.items())
+            scores = ", ".join(
+                f"{key.removeprefix('eval_').replace('/', ' ')} {value:.4f}"
+                for key, value in values.items()
+            )
             print(f"step {step}/{self._total} | {scores}", file=self.stream, flush=True)
             return
         if "val/loss" in values:
             rewarded = "val/reward" in values
-            self.validation = f" | val reward {values['val/reward']:.4f}" if rewarded else f" | val {values['val/loss']:.4f}"
+            self.validation = (
+                f" | val reward {values['val/reward']:.4f}"
+                if rewarded
+                else f" | val {values['val/loss']:.4f}"
+            )
             if "val/bits_per_byte" in values:
                 self.validation += f" ({values['val/bits_per_byte']:.4f} bits/byte)"
             elif "val/rewards/accuracy" in values:
@@ -78,8 +94,10 @@ class ProgressLine(L.Callback):
         done = step - self._first
         left = (time.perf_counter() - self._began) / max(done, 1) * (self._total - step)
         text = (
-            f"{short(values['progress/tokens'])} tokens | {short(values['throughput/tokens_per_second'])} tok/s | "
-            f"{f'reward {values[REWARD]:.4f}' if REWARD in values else f'loss {values[LOSS]:.4f}'} | left {clock(left)}"
+            f"{short(values['progress/tokens'])} tokens |"
+            f" {short(values['throughput/tokens_per_second'])} tok/s |"
+            f" {f'reward {values[REWARD]:.4f}' if REWARD in values else f'loss {values[LOSS]:.4f}'}"
+            f" | left {clock(left)}"
         )
         if self.live is not None:
             self.live.update(self.task, text=text + self.validation)
@@ -87,12 +105,16 @@ class ProgressLine(L.Callback):
             print(f"step {step}/{self._total} | {text}", file=self.stream, flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Take the length again: a run that resumes with its last validation begins a step longer."""
+        """Take the length again: a run that resumes with its last validation begins a step
+        longer.
+        """
         self._total = trainer.max_steps
         if self.live is not None:
             self.live.update(self.task, total=self._total)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException
+    ) -> None:
         """Close the line, which has hidden the cursor: Lightning calls no teardown then."""
         self.teardown(trainer, pl_module, "fit")
 

@@ -1,4 +1,6 @@
-"""Adapted: the checkpoint of a run with an adapter holds the adapter alone, and says which base it belongs to."""
+"""Adapted: the checkpoint of a run with an adapter holds the adapter alone, and says which base
+it belongs to.
+"""
 
 import hashlib
 import os
@@ -33,7 +35,12 @@ class AdapterRecord:
 
     def plain(self) -> dict[str, Any]:
         """As it is stored: primitives only."""
-        return {**asdict(self), "adapter": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.adapter).items()}}
+        return {
+            **asdict(self),
+            "adapter": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.adapter).items()
+            },
+        }
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> Optional["AdapterRecord"]:
@@ -58,8 +65,9 @@ class AdapterRecord:
             if Path(place).exists():
                 return place
         raise UserError(
-            f"{checkpoint} is an adapter, and its base {self.base} (sha256 {self.base_hash[:16]}) is gone, also from {beside}; put it "
-            "back, or say where it is now: lit_pretrain merge RUN OUT --base PLACE writes a run that needs no base"
+            f"{checkpoint} is an adapter, and its base {self.base} (sha256 {self.base_hash[:16]})"
+            f" is gone, also from {beside}; put it back, or say where it is now: lit_pretrain merge"
+            " RUN OUT --base PLACE writes a run that needs no base"
         )
 
     def check_base(self, found_hash: str, found: str, where: str) -> None:
@@ -70,12 +78,13 @@ class AdapterRecord:
         """
         if found_hash != self.base_hash:
             raise UserError(
-                f"the adapter of {where} was trained on the base {self.base} with sha256 {self.base_hash}, but {found} has {found_hash}: "
-                "with other weights beneath it an adapter means nothing. Name the right base with --from"
+                f"the adapter of {where} was trained on the base {self.base} with sha256"
+                f" {self.base_hash}, but {found} has {found_hash}: with other weights beneath it an"
+                " adapter means nothing. Name the right base with --from"
             )
 
 
-def content_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
+def adapter_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
     """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
 
     Args:
@@ -91,7 +100,9 @@ def content_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
 
 
 @torch.no_grad()
-def compose(base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapter: LoRA) -> dict[str, Tensor]:
+def compose(
+    base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapter: LoRA
+) -> dict[str, Tensor]:
     """The weights of the one network that base and adapter make together.
 
     Args:
@@ -101,13 +112,22 @@ def compose(base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapter: 
     """
     weights = dict(base)
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
-        own = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        own = {
+            key.rpartition(".")[2]: value
+            for key, value in tensors.items()
+            if key.rpartition(".")[0] == name
+        }
         weight = weights[f"{name}.weight"].float()
         if adapter.quantize is not None:
             weight = dequantize(quantize(weight), tuple(weight.shape))
         A, B = own["lora_A"].float(), own["lora_B"].float()
         if "lora_A0" in own:
-            A, B = torch.cat([A, own["lora_A0"].float()]), torch.cat([B, -own["lora_B0"].float()], dim=1)
-        merged = merged_weight(weight, A, B, scale=adapter.scale, magnitude=own.get("lora_magnitude"))
+            A, B = (
+                torch.cat([A, own["lora_A0"].float()]),
+                torch.cat([B, -own["lora_B0"].float()], dim=1),
+            )
+        merged = merged_weight(
+            weight, A, B, scale=adapter.scale, magnitude=own.get("lora_magnitude")
+        )
         weights[f"{name}.weight"] = merged
     return weights

@@ -11,8 +11,10 @@ KEY = "lit_pretrain"
 HARMLESS = frozenset(
     {
         # how the same numbers are computed, where they are read from and what is printed
-        "data.path", "data.micro_batch_size", "data.num_workers", "data.cache_dir", "data.max_cache_size",
-        "data.storage_options", "data.val_tokens", "model.activation_checkpointing", "model.compile", "model.init_from",
+        "data.path", "data.micro_batch_size", "data.num_workers", "data.cache_dir",
+        "data.max_cache_size",
+        "data.storage_options", "data.val_tokens", "model.activation_checkpointing",
+        "model.compile", "model.init_from",
         "model.reference_cache", "model.rollout.engine.init_args.rows",
         "model.net.attention",
     }
@@ -31,10 +33,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _harmless(key: str) -> bool:
-    return key in HARMLESS or (key.startswith("data.sources.") and key.endswith((".path", ".validation_path")))
+    return key in HARMLESS or (
+        key.startswith("data.sources.") and key.endswith((".path", ".validation_path"))
+    )
 
 
-def contract_of(config: Mapping[str, Any], *, manifest_hash: str, tokenizer_hash: str, template_hash: str | None = None) -> dict[str, Any]:
+def contract_of(
+    config: Mapping[str, Any],
+    *,
+    manifest_hash: str,
+    tokenizer_hash: str,
+    template_hash: str | None = None,
+) -> dict[str, Any]:
     """The fields of a resolved run config that decide the numbers, by dotted name.
 
     Args:
@@ -77,15 +87,17 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
         raise UserError(
             f"cannot resume from {where}: it belongs to a run with other settings.\n  "
             + "\n  ".join(found)
-            + "\nResume with the settings of the run (its config.yaml), start a new run with --from to take only the "
-            "weights, or with --fork to go on with another schedule or length."
+            + "\nResume with the settings of the run (its config.yaml), start a new run with --from"
+            " to take only the weights, or with --fork to go on with another schedule or length."
         )
 
 
 MIXTURE = ("data.weights", "data.temperature", "data.max_epochs", "data.phases")
 FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
-"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with: from its step on, so that every source is
-read on from where it was (the command line compares the orders)."""
+"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with: from
+its step on, so that every source is read on from where it was (the command line compares the
+orders).
+"""
 
 
 def data_of(contract: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +123,8 @@ def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> 
     found = [line for line in differences(saved, now) if not line.startswith(FORKABLE)]
     if found:
         raise UserError(
-            f"cannot fork {where}: only the schedule, the clipping, the mixture and the length may differ.\n  "
+            f"cannot fork {where}: only the schedule, the clipping, the mixture and the length may"
+            " differ.\n  "
             + "\n  ".join(found)
             + "\nStart a new run with --from to take only the weights."
         )

@@ -1,4 +1,6 @@
-"""Find: the checkpoints of a run, the newest complete one, the best, and the config they belong to."""
+"""Find: the checkpoints of a run, the newest complete one, the best, and the config they belong
+to.
+"""
 
 import json
 import re
@@ -11,7 +13,7 @@ import yaml
 
 from lit_pretrain.errors import UserError
 
-FOLDER = "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"
 BEST = "best.json"
 _NAME = re.compile(r"step=(\d+)\.ckpt")
 
@@ -28,9 +30,11 @@ def step_of(path: Path) -> Optional[int]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: a whole archive, or a folder with both of its indexes.
+    """Whether a checkpoint was written to its end: a whole archive, or a folder with both of its
+    indexes.
 
-    A torn zip archive lacks its central directory, which is written last and found from the end of the file.
+    A torn zip archive lacks its central directory, which is written last and found from the end of
+    the file.
     """
     if path.is_dir():
         return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
@@ -39,7 +43,9 @@ def is_complete(path: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """All checkpoints of a run, complete or not, oldest first."""
-    found = [path for path in (run / FOLDER).glob("step=*.ckpt") if step_of(path) is not None]
+    found = [
+        path for path in (run / CHECKPOINTS_FOLDER).glob("step=*.ckpt") if step_of(path) is not None
+    ]
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
@@ -54,10 +60,10 @@ def newest_complete(run: Path, warn: Callable[[str], None]) -> Optional[Path]:
 
 def best(run: Path) -> Optional[Path]:
     """The checkpoint with the lowest validation loss among those that are kept."""
-    record = run / FOLDER / BEST
+    record = run / CHECKPOINTS_FOLDER / BEST
     if not record.is_file():
         return None
-    path = run / FOLDER / json.loads(record.read_text())["checkpoint"]
+    path = run / CHECKPOINTS_FOLDER / json.loads(record.read_text())["checkpoint"]
     return path if is_complete(path) else None
 
 
@@ -73,16 +79,27 @@ def resolve(where: str, *, which: str = "last") -> Path:
     """
     path = Path(where)
     if not path.exists():
-        raise UserError(f"{where} does not exist; give a run folder such as runs/NAME, or one of its checkpoints")
+        raise UserError(
+            f"{where} does not exist; give a run folder such as runs/NAME, or one of its"
+            " checkpoints"
+        )
     if step_of(path) is not None or path.is_file():
         if not is_complete(path):
-            raise UserError(f"checkpoint {where} is torn or not a checkpoint; give another one of the run")
+            raise UserError(
+                f"checkpoint {where} is torn or not a checkpoint; give another one of the run"
+            )
         return path
     found = best(path) if which == "best" else newest_complete(path, lambda message: None)
     if found is None and (path / "config.json").is_file():
-        raise UserError(f"{where} is a Hugging Face folder; make a run of it: lit_pretrain import {where} runs/NAME")
+        raise UserError(
+            f"{where} is a Hugging Face folder; make a run of it: lit_pretrain import {where}"
+            " runs/NAME"
+        )
     if found is None:
-        raise UserError(f"{where} holds no complete checkpoint ({which}) under {path / FOLDER}; train the run first")
+        raise UserError(
+            f"{where} holds no complete checkpoint ({which}) under {path / CHECKPOINTS_FOLDER};"
+            " train the run first"
+        )
     return found
 
 
@@ -94,6 +111,8 @@ def config_of(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint.parent.parent / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{file} is missing, so the network of {checkpoint} is not known; give a run folder")
+        raise UserError(
+            f"{file} is missing, so the network of {checkpoint} is not known; give a run folder"
+        )
     loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return loaded

@@ -1,4 +1,6 @@
-"""Card: the README.md of an exported folder, which says what the weights are, how to prompt them and all that they were made of."""
+"""Card: the README.md of an exported folder, which says what the weights are, how to prompt
+them and all that they were made of.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -36,11 +38,14 @@ def model_card(
     template = language.get("template")
     written = f'`tokenizer("{bos}" + text)`'
     prompts = (
-        f"Plain text that begins with `{bos}`, as every document of the training did: {written}. transformers 5 puts it there itself if "
-        "the tokenizer is loaded with `add_bos_token=True`, and so does lm-eval with that among its `--model_args`."
+        f"Plain text that begins with `{bos}`, as every document of the training did: {written}."
+        " transformers 5 puts it there itself if the tokenizer is loaded with"
+        " `add_bos_token=True`, and so does lm-eval with that among its `--model_args`."
         if template is None
-        else f"Conversations by the chat template (sha256 `{template[:16]}`), which {'begins' if adds_bos else 'does not begin'} with "
-        f"`{bos}`; the tokenizer adds none."
+        else (
+            f"Conversations by the chat template (sha256 `{template[:16]}`), which"
+            f" {'begins' if adds_bos else 'does not begin'} with `{bos}`; the tokenizer adds none."
+        )
     )
     lines = [
         "---",
@@ -54,14 +59,23 @@ def model_card(
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")',
+        (
+            'model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"),'
+            ' AutoTokenizer.from_pretrained("FOLDER")'
+        ),
         "```",
         "",
-        f"Prompts: {prompts} Generation stops at the ids {', '.join(map(str, language['stop_ids']))}.",
+        (
+            f"Prompts: {prompts} Generation stops at the ids"
+            f" {', '.join(map(str, language['stop_ids']))}."
+        ),
         "",
         "## Figures",
         "",
-        *([f"- {name}: {value:.4f}" for name, value in measured.items()] or ["None were measured by the run itself."]),
+        *(
+            [f"- {name}: {value:.4f}" for name, value in measured.items()]
+            or ["None were measured by the run itself."]
+        ),
         f"- export: {compared}",
         "",
         "## Lineage, newest first",
@@ -69,7 +83,13 @@ def model_card(
     ]
     for stage in stages:
         lines += _stage(stage)
-    lines += ["", "## Written by", "", ", ".join(f"{name} {version}" for name, version in versions.items()), ""]
+    lines += [
+        "",
+        "## Written by",
+        "",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -84,12 +104,17 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
         return lines
     lines += [f"  - data {data['where']} (`{data['hash'][:16]}`)"]
     if any("tokens" in source for source in data["sources"].values()):
-        lines += ["", "    | source | kind | licence | origin | documents | tokens | sha256 |", "    |---|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "    | source | kind | licence | origin | documents | tokens | sha256 |",
+            "    |---|---|---|---|---|---|---|",
+        ]
         for name, s in data["sources"].items():
             where = s.get("origin") or s.get("path") or "—"
             licence = s.get("licence") or "not stated"
             lines.append(
-                f"    | {name} | {s['kind']} | {licence} | {where} | {s['documents']:,} | {s['tokens']:,} | `{s['sha256'][:16]}` |"
+                f"    | {name} | {s['kind']} | {licence} | {where} | {s['documents']:,} |"
+                f" {s['tokens']:,} | `{s['sha256'][:16]}` |"
             )
         lines.append("")
     else:
@@ -100,8 +125,9 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
             )
     if data["gate"]:
         lines += [
-            f"  - held against {r['name']}: {r['documents_hit']:,} documents with a hit, {r['action']}; {r['unchecked_items']:,} of "
-            f"{r['items']:,} items too short to be looked for"
+            f"  - held against {r['name']}: {r['documents_hit']:,} documents with a hit,"
+            f" {r['action']}; {r['unchecked_items']:,} of {r['items']:,} items too short to be"
+            " looked for"
             for r in data["gate"]
         ]
     else:

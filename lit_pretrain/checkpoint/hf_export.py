@@ -1,7 +1,8 @@
-"""Export: a network of ours as the config and tensors of an architecture in transformers, the opposite of `hf_import`.
+"""Export: a network of ours as the config and tensors of an architecture in transformers, the
+opposite of `hf_import`.
 
-A configuration is written for transformers 4 and 5 alike: 5 reads `rope_parameters` and `dtype`, 4 reads `rope_theta`, `rope_scaling` and
-`torch_dtype` and ignores the others without a word.
+A configuration is written for transformers 4 and 5 alike: 5 reads `rope_parameters` and `dtype`, 4
+reads `rope_theta`, `rope_scaling` and `torch_dtype` and ignores the others without a word.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_pretrain.checkpoint.hf_import import INDEX, WEIGHTS
+from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -52,43 +53,68 @@ _GPT2_NAMES = (
     (r"\.feed_forward\.down_proj\.", ".mlp.c_proj."),
 )
 _NEITHER = {
-    "embed_norm": False, "attn_softcap": None, "logit_softcap": None, "value_embeddings": "none", "residual_scalars": False,
+    "embed_norm": False, "attn_softcap": None, "logit_softcap": None, "value_embeddings": "none",
+    "residual_scalars": False,
 }  # fmt: skip
 """Parts that no architecture here has, and the values under which they are absent."""
 
 
 def architecture(shape: ModelConfig) -> tuple[str, ModelConfig]:
-    """The model type that computes what a shape computes, and the shape as that type has it: gains and biases that ours lacks are there.
+    """The model type that computes what a shape computes, and the shape as that type has it: gains
+    and biases that ours lacks are there.
 
     Raises:
-        UserError: There is none; every part in the way is named, and where to find shapes without it.
+        UserError: There is none; every part in the way is named, and where to find shapes without
+            it.
     """
-    parts = [f"{name}={getattr(shape, name)!r}" for name, value in _NEITHER.items() if getattr(shape, name) != value]
+    parts = [
+        f"{name}={getattr(shape, name)!r}"
+        for name, value in _NEITHER.items()
+        if getattr(shape, name) != value
+    ]
     gpt2 = shape.norm == "layernorm" or shape.position == "learned"
     wanted: dict[str, tuple[str, ...]] = (
         {"norm": ("layernorm",), "position": ("learned",), "activation": ("gelu", "gelu_tanh")}
         if gpt2
         else {"norm": ("rmsnorm",), "position": ("rope",), "activation": ("swiglu",)}
     )
-    parts += [f"{name}={getattr(shape, name)!r}" for name, values in wanted.items() if getattr(shape, name) not in values]
+    parts += [
+        f"{name}={getattr(shape, name)!r}"
+        for name, values in wanted.items()
+        if getattr(shape, name) not in values
+    ]
     if gpt2:
         parts += [name for name in ("qk_norm",) if getattr(shape, name)]
         parts += [f"n_kv_head={shape.n_kv_head}"] if shape.kv_heads != shape.n_head else []
-        parts += [f"head_dim={shape.head_dim}"] if shape.head_size * shape.n_head != shape.width else []
-        parts += [f"sliding_window={shape.sliding_window}"] if shape.sliding_window is not None else []
+        parts += (
+            [f"head_dim={shape.head_dim}"] if shape.head_size * shape.n_head != shape.width else []
+        )
+        parts += (
+            [f"sliding_window={shape.sliding_window}"] if shape.sliding_window is not None else []
+        )
         kind = "gpt2"
-        written = replace(shape, norm_weight=True, norm_bias=True, qkv_bias=True, attn_out_bias=True, ffn_bias=True)
+        written = replace(
+            shape,
+            norm_weight=True,
+            norm_bias=True,
+            qkv_bias=True,
+            attn_out_bias=True,
+            ffn_bias=True,
+        )
     else:
         kind, written = _llama_like(shape)
         if kind != "llama" and shape.ffn_bias:
-            parts.append("ffn_bias=True with " + ("qk_norm" if shape.qk_norm else "sliding windows"))
+            parts.append(
+                "ffn_bias=True with " + ("qk_norm" if shape.qk_norm else "sliding windows")
+            )
         if kind in ("mistral", "qwen2") and shape.attn_out_bias:
             parts.append("attn_out_bias=True with sliding windows")
     if parts:
         raise UserError(
-            f"this network cannot be exported: no architecture of transformers has {', '.join(parts)}. Train one that exists there from "
-            "the start: configs/pretrain/llama_adamw.yaml, or --config configs/model/llama_*.yaml, qwen3_*.yaml, gpt2_*.yaml after "
-            "another recipe"
+            "this network cannot be exported: no architecture of transformers has"
+            f" {', '.join(parts)}. Train one that exists there from the start:"
+            " configs/pretrain/llama_adamw.yaml, or --config configs/model/llama_*.yaml,"
+            " qwen3_*.yaml, gpt2_*.yaml after another recipe"
         )
     return kind, written
 
@@ -107,7 +133,9 @@ def _llama_like(shape: ModelConfig) -> tuple[str, ModelConfig]:
     return "llama", replace(shape, qkv_bias=bias, attn_out_bias=bias)
 
 
-def to_config(shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: Optional[int]) -> dict[str, Any]:
+def to_config(
+    shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: Optional[int]
+) -> dict[str, Any]:
     """The content of config.json.
 
     Args:
@@ -172,7 +200,9 @@ def _llama_config(shape: ModelConfig, kind: str) -> dict[str, Any]:
             "use_sliding_window": any(windows),
             "sliding_window": shape.sliding_window,
             "max_window_layers": windows.index(True) if any(windows) else shape.n_layer,
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+            "layer_types": [
+                "sliding_attention" if window else "full_attention" for window in windows
+            ],
         }
     return config
 
@@ -195,7 +225,9 @@ def _gpt2_config(shape: ModelConfig) -> dict[str, Any]:
     }
 
 
-def to_tensors(shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: Optional[torch.dtype] = None) -> dict[str, Tensor]:
+def to_tensors(
+    shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: Optional[torch.dtype] = None
+) -> dict[str, Tensor]:
     """Weights by the names of transformers; a tied head is left out, as its loaders expect.
 
     Args:
@@ -212,7 +244,11 @@ def to_tensors(shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: Optiona
             whole[name] = tensors[name]
         else:  # what ours lacks: a gain of one, a bias of zero
             whole[name] = (torch.ones if name.endswith("norm.weight") else torch.zeros)(like.shape)
-    named = _gpt2_names(whole) if kind == "gpt2" else {_rename(name, _LLAMA_NAMES): tensor for name, tensor in whole.items()}
+    named = (
+        _gpt2_names(whole)
+        if kind == "gpt2"
+        else {_rename(name, _LLAMA_NAMES): tensor for name, tensor in whole.items()}
+    )
     return {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in named.items()}
 
 
@@ -221,11 +257,17 @@ def _gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         match = re.fullmatch(r"blocks\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)", name)
         if match is None:
-            turned = tensor.ndim == 2 and name.startswith("blocks.")  # GPT-2 stores its matrices input first
+            turned = tensor.ndim == 2 and name.startswith(
+                "blocks."
+            )  # GPT-2 stores its matrices input first
             named[_rename(name, _GPT2_NAMES)] = tensor.T if turned else tensor
         elif match[2] == "q":  # queries, keys and values are one matrix there
-            parts = torch.cat([tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"])
-            named[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"] = parts.T if parts.ndim == 2 else parts
+            parts = torch.cat(
+                [tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            )
+            named[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"] = (
+                parts.T if parts.ndim == 2 else parts
+            )
     return named
 
 
@@ -235,7 +277,9 @@ def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, max_shard_bytes: int) -> list[str]:
+def write_tensors(
+    tensors: Mapping[str, Tensor], folder: Path, *, max_shard_bytes: int
+) -> list[str]:
     """Write safetensors, in several files with an index where one would be too large.
 
     Returns:
@@ -250,14 +294,20 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, max_shard_byte
         shards[-1][name] = tensor
         size += tensor.nbytes
     many = len(shards) > 1
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)] if many else [WEIGHTS]
+    files = (
+        [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        if many
+        else [HF_WEIGHTS]
+    )
     for file, shard in zip(files, shards, strict=True):
         save_file(shard, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors lets nobody else read
     if many:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-            "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
+            "weight_map": {
+                name: file for file, shard in zip(files, shards, strict=True) for name in shard
+            },
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        (folder / HF_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return files

@@ -1,7 +1,8 @@
 """Import: a Hugging Face model folder as a shape and weights of ours.
 
-Field and tensor names are those of transformers 5 (and of 4, where they differ). What a family can do and we cannot is refused, never
-ignored: a network that is almost the same gives almost the same numbers, and nobody notices.
+Field and tensor names are those of transformers 5 (and of 4, where they differ). What a family can
+do and we cannot is refused, never ignored: a network that is almost the same gives almost the same
+numbers, and nobody notices.
 """
 
 import json
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+HF_CONFIG = "config.json"
+HF_WEIGHTS = "model.safetensors"
+HF_INDEX = "model.safetensors.index.json"
 
 _LLAMA_NAMES = (
     (r"^model\.embed_tokens\.", "token_embedding."),
@@ -49,7 +50,7 @@ _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
 
 def is_hf_folder(path: Path) -> bool:
     """Whether a folder looks like a Hugging Face model: a config.json that names a model type."""
-    file = path / CONFIG
+    file = path / HF_CONFIG
     return file.is_file() and "model_type" in _read_json(file)
 
 
@@ -57,13 +58,16 @@ def read_shape(path: Path) -> dict[str, Any]:
     """The fields of `ModelConfig` that make it the network of a Hugging Face folder.
 
     Raises:
-        UserError: The family, or something that its config asks for, is not one of ours; names the field and its value.
+        UserError: The family, or something that its config asks for, is not one of ours; names the
+            field and its value.
     """
-    file = path / CONFIG
+    file = path / HF_CONFIG
     config = _read_json(file)
     family = config.get("model_type")
     if family not in _SHAPES:
-        raise UserError(f"{file}: model_type={family!r} cannot be imported; known are {', '.join(_SHAPES)}")
+        raise UserError(
+            f"{file}: model_type={family!r} cannot be imported; known are {', '.join(_SHAPES)}"
+        )
     try:
         return _SHAPES[family](config, file)
     except KeyError as error:
@@ -76,26 +80,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: A file is missing or damaged.
     """
-    config = _read_json(path / CONFIG)
+    config = _read_json(path / HF_CONFIG)
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path):
         try:
             with safe_open(file, framework="pt") as content:
-                tensors |= {name: content.get_tensor(name) for name in content.keys() if not _BUFFERS.search(name)}  # noqa: SIM118
+                tensors |= {
+                    name: content.get_tensor(name)
+                    for name in content.keys()  # noqa: SIM118  # it is no mapping
+                    if not _BUFFERS.search(name)
+                }
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is missing or damaged ({error}); download the model again") from None
-    renamed = _rename_gpt2(tensors) if config["model_type"] == "gpt2" else {_rename(k, _LLAMA_NAMES): v for k, v in tensors.items()}
+            raise UserError(
+                f"{file} is missing or damaged ({error}); download the model again"
+            ) from None
+    renamed = (
+        _rename_gpt2(tensors)
+        if config["model_type"] == "gpt2"
+        else {_rename(k, _LLAMA_NAMES): v for k, v in tensors.items()}
+    )
     if read_shape(path)["tie_embeddings"]:
         renamed.pop("head.weight", None)  # some files hold it twice
     return renamed
 
 
 def _weight_files(path: Path) -> list[Path]:
-    if (path / INDEX).is_file():
-        return [path / name for name in sorted(set(_read_json(path / INDEX)["weight_map"].values()))]
-    if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
-    raise UserError(f"{path} holds neither {WEIGHTS} nor {INDEX}; save the model with safetensors (`save_pretrained` does)")
+    if (path / HF_INDEX).is_file():
+        return [
+            path / name for name in sorted(set(_read_json(path / HF_INDEX)["weight_map"].values()))
+        ]
+    if (path / HF_WEIGHTS).is_file():
+        return [path / HF_WEIGHTS]
+    raise UserError(
+        f"{path} holds neither {HF_WEIGHTS} nor {HF_INDEX}; save the model with safetensors"
+        " (`save_pretrained` does)"
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -116,10 +135,16 @@ def _rename_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
         # GPT-2 stores its matrices input first, and queries, keys and values as one.
-        stored = value.T.contiguous() if value.ndim == 2 and re.search(r"\.c_(attn|proj|fc)\.", key) else value
+        stored = (
+            value.T.contiguous()
+            if value.ndim == 2 and re.search(r"\.c_(attn|proj|fc)\.", key)
+            else value
+        )
         if ".attn.c_attn." in key:
             for letter, part in zip("qkv", stored.chunk(3), strict=True):
-                renamed[_rename(key.replace(".attn.c_attn.", f".attention.{letter}_proj."), _GPT2_NAMES)] = part
+                renamed[
+                    _rename(key.replace(".attn.c_attn.", f".attention.{letter}_proj."), _GPT2_NAMES)
+                ] = part
         else:
             renamed[_rename(key, _GPT2_NAMES)] = stored
     return renamed
@@ -131,7 +156,11 @@ def _rename_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """What Llama, Mistral, Qwen2 and Qwen3 have in common."""
     _require(config, file, "hidden_act", "silu")
-    rope = {"rope_theta": 10000.0, **{k: config[k] for k in ("rope_theta",) if k in config}, **(config.get("rope_scaling") or {})}
+    rope = {
+        "rope_theta": 10000.0,
+        **{k: config[k] for k in ("rope_theta",) if k in config},
+        **(config.get("rope_scaling") or {}),
+    }
     rope |= config.get("rope_parameters") or {}  # transformers 5
     shape: dict[str, Any] = {
         "vocab_size": config["vocab_size"],
@@ -163,7 +192,11 @@ def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _llama(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     _require(config, file, "pretraining_tp", 1)
     bias = config.get("attention_bias", False)
-    return _llama_like(config, file) | {"qkv_bias": bias, "attn_out_bias": bias, "ffn_bias": config.get("mlp_bias", False)}
+    return _llama_like(config, file) | {
+        "qkv_bias": bias,
+        "attn_out_bias": bias,
+        "ffn_bias": config.get("mlp_bias", False),
+    }
 
 
 def _mistral(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -179,7 +212,11 @@ def _qwen2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _qwen3(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     bias = config.get("attention_bias", False)
-    shape = _llama_like(config, file) | {"qk_norm": True, "qkv_bias": bias, "attn_out_bias": bias} | _qwen_windows(config)
+    shape = (
+        _llama_like(config, file)
+        | {"qk_norm": True, "qkv_bias": bias, "attn_out_bias": bias}
+        | _qwen_windows(config)
+    )
     return shape | {"head_dim": config.get("head_dim", 128)}
 
 
@@ -188,10 +225,15 @@ def _qwen_windows(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     first = config.get("max_window_layers", 28)  # transformers: layers from here on slide
     kinds = config.get("layer_types") or [
-        "sliding_attention" if layer >= first else "full_attention" for layer in range(config["num_hidden_layers"])
+        "sliding_attention" if layer >= first else "full_attention"
+        for layer in range(config["num_hidden_layers"])
     ]
     pattern = "".join("S" if kind == "sliding_attention" else "L" for kind in kinds)
-    return {"sliding_window": config["sliding_window"], "window_pattern": pattern} if "S" in pattern else {}
+    return (
+        {"sliding_window": config["sliding_window"], "window_pattern": pattern}
+        if "S" in pattern
+        else {}
+    )
 
 
 def _gpt2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -201,7 +243,10 @@ def _gpt2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
     activation = config.get("activation_function", "gelu_new")
     if activation not in activations:
-        raise UserError(f"{file}: activation_function={activation!r} is not one of ours ({', '.join(activations)})")
+        raise UserError(
+            f"{file}: activation_function={activation!r} is not one of ours"
+            f" ({', '.join(activations)})"
+        )
     return {
         "vocab_size": config["vocab_size"],
         "n_layer": config["n_layer"],

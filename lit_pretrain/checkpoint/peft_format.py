@@ -1,8 +1,11 @@
-"""PEFT format: an adapter of ours as adapter_config.json and adapter_model.safetensors of peft, and back.
+"""PEFT format: an adapter of ours as adapter_config.json and adapter_model.safetensors of peft, and
+back.
 
-Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3, whose matrices are ours one to one, and
-GPT-2, which keeps queries, keys and values in one matrix. There, three updates of the parts are one update of thrice the rank, with B block
-by block, and one update of the whole is three that share A. Nothing is lost either way, but a round trip does not give the same rank.
+Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3,
+whose matrices are ours one to one, and GPT-2, which keeps queries, keys and values in one matrix.
+There, three updates of the parts are one update of thrice the rank, with B block by block, and one
+update of the whole is three that share A. Nothing is lost either way, but a round trip does not
+give the same rank.
 """
 
 import math
@@ -17,8 +20,8 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _FUSED = "attn.c_attn"
 _PARTS = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
@@ -55,15 +58,25 @@ def family(shape: ModelConfig) -> str:
     Raises:
         UserError: It has none.
     """
-    plain = shape.norm_weight and not shape.embed_norm and not shape.residual_scalars and shape.value_embeddings == "none"
+    plain = (
+        shape.norm_weight
+        and not shape.embed_norm
+        and not shape.residual_scalars
+        and shape.value_embeddings == "none"
+    )
     plain = plain and shape.attn_softcap is None and shape.logit_softcap is None
     if plain and (shape.norm, shape.position, shape.activation) == ("rmsnorm", "rope", "swiglu"):
         return "llama"
-    if plain and (shape.norm, shape.position, shape.gated) == ("layernorm", "learned", False) and shape.activation != "relu2":
+    if (
+        plain
+        and (shape.norm, shape.position, shape.gated) == ("layernorm", "learned", False)
+        and shape.activation != "relu2"
+    ):
         return "gpt2"
     raise UserError(
-        "peft adapts networks of transformers, and this one has no architecture there: it must be like a Llama, Mistral, Qwen2 or Qwen3 "
-        "(rmsnorm, rope, swiglu) or a GPT-2 (layernorm, learned positions, gelu), without soft caps, value embeddings or residual scalars"
+        "peft adapts networks of transformers, and this one has no architecture there: it must be"
+        " like a Llama, Mistral, Qwen2 or Qwen3 (rmsnorm, rope, swiglu) or a GPT-2 (layernorm,"
+        " learned positions, gelu), without soft caps, value embeddings or residual scalars"
     )
 
 
@@ -79,7 +92,8 @@ def to_peft(
         shape: Of the network.
         adapter: Settings of the adapter.
         tensors: Its tensors by the names of our state dict.
-        base: What peft is to load beneath it, if it is not told otherwise: a folder or a name on the hub.
+        base: What peft is to load beneath it, if it is not told otherwise: a folder or a name on
+            the hub.
 
     Returns:
         The content of adapter_config.json, and the tensors by the names of peft.
@@ -91,16 +105,27 @@ def to_peft(
         layer, matrix = _split(name)
         A, B = own["lora_A"].float(), own["lora_B"].float()
         if "lora_A0" in own:  # the update less its first value is an update of twice the rank
-            A, B = torch.cat([A, own["lora_A0"].float()]), torch.cat([B, -own["lora_B0"].float()], dim=1)
+            A, B = (
+                torch.cat([A, own["lora_A0"].float()]),
+                torch.cat([B, -own["lora_B0"].float()], dim=1),
+            )
         target = (_LLAMA if kind == "llama" else _GPT2).get(matrix)
         if target is None:
-            raise UserError(f"{name} has no counterpart in transformers: leave it out of model.adapter.targets")
-        update = {"A": A, "B": B, **({"magnitude": own["lora_magnitude"].float()} if adapter.dora else {})}
+            raise UserError(
+                f"{name} has no counterpart in transformers: leave it out of model.adapter.targets"
+            )
+        update = {
+            "A": A,
+            "B": B,
+            **({"magnitude": own["lora_magnitude"].float()} if adapter.dora else {}),
+        }
         updates[f"{layer}.{target}#{matrix if target == _FUSED else ''}"] = update
     fused = {key.split("#")[0] for key in updates if key.split("#")[1]}
     plain = {key.split("#")[0]: value for key, value in updates.items() if not key.split("#")[1]}
     for key in fused:
-        plain[key] = _fuse({part: updates[f"{key}#{part}"] for part in _PARTS if f"{key}#{part}" in updates}, key)
+        plain[key] = _fuse(
+            {part: updates[f"{key}#{part}"] for part in _PARTS if f"{key}#{part}" in updates}, key
+        )
     root = _ROOT + _LAYERS[kind]
     named = {}
     for key, update in sorted(plain.items()):
@@ -125,10 +150,15 @@ def to_peft(
         "rank_pattern": {},
         "alpha_pattern": {},
     }
-    ranks = {key: plain[key]["A"].shape[0] for key in sorted(fused) if plain[key]["A"].shape[0] != rank}
+    ranks = {
+        key: plain[key]["A"].shape[0] for key in sorted(fused) if plain[key]["A"].shape[0] != rank
+    }
     if ranks:
         config["rank_pattern"] = {_LAYERS[kind] + key: r for key, r in ranks.items()}
-        config["alpha_pattern"] = {_LAYERS[kind] + key: _alpha(adapter.scale, r, adapter.rslora) for key, r in ranks.items()}
+        config["alpha_pattern"] = {
+            _LAYERS[kind] + key: _alpha(adapter.scale, r, adapter.rslora)
+            for key, r in ranks.items()
+        }
     return config, named
 
 
@@ -150,13 +180,18 @@ def _fuse(parts: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]
     fused = {"A": A, "B": B}
     if all("magnitude" in part for part in parts.values()):
         if len(parts) < len(_PARTS):
-            raise UserError(f"{key}: DoRA of {', '.join(parts)} alone cannot be exported to GPT-2, which has one matrix for all three")
+            raise UserError(
+                f"{key}: DoRA of {', '.join(parts)} alone cannot be exported to GPT-2, which has"
+                " one matrix for all three"
+            )
         fused["magnitude"] = torch.cat([part["magnitude"] for part in parts.values()])
     return fused
 
 
 def _targets(names: list[str], layers: int) -> list[str]:
-    """Names of matrices, without layers if every layer has the same ones; peft takes the end of a name for all of them."""
+    """Names of matrices, without layers if every layer has the same ones; peft takes the end of
+    a name for all of them.
+    """
     kinds = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
     return kinds if len(names) == len(kinds) * layers else names
 
@@ -169,7 +204,8 @@ def from_peft(
 ) -> tuple[LoRA, dict[str, Tensor]]:
     """An adapter of ours from the two files of peft.
 
-    Matrices of other ranks or scales than the rest are given those of the rest: ranks by rows of zeros, scales within B.
+    Matrices of other ranks or scales than the rest are given those of the rest: ranks by rows of
+    zeros, scales within B.
 
     Args:
         shape: Of the network beneath.
@@ -178,7 +214,8 @@ def from_peft(
         where: The folder, for messages.
 
     Raises:
-        UserError: The adapter is of another kind, or changes what we leave alone; the field and its value are named.
+        UserError: The adapter is of another kind, or changes what we leave alone; the field and its
+            value are named.
     """
     kind = family(shape)
     _check(config, where)
@@ -186,28 +223,39 @@ def from_peft(
     found: dict[str, dict[str, Tensor]] = {}
     scales: dict[str, float] = {}
     root = _ROOT + _LAYERS[kind]
-    pattern = re.compile(re.escape(root) + r"(\d+)\.(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+    pattern = re.compile(
+        re.escape(root) + r"(\d+)\.(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?"
+    )
     names = {hf: ours for ours, hf in (_LLAMA if kind == "llama" else _GPT2).items()}
     for key, value in tensors.items():
         match = pattern.fullmatch(key)
         if match is None or match[2] not in names:
-            raise UserError(f"{where}/{WEIGHTS}: {key} is of no matrix of this network ({kind} names, {root}0.… )")
+            raise UserError(
+                f"{where}/{PEFT_WEIGHTS}: {key} is of no matrix of this network ({kind} names,"
+                f" {root}0.… )"
+            )
         name = f"{match[1]}.{match[2]}"
         found.setdefault(name, {})[match[3]] = value.float()
     for name, own in found.items():
         missing = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if dora else [])} - own.keys()
         if missing:
-            raise UserError(f"{where}/{WEIGHTS}: {root}{name} lacks {', '.join(sorted(missing))}")
+            raise UserError(
+                f"{where}/{PEFT_WEIGHTS}: {root}{name} lacks {', '.join(sorted(missing))}"
+            )
         rank = own["lora_A"].shape[0]
-        own_alpha = _pattern(config.get("alpha_pattern") or {}, _LAYERS[kind] + name, config["lora_alpha"])
+        own_alpha = _pattern(
+            config.get("alpha_pattern") or {}, _LAYERS[kind] + name, config["lora_alpha"]
+        )
         scales[name] = own_alpha / (math.sqrt(rank) if rslora else rank)
     if not found:
-        raise UserError(f"{where}/{WEIGHTS} holds no adapter")
+        raise UserError(f"{where}/{PEFT_WEIGHTS} holds no adapter")
     rank = max(own["lora_A"].shape[0] for own in found.values())
     scale = next(iter(scales.values()))
     alpha = float(config["lora_alpha"])
     if scale != alpha / (math.sqrt(rank) if rslora else rank):
-        alpha = _alpha(scale, rank, rslora)  # the settings were those of other matrices: what the update is multiplied by is kept
+        alpha = _alpha(
+            scale, rank, rslora
+        )  # the settings were those of other matrices: what the update is multiplied by is kept
     ours: dict[str, Tensor] = {}
     for name, own in found.items():
         layer, _, matrix = name.partition(".")
@@ -234,20 +282,36 @@ def from_peft(
 
 def _check(config: Mapping[str, Any], where: str) -> None:
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{where}/{CONFIG}: peft_type={config.get('peft_type')!r} cannot be imported; only 'LORA' can")
+        raise UserError(
+            f"{where}/{PEFT_CONFIG}: peft_type={config.get('peft_type')!r} cannot be imported; only"
+            " 'LORA' can"
+        )
     for field, neutral in _NEUTRAL.items():
         if config.get(field, neutral[0]) not in neutral:
-            raise UserError(f"{where}/{CONFIG}: {field}={config[field]!r} is not something of ours; only {neutral[0]!r} is")
+            raise UserError(
+                f"{where}/{PEFT_CONFIG}: {field}={config[field]!r} is not something of ours; only"
+                f" {neutral[0]!r} is"
+            )
     start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.split("_")[0].lower() in ("pissa", "olora", "corda", "loftq", "eva", "lora-ga"):
+    if isinstance(start, str) and start.split("_")[0].lower() in (
+        "pissa",
+        "olora",
+        "corda",
+        "loftq",
+        "eva",
+        "lora-ga",
+    ):
         raise UserError(
-            f"{where}/{CONFIG}: init_lora_weights={start!r} may have changed the base beneath; save the adapter from peft with "
-            "path_initial_model_for_weight_conversion, which makes it a plain LoRA of the unchanged base"
+            f"{where}/{PEFT_CONFIG}: init_lora_weights={start!r} may have changed the base beneath;"
+            " save the adapter from peft with path_initial_model_for_weight_conversion, which"
+            " makes it a plain LoRA of the unchanged base"
         )
 
 
 def _pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """What peft's alpha_pattern says of a matrix: the first key that is the end of its name, as a regular expression."""
+    """What peft's alpha_pattern says of a matrix: the first key that is the end of its name, as
+    a regular expression.
+    """
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", name):
             return float(value)
@@ -257,7 +321,11 @@ def _pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
 def _regexes(names: list[str], layers: int) -> list[str]:
     kinds = sorted({_split(name)[1] for name in names})
     shorts = len(names) == len(kinds) * layers
-    return [re.escape(kind) + "$" for kind in kinds] if shorts else [f"^{re.escape(name)}$" for name in names]
+    return (
+        [re.escape(kind) + "$" for kind in kinds]
+        if shorts
+        else [f"^{re.escape(name)}$" for name in names]
+    )
 
 
 def _by_matrix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -272,5 +340,8 @@ def _split(name: str) -> tuple[str, str]:
     """blocks.3.attention.q_proj -> 3, attention.q_proj."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
-        raise UserError(f"{name} lies outside the blocks and has no counterpart in peft: leave it out of model.adapter.targets")
+        raise UserError(
+            f"{name} lies outside the blocks and has no counterpart in peft: leave it out of"
+            " model.adapter.targets"
+        )
     return match[1], match[2]

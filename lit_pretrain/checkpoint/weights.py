@@ -1,4 +1,6 @@
-"""Weights: the network's tensors out of a checkpoint, whole, sharded or an adapter's, or out of a Hugging Face folder."""
+"""Weights: the network's tensors out of a checkpoint, whole, sharded or an adapter's, or out of
+a Hugging Face folder.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +8,64 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from lit_pretrain.checkpoint.adapted import AdapterRecord, compose, content_hash
-from lit_pretrain.checkpoint.consolidate import read_folder
+from lit_pretrain.adapter import is_adapter_tensor
+from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord, adapter_hash, compose
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_tensors
 from lit_pretrain.errors import UserError
+
+# Consolidate: a sharded checkpoint folder as the one state that a single process or DDP resumes
+# from.
+
+
+def read_folder(path: Path, *, only: set[str] | None = None) -> dict[str, Any]:
+    """The tensors of a sharded checkpoint, whole, on the CPU of this process.
+
+    Args:
+        path: The folder.
+        only: Top-level entries to read ("state_dict"); all if None.
+    """
+    state: dict[str, Any] = {}
+    planner = _EmptyStateDictLoadPlanner(keys=only)  # type: ignore[no-untyped-call]
+    _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
+    return state
+
+
+def consolidated(path: Path) -> dict[str, Any]:
+    """The checkpoint of a folder as it would have been written by a strategy that does not shard;
+    training goes on from it exactly.
+
+    Args:
+        path: A complete sharded checkpoint.
+    """
+    tensors = read_folder(path)
+    checkpoint = dict(torch.load(path / "meta.pt", map_location="cpu", weights_only=True))
+    checkpoint["state_dict"] = tensors["state_dict"]
+    states: list[dict[str, Any]] = []
+    while (name := f"optimizer_{len(states)}") in tensors:
+        states.append(by_position(tensors[name]))
+    checkpoint["optimizer_states"] = states
+    return checkpoint
+
+
+def by_position(named: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer state keyed by parameter names, as the positions that an unsharded optimizer
+    counts.
+    """
+    names = [name for group in named["param_groups"] for name in group["params"]]
+    position = {name: i for i, name in enumerate(names)}
+    return {
+        "state": {position[name]: value for name, value in named["state"].items()},
+        "param_groups": [
+            {**group, "params": [position[name] for name in group["params"]]}
+            for group in named["param_groups"]
+        ],
+    }
+
 
 PREFIX = "net."
 SCORE = "score.weight"
@@ -26,7 +80,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_stored(path: Path) -> dict[str, Tensor]:
-    """The network's tensors that a place holds itself, in their own dtypes: of an adapter's checkpoint the adapter's only.
+    """The network's tensors that a place holds itself, in their own dtypes: of an adapter's
+    checkpoint the adapter's only.
 
     Args:
         path: A checkpoint or a Hugging Face folder.
@@ -40,9 +95,14 @@ def read_stored(path: Path) -> dict[str, Tensor]:
         whole: Mapping[str, Tensor] = read_folder(path, only={"state_dict"})["state_dict"]
     else:
         whole = read_metadata(path).get("state_dict", {})
-    weights = {key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)}
+    weights = {
+        key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)
+    }
     if not weights:
-        raise UserError(f"checkpoint {path} holds no network (no key starts with {PREFIX!r}); was it made by lit_pretrain?")
+        raise UserError(
+            f"checkpoint {path} holds no network (no key starts with {PREFIX!r}); was it made by"
+            " lit_pretrain?"
+        )
     return weights
 
 
@@ -58,19 +118,23 @@ def read_record(path: Path) -> Optional[AdapterRecord]:
     return None if is_hf_folder(path) else AdapterRecord.of(read_metadata(path))
 
 
-def identity(where: str) -> str:
-    """sha256 of weights by content; of an adapter's checkpoint, over the adapter and the identity of its base.
+def weights_identity(where: str) -> str:
+    """sha256 of weights by content; of an adapter's checkpoint, over the adapter and the identity
+    of its base.
 
     Args:
         where: A run folder, a checkpoint or a Hugging Face folder.
     """
     path = _place(where)
     record = read_record(path)
-    return content_hash(read_stored(path), beneath="" if record is None else record.base_hash)
+    return adapter_hash(read_stored(path), beneath="" if record is None else record.base_hash)
 
 
-def read_weights(where: str, *, which: str = "last", base: Optional[str] = None) -> dict[str, Tensor]:
-    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face folder.
+def read_weights(
+    where: str, *, which: str = "last", base: Optional[str] = None
+) -> dict[str, Tensor]:
+    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face
+    folder.
 
     An adapter is put into its base's matrices.
 
@@ -80,7 +144,8 @@ def read_weights(where: str, *, which: str = "last", base: Optional[str] = None)
         base: Where the base of an adapter lies, if not where it lay in training.
 
     Raises:
-        UserError: There is no complete checkpoint, it holds no network, or its base is gone or has changed.
+        UserError: There is no complete checkpoint, it holds no network, or its base is gone or has
+            changed.
     """
     path = _place(where, which)
     stored, record = read_stored(path), read_record(path)
@@ -89,7 +154,7 @@ def read_weights(where: str, *, which: str = "last", base: Optional[str] = None)
             raise UserError(f"{where} is a whole network and has no base: leave --base out")
         return stored
     beneath = record.find_base(path) if base is None else base
-    record.check_base(identity(beneath), beneath, str(path))
+    record.check_base(weights_identity(beneath), beneath, str(path))
     return compose(read_weights(beneath), stored, record.adapter)
 
 
@@ -108,11 +173,67 @@ def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))
     shapes = [
-        f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in weights and own[k].shape != weights[k].shape
+        f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and own[k].shape != weights[k].shape
     ]
     if missing or extra or shapes:
         raise UserError(
-            f"the weights of {where} do not fit this network: missing {missing[:3]}, unknown {extra[:3]}, "
-            f"other shape {shapes[:3]}; use the network of that run (its config.yaml, model.net)"
+            f"the weights of {where} do not fit this network: missing {missing[:3]}, unknown"
+            f" {extra[:3]}, other shape {shapes[:3]}; use the network of that run (its config.yaml,"
+            " model.net)"
         )
     net.load_state_dict(weights)
+
+
+# Adapter only: what a checkpoint of a run with an adapter keeps, and what such a run goes on from.
+
+
+def keep_adapter(checkpoint: dict[str, Any], record: Optional[AdapterRecord]) -> None:
+    """Leave of a whole network's checkpoint the adapter, and the record of it on the rank that
+    writes.
+    """
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(PREFIX) or is_adapter_tensor(key)
+    }
+    if record is not None:
+        checkpoint[RECORD] = record.plain()
+
+
+def check_adapter(
+    checkpoint: Mapping[str, Any], names: set[str], *, base: str, base_hash: Optional[str]
+) -> None:
+    """Refuse to go on from an adapter that belongs to another base, and from one whose tensors are
+    others.
+
+    Args:
+        checkpoint: That of an interrupted run.
+        names: Keys of the state dict of the network that goes on.
+        base: Where the weights beneath its adapter lie.
+        base_hash: Their identity, on ranks that know it.
+
+    Raises:
+        UserError: Names both hashes, or tensors of either.
+    """
+    record = AdapterRecord.of(checkpoint)
+    if record is None:
+        raise UserError(
+            "this checkpoint holds a whole network, but the run has model.adapter; start from it"
+            " with --from"
+        )
+    if base_hash is not None:
+        record.check_base(base_hash, base, "the checkpoint")
+    if "state_dict" not in checkpoint:
+        return  # a sharded strategy has loaded it itself
+    saved, own = (
+        {key for key in keys if is_adapter_tensor(key)}
+        for keys in (checkpoint["state_dict"], names)
+    )
+    if saved != own:
+        raise UserError(
+            f"the checkpoint's adapter is another: it lacks {sorted(own - saved)[:3]} and has"
+            f" {sorted(saved - own)[:3]}"
+        )

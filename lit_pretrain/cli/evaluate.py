@@ -1,168 +1,238 @@
-"""Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text."""
+"""Measure a run: loss, perplexity and bits per byte by source, and tasks of lm-eval."""
 
 import json
-from collections.abc import Sequence
+import math
+import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional, Union
 
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-
-from lit_pretrain.checkpoint.find import config_of, resolve
-from lit_pretrain.cli.data_choice import build, names_class
-from lit_pretrain.cli.lineage import check_files
-from lit_pretrain.cli.messages import quiet_libraries
-from lit_pretrain.cli.parser import parser_options
-from lit_pretrain.cli.precision import check_precision
-from lit_pretrain.cli.raw import raw_option
-from lit_pretrain.cli.train_cli import TrainParser
-from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.language import check_language
+from lit_pretrain.cli.verb import Verb
 from lit_pretrain.errors import UserError
-from lit_pretrain.stage.stage import Stage
+
+# Evaluation: what `lit_pretrain evaluate` does. Heavy imports wait until the options have been
+# read.
 
 
-class EvaluateCLI(LightningCLI):
-    """The network and data of a run, from its own config, with the weights of one of its checkpoints."""
-
-    def __init__(self, verb: str, args: ArgsType) -> None:
-        assert isinstance(args, list)
-        run = raw_option(args, "--run")
-        # A run that is not there is said after a misspelt option is.
-        self.chosen = names_class(args, config_of(resolve(run)) if run is not None and Path(run).exists() else None)
-        """Whether the data is given by its class, and not as the settings of TextData."""
-        super().__init__(
-            Stage,
-            LightningDataModule if self.chosen else TextData,
-            subclass_mode_data=self.chosen,
-            args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            load_from_checkpoint_support=False,
-            parser_class=TrainParser,
-            parser_kwargs=parser_options(verb),
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Which run, and which of its checkpoints."""
-        parser.add_argument("--run", type=str, required=True, help="A run folder, or one checkpoint of a run.")
-        parser.add_argument("--checkpoint", type=str, default="last", help="For a run folder: last or best.")
-        parser.add_argument(
-            "--accept", type=list[str], default=[], help="Fields in which the data may differ from the run, such as tokenizer."
-        )
-        parser.add_argument("--json", type=Optional[str], default=None, help="Also write the figures to this file.")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, with the config of the run as the default."""
-        assert isinstance(args, list)
-        assert isinstance(parser, TrainParser)
-        parser.refuse_unknown(args)  # before it is said that there is no such run
-        run = raw_option(args, "--run")
-        if run is not None:
-            saved = config_of(resolve(run))
-            parser.set_defaults(_defaults(saved, own_data=not names_class(args), chosen=self.chosen))
-        self.config = parser.parse_args(args)
-
-    def before_instantiate_classes(self) -> None:
-        """Evaluate trained weights, never random ones."""
-        if self.config.checkpoint not in ("last", "best"):
-            raise UserError(f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint is named by --run itself")
-        if self.config.model.reference is None:
-            self.config.model.reference = self.config.model.init_from  # a policy is compared with what its run started from
-        self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
-        self.config.model.adapter = None  # its checkpoint is read with the base, as one network
-        self.config.model.freeze = ()
-        self.config.model.reference_cache = None  # held-out rows alone are looked at
-        self.config.model.compile = "off"
-        check_precision(self.config.trainer.precision)
-        build(self.config.data)  # says plainly what is wrong with its settings; the parser would hide it in an error of its own
-
-    def instantiate_classes(self) -> None:
-        """Make everything, and refuse data that does not speak the language of the run."""
-        super().instantiate_classes()
-        place, accept = self.config.model.init_from, tuple(self.config.accept)
-        language = check_files(place, accept=accept)
-        if language is not None:
-            data = self.datamodule
-            check_language(
-                {"tokenizer": language.tokenizer.hash, "vocabulary": language.tokenizer.vocab_size},
-                {"tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size},
-                owner=f"the run of {place}", other=f"the data {data.where}", accept=accept,
-                mend="Measure on data that was prepared with the run's tokenizer.",
-            )  # fmt: skip
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that writes nothing."""
-        wanted = self.config.trainer
-        return Trainer(
-            accelerator=wanted.accelerator,
-            devices=1,
-            precision=wanted.precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+EVALUATIONS_FOLDER = "evaluations"
+"""Of a run, where reports are kept."""
 
 
-def evaluate(verb: str, argv: list[str]) -> int:
-    """Run `validate` or `test`.
+def evaluate_run(
+    run: str,
+    checkpoint: str = "last",
+    data: Optional[str] = None,
+    held_out: bool = True,
+    tasks: Union[list[str], str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+    include: Optional[str] = None,
+    shots: Optional[int] = None,
+    limit: Optional[int] = None,
+    batch_size: int = 16,
+    bos: Optional[bool] = None,
+    apply_chat_template: bool = False,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 1234,
+    report: Optional[str] = None,
+    tensorboard: bool = True,
+    accept: list[str] = [],  # noqa: B006
+) -> int:
+    """Measure a run.
 
-    Returns:
-        The exit code.
+    Args:
+        run: A run folder, or one of its checkpoints. A Hugging Face folder becomes a run by
+            `lit_pretrain import`.
+        checkpoint: For a run folder: last or best.
+        data: A prepared dataset whose validation split is measured, in place of the run's own data.
+        held_out: Measure the held-out text at all.
+        tasks: Tasks of lm-evaluation-harness (the extra `eval`), as a list or with commas: names,
+            or YAML files such as configs/tasks/local_piqa.yaml.
+        include: A folder of more task files, by whose names `tasks` may go.
+        shots: Examples before each question. Default: as each task says, else none.
+        limit: Only the first items of each task.
+        batch_size: Rows of tasks at once.
+        bos: Begin contexts with the bos token. Default: for networks that have seen documents only,
+            as they all began with it.
+        apply_chat_template: Put questions as conversations, by the run's template.
+        precision: In which everything is computed.
+        device: Where.
+        seed: Of the choice of examples, and of sampled answers.
+        report: File of the report; it must not exist. Default: one of its own in RUN/evaluations.
+        tensorboard: Also write the figures to the run's TensorBoard, at the step of the checkpoint.
+        accept: Fields of the contract that may differ from the record: tokenizer, template,
+            vocabulary, bos_id, eos_id, stop_ids.
     """
+    if checkpoint not in ("last", "best"):
+        raise UserError(
+            f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named as RUN"
+            " itself"
+        )
+    if report is not None and Path(report).exists():
+        raise UserError(f"{report} exists already; choose another file, or remove it")
+    names = (
+        [name.strip() for name in tasks.split(",") if name.strip()]
+        if isinstance(tasks, str)
+        else tasks
+    )
+    if not held_out and not names:
+        raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
+    from lit_pretrain.checkpoint.find import resolve, step_of
+    from lit_pretrain.cli.lineage import check_files, lineage_of
+    from lit_pretrain.cli.messages import quiet_libraries
+    from lit_pretrain.evaluate.harness import (
+        EvaluationRequest,
+        begins_with_bos,
+        check_installed,
+        evaluation_json,
+        flat,
+        load_tasks,
+        page,
+        run_tasks,
+    )
+    from lit_pretrain.report.run_folder import TENSORBOARD, write_whole
+
     quiet_libraries()
-    cli = EvaluateCLI(verb, argv)
-    run = cli.trainer.validate if verb == "validate" else cli.trainer.test
-    run(cli.model, datamodule=cli.datamodule, verbose=False)
-    figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
-    name = "val" if verb == "validate" else "test"
-    print(f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of {cli.datamodule.where}:")
-    for line in table(figures, name, cli.datamodule.sources):
+    path = resolve(run, which=checkpoint)
+    home = path.parent.parent
+    request = EvaluationRequest(
+        tuple(names), include, shots, limit, batch_size, bos, apply_chat_template, seed
+    )
+    language = check_files(path, accept=tuple(accept))
+    if language is None:
+        raise UserError(f"{home} holds no tokenizer.json, so nothing can be asked of its network")
+    version = check_installed() if names else None
+    loaded = load_tasks(request) if names else None
+    began = time.perf_counter()
+    figures, where = _held_out(path, data, precision, device, accept) if held_out else ({}, None)
+    stages = lineage_of(path).stages
+    scores = []
+    if names:
+        net, autocast = _network(path, precision, device)
+        scores = run_tasks(net, language, request, stages, loaded=loaded, autocast=autocast)
+    template = "none" if language.template is None else language.template.hash[:16]
+    conditions: dict[str, Any] = {"checkpoint": str(path)}
+    if held_out:
+        conditions["held-out text"] = f"the validation split of {where}"
+    conditions["precision"] = precision
+    if names:
+        conditions |= {
+            "harness": f"lm-eval {version}",
+            "contexts": (
+                f"{'begin' if begins_with_bos(language, request) else 'do not begin'} with bos"
+                f" ({language.tokenizer.bos})"
+            ),
+            "chat template": f"{template}, {'applied' if apply_chat_template else 'not applied'}",
+            "limit": "none" if limit is None else f"the first {limit} items of each task",
+            "seed": seed,
+        }
+    conditions["tokenizer"] = language.tokenizer.hash[:16]
+    conditions["time"] = f"{time.perf_counter() - began:.1f} s"
+    for line in page(conditions, figures, scores):
         print(line)
-    if cli.config.json is not None:
-        Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    step = step_of(path) or 0
+    name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
+    file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
+    write_whole(
+        file,
+        _dump(
+            evaluation_json(
+                {**conditions, "language": language.record(), "stages": stages}, figures, scores
+            )
+        ),
+    )
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(home / TENSORBOARD), filename_suffix=".evaluate")
+        for key, value in flat(figures, scores).items():
+            writer.add_scalar(key, value, step)
+        writer.close()
+    print(f"report: {file}")
     return 0
 
 
-def table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:
-    """Loss and bits per byte by source; of other objectives the loss by source, and their own means.
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
-    Args:
-        figures: What the stage published.
-        name: val or test.
-        sources: Names of the data's sources.
+
+def _network(path: Path, precision: str, device: str) -> Any:
+    """The network on its device, and the autocast of its precision."""
+    from contextlib import nullcontext
+
+    import torch
+
+    from lit_pretrain.checkpoint.network import load_network
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device=cuda, but torch finds no CUDA device; leave it out to use the CPU"
+        )
+    place = (
+        "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    )
+    autocast = torch.autocast(place, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+    return load_network(path).to(place).eval(), autocast
+
+
+def _held_out(
+    path: Path, data: Optional[str], precision: str, device: str, accept: list[str]
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Loss, perplexity and bits per byte by source, as `validate` measures them; and where the data
+    lies.
+
+    Raises:
+        UserError: The run's own data is of another kind, or is gone.
     """
-    bits = f"{name}/bits_per_byte" in figures
-    lines = [f"{'':12} {'nats/token' if bits else 'loss':>10}" + (f" {'bits/byte':>10}" if bits else "")]
-    for label, end in (("all", ""), *((source, f"/{source}") for source in sources)):
-        keys = [f"{name}_{key}{end}" if end else f"{name}/{key}" for key in (("loss", "bits_per_byte") if bits else ("loss",))]
-        if keys[0] in figures:
-            lines.append(f"{label:12} " + " ".join(f"{figures[key]:10.4f}" for key in keys))
-    if not bits:
-        lines += [f"{key.removeprefix(f'{name}/')}: {value:.4f}" for key, value in figures.items() if key.startswith(f"{name}/")]
-    return lines
+    from lit_pretrain.checkpoint.find import config_of
+    from lit_pretrain.cli.validate import EvaluateCLI
+
+    saved = config_of(path)["data"]
+    rows = "class_path" in saved
+    options = [
+        f"--run={path}",
+        f"--trainer.precision={precision}",
+        f"--trainer.accelerator={device if device != 'cuda' else 'gpu'}",
+    ]
+    options.append(f"--accept={accept}")
+    if data is not None:
+        if rows:
+            options += ["--data=lit_pretrain.data.TextData", f"--data.path={data}"]
+        else:
+            options += [f"--data.path={data}"]
+        options += ["--model.objective=lit_pretrain.objective.CrossEntropy"]
+    elif not rows and not saved.get("path"):
+        raise UserError(
+            f"the run of {path} was not trained here and names no data: give --data DATASET, or"
+            " --held_out=false with --tasks"
+        )
+    cli = EvaluateCLI("validate", options)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    found = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    if "val/bits_per_byte" not in found:
+        raise UserError(
+            f"the objective of {path} has no loss per token: `lit_pretrain validate --run"
+            f" {path.parent.parent}` reports its figures; here give --data DATASET, a prepared"
+            " dataset, or --held_out=false"
+        )
+    figures = {"all": (found["val/loss"], found["val/bits_per_byte"])}
+    for source in cli.datamodule.sources:
+        if f"val_loss/{source}" in found:
+            figures[source] = (found[f"val_loss/{source}"], found[f"val_bits_per_byte/{source}"])
+    named = {
+        source: {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+        for source, (loss, bits) in figures.items()
+    }
+    return named, str(cli.datamodule.where)
 
 
-def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[str, Any]:
-    """The run's model and precision as parser defaults, and its data unless other data is named, which then has settings of its own.
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain evaluate RUN`."""
+    from lit_pretrain.cli.parser import make_parser
 
-    Args:
-        saved: Config of the run.
-        own_data: Whether the arguments name no class of data.
-        chosen: Whether data is a class here, and not the settings of TextData.
-    """
-    flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
-    whole = {"data": saved["data"]} if own_data and "class_path" in saved["data"] else {}
-    for group in ("model",) if chosen else ("model", "data"):
-        for key, value in saved[group].items():
-            if key in ("adapter", "freeze"):
-                continue  # for training only
-            if key == "net":
-                flat |= {f"model.net.{k}": v for k, v in value.items()}
-            else:
-                flat[f"{group}.{key}"] = value
-    return flat | whole
+    parser = make_parser("evaluate", __doc__)
+    parser.add_function_arguments(evaluate_run, as_positional=True)
+    options = parser.parse_args(argv).as_dict()
+    options.pop("config", None)
+    return evaluate_run(**options)
+
+
+VERB = Verb(main, example="lit_pretrain evaluate runs/quickstart")

@@ -1,4 +1,6 @@
-"""Lineage as the command line writes it: the record of a stage's data, and the stages that lie behind a parent."""
+"""Lineage as the command line writes it: the record of a stage's data, and the stages that lie
+behind a parent.
+"""
 
 import dataclasses
 import json
@@ -6,38 +8,49 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokenizer
 from lit_pretrain.checkpoint.find import step_of
-from lit_pretrain.checkpoint.hf_import import CONFIG as HF_CONFIG
-from lit_pretrain.cli.data_choice import Data
-from lit_pretrain.data.datamodule import TextData
-from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.language import Language, check_language
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.row_source import RowSource, identity
+from lit_pretrain.checkpoint.hf_import import HF_CONFIG
+from lit_pretrain.checkpoint.lineage import Lineage
+from lit_pretrain.cli.train.resolve import Data
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.data.chat.row_source import RowSource, rows_identity
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import PROVENANCE
-from lit_pretrain.report.lineage import Lineage
+from lit_pretrain.report.run_folder import PROVENANCE
 
 NOTHING: dict[str, Any] = {"where": None, "hash": None, "sources": {}, "gate": []}
 """The data of a stage that reads none, such as merge and export; data that is not known is None."""
 
 
 def prepared_record(where: str, manifest: Manifest) -> dict[str, Any]:
-    """What a stage says of prepared text: its sources, and the evaluation sets that they were held against."""
+    """What a stage says of prepared text: its sources, and the evaluation sets that they were
+    held against.
+    """
     sources = {
         name: {
-            "kind": source.kind, "origin": source.origin, "licence": source.licence, "path": source.path,
-            "documents": sum(split.documents for split in source.splits.values()), "tokens": source.tokens,
+            "kind": source.kind, "origin": source.origin, "licence": source.licence,
+            "path": source.path,
+            "documents": sum(split.documents for split in source.splits.values()),
+            "tokens": source.tokens,
             "sha256": source.content_sha256,
         }
         for name, source in manifest.sources.items()
     }  # fmt: skip
-    return {"where": where, "hash": manifest.hash, "sources": sources, "gate": [dataclasses.asdict(record) for record in manifest.gate]}
+    return {
+        "where": where,
+        "hash": manifest.hash,
+        "sources": sources,
+        "gate": [dataclasses.asdict(record) for record in manifest.gate],
+    }
 
 
-def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource], gate: Iterable[GateRecord]) -> dict[str, Any]:
+def rows_record(
+    where: str, data_hash: str, row_sources: Mapping[str, RowSource], gate: Iterable[GateRecord]
+) -> dict[str, Any]:
     """What a stage says of rows, and the evaluation sets that they were held against."""
-    facts = identity(row_sources)
+    facts = rows_identity(row_sources)
     sources = {
         name: {
             "kind": "rows" if source.path else "made",
@@ -47,7 +60,12 @@ def rows_record(where: str, data_hash: str, row_sources: Mapping[str, RowSource]
         }
         for name, source in row_sources.items()
     }
-    return {"where": where, "hash": data_hash, "sources": sources, "gate": [dataclasses.asdict(record) for record in gate]}
+    return {
+        "where": where,
+        "hash": data_hash,
+        "sources": sources,
+        "gate": [dataclasses.asdict(record) for record in gate],
+    }
 
 
 def data_record(data: Data) -> dict[str, Any]:
@@ -55,17 +73,25 @@ def data_record(data: Data) -> dict[str, Any]:
     if isinstance(data, TextData):
         return prepared_record(data.where, data.manifest)
     data.encoded  # noqa: B018  # what the gate found is known once the rows have been read
-    return rows_record(data.where, data.manifest_hash, data.row_sources, () if data.gate is None else data.gate.records())
+    return rows_record(
+        data.where,
+        data.manifest_hash,
+        data.row_sources,
+        () if data.gate is None else data.gate.records(),
+    )
 
 
 def home_of(place: Union[str, Path]) -> Path:
-    """The folder of an artefact from what names it: of a checkpoint its run, else the folder itself."""
+    """The folder of an artefact from what names it: of a checkpoint its run, else the folder
+    itself.
+    """
     path = Path(place)
     return path if path.is_dir() and step_of(path) is None else path.parent.parent
 
 
 def lineage_of(place: Union[str, Path]) -> Lineage:
-    """The lineage of a run, a checkpoint, an export or a Hugging Face folder, as far as it is known.
+    """The lineage of a run, a checkpoint, an export or a Hugging Face folder, as far as it is
+    known.
 
     Raises:
         UserError: Its record is damaged.
@@ -74,10 +100,17 @@ def lineage_of(place: Union[str, Path]) -> Lineage:
     found = Lineage.read(home)
     if found is not None:
         return found
-    language = Language.found(home)
+    language = ModelTokenizer.found(home)
     record = {} if language is None else language.record()
     if (home / HF_CONFIG).is_file():
-        stage = {"name": str(home), "verb": "Hugging Face folder", "started": None, "revision": None, "parent": None, "data": None}
+        stage = {
+            "name": str(home),
+            "verb": "Hugging Face folder",
+            "started": None,
+            "revision": None,
+            "parent": None,
+            "data": None,
+        }
         return Lineage(record, (stage,))
     file = home / PROVENANCE
     if not file.is_file():
@@ -86,7 +119,9 @@ def lineage_of(place: Union[str, Path]) -> Lineage:
     return Lineage(record, (stage_record(str(home), facts, None),))
 
 
-def stage_record(name: str, facts: Mapping[str, Any], data: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+def stage_record(
+    name: str, facts: Mapping[str, Any], data: Optional[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The record of one stage.
 
     Args:
@@ -98,7 +133,9 @@ def stage_record(name: str, facts: Mapping[str, Any], data: Optional[Mapping[str
     return {"name": name, **kept, "data": data}
 
 
-def check_files(place: Union[str, Path], *, accept: tuple[str, ...] = ()) -> Optional[Language]:
+def check_files(
+    place: Union[str, Path], *, accept: tuple[str, ...] = ()
+) -> Optional[ModelTokenizer]:
     """The language of an artefact, whose files must be those that its record speaks of.
 
     Args:
@@ -112,10 +149,11 @@ def check_files(place: Union[str, Path], *, accept: tuple[str, ...] = ()) -> Opt
         UserError: The files were changed since; names each field.
     """
     home = home_of(place)
-    language, record = Language.found(home), Lineage.read(home)
+    language, record = ModelTokenizer.found(home), Lineage.read(home)
     if language is not None and record is not None:
-        check_language(
-            record.language, language.record(), owner=f"the record of {home}", other=f"the tokenizer or template beside it in {home}",
+        check_model_tokenizer(
+            record.language, language.record(), owner=f"the record of {home}",
+            other=f"the tokenizer or template beside it in {home}",
             accept=accept, mend="Put the files back that belong to it.",
         )  # fmt: skip
     return language

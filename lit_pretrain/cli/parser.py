@@ -7,19 +7,25 @@ import pkgutil
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Optional, get_args
 
+import yaml
 from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 MODE = "omegaconf+"
-# What follows keeps `--help` below half a second: one style of docstrings is tried and not four; and jsonargparse's loader of this mode is
-# that of YAML, but would import omegaconf, which only `${...}` needs.
-set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True)
+# What follows keeps `--help` below half a second: one style of docstrings is tried and not four;
+# and jsonargparse's loader of this mode is that of YAML, but would import omegaconf, which only
+# `${...}` needs.
+set_parsing_settings(
+    docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True
+)
 set_loader(MODE, get_loader("yaml"), (YAMLError,))
 
-# How jsonargparse says that it does not know a name. Within a list or mapping of configs it names the class instead of the group.
+# How jsonargparse says that it does not know a name. Within a list or mapping of configs it names
+# the class instead of the group.
 _UNKNOWN = (
     re.compile(r"class_path '(?P<owner>[\w.]+)':\s+Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
@@ -33,17 +39,26 @@ _NOWHERE = (
     re.compile(r"No module named '(?P<parent>[\w.]+)\.(?P<name>\w+)'"),
 )
 _NO_PATH = re.compile(r"Expected a dot import path string: (?P<name>\w+)(?![\w.])")
-_HOMES = ("lit_pretrain.optim", "lit_pretrain.objective", "lit_pretrain.data", "lit_pretrain.rollout")
+_HOMES = (
+    "lit_pretrain.optim",
+    "lit_pretrain.objective",
+    "lit_pretrain.data",
+    "lit_pretrain.rollout",
+)
 """Where the classes are that an option may name without their module."""
 
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
 class Suggesting:
-    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-` in a name is `_`."""
+    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-`
+    in a name is `_`.
+    """
 
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:
-        """Parse; `--keep-rejects 2` is `--keep_rejects 2`, and a bare `--verify` is `--verify true`."""
+        """Parse; `--keep-rejects 2` is `--keep_rejects 2`, and a bare `--verify` is `--verify
+        true`.
+        """
         given = None if args is None else self._as_declared(list(args))
         return super().parse_args(given, *rest, **options)  # type: ignore[misc]
 
@@ -58,14 +73,20 @@ class Suggesting:
         declared = []
         for arg, following in zip(args, [*args, ""][1:], strict=True):
             name, equals, value = arg.partition("=")
-            if name.startswith("--") and name not in names and f"--{name[2:].replace('-', '_')}" in names:
+            if (
+                name.startswith("--")
+                and name not in names
+                and f"--{name[2:].replace('-', '_')}" in names
+            ):
                 name = f"--{name[2:].replace('-', '_')}"
             bare = name in switches and not equals and following.lower() not in _BOOLEANS
             declared.append(f"{name}=true" if bare else f"{name}{equals}{value}")
         return declared
 
     def refuse_unknown(self, args: Sequence[str]) -> None:
-        """Stop at the first option whose group is not known, before anything is done with the others."""
+        """Stop at the first option whose group is not known, before anything is done with the
+        others.
+        """
         groups = {name.split(".")[0] for name in self._known_names()}
         for arg in self._as_declared(list(args)):
             name = arg.partition("=")[0].removesuffix("+")
@@ -73,10 +94,16 @@ class Suggesting:
                 self.error(f"Unrecognized arguments: {arg}")
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
-        """Print the message, with a hint for a misspelt name, and exit with 2; the usage of hundreds of options helps nobody."""
+        """Print the message, with a hint for a misspelt name, and exit with 2; the usage of
+        hundreds of options helps nobody.
+        """
         if self.exit_on_error:  # type: ignore[attr-defined]
             message = _REQUIRED.sub(self._as_typed, message)
-            print(f"error: {message}{self._hint(message)}\n`{self.prog} --help` lists the options.", file=sys.stderr)  # type: ignore[attr-defined]
+            program = self.prog  # type: ignore[attr-defined]
+            print(
+                f"error: {message}{self._hint(message)}\n`{program} --help` lists the options.",
+                file=sys.stderr,
+            )
             sys.exit(2)
         super().error(message, ex)  # type: ignore[misc]
         raise AssertionError("parser.error returned")
@@ -91,10 +118,17 @@ class Suggesting:
         if match is None:
             return _path_hint(message)
         found = match.groupdict()
-        if not found.get("owner") and not found.get("group") and not found["name"].startswith("-") and "run" in self._known_names():
+        if (
+            not found.get("owner")
+            and not found.get("group")
+            and not found["name"].startswith("-")
+            and "run" in self._known_names()
+        ):
             return f"\nDid you mean --run {found['name']}?"
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
-        near = nearest(name, _parameters(found["owner"]) if found.get("owner") else self._known_names())
+        near = nearest(
+            name, _parameters(found["owner"]) if found.get("owner") else self._known_names()
+        )
         return f"\nDid you mean {near!r}?" if near else ""
 
     def _known_names(self) -> list[str]:
@@ -113,7 +147,9 @@ def _path_hint(message: str) -> str:
     classes = [name for name, value in vars(parent).items() if inspect.isclass(value)]
     modules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
     name = match["name"]
-    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(name, modules, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(
+        name, modules, n=1, cutoff=0.75
+    )
     return f"\nDid you mean '{match['parent']}.{near[0]}'?" if near else ""
 
 
@@ -123,7 +159,12 @@ def _name_hint(message: str) -> str:
     if match is None:
         return ""
     named = ((home, vars(importlib.import_module(home))) for home in _HOMES)
-    homes = {name: home for home, members in named for name, value in members.items() if inspect.isclass(value)}
+    homes = {
+        name: home
+        for home, members in named
+        for name, value in members.items()
+        if inspect.isclass(value)
+    }
     near = difflib.get_close_matches(match["name"], list(homes), n=1, cutoff=0.6)
     return f"\nDid you mean '{homes[near[0]]}.{near[0]}'?" if near else ""
 
@@ -151,8 +192,14 @@ class VerbParser(Suggesting, ArgumentParser):
     def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse; a group of options that a config leaves empty is a mistake."""
         parsed = super().parse_args(args, *rest, **options)
-        optional = {action.dest for action in self._actions if type(None) in get_args(getattr(action, "_typehint", None))}
-        for group in sorted({action.dest.split(".")[0] for action in self._actions if "." in action.dest} - optional):
+        optional = {
+            action.dest
+            for action in self._actions
+            if type(None) in get_args(getattr(action, "_typehint", None))
+        }
+        for group in sorted(
+            {action.dest.split(".")[0] for action in self._actions if "." in action.dest} - optional
+        ):
             if parsed.get(group) is None:
                 self.error(f"{group} is empty: give its options, or leave it out for the defaults")
         return parsed
@@ -168,7 +215,55 @@ def parser_options(verb: str) -> dict[str, Any]:
 
 
 def make_parser(verb: str, description: str = "") -> VerbParser:
-    """A parser with `--config` (repeatable, later files over earlier ones), `--print_config` and `${...}` interpolation."""
+    """A parser with `--config` (repeatable, later files over earlier ones), `--print_config`
+    and `${...}` interpolation.
+    """
     parser = VerbParser(description=description, **parser_options(verb))
-    parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given again, later files win.")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="config",
+        help="A YAML file of options; may be given again, later files win.",
+    )
     return parser
+
+
+# Raw arguments: what must be known before the parser can be built.
+
+
+def raw_option(args: list[str], name: str) -> Optional[str]:
+    """The value of an option in raw arguments, the last one winning."""
+    found = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            found = args[i + 1]
+        elif arg.startswith(name + "="):
+            found = arg.split("=", 1)[1]
+    return found
+
+
+def raw_parent(args: list[str]) -> Optional[str]:
+    """The parent named in raw arguments: by --from, or by `from` in one of the files given with
+    --config.
+    """
+    parent = None
+    for i, arg in enumerate(args):
+        file = (
+            args[i + 1]
+            if arg in ("-c", "--config") and i + 1 < len(args)
+            else arg[9:]
+            if arg.startswith("--config=")
+            else None
+        )
+        if file is not None and Path(file).is_file():
+            try:
+                content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                continue  # the parser reads the file, too, and says what is wrong with it
+            parent = content.get("from") or parent if isinstance(content, dict) else parent
+    return raw_option(args, "--from") or parent
+
+
+def asks_only(args: list[str]) -> bool:
+    """Whether the arguments ask for help or for the config, and nothing is to be run."""
+    return any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args)

@@ -1,4 +1,6 @@
-"""Signatures: the parameters of a class, read from its source: so a verb without torch knows the options of those with it."""
+"""Signatures: the parameters of a class, read from its source: so a verb without torch knows
+the options of those with it.
+"""
 
 import ast
 import importlib.util
@@ -25,11 +27,18 @@ def parameters(file: Path, name: str) -> dict[str, Any]:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             arguments = node.args
             positional = arguments.args[1:]
-            defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-            pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+            defaults = [None] * (len(positional) - len(arguments.defaults)) + list(
+                arguments.defaults
+            )
+            pairs = [
+                *zip(positional, defaults, strict=True),
+                *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+            ]
             return {argument.arg: _literal(default) for argument, default in pairs}
     return {
-        node.target.id: _literal(node.value) for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        node.target.id: _literal(node.value)
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 
@@ -40,7 +49,7 @@ def stage_parameters() -> dict[str, Any]:
 
 def data_parameters() -> dict[str, Any]:
     """Options below `data`."""
-    return parameters(PACKAGE / "data" / "datamodule.py", "TextData")
+    return parameters(PACKAGE / "data" / "text" / "text_data.py", "TextData")
 
 
 def trainer_parameters() -> dict[str, Any]:
@@ -48,7 +57,9 @@ def trainer_parameters() -> dict[str, Any]:
     spec = importlib.util.find_spec("lightning")  # finds the folder, and imports nothing
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    return parameters(Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py", "Trainer")
+    return parameters(
+        Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py", "Trainer"
+    )
 
 
 def optimizer_parameters() -> dict[str, dict[str, Any]]:

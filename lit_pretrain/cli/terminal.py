@@ -12,9 +12,9 @@ from typing import Optional
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.conversation import Talk
-from lit_pretrain.report.folder import write_whole
+from lit_pretrain.report.run_folder import write_whole
 
-HELP = """\
+CHAT_HELP = """\
 /reset          begin anew; the system message stays
 /system TEXT    begin anew with another system message; without TEXT with none
 /save FILE      write the conversation to FILE as one line of JSON, which `posttrain` reads with format: messages
@@ -51,7 +51,8 @@ class Terminal:
                 elif line.strip():
                     self._turn(line[1:] if line.startswith("//") else line)
             except UserError as error:
-                # In a terminal one corrects oneself; a pipe's next lines were written in the belief that this one went well.
+                # In a terminal one corrects oneself; a pipe's next lines were written in the belief
+                # that this one went well.
                 if not self.asks:
                     raise
                 print(f"error: {error}", file=sys.stderr)
@@ -82,7 +83,10 @@ class Terminal:
         before, began = self.talk.forgotten, time.perf_counter()
         answer = self.talk.say(text)
         if self.talk.forgotten > before:
-            self._note(f"(the context is full: the first {self.talk.forgotten} messages are forgotten; /reset begins anew)")
+            self._note(
+                f"(the context is full: the first {self.talk.forgotten} messages are forgotten;"
+                " /reset begins anew)"
+            )
         interrupted = False
         try:
             for piece in answer:
@@ -95,15 +99,22 @@ class Terminal:
         print(flush=True)
         self.talk.heard(answer.text)
         seconds = time.perf_counter() - began
-        ending = "; interrupted" if interrupted else "; cut off: the limit was reached" if answer.finish == "length" else ""
+        ending = (
+            "; interrupted"
+            if interrupted
+            else "; cut off: the limit was reached"
+            if answer.finish == "length"
+            else ""
+        )
         self._note(
-            f"({self.talk.prompt_tokens} tokens read, {self.talk.kept.reused} of them remembered; {answer.tokens} written, "
-            f"in {seconds:.1f} s, {answer.tokens / seconds:,.0f} a second{ending})"
+            f"({self.talk.prompt_tokens} tokens read, {self.talk.kept.reused} of them remembered;"
+            f" {answer.tokens} written, in {seconds:.1f} s, {answer.tokens / seconds:,.0f} a"
+            f" second{ending})"
         )
 
     def _command(self, name: str, rest: str) -> None:
         if name == "help":
-            print(HELP, file=sys.stderr)
+            print(CHAT_HELP, file=sys.stderr)
         elif name == "reset":
             self.talk.reset(system=self.talk.system)
             self._note("(begun anew)")
@@ -119,7 +130,10 @@ class Terminal:
         elif name == "save":
             self._save(rest)
         else:
-            raise UserError(f"there is no command /{name}: /help lists them. A message that begins with a slash is written with two")
+            raise UserError(
+                f"there is no command /{name}: /help lists them. A message that begins with a slash"
+                " is written with two"
+            )
 
     def _save(self, where: str) -> None:
         if not where:

@@ -1,4 +1,4 @@
-"""Verb: what each file in `cli/verbs` declares, and how the dispatcher runs it."""
+"""Verb: what the file of a verb declares, and how the dispatcher runs it."""
 
 import difflib
 import sys
@@ -61,7 +61,9 @@ def dispatch(command: str, verb: Union[Verb, Group], arguments: list[str]) -> in
 
 
 def _run_bare(verb: Verb) -> int:
-    """Run a verb without arguments; what it says about those it needs is followed by its example."""
+    """Run a verb without arguments; what it says about those it needs is followed by its
+    example.
+    """
     try:
         return verb.run([])
     except UserError as error:

@@ -1,28 +1,37 @@
-"""Batches: which rows every optimizer step and every rank reads, and how rows become micro-batches."""
+"""Batches: which rows every optimizer step and every rank reads, and how rows become
+micro-batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
-from lit_pretrain.data.order import Order
+from lit_pretrain.corpus.chunk_cache import allow_plain_http
+from lit_pretrain.data.text.order import Order
 
 if TYPE_CHECKING:
-    from lit_pretrain.data.rows import Row  # imports litdata, which `fit --help` need not wait for
+    from lit_pretrain.corpus.rows import (
+        TokenRow,  # imports litdata, which `fit --help` need not wait for
+    )
 
 PAD_ROW = -1
 """Sample number of a row that fills up the last validation batch and supervises nothing."""
 
 
 def held_out_batches(samples: int, *, size: int, rank: int, replicas: int) -> list[list[int]]:
-    """Sample numbers of one rank, batch by batch, of `samples` that are held out; `PAD_ROW` fills up.
+    """Sample numbers of one rank, batch by batch, of `samples` that are held out; `PAD_ROW` fills
+    up.
 
-    Every rank has as many batches of the same size: collectives inside a sharded forward must match.
+    Every rank has as many batches of the same size: collectives inside a sharded forward must
+    match.
 
     Args:
         samples: How many there are.
@@ -35,13 +44,23 @@ def held_out_batches(samples: int, *, size: int, rank: int, replicas: int) -> li
 
 
 class StepSampler(Sampler[list[int]]):
-    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end unless the order has one.
+    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end
+    unless the order has one.
 
-    Rank r of W reads the r-th of W equal parts of every step's samples: a step holds the same samples for every world
-    size, micro-batch size and worker count.
+    Rank r of W reads the r-th of W equal parts of every step's samples: a step holds the same
+    samples for every world size, micro-batch size and worker count.
     """
 
-    def __init__(self, *, rows: int, rank: int, world_size: int, first_step: int, samples: int | None = None, updates: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        samples: int | None = None,
+        updates: int = 1,
+    ) -> None:
         self.rows = rows
         self.rank = rank
         self.world_size = world_size
@@ -60,29 +79,33 @@ class StepSampler(Sampler[list[int]]):
             step += 1
 
 
-class OrderedRows(Dataset[tuple[int, int, "Row"]]):
+class OrderedRows(Dataset[tuple[int, int, "TokenRow"]]):
     """Training rows by global sample number: (sample number, source, row)."""
 
-    def __init__(self, order: Order, sources: Sequence[Sequence[Row]]) -> None:
+    def __init__(self, order: Order, sources: Sequence[Sequence[TokenRow]]) -> None:
         self.order = order
         self.sources = sources
 
-    def __getitem__(self, n: int) -> tuple[int, int, Row]:
+    def __getitem__(self, n: int) -> tuple[int, int, TokenRow]:
         sample = self.order(n)
         return n, sample.source, self.sources[sample.source][sample.block]
 
 
-class ListedRows(Dataset[tuple[int, int, "Row"]]):
-    """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row that supervises nothing."""
+class ListedRows(Dataset[tuple[int, int, "TokenRow"]]):
+    """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row that
+    supervises nothing.
+    """
 
-    def __init__(self, listed: Sequence[tuple[int, int]], sources: Sequence[Sequence[Row]]) -> None:
+    def __init__(
+        self, listed: Sequence[tuple[int, int]], sources: Sequence[Sequence[TokenRow]]
+    ) -> None:
         self.listed = listed
         self.sources = sources
 
     def __len__(self) -> int:
         return len(self.listed)
 
-    def __getitem__(self, i: int) -> tuple[int, int, Row]:
+    def __getitem__(self, i: int) -> tuple[int, int, TokenRow]:
         source, block = self.listed[max(i, 0)]
         return i, source, self.sources[source][block]
 
@@ -92,7 +115,8 @@ class Collate:
 
     Args:
         micro_batch_size: Rows per micro-batch.
-        eos_id: The one id that may be a target across the edge of a document: it ends the document it follows.
+        eos_id: The one id that may be a target across the edge of a document: it ends the document
+            it follows.
         cross_documents: Treat a row as one document (attention and targets ignore the edges).
     """
 
@@ -101,8 +125,10 @@ class Collate:
         self.eos_id = eos_id
         self.cross_documents = cross_documents
 
-    def __call__(self, items: Sequence[tuple[int, int, Row]]) -> list[Batch]:
-        """Pack (sample number, source, row) items, as many as a multiple of the micro-batch, in their order."""
+    def __call__(self, items: Sequence[tuple[int, int, TokenRow]]) -> list[Batch]:
+        """Pack (sample number, source, row) items, as many as a multiple of the micro-batch, in
+        their order.
+        """
         tokens = np.stack([row.tokens for _, _, row in items])
         doc = np.stack([row.doc for _, _, row in items])
         labels = tokens[:, 1:].copy()
@@ -111,7 +137,98 @@ class Collate:
         labels[(doc[:, 1:] != doc[:, :-1]) & (labels != self.eos_id)] = IGNORE_INDEX
         index = np.array([n for n, _, _ in items])
         labels[index == PAD_ROW] = IGNORE_INDEX
-        tokens[tokens == IGNORE_INDEX] = self.eos_id  # fills up a short row: an input that nothing before it sees
+        tokens[tokens == IGNORE_INDEX] = (
+            self.eos_id
+        )  # fills up a short row: an input that nothing before it sees
         source = np.array([s for _, s, _ in items])
-        whole = [torch.from_numpy(np.ascontiguousarray(x)) for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)]
-        return [Batch(*parts) for parts in zip(*(torch.split(x, self.micro_batch_size) for x in whole), strict=True)]
+        whole = [
+            torch.from_numpy(np.ascontiguousarray(x))
+            for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)
+        ]
+        return [
+            Batch(*parts)
+            for parts in zip(*(torch.split(x, self.micro_batch_size) for x in whole), strict=True)
+        ]
+
+
+# Loader: batches of samples by number, for the replica that this process feeds.
+
+
+def replica_of(trainer: Any) -> tuple[int, int]:
+    """(rank, number) of the data-parallel replica that this process feeds.
+
+    Args:
+        trainer: Lightning's, or None: one process alone.
+    """
+    strategy = trainer.strategy if trainer is not None else None
+    kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+    return int(kwargs.get("rank", 0)), int(kwargs.get("num_replicas", 1))
+
+
+class _Worker(SpawnProcess):
+    """A process that a Ctrl-C does not reach: one that is still importing would die of it,
+    noisily.
+    """
+
+    def start(self) -> None:
+        """Start with SIGINT ignored; `start_worker` does the same for signals that come later."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            super().start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    batches: Any,
+    collate: Callable[[Any], Any],
+    *,
+    trainer: Any,
+    workers: int = 0,
+    start_worker: Optional[Callable[[int], None]] = None,
+) -> DataLoader[Any]:
+    """A loader that needs no state of its own: `batches` says what it reads.
+
+    Args:
+        dataset: Samples by number.
+        batches: Lists of such numbers.
+        collate: What makes a batch of samples.
+        trainer: Whose device is fed; None: the CPU.
+        workers: Processes; 0 reads in this one.
+        start_worker: How each of them begins.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to
+        # the whole job ends the server, and with it the workers.
+        multiprocessing_context=_Workers() if workers > 0 else None,
+        pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+    )
+
+
+# Worker: how a process of a data loader begins.
+
+
+def start_worker(storage_options: Mapping[str, Any] | None, worker: int) -> None:
+    """Prepare the process; a `worker_init_fn` once the options are bound.
+
+    It stands in a file of its own because a worker imports the module in which it finds this
+    function: that of the data module would cost every worker the import of Lightning.
+    """
+    # Schedulers signal every process of a job; the main process ends the step, saves, and then ends
+    # its workers.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    allow_plain_http(
+        storage_options
+    )  # a setting of the process, which a loader's worker does not inherit

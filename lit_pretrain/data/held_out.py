@@ -1,10 +1,12 @@
-"""Held out: the fixed selection of rows that validations and tests read, the same every time and for every number of ranks."""
+"""Held out: the fixed selection of rows that validations and tests read, the same every time
+and for every number of ranks.
+"""
 
 from typing import Optional
 
-from lit_pretrain.data.manifest import Manifest, held_out_rows
-from lit_pretrain.data.permutation import permutation
+from lit_pretrain.corpus.manifest import Manifest, held_out_rows
 from lit_pretrain.errors import UserError
+from lit_pretrain.hashing import permutation
 
 
 def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> list[int]:
@@ -31,16 +33,21 @@ def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, where: str) -
     Raises:
         UserError: There is none at all.
     """
-    rows = [sum(held_out_rows([chunk.tokens for chunk in source.splits[split].chunks], seq_len)) for source in manifest.sources.values()]
+    rows = [
+        sum(held_out_rows([chunk.tokens for chunk in source.splits[split].chunks], seq_len))
+        for source in manifest.sources.values()
+    ]
     if not any(rows):
         raise UserError(
-            f"the {split} split of {where} holds no text; prepare it again with more text, or with a "
-            f"larger splits.{split} in the prepare config"
+            f"the {split} split of {where} holds no text; prepare it again with more text, or with"
+            f" a larger splits.{split} in the prepare config"
         )
     return rows
 
 
-def spread_rows(manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], where: str) -> list[tuple[int, int]]:
+def spread_rows(
+    manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], where: str
+) -> list[tuple[int, int]]:
     """(source, row) of what is read of a split of prepared text, spread evenly over the sources.
 
     Args:

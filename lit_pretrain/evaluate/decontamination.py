@@ -1,19 +1,22 @@
-"""Decontamination: what a score is worth, given what the network's whole line of descent was trained on."""
+"""Decontamination: what a score is worth, given what the network's whole line of descent was
+trained on.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lit_pretrain.data.gate import GateRecord
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
 
-Verdict = Literal["clean", "contaminated", "undeclared"]
+DecontaminationVerdict = Literal["clean", "contaminated", "undeclared"]
 
 
 class Status(NamedTuple):
     """Whether an evaluation set is among the training data."""
 
-    verdict: Verdict
-    """clean: all data of all stages was held against the set, and no hit is left. contaminated: hits were found and kept. undeclared: some
-    of the data never was, or is not known."""
+    verdict: DecontaminationVerdict
+    """clean: all data of all stages was held against the set, and no hit is left. contaminated:
+    hits were found and kept. undeclared: some of the data never was, or is not known.
+    """
     reason: str
     """Why."""
 
@@ -22,7 +25,8 @@ def status_of(content_hashes: frozenset[str], stages: Sequence[Mapping[str, Any]
     """The status of an evaluation set for a network.
 
     Args:
-        content_hashes: sha256 of the set's records (`data.evaluation_set.content_sha256`), of its file and as the harness reads them.
+        content_hashes: sha256 of the set's records (`data.evaluation_set.content_sha256`), of its
+            file and as the harness reads them.
         stages: The network's lineage.
     """
     open_, kept, clean = [], [], []
@@ -31,16 +35,27 @@ def status_of(content_hashes: frozenset[str], stages: Sequence[Mapping[str, Any]
         if data is None:
             open_.append(f"what {stage['name']} was trained on is not known")
         elif data["sources"]:
-            record = next((r for r in map(GateRecord.from_json, data["gate"]) if r.content_sha256 in content_hashes), None)
+            record = next(
+                (
+                    r
+                    for r in map(GateRecord.from_json, data["gate"])
+                    if r.content_sha256 in content_hashes
+                ),
+                None,
+            )
             if record is None:
                 open_.append(f"{data['where']} was never held against it")
             elif not record.clean:
                 kept.append(
-                    f"{data['where']} holds {record.items_hit:,} of its {record.items:,} items ({record.documents_hit:,} documents)"
+                    f"{data['where']} holds {record.items_hit:,} of its {record.items:,} items"
+                    f" ({record.documents_hit:,} documents)"
                 )
             else:
                 rest = (
-                    f", {record.unchecked_items:,} of {record.items:,} items too short to be looked for" if record.unchecked_items else ""
+                    f", {record.unchecked_items:,} of {record.items:,} items too short to be"
+                    " looked for"
+                    if record.unchecked_items
+                    else ""
                 )
                 clean.append(f"{data['where']} was held against it as {record.name}{rest}")
     if kept:

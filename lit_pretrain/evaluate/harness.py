@@ -1,5 +1,8 @@
-"""Harness: tasks of lm-evaluation-harness on a network of ours, and what must be said beside their scores."""
+"""Harness: tasks of lm-evaluation-harness on a network of ours, and what must be said beside
+their scores.
+"""
 
+import dataclasses
 import importlib.util
 import io
 import logging
@@ -10,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, TextIO
 
-from lit_pretrain.data.evaluation_set import content_sha256, read_records
-from lit_pretrain.data.language import Language
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.decontamination import Status, status_of
 
 if TYPE_CHECKING:
     from lit_pretrain.model.transformer import Transformer
 
-PACKAGE = "lm_eval"
+LM_EVAL = "lm_eval"
 
 
 class WithoutBars(io.TextIOBase):
@@ -38,7 +41,7 @@ class WithoutBars(io.TextIOBase):
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """Which tasks, and how."""
 
     tasks: tuple[str, ...]
@@ -65,7 +68,9 @@ class Score:
 
     task: str
     metrics: Mapping[str, float]
-    """By the harness's names, such as acc or exact_match,strict-match; those of the default filter without it."""
+    """By the harness's names, such as acc or exact_match,strict-match; those of the default
+    filter without it.
+    """
     errors: Mapping[str, float]
     """Standard errors of those that have one."""
     shots: int
@@ -80,14 +85,16 @@ def check_installed() -> str:
     Raises:
         UserError: It is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise UserError("tasks need lm-evaluation-harness: install the extra, as in: bash scripts/setup.sh eval")
+    if importlib.util.find_spec(LM_EVAL) is None:
+        raise UserError(
+            "tasks need lm-evaluation-harness: install the extra, as in: bash scripts/setup.sh eval"
+        )
     from importlib.metadata import version
 
-    return version(PACKAGE)
+    return version(LM_EVAL)
 
 
-def load_tasks(request: Request) -> Any:
+def load_tasks(request: EvaluationRequest) -> Any:
     """The harness's task objects.
 
     Raises:
@@ -96,7 +103,7 @@ def load_tasks(request: Request) -> Any:
     check_installed()
     from lm_eval.tasks import TaskManager
 
-    for name in (PACKAGE, "datasets"):
+    for name in (LM_EVAL, "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if request.include is not None and not Path(request.include).is_dir():
         raise UserError(f"--include {request.include} is not a folder")
@@ -112,19 +119,28 @@ def load_tasks(request: Request) -> Any:
 
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
         raise UserError(
-            f"there is no task {unknown[0]!r}" + (f"; did you mean {', '.join(near)}?" if near else "; name one, or a YAML file")
+            f"there is no task {unknown[0]!r}"
+            + (f"; did you mean {', '.join(near)}?" if near else "; name one, or a YAML file")
         )
     try:
         with redirect_stderr(WithoutBars(sys.stderr)):
             return manager.load(list(request.tasks))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what datasets and the harness raise for data and task files
-        raise UserError(f"the tasks {', '.join(request.tasks)} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # what datasets and the harness raise for data and task files
+        raise UserError(
+            f"the tasks {', '.join(request.tasks)} cannot be loaded: {type(error).__name__}:"
+            f" {error}"
+        ) from error
 
 
 def run_tasks(
     net: "Transformer",
-    language: Language,
-    request: Request,
+    language: ModelTokenizer,
+    request: EvaluationRequest,
     stages: Sequence[Mapping[str, Any]],
     *,
     loaded: Any = None,
@@ -185,7 +201,7 @@ def run_tasks(
     return scores
 
 
-def begins_with_bos(language: Language, request: Request) -> bool:
+def begins_with_bos(language: ModelTokenizer, request: EvaluationRequest) -> bool:
     """Whether contexts begin with bos."""
     if request.apply_chat_template:
         return False  # the template writes it, if it is wanted
@@ -206,14 +222,102 @@ def _numbers(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, flo
 
 
 def content_hashes(task: Any) -> frozenset[str]:
-    """Identities of the records that a task asks about: of its local files, and as the harness has read them."""
+    """Identities of the records that a task asks about: of its local files, and as the harness
+    has read them.
+    """
     split = task.config.test_split or task.config.validation_split
     hashes = set()
     files = (task.config.dataset_kwargs or {}).get("data_files")
     named = files.get(split) if isinstance(files, Mapping) else files
     for file in [named] if isinstance(named, str) else named or []:
         if "://" not in file:
-            hashes.add(content_sha256(read_records(file)))
+            hashes.add(content_sha256(read_json_records(file)))
     rows = task.dataset[split] if task.dataset is not None and split in task.dataset else []
     hashes.add(content_sha256([dict(row) for row in rows]))
     return frozenset(hashes)
+
+
+# Report: what an evaluation found, as a page of text and as JSON; a score never stands without what
+# it was measured with.
+
+
+def evaluation_json(
+    conditions: Mapping[str, Any],
+    held_out: Mapping[str, Mapping[str, float]],
+    scores: Sequence[Score],
+) -> dict[str, Any]:
+    """The whole report as JSON values.
+
+    Args:
+        conditions: What it was measured on and with.
+        held_out: Source -> loss (nats per token), perplexity and bits per byte.
+        scores: Of the tasks.
+    """
+    tasks = {
+        score.task: {**dataclasses.asdict(score), "status": score.status._asdict()}
+        for score in scores
+    }
+    return {
+        "conditions": dict(conditions),
+        "held_out": {name: dict(values) for name, values in held_out.items()},
+        "tasks": tasks,
+    }
+
+
+def flat(held_out: Mapping[str, Mapping[str, float]], scores: Sequence[Score]) -> dict[str, float]:
+    """The figures under one name each, as TensorBoard and metrics.jsonl want them."""
+    figures = {
+        f"eval/{key}/{source}": value
+        for source, values in held_out.items()
+        for key, value in values.items()
+    }
+    return figures | {
+        f"eval_{score.task}/{metric}": value
+        for score in scores
+        for metric, value in score.metrics.items()
+    }
+
+
+def page(
+    conditions: Mapping[str, Any],
+    held_out: Mapping[str, Mapping[str, float]],
+    scores: Sequence[Score],
+) -> list[str]:
+    """The report as lines: conditions, then a table of the held-out text by source, then one of
+    the tasks.
+    """
+    width = max(map(len, conditions), default=0)
+    lines = [f"{name:<{width}}  {value}" for name, value in conditions.items()]
+    if held_out:
+        lines += [
+            "",
+            f"{'held-out text':<20} {'nats/token':>11} {'perplexity':>11} {'bits/byte':>10}",
+        ]
+        for name, values in held_out.items():
+            lines.append(
+                f"{name:<20} {values['loss']:>11.4f} {values['perplexity']:>11.2f}"
+                f" {values['bits_per_byte']:>10.4f}"
+            )
+    if scores:
+        lines += [
+            "",
+            (
+                f"{'task':<20} {'metric':<24} {'value':>10} {'±':>8} {'items':>6} {'shots':>5} "
+                " contamination"
+            ),
+        ]
+        for score in scores:
+            for i, (metric, value) in enumerate(score.metrics.items()):
+                error = f"{_short(score.errors[metric]) if metric in score.errors else '':>8}"
+                where = f"{score.status.verdict}: {score.status.reason}" if i == 0 else ""
+                name = score.task if i == 0 else ""
+                lines.append(
+                    f"{name:<20} {metric:<24} {_short(value):>10} {error} {score.items:>6}"
+                    f" {score.shots:>5}  {where}".rstrip()
+                )
+    return lines
+
+
+def _short(value: float) -> str:
+    """Four decimals, or, for the perplexity of a network that knows nothing, four digits."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

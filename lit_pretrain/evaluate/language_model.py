@@ -9,14 +9,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from lit_pretrain.data.language import Language
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.engine import generate
 from lit_pretrain.generate.text import split_at_stop
 from lit_pretrain.model.transformer import Transformer
 
 Scored = tuple[tuple[str, str], list[int], list[int]]
-"""A request as the harness hands it down: its strings, the tokens of its context, those of its continuation."""
+"""A request as the harness hands it down: its strings, the tokens of its context, those of its
+continuation.
+"""
 MAX_NEW_TOKENS = 256
 """Longest answer where a task names no length; the harness's own default."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -26,9 +28,10 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional extra, and has no types
     """A network that answers the three questions of the harness.
 
-    Conventions are those of the harness's own model of transformers, so that scores can be compared with published ones: a context that is
-    too long loses its beginning, an empty one is the bos token, and a long text is scored in windows that do not overlap. One differs: in
-    rolling scores the bos token is a context and never scored itself.
+    Conventions are those of the harness's own model of transformers, so that scores can be compared
+    with published ones: a context that is too long loses its beginning, an empty one is the bos
+    token, and a long text is scored in windows that do not overlap. One differs: in rolling scores
+    the bos token is a context and never scored itself.
 
     Args:
         net: The network.
@@ -43,7 +46,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     def __init__(
         self,
         net: Transformer,
-        language: Language,
+        language: ModelTokenizer,
         *,
         bos: bool,
         chat: bool,
@@ -54,7 +57,8 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         super().__init__()
         if chat and language.template is None:
             raise UserError(
-                "this network has no chat template: leave --apply_chat_template out, or evaluate a run that learned conversations"
+                "this network has no chat template: leave --apply_chat_template out, or evaluate a"
+                " run that learned conversations"
             )
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
@@ -89,22 +93,41 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         record = self.language.record()
         return f"{record['tokenizer']}-{record['template']}"
 
-    def tok_encode(self, string: str, add_special_tokens: Optional[bool] = None, **options: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: Optional[bool] = None, **options: Any
+    ) -> list[int]:
         """Ids of a text, with bos where contexts begin with it."""
         tokenizer = self.language.tokenizer
-        ids = [int(i) for i in tokenizer.encode_spelt([string])[0].ids] if self.chat else tokenizer.encode(string)
+        ids = (
+            [int(i) for i in tokenizer.encode_spelt([string])[0].ids]
+            if self.chat
+            else tokenizer.encode(string)
+        )
         adds = self.bos if add_special_tokens is None else add_special_tokens
         return [tokenizer.bos_id, *ids] if adds and ids[:1] != [tokenizer.bos_id] else ids
 
     def chat_template(self, chat_template: Any = False) -> Optional[str]:
         """The Jinja text; the harness keeps it with the results."""
-        return None if not chat_template or self.language.template is None else self.language.template.source
+        return (
+            None
+            if not chat_template or self.language.template is None
+            else self.language.template.source
+        )
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as text, up to where the assistant begins to write, or within its unfinished message."""
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Messages as text, up to where the assistant begins to write, or within its unfinished
+        message.
+        """
         template, tokenizer = self.language.template, self.language.tokenizer
         assert template is not None
-        text = template.render(chat_history, bos=tokenizer.bos, eos=tokenizer.eos, generation_prompt=add_generation_prompt).text
+        text = template.render(
+            chat_history,
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            generation_prompt=add_generation_prompt,
+        ).text
         if add_generation_prompt:
             return text
         begun = chat_history[-1]["content"].strip()
@@ -112,18 +135,25 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
 
     # ------------------------------------------------------------------ scores
 
-    def _loglikelihood_tokens(self, requests: Sequence[Scored], **options: Any) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation in nats, and whether greedy decoding would have written it.
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Scored], **options: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation in nats, and whether greedy decoding would have
+        written it.
 
-        Requests with the same tokens, which are those of one-token answers to one question, are computed once.
+        Requests with the same tokens, which are those of one-token answers to one question, are
+        computed once.
         """
         rows: dict[tuple[int, ...], list[int]] = {}
         for i, (strings, context, continuation) in enumerate(requests):
             if not continuation or len(continuation) > self.max_length:
                 raise UserError(
-                    f"a continuation of {len(continuation)} tokens cannot be scored with {self.max_length} positions: {strings!r}"
+                    f"a continuation of {len(continuation)} tokens cannot be scored with"
+                    f" {self.max_length} positions: {strings!r}"
                 )
-            rows.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
+            rows.setdefault(
+                tuple((context + continuation)[-(self.max_length + 1) : -1]), []
+            ).append(i)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         ordered = sorted(rows, key=len, reverse=True)
         for first in range(0, len(ordered), self.batch_size):
@@ -138,20 +168,32 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
                 for i in rows[tokens]:
                     wanted = torch.tensor(requests[i][2], device=logp_LV.device)
                     own_LV, own_L = logp_LV[-len(wanted) :], best_L[-len(wanted) :]
-                    scores[i] = own_LV.gather(1, wanted[:, None]).sum().item(), bool((own_L == wanted).all())
+                    scores[i] = (
+                        own_LV.gather(1, wanted[:, None]).sum().item(),
+                        bool((own_L == wanted).all()),
+                    )
         return scores
 
     def _hidden(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """Hidden states of rows of different lengths; what stands behind a row's end is never looked at."""
+        """Hidden states of rows of different lengths; what stands behind a row's end is never
+        looked at.
+        """
         longest = max(map(len, rows))
-        tokens_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.net.token_embedding.weight.device)
+        tokens_BT = torch.tensor(
+            [[*row, *[0] * (longest - len(row))] for row in rows],
+            device=self.net.token_embedding.weight.device,
+        )
         with _looking_at(self.net), self.autocast:
             self.net.check_tokens(tokens_BT)
             hidden_BTD: Tensor = self.net(tokens_BT)
         return hidden_BTD
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows as long as the network; bos is the context of the first."""
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of whole texts, in windows as long as the network; bos is the context
+        of the first.
+        """
         windows: list[Scored] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
@@ -173,7 +215,9 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     # ------------------------------------------------------------------ answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, up to a stop string, a stop token or the task's length; requests with the same settings share batches."""
+        """Answers, up to a stop string, a stop token or the task's length; requests with the
+        same settings share batches.
+        """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -183,23 +227,41 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
             room = self.max_length - length
             if room < 1:
                 raise UserError(
-                    f"the task wants answers of up to {length} tokens, and the network has {self.max_length} positions: give the task "
-                    "generation_kwargs with a smaller max_gen_toks"
+                    f"the task wants answers of up to {length} tokens, and the network has"
+                    f" {self.max_length} positions: give the task generation_kwargs with a smaller"
+                    " max_gen_toks"
                 )
             prompts = {i: self.tok_encode(requests[i].args[0])[-room:] for i in members}
             ordered = sorted(members, key=lambda i: len(prompts[i]), reverse=True)
             for first in range(0, len(ordered), self.batch_size):
                 batch = ordered[first : first + self.batch_size]
-                for i, text in zip(batch, self._answer([prompts[i] for i in batch], stop, length, sampling), strict=True):
+                for i, text in zip(
+                    batch,
+                    self._answer([prompts[i] for i in batch], stop, length, sampling),
+                    strict=True,
+                ):
                     answers[i] = text
         return answers
 
-    def _answer(self, prompts: Sequence[list[int]], stop: Sequence[str], length: int, sampling: dict[str, Any]) -> list[str]:
+    def _answer(
+        self,
+        prompts: Sequence[list[int]],
+        stop: Sequence[str],
+        length: int,
+        sampling: dict[str, Any],
+    ) -> list[str]:
         decoders = [self.language.tokenizer.stream_decoder() for _ in prompts]
         texts = [""] * len(prompts)
         running = set(range(len(prompts)))
         with self.autocast:
-            tokens = generate(self.net, prompts, max_new_tokens=length, seed=self.seed, stop_ids=self.language.stop_ids, **sampling)
+            tokens = generate(
+                self.net,
+                prompts,
+                max_new_tokens=length,
+                seed=self.seed,
+                stop_ids=self.language.stop_ids,
+                **sampling,
+            )
             for row, token, last in tokens:
                 if row not in running:
                     continue
@@ -241,7 +303,12 @@ def _settings(given: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
     sampling = {name: left.pop(name) for name in _SAMPLING if name in left}
     if left:
         raise UserError(
-            f"generation_kwargs {left} of the task are not known; there are until, do_sample, {', '.join(_LENGTHS + _SAMPLING)}"
+            f"generation_kwargs {left} of the task are not known; there are until, do_sample,"
+            f" {', '.join(_LENGTHS + _SAMPLING)}"
         )
     greedy = not sampled or not sampling.get("temperature", 1.0)
-    return stop, int(lengths[0]) if lengths else MAX_NEW_TOKENS, {"temperature": 0.0} if greedy else sampling
+    return (
+        stop,
+        int(lengths[0]) if lengths else MAX_NEW_TOKENS,
+        {"temperature": 0.0} if greedy else sampling,
+    )

@@ -1,4 +1,6 @@
-"""Completions: whole answers to a batch of prompts as tensors, with the log-probability of every token that was drawn."""
+"""Completions: whole answers to a batch of prompts as tensors, with the log-probability of
+every token that was drawn.
+"""
 
 import random
 import sys
@@ -9,7 +11,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.generate.decoder import Decoder
+from lit_pretrain.generate.engine import Decoder
 from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.transformer import Transformer
 
@@ -22,11 +24,13 @@ class Completions(NamedTuple):
     mask_BN: Tensor
     """Whether a token was drawn, bool."""
     logp_BN: Tensor
-    """Log-probability of each token, fp32 nats, 0 where none was drawn: at the temperature, but before top-k, top-p and min-p, so that a
-    policy which computes softmax(logits / temperature) gives the same."""
+    """Log-probability of each token, fp32 nats, 0 where none was drawn: at the temperature, but
+    before top-k, top-p and min-p, so that a policy which computes softmax(logits / temperature)
+    gives the same.
+    """
 
 
-class Sampling(NamedTuple):
+class CompletionSampling(NamedTuple):
     """From which distribution tokens are drawn, and where answers end."""
 
     max_tokens: int
@@ -40,11 +44,18 @@ class Sampling(NamedTuple):
     min_p: Optional[float] = None
 
 
-def sample_completions(model: Transformer, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int]) -> Completions:
-    """Answer prompts, all at once; rows that have ended are dropped from the batch as soon as that halves it.
+def sample_completions(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: CompletionSampling,
+    seeds: Sequence[int],
+) -> Completions:
+    """Answer prompts, all at once; rows that have ended are dropped from the batch as soon as that
+    halves it.
 
-    The tokens that `lit_pretrain.generate.engine.generate` draws for the same prompt, seed and settings. Dropout is off, and no gradient is
-    recorded.
+    The tokens that `lit_pretrain.generate.engine.generate` draws for the same prompt, seed and
+    settings. Dropout is off, and no gradient is recorded.
 
     Args:
         model: A transformer, on any device.
@@ -53,9 +64,15 @@ def sample_completions(model: Transformer, prompts: Sequence[Sequence[int]], *, 
         seeds: One number a row; a row draws as it would alone.
 
     Raises:
-        UserError: If a prompt has no room for its answer or holds an unknown token, or if a setting is out of range.
+        UserError: If a prompt has no room for its answer or holds an unknown token, or if a setting
+            is out of range.
     """
-    how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p}
+    how = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+    }
     check_sampling(**how)  # type: ignore[arg-type]
     assert len(seeds) == len(prompts)
     device = model.token_embedding.weight.device
@@ -65,16 +82,22 @@ def sample_completions(model: Transformer, prompts: Sequence[Sequence[int]], *, 
     logp_BN = torch.zeros(shape, dtype=torch.float32, device=device)
     streams = [random.Random(f"{seed}:0") for seed in seeds]
     rows = torch.arange(len(prompts), device=device)  # the prompt of each row that is still decoded
-    live = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of those, whether its answer goes on
+    live = torch.ones(
+        len(prompts), dtype=torch.bool, device=device
+    )  # of those, whether its answer goes on
     stops = torch.tensor(sorted(sampling.stop_ids), dtype=torch.int64, device=device)
     with _sampling_mode(model, device):
         decoder = Decoder(model, prompts, sampling.max_tokens)
         for n in range(sampling.max_tokens):
             probabilities_BC, ids_BC = candidates(decoder.logits_BV, **how)  # type: ignore[arg-type]
-            uniform_B = torch.tensor([stream.random() for stream in streams], dtype=probabilities_BC.dtype)
+            uniform_B = torch.tensor(
+                [stream.random() for stream in streams], dtype=probabilities_BC.dtype
+            )
             drawn_B = draw(probabilities_BC, ids_BC, uniform_B.to(device))
             tokens_BN[rows, n] = torch.where(live, drawn_B, 0)
-            logp_BN[rows, n] = torch.where(live, _logp(decoder.logits_BV, drawn_B, sampling.temperature), 0.0)
+            logp_BN[rows, n] = torch.where(
+                live, _logp(decoder.logits_BV, drawn_B, sampling.temperature), 0.0
+            )
             mask_BN[rows, n] = live
             live = live & ~torch.isin(drawn_B, stops)
             going = int(live.sum())
@@ -91,11 +114,13 @@ def sample_completions(model: Transformer, prompts: Sequence[Sequence[int]], *, 
 
 @contextmanager
 def _sampling_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """No dropout, no gradient, no compiler; and where autocast is on, weights are cast once and not for every token.
+    """No dropout, no gradient, no compiler; and where autocast is on, weights are cast once and not
+    for every token.
 
-    Not inference mode, in which autocast keeps no casts: a matrix of 2048 x 2048 then takes a row three times as long on a CPU. What was
-    kept is thrown away at the end: torch 2.13 does not use casts made without a gradient for a loss that follows in the same context, but
-    older releases did, and so hid the weights from its backward pass.
+    Not inference mode, in which autocast keeps no casts: a matrix of 2048 x 2048 then takes a row
+    three times as long on a CPU. What was kept is thrown away at the end: torch 2.13 does not use
+    casts made without a gradient for a loss that follows in the same context, but older releases
+    did, and so hid the weights from its backward pass.
     """
     training = [module for module in model.modules() if module.training]
     autocast = torch.is_autocast_enabled(device.type)
@@ -104,7 +129,9 @@ def _sampling_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
         if autocast:
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype=dtype, cache_enabled=True))
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and asking would import the compiler
+        if (
+            "torch._dynamo" in sys.modules
+        ):  # else nothing is compiled, and asking would import the compiler
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in training:
             module.training = False

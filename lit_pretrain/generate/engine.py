@@ -1,5 +1,6 @@
 """Engine: continue a batch of prompts of different lengths, token by token."""
 
+import itertools
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,10 +11,115 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.kept import Kept
 from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
+
+# Decoder: a batch of prompts in the key-value cache, and the logits of what comes next.
+
+
+class Decoder:
+    """Reads prompts at once, each once however often it is to be answered, then one token a row at
+    a time.
+
+    Without a gradient, in evaluation mode.
+
+    Args:
+        model: A transformer.
+        prompts: Token ids, one sequence per row.
+        max_new_tokens: Most tokens that will follow each of them.
+
+    Raises:
+        UserError: If a prompt is empty, has no room for what follows, or holds an unknown token.
+    """
+
+    def __init__(
+        self, model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
+        for row, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= model.config.max_seq_len - max_new_tokens:
+                raise UserError(
+                    f"prompt {row} has {len(prompt)} tokens; it must have at least one, and with"
+                    f" {max_new_tokens} new ones no more than"
+                    f" model.net.max_seq_len={model.config.max_seq_len}"
+                )
+        self.model = model
+        device = model.token_embedding.weight.device
+        distinct = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        lengths = [len(prompt) for prompt in distinct]
+        longest = max(lengths)
+        # Padded on the right: a row's slots in the cache are its positions, and what the padding
+        # wrote there is forgotten.
+        tokens_BT = torch.tensor(
+            [[*prompt, *[0] * (longest - len(prompt))] for prompt in distinct], device=device
+        )
+        model.check_tokens(tokens_BT)
+        repeated = len(distinct) < len(prompts)
+        slots = longest if repeated else longest + max_new_tokens
+        self.cache = KVCache(model.config, len(distinct), slots, device, model.compute_dtype())
+        hidden_BTD = model(tokens_BT, cache=self.cache)
+        self.cache.truncate(lengths)
+        last_B = torch.tensor(lengths, device=device) - 1
+        self.logits_BV: Tensor = model.logits(
+            hidden_BTD[torch.arange(len(lengths), device=device), last_B]
+        )
+        """Of the token that follows in each row."""
+        if repeated:
+            rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)
+            self.cache = self.cache.resized(longest + max_new_tokens, rows)
+            self.logits_BV = self.logits_BV[rows]
+
+    def advance(self, ids_B: Tensor) -> None:
+        """Append a token to each row."""
+        self.logits_BV = self.model.logits(self.model(ids_B[:, None], cache=self.cache)[:, -1])
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows alone; those that have ended cost no more."""
+        self.cache.keep(rows)
+        self.logits_BV = self.logits_BV[rows]
+
+
+# Kept: keys and values of one sequence from one reply to the next, so that a conversation is not
+# read anew at each turn.
+
+
+class KeptCache:
+    """What the cache of a model holds of the last sequence. Begins empty; for one model only."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        """Tokens whose keys and values the cache holds."""
+        self.reused = 0
+        """Tokens of the last prompt that were not computed again."""
+        self._cache: Optional[KVCache] = None
+
+    def begin(self, model: Transformer, prompt: Sequence[int], room: int) -> tuple[KVCache, int]:
+        """Get ready for a prompt.
+
+        Args:
+            model: The model, always the same one.
+            prompt: Token ids.
+            room: Tokens that may follow.
+
+        Returns:
+            The cache, cut to what it and the prompt begin with in common, and the length of that.
+            At least the prompt's last token is left to compute, because its hidden state is what
+            the first new token is drawn from.
+        """
+        pairs = zip(self.ids, prompt[:-1], strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        needed, limit = len(prompt) + room, model.config.max_seq_len
+        device, dtype = model.token_embedding.weight.device, model.compute_dtype()
+        cache = self._cache
+        if cache is None or cache.dtype != dtype or cache.keys_LBSGK.device != device:
+            cache, common = KVCache(model.config, 1, needed, device, dtype), 0
+        else:
+            cache.truncate([common])
+            if cache.max_len < needed:
+                # doubled, so that a conversation is not copied at each of its turns
+                cache = cache.resized(min(limit, max(needed, 2 * cache.max_len)))
+        self._cache, self.ids, self.reused = cache, list(prompt[:common]), common
+        return cache, common
 
 
 class Token(NamedTuple):
@@ -38,13 +144,14 @@ def generate(
     min_p: Optional[float] = None,
     seed: Union[int, Sequence[int]] = 0,
     stop_ids: Collection[int] = (),
-    kept: Optional[Kept] = None,
+    kept: Optional[KeptCache] = None,
 ) -> Iterator[Token]:
     """Continue prompts, yielding each token as soon as it is drawn, the rows in turn.
 
-    A row's tokens depend on its prompt, its seed and the settings, not on its neighbours. Dropout is off while a step runs; between steps
-    the model is as the caller left it, and autograd is untouched. The caller's autocast applies. A compiled model runs uncompiled here,
-    because the length changes with every token. For stop strings, decode the tokens and close the iterator.
+    A row's tokens depend on its prompt, its seed and the settings, not on its neighbours. Dropout
+    is off while a step runs; between steps the model is as the caller left it, and autograd is
+    untouched. The caller's autocast applies. A compiled model runs uncompiled here, because the
+    length changes with every token. For stop strings, decode the tokens and close the iterator.
 
     Args:
         model: A transformer, on any device.
@@ -54,26 +161,32 @@ def generate(
         top_k: Keep so many of the likeliest tokens; None: all.
         top_p: Keep the fewest tokens that together reach this probability; None: all.
         min_p: Keep the tokens at least this fraction as likely as the likeliest; None: all.
-        seed: One number, from which every row gets its own stream; or one per row, with which a row draws as it would alone.
+        seed: One number, from which every row gets its own stream; or one per row, with which a row
+            draws as it would alone.
         stop_ids: A row ends after drawing one of these.
-        kept: Keys and values of an earlier sequence of this model: what the prompt begins with in common is not computed again. One prompt.
+        kept: Keys and values of an earlier sequence of this model: what the prompt begins with in
+            common is not computed again. One prompt.
 
     Returns:
         An iterator over new tokens.
 
     Raises:
-        UserError: If a prompt is empty, holds an unknown token or has no room for max_new_tokens, or if a setting is out of range.
+        UserError: If a prompt is empty, holds an unknown token or has no room for max_new_tokens,
+            or if a setting is out of range.
     """
     check_sampling(temperature, top_k, top_p, min_p)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     for row, prompt in enumerate(prompts):
         if not prompt:
-            raise UserError(f"prompt {row} is empty: start it with the tokenizer's beginning-of-text token at least")
+            raise UserError(
+                f"prompt {row} is empty: start it with the tokenizer's beginning-of-text token at"
+                " least"
+            )
         if len(prompt) + max_new_tokens > model.config.max_seq_len:
             raise UserError(
-                f"prompt {row} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is more than "
-                f"model.max_seq_len={model.config.max_seq_len}: shorten one of them"
+                f"prompt {row} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that"
+                f" is more than model.max_seq_len={model.config.max_seq_len}: shorten one of them"
             )
     assert kept is None or len(prompts) == 1, "what is kept is one sequence"
     if isinstance(seed, int):
@@ -81,11 +194,17 @@ def generate(
     elif len(seed) == len(prompts):
         streams = [random.Random(f"{number}:0") for number in seed]
     else:
-        raise UserError(f"{len(seed)} seeds for {len(prompts)} prompts: give one for all, or one for each")
+        raise UserError(
+            f"{len(seed)} seeds for {len(prompts)} prompts: give one for all, or one for each"
+        )
 
     def sample(logits_BV: Tensor) -> Tensor:
-        probabilities_BC, ids_BC = candidates(logits_BV, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        uniform_B = torch.tensor([stream.random() for stream in streams], dtype=probabilities_BC.dtype)
+        probabilities_BC, ids_BC = candidates(
+            logits_BV, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+        )
+        uniform_B = torch.tensor(
+            [stream.random() for stream in streams], dtype=probabilities_BC.dtype
+        )
         return draw(probabilities_BC, ids_BC, uniform_B.to(probabilities_BC.device))
 
     return _stream(model, prompts, max_new_tokens, sample, stop_ids, kept) if prompts else iter(())
@@ -97,26 +216,33 @@ def _stream(
     max_new_tokens: int,
     sample: Callable[[Tensor], Tensor],
     stop_ids: Collection[int],
-    kept: Optional[Kept],
+    kept: Optional[KeptCache],
 ) -> Iterator[Token]:
     device = model.token_embedding.weight.device
     rows = torch.arange(len(prompts), device=device)
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
-    # Padded on the right: a row's slots in the cache are its positions, and what the padding wrote there is forgotten.
-    tokens_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+    # Padded on the right: a row's slots in the cache are its positions, and what the padding wrote
+    # there is forgotten.
+    tokens_BT = torch.tensor(
+        [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device
+    )
     with _one_step(model):
         model.check_tokens(tokens_BT)
         known = 0
         if kept is None:
-            cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype())
+            cache = KVCache(
+                model.config, len(prompts), longest + max_new_tokens, device, model.compute_dtype()
+            )
         else:
             cache, known = kept.begin(model, prompts[0], max_new_tokens)
         hidden_BTD = model(tokens_BT[:, known:], cache=cache)
         cache.truncate(lengths)
         if kept is not None:
             kept.ids = list(prompts[0])
-        drawn_B = sample(model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - known - 1]))
+        drawn_B = sample(
+            model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - known - 1])
+        )
         del hidden_BTD
     alive = set(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):
@@ -137,11 +263,15 @@ def _stream(
 
 @contextmanager
 def _one_step(model: nn.Module) -> Iterator[None]:
-    """No dropout, no autograd, no compiler; never across a yield, because a generator may be left hanging there."""
+    """No dropout, no autograd, no compiler; never across a yield, because a generator may be
+    left hanging there.
+    """
     training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and asking would import the compiler
+        if (
+            "torch._dynamo" in sys.modules
+        ):  # else nothing is compiled, and asking would import the compiler
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in training:
             module.training = False

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
-from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.generate.engine import Token, generate
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
@@ -16,7 +16,9 @@ class Piece(NamedTuple):
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document: every document that was trained on begins with the bos id."""
+    """A prompt as the beginning of a document: every document that was trained on begins with
+    the bos id.
+    """
     return [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
 
@@ -32,7 +34,8 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """Complete prompts; text appears as soon as it is whole characters that cannot be part of a stop string.
+    """Complete prompts; text appears as soon as it is whole characters that cannot be part of a
+    stop string.
 
     Args:
         net: The network.
@@ -61,7 +64,9 @@ def stream(
     return _pieces(tokens, tokenizer, prompts, stop)
 
 
-def _pieces(tokens: Iterator[Token], tokenizer: Tokenizer, prompts: Sequence[str], stop: Sequence[str]) -> Iterator[Piece]:
+def _pieces(
+    tokens: Iterator[Token], tokenizer: Tokenizer, prompts: Sequence[str], stop: Sequence[str]
+) -> Iterator[Piece]:
     decoders = [tokenizer.stream_decoder() for _ in prompts]
     held = ["" for _ in prompts]
     stopped: set[int] = set()
@@ -89,7 +94,8 @@ def split_at_stop(text: str, stop: Sequence[str], *, last: bool) -> tuple[str, b
         last: Nothing follows, so nothing need be held back.
 
     Returns:
-        The text before the first stop string, or all but the longest tail that may begin one; and whether one was found.
+        The text before the first stop string, or all but the longest tail that may begin one; and
+        whether one was found.
     """
     places = [place for s in stop if s and (place := text.find(s)) >= 0]
     if places:
@@ -115,7 +121,15 @@ def complete(
     """The completions of `stream`, one string per prompt."""
     texts = ["" for _ in prompts]
     pieces = stream(
-        net, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        net,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
     )
     for row, text in pieces:
         texts[row] += text

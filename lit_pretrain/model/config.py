@@ -21,10 +21,12 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 stretching of rotary wavelengths, for contexts longer than the model was first trained on.
+    """Llama-3 stretching of rotary wavelengths, for contexts longer than the model was first
+    trained on.
 
-    Wavelengths below `original_max_seq_len / high_freq_factor` keep their frequency, those above `original_max_seq_len / low_freq_factor`
-    are slowed down by `factor`, and those between are interpolated (Llama Team 2024, "The Llama 3 Herd of Models", and its released code).
+    Wavelengths below `original_max_seq_len / high_freq_factor` keep their frequency, those above
+    `original_max_seq_len / low_freq_factor` are slowed down by `factor`, and those between are
+    interpolated (Llama Team 2024, "The Llama 3 Herd of Models", and its released code).
     """
 
     factor: float = 8.0
@@ -41,17 +43,22 @@ class RopeScaling:
             raise UserError(f"rope_scaling: factor={self.factor} must be at least 1")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise UserError(
-                f"rope_scaling: low_freq_factor={self.low_freq_factor} must be positive and below high_freq_factor={self.high_freq_factor}"
+                f"rope_scaling: low_freq_factor={self.low_freq_factor} must be positive and below"
+                f" high_freq_factor={self.high_freq_factor}"
             )
         if self.original_max_seq_len < 1:
-            raise UserError(f"rope_scaling: original_max_seq_len={self.original_max_seq_len} must be positive")
+            raise UserError(
+                f"rope_scaling: original_max_seq_len={self.original_max_seq_len} must be positive"
+            )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and mathematics of a decoder-only transformer; with the right values it is a Llama, a Qwen3 or a GPT-2.
+    """Shape and mathematics of a decoder-only transformer; with the right values it is a Llama, a
+    Qwen3 or a GPT-2.
 
-    A field left at None is derived from the others: read `kv_heads`, `head_size` and `ffn_size` for the number that is used.
+    A field left at None is derived from the others: read `kv_heads`, `head_size` and `ffn_size` for
+    the number that is used.
     """
 
     vocab_size: int = 8192
@@ -63,11 +70,15 @@ class ModelConfig:
     n_head: int = 6
     """Number of query heads."""
     n_kv_head: Optional[int] = None
-    """Number of key and value heads (grouped-query attention); must divide n_head. Default: n_head."""
+    """Number of key and value heads (grouped-query attention); must divide n_head. Default:
+    n_head.
+    """
     head_dim: Optional[int] = None
     """Size of one head. Default: width / n_head."""
     ffn_width: Optional[int] = None
-    """Hidden size of the feed-forward. Default: with a gate 8/3 of the width, rounded up to a multiple of 64; without 4 times the width."""
+    """Hidden size of the feed-forward. Default: with a gate 8/3 of the width, rounded up to a
+    multiple of 64; without 4 times the width.
+    """
     max_seq_len: int = 2048
     """Longest sequence in tokens; the length of the table of positions, learned or rotary."""
 
@@ -83,51 +94,75 @@ class ModelConfig:
     """Normalise the embedding before the first block."""
 
     position: Literal["rope", "learned", "none"] = "rope"
-    """Rotary angles on queries and keys, a learned table added to the embedding (it restarts at every document), or nothing."""
+    """Rotary angles on queries and keys, a learned table added to the embedding (it restarts at
+    every document), or nothing.
+    """
     rope_theta: float = 10000.0
-    """Base of the rotary wavelengths; larger for longer contexts (Llama 3: 500000, Qwen3: 1000000)."""
+    """Base of the rotary wavelengths; larger for longer contexts (Llama 3: 500000, Qwen3:
+    1000000).
+    """
     rope_scaling: Optional[RopeScaling] = None
     """Llama-3 stretching of the rotary wavelengths. Default: none."""
 
     qk_norm: bool = False
-    """RMSNorm over each head of queries and keys, before the rotation (Qwen3); its gain is learned if norm_weight is."""
+    """RMSNorm over each head of queries and keys, before the rotation (Qwen3); its gain is
+    learned if norm_weight is.
+    """
     qkv_bias: bool = False
     """Bias on the query, key and value projections."""
     attn_out_bias: bool = False
     """Bias on the output projection of attention."""
     sliding_window: Optional[int] = None
-    """Keys that a position sees in a sliding-window layer, itself included. Needs an S in window_pattern."""
+    """Keys that a position sees in a sliding-window layer, itself included. Needs an S in
+    window_pattern.
+    """
     window_pattern: str = "L"
-    """Kinds of attention, repeated over the layers: S sees sliding_window keys, L sees all. Gemma 2 is "SL"."""
+    """Kinds of attention, repeated over the layers: S sees sliding_window keys, L sees all.
+    Gemma 2 is "SL".
+    """
     attn_softcap: Optional[float] = None
-    """Caps attention scores smoothly: c * tanh(score / c) (Gemma 2: 50). Only the kernels flex and matmul do. Default: none."""
+    """Caps attention scores smoothly: c * tanh(score / c) (Gemma 2: 50). Only the kernels flex
+    and matmul do. Default: none.
+    """
     logit_softcap: Optional[float] = None
     """Caps logits smoothly: c * tanh(logit / c) (Gemma 2: 30). Default: none."""
     attention: Literal["auto", "sdpa", "matmul", "tiled", "flex", "varlen"] = "auto"
-    """Kernel; all give the same result. auto: tiled on CPU, flex on CUDA, sdpa elsewhere. tiled is our own for CPUs; sdpa is torch's with a
-    dense mask; matmul is the plain formula, slow; flex and tiled skip what documents and windows hide; varlen is the flash kernel over
-    documents laid end to end (CUDA, half precision; reads the number of documents back once per forward pass)."""
+    """Kernel; all give the same result. auto: tiled on CPU, flex on CUDA, sdpa elsewhere. tiled is
+    our own for CPUs; sdpa is torch's with a dense mask; matmul is the plain formula, slow; flex and
+    tiled skip what documents and windows hide; varlen is the flash kernel over documents laid end
+    to end (CUDA, half precision; reads the number of documents back once per forward pass).
+    """
 
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
-    """Feed-forward: swiglu and geglu multiply by a gate (three matrices), the others have two. relu2 is the square of relu."""
+    """Feed-forward: swiglu and geglu multiply by a gate (three matrices), the others have two.
+    relu2 is the square of relu.
+    """
     ffn_bias: bool = False
     """Bias on the projections of the feed-forward."""
     dropout: float = 0.0
-    """Probability of dropping a channel of the embedding and of what each attention and feed-forward adds. Attention weights are never
-    dropped: not every kernel can, and all must agree."""
+    """Probability of dropping a channel of the embedding and of what each attention and
+    feed-forward adds. Attention weights are never dropped: not every kernel can, and all must
+    agree.
+    """
 
     tie_embeddings: bool = False
     """Use the token embedding as the head."""
     value_embeddings: Literal["none", "alternate"] = "none"
-    """alternate: every other layer, the last included, adds a gated embedding of the input token to its values. Costs vocab_size times
-    n_kv_head times head_dim parameters per such layer and almost no FLOPs; does not survive export to a Hugging Face architecture."""
+    """alternate: every other layer, the last included, adds a gated embedding of the input token to
+    its values. Costs vocab_size times n_kv_head times head_dim parameters per such layer and almost
+    no FLOPs; does not survive export to a Hugging Face architecture.
+    """
     residual_scalars: bool = False
-    """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and 0.1 at first. Does not survive export."""
+    """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and
+    0.1 at first. Does not survive export.
+    """
 
     init: Literal["normal", "gpt2", "zero_residual"] = "normal"
-    """normal: every matrix and embedding has standard deviation init_std. gpt2: the same, and what writes to the residual stream is
-    divided by sqrt(2 * n_layer). zero_residual: matrices uniform with deviation 1/sqrt(fan-in), what writes to the residual stream zero,
-    embedding deviation 1, head 0.001; for embed_norm, qk_norm and Muon; init_std unused."""
+    """normal: every matrix and embedding has standard deviation init_std. gpt2: the same, and what
+    writes to the residual stream is divided by sqrt(2 * n_layer). zero_residual: matrices uniform
+    with deviation 1/sqrt(fan-in), what writes to the residual stream zero, embedding deviation 1,
+    head 0.001; for embed_norm, qk_norm and Muon; init_std unused.
+    """
     init_std: float = 0.02
     """Standard deviation of the initial weights under normal and gpt2."""
 
@@ -136,31 +171,52 @@ class ModelConfig:
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise UserError(f"model: n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
         if self.head_dim is None and self.width % self.n_head:
-            raise UserError(f"model: width={self.width} must be a multiple of n_head={self.n_head}, or set head_dim")
+            raise UserError(
+                f"model: width={self.width} must be a multiple of n_head={self.n_head}, or set"
+                " head_dim"
+            )
         if self.norm_bias and self.norm == "rmsnorm":
             raise UserError("model: norm_bias=True needs norm='layernorm'; an RMSNorm has no bias")
         if self.position == "rope" and self.head_size % 2:
-            raise UserError(f"model: rotary positions turn pairs of channels, but the head size is {self.head_size}: make it even")
+            raise UserError(
+                "model: rotary positions turn pairs of channels, but the head size is"
+                f" {self.head_size}: make it even"
+            )
         if self.rope_scaling is not None and self.position != "rope":
-            raise UserError(f"model: rope_scaling has no effect with position={self.position!r}: remove it or use position='rope'")
+            raise UserError(
+                f"model: rope_scaling has no effect with position={self.position!r}: remove it or"
+                " use position='rope'"
+            )
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
-            raise UserError(f"model: window_pattern={self.window_pattern!r} must be made of the letters S (sliding) and L (full)")
+            raise UserError(
+                f"model: window_pattern={self.window_pattern!r} must be made of the letters S"
+                " (sliding) and L (full)"
+            )
         if ("S" in self.window_pattern) != (self.sliding_window is not None):
             raise UserError(
-                f"model: sliding_window={self.sliding_window} and window_pattern={self.window_pattern!r} do not fit: "
-                "a window needs an S in the pattern, and an S needs a window"
+                f"model: sliding_window={self.sliding_window} and"
+                f" window_pattern={self.window_pattern!r} do not fit: a window needs an S in the"
+                " pattern, and an S needs a window"
             )
         if self.attention in ("sdpa", "tiled", "varlen") and self.attn_softcap is not None:
-            raise UserError(f"model: attention={self.attention!r} cannot cap scores (attn_softcap={self.attn_softcap}): use 'auto'")
+            raise UserError(
+                f"model: attention={self.attention!r} cannot cap scores"
+                f" (attn_softcap={self.attn_softcap}): use 'auto'"
+            )
         if self.value_embeddings != "none" and self.width < VALUE_GATE_CHANNELS:
-            raise UserError(f"model: value_embeddings need width={self.width} to be at least {VALUE_GATE_CHANNELS}")
+            raise UserError(
+                f"model: value_embeddings need width={self.width} to be at least"
+                f" {VALUE_GATE_CHANNELS}"
+            )
 
     def _check_ranges(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             choices = get_args(field.type) if get_origin(field.type) is Literal else None
             if choices is not None and value not in choices:
-                raise UserError(f"model: {field.name}={value!r} must be one of {', '.join(map(str, choices))}")
+                raise UserError(
+                    f"model: {field.name}={value!r} must be one of {', '.join(map(str, choices))}"
+                )
             if isinstance(value, bool) or value is None:
                 continue
             if isinstance(value, int) and field.name != "dropout" and value < 1:
@@ -194,10 +250,16 @@ class ModelConfig:
 
     def window(self, layer: int) -> Optional[int]:
         """Keys that a position of this layer sees, itself included; None: all before it."""
-        return self.sliding_window if self.window_pattern[layer % len(self.window_pattern)] == "S" else None
+        return (
+            self.sliding_window
+            if self.window_pattern[layer % len(self.window_pattern)] == "S"
+            else None
+        )
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether this layer adds a value embedding: every other one, counted back from the last."""
+        """Whether this layer adds a value embedding: every other one, counted back from the
+        last.
+        """
         return self.value_embeddings == "alternate" and (self.n_layer - 1 - layer) % 2 == 0
 
 
@@ -208,9 +270,13 @@ class ParameterCounts:
     total: int
     """All parameters, a tied embedding once."""
     matmul: int
-    """Weights that multiply activations, the head included, tied or not: 6 FLOPs each per trained token."""
+    """Weights that multiply activations, the head included, tied or not: 6 FLOPs each per
+    trained token.
+    """
     embedding: int
-    """Tables that are looked up: tokens (also when tied to the head), learned positions, value embeddings."""
+    """Tables that are looked up: tokens (also when tied to the head), learned positions, value
+    embeddings.
+    """
     non_embedding: int
     """total - embedding; an untied head is part of it."""
 
@@ -237,8 +303,22 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     value_layers = sum(c.has_value_embedding(layer) for layer in range(c.n_layer))
 
     head = c.vocab_size * c.width
-    matmul = c.n_layer * (attention + feed_forward) + value_layers * VALUE_GATE_CHANNELS * c.kv_heads + head
-    embedding = c.vocab_size * c.width + (c.max_seq_len * c.width if c.position == "learned" else 0) + value_layers * c.vocab_size * kv_size
-    vectors = c.n_layer * block_vectors + (1 + c.embed_norm) * norm_size * c.width + (2 * c.n_layer if c.residual_scalars else 0)
+    matmul = (
+        c.n_layer * (attention + feed_forward)
+        + value_layers * VALUE_GATE_CHANNELS * c.kv_heads
+        + head
+    )
+    embedding = (
+        c.vocab_size * c.width
+        + (c.max_seq_len * c.width if c.position == "learned" else 0)
+        + value_layers * c.vocab_size * kv_size
+    )
+    vectors = (
+        c.n_layer * block_vectors
+        + (1 + c.embed_norm) * norm_size * c.width
+        + (2 * c.n_layer if c.residual_scalars else 0)
+    )
     total = matmul + embedding + vectors - (head if c.tie_embeddings else 0)
-    return ParameterCounts(total=total, matmul=matmul, embedding=embedding, non_embedding=total - embedding)
+    return ParameterCounts(
+        total=total, matmul=matmul, embedding=embedding, non_embedding=total - embedding
+    )

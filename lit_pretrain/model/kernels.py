@@ -1,8 +1,9 @@
 """Kernels: ways to compute attention that is causal, within a document and within a window.
 
-All kernels obey one rule, `first[query] <= key <= query`, where `first` is the later of the start of the query's document and the start of
-its window. They give the same numbers and differ in speed and in where they run. One kernel object serves a whole forward pass: what it
-derives from the document numbers is made once, not once per layer.
+All kernels obey one rule, `first[query] <= key <= query`, where `first` is the later of the start
+of the query's document and the start of its window. They give the same numbers and differ in speed
+and in where they run. One kernel object serves a whole forward pass: what it derives from the
+document numbers is made once, not once per layer.
 """
 
 import functools
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.tiled import tiled_attention
+from lit_pretrain.model.tiled_attention import tiled_attention
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -24,33 +25,47 @@ KernelName = Literal["sdpa", "matmul", "tiled", "flex", "varlen"]
 
 
 class Kernel(Protocol):
-    """Attention over one batch: queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H, to outputs (B, T, H, K)."""
+    """Attention over one batch: queries (B, T, H, K), keys and values (B, S, G, K) with G
+    dividing H, to outputs (B, T, H, K).
+    """
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
-        """Attend; `window` is the number of keys that a position sees, itself included, or None for all."""
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
+        """Attend; `window` is the number of keys that a position sees, itself included, or None
+        for all.
+        """
         ...
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
-    """Bound x smoothly, cap * tanh(x / cap): the identity near zero, never beyond ±cap (Gemma 2)."""
+    """Bound x smoothly, cap * tanh(x / cap): the identity near zero, never beyond ±cap (Gemma
+    2).
+    """
     return cap * torch.tanh(x / cap)
 
 
 def document_starts(doc_BT: Tensor) -> Tensor:
-    """Column in which the document of each position starts, (B, T) int64; a document begins wherever the number changes."""
+    """Column in which the document of each position starts, (B, T) int64; a document begins
+    wherever the number changes.
+    """
     column_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
     return torch.where(_begins(doc_BT), column_T, 0).cummax(dim=1).values
 
 
 def first_visible(start_BT: Tensor, window: Optional[int]) -> Tensor:
-    """Column of the first key that each position sees, (B, T) int64, given the start of its document."""
+    """Column of the first key that each position sees, (B, T) int64, given the start of its
+    document.
+    """
     if window is None:
         return start_BT
     column_T = torch.arange(start_BT.shape[1], device=start_BT.device)
     return torch.maximum(start_BT, column_T - (window - 1))
 
 
-def choose_kernel(config: ModelConfig, device: str, dtype: torch.dtype, has_documents: bool) -> KernelName:
+def choose_kernel(
+    config: ModelConfig, device: str, dtype: torch.dtype, has_documents: bool
+) -> KernelName:
     """Pick the kernel of a forward pass without a cache.
 
     Args:
@@ -65,8 +80,11 @@ def choose_kernel(config: ModelConfig, device: str, dtype: torch.dtype, has_docu
     name = config.attention
     if name == "auto":
         if device == "cuda":
-            # Without documents, windows or caps torch's flash kernel needs no mask, and flex nothing to skip.
-            plain = not has_documents and config.sliding_window is None and config.attn_softcap is None
+            # Without documents, windows or caps torch's flash kernel needs no mask, and flex
+            # nothing to skip.
+            plain = (
+                not has_documents and config.sliding_window is None and config.attn_softcap is None
+            )
             return "sdpa" if plain else "flex"
         if config.attn_softcap is not None:
             return "matmul"
@@ -74,13 +92,18 @@ def choose_kernel(config: ModelConfig, device: str, dtype: torch.dtype, has_docu
     if name == "tiled" and device != "cpu":
         raise UserError(f"model.attention='tiled' runs on CPU only, not on {device}: use 'auto'")
     if name == "varlen" and (device != "cuda" or dtype not in (torch.float16, torch.bfloat16)):
-        raise UserError(f"model.attention='varlen' runs on CUDA in fp16 or bf16, here it is {device} in {dtype}: use 'auto'")
+        raise UserError(
+            f"model.attention='varlen' runs on CUDA in fp16 or bf16, here it is {device} in"
+            f" {dtype}: use 'auto'"
+        )
     if name == "flex" and device == "cpu" and torch.is_grad_enabled():
         raise UserError("model.attention='flex' has no backward pass on CPU: use 'auto'")
     return name
 
 
-def make_kernel(config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor], dtype: torch.dtype) -> Kernel:
+def make_kernel(
+    config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor], dtype: torch.dtype
+) -> Kernel:
     """Build the kernel of one forward pass without a cache.
 
     Args:
@@ -92,7 +115,11 @@ def make_kernel(config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor]
     name = choose_kernel(config, tokens_BT.device.type, dtype, doc_BT is not None)
     if name == "varlen":
         return VarlenKernel(tokens_BT if doc_BT is None else doc_BT, one_document=doc_BT is None)
-    start_BT = torch.zeros_like(tokens_BT, dtype=torch.int64) if doc_BT is None else document_starts(doc_BT)
+    start_BT = (
+        torch.zeros_like(tokens_BT, dtype=torch.int64)
+        if doc_BT is None
+        else document_starts(doc_BT)
+    )
     T = tokens_BT.shape[1]
     first: dict[Optional[int], Optional[Tensor]] = {}
     for window in {config.window(layer) for layer in range(config.n_layer)}:
@@ -113,7 +140,9 @@ def make_kernel(config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor]
     return ProductKernel(masks, config.attn_softcap) if name == "matmul" else FusedKernel(masks)
 
 
-def make_cached_kernel(config: ModelConfig, positions_BT: Tensor, length: int, *, even: bool) -> Kernel:
+def make_cached_kernel(
+    config: ModelConfig, positions_BT: Tensor, length: int, *, even: bool
+) -> Kernel:
     """Build the kernel of a forward pass over new tokens and a cache.
 
     Args:
@@ -130,40 +159,56 @@ def make_cached_kernel(config: ModelConfig, positions_BT: Tensor, length: int, *
     for window in {config.window(layer) for layer in range(config.n_layer)}:
         mask = slot_S <= last_B1T1
         masks[window] = mask if window is None else mask & (slot_S > last_B1T1 - window)
-    return FusedKernel(masks) if config.attn_softcap is None else ProductKernel(masks, config.attn_softcap)
+    return (
+        FusedKernel(masks)
+        if config.attn_softcap is None
+        else ProductKernel(masks, config.attn_softcap)
+    )
 
 
 class FusedKernel:
     """Torch's scaled_dot_product_attention under a dense mask.
 
     Args:
-        masks: What each query sees, (1 or B, 1, T, S), for each window among the layers; None: causal, nothing else.
+        masks: What each query sees, (1 or B, 1, T, S), for each window among the layers; None:
+            causal, nothing else.
     """
 
     def __init__(self, masks: dict[Optional[int], Optional[Tensor]]) -> None:
         self.masks = masks
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
         mask = self.masks[window]
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, enable_gqa=grouped
+        ).transpose(1, 2)
 
 
 class LastTokenKernel:
-    """One new token a row, in rows of one length: it sees all there is, or the end of it, and nothing needs a mask."""
+    """One new token a row, in rows of one length: it sees all there is, or the end of it, and
+    nothing needs a mask.
+    """
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
         if window is not None:
             k_BSGK, v_BSGK = k_BSGK[:, -window:], v_BSGK[:, -window:]
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, enable_gqa=q.shape[1] != k.shape[1]
+        ).transpose(1, 2)
 
 
 class ProductKernel:
-    """Two products and a softmax under a dense mask: the plain formula, for what no fused kernel does.
+    """Two products and a softmax under a dense mask: the plain formula, for what no fused kernel
+    does.
 
     Args:
         masks: As for FusedKernel, but never None.
@@ -174,19 +219,25 @@ class ProductKernel:
         self.masks = masks
         self.cap = cap
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
         mask = self.masks[window]
         assert mask is not None
         B, T, H, K = q_BTHK.shape
         G = k_BSGK.shape[2]
-        R = H // G  # query heads that share a key head stand below each other, so that no key is copied
+        R = (
+            H // G
+        )  # query heads that share a key head stand below each other, so that no key is copied
         q = q_BTHK.transpose(1, 2).reshape(B, G, R * T, K)
         scores = (q @ k_BSGK.permute(0, 2, 3, 1)).view(B, G, R, T, -1) * K**-0.5
         if self.cap is not None:
             scores = softcap(scores, self.cap)
         scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(v_BSGK)
+        weights = scores.softmax(
+            -1, dtype=torch.promote_types(scores.dtype, torch.float32)
+        ).type_as(v_BSGK)
         heads: Tensor = weights.flatten(2, 3) @ v_BSGK.transpose(1, 2)
         return heads.view(B, H, T, K).transpose(1, 2)
 
@@ -197,7 +248,9 @@ class TiledKernel:
     def __init__(self, first: dict[Optional[int], Optional[Tensor]]) -> None:
         self.first = first
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
         first_BT = self.first[window]
         assert first_BT is not None
@@ -207,19 +260,29 @@ class TiledKernel:
 class FlexKernel:
     """FlexAttention: compiled to one fused kernel that skips blocks no query sees."""
 
-    def __init__(self, first: dict[Optional[int], Optional[Tensor]], cap: Optional[float], tokens_BT: Tensor) -> None:
+    def __init__(
+        self, first: dict[Optional[int], Optional[Tensor]], cap: Optional[float], tokens_BT: Tensor
+    ) -> None:
         B, T = tokens_BT.shape
         device = tokens_BT.device
         self.score_mod = None if cap is None else functools.partial(_flex_cap, cap)
-        _, create_block_mask = _flex_functions(device.type == "cuda" and not torch.compiler.is_compiling())
+        _, create_block_mask = _flex_functions(
+            device.type == "cuda" and not torch.compiler.is_compiling()
+        )
         self.masks: dict[Optional[int], BlockMask] = {}
         for window, first_BT in first.items():
             rule = _flex_causal if first_BT is None else functools.partial(_flex_rule, first_BT)
-            self.masks[window] = create_block_mask(rule, None if first_BT is None else B, None, T, T, device=device)
+            self.masks[window] = create_block_mask(
+                rule, None if first_BT is None else B, None, T, T, device=device
+            )
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
-        flex_attention, _ = _flex_functions(q_BTHK.device.type == "cuda" and not torch.compiler.is_compiling())
+        flex_attention, _ = _flex_functions(
+            q_BTHK.device.type == "cuda" and not torch.compiler.is_compiling()
+        )
         out: Tensor = flex_attention(
             q_BTHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
@@ -245,34 +308,45 @@ def _flex_cap(cap: float, score: Tensor, *indices: Tensor) -> Tensor:
 
 @functools.cache
 def _flex_functions(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    # Imported on use: it drags in the compiler, seconds that other kernels need not spend. Uncompiled, both functions work on the whole
-    # square of scores, so outside of torch.compile they are compiled on their own.
+    # Imported on use: it drags in the compiler, seconds that other kernels need not spend.
+    # Uncompiled, both functions work on the whole square of scores, so outside of torch.compile
+    # they are compiled on their own.
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if compiled:
-        return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask, dynamic=False)
+        return torch.compile(flex_attention, dynamic=False), torch.compile(
+            create_block_mask, dynamic=False
+        )
     return flex_attention, create_block_mask
 
 
 class VarlenKernel:
-    """The flash kernel over documents laid end to end: no mask at all, work proportional to the documents' own squares.
+    """The flash kernel over documents laid end to end: no mask at all, work proportional to the
+    documents' own squares.
 
     Args:
-        doc_BT: Number of the document of each position, or anything of that shape if `one_document`.
+        doc_BT: Number of the document of each position, or anything of that shape if
+            `one_document`.
         one_document: Every row is one document.
     """
 
     def __init__(self, doc_BT: Tensor, one_document: bool) -> None:
         B, T = doc_BT.shape
-        self.longest = T  # an upper bound serves; the true one would have to be read back from the device
+        self.longest = (
+            T  # an upper bound serves; the true one would have to be read back from the device
+        )
         rows = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=doc_BT.device)
         self.offsets = rows if one_document else document_offsets(doc_BT)
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]) -> Tensor:
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+    ) -> Tensor:
         """Attend, as Kernel says."""
         from torch.nn.attention.varlen import varlen_attn
 
-        group = q_BTHK.shape[2] // k_BSGK.shape[2]  # expanded here: torch 2.11 has no enable_gqa, later ones insist on it
+        group = (
+            q_BTHK.shape[2] // k_BSGK.shape[2]
+        )  # expanded here: torch 2.11 has no enable_gqa, later ones insist on it
         out = varlen_attn(
             q_BTHK.flatten(0, 1),
             k_BSGK.flatten(0, 1).repeat_interleave(group, dim=1),
@@ -281,7 +355,10 @@ class VarlenKernel:
             self.offsets,
             self.longest,
             self.longest,
-            window_size=(-1 if window is None else window - 1, 0),  # keys before and after the query's own
+            window_size=(
+                -1 if window is None else window - 1,
+                0,
+            ),  # keys before and after the query's own
         )
         assert isinstance(out, Tensor)
         return out.view_as(q_BTHK)
@@ -291,7 +368,8 @@ class VarlenKernel:
 def document_offsets(doc_BT: Tensor) -> Tensor:
     """Where each document starts in the flattened batch, and the end: (documents + 1,), int32.
 
-    Reads the number of documents back from the device: one synchronisation per forward pass, and a break in a graph of the whole network.
+    Reads the number of documents back from the device: one synchronisation per forward pass, and a
+    break in a graph of the whole network.
     """
     starts_N = _begins(doc_BT).flatten().nonzero().squeeze(1)
     return F.pad(starts_N, (0, 1), value=doc_BT.numel()).to(torch.int32)

@@ -1,5 +1,6 @@
 """Transformer: tokens in, hidden states out, and the head that turns them into logits."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Optional
 
@@ -8,23 +9,76 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.attention import Attention, Pass
+from lit_pretrain.model.attention import Attention, Pass, Rotary
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.feed_forward import FeedForward
-from lit_pretrain.model.init import init_parameter
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.kv_cache import KVCache
-from lit_pretrain.model.linear import Linear, linear
-from lit_pretrain.model.norm import make_norm
-from lit_pretrain.model.rotary import Rotary
+from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
+
+# Initial weights: the named schemes, written over a built transformer.
+
+
+RESIDUAL_WRITERS = ("attention.out_proj.weight", "feed_forward.down_proj.weight")
+"""Ends of the names of the matrices whose output is added to the residual stream."""
+
+
+def init_parameter(
+    name: str,
+    role: str,
+    parameter: Tensor,
+    config: ModelConfig,
+    generator: Optional[torch.Generator],
+) -> None:
+    """Fill one parameter in place with the scheme `config.init`."""
+    if role == "scalar":
+        parameter.fill_(1.0 if name == "residual_scale_L" else 0.1)
+    elif role == "vector":
+        parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+    elif name.endswith("value_gate.weight"):
+        parameter.zero_()  # 2 * sigmoid(0) = 1: the value embedding enters as it is
+    elif config.init == "zero_residual":
+        _zero_residual(name, role, parameter, config, generator)
+    else:
+        std = config.init_std
+        if config.init == "gpt2" and name.endswith(RESIDUAL_WRITERS):
+            std /= math.sqrt(
+                2 * config.n_layer
+            )  # Radford et al. 2019, section 2.3: one term per write to the residual stream
+        parameter.normal_(0.0, std, generator=generator)
+
+
+def _zero_residual(
+    name: str,
+    role: str,
+    parameter: Tensor,
+    config: ModelConfig,
+    generator: Optional[torch.Generator],
+) -> None:
+    if role == "embedding":
+        parameter.normal_(0.0, 1.0, generator=generator)
+    elif role == "head":
+        parameter.normal_(0.0, 0.001, generator=generator)
+    elif name.endswith(RESIDUAL_WRITERS):
+        parameter.zero_()
+    else:
+        # A value embedding stands beside v_proj's output and gets the deviation of v_proj's
+        # weights: small next to the values.
+        fan_in = config.width if role == "value_embedding" else parameter.shape[1]
+        bound = math.sqrt(3 / fan_in)  # a uniform distribution on (-b, b) has deviation b / sqrt(3)
+        parameter.uniform_(-bound, bound, generator=generator)
+
 
 Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar", "adapter"]
-"""What a parameter is to an optimizer. matrix: multiplies activations, 2-D, the head excepted. embedding: a table that is looked up, also
-when tied to the head. vector: a gain or bias. scalar: residual_scalars. adapter: a factor of a low-rank update."""
+"""What a parameter is to an optimizer. matrix: multiplies activations, 2-D, the head excepted.
+embedding: a table that is looked up, also when tied to the head. vector: a gain or bias. scalar:
+residual_scalars. adapter: a factor of a low-rank update.
+"""
 
 
 class Mix(NamedTuple):
-    """What a block with residual scalars reads: `stream * residual stream + embedding * embedding_BTD`."""
+    """What a block with residual scalars reads: `stream * residual stream + embedding *
+    embedding_BTD`.
+    """
 
     stream: Tensor
     embedding: Tensor
@@ -32,7 +86,9 @@ class Mix(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each normalised before and added after (pre-norm)."""
+    """One layer: attention, then feed-forward, each normalised before and added after
+    (pre-norm).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -46,19 +102,30 @@ class Block(nn.Module):
         self.compiled: Optional[Callable[..., Any]] = None
         """`_compute` compiled; training uses it."""
 
-    def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor] = None, mix: Optional[Mix] = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        shared: Pass,
+        value_BTC: Optional[Tensor] = None,
+        mix: Optional[Mix] = None,
+    ) -> Tensor:
         """Map the residual stream (B, T, D) to the next one."""
         # Evaluation and generation run in shapes of their own, each of which would be compiled.
         training = torch.is_grad_enabled() and shared.cache is None
         compute = Block._compute if self.compiled is None or not training else self.compiled
         if self.checkpointing and training:
-            # Here and not around the module: FSDP's hooks, which gather the weights, stay outside of what is run twice.
-            again: Tensor = checkpoint(compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False)
+            # Here and not around the module: FSDP's hooks, which gather the weights, stay outside
+            # of what is run twice.
+            again: Tensor = checkpoint(
+                compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False
+            )
             return again
         out: Tensor = compute(self, x_BTD, shared, value_BTC, mix)
         return out
 
-    def _compute(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor], mix: Optional[Mix]) -> Tensor:
+    def _compute(
+        self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor], mix: Optional[Mix]
+    ) -> Tensor:
         if mix is not None:
             x_BTD = mix.stream * x_BTD + mix.embedding * mix.embedding_BTD
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), shared, value_BTC))
@@ -69,8 +136,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only transformer of the given shape.
 
-    The weights are drawn at construction from torch's default generator, on the default device. On the meta device nothing is drawn:
-    `to_empty(device=...)` and `reset_parameters()` follow, and give what direct construction with the same seed gives.
+    The weights are drawn at construction from torch's default generator, on the default device. On
+    the meta device nothing is drawn: `to_empty(device=...)` and `reset_parameters()` follow, and
+    give what direct construction with the same seed gives.
 
     Args:
         config: Shape and mathematics.
@@ -80,21 +148,40 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        value_layers = [layer for layer in range(config.n_layer) if config.has_value_embedding(layer)]
-        with torch.device("meta"):  # torch's own initialisation would cost time and random numbers, to be overwritten
+        value_layers = [
+            layer for layer in range(config.n_layer) if config.has_value_embedding(layer)
+        ]
+        with torch.device(
+            "meta"
+        ):  # torch's own initialisation would cost time and random numbers, to be overwritten
             self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.width) if config.position == "learned" else None
+            self.position_embedding = (
+                nn.Embedding(config.max_seq_len, config.width)
+                if config.position == "learned"
+                else None
+            )
             self.value_embeddings = nn.ModuleDict(
-                {str(layer): nn.Embedding(config.vocab_size, config.kv_heads * config.head_size) for layer in value_layers}
+                {
+                    str(layer): nn.Embedding(config.vocab_size, config.kv_heads * config.head_size)
+                    for layer in value_layers
+                }
             )
             self.rotary = Rotary(config) if config.position == "rope" else None
             self.embed_norm = make_norm(config, config.width) if config.embed_norm else None
             self.dropout = nn.Dropout(config.dropout)
-            self.residual_scale_L = nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
-            self.embedding_scale_L = nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
+            self.residual_scale_L = (
+                nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
+            )
+            self.embedding_scale_L = (
+                nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
+            )
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             self.final_norm = make_norm(config, config.width)
-            self.head = None if config.tie_embeddings else Linear(config.width, config.vocab_size, bias=False)
+            self.head = (
+                None
+                if config.tie_embeddings
+                else Linear(config.width, config.vocab_size, bias=False)
+            )
         if device.type != "meta":
             self.to_empty(device=device)
             self.reset_parameters()
@@ -123,20 +210,26 @@ class Transformer(nn.Module):
         return roles
 
     def checkpoint_activations(self, on: bool) -> None:
-        """Trade memory for time: keep the input of every block for the backward pass, and compute the rest there again."""
+        """Trade memory for time: keep the input of every block for the backward pass, and
+        compute the rest there again.
+        """
         for block in self.blocks:
             assert isinstance(block, Block)
             block.checkpointing = on
 
     def compile_blocks(self, backend: str = "inductor", *, fullgraph: bool = False) -> None:
-        """Compile what a block computes in training: once for all blocks of a kind, where the whole network would be one large graph.
+        """Compile what a block computes in training: once for all blocks of a kind, where the whole
+        network would be one large graph.
 
-        The first step of the quickstart's network is there in half the time, and the second is no slower. Gradients of a block are complete
-        when its backward pass is, so that DDP and FSDP send them while the next one computes.
+        The first step of the quickstart's network is there in half the time, and the second is no
+        slower. Gradients of a block are complete when its backward pass is, so that DDP and FSDP
+        send them while the next one computes.
         """
         # Kinds of blocks times lengths of rows; past torch's 8, what remains would run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        compiled = torch.compile(Block._compute, dynamic=False, backend=backend, fullgraph=fullgraph)
+        compiled = torch.compile(
+            Block._compute, dynamic=False, backend=backend, fullgraph=fullgraph
+        )
         for block in self.blocks:
             assert isinstance(block, Block)
             block.compiled = compiled
@@ -146,7 +239,8 @@ class Transformer(nn.Module):
         """Draw all weights anew by the scheme `config.init`, in the order of named_parameters().
 
         Args:
-            generator: Source of randomness, on the device of the parameters; torch's default one if None.
+            generator: Source of randomness, on the device of the parameters; torch's default one if
+                None.
         """
         roles = self.parameter_roles()
         for name, parameter in self.named_parameters():
@@ -164,21 +258,26 @@ class Transformer(nn.Module):
 
         Args:
             tokens_BT: Token ids, an integer type.
-            doc_BT: Number of the document of each position; a position sees only its own document. None: every row is one document.
-                Learned positions restart with each document. Rotary positions need not: scores depend on differences of positions.
-            cache: Keys and values of earlier tokens; these tokens follow them, in the same document, and are added.
-            positions_BT: Position of each token, in place of those that follow from the row, its documents or the cache.
+            doc_BT: Number of the document of each position; a position sees only its own document.
+                None: every row is one document. Learned positions restart with each document.
+                Rotary positions need not: scores depend on differences of positions.
+            cache: Keys and values of earlier tokens; these tokens follow them, in the same
+                document, and are added.
+            positions_BT: Position of each token, in place of those that follow from the row, its
+                documents or the cache.
 
         Returns:
             Hidden states after the final norm, (B, T, D).
 
         Raises:
-            UserError: If the row is longer than the model has positions, or, on CPU, if a token id is not in the vocabulary.
+            UserError: If the row is longer than the model has positions, or, on CPU, if a token id
+                is not in the vocabulary.
         """
         length = tokens_BT.shape[1]
         if length > self.config.max_seq_len:
             raise UserError(
-                f"a row of {length} tokens is longer than model.max_seq_len={self.config.max_seq_len}: shorten it, or raise that"
+                f"a row of {length} tokens is longer than"
+                f" model.max_seq_len={self.config.max_seq_len}: shorten it, or raise that"
             )
         if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_tokens(tokens_BT)
@@ -197,8 +296,14 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             mix = None
             if self.residual_scale_L is not None and self.embedding_scale_L is not None:
-                mix = Mix(self.residual_scale_L[layer], self.embedding_scale_L[layer], embedding_BTD)
-            value_BTC = self.value_embeddings[str(layer)](tokens_BT) if self.config.has_value_embedding(layer) else None
+                mix = Mix(
+                    self.residual_scale_L[layer], self.embedding_scale_L[layer], embedding_BTD
+                )
+            value_BTC = (
+                self.value_embeddings[str(layer)](tokens_BT)
+                if self.config.has_value_embedding(layer)
+                else None
+            )
             x_BTD = block(x_BTD, shared, value_BTC, mix)
         hidden_BTD: Tensor = self.final_norm(x_BTD)
         return hidden_BTD
@@ -206,17 +311,26 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into logits (..., V), capped if the config says so."""
         logits = linear(hidden, self.head_weight)
-        return logits if self.config.logit_softcap is None else softcap(logits, self.config.logit_softcap)
+        return (
+            logits
+            if self.config.logit_softcap is None
+            else softcap(logits, self.config.logit_softcap)
+        )
 
     def compute_dtype(self) -> torch.dtype:
-        """In which dtype attention computes: autocast's where it is on, else that of the weights."""
+        """In which dtype attention computes: autocast's where it is on, else that of the
+        weights.
+        """
         weight = self.token_embedding.weight
         device = weight.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none, and would raise
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
+            device
+        )  # meta has none, and would raise
         return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
     def check_tokens(self, tokens_BT: Tensor) -> None:
-        """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the device.
+        """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the
+        device.
 
         Raises:
             UserError: If one is not, with its place.
@@ -225,16 +339,21 @@ class Transformer(nn.Module):
         if outside.any():
             row, column = outside.nonzero()[0].tolist()
             raise UserError(
-                f"token id {int(tokens_BT[row, column])} in row {row}, column {column} is not in the vocabulary of "
-                f"{self.config.vocab_size} tokens: model.vocab_size must be the tokenizer's"
+                f"token id {int(tokens_BT[row, column])} in row {row}, column {column} is not in"
+                f" the vocabulary of {self.config.vocab_size} tokens: model.vocab_size must be the"
+                " tokenizer's"
             )
 
-    def _embed(self, tokens_BT: Tensor, doc_BT: Optional[Tensor], positions_BT: Optional[Tensor]) -> Tensor:
+    def _embed(
+        self, tokens_BT: Tensor, doc_BT: Optional[Tensor], positions_BT: Optional[Tensor]
+    ) -> Tensor:
         x_BTD: Tensor = self.token_embedding(tokens_BT)
         if self.position_embedding is not None:
             if positions_BT is None:
                 position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-                positions_BT = position_T[None] if doc_BT is None else position_T - document_starts(doc_BT)
+                positions_BT = (
+                    position_T[None] if doc_BT is None else position_T - document_starts(doc_BT)
+                )
             x_BTD = x_BTD + self.position_embedding(positions_BT)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)

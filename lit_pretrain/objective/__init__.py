@@ -1,19 +1,13 @@
 """Objectives: pure tensor mathematics from label scores and a batch to (sum, count, metrics)."""
 
-from .bits_per_byte import BitsPerByte
-from .cpo import CPO
-from .cross_entropy import CrossEntropy
-from .distillation import Distillation
-from .dpo import DPO
-from .grpo import GRPO, group_advantages
-from .kto import KTO
-from .label_scores import LabelScores
-from .linear_cross_entropy import linear_cross_entropy, linear_logp
-from .means import Means
-from .objective import Objective
-from .orpo import ORPO
-from .reward_model import RewardModel
-from .simpo import SimPO
+from lit_pretrain.objective.cross_entropy import BitsPerByte, CrossEntropy
+from lit_pretrain.objective.distillation import Distillation
+from lit_pretrain.objective.grpo import GRPO, group_advantages
+from lit_pretrain.objective.kto import KTO
+from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
+from lit_pretrain.objective.objective import LabelScores, Means, Objective
+from lit_pretrain.objective.preference import CPO, DPO, ORPO, SimPO
+from lit_pretrain.objective.reward_model import RewardModel
 
 __all__ = [
     "CPO",

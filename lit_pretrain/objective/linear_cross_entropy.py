@@ -1,10 +1,12 @@
-"""Linear cross-entropy: output head and loss in one, chunk by chunk, so that tokens x vocabulary logits never exist at once.
+"""Linear cross-entropy: output head and loss in one, chunk by chunk, so that tokens x vocabulary
+logits never exist at once.
 
 Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
 
-The gradient with respect to the logits is needed only to be multiplied by two matrices, and the loss is a sum, whose upstream
-gradient is one number. So the forward pass already computes the gradients of the hidden states and the head for a chunk while its
-logits are at hand, throws the logits away, and the backward pass only multiplies by that number.
+The gradient with respect to the logits is needed only to be multiplied by two matrices, and the
+loss is a sum, whose upstream gradient is one number. So the forward pass already computes the
+gradients of the hidden states and the head for a chunk while its logits are at hand, throws the
+logits away, and the backward pass only multiplies by that number.
 """
 
 import functools
@@ -43,11 +45,13 @@ def linear_cross_entropy(
         chunk: Tokens per chunk; by default from the size of the vocabulary.
 
     Returns:
-        The differentiable sum (in nats, z and smoothing terms included) and the detached negative log-likelihood per token
-        (N, without those terms, 0 where ignored), both fp32, or fp64 for fp64 inputs.
+        The differentiable sum (in nats, z and smoothing terms included) and the detached negative
+        log-likelihood per token (N, without those terms, 0 where ignored), both fp32, or fp64 for
+        fp64 inputs.
 
     Raises:
-        RuntimeError: A label is neither in the vocabulary nor `IGNORE_INDEX` (on CUDA asynchronously, as a device assertion).
+        RuntimeError: A label is neither in the vocabulary nor `IGNORE_INDEX` (on CUDA
+            asynchronously, as a device assertion).
     """
     _check_labels(labels_N, weight_VD.shape[0])
     grad, dtype = torch.is_grad_enabled(), _compute_dtype(hidden_ND, weight_VD)
@@ -63,11 +67,17 @@ def linear_cross_entropy(
 
 
 def linear_logp(
-    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, *, softcap: float | None = None, chunk: int | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Differentiable log-probability of each label (N), in nats, 0 where ignored.
 
-    The upstream gradient differs from token to token, so the backward pass computes each chunk's logits once more.
+    The upstream gradient differs from token to token, so the backward pass computes each chunk's
+    logits once more.
     """
     _check_labels(labels_N, weight_VD.shape[0])
     dtype = _compute_dtype(hidden_ND, weight_VD)
@@ -84,7 +94,9 @@ def _chunk(hidden_ND: Tensor, vocabulary: int, dtype: torch.dtype) -> int:
     least, most = _of_device(_CHUNK_TOKENS, hidden_ND)
     fitting = _of_device(_CHUNK_BYTES, hidden_ND) // (dtype.itemsize * vocabulary)
     chunks = int(-(-hidden_ND.shape[0] // min(most, max(least, fitting))))
-    return max(1, -(-hidden_ND.shape[0] // max(1, chunks)))  # equal chunks: a compiled body meets one shape, or two
+    return max(
+        1, -(-hidden_ND.shape[0] // max(1, chunks))
+    )  # equal chunks: a compiled body meets one shape, or two
 
 
 def _compute_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
@@ -97,7 +109,9 @@ def _compute_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
 
 def _check_labels(labels_N: Tensor, vocabulary: int) -> None:
     good_N = ((labels_N >= 0) & (labels_N < vocabulary)) | (labels_N == IGNORE_INDEX)
-    torch._assert_async(good_N.all(), f"a label is neither in the vocabulary [0, {vocabulary}) nor {IGNORE_INDEX}")
+    torch._assert_async(
+        good_N.all(), f"a label is neither in the vocabulary [0, {vocabulary}) nor {IGNORE_INDEX}"
+    )
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -115,9 +129,11 @@ def _losses_and_logit_grad_(
     work_CV: Tensor | None,
     probs_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Losses of a chunk; with `want_grad` its logits are overwritten by the gradient of `sum(scale * loss)`.
+    """Losses of a chunk; with `want_grad` its logits are overwritten by the gradient of `sum(scale
+    * loss)`.
 
-    `work_CV` and `probs_CV` are buffers that may be used; without them (under a compiler) intermediates are allocated.
+    `work_CV` and `probs_CV` are buffers that may be used; without them (under a compiler)
+    intermediates are allocated.
     """
     valid_C = labels_C != IGNORE_INDEX
     target_C1 = torch.where(valid_C, labels_C, 0)[:, None]
@@ -126,8 +142,11 @@ def _losses_and_logit_grad_(
         x_CV = logits_CV.to(scale_C.dtype) if work_CV is None else work_CV.copy_(logits_CV)
     if softcap is not None:
         x_CV = torch.tanh(x_CV / softcap) * softcap
-    # One pass makes the probabilities. The largest of them is exp(0) / sum, which gives the normaliser without another exp.
-    probs_CV = torch.softmax(x_CV, dim=1) if probs_CV is None else torch.softmax(x_CV, dim=1, out=probs_CV)
+    # One pass makes the probabilities. The largest of them is exp(0) / sum, which gives the
+    # normaliser without another exp.
+    probs_CV = (
+        torch.softmax(x_CV, dim=1) if probs_CV is None else torch.softmax(x_CV, dim=1, out=probs_CV)
+    )
     lse_C = x_CV.amax(dim=1) - probs_CV.amax(dim=1).log()
     target_logit_C = x_CV.gather(1, target_C1).squeeze(1)
     nll_C = lse_C - target_logit_C
@@ -166,19 +185,32 @@ def _op(
     weight_grad: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses and, as asked, gradients of `sum(scale * loss)`: total, nll_N, grad_hidden_ND, grad_weight_VD (empty if not asked)."""
+    """Losses and, as asked, gradients of `sum(scale * loss)`: total, nll_N, grad_hidden_ND,
+    grad_weight_VD (empty if not asked).
+    """
     (tokens, _), vocabulary, acc = hidden_ND.shape, weight_VD.shape[0], scale_N.dtype
     want_grad = hidden_grad or weight_grad
     nll_N = hidden_ND.new_empty(tokens, dtype=acc)
     total = hidden_ND.new_zeros((), dtype=acc)
     grad_hidden_ND = torch.empty_like(hidden_ND) if hidden_grad else hidden_ND.new_empty(0)
     # fp32: a bf16 sum over chunks loses what the later ones add.
-    grad_weight_VD = torch.zeros_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc)
-    # The buffers are allocated once: fresh ones per chunk cost more in page faults than the arithmetic.
+    grad_weight_VD = (
+        torch.zeros_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc)
+    )
+    # The buffers are allocated once: fresh ones per chunk cost more in page faults than the
+    # arithmetic.
     rows = min(chunk, tokens)
-    tile = rows if compiled else max(1, min(rows, _of_device(_TILE_BYTES, hidden_ND) // (4 * vocabulary)))
+    tile = (
+        rows
+        if compiled
+        else max(1, min(rows, _of_device(_TILE_BYTES, hidden_ND) // (4 * vocabulary)))
+    )
     logits_buffer = hidden_ND.new_empty(rows, vocabulary)
-    work_buffer = None if compiled or hidden_ND.dtype == acc else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
+    work_buffer = (
+        None
+        if compiled or hidden_ND.dtype == acc
+        else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
+    )
     probs_buffer = None if compiled else hidden_ND.new_empty(tile, vocabulary, dtype=acc)
     weight_buffer = torch.empty_like(weight_VD) if weight_grad and weight_VD.dtype != acc else None
     body = _compiled_body() if compiled else _losses_and_logit_grad_
@@ -232,7 +264,9 @@ def _(
         hidden_ND.new_empty((), dtype=acc),
         hidden_ND.new_empty(hidden_ND.shape[0], dtype=acc),
         torch.empty_like(hidden_ND) if hidden_grad else hidden_ND.new_empty(0),
-        torch.empty_like(weight_VD, dtype=acc) if weight_grad else weight_VD.new_empty(0, dtype=acc),
+        torch.empty_like(weight_VD, dtype=acc)
+        if weight_grad
+        else weight_VD.new_empty(0, dtype=acc),
     )
 
 
@@ -245,9 +279,12 @@ def _run(
     dtype: torch.dtype,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    # Compiled pointwise kernels pay where memory traffic rules (CUDA); on a CPU the eager body is as fast (scripts/bench_head.py).
+    # Compiled pointwise kernels pay where memory traffic rules (CUDA); on a CPU the eager body is
+    # as fast (scripts/bench_head.py).
     compiled = torch.compiler.is_compiling() and hidden_ND.device.type == "cuda"
-    total, nll_N, grad_hidden, grad_weight = _op(hidden_ND.to(dtype), weight_VD.to(dtype), labels_N, scale_N, *config, *wanted, compiled)
+    total, nll_N, grad_hidden, grad_weight = _op(
+        hidden_ND.to(dtype), weight_VD.to(dtype), labels_N, scale_N, *config, *wanted, compiled
+    )
     return (
         total,
         nll_N,
@@ -268,7 +305,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         scale_N = (labels_N != IGNORE_INDEX).to(_accumulator(dtype))
-        total, nll_N, grad_hidden, grad_weight = _run(hidden_ND, weight_VD, labels_N, scale_N, config, dtype, wanted)
+        total, nll_N, grad_hidden, grad_weight = _run(
+            hidden_ND, weight_VD, labels_N, scale_N, config, dtype, wanted
+        )
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(nll_N)
         return total, nll_N
@@ -297,7 +336,9 @@ class _LinearLogp(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         scale_N = labels_N.new_zeros(labels_N.shape, dtype=_accumulator(dtype))
-        _, nll_N, _, _ = _run(hidden_ND, weight_VD, labels_N, scale_N, config, dtype, (False, False))
+        _, nll_N, _, _ = _run(
+            hidden_ND, weight_VD, labels_N, scale_N, config, dtype, (False, False)
+        )
         ctx.save_for_backward(hidden_ND, weight_VD, labels_N)
         ctx.config, ctx.dtype = config, dtype
         return -nll_N
@@ -307,5 +348,7 @@ class _LinearLogp(torch.autograd.Function):
         hidden_ND, weight_VD, labels_N = ctx.saved_tensors
         scale_N = torch.where(labels_N != IGNORE_INDEX, -grad_N, 0.0)
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        _, _, grad_hidden, grad_weight = _run(hidden_ND, weight_VD, labels_N, scale_N, ctx.config, ctx.dtype, wanted)
+        _, _, grad_hidden, grad_weight = _run(
+            hidden_ND, weight_VD, labels_N, scale_N, ctx.config, ctx.dtype, wanted
+        )
         return grad_hidden, grad_weight, None, None, None

@@ -1,4 +1,6 @@
-"""AdamW: decoupled weight decay on matrices only, a learning rate per role, in torch's fused kernel."""
+"""AdamW: decoupled weight decay on matrices only, a learning rate per role, in torch's fused
+kernel.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-
-from .param_groups import ROLES, decays, split_by_role
+from lit_pretrain.optim.param_groups import ROLES, decays, split_by_role
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Recipe for `torch.optim.AdamW` (Loshchilov & Hutter 2019) with one group per role of parameter."""
+    """Recipe for `torch.optim.AdamW` (Loshchilov & Hutter 2019) with one group per role of
+    parameter.
+    """
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -27,16 +30,23 @@ class AdamW:
     decay_embeddings: bool = True
     """Whether embeddings decay too. Norms, biases and scalars never do."""
     lr_scale: dict[str, float] = field(default_factory=dict)
-    """Multipliers of the learning rate by role (matrix, embedding, value_embedding, head, vector, scalar, adapter)."""
+    """Multipliers of the learning rate by role (matrix, embedding, value_embedding, head,
+    vector, scalar, adapter).
+    """
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, where="AdamW")
         check_not_negative("AdamW", lr=self.lr, weight_decay=self.weight_decay, **self.lr_scale)
         unknown = sorted(set(self.lr_scale) - set(ROLES))
         if unknown:
-            raise UserError(f"AdamW: lr_scale names the unknown role {unknown[0]!r}; use one of {', '.join(ROLES)}.")
+            raise UserError(
+                f"AdamW: lr_scale names the unknown role {unknown[0]!r}; use one of"
+                f" {', '.join(ROLES)}."
+            )
 
-    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]) -> torch.optim.Optimizer:
+    def build(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
+    ) -> torch.optim.Optimizer:
         """Make the optimizer.
 
         Args:
@@ -44,19 +54,32 @@ class AdamW:
             roles: Role of each parameter, by name.
 
         Returns:
-            An optimizer with one group per role, each with its peak rate in "lr" and "initial_lr" and its name in "role".
+            An optimizer with one group per role, each with its peak rate in "lr" and "initial_lr"
+            and its name in "role".
         """
         groups: list[dict[str, Any]] = []
         for role, parameters in split_by_role(named_parameters, roles).items():
             lr = self.lr * self.lr_scale.get(role, 1.0)
             decay = self.weight_decay if decays(role, embeddings=self.decay_embeddings) else 0.0
-            groups.append({"params": parameters, "role": role, "lr": lr, "initial_lr": lr, "weight_decay": decay})
+            groups.append(
+                {
+                    "params": parameters,
+                    "role": role,
+                    "lr": lr,
+                    "initial_lr": lr,
+                    "weight_decay": decay,
+                }
+            )
         fused = can_fuse(parameter for group in groups for parameter in group["params"])
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None)
+        return torch.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused or None
+        )
 
 
 def can_fuse(parameters: Iterable[Tensor]) -> bool:
-    """Whether torch's fused kernel takes all of these parameters; it is 7 times as fast as the loop over tensors on a CPU."""
+    """Whether torch's fused kernel takes all of these parameters; it is 7 times as fast as the
+    loop over tensors on a CPU.
+    """
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 

@@ -1,4 +1,6 @@
-"""Clipping: scale gradients by the global token count and bound their norm, in one pass and without a host synchronisation."""
+"""Clipping: scale gradients by the global token count and bound their norm, in one pass and
+without a host synchronisation.
+"""
 
 from collections.abc import Iterable
 
@@ -9,7 +11,9 @@ _Groups = list[list[Tensor]]
 
 
 def _groups(parameters: Iterable[Tensor]) -> _Groups:
-    """Gradients that one foreach kernel can take together: same device, same mesh, same placements."""
+    """Gradients that one foreach kernel can take together: same device, same mesh, same
+    placements.
+    """
     groups: dict[object, list[Tensor]] = {}
     for parameter in parameters:
         grad = parameter.grad
@@ -25,37 +29,50 @@ def _norm(groups: _Groups) -> Tensor:
         # fp32 (or wider): the norm of many bf16 norms would carry three digits.
         dtype = torch.promote_types(grads[0].dtype, torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0, dtype)))
-        norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # a DTensor holds this rank's part only
+        norms.append(
+            norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        )  # a DTensor holds this rank's part only
     if not norms:
         return torch.zeros(())
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return (
+        norms[0]
+        if len(norms) == 1
+        else torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    )
 
 
 @torch.no_grad()
 def global_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, over every shard on every rank; plain and sharded parameters may be mixed.
+    """L2 norm of all gradients together, over every shard on every rank; plain and sharded
+    parameters may be mixed.
 
     Args:
         parameters: Parameters; those without a gradient are skipped.
 
     Returns:
-        A scalar on the device of the gradients, at least fp32. Not finite if a gradient is not: the caller decides when to look.
+        A scalar on the device of the gradients, at least fp32. Not finite if a gradient is not: the
+        caller decides when to look.
     """
     return _norm(_groups(parameters))
 
 
 @torch.no_grad()
-def scale_and_clip_(parameters: Iterable[Tensor], scale: Tensor | float, max_norm: float | None) -> Tensor:
-    """Multiply gradients by `scale`, then bound their global norm by `max_norm`; both in one multiplication.
+def scale_and_clip_(
+    parameters: Iterable[Tensor], scale: Tensor | float, max_norm: float | None
+) -> Tensor:
+    """Multiply gradients by `scale`, then bound their global norm by `max_norm`; both in one
+    multiplication.
 
     Args:
         parameters: Parameters; those without a gradient are skipped.
-        scale: Factor of every gradient, such as one over the number of valid tokens of the optimizer step.
+        scale: Factor of every gradient, such as one over the number of valid tokens of the
+            optimizer step.
         max_norm: Largest norm of the scaled gradients; None leaves it free.
 
     Returns:
-        The norm of the scaled gradients before clipping, a scalar on their device. If it is not finite the gradients are not
-        either; nothing is checked here, because looking at a value waits for the device.
+        The norm of the scaled gradients before clipping, a scalar on their device. If it is not
+        finite the gradients are not either; nothing is checked here, because looking at a value
+        waits for the device.
     """
     groups = _groups(parameters)
     norm = _norm(groups) * scale

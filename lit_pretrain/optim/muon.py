@@ -8,19 +8,132 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from .orthogonalize import orthogonalize_, polynomials
+# Orthogonalisation: the polar factor of many matrices at once, by a few matrix products.
+#
+# Shapes: S stacked matrices of m rows and n >= m columns.
+#
+# One iteration replaces the singular values x of X by `a x + b x^3 + c x^5`, a polynomial in the
+# Gram matrix: with G = X X^T it is X <- (a I + b G + c G^2) X. A handful of them drive every
+# singular value that is not tiny into a band around one.
+
+
+Method = Literal["polar_express", "newton_schulz"]
+Polynomial = tuple[float, float, float]
+
+_NEWTON_SCHULZ: Polynomial = (3.4445, -4.7750, 2.0315)
+"""Jordan et al. (2024): one polynomial for all iterations, steep at zero."""
+
+_POLAR_EXPRESS: dict[int, tuple[Polynomial, ...]] = {
+    3: ((8.0712, -22.5269, 16.1910), (3.8706, -2.8143, 0.5269), (3.1899, -2.3920, 0.4991)),
+    4: (
+        (8.2049, -22.9003, 16.4593),
+        (4.0663, -2.8609, 0.5184),
+        (3.9095, -2.8232, 0.5250),
+        (3.3185, -2.4885, 0.5101),
+    ),
+    5: (
+        (8.2288, -22.9669, 16.5072),
+        (4.1034, -2.8703, 0.5170),
+        (4.0534, -2.8577, 0.5188),
+        (3.8618, -2.8123, 0.5274),
+        (3.1623, -2.3711, 0.4968),
+    ),
+}
+"""Amsel et al. (2025): each polynomial is the best one (in the maximum norm) for what the ones
+before it leave.
+"""
+
+
+@cache
+def polynomials(method: Method, iterations: int) -> tuple[Polynomial, ...]:
+    """The coefficients (a, b, c) of each iteration."""
+    if method == "newton_schulz":
+        return (_NEWTON_SCHULZ,) * iterations
+    return _POLAR_EXPRESS[iterations]
+
+
+def orthogonalize_(
+    x_Smn: Tensor, polynomials: tuple[Polynomial, ...], *, tighten: bool, eps: float = 1e-7
+) -> Tensor:
+    """Drive the singular values of each matrix towards one and keep the singular vectors, in the
+    precision of the input.
+
+    Args:
+        x_Smn: Stack of matrices, m <= n; overwritten.
+        polynomials: From `polynomials`.
+        tighten: Divide by the fourth root of |G^2| instead of by the Frobenius norm |X|. Both bound
+            the largest singular value, but the Frobenius norm by up to sqrt(m) times too much, and
+            what it loses the iterations must grow back.
+        eps: Smallest norm to divide by, so that a zero matrix stays zero.
+
+    Returns:
+        The orthogonalised stack (in the memory of `x_Smn` or of a buffer).
+    """
+    short, long = x_Smn.shape[-2:]
+    x_Smn.div_(torch.linalg.vector_norm(x_Smn, dim=(-2, -1), keepdim=True).clamp_(min=eps))
+    y_Smn = torch.empty_like(x_Smn)
+    buffers = [x_Smn.new_empty(x_Smn.shape[0], short, short) for _ in range(4)]
+    # On wide matrices two iterations share one pass over X: the second Gram matrix is P G P, and Q
+    # = P' P is applied once. Rounding errors in G grow by a^2 per iteration, which two iterations
+    # bear and three do not (measured in bf16).
+    pair = 2 if long > 1.5 * short else 1
+    first = len(polynomials) % pair or pair
+    for part in [
+        polynomials[:first],
+        *(polynomials[i : i + pair] for i in range(first, len(polynomials), pair)),
+    ]:
+        factor_Smm = _factor(x_Smn, part, buffers, tighten=tighten)
+        tighten = False
+        torch.bmm(factor_Smm, x_Smn, out=y_Smn)
+        x_Smn, y_Smn = y_Smn, x_Smn
+    return x_Smn
+
+
+def _factor(
+    x_Smn: Tensor, polynomials: tuple[Polynomial, ...], buffers: list[Tensor], *, tighten: bool
+) -> Tensor:
+    """The matrix that X is to be multiplied with from the left for one or two iterations."""
+    gram, square, spare, factor = buffers
+    torch.bmm(x_Smn, x_Smn.mT, out=gram)
+    shrink = None
+    for index, (a, b, c) in enumerate(polynomials):
+        torch.bmm(gram, gram, out=square)
+        if tighten and index == 0:
+            norm = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True)
+            # 1.02: the Gram matrix is rounded, and the polynomials leave their band quickly beyond
+            # 1. Rounded once and used as it is for both powers, and in the precision of the
+            # matrices: a wider one would copy them.
+            shrink = (1.0 / (norm.sqrt() * 1.02**2).clamp(min=1e-7)).to(square.dtype)
+            gram.mul_(shrink)
+            square.mul_(shrink).mul_(shrink)
+        # Adding a I to the factor, instead of a X to the product, saves a pass over X (10 % of the
+        # whole).
+        target = factor if index == 0 else spare
+        torch.mul(square, c, out=target).add_(gram, alpha=b).diagonal(dim1=-2, dim2=-1).add_(a)
+        if index + 1 < len(polynomials):
+            torch.bmm(target, gram, out=square)
+            torch.bmm(square, target, out=gram)
+        if index > 0:
+            torch.bmm(spare, factor, out=square)
+            factor = square
+    return factor if shrink is None else factor.mul_(shrink.sqrt())
+
 
 LrScaling = Literal["original", "match_rms_adamw"]
 
 _STACK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
-"""Size of the matrices orthogonalised together: one kernel for many, without doubling the memory of a large network."""
+"""Size of the matrices orthogonalised together: one kernel for many, without doubling the
+memory of a large network.
+"""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Steps groups that say `algorithm="muon"` with Muon (Jordan et al. 2024) and those that say `"adamw"` with AdamW.
+    """Steps groups that say `algorithm="muon"` with Muon (Jordan et al. 2024) and those that say
+    `"adamw"` with AdamW.
 
-    State and groups hold tensors and primitives only, so that checkpoints load with `weights_only=True`. State has the precision of its
-    parameter. Learning rates are read from the groups at every step, so any `torch.optim.lr_scheduler` works.
+    State and groups hold tensors and primitives only, so that checkpoints load with
+    `weights_only=True`. State has the precision of its parameter. Learning rates are read from the
+    groups at every step, so any `torch.optim.lr_scheduler` works.
 
     Args:
         groups: Parameter groups with the settings of their algorithm; made by `MuonAdamW.build`.
@@ -52,7 +165,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        momentum = momentum_at(group["step"], group["momentum"], group["momentum_start"], group["momentum_warmup_steps"])
+        momentum = momentum_at(
+            group["step"],
+            group["momentum"],
+            group["momentum_start"],
+            group["momentum_warmup_steps"],
+        )
         group["step"] += 1
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
@@ -67,7 +185,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Muon on parameters of one shape."""
         rows, columns = parameters[0].shape[-2:]
         tall = rows > columns
-        each = parameters[0].shape[:-2].numel()  # matrices in a parameter: 1, or the experts of a stacked weight
+        each = (
+            parameters[0].shape[:-2].numel()
+        )  # matrices in a parameter: 1, or the experts of a stacked weight
         stack_Smn = torch.empty(
             len(parameters) * each,
             min(rows, columns),
@@ -83,14 +203,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
             wide = update.mT if tall else update
             place.copy_(wide.view(place.shape) if wide.ndim == 2 else wide.flatten(0, -3))
         method = group["orthogonalization"]
-        stack_Smn = orthogonalize_(stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express")
+        stack_Smn = orthogonalize_(
+            stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express"
+        )
         decay = group["lr"] * group["weight_decay"]
         step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
         places = torch.split(stack_Smn, each)
         for parameter, place in zip(parameters, places, strict=True):
-            update = _like(parameter, (place.mT if tall else place).view(parameter.shape) if each == 1 else place)
+            update = _like(
+                parameter,
+                (place.mT if tall else place).view(parameter.shape) if each == 1 else place,
+            )
             if group["cautious"]:
-                parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-decay)
+                parameter.addcmul_(
+                    parameter, (parameter * update > 0).to(parameter.dtype), value=-decay
+                )
             elif decay:
                 parameter.mul_(1.0 - decay)
             parameter.add_(update, alpha=-step_size)
@@ -106,7 +233,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter]["step"] = torch.zeros((), device=parameter.device if group["fused"] else None)
+                self.state[parameter]["step"] = torch.zeros(
+                    (), device=parameter.device if group["fused"] else None
+                )
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]
@@ -129,16 +258,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def momentum_at(step: int, momentum: float, start: float, warmup_steps: int) -> float:
-    """Momentum at a step (from 0): rises linearly from `start` to `momentum` over `warmup_steps`."""
+    """Momentum at a step (from 0): rises linearly from `start` to `momentum` over
+    `warmup_steps`.
+    """
     return momentum if step >= warmup_steps else start + (momentum - start) * step / warmup_steps
 
 
 def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
     """What the learning rate is multiplied with for a weight of this shape.
 
-    An orthogonal update has singular values of one, so its entries shrink with the longer side. "original" (Jordan et al. 2024) keeps the
-    spectral norm and favours tall weights; "match_rms_adamw" (Liu et al. 2025, eq. 4) keeps the root mean square entry at AdamW's
-    usual 0.2.
+    An orthogonal update has singular values of one, so its entries shrink with the longer side.
+    "original" (Jordan et al. 2024) keeps the spectral norm and favours tall weights;
+    "match_rms_adamw" (Liu et al. 2025, eq. 4) keeps the root mean square entry at AdamW's usual
+    0.2.
     """
     if scaling == "original":
         return float(max(1.0, rows / columns) ** 0.5)
@@ -146,10 +278,15 @@ def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
 
 
 def _like(parameter: Tensor, full: Tensor) -> Tensor:
-    """The part of a full tensor that belongs to this rank, for a sharded parameter; without communication."""
+    """The part of a full tensor that belongs to this rank, for a sharded parameter; without
+    communication.
+    """
     if not hasattr(parameter, "device_mesh"):
         return full
-    from torch.distributed.tensor import DTensor, Replicate  # half of torch's own import time: only where it is in use anyway
+    from torch.distributed.tensor import (  # half of torch's own import time: only where it is in use anyway
+        DTensor,
+        Replicate,
+    )
 
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
@@ -159,8 +296,15 @@ def _like(parameter: Tensor, full: Tensor) -> Tensor:
 
 @cache
 def _precision(device: str) -> torch.dtype:
-    """bf16 where matrix products run in it natively (4 times as fast as fp32 on AVX512-BF16), else fp32."""
+    """bf16 where matrix products run in it natively (4 times as fast as fp32 on AVX512-BF16),
+    else fp32.
+    """
     if device != "cpu":
         return torch.bfloat16
-    native = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if any(probe is not None and probe() for probe in native) else torch.float32
+    native = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return (
+        torch.bfloat16 if any(probe is not None and probe() for probe in native) else torch.float32
+    )

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adamw import can_fuse, check_adamw
-from .muon import LrScaling, MuonWithAdamW
-from .orthogonalize import Method
-from .param_groups import decays, split_by_role
+from lit_pretrain.optim.adamw import can_fuse, check_adamw
+from lit_pretrain.optim.muon import LrScaling, Method, MuonWithAdamW
+from lit_pretrain.optim.param_groups import decays, split_by_role
 
 
 @dataclass(frozen=True)
 class MuonAdamW:
-    """Recipe for Muon (Jordan et al. 2024) on matrices and AdamW on everything else, in one optimizer."""
+    """Recipe for Muon (Jordan et al. 2024) on matrices and AdamW on everything else, in one
+    optimizer.
+    """
 
     matrix_lr: float = 0.02
     """Peak learning rate of matrices (Muon); see `lr_scaling`."""
@@ -30,38 +31,52 @@ class MuonAdamW:
     scalar_lr: float = 0.1
     """Peak learning rate of scalars (AdamW)."""
     adapter_lr: float = 2e-4
-    """Peak learning rate of the factors of low-rank updates (AdamW): one of them begins at zero, which has no orthogonal part."""
+    """Peak learning rate of the factors of low-rank updates (AdamW): one of them begins at
+    zero, which has no orthogonal part.
+    """
     betas: tuple[float, float] = (0.8, 0.95)
     """Decay per step of AdamW's first and second moment."""
     eps: float = 1e-10
     """Added to the root of AdamW's second moment."""
     adamw_weight_decay: float = 0.0
-    """Decoupled weight decay of embeddings and head, multiplied by their learning rate. Vectors and scalars never decay."""
+    """Decoupled weight decay of embeddings and head, multiplied by their learning rate. Vectors
+    and scalars never decay.
+    """
     momentum: float = 0.95
     """Momentum of Muon, an exponential average of the gradients."""
     momentum_start: float = 0.85
     """Momentum at the first step."""
     momentum_warmup_steps: int = 300
-    """Optimizer steps over which the momentum rises from `momentum_start` to `momentum`; 0 for none."""
+    """Optimizer steps over which the momentum rises from `momentum_start` to `momentum`; 0 for
+    none.
+    """
     nesterov: bool = True
     """Whether Muon looks ahead by one step of momentum."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices, multiplied by their learning rate (before `lr_scaling`)."""
+    """Decoupled weight decay of matrices, multiplied by their learning rate (before
+    `lr_scaling`).
+    """
     cautious: bool = False
-    """Whether weight decay is withheld from weights that the update moves away from zero (Chen et al. 2025)."""
+    """Whether weight decay is withheld from weights that the update moves away from zero (Chen
+    et al. 2025).
+    """
     lr_scaling: LrScaling = "original"
-    """original: times sqrt(max(1, rows / columns)) (Jordan et al. 2024). match_rms_adamw: times 0.2 * sqrt(max(rows, columns)), so that
-    AdamW's rates and decay carry over (Liu et al. 2025)."""
+    """original: times sqrt(max(1, rows / columns)) (Jordan et al. 2024). match_rms_adamw: times 0.2
+    * sqrt(max(rows, columns)), so that AdamW's rates and decay carry over (Liu et al. 2025).
+    """
     orthogonalization: Method = "polar_express"
-    """polar_express: coefficients that change from iteration to iteration (Amsel et al. 2025). newton_schulz: the fixed ones of
-    Jordan et al. (2024), as in `torch.optim.Muon`."""
+    """polar_express: coefficients that change from iteration to iteration (Amsel et al. 2025).
+    newton_schulz: the fixed ones of Jordan et al. (2024), as in `torch.optim.Muon`.
+    """
     iterations: int = 5
     """Iterations of the orthogonalisation."""
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, where="MuonAdamW")
 
-    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]) -> torch.optim.Optimizer:
+    def build(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
+    ) -> torch.optim.Optimizer:
         """Make the optimizer.
 
         Args:
@@ -69,7 +84,8 @@ class MuonAdamW:
             roles: Role of each parameter, by name.
 
         Returns:
-            One optimizer with one group per role, each with its peak rate in "lr" and "initial_lr" and its name in "role".
+            One optimizer with one group per role, each with its peak rate in "lr" and "initial_lr"
+            and its name in "role".
         """
         groups: list[dict[str, Any]] = []
         for role, parameters in split_by_role(named_parameters, roles).items():
@@ -94,7 +110,9 @@ class MuonAdamW:
                     "algorithm": "adamw",
                     "betas": self.betas,
                     "eps": self.eps,
-                    "weight_decay": self.adamw_weight_decay if decays(role, embeddings=True) else 0.0,
+                    "weight_decay": self.adamw_weight_decay
+                    if decays(role, embeddings=True)
+                    else 0.0,
                     "fused": can_fuse(parameters),
                 }
             groups.append(group)

@@ -1,4 +1,6 @@
-"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or per cent of the run."""
+"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or per
+cent of the run.
+"""
 
 import functools
 import math
@@ -10,8 +12,8 @@ from typing import Literal, Optional
 
 from lit_pretrain.errors import UserError
 
-Kind = Literal["constant", "cosine", "linear", "wsd"]
-Shape = Literal["linear", "1-sqrt", "cosine"]
+ScheduleKind = Literal["constant", "cosine", "linear", "wsd"]
+DecayShape = Literal["linear", "1-sqrt", "cosine"]
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NUMBER = r"([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
@@ -23,16 +25,19 @@ _HINT = "write '100 steps', '5M tokens' or '2%' (of the run)"
 def span_to_steps(span: str, total_steps: int, tokens_per_step: int, *, name: str = "span") -> int:
     """Read a span of training as whole optimizer steps.
 
-    Tokens and per cent are rounded to the nearest step; a span above zero is at least one step long.
+    Tokens and per cent are rounded to the nearest step; a span above zero is at least one step
+    long.
 
     Args:
-        span: Such as "100 steps", "1_000 steps", "5M tokens" (k, M, B, T are powers of 1000) or "2%" of the run. "0" needs no unit.
+        span: Such as "100 steps", "1_000 steps", "5M tokens" (k, M, B, T are powers of 1000) or
+            "2%" of the run. "0" needs no unit.
         total_steps: Optimizer steps of the run.
         tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
         name: The setting the span comes from, for messages.
 
     Raises:
-        UserError: The span cannot be read, has no or an unknown unit, is negative, or is not a whole number of steps.
+        UserError: The span cannot be read, has no or an unknown unit, is negative, or is not a
+            whole number of steps.
     """
     match = _SPAN.fullmatch(str(span))
     if match is None:
@@ -60,22 +65,23 @@ def factor(
     step: int,
     total_steps: int,
     *,
-    kind: Kind = "cosine",
+    kind: ScheduleKind = "cosine",
     warmup_steps: int = 0,
     decay_start: int | None = None,
     final: float = 0.0,
-    shape: Shape = "linear",
+    shape: DecayShape = "linear",
 ) -> float:
     """What to multiply the peak learning rate with at an optimizer step.
 
-    Warm-up rises linearly, from `1 / warmup_steps` at step 0 to 1 at its last step. The decay leaves 1 at its first step and
-    reaches `final` at `total_steps`, which is one step after the last, so that the last update is not wasted when `final` is 0.
+    Warm-up rises linearly, from `1 / warmup_steps` at step 0 to 1 at its last step. The decay
+    leaves 1 at its first step and reaches `final` at `total_steps`, which is one step after the
+    last, so that the last update is not wasted when `final` is 0.
 
     Args:
         step: Index of the optimizer step, from 0; `final` holds from `total_steps` on.
         total_steps: Optimizer steps of the run.
-        kind: "constant" after warm-up; "cosine" and "linear" decay from the end of warm-up; "wsd" (warm-up, stable, decay; Hu et
-            al. 2024) stays at 1 until `decay_start`.
+        kind: "constant" after warm-up; "cosine" and "linear" decay from the end of warm-up; "wsd"
+            (warm-up, stable, decay; Hu et al. 2024) stays at 1 until `decay_start`.
         warmup_steps: Length of the warm-up.
         decay_start: First step of the decay of "wsd".
         final: Factor at the end of the decay.
@@ -109,23 +115,30 @@ class Schedule:
     Spans are texts with a unit: "100 steps", "5M tokens" or "2%" of the run.
     """
 
-    kind: Kind = "cosine"
-    """constant; cosine or linear from the end of warm-up to the end of the run; wsd: warm-up, stable, decay."""
+    kind: ScheduleKind = "cosine"
+    """constant; cosine or linear from the end of warm-up to the end of the run; wsd: warm-up,
+    stable, decay.
+    """
     warmup: str = "0"
     """Length of the linear warm-up."""
     decay: str = "20%"
     """Length of the decay of wsd, which ends with the run."""
     decay_start: Optional[str] = None
-    """Where the decay of wsd starts, counted from the start of the run; replaces `decay`. A decay forked from the checkpoint at
-    step S of a stable run: `decay_start: "S steps"` with the `max_steps` at which the fork shall end."""
+    """Where the decay of wsd starts, counted from the start of the run; replaces `decay`. A decay
+    forked from the checkpoint at step S of a stable run: `decay_start: "S steps"` with the
+    `max_steps` at which the fork shall end.
+    """
     final: float = 0.0
     """Share of the peak learning rate that is left at the end of the run, in [0, 1]."""
-    shape: Shape = "linear"
+    shape: DecayShape = "linear"
     """Shape of the decay of wsd: linear, 1-sqrt or cosine."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.final <= 1.0:
-            raise UserError(f"schedule.final must lie in [0, 1], found {self.final}; it is a share of the peak learning rate.")
+            raise UserError(
+                f"schedule.final must lie in [0, 1], found {self.final}; it is a share of the peak"
+                " learning rate."
+            )
 
     def in_steps(self, total_steps: int, tokens_per_step: int) -> Callable[[int], float]:
         """Resolve the spans for one run.
@@ -135,30 +148,39 @@ class Schedule:
             tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
 
         Returns:
-            The factor as a function of the step; it can be pickled and given to `torch.optim.lr_scheduler.LambdaLR`.
+            The factor as a function of the step; it can be pickled and given to
+            `torch.optim.lr_scheduler.LambdaLR`.
 
         Raises:
             UserError: A span cannot be read, or warm-up and decay do not fit into the run.
         """
         if total_steps < 1:
-            raise UserError(f"schedule: a run needs at least one optimizer step, found {total_steps}.")
+            raise UserError(
+                f"schedule: a run needs at least one optimizer step, found {total_steps}."
+            )
         warmup = span_to_steps(self.warmup, total_steps, tokens_per_step, name="schedule.warmup")
         if warmup > total_steps:
             raise UserError(
-                f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of {total_steps}; shorten it or train longer."
+                f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of"
+                f" {total_steps}; shorten it or train longer."
             )
         start = None
         if self.kind == "wsd":
             if self.decay_start is not None:
-                start = span_to_steps(self.decay_start, total_steps, tokens_per_step, name="schedule.decay_start")
+                start = span_to_steps(
+                    self.decay_start, total_steps, tokens_per_step, name="schedule.decay_start"
+                )
                 setting = f"schedule.decay_start: {self.decay_start!r}"
             else:
-                start = total_steps - span_to_steps(self.decay, total_steps, tokens_per_step, name="schedule.decay")
+                start = total_steps - span_to_steps(
+                    self.decay, total_steps, tokens_per_step, name="schedule.decay"
+                )
                 setting = f"schedule.decay: {self.decay!r}"
             if not warmup <= start <= total_steps:
                 raise UserError(
-                    f"{setting} starts the decay at step {start}, but it must start between the end of warm-up, "
-                    f"step {warmup}, and the end of the run, step {total_steps}; shorten warm-up or decay, or train longer."
+                    f"{setting} starts the decay at step {start}, but it must start between the end"
+                    f" of warm-up, step {warmup}, and the end of the run, step {total_steps};"
+                    " shorten warm-up or decay, or train longer."
                 )
         return functools.partial(
             factor,

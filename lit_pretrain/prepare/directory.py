@@ -1,4 +1,6 @@
-"""The directories of a preparation: the dataset exists whole or not at all, and what was done before a fault is kept."""
+"""The directories of a preparation: the dataset exists whole or not at all, and what was done
+before a fault is kept.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_pretrain.data import manifest
-from lit_pretrain.data.whole import sync
+from lit_pretrain.corpus import manifest
+from lit_pretrain.corpus.chunk_writer import write_durably
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import sync
 from lit_pretrain.prepare.engine.cluster import cancel_left
-from lit_pretrain.prepare.engine.stage import STATE as _STATE
-from lit_pretrain.prepare.engine.stage import read_state
-from lit_pretrain.prepare.report import say
-from lit_pretrain.prepare.shard import write_durably
+from lit_pretrain.prepare.engine.task_stage import STATE as _STATE
+from lit_pretrain.prepare.engine.task_stage import read_state
+from lit_pretrain.prepare.progress_table import say
 
 DATASET = "dataset"
 """Below the working directory: what becomes `out`."""
@@ -36,27 +38,34 @@ def check_free(out: Path) -> None:
     if out.is_dir():
         if found := sorted(child.name for child in out.iterdir()):
             raise UserError(
-                f"out={out} exists and is not a prepared dataset (no {manifest.FILENAME}; it holds {', '.join(found[:3])}"
-                f"{', ...' if len(found) > 3 else ''}). Choose another `out`, or remove it."
+                f"out={out} exists and is not a prepared dataset (no {manifest.MANIFEST_FILENAME};"
+                f" it holds {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}). Choose"
+                " another `out`, or remove it."
             )
     elif out.exists() or out.is_symlink():
-        raise UserError(f"out={out} exists and is not a directory. Choose another `out`, or remove it.")
+        raise UserError(
+            f"out={out} exists and is not a directory. Choose another `out`, or remove it."
+        )
 
 
 @contextlib.contextmanager
 def workspace(out: Path, state: str) -> Iterator[Path]:
-    """Gives the directory to work in; when the block ends well, its `dataset` becomes `out` and the rest is removed.
+    """Gives the directory to work in; when the block ends well, its `dataset` becomes `out` and the
+    rest is removed.
 
-    It is named by the state, and holds it: a task of another config that a cluster runs late finds neither its directory nor its state,
-    and cannot reach this one. What a run with the same state left there after a fault is still in it; what other states left is removed.
-    A lock, which dies with its process, keeps two runs from sharing it.
+    It is named by the state, and holds it: a task of another config that a cluster runs late finds
+    neither its directory nor its state, and cannot reach this one. What a run with the same state
+    left there after a fault is still in it; what other states left is removed. A lock, which dies
+    with its process, keeps two runs from sharing it.
 
     Args:
         out: Where the dataset goes.
-        state: Hash that two runs share if one may go on with the other's files: of config, input, versions.
+        state: Hash that two runs share if one may go on with the other's files: of config, input,
+            versions.
 
     Raises:
-        UserError: The place cannot be written, the disk is full, or another process is at work there.
+        UserError: The place cannot be written, the disk is full, or another process is at work
+            there.
     """
     root = partial(out)
     work = root / state[:16]
@@ -74,7 +83,8 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
                 say(f"going on with what an earlier run left in {work}")
     except OSError as error:
         raise UserError(
-            f"out={out} cannot be written: {error.strerror} ({error.filename or root}). Choose another `out`, or mend its permissions."
+            f"out={out} cannot be written: {error.strerror} ({error.filename or root}). Choose"
+            " another `out`, or mend its permissions."
         ) from None
     finished = False
     try:
@@ -86,8 +96,8 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
         finished = True
     except OSError as error:
         raise UserError(
-            f"cannot write the dataset below {work}: {error.strerror or error}. Free some space and run again: finished tasks are kept; "
-            "or choose another `out`."
+            f"cannot write the dataset below {work}: {error.strerror or error}. Free some space and"
+            " run again: finished tasks are kept; or choose another `out`."
         ) from error
     finally:
         if root.exists() and _same(root, lock) and (finished or not _worth_keeping(work)):
@@ -96,7 +106,9 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
 
 
 def clear(out: Path) -> None:
-    """Removes what is left beside a finished dataset by a run that was killed after its last rename; not while another run works there."""
+    """Removes what is left beside a finished dataset by a run that was killed after its last
+    rename; not while another run works there.
+    """
     root = partial(out)
     if not root.is_dir():
         return
@@ -128,7 +140,10 @@ def _take(work: Path, out: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise UserError(f"another `prepare` is writing {out} right now; wait for it, or choose another `out`") from None
+            raise UserError(
+                f"another `prepare` is writing {out} right now; wait for it, or choose another"
+                " `out`"
+            ) from None
         if work.exists() and _same(work, lock):
             return lock
         os.close(lock)  # the other run finished between the two calls

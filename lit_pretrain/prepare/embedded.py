@@ -1,8 +1,10 @@
-"""The embedded corpus: the Python standard library of the running interpreter, as three sources that need no download.
+"""The embedded corpus: the Python standard library of the running interpreter, as three sources
+that need no download.
 
-`code` holds its modules, `tests` its test packages, and `prose` the docstrings of `code` (one document a module) with the
-language reference that ships for `help()`. The docstrings are in `code` too, as part of their modules. Which text there is
-depends on the interpreter: its version is recorded in the manifest, and some distributions ship no tests.
+`code` holds its modules, `tests` its test packages, and `prose` the docstrings of `code` (one
+document a module) with the language reference that ships for `help()`. The docstrings are in `code`
+too, as part of their modules. Which text there is depends on the interpreter: its version is
+recorded in the manifest, and some distributions ship no tests.
 """
 
 from __future__ import annotations
@@ -30,24 +32,34 @@ def root() -> Path:
 def files(part: str) -> list[Path]:
     """The modules that a part is made of, by name, wherever the library lies.
 
-    `prose` is made of the same modules as `code`, and of the file that holds the language reference. What describes this machine rather
-    than Python (build settings) is left out.
+    `prose` is made of the same modules as `code`, and of the file that holds the language
+    reference. What describes this machine rather than Python (build settings) is left out.
     """
     found: list[tuple[str, Path]] = []
     for directory, children, names in os.walk(root()):
-        children[:] = [name for name in children if name not in _NOT_THE_LIBRARY and not name.startswith("config-")]
+        children[:] = [
+            name
+            for name in children
+            if name not in _NOT_THE_LIBRARY and not name.startswith("config-")
+        ]
         relative = Path(directory).relative_to(root())
         if (part == "tests") != bool(_TEST_DIRECTORIES.intersection(relative.parts)):
             continue
         for name in names:
             origin = (relative / name).as_posix()
-            if name.endswith(".py") and not name.startswith("_sysconfigdata") and (origin != _TOPICS or part == "prose"):
+            if (
+                name.endswith(".py")
+                and not name.startswith("_sysconfigdata")
+                and (origin != _TOPICS or part == "prose")
+            ):
                 found.append((origin, Path(directory, name)))
     return [path for _, path in sorted(found)]
 
 
 def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """(origin, text) of every document of some modules of a part. Files that are not text, as some test data, are left out."""
+    """(origin, text) of every document of some modules of a part. Files that are not text, as
+    some test data, are left out.
+    """
     for path in modules:
         origin = path.relative_to(root()).as_posix()
         source = _source(path)
@@ -63,7 +75,9 @@ def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _source(path: Path) -> str | None:
-    """A module's text in the encoding that it declares; None where that fails, as some test data must."""
+    """A module's text in the encoding that it declares; None where that fails, as some test
+    data must.
+    """
     try:
         data = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
@@ -83,7 +97,9 @@ def _topics(source: str) -> dict[str, str]:
 
 @functools.cache  # two passes read the corpus: the result is 2 MB, parsing takes 2 s
 def _docstrings(source: str) -> str:
-    """The docstrings of a module, its classes and functions, in the order of the text, a blank line between them."""
+    """The docstrings of a module, its classes and functions, in the order of the text, a blank
+    line between them.
+    """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -91,8 +107,12 @@ def _docstrings(source: str) -> str:
     return "\n\n".join(text for node in _documented(tree) if (text := ast.get_docstring(node)))
 
 
-def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Whatever can have a docstring, in the order of the text. Expressions hold none, and are most of a tree."""
+def _documented(
+    node: ast.AST,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Whatever can have a docstring, in the order of the text. Expressions hold none, and are
+    most of a tree.
+    """
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield node
     for child in ast.iter_child_nodes(node):

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.dedup.arrays import save_one
-from lit_pretrain.prepare.engine.stage import Advance
+from lit_pretrain.corpus.chunk_writer import write_durably
+from lit_pretrain.prepare.dedup.columns import save_column
+from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.preparation import Preparation
-from lit_pretrain.prepare.shard import write_durably
-from lit_pretrain.prepare.split import Segments, Splitter, choose, chosen_file, stands, wished
+from lit_pretrain.prepare.prepare_config import PrepareConfig
+from lit_pretrain.prepare.stages.encode import (
+    Segments,
+    Splitter,
+    choose,
+    chosen_file,
+    stands,
+    wished,
+)
 from lit_pretrain.prepare.survivors import Survivors
 
 
@@ -43,12 +50,14 @@ class MeasureTask:
             held[splitter.split(key)] += len(utf8)
             rows.extend((key, len(utf8)))
             advance(len(utf8))
-        save_one(keys_file(self.work, number), np.array(rows, dtype=np.uint64).reshape(-1, 2))
+        save_column(keys_file(self.work, number), np.array(rows, dtype=np.uint64).reshape(-1, 2))
         return held
 
 
 def hold_out(run: Preparation) -> None:
-    """Decide for every source whether the hash of its documents stands, and choose where it does not."""
+    """Decide for every source whether the hash of its documents stands, and choose where it
+    does not.
+    """
     config = run.config
     task = MeasureTask(config, run.work, run.begins)
     measured = run.do("measure", "measure the splits", task, run.bytes_left())
@@ -58,7 +67,9 @@ def hold_out(run: Preparation) -> None:
         held = {split: sum(measured[n][split] for n in parts) for split in measured[parts[0]]}
         shares = wished(sum(held.values()), config.splits)
         if stands(held, shares):
-            run.held_out[name] = {split: "hash" for split in ("validation", "test") if shares[split]}
+            run.held_out[name] = {
+                split: "hash" for split in ("validation", "test") if shares[split]
+            }
             continue
         keys, sizes = np.concatenate([np.load(keys_file(run.work, n)) for n in parts]).T
         found, run.held_out[name] = choose(keys, sizes, config.splits, chosen)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.data.whole import content_hash
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import content_hash
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.remote import RemoteFile, hub_files, is_remote, s3_objects, url_file
-from lit_pretrain.prepare.source import SourceConfig
+from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.remote_input import (
+    RemoteFile,
+    hub_files,
+    is_remote_input,
+    s3_objects,
+    url_file,
+)
 
 PACKED = (".gz", ".zst", ".bz2")
 """Suffixes of files that are unpacked as they are read."""
@@ -36,7 +42,9 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a source; can be read without the others, so that any slice of a source's files is a task of its own."""
+    """One file of a source; can be read without the others, so that any slice of a source's
+    files is a task of its own.
+    """
 
     name: str
     """Relative to the source's base, with forward slashes; begins the origins of its documents."""
@@ -53,7 +61,9 @@ class Inputs:
     """The files of a source."""
 
     base: str
-    """What names are relative to: a directory or an address; empty where several paths have nothing in common."""
+    """What names are relative to: a directory or an address; empty where several paths have
+    nothing in common.
+    """
     files: tuple[InputFile, ...]
     """In reading order: sorted by name."""
 
@@ -63,21 +73,27 @@ class Inputs:
         return sum(file.bytes for file in self.files)
 
     def remote_hash(self, sha256: Callable[[InputFile], str]) -> str | None:
-        """Hash of what stores and servers say of the files, so that they need not be fetched to find that they are others.
+        """Hash of what stores and servers say of the files, so that they need not be fetched to
+        find that they are others.
 
         Args:
             sha256: Of the content of a file that lies here.
 
         Returns:
-            `content_hash` of the versions of remote files and the content of others; None where all lie here.
+            `content_hash` of the versions of remote files and the content of others; None where all
+            lie here.
         """
-        if not any(is_remote(file.location) for file in self.files):
+        if not any(is_remote_input(file.location) for file in self.files):
             return None
-        return content_hash((file.name, file.version if is_remote(file.location) else sha256(file)) for file in self.files)
+        return content_hash(
+            (file.name, file.version if is_remote_input(file.location) else sha256(file))
+            for file in self.files
+        )
 
 
-def find(name: str, source: SourceConfig) -> Inputs:
-    """Lists the files of a source, sorted by name. A dataset on the hub is downloaded to the cache of `datasets` for that.
+def find_inputs(name: str, source: SourceConfig) -> Inputs:
+    """Lists the files of a source, sorted by name. A dataset on the hub is downloaded to the cache
+    of `datasets` for that.
 
     Raises:
         UserError: There are none, a path does not exist, or an address cannot be reached.
@@ -87,13 +103,21 @@ def find(name: str, source: SourceConfig) -> Inputs:
         return _inputs(name, [(str(embedded.root()), _local(embedded.files(source.part)))])
     if source.hub is not None:
         assert source.split is not None
-        files = hub_files(f"sources.{name}", source.hub, subset=source.subset, split=source.split, revision=source.revision)
+        files = hub_files(
+            f"sources.{name}",
+            source.hub,
+            subset=source.subset,
+            split=source.split,
+            revision=source.revision,
+        )
         return _inputs(name, [(str(files[0].parent), _local(files))])
     return _inputs(name, [_find(f"sources.{name}", path, source) for path in source.paths])
 
 
 _Found = tuple[str, list[RemoteFile]]
-"""A base, and the files below it; of one that lies here, the address is its path and the version empty."""
+"""A base, and the files below it; of one that lies here, the address is its path and the
+version empty.
+"""
 
 
 def _find(where: str, path: str, source: SourceConfig) -> _Found:
@@ -103,11 +127,15 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
     if path.startswith(("http://", "https://")):
         if path.endswith("/") or source.glob is not None:
             raise UserError(
-                f"{where}.path: {path} is a folder of a web server, which cannot be listed; give the addresses of its files as a list"
+                f"{where}.path: {path} is a folder of a web server, which cannot be listed; give"
+                " the addresses of its files as a list"
             )
         return path.rpartition("/")[0], [url_file(path)]
-    if is_remote(path):
-        raise UserError(f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local path")
+    if is_remote_input(path):
+        raise UserError(
+            f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local"
+            " path"
+        )
     return _on_disk(where, Path(path).expanduser(), source)
 
 
@@ -116,13 +144,17 @@ def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
     if path.is_file():
         return str(path.parent), _local([path])
     if not path.is_dir():
-        raise UserError(f"{where}.path: {path} does not exist (relative paths start at {Path.cwd()})")
+        raise UserError(
+            f"{where}.path: {path} does not exist (relative paths start at {Path.cwd()})"
+        )
     if source.kind == "dataset" and source.glob is None:
         return _saved_dataset(where, path, source.split)
     try:
         found = [file for file in path.glob(source.glob or "**/*") if file.is_file()]
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"{where}.glob={source.glob!r} is not a pattern below {path}: {error}") from None
+        raise UserError(
+            f"{where}.glob={source.glob!r} is not a pattern below {path}: {error}"
+        ) from None
     if source.glob is None:
         found = [file for file in found if file.name.endswith(_SUFFIXES[source.kind])]
     _check_any(where, str(path), found, source)
@@ -135,17 +167,23 @@ def _saved_dataset(where: str, path: Path, split: str | None) -> _Found:
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
         if split not in names:
-            raise UserError(f"{where}: {path} has the splits {', '.join(names)}; set `split` to one of them (it is {split!r})")
+            raise UserError(
+                f"{where}: {path} has the splits {', '.join(names)}; set `split` to one of them (it"
+                f" is {split!r})"
+            )
         path /= str(split)
     elif split is not None:
-        raise UserError(f"{where}.split={split!r}, but {path} was saved without splits; leave it out")
+        raise UserError(
+            f"{where}.split={split!r}, but {path} was saved without splits; leave it out"
+        )
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files = [path / entry["filename"] for entry in state["_data_files"]]
         return str(path), _local(files)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{where}.path: {path} is not a dataset as `save_to_disk` writes it ({error}); for a folder of tables use kind parquet"
+            f"{where}.path: {path} is not a dataset as `save_to_disk` writes it ({error}); for a"
+            " folder of tables use kind parquet"
         ) from None
 
 
@@ -157,8 +195,16 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
     listed = s3_objects(base, source.storage_options)
     if base == path and (itself := [found for found in listed if found.address == base]):
         return base.rpartition("/")[0], itself
-    below = [found for found in listed if found.address.startswith(f"{base}/") and not found.address.endswith("/")]
-    fits: Callable[[str], Any] = re.compile(_regex(source.glob)).fullmatch if source.glob else lambda n: n.endswith(_SUFFIXES[source.kind])
+    below = [
+        found
+        for found in listed
+        if found.address.startswith(f"{base}/") and not found.address.endswith("/")
+    ]
+    fits: Callable[[str], Any] = (
+        re.compile(_regex(source.glob)).fullmatch
+        if source.glob
+        else lambda n: n.endswith(_SUFFIXES[source.kind])
+    )
     found = [each for each in below if fits(each.address[len(base) + 1 :])]
     _check_any(where, base, found, source)
     return base, found
@@ -167,14 +213,21 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
 def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) -> None:
     """A directory without any file to read is a mistake."""
     if not found:
-        wanted = f"matches {source.glob!r}" if source.glob else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
+        wanted = (
+            f"matches {source.glob!r}"
+            if source.glob
+            else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
+        )
         raise UserError(f"{where}: no file below {base} {wanted}; set `glob`, or correct `path`")
 
 
 def _regex(pattern: str) -> str:
     """A pattern of `Path.glob` as a regular expression, for names that are not on this disk."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(parts.get(token, re.escape(token)) for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", pattern))
+    return "".join(
+        parts.get(token, re.escape(token))
+        for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", pattern)
+    )
 
 
 def _local(files: Iterable[Path]) -> list[RemoteFile]:
@@ -188,11 +241,20 @@ def _inputs(name: str, found: list[_Found]) -> Inputs:
     files: dict[str, InputFile] = {}
     for location, size, version in (file for _, entry in found for file in entry):
         if location in files:
-            raise UserError(f"sources.{name}.path: {location} is listed twice; each file must be named once")
+            raise UserError(
+                f"sources.{name}.path: {location} is listed twice; each file must be named once"
+            )
         relative = location.removeprefix(base).lstrip("/")
         # A file's name may be no UTF-8; origins are written as such.
-        files[location] = InputFile(relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), location, size, version)
-    return Inputs(base=base, files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location))))
+        files[location] = InputFile(
+            relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+            location,
+            size,
+            version,
+        )
+    return Inputs(
+        base=base, files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location)))
+    )
 
 
 def _common(bases: list[str]) -> str:
@@ -206,3 +268,46 @@ def _common(bases: list[str]) -> str:
         parts.append(level[0])
     common = "/".join(parts)
     return "" if common.endswith((":", ":/")) else common
+
+
+# Parts: the input cut into tasks, by nothing but the files and their sizes.
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive files of one source: what one task reads, and one run of chunks in the
+    dataset.
+    """
+
+    source: str
+    """Name of the source."""
+    number: int
+    """Within the source, from 0."""
+    files: tuple[InputFile, ...]
+    """In reading order."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.bytes for file in self.files)
+
+
+def cut(inputs: Mapping[str, Inputs], part_bytes: int) -> list[Part]:
+    """Cuts every source into parts of about `part_bytes`; a file is never cut, so a larger one is a
+    part of its own.
+
+    The number of workers has no say, so that it cannot show in the result.
+    """
+    parts: list[Part] = []
+    for source, found in inputs.items():
+        files: list[InputFile] = []
+        number = size = 0
+        for file in found.files:
+            if files and size + file.bytes > part_bytes:
+                parts.append(Part(source, number, tuple(files)))
+                number, files, size = number + 1, [], 0
+            files.append(file)
+            size += file.bytes
+        if files:
+            parts.append(Part(source, number, tuple(files)))
+    return parts

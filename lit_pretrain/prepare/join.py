@@ -10,28 +10,36 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data import tokenizer_files
-from lit_pretrain.data.decontaminate.tally import Tally
-from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import Manifest, Source
-from lit_pretrain.data.whole import canonical_hash, file_sha256, whole
+from lit_pretrain.corpus import manifest as manifests
+from lit_pretrain.corpus.manifest import Manifest, Source
+from lit_pretrain.decontaminate.contamination import ContaminationTally
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import directory, rejects
-from lit_pretrain.prepare.dedup.report import FILENAME as DUPLICATES_FILENAME
+from lit_pretrain.files import canonical_hash, file_sha256, whole
+from lit_pretrain.prepare import directory
+from lit_pretrain.prepare import funnel as rejects
+from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME as DUPLICATES_FILENAME
+from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.record import CONTAMINATION_FILENAME
-from lit_pretrain.prepare.report import say
+from lit_pretrain.tokenizer import tokenizer_files
 
 JOINED = "joined"
-"""Of the dataset: a folder with the manifest and the reports of each of those that it was joined from."""
-_REPORTS = (manifests.FILENAME, rejects.FILENAME, DUPLICATES_FILENAME, CONTAMINATION_FILENAME)
+"""Of the dataset: a folder with the manifest and the reports of each of those that it was
+joined from.
+"""
+_REPORTS = (
+    manifests.MANIFEST_FILENAME,
+    rejects.REJECTS_FILENAME,
+    DUPLICATES_FILENAME,
+    CONTAMINATION_FILENAME,
+)
 
 
 def join(out: str, datasets: Sequence[str]) -> Manifest:
     """Writes a dataset that holds the sources of several.
 
-    Chunks are linked where the file system can, so that they take no more room; else copied. Nothing is compared: a document that two of
-    them hold is in the result twice.
+    Chunks are linked where the file system can, so that they take no more room; else copied.
+    Nothing is compared: a document that two of them hold is in the result twice.
 
     Args:
         out: The directory of the new dataset; appears whole.
@@ -53,16 +61,23 @@ def join(out: str, datasets: Sequence[str]) -> Manifest:
     labels = _labels(paths)
     names = _source_names(labels, found)
     for path, manifest in zip(paths, found, strict=True):
-        if by_bytes := [name for name, source in manifest.sources.items() if set(source.held_out.values()) - {"hash"}]:
+        if by_bytes := [
+            name
+            for name, source in manifest.sources.items()
+            if set(source.held_out.values()) - {"hash"}
+        ]:
             say(
-                f"{path} holds text of {', '.join(by_bytes)} out by bytes and not by its hash: where another dataset has the same "
-                "text, the result may hold it out and train on it, too"
+                f"{path} holds text of {', '.join(by_bytes)} out by bytes and not by its hash:"
+                " where another dataset has the same text, the result may hold it out and train on"
+                " it, too"
             )
     try:
         with whole(target) as scratch:
             return _write(scratch, paths, found, labels, names)
     except OSError as error:
-        raise UserError(f"cannot join into {target}: {error.strerror or error} ({error.filename})") from None
+        raise UserError(
+            f"cannot join into {target}: {error.strerror or error} ({error.filename})"
+        ) from None
 
 
 def _check_fit(paths: Sequence[Path], found: Sequence[Manifest]) -> None:
@@ -80,11 +95,14 @@ def _check_fit(paths: Sequence[Path], found: Sequence[Manifest]) -> None:
         ):
             if theirs != ours:
                 raise UserError(
-                    f"{path} and {paths[0]} cannot be joined: {what} is {theirs!r} there and {ours!r} here. Prepare one of them again with "
-                    "the splits and seed of the other and `tokenizer: {kind: file, path: ...}`."
+                    f"{path} and {paths[0]} cannot be joined: {what} is {theirs!r} there and"
+                    f" {ours!r} here. Prepare one of them again with the splits and seed of the"
+                    " other and `tokenizer: {kind: file, path: ...}`."
                 )
         if manifest.hash in [earlier.hash for earlier in found[:place]]:
-            raise UserError(f"{path} holds the same tokens as one that is named before it; name it once")
+            raise UserError(
+                f"{path} holds the same tokens as one that is named before it; name it once"
+            )
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -92,12 +110,17 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     labels = [path.resolve().name for path in paths]
     for label, count in Counter(labels).items():
         if count > 1:
-            raise UserError(f"{count} of the datasets are called {label}; their folders must have different names")
+            raise UserError(
+                f"{count} of the datasets are called {label}; their folders must have different"
+                " names"
+            )
     return labels
 
 
 def _source_names(labels: Sequence[str], found: Sequence[Manifest]) -> list[dict[str, str]]:
-    """Of each dataset, its name of a source -> the one in the result: one that occurs in several is put behind its dataset's."""
+    """Of each dataset, its name of a source -> the one in the result: one that occurs in
+    several is put behind its dataset's.
+    """
     counts = Counter(name for manifest in found for name in manifest.sources)
     names = [
         {name: f"{label}_{name}" if counts[name] > 1 else name for name in manifest.sources}
@@ -105,12 +128,18 @@ def _source_names(labels: Sequence[str], found: Sequence[Manifest]) -> list[dict
     ]
     for name, count in Counter(new for mine in names for new in mine.values()).items():
         if count > 1:
-            raise UserError(f"{count} sources would be called {name}; rename the folder of one of the datasets")
+            raise UserError(
+                f"{count} sources would be called {name}; rename the folder of one of the datasets"
+            )
     return names
 
 
 def _write(
-    out: Path, paths: Sequence[Path], found: Sequence[Manifest], labels: Sequence[str], names: Sequence[Mapping[str, str]]
+    out: Path,
+    paths: Sequence[Path],
+    found: Sequence[Manifest],
+    labels: Sequence[str],
+    names: Sequence[Mapping[str, str]],
 ) -> Manifest:
     """Everything, the manifest last."""
     out.mkdir()
@@ -121,7 +150,11 @@ def _write(
             source = sources[new] = manifest.sources[old]
             for split, part in source.splits.items():
                 for chunk in part.chunks:
-                    _link(path / split / old / chunk.filename, out / split / new / chunk.filename, chunk.bytes)
+                    _link(
+                        path / split / old / chunk.filename,
+                        out / split / new / chunk.filename,
+                        chunk.bytes,
+                    )
                 for name in manifest.files:
                     if name.startswith(f"{split}/{old}/"):
                         moved = f"{split}/{new}/{name.rpartition('/')[2]}"
@@ -131,11 +164,20 @@ def _write(
             if (path / name).exists():
                 _link(path / name, out / JOINED / label / name)
                 files[f"{JOINED}/{label}/{name}"] = file_sha256(out / JOINED / label / name)
-    for name in (tokenizer_files.FILENAME, tokenizer_files.CONFIG_FILENAME):
+    for name in (tokenizer_files.TOKENIZER_FILENAME, tokenizer_files.CONFIG_FILENAME):
         _link(paths[0] / name, out / name)
         files[name] = found[0].files[name]
-    config = {JOINED: {label: {"hash": one.hash, "config_hash": one.config_hash} for label, one in zip(labels, found, strict=True)}}
-    versions = {name: {one.versions[name] for one in found if name in one.versions} for one in found for name in one.versions}
+    config = {
+        JOINED: {
+            label: {"hash": one.hash, "config_hash": one.config_hash}
+            for label, one in zip(labels, found, strict=True)
+        }
+    }
+    versions = {
+        name: {one.versions[name] for one in found if name in one.versions}
+        for one in found
+        for name in one.versions
+    }
     manifest = dataclasses.replace(
         found[0],
         sources=sources,
@@ -145,7 +187,7 @@ def _write(
         files=dict(sorted(files.items())),
         gate=tuple(_gate(paths, found)),
     )
-    (out / manifests.FILENAME).write_text(manifest.dump(), encoding="utf-8")
+    (out / manifests.MANIFEST_FILENAME).write_text(manifest.dump(), encoding="utf-8")
     return manifest
 
 
@@ -155,15 +197,21 @@ def _link(source: Path, target: Path, size: int | None = None) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:
-        raise UserError(f"{source} is missing; restore it from a good copy, or prepare that dataset again") from None
+        raise UserError(
+            f"{source} is missing; restore it from a good copy, or prepare that dataset again"
+        ) from None
     except OSError:
         shutil.copyfile(source, target)
     if size is not None and (here := target.stat().st_size) != size:
-        raise UserError(f"{source} has {here:,} bytes, its manifest says {size:,}; restore it from a good copy")
+        raise UserError(
+            f"{source} has {here:,} bytes, its manifest says {size:,}; restore it from a good copy"
+        )
 
 
 def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateRecord]:
-    """The evaluation sets that all datasets were held against in the same way: of others nobody can say that the whole is clean."""
+    """The evaluation sets that all datasets were held against in the same way: of others nobody
+    can say that the whole is clean.
+    """
 
     def way(record: GateRecord) -> tuple[object, ...]:
         return record.content_sha256, record.fields, record.ngram, record.min_words, record.action
@@ -172,14 +220,23 @@ def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateReco
     for key in dict.fromkeys(key for mine in by_way for key in mine):
         records = [mine[key] for mine in by_way if key in mine]
         if len(records) < len(found):
-            without = ", ".join(str(path) for path, mine in zip(paths, by_way, strict=True) if key not in mine)
+            without = ", ".join(
+                str(path) for path, mine in zip(paths, by_way, strict=True) if key not in mine
+            )
             say(
-                f"the result counts as not held against the evaluation set {records[0].name}, for {without} was not, or not in the same way"
+                f"the result counts as not held against the evaluation set {records[0].name}, for"
+                f" {without} was not, or not in the same way"
             )
             continue
         items: Counter[int] = Counter()
         for path, record in zip(paths, records, strict=True):
-            tally = Tally.from_json(json.loads((path / CONTAMINATION_FILENAME).read_text(encoding="utf-8")))
+            tally = ContaminationTally.from_json(
+                json.loads((path / CONTAMINATION_FILENAME).read_text(encoding="utf-8"))
+            )
             if record.name in tally.sets:
                 items.update(tally.sets[record.name].items)
-        yield dataclasses.replace(records[0], documents_hit=sum(record.documents_hit for record in records), items_hit=len(items))
+        yield dataclasses.replace(
+            records[0],
+            documents_hit=sum(record.documents_hit for record in records),
+            items_hit=len(items),
+        )

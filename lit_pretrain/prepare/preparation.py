@@ -1,4 +1,6 @@
-"""Preparation: what one run of the pipeline works on, and what its stages have found of every part so far."""
+"""Preparation: what one run of the pipeline works on, and what its stages have found of every
+part so far.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_pretrain.prepare import directory
-from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.engine.config import EngineConfig
-from lit_pretrain.prepare.engine.run import run
-from lit_pretrain.prepare.engine.stage import Stage, Task
+from lit_pretrain.prepare.engine.run_stage import run_stage
+from lit_pretrain.prepare.engine.task_stage import EngineConfig, PrepareTask, TaskStage
 from lit_pretrain.prepare.funnel import Funnel
-from lit_pretrain.prepare.inputs import Inputs
-from lit_pretrain.prepare.parts import cut
+from lit_pretrain.prepare.inputs import Inputs, cut
+from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 
 class Preparation:
@@ -30,24 +30,40 @@ class Preparation:
         versions: Of what makes the bytes; workers on other machines must have the same.
     """
 
-    def __init__(self, config: PrepareConfig, inputs: dict[str, Inputs], work: Path, state: str, versions: dict[str, str]) -> None:
+    def __init__(
+        self,
+        config: PrepareConfig,
+        inputs: dict[str, Inputs],
+        work: Path,
+        state: str,
+        versions: dict[str, str],
+    ) -> None:
         self.config = config
         self.inputs = inputs
         self.work = work
         self.versions = versions
         self.parts = tuple(cut(inputs, config.part_bytes))
         self.clean: list[dict[str, Any]] = []
-        """Of each part: what reading and cleaning found, and its `funnel`, to which later stages add their steps."""
+        """Of each part: what reading and cleaning found, and its `funnel`, to which later
+        stages add their steps.
+        """
         self.left: list[int] = []
         """Of each part: bytes that are left before documents are compared."""
         self.begins: tuple[int, ...] = ()
-        """Of each part: number of its first document in the corpus, before documents are compared."""
+        """Of each part: number of its first document in the corpus, before documents are
+        compared.
+        """
         self.documents = 0
         """Of the corpus, likewise."""
         self.held_out: dict[str, dict[str, str]] = {}
         """Of each source and held-out split: how its text was chosen (`Source.held_out`)."""
         self._state = state
-        self._engine = EngineConfig(engine=config.engine, workers=config.workers or _processors(), ray=config.ray, slurm=config.slurm)
+        self._engine = EngineConfig(
+            engine=config.engine,
+            workers=config.workers or _processors(),
+            ray=config.ray,
+            slurm=config.slurm,
+        )
         self._stages = 0
 
     @property
@@ -56,15 +72,30 @@ class Preparation:
         return self.work / directory.DATASET
 
     def do(
-        self, name: str, title: str, task: Task, sizes: Sequence[int], unit: Literal["bytes", "tasks"] = "bytes"
+        self,
+        name: str,
+        title: str,
+        task: PrepareTask,
+        sizes: Sequence[int],
+        unit: Literal["bytes", "tasks"] = "bytes",
     ) -> list[dict[str, Any]]:
         """Runs one stage to its end; returns the results of its tasks (`Stage`)."""
         self._stages += 1
-        stage = Stage(name=f"{self._stages:02d}-{name}", title=title, task=task, sizes=sizes, work=self.work, state=self._state, unit=unit)
-        return run(stage, self._engine, self.versions)
+        stage = TaskStage(
+            name=f"{self._stages:02d}-{name}",
+            title=title,
+            task=task,
+            sizes=sizes,
+            work=self.work,
+            state=self._state,
+            unit=unit,
+        )
+        return run_stage(stage, self._engine, self.versions)
 
     def number_documents(self) -> None:
-        """Notes what is left of every part: from here on documents go by their number in the corpus."""
+        """Notes what is left of every part: from here on documents go by their number in the
+        corpus.
+        """
         self.left = self.bytes_left()
         counts = [result["funnel"][-1]["documents"] for result in self.clean]
         self.begins = tuple(itertools.accumulate(counts[:-1], initial=0))

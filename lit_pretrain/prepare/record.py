@@ -1,4 +1,6 @@
-"""Record: the parts put together as a dataset, and its manifest, which says where everything came from."""
+"""Record: the parts put together as a dataset, and its manifest, which says where everything
+came from.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data.decontaminate.index import Index
-from lit_pretrain.data.decontaminate.tally import Tally, gate_records
-from lit_pretrain.data.gate import GateRecord
-from lit_pretrain.data.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
-from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.whole import canonical_hash, content_hash, file_sha256, sync
+from lit_pretrain.corpus import manifest as manifests
+from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below, write_durably
+from lit_pretrain.corpus.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
+from lit_pretrain.decontaminate.contamination import ContaminationTally, gate_records
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.index import Index
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import rejects
-from lit_pretrain.prepare.compare import emptied
-from lit_pretrain.prepare.funnel import CUT, END_HELD_OUT
+from lit_pretrain.files import canonical_hash, content_hash, file_sha256, sync
+from lit_pretrain.prepare import funnel as rejects
+from lit_pretrain.prepare.funnel import CUT, END_HELD_OUT, Rejects
 from lit_pretrain.prepare.preparation import Preparation
-from lit_pretrain.prepare.rejects import Rejects
-from lit_pretrain.prepare.report import say
-from lit_pretrain.prepare.shard import assemble, directories_below, write_durably
-from lit_pretrain.prepare.source import SourceConfig
-from lit_pretrain.prepare.tasks.encode import part_directory, split_of
+from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.progress_table import say
+from lit_pretrain.prepare.stages.compare import emptied
+from lit_pretrain.prepare.stages.encode import document_split_of, part_directory
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 STEP_TOKENS = 4096
 """Least text for a step of `fit` without a config: `data.global_batch_tokens` of `TextData`."""
@@ -38,7 +39,13 @@ CONTAMINATION_FILENAME = "contamination.json"
 """Of the dataset: hits of evaluation sets, with both sides of a few."""
 
 
-def record(run: Preparation, index: Index | None, tokenizer: Tokenizer, dtype: str, encoded: Sequence[dict[str, Any]]) -> Manifest:
+def record(
+    run: Preparation,
+    index: Index | None,
+    tokenizer: Tokenizer,
+    dtype: str,
+    encoded: Sequence[dict[str, Any]],
+) -> Manifest:
     """Finishes the dataset of a run.
 
     Args:
@@ -72,7 +79,10 @@ def record(run: Preparation, index: Index | None, tokenizer: Tokenizer, dtype: s
             kind=config.tokenizer.kind,
         ),
         dtype=dtype,
-        splits={"train": round(1 - splits.validation - splits.test, 12), **dataclasses.asdict(splits)},
+        splits={
+            "train": round(1 - splits.validation - splits.test, 12),
+            **dataclasses.asdict(splits),
+        },
         sources=sources,
         config=identity,
         config_hash=canonical_hash(identity),
@@ -82,22 +92,32 @@ def record(run: Preparation, index: Index | None, tokenizer: Tokenizer, dtype: s
     )
     for path in directories_below(dataset):
         sync(path)
-    write_durably(dataset / manifests.FILENAME, manifest.dump())
+    write_durably(dataset / manifests.MANIFEST_FILENAME, manifest.dump())
     if (tokens := manifest.tokens("train")) < STEP_TOKENS:
         say(
-            f"the {tokens:,} tokens to train on are less than a step of `fit` reads by default "
-            f"({STEP_TOKENS:,}): add text, or train with smaller data.global_batch_tokens and data.micro_batch_size"
+            f"the {tokens:,} tokens to train on are less than a step of `fit` reads by default"
+            f" ({STEP_TOKENS:,}): add text, or train with smaller data.global_batch_tokens and"
+            " data.micro_batch_size"
         )
     return manifest
 
 
-def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], tokenizer: Tokenizer, dtype: str) -> Source:
+def _source(
+    run: Preparation, name: str, encoded: Sequence[dict[str, Any]], tokenizer: Tokenizer, dtype: str
+) -> Source:
     """Puts the parts of a source together, and records it."""
     mine = run.of(name)
     splits = {
-        split: assemble(
+        split: assemble_chunks(
             run.dataset / split / name,
-            [(run.parts[n].number, part_directory(run.work, n) / split, split_of(encoded[n], split)) for n in mine],
+            [
+                (
+                    run.parts[n].number,
+                    part_directory(run.work, n) / split,
+                    document_split_of(encoded[n], split),
+                )
+                for n in mine
+            ],
             dtype=dtype,
             chunk_tokens=run.config.chunk_tokens,
         )
@@ -108,7 +128,12 @@ def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], toke
         step = _lines_step(splits, [encoded[n] for n in mine])
         funnel.add([step])
         if not step["documents"]:
-            raise emptied(run, name, (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter()) + Counter(step["removed"]))
+            raise emptied(
+                run,
+                name,
+                (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter())
+                + Counter(step["removed"]),
+            )
     funnel.add(
         [
             {
@@ -116,7 +141,11 @@ def _source(run: Preparation, name: str, encoded: Sequence[dict[str, Any]], toke
                 "documents": sum(encoded[n]["documents"] for n in mine),
                 "bytes": sum(split.bytes for split in splits.values()),
                 "removed": {},
-                "changed": {what: count for what in (CUT, END_HELD_OUT) if (count := sum(encoded[n][what] for n in mine))},
+                "changed": {
+                    what: count
+                    for what in (CUT, END_HELD_OUT)
+                    if (count := sum(encoded[n][what] for n in mine))
+                },
                 "sample": [],
                 "base": "",
             }
@@ -150,10 +179,13 @@ def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
     if index is None:
         return ()
     assert run.config.decontaminate is not None
-    tally = Tally()
+    tally = ContaminationTally()
     for result in run.clean:
-        tally.merge(Tally.from_json(result["gate"]))
-    write_durably(run.dataset / CONTAMINATION_FILENAME, json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n")
+        tally.merge(ContaminationTally.from_json(result["gate"]))
+    write_durably(
+        run.dataset / CONTAMINATION_FILENAME,
+        json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n",
+    )
     return gate_records(index, tally, run.config.decontaminate)
 
 
@@ -164,14 +196,21 @@ def _write_rejects(run: Preparation) -> None:
         kept = Rejects(run.config.keep_rejects)
         for number in run.of(name):
             kept.add(run.clean[number]["rejects"])
-        lines += [json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n" for entry in kept.dump()]
+        lines += [
+            json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n"
+            for entry in kept.dump()
+        ]
     if lines:
-        write_durably(run.dataset / rejects.FILENAME, "".join(lines))
+        write_durably(run.dataset / rejects.REJECTS_FILENAME, "".join(lines))
 
 
-def _lines_step(splits: dict[str, SourceSplit], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _lines_step(
+    splits: dict[str, SourceSplit], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """What taking out repeated lines left of a source."""
-    lines, changed, emptied = (sum(result["lines"][name] for result in results) for name in ("lines", "changed", "emptied"))
+    lines, changed, emptied = (
+        sum(result["lines"][name] for result in results) for name in ("lines", "changed", "emptied")
+    )
     return {
         "name": "lines",
         "documents": sum(result["documents"] for result in results),
@@ -191,7 +230,11 @@ def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
         for split in SPLITS
         for chunk in source.splits[split].chunks
     }
-    found = sorted(path for path in dataset.rglob("*") if path.is_file() and path not in chunks and path.name != manifests.FILENAME)
+    found = sorted(
+        path
+        for path in dataset.rglob("*")
+        if path.is_file() and path not in chunks and path.name != manifests.MANIFEST_FILENAME
+    )
     return {path.relative_to(dataset).as_posix(): file_sha256(path) for path in found}
 
 
@@ -199,7 +242,10 @@ def _origin(source: SourceConfig) -> str | None:
     """Of the embedded corpus, the version that decides what it holds goes with it."""
     if source.kind != "embedded":
         return source.origin
-    return f"{source.origin or 'Python standard library'} ({platform.python_implementation()} {platform.python_version()})"
+    return (
+        f"{source.origin or 'Python standard library'} ({platform.python_implementation()}"
+        f" {platform.python_version()})"
+    )
 
 
 def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -> None:
@@ -217,4 +263,7 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -
         if fraction and not part.tokens:
             say(f"{name}: no text is held out for {label}; {more.format(label, fraction)}")
         elif fraction and part.tokens < FEW_TOKENS:
-            say(f"{name}: {label} holds {part.tokens:,} tokens, and a loss over so few says little; {more.format(label, fraction)}")
+            say(
+                f"{name}: {label} holds {part.tokens:,} tokens, and a loss over so few says little;"
+                f" {more.format(label, fraction)}"
+            )

@@ -7,27 +7,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.data.evaluation_set import content_sha256, read_records
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.whole import content_hash, file_sha256
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import content_hash, file_sha256
 from lit_pretrain.prepare import tokenize
-from lit_pretrain.prepare.config import PrepareConfig
-from lit_pretrain.prepare.inputs import InputFile, Inputs, find
-from lit_pretrain.prepare.remote import is_remote
-from lit_pretrain.prepare.report import say, working
+from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
+from lit_pretrain.prepare.prepare_config import PrepareConfig
+from lit_pretrain.prepare.progress_table import say, working
+from lit_pretrain.prepare.remote_input import is_remote_input
 from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
-    """Compares what was prepared with what is asked for: the config, and the input as far as it is still there.
+    """Compares what was prepared with what is asked for: the config, and the input as far as it is
+    still there.
 
     Raises:
         UserError: They differ; names each field with both values.
     """
     before, now = _flat(existing.config), _flat(config.identity())
     differences = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
     ]
     if not differences:
         differences = [
@@ -45,21 +48,29 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
 
 
 def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Sources whose files are others than those that were read, or hold something else. Raw text may be gone: the dataset is complete.
+    """Sources whose files are others than those that were read, or hold something else. Raw text
+    may be gone: the dataset is complete.
 
-    Every local file is read. Sizes and times alone would be quicker and sometimes wrong: an edit may keep both (`cp -p`, `rsync -t`).
-    Remote files are not fetched: what their server says of them decides, so that an upload of the same bytes may count as a change.
+    Every local file is read. Sizes and times alone would be quicker and sometimes wrong: an edit
+    may keep both (`cp -p`, `rsync -t`). Remote files are not fetched: what their server says of
+    them decides, so that an upload of the same bytes may count as a change.
     """
     for name, source in config.sources.items():
-        remote = any(is_remote(path) for path in source.paths)
-        if source.hub is not None or any(not is_remote(path) and not Path(path).expanduser().exists() for path in source.paths):
+        remote = any(is_remote_input(path) for path in source.paths)
+        if source.hub is not None or any(
+            not is_remote_input(path) and not Path(path).expanduser().exists()
+            for path in source.paths
+        ):
             continue
         try:
-            found = find(name, source)
+            found = find_inputs(name, source)
         except UserError as error:
             if not remote:
                 raise
-            say(f"sources.{name} is not compared with what was read, for it cannot be had any more: {error}")
+            say(
+                f"sources.{name} is not compared with what was read, for it cannot be had any more:"
+                f" {error}"
+            )
             continue
         record = existing.sources.get(name)
         there = (record.files, record.input_bytes) if record else (0, 0)
@@ -70,22 +81,33 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
             said = found.remote_hash(lambda file: file_sha256(file.location))
             if record.remote_sha256 is not None and said != record.remote_sha256:
                 yield (
-                    f"files of sources.{name}, as their server tells them apart (ETag, else time of change): sha256 {record.remote_sha256} "
-                    f"there, {said} here"
+                    f"files of sources.{name}, as their server tells them apart (ETag, else time of"
+                    f" change): sha256 {record.remote_sha256} there, {said} here"
                 )
         elif record is not None and (content := _content(name, found)) != record.content_sha256:
-            yield f"content of the files of sources.{name}: sha256 {record.content_sha256} there, {content} here"
+            yield (
+                f"content of the files of sources.{name}: sha256 {record.content_sha256} there,"
+                f" {content} here"
+            )
 
 
 def _content(name: str, found: Inputs) -> str:
-    """Hash of the files of a source; hashing needs no lock of the interpreter, so threads share the work."""
+    """Hash of the files of a source; hashing needs no lock of the interpreter, so threads share
+    the work.
+    """
 
     def read(file: InputFile) -> tuple[str, str]:
         sha256 = file_sha256(file.location)
         advance(file.bytes)
         return file.name, sha256
 
-    with working(f"compare the files of {name} with those that were read", found.bytes) as (advance, _), ThreadPoolExecutor(8) as pool:
+    with (
+        working(f"compare the files of {name} with those that were read", found.bytes) as (
+            advance,
+            _,
+        ),
+        ThreadPoolExecutor(8) as pool,
+    ):
         return content_hash(pool.map(read, found.files))
 
 
@@ -93,9 +115,12 @@ def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[st
     """The given tokenizer, where it is another than the one that encoded the data."""
     path = config.tokenizer.path
     if path is not None and Path(path).expanduser().exists():
-        given = tokenize.load(config.tokenizer)
+        given = tokenize.load_tokenizer(config.tokenizer)
         if given is not None and given.hash != existing.tokenizer.hash:
-            yield f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash} here"
+            yield (
+                f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash}"
+                " here"
+            )
 
 
 def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
@@ -105,9 +130,12 @@ def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
     there = {record.name: record.content_sha256 for record in existing.gate}
     for name, evaluation_set in config.decontaminate.against.items():
         if Path(evaluation_set.path).expanduser().exists():
-            here = content_sha256(read_records(evaluation_set.path, evaluation_set.separator))
+            here = content_sha256(read_json_records(evaluation_set.path, evaluation_set.separator))
             if here != there.get(name):
-                yield f"content of decontaminate.against.{name}: sha256 {there.get(name)} there, {here} here"
+                yield (
+                    f"content of decontaminate.against.{name}: sha256 {there.get(name)} there,"
+                    f" {here} here"
+                )
 
 
 def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
@@ -122,4 +150,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

@@ -1,4 +1,6 @@
-"""Survivors: the documents of a part that are left after everything that looks at the corpus as a whole."""
+"""Survivors: the documents of a part that are left after everything that looks at the corpus as
+a whole.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_pretrain.prepare.dedup.config import DedupConfig
+from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.dedup.lines import Repeated
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.store import read_documents
+from lit_pretrain.prepare.document_store import Document, read_documents
 
 
 def clean_file(work: Path, number: int) -> Path:
@@ -35,7 +36,8 @@ def repeated_file(work: Path, number: int) -> Path:
 
 
 class Survivors:
-    """Iterates over them; the same ones in every stage that asks. Holds what went of the part, and its repeated lines.
+    """Iterates over them; the same ones in every stage that asks. Holds what went of the part, and
+    its repeated lines.
 
     Args:
         config: What was compared, None when nothing was.
@@ -45,7 +47,9 @@ class Survivors:
         lines: Whether repeated lines are taken out.
     """
 
-    def __init__(self, config: DedupConfig | None, work: Path, number: int, begin: int, *, lines: bool = True) -> None:
+    def __init__(
+        self, config: DedupConfig | None, work: Path, number: int, begin: int, *, lines: bool = True
+    ) -> None:
         self._config = config
         self._file = clean_file(work, number)
         self._begin = begin
@@ -61,7 +65,9 @@ class Survivors:
             if config.compares:
                 self._removed = frozenset(np.load(removed_file(work, number)).tolist())
             if lines and config.lines is not None:
-                self._repeated = Repeated(sorted((work / "repeated").glob("[0-9]*")), lines_file(work, number))
+                self._repeated = Repeated(
+                    sorted((work / "repeated").glob("[0-9]*")), lines_file(work, number)
+                )
 
     def __iter__(self) -> Iterator[Document]:
         for _, document in self.numbered():

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.byte_level import ALIASES, PATTERNS
-from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.config import END_OF_TEXT, SPECIAL_TOKENS, TokenizerConfig
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.report import say
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.prepare_config import END_OF_TEXT, SPECIAL_TOKENS, TokenizerConfig
+from lit_pretrain.prepare.progress_table import say
+from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,10 +28,16 @@ _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 4096
 
 
-def train(texts: Sequence[str], config: TokenizerConfig, advance: Callable[[int], None] = lambda done: None) -> Tokenizer:
-    """Trains a byte-level BPE; the same texts give the same tokenizer.json on any number of threads.
+def train_bpe(
+    texts: Sequence[str],
+    config: TokenizerConfig,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tokenizer:
+    """Trains a byte-level BPE; the same texts give the same tokenizer.json on any number of
+    threads.
 
-    A pair must occur twice to be merged: a vocabulary padded with chance pairs is refused rather than made.
+    A pair must occur twice to be merged: a vocabulary padded with chance pairs is refused rather
+    than made.
 
     Args:
         texts: What to learn from.
@@ -42,18 +48,25 @@ def train(texts: Sequence[str], config: TokenizerConfig, advance: Callable[[int]
         UserError: The texts do not hold enough repeated pairs for the vocabulary.
     """
     if config.regex is not None:
-        say("tokenizer.regex is none of the named patterns: encoding is several times slower, and converters to GGUF refuse the tokenizer")
+        say(
+            "tokenizer.regex is none of the named patterns: encoding is several times slower, and"
+            " converters to GGUF refuse the tokenizer"
+        )
     wanted = USUAL_VOCAB_SIZE if config.vocab_size is None else config.vocab_size
     tokenizer = _train(_counted(texts, advance), config, wanted)
     if (size := tokenizer.get_vocab_size(with_added_tokens=True)) != wanted:
         if config.vocab_size is not None:
             raise UserError(
-                f"tokenizer.vocab_size={wanted} is too large for this text: it yields {size} tokens, then no pair occurs twice. "
-                f"Set vocab_size to at most {size} (half of that would be wiser), raise tokenizer.sample_bytes, or add text."
+                f"tokenizer.vocab_size={wanted} is too large for this text: it yields {size}"
+                f" tokens, then no pair occurs twice. Set vocab_size to at most {size} (half of"
+                " that would be wiser), raise tokenizer.sample_bytes, or add text."
             )
         least = 256 + len(SPECIAL_TOKENS) + len(config.special_tokens or ())
         half = max(least, size // 2)
-        say(f"tokenizer.vocab_size is {half:,}: half of the tokens that this text yields, and not {wanted:,}")
+        say(
+            f"tokenizer.vocab_size is {half:,}: half of the tokens that this text yields, and not"
+            f" {wanted:,}"
+        )
         tokenizer = _train(texts, config, half)
     return Tokenizer(tokenizer.to_str(pretty=True), bos=END_OF_TEXT, eos=END_OF_TEXT)
 
@@ -76,7 +89,9 @@ def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> to
     else:
         regex = config.regex or PATTERNS[ALIASES.get(config.pattern, config.pattern)]
         split = pre_tokenizers.Split(tokenizers.Regex(regex), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -89,7 +104,7 @@ def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> to
     return tokenizer
 
 
-def load(config: TokenizerConfig) -> Tokenizer | None:
+def load_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     """The tokenizer that the config names, None when one is to be trained.
 
     Raises:
@@ -110,7 +125,9 @@ class Encoded:
     """[tokens], of the stored dtype: bos, the text, and eos where it is another token."""
 
 
-def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike) -> Generator[Encoded]:
+def encode(
+    documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike
+) -> Generator[Encoded]:
     """Encodes documents in their order, on this thread; holds about 1 MiB of text.
 
     Raises:
@@ -118,13 +135,20 @@ def encode(documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DType
     """
     head = np.array([tokenizer.bos_id], dtype=dtype)
     tail = np.array([] if tokenizer.one_separator else [tokenizer.eos_id], dtype=dtype)
-    lengths = tokenizer.token_bytes() if tokenizer.backend == "tiktoken" and not tokenizer.normalizes else None
+    lengths = (
+        tokenizer.token_bytes()
+        if tokenizer.backend == "tiktoken" and not tokenizer.normalizes
+        else None
+    )
     with _single_threaded_tokenizers():
         for batch in _batches(documents):
-            for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True):
+            for document, ids in zip(
+                batch, tokenizer.encode_batch([document.text for document in batch]), strict=True
+            ):
                 if lengths is not None and int(lengths[ids].sum()) != len(document.utf8):
                     raise RuntimeError(
-                        f"{document.origin}: its tokens do not spell its {len(document.utf8)} bytes; please report this text"
+                        f"{document.origin}: its tokens do not spell its {len(document.utf8)}"
+                        " bytes; please report this text"
                     )
                 yield Encoded(document, np.concatenate([head, ids.astype(dtype), tail]))
 
@@ -145,7 +169,9 @@ def _batches(documents: Iterable[Document]) -> Generator[list[Document]]:
 
 @contextlib.contextmanager
 def _single_threaded_tokenizers() -> Iterator[None]:
-    """Keeps `tokenizers`, where it is the fallback, to the thread that calls it: its own pool ignores `workers`."""
+    """Keeps `tokenizers`, where it is the fallback, to the thread that calls it: its own pool
+    ignores `workers`.
+    """
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

@@ -1,4 +1,6 @@
-"""Versions: what made the bytes of a dataset: the interpreter and the libraries that its config uses."""
+"""Versions: what made the bytes of a dataset: the interpreter and the libraries that its config
+uses.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from typing import TYPE_CHECKING
 import lit_pretrain
 
 if TYPE_CHECKING:
-    from lit_pretrain.prepare.config import PrepareConfig
+    from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 _ALWAYS = ("numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash")
 _OF_KIND = {"html": ("lxml", "trafilatura"), "warc": ("lxml", "trafilatura", "warcio")}
-"""Kind of a source -> libraries that decide what its text is. Those that only unpack or fetch are left out: they give what was stored."""
+"""Kind of a source -> libraries that decide what its text is. Those that only unpack or fetch
+are left out: they give what was stored.
+"""
 _MODULE = "module "
-"""Begins the name of a filter's module that belongs to no installed package: its version is the sha256 of its file."""
+"""Begins the name of a filter's module that belongs to no installed package: its version is the
+sha256 of its file.
+"""
 _LIST = "file "
 """Begins the path of a list that a filter reads; likewise."""
 CONTENTS = (_MODULE, _LIST)
@@ -28,8 +34,13 @@ CONTENTS = (_MODULE, _LIST)
 
 
 def versions(config: PrepareConfig) -> dict[str, str]:
-    """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say, which have a version of their own."""
-    names = {*_ALWAYS, *(name for source in config.sources.values() for name in _OF_KIND.get(source.kind, ()))}
+    """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say,
+    which have a version of their own.
+    """
+    names = {
+        *_ALWAYS,
+        *(name for source in config.sources.values() for name in _OF_KIND.get(source.kind, ())),
+    }
     contents: set[str] = set()
     for source in config.sources:
         _filters(config, source, names, contents)
@@ -60,18 +71,22 @@ def difference(there: Mapping[str, str]) -> str:
 
 
 def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
-    """Adds what the filters of a source stand on: libraries, and modules and lists of the user's own."""
-    from lit_pretrain.prepare.filters.load import OURS, expand
+    """Adds what the filters of a source stand on: libraries, and modules and lists of the
+    user's own.
+    """
+    from lit_pretrain.prepare.filters.load import FILTERS, expand
 
     for spec in expand(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
-                contents.update(f"{_LIST}{path}" for path in ([value] if isinstance(value, str) else value))
+                contents.update(
+                    f"{_LIST}{path}" for path in ([value] if isinstance(value, str) else value)
+                )
         if spec.class_path == "Language":
             names.add("py3langid")
         elif spec.class_path == "Url" and spec.init_args.get("datatrove_lists"):
             names.add("datatrove")
-        elif spec.class_path not in OURS:
+        elif spec.class_path not in FILTERS:
             module = spec.class_path.rpartition(".")[0]
             owners = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
             names.update(owner for owner in owners if owner != "lit_pretrain")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from lit_pretrain.report.folder import SUMMARY, read_metrics, write_whole
+from lit_pretrain.report.run_folder import SUMMARY, read_metrics, write_whole
 
 
 class Foreseen(NamedTuple):
@@ -22,8 +22,17 @@ class Foreseen(NamedTuple):
     def beside(self, final: Mapping[str, float]) -> str:
         """Forecast, interval and what came of it."""
         actual = final[self.metric]
-        held = "" if self.interval is None else ", within" if self.interval[0] <= actual <= self.interval[1] else ", outside"
-        return f"{self.text}; actual {actual:.4f}, {actual - self.loss:+.4f} ({actual / self.loss - 1:+.2%}){held}"
+        held = (
+            ""
+            if self.interval is None
+            else ", within"
+            if self.interval[0] <= actual <= self.interval[1]
+            else ", outside"
+        )
+        return (
+            f"{self.text}; actual {actual:.4f}, {actual - self.loss:+.4f}"
+            f" ({actual / self.loss - 1:+.2%}){held}"
+        )
 
 
 def write_summary(
@@ -54,7 +63,11 @@ def write_summary(
     best = min(held_out, key=lambda line: line["val/loss"])
     bits = {key: final[key] for key in ("val/bits_per_byte",) if key in final}
     unit = "nats per token" if bits else "of the objective"
-    own = {key: value for key, value in final.items() if key.startswith("val/") and key not in ("val/loss", *bits)}
+    own = {
+        key: value
+        for key, value in final.items()
+        if key.startswith("val/") and key not in ("val/loss", *bits)
+    }
     figures = {
         "val/loss": final["val/loss"],
         **bits,
@@ -93,7 +106,8 @@ def write_summary(
         f"| time | {seconds:,.1f} s, of which {train_seconds:,.1f} s training steps |",
         f"| throughput, median window | {rates[len(rates) // 2]:,.0f} tokens per second |",
         "",
-        "| source | share of the last window | validation loss |" + (" bits per byte |" if bits else ""),
+        "| source | share of the last window | validation loss |"
+        + (" bits per byte |" if bits else ""),
         "|---|---|---|" + ("---|" if bits else ""),
         *rows,
         "",

@@ -14,28 +14,24 @@ from jsonargparse.typing import register_type
 
 from lit_pretrain.errors import UserError
 
-Callee = Callable[[str, str, Mapping[str, Any]], float]
-OURS = {
-    "ExactAnswer": "exact_answer",
-    "Format": "format",
-    "LengthPenalty": "length_penalty",
-    "Random": "random",
-    "ReasoningGym": "reasoning_gym",
-}
-"""Our rewards by class name -> their module."""
+RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
+REWARDS = ("ExactAnswer", "Format", "LengthPenalty", "Random", "ReasoningGym")
+"""Class names of the rewards in `builtin_rewards`."""
 
 
 @dataclass(kw_only=True)
 class Reward:
     """One reward: a callable (prompt, completion, row) -> float, and what it weighs.
 
-    The prompt is what the network read, special tokens spelt; the completion what it wrote, without them. The row is the data row, with the
-    right `answer` and, under `rollout`, step, sample, answer (its number within the group), tokens and truncated.
+    The prompt is what the network read, special tokens spelt; the completion what it wrote, without
+    them. The row is the data row, with the right `answer` and, under `rollout`, step, sample,
+    answer (its number within the group), tokens and truncated.
     """
 
     path: str
-    """One of ours (ExactAnswer, Format, LengthPenalty, Random, ReasoningGym), or the dotted path of a function or of a class whose objects
-    can be called."""
+    """One of ours (ExactAnswer, Format, LengthPenalty, Random, ReasoningGym), or the dotted path of
+    a function or of a class whose objects can be called.
+    """
     options: Optional[dict[str, Any]] = None
     """Arguments of the class, or further ones of the function, by name."""
     weight: float = 1.0
@@ -51,20 +47,35 @@ def read_reward(value: Any) -> Reward:
     if isinstance(value, Reward):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("path"), str):
-        raise UserError(f"model.rollout.rewards: a reward is a mapping with path, options and weight; found {value!r}")
+        raise UserError(
+            "model.rollout.rewards: a reward is a mapping with path, options and weight; found"
+            f" {value!r}"
+        )
     unknown = sorted(value.keys() - {"path", "options", "weight"})
     if unknown:
-        raise UserError(f"model.rollout.rewards: a reward takes path, options and weight; found {', '.join(map(repr, unknown))}")
+        raise UserError(
+            "model.rollout.rewards: a reward takes path, options and weight; found"
+            f" {', '.join(map(repr, unknown))}"
+        )
     options, weight = value.get("options"), value.get("weight", 1.0)
     if options is not None and not isinstance(options, Mapping):
-        raise UserError(f"model.rollout.rewards: options of {value['path']} must map names to values; found {options!r}")
+        raise UserError(
+            f"model.rollout.rewards: options of {value['path']} must map names to values; found"
+            f" {options!r}"
+        )
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise UserError(f"model.rollout.rewards: weight of {value['path']} must be a number; found {weight!r}")
-    return Reward(path=value["path"], options=None if options is None else dict(options), weight=float(weight))
+        raise UserError(
+            f"model.rollout.rewards: weight of {value['path']} must be a number; found {weight!r}"
+        )
+    return Reward(
+        path=value["path"], options=None if options is None else dict(options), weight=float(weight)
+    )
 
 
 # Left to itself jsonargparse takes the pattern "[0-9]" among the options for a list.
-register_type(Reward, serializer=dataclasses.asdict, deserializer=read_reward, fail_already_registered=False)
+register_type(
+    Reward, serializer=dataclasses.asdict, deserializer=read_reward, fail_already_registered=False
+)
 
 
 class Rewards:
@@ -74,20 +85,29 @@ class Rewards:
         rewards: By the name under which each is reported.
 
     Raises:
-        UserError: There is none, one does not exist or its options are wrong, or all weights are zero.
+        UserError: There is none, one does not exist or its options are wrong, or all weights are
+            zero.
     """
 
     def __init__(self, rewards: Mapping[str, Reward]) -> None:
         if not rewards:
-            raise UserError("model.rollout.rewards is empty: name at least one, such as {answer: {path: ExactAnswer}}")
+            raise UserError(
+                "model.rollout.rewards is empty: name at least one, such as {answer: {path:"
+                " ExactAnswer}}"
+            )
         for name, reward in rewards.items():
             if not math.isfinite(reward.weight):
-                raise UserError(f"model.rollout.rewards.{name}.weight={reward.weight} must be finite")
+                raise UserError(
+                    f"model.rollout.rewards.{name}.weight={reward.weight} must be finite"
+                )
         if not any(reward.weight for reward in rewards.values()):
-            raise UserError("model.rollout.rewards: all weights are zero, so that nothing would be learned; raise one")
+            raise UserError(
+                "model.rollout.rewards: all weights are zero, so that nothing would be learned;"
+                " raise one"
+            )
         self.names = tuple(rewards)
         self.weights = tuple(reward.weight for reward in rewards.values())
-        self._callees = tuple(load(name, reward) for name, reward in rewards.items())
+        self._callees = tuple(load_reward(name, reward) for name, reward in rewards.items())
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> tuple[float, ...]:
         """What each says of an answer, unweighted.
@@ -95,31 +115,46 @@ class Rewards:
         Raises:
             UserError: One fails, or returns no finite number; says of which answer.
         """
-        return tuple(self._ask(name, callee, prompt, completion, row) for name, callee in zip(self.names, self._callees, strict=True))
+        return tuple(
+            self._ask(name, callee, prompt, completion, row)
+            for name, callee in zip(self.names, self._callees, strict=True)
+        )
 
     def total(self, values: tuple[float, ...]) -> float:
         """The weighted sum."""
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
 
     @staticmethod
-    def _ask(name: str, callee: Callee, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
+    def _ask(
+        name: str, callee: RewardFunction, prompt: str, completion: str, row: Mapping[str, Any]
+    ) -> float:
         answer = f"the answer {completion[:200]!r} to {prompt[-200:]!r}"
         try:
             value = callee(prompt, completion, row)
         except UserError as error:
-            raise UserError(f"model.rollout.rewards.{name}: {error}; it was asked about {answer}") from None
+            raise UserError(
+                f"model.rollout.rewards.{name}: {error}; it was asked about {answer}"
+            ) from None
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"model.rollout.rewards.{name} failed on {answer}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+                f"model.rollout.rewards.{name} failed on {answer}: {type(error).__name__}: {error}"
+                f" ({place.filename}, line {place.lineno})"
             ) from error
         # numpy's numbers and torch's scalars will do; a string that reads as one will not.
-        if isinstance(value, str) or not hasattr(value, "__float__") or not math.isfinite(number := float(value)):
-            raise UserError(f"model.rollout.rewards.{name} returned {value!r} for {answer}; it must return a finite number")
+        if (
+            isinstance(value, str)
+            or not hasattr(value, "__float__")
+            or not math.isfinite(number := float(value))
+        ):
+            raise UserError(
+                f"model.rollout.rewards.{name} returned {value!r} for {answer}; it must return a"
+                " finite number"
+            )
         return number
 
 
-def load(name: str, reward: Reward) -> Callee:
+def load_reward(name: str, reward: Reward) -> RewardFunction:
     """The callable behind a reward.
 
     Raises:
@@ -130,12 +165,23 @@ def load(name: str, reward: Reward) -> Callee:
     signature = inspect.signature(target)
     skipped = 0 if inspect.isclass(target) else 3  # prompt, completion and row of a function
     parameters = list(signature.parameters.values())
-    named = {each.name: each for each in parameters[skipped:] if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)}
+    named = {
+        each.name: each
+        for each in parameters[skipped:]
+        if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+    }
     if not any(each.kind is each.VAR_KEYWORD for each in parameters):
         for option in options:
             if option not in named:
-                raise UserError(f"{where}: {reward.path} has no argument {option!r}; it takes {', '.join(named) or 'none'}")
-    missing = [each.name for each in named.values() if each.default is each.empty and each.name not in options]
+                raise UserError(
+                    f"{where}: {reward.path} has no argument {option!r}; it takes"
+                    f" {', '.join(named) or 'none'}"
+                )
+    missing = [
+        each.name
+        for each in named.values()
+        if each.default is each.empty and each.name not in options
+    ]
     if missing:
         raise UserError(f"{where}: {reward.path} needs options: {', '.join(missing)}")
     if not inspect.isclass(target):
@@ -145,27 +191,43 @@ def load(name: str, reward: Reward) -> Callee:
     except TypeError as error:
         raise UserError(f"{where}: {reward.path} does not take {options}: {error}") from None
     if not callable(made):
-        raise UserError(f"{where}: objects of {reward.path} cannot be called; give the class a __call__(self, prompt, completion, row)")
-    callee: Callee = made
+        raise UserError(
+            f"{where}: objects of {reward.path} cannot be called; give the class a __call__(self,"
+            " prompt, completion, row)"
+        )
+    callee: RewardFunction = made
     return callee
 
 
 def _find(where: str, path: str) -> Any:
-    if path in OURS:
-        return getattr(importlib.import_module(f"lit_pretrain.reward.{OURS[path]}"), path)
+    if path in REWARDS:
+        return getattr(importlib.import_module("lit_pretrain.reward.builtin_rewards"), path)
     module_name, _, name = path.rpartition(".")
     if not module_name:
-        raise UserError(f"{where}.path={path!r} is unknown. Ours: {', '.join(OURS)}; others need a dotted path, such as my_rewards.right")
+        raise UserError(
+            f"{where}.path={path!r} is unknown. Ours: {', '.join(REWARDS)}; others need a dotted"
+            " path, such as my_rewards.right"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module exists, and misses another one: its own error says so best
-        raise UserError(f"{where}.path={path!r}: no module {error.name!r}. Correct it, or put its directory on PYTHONPATH") from None
+        raise UserError(
+            f"{where}.path={path!r}: no module {error.name!r}. Correct it, or put its directory on"
+            " PYTHONPATH"
+        ) from None
     except ValueError as error:
         raise UserError(f"{where}.path={path!r} is no dotted path ({error})") from None
     target = getattr(module, name, None)
     if not callable(target):
-        public = [known for known, value in vars(module).items() if not known.startswith("_") and callable(value)]
-        raise UserError(f"{where}.path={path!r}: {module_name} has no function or class {name!r}; it has {', '.join(public) or 'none'}")
+        public = [
+            known
+            for known, value in vars(module).items()
+            if not known.startswith("_") and callable(value)
+        ]
+        raise UserError(
+            f"{where}.path={path!r}: {module_name} has no function or class {name!r}; it has"
+            f" {', '.join(public) or 'none'}"
+        )
     return target

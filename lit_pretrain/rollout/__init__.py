@@ -1,8 +1,9 @@
-"""Rollout: prompts in, sampled and rewarded answers out, for objectives that learn from what the network says itself."""
+"""Rollout: prompts in, sampled and rewarded answers out, for objectives that learn from what
+the network says itself.
+"""
 
-from .answers import Answers
-from .builtin import BuiltIn
-from .settings import Rollout, RolloutEngine
-from .vllm import VLLM
+from lit_pretrain.rollout.answers import Answers
+from lit_pretrain.rollout.rollout import BuiltIn, Rollout, RolloutEngine
+from lit_pretrain.rollout.vllm import VLLM
 
 __all__ = ["VLLM", "Answers", "BuiltIn", "Rollout", "RolloutEngine"]

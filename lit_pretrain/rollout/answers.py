@@ -1,4 +1,6 @@
-"""Answers: what a rollout was asked, what it said and what that is worth, as batches for the objective."""
+"""Answers: what a rollout was asked, what it said and what that is worth, as batches for the
+objective.
+"""
 
 import hashlib
 import time
@@ -11,18 +13,18 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX, Asking, PolicyBatch, PromptBatch
-from lit_pretrain.data.padded import pad_rows
-from lit_pretrain.data.render import Rendered
+from lit_pretrain.chat.render import Rendered
+from lit_pretrain.data.chat.samples import pad_rows
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.reward import Rewards
-
-from .builtin import BuiltIn
-from .settings import Rollout, RolloutEngine
+from lit_pretrain.rollout.rollout import BuiltIn, Rollout, RolloutEngine
 
 Advantages = Callable[[Tensor, Tensor], Tensor]
 """(reward_B, group_B) -> advantage_B."""
 HELD_OUT = -1
-"""Stands for the step in the seeds of a validation: it asks the same at every step, so that two validations differ by their weights."""
+"""Stands for the step in the seeds of a validation: it asks the same at every step, so that two
+validations differ by their weights.
+"""
 SHOWN = 4
 """Answers of a rollout that are kept as text."""
 
@@ -52,8 +54,9 @@ class Shown(NamedTuple):
 class Answers:
     """Answers prompts and keeps the answers for as long as they are learned from.
 
-    A rollout is a function of (seed, step, sample number, number within the group) and the weights: neither ranks nor micro-batches change
-    what is sampled. With several updates per rollout its answers are part of a checkpoint.
+    A rollout is a function of (seed, step, sample number, number within the group) and the weights:
+    neither ranks nor micro-batches change what is sampled. With several updates per rollout its
+    answers are part of a checkpoint.
 
     Args:
         settings: How to answer, and what answers are worth.
@@ -72,7 +75,13 @@ class Answers:
         self.own_names = tuple(f"rewards/{name}" for name in self.rewards.names)
         self.metric_names = (*self.own_names, "rollout_seconds")
         """What a rollout reports beside the objective."""
-        self.held_out_names = ("reward", *self.own_names, "completion_tokens", "truncated", "entropy")
+        self.held_out_names = (
+            "reward",
+            *self.own_names,
+            "completion_tokens",
+            "truncated",
+            "entropy",
+        )
         """What a validation reports."""
         self.shown: list[Shown] = []
         """Some answers of the last rollout."""
@@ -85,7 +94,8 @@ class Answers:
     def batches(
         self, net: Transformer, prompts: Sequence[PromptBatch], step: int, advantages: Advantages
     ) -> tuple[list[PolicyBatch], list[dict[str, Tensor]]]:
-        """The answers to a step's prompts, sampled if this step begins a rollout, as micro-batches, with the metrics of each.
+        """The answers to a step's prompts, sampled if this step begins a rollout, as micro-batches,
+        with the metrics of each.
 
         Args:
             net: The policy.
@@ -96,7 +106,9 @@ class Answers:
         began = time.perf_counter()
         first = step - step % self.asking.updates
         if step == first or self._kept_step != first:
-            assert step == first, f"the checkpoint of step {step} lacks the answers that were sampled at step {first}"
+            assert step == first, (
+                f"the checkpoint of step {step} lacks the answers that were sampled at step {first}"
+            )
             numbers = [int(n) for batch in prompts for n in batch.index_B.tolist()]
             told = [(batch, b) for batch in prompts for b in range(len(batch.index_B))]
             found = self._answer(net, told, step, self.asking.group_size)
@@ -107,7 +119,9 @@ class Answers:
         for i, batch in enumerate(prompts):
             policy, values = self._policy_batch(batch, advantages)
             made.append(policy)
-            values["rollout_seconds"] = torch.tensor([seconds, 1.0] if i == 0 else [0.0, 0.0], device=batch.tokens_BT.device)
+            values["rollout_seconds"] = torch.tensor(
+                [seconds, 1.0] if i == 0 else [0.0, 0.0], device=batch.tokens_BT.device
+            )
             metrics.append(values)
         return made, metrics
 
@@ -115,29 +129,42 @@ class Answers:
         """Whether the answers of a step were sampled by the network as it is."""
         return step % self.asking.updates == 0 and self.engine.same_policy
 
-    def _policy_batch(self, batch: PromptBatch, advantages: Advantages) -> tuple[PolicyBatch, dict[str, Tensor]]:
+    def _policy_batch(
+        self, batch: PromptBatch, advantages: Advantages
+    ) -> tuple[PolicyBatch, dict[str, Tensor]]:
         """A micro-batch of answers; each prompt's stand together."""
         device, group = batch.tokens_BT.device, self.asking.group_size
         answers: list[Answer | None] = []
         for n in batch.index_B.tolist():
             answers += self._kept[n] if n >= 0 else [None] * group
-        rows = [answer and self._row(self._prompt(batch, i // group), answer) for i, answer in enumerate(answers)]
-        tokens_BT, labels_BT, doc_BT = pad_rows(rows, pad_id=self.asking.pad_id, seq_len=self.seq_len)
+        rows = [
+            answer and self._row(self._prompt(batch, i // group), answer)
+            for i, answer in enumerate(answers)
+        ]
+        tokens_BT, labels_BT, doc_BT = pad_rows(
+            rows, pad_id=self.asking.pad_id, seq_len=self.seq_len
+        )
         old_BT = torch.zeros(labels_BT.shape)
         for b, answer in enumerate(answers):
             if answer is not None:
                 begin = len(self._prompt(batch, b // group)) - 1
                 old_BT[b, begin : begin + len(answer.ids)] = torch.from_numpy(answer.logp)
         old_BT = torch.where(labels_BT != IGNORE_INDEX, old_BT, 0.0)
-        reward_B = torch.tensor([0.0 if answer is None else self.rewards.total(answer.rewards) for answer in answers])
+        reward_B = torch.tensor(
+            [0.0 if answer is None else self.rewards.total(answer.rewards) for answer in answers]
+        )
         group_B = torch.arange(len(batch.index_B)).repeat_interleave(group)
         made = PolicyBatch(
-            tokens_BT, labels_BT, doc_BT, batch.source_B.cpu().repeat_interleave(group), batch.index_B.cpu().repeat_interleave(group),
-            advantages(reward_B, group_B), reward_B, group_B, torch.tensor([answer is not None and answer.truncated for answer in answers]),
+            tokens_BT, labels_BT, doc_BT, batch.source_B.cpu().repeat_interleave(group),
+            batch.index_B.cpu().repeat_interleave(group),
+            advantages(reward_B, group_B), reward_B, group_B,
+            torch.tensor([answer is not None and answer.truncated for answer in answers]),
             old_BT,
         )  # fmt: skip
         moved = PolicyBatch(*(field.to(device) for field in made if field is not None))
-        return moved, {name: value.to(device) for name, value in self._reward_means(answers).items()}
+        return moved, {
+            name: value.to(device) for name, value in self._reward_means(answers).items()
+        }
 
     def _row(self, prompt: Sequence[int], answer: Answer) -> Rendered:
         learned = np.zeros(len(prompt) + len(answer.ids), dtype=np.bool_)
@@ -146,17 +173,28 @@ class Answers:
 
     # ------------------------------------------------------------------ validation
 
-    def measure(self, net: Transformer, prompts: Sequence[PromptBatch], step: int) -> list[dict[str, Tensor]]:
-        """Answer held-out prompts once each; metrics of each micro-batch, of which the loss is minus the reward."""
+    def measure(
+        self, net: Transformer, prompts: Sequence[PromptBatch], step: int
+    ) -> list[dict[str, Tensor]]:
+        """Answer held-out prompts once each; metrics of each micro-batch, of which the loss is
+        minus the reward.
+        """
         told = [(batch, b) for batch in prompts for b in range(len(batch.index_B))]
         found = self._answer(net, told, HELD_OUT, 1, taken=step)
         answers = iter(group[0] if group else None for group in found)
-        return [self._held_out_means(batch, [next(answers) for _ in range(len(batch.index_B))]) for batch in prompts]
+        return [
+            self._held_out_means(batch, [next(answers) for _ in range(len(batch.index_B))])
+            for batch in prompts
+        ]
 
-    def _held_out_means(self, batch: PromptBatch, answers: Sequence[Answer | None]) -> dict[str, Tensor]:
+    def _held_out_means(
+        self, batch: PromptBatch, answers: Sequence[Answer | None]
+    ) -> dict[str, Tensor]:
         device = batch.tokens_BT.device
         there = [answer for answer in answers if answer is not None]
-        totals = [0.0 if answer is None else self.rewards.total(answer.rewards) for answer in answers]
+        totals = [
+            0.0 if answer is None else self.rewards.total(answer.rewards) for answer in answers
+        ]
         counts = torch.tensor([answer is not None for answer in answers], device=device).long()
         means = {
             "reward": _sum_and_count([self.rewards.total(answer.rewards) for answer in there]),
@@ -165,17 +203,30 @@ class Answers:
             "entropy": _sum_and_count([-float(value) for answer in there for value in answer.logp]),
             **self._reward_means(answers),
         }
-        rows = {"loss_B": -torch.tensor(totals, device=device), "terms_B": counts, "tokens_B": counts}
+        rows = {
+            "loss_B": -torch.tensor(totals, device=device),
+            "terms_B": counts,
+            "tokens_B": counts,
+        }
         return rows | {name: value.to(device) for name, value in means.items()}
 
     def _reward_means(self, answers: Sequence[Answer | None]) -> dict[str, Tensor]:
         there = [answer for answer in answers if answer is not None]
-        return {name: _sum_and_count([answer.rewards[i] for answer in there]) for i, name in enumerate(self.own_names)}
+        return {
+            name: _sum_and_count([answer.rewards[i] for answer in there])
+            for i, name in enumerate(self.own_names)
+        }
 
     # ------------------------------------------------------------------ the rollout itself
 
     def _answer(
-        self, net: Transformer, told: Sequence[tuple[PromptBatch, int]], step: int, count: int, *, taken: int | None = None
+        self,
+        net: Transformer,
+        told: Sequence[tuple[PromptBatch, int]],
+        step: int,
+        count: int,
+        *,
+        taken: int | None = None,
     ) -> list[list[Answer]]:
         """`count` answers to each prompt; none to rows that only fill up a batch."""
         asked = [(batch, b) for batch, b in told if int(batch.index_B[b]) >= 0]
@@ -198,7 +249,9 @@ class Answers:
             for i, length in enumerate(lengths):
                 (batch, b), number = asked[i // count], numbers[i // count]
                 drawn = tokens[i, :length], logp[i, :length]
-                answer, text = self._judged(batch.rows[b], ids[i // count], *drawn, step, number, i % count)
+                answer, text = self._judged(
+                    batch.rows[b], ids[i // count], *drawn, step, number, i % count
+                )
                 answers.append(answer)
                 if len(shown) < SHOWN:
                     shown.append(text)
@@ -207,25 +260,45 @@ class Answers:
         return [next(groups) if int(batch.index_B[b]) >= 0 else [] for batch, b in told]
 
     def _judged(
-        self, row: Mapping[str, Any], prompt: Sequence[int], ids: npt.NDArray[Any], logp: npt.NDArray[Any], step: int, sample: int, g: int
+        self,
+        row: Mapping[str, Any],
+        prompt: Sequence[int],
+        ids: npt.NDArray[Any],
+        logp: npt.NDArray[Any],
+        step: int,
+        sample: int,
+        g: int,
     ) -> tuple[Answer, Shown]:
         """An answer with its rewards."""
         stopped = int(ids[-1]) in self.asking.stop_ids
-        texts = self.asking.decode(prompt, special=True), self.asking.decode(ids[:-1] if stopped else ids)
-        facts = {"step": step, "sample": sample, "answer": g, "tokens": len(ids), "truncated": not stopped}
+        texts = (
+            self.asking.decode(prompt, special=True),
+            self.asking.decode(ids[:-1] if stopped else ids),
+        )
+        facts = {
+            "step": step,
+            "sample": sample,
+            "answer": g,
+            "tokens": len(ids),
+            "truncated": not stopped,
+        }
         values = self.rewards(*texts, {**row, "rollout": facts})
         answer = Answer(ids.astype(np.int32), logp.astype(np.float32), not stopped, values)
-        return answer, Shown(*texts, str(row.get("answer", "")), self.rewards.total(values), not stopped)
+        return answer, Shown(
+            *texts, str(row.get("answer", "")), self.rewards.total(values), not stopped
+        )
 
     @staticmethod
     def _prompt(batch: PromptBatch, b: int) -> list[int]:
         ids: list[int] = batch.tokens_BT[b][batch.doc_BT[b] == 0].tolist()
         return ids
 
-    # ------------------------------------------------------------------ a checkpoint in the middle of a rollout
+    # ------------------------------------------------------------------ a checkpoint in the middle
+    # of a rollout
 
     def state(self, step: int, gather: Callable[[Any], list[Any]]) -> dict[str, Any] | None:
-        """The answers that a run which goes on at `step` still learns from, of all ranks; None at the beginning of a rollout.
+        """The answers that a run which goes on at `step` still learns from, of all ranks; None at
+        the beginning of a rollout.
 
         Args:
             step: The next optimizer step.
@@ -246,16 +319,25 @@ class Answers:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a rollout where a checkpoint left it."""
-        columns = zip(state["ids"], state["logp"], state["truncated"], state["rewards"], strict=True)
-        flat = [Answer(ids.numpy(), logp.numpy(), bool(cut), tuple(rewards)) for ids, logp, cut, rewards in columns]
+        columns = zip(
+            state["ids"], state["logp"], state["truncated"], state["rewards"], strict=True
+        )
+        flat = [
+            Answer(ids.numpy(), logp.numpy(), bool(cut), tuple(rewards))
+            for ids, logp, cut, rewards in columns
+        ]
         group = self.asking.group_size
-        self._kept = {int(n): flat[i * group : (i + 1) * group] for i, n in enumerate(state["samples"])}
+        self._kept = {
+            int(n): flat[i * group : (i + 1) * group] for i, n in enumerate(state["samples"])
+        }
         self._kept_step = int(state["step"])
 
 
 def row_seed(seed: int, step: int, sample: int, answer: int) -> int:
     """The seed of one answer."""
-    digest = hashlib.sha256(f"rollout\x00{seed}\x00{step}\x00{sample}\x00{answer}".encode()).digest()
+    digest = hashlib.sha256(
+        f"rollout\x00{seed}\x00{step}\x00{sample}\x00{answer}".encode()
+    ).digest()
     return int.from_bytes(digest[:8], "little")
 
 

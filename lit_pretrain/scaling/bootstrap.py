@@ -23,7 +23,9 @@ class Draws:
 
     laws: tuple[Law, ...]
     failed: int
-    """Resamples whose fit did not end in a usable law: not finite, or an exponent that is not positive. They are left out of the laws."""
+    """Resamples whose fit did not end in a usable law: not finite, or an exponent that is not
+    positive. They are left out of the laws.
+    """
 
 
 def bootstrap(
@@ -38,7 +40,8 @@ def bootstrap(
     kind: Loss = "huber",
     delta: float = DELTA,
 ) -> Draws:
-    """Fit the form of a law again to resamples of its runs, with replacement, each from the law's own parameters.
+    """Fit the form of a law again to resamples of its runs, with replacement, each from the law's
+    own parameters.
 
     Resamples with fewer distinct runs than would determine the law are drawn again.
 
@@ -54,17 +57,31 @@ def bootstrap(
         delta: As for the fit.
     """
     if draws < 2:
-        raise UserError(f"bootstrap={draws}: at least 2 resamples make an interval, 0 none; 1000 are usual")
+        raise UserError(
+            f"bootstrap={draws}: at least 2 resamples make an interval, 0 none; 1000 are usual"
+        )
     rng, laws, failed = np.random.default_rng(seed), [], 0
     for _ in range(draws):
         i = _resample(rng, len(n), len(PARAMETERS[law.form]) + 1)
-        found = fit(law.form, n[i], d[i], loss[i], None if unique is None else unique[i], kind=kind, delta=delta, start=law).law
+        found = fit(
+            law.form,
+            n[i],
+            d[i],
+            loss[i],
+            None if unique is None else unique[i],
+            kind=kind,
+            delta=delta,
+            start=law,
+        ).law
         if usable(found):
             laws.append(found)
         else:
             failed += 1
     if len(laws) < 2:
-        raise UserError(f"{failed} of {draws} resamples ended in no usable law: there are too few runs, or they follow no {law.form} law")
+        raise UserError(
+            f"{failed} of {draws} resamples ended in no usable law: there are too few runs, or they"
+            f" follow no {law.form} law"
+        )
     return Draws(tuple(laws), failed)
 
 
@@ -73,7 +90,9 @@ def _resample(rng: np.random.Generator, size: int, distinct: int) -> NDArray[np.
         i = rng.integers(size, size=size)
         if len(np.unique(i)) >= distinct:
             return i
-    raise AssertionError(f"no resample of {size} runs with {distinct} distinct ones in {_ATTEMPTS} attempts")
+    raise AssertionError(
+        f"no resample of {size} runs with {distinct} distinct ones in {_ATTEMPTS} attempts"
+    )
 
 
 def usable(law: Law) -> bool:
@@ -81,9 +100,13 @@ def usable(law: Law) -> bool:
     return all(np.isfinite(value) and value > 0 for value in law.params.values())
 
 
-def normal_draws(law: Law, coordinates: Floats, covariance: Sequence[Sequence[float]], *, draws: int, seed: int) -> Draws:
+def normal_draws(
+    law: Law, coordinates: Floats, covariance: Sequence[Sequence[float]], *, draws: int, seed: int
+) -> Draws:
     """Draws of a law whose runs are not at hand, from the covariance of its coordinates."""
-    points = np.random.default_rng(seed).multivariate_normal(coordinates, np.asarray(covariance), size=draws)
+    points = np.random.default_rng(seed).multivariate_normal(
+        coordinates, np.asarray(covariance), size=draws
+    )
     laws = [from_coordinates(law.form, point) for point in points]
     return Draws(tuple(filter(usable, laws)), sum(not usable(found) for found in laws))
 
@@ -96,7 +119,10 @@ def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
 
 def param_intervals(draws: Draws) -> dict[str, tuple[float, float]]:
     """95 % interval of every parameter."""
-    return {name: interval(np.array([law.params[name] for law in draws.laws])) for name in draws.laws[0].params}
+    return {
+        name: interval(np.array([law.params[name] for law in draws.laws]))
+        for name in draws.laws[0].params
+    }
 
 
 def exponent_intervals(draws: Draws) -> dict[str, tuple[float, float]]:

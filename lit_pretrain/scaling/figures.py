@@ -1,8 +1,14 @@
-"""Figures: a fit and an IsoFLOP analysis as one looks at them, in colours that the colour-blind can tell apart."""
+"""Figures: a fit and an IsoFLOP analysis as one looks at them, in colours that the colour-blind
+can tell apart.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -10,6 +16,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.bootstrap import LEVEL
@@ -18,6 +27,38 @@ from lit_pretrain.scaling.forecast import FAR
 from lit_pretrain.scaling.isoflop import IsoFlop
 from lit_pretrain.scaling.law import EXPONENTS, FLOPS_PER_PARAMETER_TOKEN, PARAMETERS, Floats, Law
 from lit_pretrain.scaling.runs import UNIT_TEXT, Runs
+
+# Event images: pictures into a TensorBoard run with TensorBoard's own writer, without torch.
+
+
+def write_images(folder: Path, images: Mapping[str, bytes], step: int = 0) -> None:
+    """Add PNG files to a TensorBoard run.
+
+    Args:
+        folder: The run's event folder.
+        images: PNG by tag.
+        step: Where on TensorBoard's slider.
+    """
+    writer = EventFileWriter(str(folder))
+    try:
+        for tag, content in images.items():
+            width, height, _, kind = struct.unpack(">IIBB", content[16:26])  # of the IHDR chunk
+            image = Summary.Image(
+                height=height,
+                width=width,
+                colorspace={0: 1, 2: 3, 6: 4}[kind],
+                encoded_image_string=content,
+            )
+            writer.add_event(
+                Event(
+                    wall_time=time.time(),
+                    step=step,
+                    summary=Summary(value=[Summary.Value(tag=tag, image=image)]),
+                )
+            )
+    finally:
+        writer.close()
+
 
 # Okabe and Ito (2008), "Color Universal Design"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
@@ -40,13 +81,38 @@ def isoflop_figure(found: IsoFlop) -> Figure:
         x = np.linspace(np.log(min(m.runs.n)), np.log(max(m.runs.n)), 200)
         p0, p1, p2 = m.parabola
         ax.plot(np.exp(x), p0 + p1 * x + p2 * x**2, color=colour, linewidth=1.3)
-        ax.plot(m.runs.n, m.runs.loss, _MARKERS[k % len(_MARKERS)], color=colour, markersize=5, label=f"{m.c:.2g}")
-        ax.plot(m.n, m.loss, "*", color=ORANGE, markersize=13, markeredgecolor="black", zorder=5, label="minimum" if k == 0 else None)
-    ax.set(xscale="log", xlabel=_n_label(found.minima[0].runs), ylabel=_loss_label(found.minima[0].runs))
+        ax.plot(
+            m.runs.n,
+            m.runs.loss,
+            _MARKERS[k % len(_MARKERS)],
+            color=colour,
+            markersize=5,
+            label=f"{m.c:.2g}",
+        )
+        ax.plot(
+            m.n,
+            m.loss,
+            "*",
+            color=ORANGE,
+            markersize=13,
+            markeredgecolor="black",
+            zorder=5,
+            label="minimum" if k == 0 else None,
+        )
+    ax.set(
+        xscale="log",
+        xlabel=_n_label(found.minima[0].runs),
+        ylabel=_loss_label(found.minima[0].runs),
+    )
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] == "minimum")
     ax.legend(
-        [handles[i] for i in order], [labels[i] for i in order], title="FLOPs", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        title="FLOPs",
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
     )
     ax.set_title(f"IsoFLOP: N* ~ C^{found.n_line.slope:.3f}{_interval(found.interval_of('a'))}")
     return figure
@@ -57,16 +123,38 @@ def optimum_figure(fitted: Fitted, found: Optional[IsoFlop] = None) -> Figure:
     figure, axes = _panels(2)
     c = _compute_axis(fitted.runs)
     law, draws = fitted.fit.law, fitted.draws
-    labels = (_n_label(fitted.runs).replace("parameters N", "optimal parameters N*"), "optimal tokens D*")
+    labels = (
+        _n_label(fitted.runs).replace("parameters N", "optimal parameters N*"),
+        "optimal tokens D*",
+    )
     for k, (ax, label, exponent) in enumerate(zip(axes, labels, law.exponents, strict=True)):
         if draws is not None:
             _band(ax, c, np.array([_optima(drawn, c)[k] for drawn in draws.laws]))
-        ax.plot(c, _optima(law, c)[k], color=BLUE, linewidth=2, label=f"{law.form} law, exponent {exponent:.3f}")
+        ax.plot(
+            c,
+            _optima(law, c)[k],
+            color=BLUE,
+            linewidth=2,
+            label=f"{law.form} law, exponent {exponent:.3f}",
+        )
         if found is not None:
             line = (found.n_line, found.d_line)[k]
-            ax.plot(c, np.exp(line.intercept + line.slope * np.log(c)), "--", color=ORANGE, label=f"parabolas, exponent {line.slope:.3f}")
+            ax.plot(
+                c,
+                np.exp(line.intercept + line.slope * np.log(c)),
+                "--",
+                color=ORANGE,
+                label=f"parabolas, exponent {line.slope:.3f}",
+            )
             points = [(m.c, (m.n, m.d)[k]) for m in found.minima]
-            ax.plot(*zip(*points, strict=True), "*", color=ORANGE, markersize=12, markeredgecolor="black", linestyle="none")
+            ax.plot(
+                *zip(*points, strict=True),
+                "*",
+                color=ORANGE,
+                markersize=12,
+                markeredgecolor="black",
+                linestyle="none",
+            )
         ax.set(xscale="log", yscale="log", xlabel="training compute C (FLOPs)", ylabel=label)
         _shade(ax, fitted.runs, c)
         ax.legend(loc="upper left", frameon=False)
@@ -82,7 +170,16 @@ def envelope_figure(fitted: Fitted) -> Figure:
         _band(ax, c, np.array([drawn.loss(*_optima(drawn, c)) for drawn in fitted.draws.laws]))
     ax.plot(c, law.loss(*_optima(law, c)), color=BLUE, linewidth=2, label="compute-optimal loss")
     points = ax.scatter(
-        _flops(runs), runs.loss, c=runs.n, norm=LogNorm(), cmap=SEQUENCE, s=22, edgecolor="black", linewidth=0.4, zorder=4, label="runs"
+        _flops(runs),
+        runs.loss,
+        c=runs.n,
+        norm=LogNorm(),
+        cmap=SEQUENCE,
+        s=22,
+        edgecolor="black",
+        linewidth=0.4,
+        zorder=4,
+        label="runs",
     )
     figure.colorbar(points, ax=ax, label=_n_label(runs))
     ax.set(xscale="log", xlabel="training compute 6 N D (FLOPs)", ylabel=_loss_label(runs))
@@ -98,34 +195,80 @@ def contour_figure(fitted: Fitted) -> Figure:
     n = np.geomspace(runs.n.min() / 2, runs.n.max() * 10, 160)
     d = np.geomspace(runs.d.min() / 2, runs.d.max() * 10, 160)
     loss = law.loss(n[None, :], d[:, None])
-    # Equal steps in the reducible part, which spans decades: equal steps in the loss would all lie in one corner.
+    # Equal steps in the reducible part, which spans decades: equal steps in the loss would all lie
+    # in one corner.
     floor = law.params.get("E", 0.0)
-    levels = floor + np.geomspace(float(loss.min()) - floor, min(float(loss.max()) - floor, 3 * (float(runs.loss.max()) - floor)), 14)
+    levels = floor + np.geomspace(
+        float(loss.min()) - floor,
+        min(float(loss.max()) - floor, 3 * (float(runs.loss.max()) - floor)),
+        14,
+    )
     filled = ax.contourf(n, d, loss, levels=levels, cmap=f"{SEQUENCE}_r", extend="both")
     figure.colorbar(filled, ax=ax, label=_loss_label(runs), format="%.2f")
     largest = runs.largest_compute
-    for power in np.arange(np.floor(np.log10(_flops(runs).min())), np.ceil(np.log10(largest * FAR)) + 1):
-        ax.plot(n, 10**power / FLOPS_PER_PARAMETER_TOKEN / n, ":", color="black", linewidth=0.7, alpha=0.7)
+    for power in np.arange(
+        np.floor(np.log10(_flops(runs).min())), np.ceil(np.log10(largest * FAR)) + 1
+    ):
+        ax.plot(
+            n,
+            10**power / FLOPS_PER_PARAMETER_TOKEN / n,
+            ":",
+            color="black",
+            linewidth=0.7,
+            alpha=0.7,
+        )
         # at the left edge, or where the line comes in from above
         x, y = n[4], 10**power / FLOPS_PER_PARAMETER_TOKEN / n[4]
         if y > d[-8]:
             x, y = 10**power / FLOPS_PER_PARAMETER_TOKEN / d[-8], d[-8]
         if n[0] < x < n[-12] and y > d[0]:
-            ax.text(x, y, f"1e{power:.0f}", color="white" if law.loss(x, y) > levels[6] else "black", fontsize=7, va="bottom")
+            ax.text(
+                x,
+                y,
+                f"1e{power:.0f}",
+                color="white" if law.loss(x, y) > levels[6] else "black",
+                fontsize=7,
+                va="bottom",
+            )
     c = np.geomspace(_flops(runs).min() / 10, largest * _AHEAD * 10, 100)
     best_n, best_d = _optima(law, c)
     inside = c <= largest
     ax.plot(best_n[inside], best_d[inside], color=ORANGE, linewidth=2.2, label="efficient frontier")
-    ax.plot(best_n[~inside], best_d[~inside], "--", color=ORANGE, linewidth=2.2, label="beyond the largest run")
-    ax.plot(runs.n, runs.d, "o", markersize=4, markerfacecolor="white", markeredgecolor="black", linestyle="none", label="runs")
-    ax.set(xscale="log", yscale="log", xlim=(n[0], n[-1]), ylim=(d[0], d[-1]), xlabel=_n_label(runs), ylabel="training tokens D")
+    ax.plot(
+        best_n[~inside],
+        best_d[~inside],
+        "--",
+        color=ORANGE,
+        linewidth=2.2,
+        label="beyond the largest run",
+    )
+    ax.plot(
+        runs.n,
+        runs.d,
+        "o",
+        markersize=4,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        linestyle="none",
+        label="runs",
+    )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(n[0], n[-1]),
+        ylim=(d[0], d[-1]),
+        xlabel=_n_label(runs),
+        ylabel="training tokens D",
+    )
     ax.legend(loc="lower right", framealpha=0.9)
     ax.set_title("L(N, D); dotted: equal compute 6 N D (FLOPs)")
     return figure
 
 
 def residual_figure(fitted: Fitted) -> Figure:
-    """Residuals against compute and against tokens per parameter: what the form of the law does not say."""
+    """Residuals against compute and against tokens per parameter: what the form of the law does
+    not say.
+    """
     figure, axes = _panels(2)
     runs, percent = fitted.runs, 100 * fitted.fit.residuals
     for ax, x, label in (
@@ -142,7 +285,17 @@ def residual_figure(fitted: Fitted) -> Figure:
                 linewidth=0,
                 label=f"within the Huber threshold ({fitted.delta:g})",
             )
-        points = ax.scatter(x, percent, c=runs.n, norm=LogNorm(), cmap=SEQUENCE, s=20, edgecolor="black", linewidth=0.4, zorder=3)
+        points = ax.scatter(
+            x,
+            percent,
+            c=runs.n,
+            norm=LogNorm(),
+            cmap=SEQUENCE,
+            s=20,
+            edgecolor="black",
+            linewidth=0.4,
+            zorder=3,
+        )
         ax.set(xscale="log", xlabel=label, ylabel="ln L − ln L of the law (%)")
     if fitted.kind == "huber":
         axes[0].legend(loc="upper right", frameon=False)
@@ -151,7 +304,9 @@ def residual_figure(fitted: Fitted) -> Figure:
 
 
 def pairs_figure(fitted: Fitted) -> Figure:
-    """Bootstrap resamples, every parameter against every other: which of them the runs cannot tell apart."""
+    """Bootstrap resamples, every parameter against every other: which of them the runs cannot
+    tell apart.
+    """
     if fitted.draws is None:
         raise UserError("the figure of bootstrap pairs needs resamples: --bootstrap 1000")
     names, law = PARAMETERS[fitted.fit.law.form], fitted.fit.law
@@ -174,15 +329,26 @@ def pairs_figure(fitted: Fitted) -> Figure:
                 if not log:
                     ax.locator_params(axis=axis, nbins=4)
             if column == row:
-                bins = np.geomspace(np.nanmin(x), np.nanmax(x), 25) if ax.get_xscale() == "log" else 25
+                bins = (
+                    np.geomspace(np.nanmin(x), np.nanmax(x), 25) if ax.get_xscale() == "log" else 25
+                )
                 ax.hist(x[np.isfinite(x)], bins=bins, color=BLUE, alpha=0.7)
                 ax.axvline(law.params[names[row]], color=ORANGE, linewidth=1.5)
                 ax.set_yscale("linear")
                 ax.set_yticks([])
             else:
                 ax.plot(x, y, ".", color=BLUE, markersize=2, alpha=0.4, rasterized=True)
-                ax.plot(law.params[names[column]], law.params[names[row]], "*", color=ORANGE, markersize=11, markeredgecolor="black")
-            ax.tick_params(labelsize=7, labelleft=column == 0 and row != 0, labelbottom=row == size - 1)
+                ax.plot(
+                    law.params[names[column]],
+                    law.params[names[row]],
+                    "*",
+                    color=ORANGE,
+                    markersize=11,
+                    markeredgecolor="black",
+                )
+            ax.tick_params(
+                labelsize=7, labelleft=column == 0 and row != 0, labelbottom=row == size - 1
+            )
             ax.tick_params(which="minor", labelleft=False, labelbottom=False)
             if row == size - 1:
                 ax.set_xlabel(names[column])
@@ -191,7 +357,8 @@ def pairs_figure(fitted: Fitted) -> Figure:
                 ax.set_ylabel(names[row])
     figure.align_labels()
     figure.suptitle(
-        f"{len(values):,} bootstrap resamples of {len(fitted.runs)} runs, middle {_SHOWN:.0%} of each parameter; orange: the fit of all",
+        f"{len(values):,} bootstrap resamples of {len(fitted.runs)} runs, middle {_SHOWN:.0%} of"
+        " each parameter; orange: the fit of all",
         fontsize=10,
     )
     return figure
@@ -205,7 +372,9 @@ def png(figure: Figure) -> bytes:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(7.6 if count == 1 else 5.4 * count, 4.6), layout="constrained", dpi=_DPI)
+    figure = Figure(
+        figsize=(7.6 if count == 1 else 5.4 * count, 4.6), layout="constrained", dpi=_DPI
+    )
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for ax in axes:
         ax.grid(True, which="major", alpha=0.25)
@@ -221,19 +390,30 @@ def _compute_axis(runs: Runs) -> Floats:
 
 
 def _optima(law: Law, c: Floats) -> tuple[Floats, Floats]:
-    """N* and D* along an axis of compute, which are power laws in all forms while no data is repeated."""
+    """N* and D* along an axis of compute, which are power laws in all forms while no data is
+    repeated.
+    """
     n = law.optimum(1e20).n * (c / 1e20) ** law.exponents.a
     return n, c / (FLOPS_PER_PARAMETER_TOKEN * n)
 
 
 def _band(ax: Axes, x: Floats, curves: Floats) -> None:
     low, high = np.quantile(curves, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    ax.fill_between(x, low, high, color=BLUE, alpha=0.22, linewidth=0, label="95 % of bootstrap laws")
+    ax.fill_between(
+        x, low, high, color=BLUE, alpha=0.22, linewidth=0, label="95 % of bootstrap laws"
+    )
 
 
 def _shade(ax: Axes, runs: Runs, c: Floats) -> None:
     """What lies beyond ten times the largest fitted compute."""
-    ax.axvspan(FAR * runs.largest_compute, float(c[-1]), color=GREY, alpha=0.18, linewidth=0, label=f"more than {FAR:g}× the largest run")
+    ax.axvspan(
+        FAR * runs.largest_compute,
+        float(c[-1]),
+        color=GREY,
+        alpha=0.18,
+        linewidth=0,
+        label=f"more than {FAR:g}× the largest run",
+    )
     ax.set_xlim(float(c[0]) / 1.3, float(c[-1]))
 
 

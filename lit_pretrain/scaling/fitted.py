@@ -1,4 +1,6 @@
-"""Fitted law: runs, the law that they follow, how sure it is, and the document that keeps all of it."""
+"""Fitted law: runs, the law that they follow, how sure it is, and the document that keeps all
+of it.
+"""
 
 from __future__ import annotations
 
@@ -53,20 +55,27 @@ def fit_runs(
         seed: Of the bootstrap.
 
     Raises:
-        UserError: The runs do not allow a law, or the law that they follow has an exponent that is not positive.
+        UserError: The runs do not allow a law, or the law that they follow has an exponent that is
+            not positive.
     """
     if not 0 <= drop_highest < len(runs):
-        raise UserError(f"drop_highest={drop_highest} must lie between 0 and the number of runs less one, {len(runs) - 1}")
+        raise UserError(
+            f"drop_highest={drop_highest} must lie between 0 and the number of runs less one,"
+            f" {len(runs) - 1}"
+        )
     dropped: tuple[str, ...] = ()
     if drop_highest:
         limit = np.sort(runs.loss)[-drop_highest]
-        dropped = tuple(label for label, loss in zip(runs.labels, runs.loss, strict=True) if loss >= limit)
+        dropped = tuple(
+            label for label, loss in zip(runs.labels, runs.loss, strict=True) if loss >= limit
+        )
         runs = runs.take(np.flatnonzero(runs.loss < limit).tolist())
     check_spread(runs)
     if form == "data" and runs.unique is None:
         raise UserError(
-            "--law data needs the unique tokens of every run: of a table a column (--columns unique=…); a run folder records them in its "
-            "provenance.json (unique_tokens), but for runs that were made before that was so"
+            "--law data needs the unique tokens of every run: of a table a column (--columns"
+            " unique=…); a run folder records them in its provenance.json (unique_tokens), but for"
+            " runs that were made before that was so"
         )
     unique = runs.unique if form == "data" else None
     found = fit(form, runs.n, runs.d, runs.loss, unique, kind=kind, delta=delta)
@@ -74,14 +83,29 @@ def fit_runs(
         if name in EXPONENTS and found.law.params[name] <= 0:
             what = "N" if name in ("alpha", "alpha_N") else "D"
             raise UserError(
-                f"the exponent {name} of the {form} law that fits best is {found.law.params[name]:.4g}, not positive: the loss does not "
-                f"fall with {what}. Look for runs that diverged or whose learning rate was not tuned"
+                f"the exponent {name} of the {form} law that fits best is"
+                f" {found.law.params[name]:.4g}, not positive: the loss does not fall with {what}."
+                " Look for runs that diverged or whose learning rate was not tuned"
             )
-    resampled = bootstrap(found.law, runs.n, runs.d, runs.loss, unique, draws=draws, seed=seed, kind=kind, delta=delta) if draws else None
+    resampled = (
+        bootstrap(
+            found.law,
+            runs.n,
+            runs.d,
+            runs.loss,
+            unique,
+            draws=draws,
+            seed=seed,
+            kind=kind,
+            delta=delta,
+        )
+        if draws
+        else None
+    )
     return Fitted(runs, dropped, found, kind, delta, resampled, seed)
 
 
-def document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
+def fit_document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
     """Everything about a fit as plain JSON values."""
     runs, law, draws = fitted.runs, fitted.fit.law, fitted.draws
     exponents = exponent_intervals(draws) if draws is not None else None
@@ -101,14 +125,22 @@ def document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
         "range": {"n": _range(runs.n), "d": _range(runs.d), "loss": _range(runs.loss)},
         "largest_compute": runs.largest_compute,
         "residual_rms": float(np.sqrt((fitted.fit.residuals**2).mean())),
-        "bootstrap": {"resamples": len(draws.laws), "failed": draws.failed, "seed": fitted.seed} if draws is not None else None,
+        "bootstrap": (
+            {"resamples": len(draws.laws), "failed": draws.failed, "seed": fitted.seed}
+            if draws is not None
+            else None
+        ),
         "residuals": [
             {"run": label, "n": float(n), "d": float(d), "loss": float(loss), "residual": float(r)}
-            for label, n, d, loss, r in zip(runs.labels, runs.n, runs.d, runs.loss, fitted.fit.residuals, strict=True)
+            for label, n, d, loss, r in zip(
+                runs.labels, runs.n, runs.d, runs.loss, fitted.fit.residuals, strict=True
+            )
         ],
     }
     if with_draws and draws is not None:
-        found["draws"] = [[drawn.params[name] for name in PARAMETERS[law.form]] for drawn in draws.laws]
+        found["draws"] = [
+            [drawn.params[name] for name in PARAMETERS[law.form]] for drawn in draws.laws
+        ]
     return found
 
 
@@ -117,7 +149,7 @@ def _range(values: Floats) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredFit:
     """What a forecast needs of a document."""
 
     law: Law
@@ -135,7 +167,7 @@ class Kept:
     """Fewest and most training tokens among them."""
 
 
-def read_document(path: Path) -> Kept:
+def read_document(path: Path) -> StoredFit:
     """A fit that `scaling fit --out` has written.
 
     Raises:
@@ -145,7 +177,7 @@ def read_document(path: Path) -> Kept:
         found = json.loads(path.read_text(encoding="utf-8"))
         form = cast(Form, found["law"])
         law = Law(form, found["params"])
-        kept = Kept(
+        kept = StoredFit(
             law=law,
             draws=_read_draws(form, found["draws"]) if found.get("draws") else None,
             residuals=np.array([item["residual"] for item in found["residuals"]], dtype=float),
@@ -161,7 +193,10 @@ def read_document(path: Path) -> Kept:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--fit {path} is no fit ({type(error).__name__}: {error}); make one with `scaling fit ... --out FILE`") from None
+        raise UserError(
+            f"--fit {path} is no fit ({type(error).__name__}: {error}); make one with `scaling fit"
+            " ... --out FILE`"
+        ) from None
     return kept
 
 

@@ -1,6 +1,8 @@
 """FLOPs: what one training token costs, counted from the shape alone."""
 
-from typing import NamedTuple, Optional
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Optional
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
 
@@ -15,32 +17,47 @@ class FlopsPerToken(NamedTuple):
     dense: float
     """6 N_matmul alone."""
     six_n: float
-    """6 N of all parameters, the C = 6 N D of scaling laws (Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022, appendix F)."""
+    """6 N of all parameters, the C = 6 N D of scaling laws (Kaplan et al. 2020, section 2.1;
+    Hoffmann et al. 2022, appendix F).
+    """
     attention: float
     """The scores alone: training - dense."""
 
 
-def flops_per_token(config: ModelConfig, seq_len: int, *, adapter_parameters: Optional[int] = None) -> FlopsPerToken:
+def flops_per_token(
+    config: ModelConfig, seq_len: int, *, adapter_parameters: Optional[int] = None
+) -> FlopsPerToken:
     """FLOPs per token of a shape at a sequence length.
 
-    A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it multiplies.
-    Sliding windows and document masks are not credited: kernels differ in what they skip.
+    A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it
+    multiplies. Sliding windows and document masks are not credited: kernels differ in what they
+    skip.
 
     Args:
         config: The shape.
         seq_len: Inputs per row.
-        adapter_parameters: With an adapter, its size: a frozen matrix costs 4 FLOPs a parameter, because it gets no gradient of its own.
+        adapter_parameters: With an adapter, its size: a frozen matrix costs 4 FLOPs a parameter,
+            because it gets no gradient of its own.
     """
     counts = count_parameters(config)
-    dense = 6.0 * counts.matmul if adapter_parameters is None else 4.0 * counts.matmul + 6.0 * adapter_parameters
+    dense = (
+        6.0 * counts.matmul
+        if adapter_parameters is None
+        else 4.0 * counts.matmul + 6.0 * adapter_parameters
+    )
     attention = 12.0 * config.n_layer * config.n_head * config.head_size * seq_len
     return FlopsPerToken(
-        training=dense + attention, causal=dense + attention / 2, dense=dense, six_n=6.0 * counts.total, attention=attention
+        training=dense + attention,
+        causal=dense + attention / 2,
+        dense=dense,
+        six_n=6.0 * counts.total,
+        attention=attention,
     )
 
 
 def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
-    """Model-FLOPs utilisation: the share of a peak that training reaches (Chowdhery et al. 2022, appendix B).
+    """Model-FLOPs utilisation: the share of a peak that training reaches (Chowdhery et al. 2022,
+    appendix B).
 
     Args:
         tokens_per_second: Of as many devices as the peak is of.
@@ -48,3 +65,74 @@ def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
         peak: FLOP/s.
     """
     return tokens_per_second * flops / peak
+
+
+# Stages: what a kind of training costs per token and keeps in memory, as multiples of pretraining.
+
+
+StageName = Literal["pretrain", "sft", "dpo", "lora", "qlora"]
+
+
+class StageCost(NamedTuple):
+    """What a stage does with each token and each weight."""
+
+    flops_per_token: float
+    """Training FLOPs, with full attention."""
+    trainable: float
+    """Share of the shape's own parameters that get gradients and moments."""
+    added: int
+    """Parameters added and trained beside them."""
+    reference: bool
+    """A frozen copy runs forward, too."""
+    quantized: int
+    """Frozen parameters of the shape in four bits."""
+    why: str
+
+
+def stage_cost(
+    config: ModelConfig, seq_len: int, stage: StageName, lora_rank: int = 16
+) -> StageCost:
+    """Cost of a stage.
+
+    A matrix product costs 2 FLOPs per weight and token forward, 2 for the gradient of its input and
+    2 for that of its weight. Frozen weights spare the last; a reference adds a forward pass.
+    Attention scores have no weights: forward 4 H K T a layer, backward twice that.
+
+    Args:
+        config: Shape.
+        seq_len: Tokens of a row.
+        stage: pretrain and sft: all weights. dpo: the same and a frozen reference. lora: frozen
+            weights, and two factors beside each matrix of the blocks. qlora: the same, with these
+            matrices in four bits; restoring them is not counted.
+        lora_rank: Of the factors.
+    """
+    flops = flops_per_token(config, seq_len)
+    if stage == "dpo":
+        return StageCost(
+            flops.training * 4 / 3,
+            1.0,
+            0,
+            True,
+            0,
+            "forward and backward of the policy, forward of the reference: 4/3",
+        )
+    if stage in ("lora", "qlora"):
+        added, matmul = lora_parameters(config, lora_rank), count_parameters(config).matmul
+        frozen = 4.0 * matmul
+        quantized = matmul - config.vocab_size * config.width if stage == "qlora" else 0
+        why = (
+            f"frozen weights 4 N instead of 6 N, {added:,} LoRA weights 6 N (rank {lora_rank},"
+            " every matrix of the blocks)"
+        )
+        return StageCost(frozen + flops.attention + 6.0 * added, 0.0, added, False, quantized, why)
+    return StageCost(flops.training, 1.0, 0, False, 0, "all weights: forward 2 N, backward 4 N")
+
+
+def lora_parameters(config: ModelConfig, rank: int) -> int:
+    """Weights of both factors beside every matrix of the blocks: rank times the sum of its
+    sides (Hu et al. 2021, section 4.1).
+    """
+    d, f = config.width, config.ffn_size
+    q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
+    sides = 2 * (d + q) + 2 * (d + k) + (3 if config.gated else 2) * (d + f)
+    return config.n_layer * rank * sides

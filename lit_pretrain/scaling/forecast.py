@@ -1,21 +1,29 @@
-"""Forecast: the loss of a run that has not been made, with an interval and what that interval leaves out."""
+"""Forecast: the loss of a run that has not been made, with an interval and what that interval
+leaves out.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import Draws, interval
-from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats, Law
+from lit_pretrain.model.config import ParameterCounts
+from lit_pretrain.scaling.bootstrap import Draws, interval, normal_draws
+from lit_pretrain.scaling.fitted import StoredFit, read_document
+from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats, Law, coordinates
+from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, published_law, published_names
 
 FAR = 10.0
 """Beyond this multiple of the largest fitted compute a forecast is shaded as extrapolation."""
 MODEL_ERROR = (
-    "the interval comes from resampling the runs: it omits the error of the law's form, and of a run that is trained or tuned differently. "
-    "Forecasts of larger runs missed by up to 4 % on the Chinchilla data and by up to 9.5 % on Gadre et al.'s, whose intervals held 7 of 9"
+    "the interval comes from resampling the runs: it omits the error of the law's form, and of a"
+    " run that is trained or tuned differently. Forecasts of larger runs missed by up to 4 % on the"
+    " Chinchilla data and by up to 9.5 % on Gadre et al.'s, whose intervals held 7 of 9"
 )
 Interval = tuple[float, float]
 
@@ -57,7 +65,8 @@ def forecast(
     residuals: Optional[Floats] = None,
     seed: int = 0,
 ) -> Forecast:
-    """Forecast a run by N and D, by its FLOPs alone (then it is the compute-optimal one), or by its FLOPs and one of N and D.
+    """Forecast a run by N and D, by its FLOPs alone (then it is the compute-optimal one), or by its
+    FLOPs and one of N and D.
 
     Args:
         law: What was fitted.
@@ -88,7 +97,10 @@ def forecast(
         if optimal:
             splits = np.array([drawn.optimum(c, unique) for drawn in draws.laws])
             losses = np.array(
-                [float(drawn.loss(best_n, best_d, unique)) for drawn, (best_n, best_d) in zip(draws.laws, splits, strict=True)]
+                [
+                    float(drawn.loss(best_n, best_d, unique))
+                    for drawn, (best_n, best_d) in zip(draws.laws, splits, strict=True)
+                ]
             )
             n_ci95, d_ci95 = interval(splits[:, 0]), interval(splits[:, 1])
         else:
@@ -97,10 +109,18 @@ def forecast(
         if residuals is not None and len(residuals):
             noise = np.random.default_rng(seed).choice(residuals, size=(20, len(losses)))
             run95 = interval((losses * np.exp(noise)).ravel())
-    return Forecast(n, d, c, float(law.loss(n, d, unique)), ci95, run95, n_ci95, d_ci95, c / largest_compute)
+    return Forecast(
+        n, d, c, float(law.loss(n, d, unique)), ci95, run95, n_ci95, d_ci95, c / largest_compute
+    )
 
 
-def _complete(law: Law, n: Optional[float], d: Optional[float], flops: Optional[float], unique: Optional[float]) -> tuple[float, float]:
+def _complete(
+    law: Law,
+    n: Optional[float],
+    d: Optional[float],
+    flops: Optional[float],
+    unique: Optional[float],
+) -> tuple[float, float]:
     if flops is None:
         assert n is not None
         assert d is not None
@@ -110,3 +130,130 @@ def _complete(law: Law, n: Optional[float], d: Optional[float], flops: Optional[
     if d is not None:
         return flops / (FLOPS_PER_PARAMETER_TOKEN * d), d
     return law.optimum(flops, unique)
+
+
+# Expected: what a law forecasts of one run, at its end and at every number of tokens on the way
+# there.
+
+
+LOSS_OF_UNIT = {"bits_per_byte": "val/bits_per_byte"}
+"""The metric that a law's loss is compared with, where it is not `val/loss`."""
+FORECAST_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A law, applied to one run."""
+
+    name: str
+    """Of the law, for reading."""
+    kept: StoredFit
+    n: float
+    """Parameters of the run, as the law counts them."""
+    tokens: float
+    """Of the whole run."""
+    outside: tuple[str, ...]
+    """In which ways the run is none of those that the law was fitted to; empty: it is among
+    them.
+    """
+
+    @property
+    def metric(self) -> str:
+        """Name of the validation metric that the law speaks of."""
+        return LOSS_OF_UNIT.get(self.kept.unit, "val/loss")
+
+    def at(self, tokens: float) -> Forecast:
+        """Forecast of a run of the same size that ends after so many tokens."""
+        kept = self.kept
+        return forecast(
+            kept.law,
+            n=self.n,
+            d=tokens,
+            largest_compute=kept.largest_compute,
+            draws=kept.draws,
+            residuals=kept.residuals,
+        )
+
+    @cached_property
+    def end(self) -> Forecast:
+        """Forecast of the run."""
+        return self.at(self.tokens)
+
+    def values(self, tokens: float) -> dict[str, float]:
+        """The forecast as metrics, to be drawn beside a validation at so many tokens."""
+        found = self.at(tokens)
+        interval = _interval(found)
+        return {"forecast/loss": found.loss} | (
+            {} if interval is None else {"forecast/low": interval[0], "forecast/high": interval[1]}
+        )
+
+    @property
+    def interval(self) -> Optional[Interval]:
+        """95 % interval of the run's loss; where the law's runs are not at hand, of the law's
+        value alone.
+        """
+        return _interval(self.end)
+
+    @property
+    def text(self) -> str:
+        """Loss, interval and law in a few words."""
+        interval = (
+            "" if self.interval is None else f" ({self.interval[0]:.3f}–{self.interval[1]:.3f})"
+        )
+        far = f", {self.end.beyond:,.3g} × its largest run" if self.end.far else ""
+        return f"{self.end.loss:.3f}{interval} by {self.name}{far}"
+
+
+def expected(
+    counts: ParameterCounts,
+    tokens: float,
+    *,
+    given: Optional[str] = None,
+    tokenizer: Optional[str] = None,
+) -> Expected:
+    """What to expect of a run.
+
+    Args:
+        counts: Its parameters.
+        tokens: It trains on, all of them new.
+        given: A fit kept by `scaling fit --out`, or a published law by name; None: the default one.
+        tokenizer: Hash of its tokenizer.
+
+    Raises:
+        UserError: There is no such law, or its losses are of other tokens.
+    """
+    if given is None or given in published_names():
+        found = published_law(given or DEFAULT)
+        n = float(counts.counted(found.counts))
+        return Expected(found.name, _kept(found), n, tokens, tuple(found.outside(n, tokens)))
+    if not Path(given).is_file():
+        raise UserError(
+            f"forecast={given!r} is no file that `scaling fit --out` has written, and no published"
+            f" law: {', '.join(published_names())}"
+        )
+    kept = read_document(Path(given))
+    if (
+        kept.unit == "nats"
+        and None not in (kept.tokenizer, tokenizer)
+        and kept.tokenizer != tokenizer
+    ):
+        raise UserError(
+            f"forecast={given}: the law's runs have the tokenizer {str(kept.tokenizer)[:12]}, this"
+            f" one has {str(tokenizer)[:12]}: nats per token of different tokens cannot be"
+            " compared; fit the law with --unit bits_per_byte"
+        )
+    n = float(counts.counted(kept.counts))
+    return Expected(Path(given).name, kept, n, tokens, ())
+
+
+def _kept(found: PublishedLaw) -> StoredFit:
+    draws = None
+    if found.log_covariance is not None:
+        draws = normal_draws(
+            found, coordinates(found), found.log_covariance, draws=FORECAST_DRAWS, seed=0
+        )
+    return StoredFit(found, draws, np.empty(0), found.largest_compute, found.counts, found.unit)
+
+
+def _interval(found: Forecast) -> Optional[Interval]:
+    return found.run95 if found.run95 is not None else found.ci95

@@ -1,8 +1,10 @@
-"""IsoFLOP: the best model size at each budget as the minimum of a parabola, and how it grows with compute.
+"""IsoFLOP: the best model size at each budget as the minimum of a parabola, and how it grows with
+compute.
 
-Approach 2 of Hoffmann et al. (2022): at a fixed budget the loss is a parabola in ln N near its minimum; a line through the minima in
-ln C has the exponents as slopes. Nothing is assumed about the form of the loss, but a parabola is only a local truth: on the Hoffmann
-surface with sizes up to 8 times either side of the optimum, D* at 1e24 FLOPs comes out 2.9 % low (0.4 % with 2 times).
+Approach 2 of Hoffmann et al. (2022): at a fixed budget the loss is a parabola in ln N near its
+minimum; a line through the minima in ln C has the exponents as slopes. Nothing is assumed about the
+form of the loss, but a parabola is only a local truth: on the Hoffmann surface with sizes up to 8
+times either side of the optimum, D* at 1e24 FLOPs comes out 2.9 % low (0.4 % with 2 times).
 """
 
 from __future__ import annotations
@@ -64,11 +66,15 @@ class IsoFlop:
     d_line: Line
     """D* against C; its slope is b."""
     draws: Floats
-    """Intercept and slope of both lines for losses redrawn with the residuals of the parabolas, draws × 4; empty if there are none."""
+    """Intercept and slope of both lines for losses redrawn with the residuals of the parabolas,
+    draws × 4; empty if there are none.
+    """
     discarded: int
     """Redraws in which some parabola had no minimum within its sweep."""
     line_interval: tuple[float, float]
-    """95 % interval of a from the scatter of the minima about the line alone (Student's t, budgets - 2 degrees of freedom)."""
+    """95 % interval of a from the scatter of the minima about the line alone (Student's t,
+    budgets - 2 degrees of freedom).
+    """
     warnings: tuple[str, ...]
 
     def interval_of(self, quantity: str) -> Optional[tuple[float, float]]:
@@ -78,47 +84,70 @@ class IsoFlop:
     def optimum_interval(self, quantity: str, c: float) -> Optional[tuple[float, float]]:
         """95 % bootstrap interval of "n" or "d" at C FLOPs; None without draws."""
         k = {"n": 0, "d": 2}[quantity]
-        return interval(np.exp(self.draws[:, k] + self.draws[:, k + 1] * np.log(c))) if len(self.draws) else None
+        return (
+            interval(np.exp(self.draws[:, k] + self.draws[:, k + 1] * np.log(c)))
+            if len(self.draws)
+            else None
+        )
 
 
-def isoflop(runs: Runs, *, within: Optional[float] = None, draws: int = 1000, seed: int = 0) -> IsoFlop:
+def isoflop(
+    runs: Runs, *, within: Optional[float] = None, draws: int = 1000, seed: int = 0
+) -> IsoFlop:
     """Find the minimum of every budget and the exponents.
 
     Args:
         runs: At least three sizes at each of at least three budgets.
-        within: Use only sizes within this factor of the minimum, found again after each cut; None: all sizes.
+        within: Use only sizes within this factor of the minimum, found again after each cut; None:
+            all sizes.
         draws: Bootstrap redraws; 0 for no interval.
         seed: Of the redraws.
 
     Raises:
-        UserError: Too few budgets or sizes, a minimum at the edge of its sweep, sizes within a factor of four, or an exponent that
-            is not positive.
+        UserError: Too few budgets or sizes, a minimum at the edge of its sweep, sizes within a
+            factor of four, or an exponent that is not positive.
     """
     if within is not None and not within > 1:
-        raise UserError(f"within={within:g} must be above 1: it is a factor in N on either side of the minimum")
+        raise UserError(
+            f"within={within:g} must be above 1: it is a factor in N on either side of the minimum"
+        )
     groups = budgets(runs)
     if len(groups) < LEAST_BUDGETS:
         raise UserError(
-            f"{len(groups)} FLOP budgets ({_listed(groups)}) give no exponent with an error; at least {LEAST_BUDGETS} are needed"
+            f"{len(groups)} FLOP budgets ({_listed(groups)}) give no exponent with an error; at"
+            f" least {LEAST_BUDGETS} are needed"
         )
     minima = tuple(_minimum(group, within) for group in groups)
     log_c = np.log([m.c for m in minima])
-    n_line, d_line = _line(log_c, np.log([m.n for m in minima])), _line(log_c, np.log([m.d for m in minima]))
+    n_line, d_line = (
+        _line(log_c, np.log([m.n for m in minima])),
+        _line(log_c, np.log([m.d for m in minima])),
+    )
     for name, line in (("N*", n_line), ("D*", d_line)):
         if line.slope <= 0:
             raise UserError(
-                f"{name} falls with compute (exponent {line.slope:.3f}); the minima do not follow a law: "
+                f"{name} falls with compute (exponent {line.slope:.3f}); the minima do not follow a"
+                " law: "
                 + ", ".join(f"N* = {m.n:.4g} at {m.c:.3g} FLOPs" for m in minima)
-                + ". Look at the parabolas (`lit_pretrain scaling plot`) for runs whose learning rate was not tuned"
+                + ". Look at the parabolas (`lit_pretrain scaling plot`) for runs whose learning"
+                " rate was not tuned"
             )
     redrawn, discarded = _redraw(minima, log_c, draws, seed)
     return IsoFlop(
-        minima, n_line, d_line, redrawn, discarded, _line_interval(log_c, np.log([m.n for m in minima])), _warnings(minima, within)
+        minima,
+        n_line,
+        d_line,
+        redrawn,
+        discarded,
+        _line_interval(log_c, np.log([m.n for m in minima])),
+        _warnings(minima, within),
     )
 
 
 def _listed(groups: Sequence[Runs]) -> str:
-    return ", ".join(f"{len(group)} run{'s' * (len(group) > 1)} at {group.c.min():.3g}" for group in groups)
+    return ", ".join(
+        f"{len(group)} run{'s' * (len(group) > 1)} at {group.c.min():.3g}" for group in groups
+    )
 
 
 def _minimum(group: Runs, within: Optional[float]) -> Minimum:
@@ -128,15 +157,22 @@ def _minimum(group: Runs, within: Optional[float]) -> Minimum:
         _check_sweep(kept, budget, within)
         p = np.polynomial.polynomial.polyfit(np.log(kept.n), kept.loss, 2)
         if p[2] <= 0:
-            raise UserError(f"{budget}: the loss has no minimum in N (its parabola opens downwards); look for runs that went wrong")
+            raise UserError(
+                f"{budget}: the loss has no minimum in N (its parabola opens downwards); look for"
+                " runs that went wrong"
+            )
         n = float(np.exp(-p[1] / (2 * p[2])))
         if not kept.n.min() < n < kept.n.max() or int(np.argmin(kept.loss)) in (0, len(kept) - 1):
             side = "smaller" if n <= kept.n.min() or np.argmin(kept.loss) == 0 else "larger"
             raise UserError(
-                f"{budget}: the minimum is at the edge of the sweep (sizes {kept.n.min():.4g} to {kept.n.max():.4g}, lowest loss at "
-                f"{kept.n[np.argmin(kept.loss)]:.4g}, parabola's minimum at {n:.4g}); add {side} models to this budget, or leave it out"
+                f"{budget}: the minimum is at the edge of the sweep (sizes {kept.n.min():.4g} to"
+                f" {kept.n.max():.4g}, lowest loss at {kept.n[np.argmin(kept.loss)]:.4g},"
+                f" parabola's minimum at {n:.4g}); add {side} models to this budget, or leave"
+                " it out"
             )
-        inside = [i for i in range(len(kept)) if within is None or n / within <= kept.n[i] <= n * within]
+        inside = [
+            i for i in range(len(kept)) if within is None or n / within <= kept.n[i] <= n * within
+        ]
         if len(inside) == len(kept):
             break
         kept = kept.take(inside)
@@ -158,12 +194,16 @@ def _check_sweep(kept: Runs, budget: str, within: Optional[float]) -> None:
     sizes = len(np.unique(kept.n))
     rest = f" within a factor of {within:g} of the minimum" if within is not None else ""
     if sizes < LEAST_SIZES:
-        raise UserError(f"{budget}: {sizes} size{'s' * (sizes != 1)}{rest}; a parabola needs at least {LEAST_SIZES}: add sizes")
+        raise UserError(
+            f"{budget}: {sizes} size{'s' * (sizes != 1)}{rest}; a parabola needs at least"
+            f" {LEAST_SIZES}: add sizes"
+        )
     spread = float(kept.n.max() / kept.n.min())
     if spread < LEAST_SPREAD and within is None:
         raise UserError(
-            f"{budget}: N spreads over a factor of {spread:.2f} only ({kept.n.min():.4g} to {kept.n.max():.4g}), so noise decides where "
-            f"the minimum is; at least {LEAST_SPREAD:g} is needed: add smaller and larger models"
+            f"{budget}: N spreads over a factor of {spread:.2f} only ({kept.n.min():.4g} to"
+            f" {kept.n.max():.4g}), so noise decides where the minimum is; at least"
+            f" {LEAST_SPREAD:g} is needed: add smaller and larger models"
         )
 
 
@@ -183,9 +223,11 @@ def _line_interval(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> tuple[Floats, int]:
-    """Lines of redrawn losses: the sizes of a sweep were chosen and stay, the residuals of all budgets are pooled and drawn again.
+    """Lines of redrawn losses: the sizes of a sweep were chosen and stay, the residuals of all
+    budgets are pooled and drawn again.
 
-    Residuals of a least-squares fit are too small by sqrt((runs - parameters) / runs), which is put back.
+    Residuals of a least-squares fit are too small by sqrt((runs - parameters) / runs), which is put
+    back.
     """
     total = sum(len(m.runs) for m in minima)
     free = total - 3 * len(minima)
@@ -205,7 +247,11 @@ def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> 
             log_n[:, k] = middle - p1 / (2 * p2)
         good &= (p2 > 0) & (log_n[:, k] > x[0]) & (log_n[:, k] < x[-1])
         log_d[:, k] = np.interp(log_n[:, k], x, np.log(m.runs.d))
-    slopes = [np.polynomial.polynomial.polyfit(log_c, y[good].T, 1).T for y in (log_n, log_d)] if good.any() else [np.empty((0, 2))] * 2
+    slopes = (
+        [np.polynomial.polynomial.polyfit(log_c, y[good].T, 1).T for y in (log_n, log_d)]
+        if good.any()
+        else [np.empty((0, 2))] * 2
+    )
     return np.concatenate(slopes, axis=1), int((~good).sum())
 
 
@@ -216,18 +262,21 @@ def _warnings(minima: Sequence[Minimum], within: Optional[float]) -> tuple[str, 
         reach = f"{m.c:.3g} FLOPs (×{below:.1f} below the minimum, ×{above:.1f} above)"
         if min(np.log(below), np.log(above)) < ONE_SIDED * np.log(below * above):
             found.append(
-                f"one-sided sweep at {reach}: its minimum hangs on few runs; add {'smaller' if below < above else 'larger'} models"
+                f"one-sided sweep at {reach}: its minimum hangs on few runs; add"
+                f" {'smaller' if below < above else 'larger'} models"
             )
         if max(below, above) > WIDE and within is None:
             wide.append(reach)
     if wide:
         found.append(
-            f"wide sweep{'s' * (len(wide) > 1)} at {', '.join(wide)}: a parabola is a local truth and biases the minimum (−2.9 % in D* at "
-            f"1e24 FLOPs for ×8 either side); compare with --within {WIDE:g}"
+            f"wide sweep{'s' * (len(wide) > 1)} at {', '.join(wide)}: a parabola is a local truth"
+            " and biases the minimum (−2.9 % in D* at 1e24 FLOPs for ×8 either side); compare with"
+            f" --within {WIDE:g}"
         )
     exact = [f"{m.c:.3g}" for m in minima if len(m.runs) == LEAST_SIZES]
     if exact:
         found.append(
-            f"{LEAST_SIZES} runs at {', '.join(exact)} FLOPs: a parabola goes through all of them and says nothing about their noise"
+            f"{LEAST_SIZES} runs at {', '.join(exact)} FLOPs: a parabola goes through all of them"
+            " and says nothing about their noise"
         )
     return tuple(found)

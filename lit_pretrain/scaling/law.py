@@ -1,10 +1,12 @@
-"""Law: loss as a function of parameters N and tokens D, with its gradient, its compute-optimal split and what a fit needs of it.
+"""Law: loss as a function of parameters N and tokens D, with its gradient, its compute-optimal
+split and what a fit needs of it.
 
 Four forms, each of N parameters, D training tokens and, where data is repeated, U unique tokens:
 
 - chinchilla: L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3)
 - tied: the same with beta = alpha
-- data: the same in effective parameters N' and tokens D', which saturate (Muennighoff et al. 2023, eq. 5 and 6)
+- data: the same in effective parameters N' and tokens D', which saturate (Muennighoff et al. 2023,
+  eq. 5 and 6)
 - kaplan: L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D (Kaplan et al. 2020, eq. 1.5)
 
 A fit works on coordinates in which all forms are tame: logarithms of scales, exponents as they are.
@@ -25,7 +27,9 @@ Form = Literal["chinchilla", "tied", "data", "kaplan"]
 Floats = NDArray[np.float64]
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
-"""C = 6 N D: forward and backward of one weight for one token, attention scores not counted (Kaplan et al. 2020, section 2.1)."""
+"""C = 6 N D: forward and backward of one weight for one token, attention scores not counted
+(Kaplan et al. 2020, section 2.1).
+"""
 PARAMETERS: dict[Form, tuple[str, ...]] = {
     "chinchilla": ("E", "A", "B", "alpha", "beta"),
     "tied": ("E", "A", "B", "alpha"),
@@ -36,7 +40,7 @@ PARAMETERS: dict[Form, tuple[str, ...]] = {
 EXPONENTS = frozenset({"alpha", "beta", "alpha_N", "alpha_D"})
 
 
-class Split(NamedTuple):
+class ComputeSplit(NamedTuple):
     """How a compute budget is spent best: C = 6 n d."""
 
     n: float
@@ -61,7 +65,10 @@ class Law:
     def __post_init__(self) -> None:
         missing = [name for name in PARAMETERS[self.form] if name not in self.params]
         if missing:
-            raise UserError(f"a {self.form} law needs {', '.join(PARAMETERS[self.form])}; missing: {', '.join(missing)}")
+            raise UserError(
+                f"a {self.form} law needs {', '.join(PARAMETERS[self.form])}; missing:"
+                f" {', '.join(missing)}"
+            )
 
     def loss(self, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None) -> Floats:
         """Loss, in the unit that the law was fitted in.
@@ -73,8 +80,12 @@ class Law:
         """
         return np.exp(log_loss(self.form, coordinates(self), n, d, unique))
 
-    def gradient(self, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None) -> tuple[Floats, Floats]:
-        """(dL/dN, dL/dD) at fixed unique tokens; with `unique=None` every new token is a new one."""
+    def gradient(
+        self, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+    ) -> tuple[Floats, Floats]:
+        """(dL/dN, dL/dD) at fixed unique tokens; with `unique=None` every new token is a new
+        one.
+        """
         n, d = np.asarray(n, float), np.asarray(d, float)
         p = self.params
         if self.form == "kaplan":
@@ -85,8 +96,12 @@ class Law:
         if self.form != "data":
             return -alpha * p["A"] * n ** (-alpha - 1), -beta * p["B"] * d ** (-beta - 1)
         e = _effective(coordinates(self), n, d, unique)
-        n_slope, d_slope = -alpha * p["A"] * e.n ** (-alpha - 1), -beta * p["B"] * e.d ** (-beta - 1)
-        # While all tokens are new, more of them also raise the number of parameters that they can feed.
+        n_slope, d_slope = (
+            -alpha * p["A"] * e.n ** (-alpha - 1),
+            -beta * p["B"] * e.d ** (-beta - 1),
+        )
+        # While all tokens are new, more of them also raise the number of parameters that they can
+        # feed.
         fed = np.where(e.fresh, e.n_by_log_useful * (beta / alpha) / d, 0.0)
         return n_slope * e.n_by_n, d_slope * e.d_by_d + n_slope * fed
 
@@ -101,7 +116,7 @@ class Law:
             a = beta / (p["alpha"] + beta)
         return Exponents(a, 1 - a)
 
-    def optimum(self, c: float, unique: Optional[float] = None) -> Split:
+    def optimum(self, c: float, unique: Optional[float] = None) -> ComputeSplit:
         """The split of C FLOPs into N* and D* with the lowest loss, C = 6 N D.
 
         Args:
@@ -112,16 +127,20 @@ class Law:
         if self.form == "kaplan":
             r = p["alpha_N"] / p["alpha_D"]
             n = (r * p["N_c"] ** r * nd / p["D_c"]) ** (1 / (1 + r))
-            return Split(float(n), float(nd / n))
+            return ComputeSplit(float(n), float(nd / n))
         beta = p["alpha" if self.form == "tied" else "beta"]
-        g = (p["alpha"] * p["A"] / (beta * p["B"])) ** (1 / (p["alpha"] + beta))  # Hoffmann et al. eq. 4
+        g = (p["alpha"] * p["A"] / (beta * p["B"])) ** (
+            1 / (p["alpha"] + beta)
+        )  # Hoffmann et al. eq. 4
         n = g * nd**self.exponents.a
         if self.form == "data" and unique is not None and nd / n > unique:
             n = self._lowest(nd, unique, n)
-        return Split(float(n), float(nd / n))
+        return ComputeSplit(float(n), float(nd / n))
 
     def _lowest(self, nd: float, unique: float, start: float) -> float:
-        """With repeated data there is no closed form: a grid over ln N, refined around its lowest point."""
+        """With repeated data there is no closed form: a grid over ln N, refined around its
+        lowest point.
+        """
         low, high = np.log(start) - 15, np.log(start) + 15
         for _ in range(8):
             grid = np.linspace(low, high, 201)
@@ -132,38 +151,57 @@ class Law:
 
 def coordinates(law: Law) -> Floats:
     """What a fit moves: logarithms of scales, exponents as they are."""
-    return np.array([law.params[name] if name in EXPONENTS else np.log(law.params[name]) for name in PARAMETERS[law.form]])
+    return np.array(
+        [
+            law.params[name] if name in EXPONENTS else np.log(law.params[name])
+            for name in PARAMETERS[law.form]
+        ]
+    )
 
 
 def from_coordinates(form: Form, theta: Floats) -> Law:
     """The inverse of `coordinates`."""
-    params = {name: float(x if name in EXPONENTS else np.exp(x)) for name, x in zip(PARAMETERS[form], theta, strict=True)}
+    params = {
+        name: float(x if name in EXPONENTS else np.exp(x))
+        for name, x in zip(PARAMETERS[form], theta, strict=True)
+    }
     if form == "tied":
         params["beta"] = params["alpha"]
     return Law(form, params)
 
 
-def log_loss(form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None) -> Floats:
+def log_loss(
+    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+) -> Floats:
     """Ln L at coordinates theta."""
     return _log_loss_parts(form, theta, np.asarray(n, float), np.asarray(d, float), unique)[0]
 
 
-def jacobian(form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None) -> Floats:
+def jacobian(
+    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+) -> Floats:
     """Derivatives of ln L by the coordinates, runs × parameters."""
     n, d = np.asarray(n, float), np.asarray(d, float)
     if form == "kaplan":
         p, _, alpha_n, alpha_d = theta
         value, terms, (w_n, w_d) = _log_loss_parts(form, theta, n, d, unique)
-        return np.stack([alpha_n * w_n, alpha_d * w_d, w_n * (p - np.log(n)), value / alpha_d - w_n * terms[0]], axis=-1)
+        return np.stack(
+            [alpha_n * w_n, alpha_d * w_d, w_n * (p - np.log(n)), value / alpha_d - w_n * terms[0]],
+            axis=-1,
+        )
     w_e, w_n, w_d = _log_loss_parts(form, theta, n, d, unique)[2]
     if form == "data":
         e = _effective(theta, n, d, unique)
         alpha, beta = theta[3], theta[4]
-        pull = -alpha * w_n / e.n * e.n_by_log_useful  # of ln L by the logarithm of the parameters that the data can feed
+        pull = (
+            -alpha * w_n / e.n * e.n_by_log_useful
+        )  # of ln L by the logarithm of the parameters that the data can feed
         by_a = w_n + pull / alpha
         by_b = w_d - pull / alpha
         ratio = (np.log(alpha) - np.log(beta) + theta[1] - theta[2]) / alpha
-        by_alpha = -w_n * np.log(e.n) + pull * (1 / alpha - beta / alpha * e.log_unique - ratio) / alpha
+        by_alpha = (
+            -w_n * np.log(e.n) + pull * (1 / alpha - beta / alpha * e.log_unique - ratio) / alpha
+        )
         by_beta = -w_d * np.log(e.d) + pull * (e.log_unique / alpha - 1 / (alpha * beta))
         by_rd, by_rn = -beta * w_d / e.d * e.d_by_log_rd, -alpha * w_n / e.n * e.n_by_log_rn
         return np.stack([w_e, by_a, by_b, by_alpha, by_beta, by_rd, by_rn], axis=-1)
@@ -211,7 +249,9 @@ class _Effective(NamedTuple):
 
 
 def _effective(theta: Floats, n: Floats, d: Floats, unique: Optional[ArrayLike]) -> _Effective:
-    """N' and D' (Muennighoff et al. eq. 5): repeated tokens, and parameters beyond what the unique data feeds best, decay in worth."""
+    """N' and D' (Muennighoff et al. eq. 5): repeated tokens, and parameters beyond what the
+    unique data feeds best, decay in worth.
+    """
     _, a, b, alpha, beta = theta[:5]
     r_d, r_n = np.exp(theta[5]), np.exp(theta[6])
     u = d if unique is None else np.minimum(d, np.asarray(unique, float))

@@ -1,9 +1,12 @@
-"""Memory: the peak of one device by phase of a step, counted from the shape, the batch and how the run is laid out.
+"""Memory: the peak of one device by phase of a step, counted from the shape, the batch and how the
+run is laid out.
 
-Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads, f feed-forward, V vocabulary, n layers,
-w devices over which state is sharded. The peak is the largest of three phases: the loss (all activations and the head's), the backward pass
-of a block (activations go, gradients come), and the update. Which one wins depends on the shape, so all three are counted; and a fourth
-where the network answers prompts before it learns: keys and values of the answers.
+Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads,
+f feed-forward, V vocabulary, n layers, w devices over which state is sharded. The peak is the
+largest of three phases: the loss (all activations and the head's), the backward pass of a block
+(activations go, gradients come), and the update. Which one wins depends on the shape, so all three
+are counted; and a fourth where the network answers prompts before it learns: keys and values of the
+answers.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, Optional
 
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
+from lit_pretrain.step_size import largest_divisor
 
 Sharding = Literal["none", "ddp", "fsdp"]
-# As in lit_pretrain.objective.linear_cross_entropy, which a test compares: it holds torch, and a plan does not load that.
+# As in lit_pretrain.objective.linear_cross_entropy, which a test compares: it holds torch, and a
+# plan does not load that.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
@@ -26,7 +31,9 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 @dataclass(frozen=True)
 class Answering:
-    """How many prompts the network itself answers at once, and how long they are; the defaults of `sample_completions` otherwise."""
+    """How many prompts the network itself answers at once, and how long they are; the defaults
+    of `sample_completions` otherwise.
+    """
 
     rows: int
     """Answers."""
@@ -40,7 +47,9 @@ class Answering:
     def fewer(self, rows: int) -> Answering:
         """The same with so many answers at once: those of a prompt stand together."""
         group = self.rows / self.prompts
-        return dataclasses.replace(self, rows=rows, prompts=min(self.prompts, rows, math.ceil((rows - 1) / group) + 1))
+        return dataclasses.replace(
+            self, rows=rows, prompts=min(self.prompts, rows, math.ceil((rows - 1) / group) + 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,26 @@ class Layout:
     """Rows of data in an optimizer step over all devices; None where the step is not known."""
     devices: int = 1
     sharding: Sharding = "none"
-    """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks gathered one by one, the root kept)."""
+    """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks
+    gathered one by one, the root kept).
+    """
     precision: str = "bf16-mixed"
-    """bf16-mixed: fp32 weights and moments, bf16 products under autocast. bf16-true: bf16 throughout. 32-true: fp32 throughout.
-    bf16-policy: fp32 state, gathered and computed in bf16 (FSDP2's MixedPrecisionPolicy, as torchtitan trains)."""
+    """bf16-mixed: fp32 weights and moments, bf16 products under autocast. bf16-true: bf16
+    throughout. 32-true: fp32 throughout. bf16-policy: fp32 state, gathered and computed in bf16
+    (FSDP2's MixedPrecisionPolicy, as torchtitan trains).
+    """
     compiled: bool = True
-    """Compiled, norms are one kernel and casts are shared; uncompiled, every product casts its own input."""
+    """Compiled, norms are one kernel and casts are shared; uncompiled, every product casts its
+    own input.
+    """
     fused_norm: bool = True
-    """Uncompiled norms on CUDA are one kernel; on a CPU they are composed of others and keep fp32 intermediates."""
+    """Uncompiled norms on CUDA are one kernel; on a CPU they are composed of others and keep
+    fp32 intermediates.
+    """
     head: Literal["chunked", "plain"] = "chunked"
-    """chunked: gradients of the head are made chunk by chunk in the forward pass. plain: logits of all tokens, in fp32 three times."""
+    """chunked: gradients of the head are made chunk by chunk in the forward pass. plain: logits
+    of all tokens, in fp32 three times.
+    """
     checkpointing: bool = False
     """Keep the input of every block and compute the rest again."""
     muon: bool = False
@@ -175,7 +194,8 @@ def states(config: ModelConfig, layout: Layout) -> States:
     added = layout.added * 4
     gradients = trained * size / w + added
     return States(
-        parameters=((counts.total - layout.quantized) * size + layout.quantized * NF4_BYTES) / w + added,
+        parameters=((counts.total - layout.quantized) * size + layout.quantized * NF4_BYTES) / w
+        + added,
         gradients=gradients,
         moments=moments / w + 2 * added if layout.moments else 0.0,
         buckets=gradients if layout.sharding == "ddp" else 0.0,
@@ -188,11 +208,19 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     t, d, f = layout.tokens, config.width, config.ffn_size
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
     c, r = layout.compute_bytes, layout.residual_bytes
-    per_linear = r != c and not layout.compiled  # autocast remembers casts of weights, not of activations
+    per_linear = (
+        r != c and not layout.compiled
+    )  # autocast remembers casts of weights, not of activations
     inputs = (5 if config.gated else 4) if per_linear else 2
-    kept: float = 2 * r * t * d + inputs * c * t * d  # residual at both norms, and what the projections read
-    kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head  # queries, keys, values, heads, and the scores' log-sum-exp
-    kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)  # a compiler computes the activation again from its input
+    kept: float = (
+        2 * r * t * d + inputs * c * t * d
+    )  # residual at both norms, and what the projections read
+    kept += (
+        c * t * (2 * q + 2 * k) + 4 * t * config.n_head
+    )  # queries, keys, values, heads, and the scores' log-sum-exp
+    kept += (
+        c * t * f * ((4 if config.gated else 3) - layout.compiled)
+    )  # a compiler computes the activation again from its input
     kept += 2 * _norm_extra(config, layout)
     if config.qk_norm:
         kept += c * t * (q + k)
@@ -203,7 +231,9 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
-    if r != c:  # autocast's copies of the weights are saved for the backward pass, compiled or not; those of four bits are made again
+    if (
+        r != c
+    ):  # autocast's copies of the weights are saved for the backward pass, compiled or not; those of four bits are made again
         kept += c * max(0.0, _block_parameters(config) - layout.quantized / config.n_layer)
     return float(kept)
 
@@ -213,7 +243,8 @@ def _norm_extra(config: ModelConfig, layout: Layout) -> float:
     if layout.compiled or layout.fused_norm:
         return 0.0
     td = layout.tokens * config.width
-    # In half precision the input in fp32 (4) and the normalised value before its gain (2); in fp32 the normalised value.
+    # In half precision the input in fp32 (4) and the normalised value before its gain (2); in fp32
+    # the normalised value.
     return float(6 * td if layout.residual_bytes == 2 else 4 * td)
 
 
@@ -222,10 +253,12 @@ def _block_parameters(config: ModelConfig) -> float:
 
 
 def peak(config: ModelConfig, layout: Layout) -> Peak:
-    """Peak of each phase on one device, without what the driver, communication and fragmentation take.
+    """Peak of each phase on one device, without what the driver, communication and fragmentation
+    take.
 
-    The backward pass is followed block by block: block i runs while the activations of blocks 1 to i are there, the gradients of those
-    above are done, the one before is being reduced and the next one is being gathered.
+    The backward pass is followed block by block: block i runs while the activations of blocks 1 to
+    i are there, the gradients of those above are done, the one before is being reduced and the next
+    one is being gathered.
     """
     s = states(config, layout)
     t, d, f, n = layout.tokens, config.width, config.ffn_size, config.n_layer
@@ -236,36 +269,78 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     root_parameters = count_parameters(config).total - n * _block_parameters(config)
     root = root_parameters * g if sharded else 0.0
     held = s.parameters + s.moments + s.buckets + s.reference
-    loss = held + (s.gradients if layout.accumulates else 0.0) + root + activations + _head(config, layout)
+    loss = (
+        held
+        + (s.gradients if layout.accumulates else 0.0)
+        + root
+        + activations
+        + _head(config, layout)
+    )
 
     block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
-    head_gradient = config.vocab_size * d * g * layout.trainable  # not reduced before the embedding's, which is the last
+    head_gradient = (
+        config.vocab_size * d * g * layout.trainable
+    )  # not reduced before the embedding's, which is the last
     # upstream, two wide ones, a weight's gradient or a weight that is no longer in four bits
     within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0 or layout.quantized > 0)
     backward = 0.0
     for i in range(n, 0, -1):
-        kept = i * (boundary if layout.checkpointing else block) + (block if layout.checkpointing else 0.0)
-        done = s.gradients if layout.accumulates else (n - i) * block_gradient / w + (0.0 if sharded else head_gradient)
+        kept = i * (boundary if layout.checkpointing else block) + (
+            block if layout.checkpointing else 0.0
+        )
+        done = (
+            s.gradients
+            if layout.accumulates
+            else (n - i) * block_gradient / w + (0.0 if sharded else head_gradient)
+        )
         gathered = 0.0
         if sharded:
             blocks = _block_parameters(config) * g
-            gathered = blocks * (2 if i > 1 else 1) + head_gradient + (block_gradient if i < n else 0.0)
+            gathered = (
+                blocks * (2 if i > 1 else 1) + head_gradient + (block_gradient if i < n else 0.0)
+            )
         backward = max(backward, held + done + root + kept + gathered + within)
-    return Peak(s, activations, loss, backward, sum(s), held + _answers(config, layout) if layout.answering else 0.0)
+    return Peak(
+        s,
+        activations,
+        loss,
+        backward,
+        sum(s),
+        held + _answers(config, layout) if layout.answering else 0.0,
+    )
 
 
 def _answers(config: ModelConfig, layout: Layout) -> float:
-    """Bytes of answering prompts: keys and values, a block while it reads them, the distributions of what follows."""
+    """Bytes of answering prompts: keys and values, a block while it reads them, the
+    distributions of what follows.
+    """
     a = layout.answering
     assert a is not None
-    t, d, f, c, r = a.prompts * a.prompt_tokens, config.width, config.ffn_size, layout.compute_bytes, layout.residual_bytes
-    # On a CPU keys and values are kept in fp32. A quarter more: rows that have ended are dropped once they are half of all, and then keys
-    # are copied, and values after them. Those of a prompt are there once more while they are copied for each of its answers.
-    slot = 2 * config.n_layer * config.kv_heads * config.head_size * (4 if layout.device == "cpu" else c)
+    t, d, f, c, r = (
+        a.prompts * a.prompt_tokens,
+        config.width,
+        config.ffn_size,
+        layout.compute_bytes,
+        layout.residual_bytes,
+    )
+    # On a CPU keys and values are kept in fp32. A quarter more: rows that have ended are dropped
+    # once they are half of all, and then keys are copied, and values after them. Those of a prompt
+    # are there once more while they are copied for each of its answers.
+    slot = (
+        2
+        * config.n_layer
+        * config.kv_heads
+        * config.head_size
+        * (4 if layout.device == "cpu" else c)
+    )
     slots = a.rows * (a.prompt_tokens + a.new_tokens)
-    cache = max(1.25 * slots, slots + (a.prompts * a.prompt_tokens if a.prompts < a.rows else 0)) * slot
+    cache = (
+        max(1.25 * slots, slots + (a.prompts * a.prompt_tokens if a.prompts < a.rows else 0)) * slot
+    )
     block = 2 * r * t * d + c * t * (d + 3 * f)
-    distributions = a.rows * config.vocab_size * (c + 4 * 4)  # logits, in fp32, probabilities, cumulated, log-probabilities
+    distributions = (
+        a.rows * config.vocab_size * (c + 4 * 4)
+    )  # logits, in fp32, probabilities, cumulated, log-probabilities
     # Under autocast the weights are cast once for all tokens.
     casts = c * max(0.0, count_parameters(config).matmul - layout.quantized) if r != c else 0.0
     return cache + casts + max(block, distributions)
@@ -285,13 +360,85 @@ def _head(config: ModelConfig, layout: Layout) -> float:
     buffers = chunk * v * c + tile * v * 4 * (1 if c == 4 else 2)
     if layout.trainable == 0:  # a frozen head has no gradient; the weight cast
         return float(hidden + c * t * d + buffers + (v * d * c if r != c else 0))
-    weight = v * d * (4 + (2 * c if r != c or c != 4 else 0))  # the gradient in fp32; the weight cast, and a product to be added
+    weight = (
+        v * d * (4 + (2 * c if r != c or c != 4 else 0))
+    )  # the gradient in fp32; the weight cast, and a product to be added
     # then, as the backward pass begins: the gradient once more, scaled, while the buffers are gone
     return float(hidden + c * t * d + max(buffers + weight, v * d * 8))
 
 
-def chunk_tokens(tokens: int, vocabulary: int, itemsize: int, device: Literal["cpu", "cuda"]) -> int:
+def chunk_tokens(
+    tokens: int, vocabulary: int, itemsize: int, device: Literal["cpu", "cuda"]
+) -> int:
     """Tokens whose logits the chunked head makes at once."""
     least, most = CHUNK_TOKENS[device]
     chunks = -(-tokens // min(most, max(least, CHUNK_BYTES[device] // (itemsize * vocabulary))))
     return max(1, -(-tokens // max(1, chunks)))
+
+
+# Remedies: the changes to a run after which its planned peak fits into the memory of a device.
+
+
+def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
+    """What would make a run fit into `limit` bytes, the least change first; empty if nothing
+    here does.
+    """
+
+    def fits(**changes: Any) -> bool:
+        return peak(config, dataclasses.replace(layout, **changes)).bytes <= limit
+
+    found = []
+    if layout.answering is not None:
+        rows = [
+            r
+            for r in _powers_below(layout.answering.rows)
+            if fits(answering=layout.answering.fewer(r))
+        ]
+        if rows:
+            engine = (
+                f"{{class_path: lit_pretrain.rollout.BuiltIn, init_args: {{rows: {rows[-1]}}}}}"
+            )
+            found.append(f"fewer answers at once (--model.rollout.engine '{engine}')")
+    if not layout.checkpointing and fits(checkpointing=True):
+        found.append(
+            "activation checkpointing (--model.activation_checkpointing true; about a third more"
+            " FLOPs)"
+        )
+    for checkpointing in sorted({layout.checkpointing, True}):
+        extra = (
+            " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
+        )
+        smaller = _powers_below(layout.rows // layout.group)
+        # the tokens of a step stay, so there are several micro-batches then
+        rows = [
+            r
+            for r in smaller
+            if fits(rows=r * layout.group, checkpointing=checkpointing, accumulates=True)
+        ]
+        if rows and (checkpointing == layout.checkpointing or not found):
+            found.append(f"--data.micro_batch_size {rows[-1]}{extra}")
+    if layout.answering is not None or layout.quantized:
+        return found  # they are refused by FSDP
+    for checkpointing in sorted({layout.checkpointing, True}):
+        extra = (
+            " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
+        )
+        counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
+        if layout.step_rows is not None:
+            counts = [n for n in counts if layout.step_rows % n == 0]
+        spread = {"sharding": "fsdp", "checkpointing": checkpointing}
+        wide = [n for n in counts if fits(devices=n, rows=_rows_on(layout, n), **spread)]
+        if wide:
+            found.append(f"FSDP (--trainer.strategy fsdp) over at least {wide[0]} devices{extra}")
+            break
+    return found
+
+
+def _rows_on(layout: Layout, devices: int) -> int:
+    if layout.step_rows is None:
+        return layout.rows
+    return layout.group * largest_divisor(layout.step_rows // devices, layout.rows // layout.group)
+
+
+def _powers_below(number: int) -> list[int]:
+    return [2**i for i in range(20) if 2**i < number]

@@ -1,29 +1,82 @@
-"""Plan: everything that is known about a run before it, from one question to one answer of plain values."""
+"""Plan: everything that is known about a run before it, from one question to one answer of
+plain values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling import memory
-from lit_pretrain.scaling.flops import flops_per_token
-from lit_pretrain.scaling.hardware import Device, Utilization
-from lit_pretrain.scaling.inference import lifetime_optimum
+from lit_pretrain.scaling.flops import StageCost, StageName, flops_per_token, stage_cost
+from lit_pretrain.scaling.hardware import Device, Utilization, beside, room
 from lit_pretrain.scaling.law import Floats, coordinates, log_loss
-from lit_pretrain.scaling.own_law import find_law
-from lit_pretrain.scaling.planner import DAY, Budget, Rate, solve
-from lit_pretrain.scaling.process import beside, room
-from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, law
-from lit_pretrain.scaling.recommendation import recommendations
-from lit_pretrain.scaling.remedies import remedies
-from lit_pretrain.scaling.stages import Stage, StageCost, stage_cost
+from lit_pretrain.scaling.memory import remedies
+from lit_pretrain.scaling.planner import DAY, Budget, Rate, lifetime_optimum, solve
+from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, find_law, published_law
 from lit_pretrain.step_size import StepSize, counted
 
-DRAWS = 1000
+# Recommendations: batch and learning rate by published rules. They disagree by factors: shown as a
+# range, each rule by its name.
+
+
+class Recommendation(NamedTuple):
+    """What one rule says."""
+
+    name: str
+    batch_tokens: float
+    """Tokens of an optimizer step."""
+    lr: Optional[float]
+    """Peak learning rate of AdamW; None where the rule has none."""
+    formula: str
+    source: str
+
+
+def recommendations(n: float, d: float, loss: Optional[float] = None) -> list[Recommendation]:
+    """All rules for one run.
+
+    Args:
+        n: Parameters.
+        d: Training tokens.
+        loss: Predicted final loss in nats per token, for the critical batch.
+    """
+    c = 6.0 * n * d
+    scale = n / 108e6
+    rules = [
+        Recommendation(
+            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
+            "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
+            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1",
+        ),
+        Recommendation(
+            "Step Law", 0.58 * d**0.571, 1.79 * n**-0.713 * d**0.307,
+            "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
+            "Li et al. 2025, Predictable Scale part I; fitted up to 1 B parameters and 100 B tokens",
+        ),
+        Recommendation(
+            "OLMo ladder", 2048 * 160 * scale ** (2 / 3), 0.0047 * scale ** (-1 / 3) / 2,
+            "B = 2048 · 160 (N / 108e6)^(2/3), lr = 0.0047 (N / 108e6)^(-1/3) / 2",
+            "OLMo's model ladder; after Porian et al. 2024",
+        ),
+    ]  # fmt: skip
+    if loss is not None:
+        rules.append(
+            Recommendation(
+                "critical batch",
+                2e8 / loss ** (1 / 0.21),
+                None,
+                "B = 2e8 / L^(1/0.21)",
+                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
+            )
+        )
+    return rules
+
+
+PLAN_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,12 +90,14 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is made for. Exactly one of tokens, FLOPs, dollars and seconds, or a length and seconds."""
+    """What a plan is made for. Exactly one of tokens, FLOPs, dollars and seconds, or a length
+    and seconds.
+    """
 
     net: ModelConfig
     layout: memory.Layout
     devices: Optional[int]
-    stage: Stage = "pretrain"
+    stage: StageName = "pretrain"
     lora_rank: int = 16
     step_tokens: Optional[int] = None
     """Tokens of an optimizer step."""
@@ -74,17 +129,33 @@ def make_plan(question: Question) -> dict[str, Any]:
     counts, per_token = count_parameters(q.net), flops_per_token(q.net, q.layout.seq_len)
     cost = stage_cost(q.net, q.layout.seq_len, q.stage, q.lora_rank)
     budget = solve(
-        flops_per_token=cost.flops_per_token, rate=Rate(_rate(q, cost), q.goodput), devices=q.devices, price=q.price,
+        flops_per_token=cost.flops_per_token, rate=Rate(_rate(q, cost), q.goodput),
+        devices=q.devices, price=q.price,
         tokens=q.tokens, flops=q.flops, dollars=q.dollars, seconds=q.seconds,
         step_rows=q.layout.step_rows,
     )  # fmt: skip
     spread = q.devices is None and budget.devices != q.layout.devices
     layout, noted = _spread(q, budget.devices) if spread else (q.layout, ())
-    prediction = _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None  # laws are of networks trained from nothing on text
+    prediction = (
+        _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None
+    )  # laws are of networks trained from nothing on text
     return {
-        "parameters": {"total": counts.total, "matmul": counts.matmul, "non_embedding": counts.non_embedding},
-        "stage": {"name": q.stage, "flops_per_token": cost.flops_per_token, "trained_parameters": _trained(counts, cost), "why": cost.why},
-        "flops_per_token": {"six_n": per_token.six_n, "exact": per_token.training, "causal": per_token.causal},
+        "parameters": {
+            "total": counts.total,
+            "matmul": counts.matmul,
+            "non_embedding": counts.non_embedding,
+        },
+        "stage": {
+            "name": q.stage,
+            "flops_per_token": cost.flops_per_token,
+            "trained_parameters": _trained(counts, cost),
+            "why": cost.why,
+        },
+        "flops_per_token": {
+            "six_n": per_token.six_n,
+            "exact": per_token.training,
+            "causal": per_token.causal,
+        },
         "solved_for": budget.solved,
         "length": _length(q, budget, counts),
         "time": _time(q, budget, cost),
@@ -157,9 +228,11 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
     fits = None if q.limit is None else peak.bytes + overhead <= q.limit
     return {
         "layout": {
-            "sharding": layout.sharding, "devices": layout.devices, "rows": layout.rows, "seq_len": layout.seq_len,
+            "sharding": layout.sharding, "devices": layout.devices, "rows": layout.rows,
+            "seq_len": layout.seq_len,
             "micro_batches": layout.micro_batches,
-            "precision": layout.precision, "activation_checkpointing": layout.checkpointing, "head": layout.head,
+            "precision": layout.precision, "activation_checkpointing": layout.checkpointing,
+            "head": layout.head,
             "compiled": layout.compiled,
         },
         "states": peak.states._asdict(),
@@ -182,7 +255,8 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
     best = found.optimum(flops, unique if found.form == "data" else None)
     drawn = _drawn(found)
     answer: dict[str, Any] = {
-        "law": found.name, "citation": found.citation, "unit": found.unit, "note": found.note, "params": dict(found.params),
+        "law": found.name, "citation": found.citation, "unit": found.unit, "note": found.note,
+        "params": dict(found.params),
         "form": found.form, "counts": found.counts, "n": n,
         "here": _at(found, drawn, n, tokens, unique),
         "optimum": {"n": best.n, "d": best.d, **_at(found, drawn, best.n, best.d, unique)},
@@ -192,22 +266,42 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
     }  # fmt: skip
     if drawn is not None and found.form in ("chinchilla", "tied"):
         low, high = _middle(_optima(drawn, flops))
-        answer["optimum"]["n_ci95"], answer["optimum"]["d_ci95"] = [low, high], [flops / 6 / high, flops / 6 / low]
+        answer["optimum"]["n_ci95"], answer["optimum"]["d_ci95"] = (
+            [low, high],
+            [flops / 6 / high, flops / 6 / low],
+        )
     if unique is not None:
-        repeated = law("muennighoff")
-        fresh, again = float(repeated.loss(counts.total, tokens)), float(repeated.loss(counts.total, tokens, unique))
-        answer["repetition"] = {"loss_added": again - fresh, "law": repeated.name, "citation": repeated.citation}
+        repeated = published_law("muennighoff")
+        fresh, again = (
+            float(repeated.loss(counts.total, tokens)),
+            float(repeated.loss(counts.total, tokens, unique)),
+        )
+        answer["repetition"] = {
+            "loss_added": again - fresh,
+            "law": repeated.name,
+            "citation": repeated.citation,
+        }
     if q.inference_tokens is not None and found.form in ("chinchilla", "tied"):
         life = lifetime_optimum(found, n, tokens, q.inference_tokens)
-        answer["lifetime"] = {"inference_tokens": q.inference_tokens, **life._asdict(), "share": life.share}
+        answer["lifetime"] = {
+            "inference_tokens": q.inference_tokens,
+            **life._asdict(),
+            "share": life.share,
+        }
     return answer
 
 
 def _drawn(found: PublishedLaw) -> Optional[Floats]:
-    """Coordinates of the law as resampled runs would give them, coordinates × draws; None where their spread is not known."""
+    """Coordinates of the law as resampled runs would give them, coordinates × draws; None where
+    their spread is not known.
+    """
     if found.log_covariance is None:
         return None
-    drawn: Floats = np.random.default_rng(0).multivariate_normal(coordinates(found), np.asarray(found.log_covariance), size=DRAWS).T
+    drawn: Floats = (
+        np.random.default_rng(0)
+        .multivariate_normal(coordinates(found), np.asarray(found.log_covariance), size=PLAN_DRAWS)
+        .T
+    )
     return drawn
 
 
@@ -220,18 +314,31 @@ def _optima(drawn: Floats, flops: float) -> Floats:
     return optima
 
 
-def _at(found: PublishedLaw, drawn: Optional[Floats], n: float, d: float, unique: Optional[float]) -> dict[str, Any]:
+def _at(
+    found: PublishedLaw, drawn: Optional[Floats], n: float, d: float, unique: Optional[float]
+) -> dict[str, Any]:
     interval = None if drawn is None else _middle(np.exp(log_loss(found.form, drawn, n, d)))
-    return {"loss": float(found.loss(n, d, unique if found.form == "data" else None)), "ci95": interval}
+    return {
+        "loss": float(found.loss(n, d, unique if found.form == "data" else None)),
+        "ci95": interval,
+    }
 
 
 def _middle(values: Floats) -> list[float]:
     return [float(value) for value in np.quantile(values, [0.025, 0.975])]
 
 
-def _recommended(counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]) -> dict[str, Any]:
+def _recommended(
+    counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]
+) -> dict[str, Any]:
     nats = prediction["unit"].startswith("nats")  # which the rule of the critical batch is made of
-    rules = recommendations(counts.total, budget.tokens, prediction["here"]["loss"] if nats else None)
+    rules = recommendations(
+        counts.total, budget.tokens, prediction["here"]["loss"] if nats else None
+    )
     rates = [rule.lr for rule in rules if rule.lr is not None]
     batches = [rule.batch_tokens for rule in rules if rule.lr is not None]
-    return {"lr": [min(rates), max(rates)], "batch_tokens": [min(batches), max(batches)], "rules": [rule._asdict() for rule in rules]}
+    return {
+        "lr": [min(rates), max(rates)],
+        "batch_tokens": [min(batches), max(batches)],
+        "rules": [rule._asdict() for rule in rules],
+    }

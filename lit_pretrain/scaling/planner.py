@@ -4,10 +4,86 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.scaling.law import Law
 from lit_pretrain.step_size import counted, smallest_divisor
+
+# Inference-aware optimum: the size that costs least to train and then to serve, at the loss of a
+# given run.
+
+
+TRAINING = 6.0
+SERVING = 2.0
+"""FLOPs per parameter and token: forward and backward, and forward alone."""
+
+
+class LifetimeOptimum(NamedTuple):
+    """The cheapest model of a quality."""
+
+    n: float
+    d: float
+    """Training tokens that bring it to the loss."""
+    flops: float
+    """Training and serving."""
+    saved: float
+    """FLOPs less than those of the given run."""
+
+    @property
+    def share(self) -> float:
+        """Saved share of what the given run costs in its life."""
+        return self.saved / (self.flops + self.saved)
+
+
+def lifetime_flops(n: float, d: float, served: float) -> float:
+    """6 N D + 2 N D_inference (Sardana et al. 2024, Beyond Chinchilla-Optimal, eq. 2)."""
+    return TRAINING * n * d + SERVING * n * served
+
+
+def lifetime_optimum(law: Law, n: float, d: float, served: float) -> LifetimeOptimum:
+    """Minimise training and serving FLOPs over models that reach the loss of `n` parameters trained
+    on `d` tokens (ibid., eq. 3).
+
+    Args:
+        law: Of the form E + A / N^alpha + B / D^beta.
+        n: Parameters of the given run.
+        d: Its training tokens.
+        served: Tokens that the model will read and write in its life.
+    """
+    if law.form not in ("chinchilla", "tied"):
+        raise UserError(
+            "the inference-aware optimum needs a chinchilla law, this one is of the form"
+            f" {law.form}: choose another --law"
+        )
+    if not served >= 0:
+        raise UserError(f"inference_tokens={served} must not be negative")
+    p = law.params
+    beta = p["alpha" if law.form == "tied" else "beta"]
+    reducible = float(law.loss(n, d)) - p["E"]
+
+    def tokens(log_n: float) -> float:
+        left = reducible - p["A"] / math.exp(log_n) ** p["alpha"]
+        return (p["B"] / left) ** (1 / beta) if left > 0 else math.inf
+
+    # Below n_least no amount of data reaches the loss. The cost has one minimum in ln N: golden
+    # sections find it.
+    low, high = math.log((p["A"] / reducible) ** (1 / p["alpha"])), math.log(n) + 5
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(200):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if lifetime_flops(math.exp(a), tokens(a), served) < lifetime_flops(
+            math.exp(b), tokens(b), served
+        ):
+            high = b
+        else:
+            low = a
+    best = (low + high) / 2
+    flops = lifetime_flops(math.exp(best), tokens(best), served)
+    return LifetimeOptimum(
+        math.exp(best), tokens(best), flops, lifetime_flops(n, d, served) - flops
+    )
+
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -20,7 +96,9 @@ class Rate:
     tokens_per_second: Optional[float]
     """While it trains; None where neither a peak nor a measurement is known."""
     goodput: float = 1.0
-    """Share of the time in which training moves on: not in failures, restarts, checkpoints or evaluations."""
+    """Share of the time in which training moves on: not in failures, restarts, checkpoints or
+    evaluations.
+    """
 
 
 @dataclass(frozen=True)
@@ -53,8 +131,9 @@ def solve(
 ) -> Budget:
     """Complete a budget.
 
-    One of tokens, FLOPs, dollars and seconds gives the others. With a length (tokens or FLOPs) and a time, the number of devices follows
-    where it is not given, and where it is, the goodput that such a run must have had.
+    One of tokens, FLOPs, dollars and seconds gives the others. With a length (tokens or FLOPs) and
+    a time, the number of devices follows where it is not given, and where it is, the goodput that
+    such a run must have had.
 
     Args:
         flops_per_token: Training FLOPs of a token.
@@ -72,7 +151,12 @@ def solve(
     """
     given = {"tokens": tokens, "FLOPs": flops, "dollars": dollars, "time": seconds}
     named = [name for name, value in given.items() if value is not None]
-    for name, value in {**given, "price": price, "devices": devices, "tokens per second": rate.tokens_per_second}.items():
+    for name, value in {
+        **given,
+        "price": price,
+        "devices": devices,
+        "tokens per second": rate.tokens_per_second,
+    }.items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} {value:g} must be positive and finite")
     if not 0 < rate.goodput <= 1:
@@ -85,14 +169,20 @@ def solve(
         or (len(named) == 2 and (length is None or seconds is None))
     ):
         raise UserError(
-            "give one of tokens (max_steps, max_tokens), FLOPs (max_flops), dollars and days or hours, or a length and a time; "
-            f"found {' and '.join(named) or 'none'}"
+            "give one of tokens (max_steps, max_tokens), FLOPs (max_flops), dollars and days or"
+            f" hours, or a length and a time; found {' and '.join(named) or 'none'}"
         )
     per_second, goodput = rate.tokens_per_second, rate.goodput
     if (dollars is not None or seconds is not None) and per_second is None:
-        raise UserError("how fast it trains is not known: name a --device with a known peak, or give --tokens_per_second of one device")
+        raise UserError(
+            "how fast it trains is not known: name a --device with a known peak, or give"
+            " --tokens_per_second of one device"
+        )
     if dollars is not None and price is None:
-        raise UserError("a budget in dollars needs --price, dollars of a device for an hour: none is assumed, they differ too much")
+        raise UserError(
+            "a budget in dollars needs --price, dollars of a device for an hour: none is assumed,"
+            " they differ too much"
+        )
 
     solved = "time and money"
     if length is None:
@@ -122,8 +212,9 @@ def solve(
             solved, goodput = "goodput", busy / (seconds * devices)
             if goodput > 1:
                 raise UserError(
-                    f"{devices} devices need {busy / devices / DAY:,.2f} days without any loss, more than the {seconds / DAY:,.2f} given: "
-                    "take more time, more devices (leave --devices out to have them counted) or fewer tokens"
+                    f"{devices} devices need {busy / devices / DAY:,.2f} days without any loss,"
+                    f" more than the {seconds / DAY:,.2f} given: take more time, more devices"
+                    " (leave --devices out to have them counted) or fewer tokens"
                 )
     devices = devices or 1
     device_hours = None if per_second is None else length / per_second / goodput / HOUR

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Optional
+from pathlib import Path
+from typing import Literal, Optional, cast
+
+import numpy as np
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.law import Law
+from lit_pretrain.scaling.law import Law, coordinates
 
 
 @dataclass(frozen=True)
@@ -23,39 +26,61 @@ class PublishedLaw(Law):
     tokens: tuple[float, float]
     """Fewest and most training tokens among them."""
     largest_compute: float
-    """6 N D of the largest of them; where that is not published, of the largest N and D together."""
+    """6 N D of the largest of them; where that is not published, of the largest N and D
+    together.
+    """
     unit: str
-    """Unit of the loss. Nats per token depend on the tokenizer and the text: compare differences and optima rather than values."""
+    """Unit of the loss. Nats per token depend on the tokenizer and the text: compare
+    differences and optima rather than values.
+    """
     note: str
     log_covariance: Optional[tuple[tuple[float, ...], ...]] = None
-    """Covariance of the coordinates (ln E, ln A, ln B, alpha, beta) over bootstraps of its runs; None where the runs
-    are not public. A normal law with it gives the interval of N* and of extrapolated losses; among the runs it is up to twice too wide."""
+    """Covariance of the coordinates (ln E, ln A, ln B, alpha, beta) over bootstraps of its runs;
+    None where the runs are not public. A normal law with it gives the interval of N* and of
+    extrapolated losses; among the runs it is up to twice too wide.
+    """
 
     def outside(self, n: float, d: float) -> list[str]:
-        """In which ways a run of N parameters and D tokens is none of those that the law was fitted to."""
+        """In which ways a run of N parameters and D tokens is none of those that the law was
+        fitted to.
+        """
         said = []
         for name, value, (low, high) in (("N", n, self.parameters), ("D", d, self.tokens)):
             if value > high:
-                said.append(f"{name} {value / high:,.1f} × above the largest of the law's runs ({high:.3g})")
+                said.append(
+                    f"{name} {value / high:,.1f} × above the largest of the law's runs ({high:.3g})"
+                )
             elif value < low:
-                said.append(f"{name} {low / value:,.1f} × below the smallest of the law's runs ({low:.3g})")
+                said.append(
+                    f"{name} {low / value:,.1f} × below the smallest of the law's runs ({low:.3g})"
+                )
         return said
 
 
 # as read off the figure, in Besiroglu et al.'s table
-_READ_OFF_PARAMETERS, _READ_OFF_TOKENS, _READ_OFF_COMPUTE = (5.7e7, 1.62e10), (2.5e8, 3.2e11), 1.3e22
+_READ_OFF_PARAMETERS, _READ_OFF_TOKENS, _READ_OFF_COMPUTE = (
+    (5.7e7, 1.62e10),
+    (2.5e8, 3.2e11),
+    1.3e22,
+)
 _LAWS = (
     PublishedLaw(
         name="besiroglu",
         form="chinchilla",
         params={"E": 1.817218, "A": 477.826, "B": 2143.417, "alpha": 0.347310, "beta": 0.367172},
-        citation="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt; Huber(1e-3) on 240 runs, optimum recomputed here",
+        citation=(
+            "Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt; Huber(1e-3) on 240"
+            " runs, optimum recomputed here"
+        ),
         counts="total",
         parameters=_READ_OFF_PARAMETERS,
         tokens=_READ_OFF_TOKENS,
         largest_compute=_READ_OFF_COMPUTE,
         unit="nats per token (MassiveText, 32k SentencePiece)",
-        note="The default. Its runs were read off Hoffmann's figure. 18 tokens per parameter at 5.76e23 FLOPs, as in approaches 1 and 2.",
+        note=(
+            "The default. Its runs were read off Hoffmann's figure. 18 tokens per parameter at"
+            " 5.76e23 FLOPs, as in approaches 1 and 2."
+        ),
         log_covariance=(
             (0.000203387496, 0.002024298214, 0.003933765867, 0.000119629893, 0.000191507566),
             (0.002024298214, 0.062436979828, -0.024310934452, 0.003725070601, -0.001227558115),
@@ -68,13 +93,19 @@ _LAWS = (
         name="besiroglu_lad",
         form="chinchilla",
         params={"E": 1.816864, "A": 482.006, "B": 2085.434, "alpha": 0.347813, "beta": 0.365854},
-        citation="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt; the tuple that their notebook prints",
+        citation=(
+            "Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt; the tuple that their"
+            " notebook prints"
+        ),
         counts="total",
         parameters=_READ_OFF_PARAMETERS,
         tokens=_READ_OFF_TOKENS,
         largest_compute=_READ_OFF_COMPUTE,
         unit="nats per token (MassiveText, 32k SentencePiece)",
-        note="Their scale parameter shrinks the Huber threshold to about 5e-9: least absolute deviations, not Huber(1e-3).",
+        note=(
+            "Their scale parameter shrinks the Huber threshold to about 5e-9: least absolute"
+            " deviations, not Huber(1e-3)."
+        ),
         log_covariance=(
             (0.000218964357, 0.002294580529, 0.00396224146, 0.000136115995, 0.000192712589),
             (0.002294580529, 0.070525619246, -0.027726306828, 0.00421161123, -0.00140112569),
@@ -93,26 +124,37 @@ _LAWS = (
             "alpha": 0.33917084,
             "beta": 0.2849083,
         },
-        citation="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, eq. 10 before rounding",
+        citation=(
+            "Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, eq. 10 before"
+            " rounding"
+        ),
         counts="total",
         parameters=(7e7, 1.6e10),
         tokens=(5e9, 5e11),
         largest_compute=_READ_OFF_COMPUTE,
         unit="nats per token (MassiveText, 32k SentencePiece)",
-        note="The optimiser had stopped early: 59 tokens per parameter at 5.76e23 FLOPs (93 with rounded exponents) for their own 20.",
+        note=(
+            "The optimiser had stopped early: 59 tokens per parameter at 5.76e23 FLOPs (93 with"
+            " rounded exponents) for their own 20."
+        ),
     ),
     PublishedLaw(
         name="kaplan",
         form="kaplan",
         params={"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
-        citation="Kaplan et al. 2020, Scaling Laws for Neural Language Models, eq. 1.1, 1.2 and 1.5",
+        citation=(
+            "Kaplan et al. 2020, Scaling Laws for Neural Language Models, eq. 1.1, 1.2 and 1.5"
+        ),
         counts="nonembed",
         parameters=(768.0, 1.5e9),
         tokens=(2.2e7, 2.3e10),
         largest_compute=2.1e20,
         unit="nats per token (WebText2, 50k BPE)",
-        note="For early-stopped training on D tokens. Their N* ~ C^0.73 comes from loss against steps, not from this form (a = 0.56), and "
-        "from a learning rate and head FLOPs that Porian et al. 2024 corrected to about 0.50.",
+        note=(
+            "For early-stopped training on D tokens. Their N* ~ C^0.73 comes from loss against"
+            " steps, not from this form (a = 0.56), and from a learning rate and head FLOPs that"
+            " Porian et al. 2024 corrected to about 0.50."
+        ),
     ),
     PublishedLaw(
         name="muennighoff",
@@ -126,27 +168,68 @@ _LAWS = (
             "R_D": 15.387756,
             "R_N": 5.309743,
         },
-        citation="Muennighoff et al. 2023, Scaling Data-Constrained Language Models, eq. 6, fitted on C4",
+        citation=(
+            "Muennighoff et al. 2023, Scaling Data-Constrained Language Models, eq. 6, fitted on C4"
+        ),
         counts="total",
         parameters=(7e6, 9e9),
         tokens=(1e8, 9e11),
         largest_compute=9.3e21,
         unit="nats per token (C4, GPT-2 BPE)",
-        note="For repeated data: up to about 4 epochs are nearly as good as new text. The published constants are a local optimum of their "
-        "objective; the law is evaluated here as published.",
+        note=(
+            "For repeated data: up to about 4 epochs are nearly as good as new text. The published"
+            " constants are a local optimum of their objective; the law is evaluated here as"
+            " published."
+        ),
     ),
 )
 DEFAULT = "besiroglu"
 
 
-def names() -> tuple[str, ...]:
+def published_names() -> tuple[str, ...]:
     """All names, the default first."""
     return tuple(law.name for law in _LAWS)
 
 
-def law(name: str = DEFAULT) -> PublishedLaw:
+def published_law(name: str = DEFAULT) -> PublishedLaw:
     """A published law by its name."""
     for found in _LAWS:
         if found.name == name:
             return found
-    raise UserError(f"there is no published law {name!r}; there is: {', '.join(names())}")
+    raise UserError(f"there is no published law {name!r}; there is: {', '.join(published_names())}")
+
+
+# Own law: a fit to runs of one's own in the place of a published law.
+
+
+def find_law(name: str) -> PublishedLaw:
+    """A published law by its name, or the fit in a file that `scaling fit --out` has written.
+
+    Raises:
+        UserError: There is no such law and no such file, or the file holds no fit.
+    """
+    if name in published_names() or not Path(name).is_file():
+        return published_law(name)
+    from lit_pretrain.scaling.fitted import (
+        read_document,  # and with it scipy, which a published law does not need
+    )
+    from lit_pretrain.scaling.runs import UNIT_TEXT, Unit
+
+    kept = read_document(Path(name))
+    covariance = None
+    if kept.draws is not None:
+        spread = np.cov(np.array([coordinates(drawn) for drawn in kept.draws.laws]).T)
+        covariance = tuple(tuple(float(x) for x in row) for row in spread)
+    return PublishedLaw(
+        name=name,
+        form=kept.law.form,
+        params=kept.law.params,
+        citation=f"fitted to {len(kept.residuals)} runs of one's own",
+        counts=kept.counts,
+        parameters=kept.parameters,
+        tokens=kept.tokens,
+        largest_compute=kept.largest_compute,
+        unit=UNIT_TEXT[cast(Unit, kept.unit)],
+        note="",
+        log_covariance=covariance,
+    )

@@ -1,8 +1,9 @@
 """Regression: the law that runs follow, by robust least squares on the logarithm of the loss.
 
-Hoffmann et al. (2022) minimise the sum of Huber(ln L_predicted - ln L) with a threshold of 1e-3. They and their replicators start
-L-BFGS from thousands of points, because on that objective it stops early (on its mean at once). Here Gauss-Newton steps with the
-analytic Jacobian reach the same optimum in milliseconds from starts that linear least squares provides.
+Hoffmann et al. (2022) minimise the sum of Huber(ln L_predicted - ln L) with a threshold of 1e-3.
+They and their replicators start L-BFGS from thousands of points, because on that objective it stops
+early (on its mean at once). Here Gauss-Newton steps with the analytic Jacobian reach the same
+optimum in milliseconds from starts that linear least squares provides.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ import numpy as np
 from scipy.optimize import least_squares, linprog, nnls
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.law import PARAMETERS, Floats, Form, Law, coordinates, from_coordinates, jacobian, log_loss
+from lit_pretrain.scaling.law import (
+    PARAMETERS,
+    Floats,
+    Form,
+    Law,
+    coordinates,
+    from_coordinates,
+    jacobian,
+    log_loss,
+)
 
 Loss = Literal["huber", "lad"]
 DELTA = 1e-3
-"""Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their size and not by its square."""
+"""Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their
+size and not by its square.
+"""
 _QUICK, _EXACT = 1e-10, 1e-15
-"""Relative tolerances: of starts that are compared and of resamples, whose noise is far larger; and of the fit that is reported."""
+"""Relative tolerances: of starts that are compared and of resamples, whose noise is far larger;
+and of the fit that is reported.
+"""
 _LAD_STEPS, _LAD_QUICK = 100, 1e-7
 
 
@@ -56,27 +70,39 @@ def fit(
         unique: Distinct training tokens (data form).
         kind: Huber, or least absolute deviations.
         delta: The Huber threshold, in ln L.
-        start: Where to begin, such as the fit of all runs when a resample is fitted; None: several starts of its own.
+        start: Where to begin, such as the fit of all runs when a resample is fitted; None: several
+            starts of its own.
 
     Raises:
         UserError: The runs do not determine the law.
     """
     wanted = len(PARAMETERS[form])
     if len(n) <= wanted:
-        raise UserError(f"{len(n)} runs cannot determine the {wanted} parameters of a {form} law; give at least {wanted + 1}")
+        raise UserError(
+            f"{len(n)} runs cannot determine the {wanted} parameters of a {form} law; give at least"
+            f" {wanted + 1}"
+        )
     if not 0 < delta < np.inf:
         raise UserError(f"delta={delta} must be positive: it is the Huber threshold, in ln L")
     problem = _Problem(form, n, d, np.log(loss), unique)
     if start is not None:
-        best = coordinates(start) if kind == "lad" else problem.huber(coordinates(start), delta, _QUICK)
+        best = (
+            coordinates(start)
+            if kind == "lad"
+            else problem.huber(coordinates(start), delta, _QUICK)
+        )
     else:
         tried = [problem.huber(theta, delta, _QUICK) for theta in _starts(form, n, d, loss)]
-        best = problem.huber(min(tried, key=lambda theta: problem.huber_objective(theta, delta)), delta, _EXACT)
+        best = problem.huber(
+            min(tried, key=lambda theta: problem.huber_objective(theta, delta)), delta, _EXACT
+        )
         _check_determined(problem, best)
     if kind == "lad":
         best = problem.absolute(best, _LAD_QUICK if start is not None else _EXACT)
     residuals = -problem.residuals(best)
-    objective = float(np.abs(residuals).sum()) if kind == "lad" else problem.huber_objective(best, delta)
+    objective = (
+        float(np.abs(residuals).sum()) if kind == "lad" else problem.huber_objective(best, delta)
+    )
     return Fit(from_coordinates(form, best), objective, residuals)
 
 
@@ -116,7 +142,9 @@ class _Problem:
         return value if np.isfinite(value) else np.inf
 
     def absolute(self, theta: Floats, tolerance: float) -> Floats:
-        """Least absolute deviations: Gauss-Newton steps, each a linear programme, shortened until the sum falls (Osborne & Watson 1971)."""
+        """Least absolute deviations: Gauss-Newton steps, each a linear programme, shortened
+        until the sum falls (Osborne & Watson 1971).
+        """
         value = float(np.abs(self.residuals(theta)).sum())
         for _ in range(_LAD_STEPS):
             step = _lad_step(self.jacobian(theta), self.residuals(theta))
@@ -136,45 +164,83 @@ class _Problem:
 
 
 def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
-    """The step that minimises sum |r + J step|, from the dual: maximise r y over |y| <= 1 with J^T y = 0."""
+    """The step that minimises sum |r + J step|, from the dual: maximise r y over |y| <= 1 with
+    J^T y = 0.
+    """
     scale = np.linalg.norm(jacobian_RP, axis=0)
-    found = linprog(-residuals_R, A_eq=(jacobian_RP / scale).T, b_eq=np.zeros(len(scale)), bounds=(-1, 1), method="highs")
+    found = linprog(
+        -residuals_R,
+        A_eq=(jacobian_RP / scale).T,
+        b_eq=np.zeros(len(scale)),
+        bounds=(-1, 1),
+        method="highs",
+    )
     assert found.status == 0, found.message  # y = 0 is feasible and the box is bounded
     step: Floats = np.asarray(found.eqlin.marginals, float) / scale
     return step
 
 
 def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
-    """A few starts: for given exponents the law is linear in E, A and B, and non-negative least squares finds them."""
+    """A few starts: for given exponents the law is linear in E, A and B, and non-negative least
+    squares finds them.
+    """
     found = []
     exponents = [0.15, 0.3, 0.5, 0.8]
     if form in ("chinchilla", "tied"):
-        exponents.append(-0.1)  # a loss that rises with N or D is to be found, and then refused as such
+        exponents.append(
+            -0.1
+        )  # a loss that rises with N or D is to be found, and then refused as such
     for alpha in exponents:
         for beta in (alpha,) if form in ("tied", "kaplan") else exponents:
             columns = np.stack([np.ones_like(n), n**-alpha, d**-beta], axis=-1)
             scale = columns.max(axis=0)
-            weights, _ = nnls(columns / scale / loss[:, None], np.ones_like(loss))  # relative errors, as the objective has them
-            found.append((float(np.abs(columns / scale @ weights / loss - 1).sum()), alpha, beta, weights / scale))
+            weights, _ = nnls(
+                columns / scale / loss[:, None], np.ones_like(loss)
+            )  # relative errors, as the objective has them
+            found.append(
+                (
+                    float(np.abs(columns / scale @ weights / loss - 1).sum()),
+                    alpha,
+                    beta,
+                    weights / scale,
+                )
+            )
     found.sort(key=lambda item: item[0])
     starts = []
     for _, alpha, beta, (e, a, b) in found[:3]:
         floor = 1e-3 * loss.min()
-        logs = np.log([max(e, floor), max(a, floor * n.min() ** alpha), max(b, floor * d.min() ** beta)])
-        ends = {"chinchilla": [alpha, beta], "tied": [alpha], "data": [alpha, beta, np.log(10.0), np.log(5.0)], "kaplan": []}[form]
+        logs = np.log(
+            [max(e, floor), max(a, floor * n.min() ** alpha), max(b, floor * d.min() ** beta)]
+        )
+        ends = {
+            "chinchilla": [alpha, beta],
+            "tied": [alpha],
+            "data": [alpha, beta, np.log(10.0), np.log(5.0)],
+            "kaplan": [],
+        }[form]
         starts.append(np.array([*logs, *ends]))
     if form == "kaplan":
         middle = float(np.log(np.median(loss)))
-        return [np.array([np.log(n.max()) + middle / x, np.log(d.max()) + middle / x, x, x]) for x in (0.05, 0.1, 0.2, 0.4)]
+        return [
+            np.array([np.log(n.max()) + middle / x, np.log(d.max()) + middle / x, x, x])
+            for x in (0.05, 0.1, 0.2, 0.4)
+        ]
     return starts
 
 
 def _check_determined(problem: _Problem, theta: Floats) -> None:
-    """Refuses runs along which some combination of parameters changes nothing, such as all at one number of tokens."""
+    """Refuses runs along which some combination of parameters changes nothing, such as all at
+    one number of tokens.
+    """
     columns = problem.jacobian(theta)
     size = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(columns).all() or not size.all() or np.linalg.svd(columns / np.where(size, size, 1), compute_uv=False)[-1] < 1e-7:
+    if (
+        not np.isfinite(columns).all()
+        or not size.all()
+        or np.linalg.svd(columns / np.where(size, size, 1), compute_uv=False)[-1] < 1e-7
+    ):
         raise UserError(
-            f"the runs do not determine a {problem.form} law: some of its parameters can change without changing any loss; "
-            "vary N and D independently (several sizes at each of several budgets), or fit a form with fewer parameters"
+            f"the runs do not determine a {problem.form} law: some of its parameters can change"
+            " without changing any loss; vary N and D independently (several sizes at each of"
+            " several budgets), or fit a form with fewer parameters"
         )

@@ -11,8 +11,95 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.runs import Record, Runs, Unit
+from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
+from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
+from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
+
+# Run folders: what a law needs of our own runs, from their config and metrics.
+
+
+def read_folders(paths: Sequence[Path], counts: Counts) -> list[Record]:
+    """Runs by their folders; a folder that holds run folders stands for all of them.
+
+    N is counted from the config, D is what was read (inputs, repeats included) with its distinct
+    tokens as the run has recorded them, C the run's own FLOPs with attention, and the loss that of
+    the last validation, in nats per token and in bits per byte.
+
+    Raises:
+        UserError: A folder holds no run, or a run is not finished.
+    """
+    folders = [run for path in paths for run in _runs_at(path)]
+    for i, folder in enumerate(folders):
+        if folder.resolve() in {other.resolve() for other in folders[:i]}:
+            raise UserError(f"{folder} is the same run as one that was named before; leave one out")
+    return [_read(folder, counts) for folder in folders]
+
+
+def _runs_at(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; give tables with --data")
+    if (path / CONFIG).is_file():
+        return [path]
+    found = sorted(child for child in path.iterdir() if (child / CONFIG).is_file())
+    if not found:
+        raise UserError(
+            f"{path} is not a run folder and holds none: no {CONFIG} in it or one level below"
+        )
+    return found
+
+
+def _read(run: Path, counts: Counts) -> Record:
+    config = _load(run / CONFIG)
+    try:
+        net, max_steps = dict(config["model"]["net"]), int(config["max_steps"])
+        scaling = net.get("rope_scaling")
+        shape = ModelConfig(**{**net, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run / CONFIG} is not the config of a run ({type(error).__name__}: {error}); leave"
+            f" {run} out"
+        ) from None
+    held_out = [line for line in read_metrics(run) if "val/loss" in line]
+    if not held_out:
+        raise UserError(
+            f"{run} has no validation in {METRICS} yet; finish it (`lit_pretrain fit ... --resume"
+            " auto`) or leave it out"
+        )
+    last = held_out[-1]
+    if last["step"] != max_steps:
+        raise UserError(
+            f"{run} is at step {last['step']:,} of {max_steps:,}: before the schedule has ended its"
+            " loss is no final loss; finish it (`--resume auto`) or leave it out"
+        )
+    facts = _load(run / PROVENANCE) if (run / PROVENANCE).is_file() else {}
+    return Record(
+        label=str(run),
+        losses={"nats": float(last["val/loss"]), "bits_per_byte": float(last["val/bits_per_byte"])},
+        n=float(count_parameters(shape).counted(counts)),
+        d=float(last["progress/tokens"]),
+        c=float(last["progress/flops"]),
+        unique=None if facts.get("unique_tokens") is None else float(facts["unique_tokens"]),
+        vocabulary=facts.get("tokenizer_hash"),
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        )
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: a mapping was expected, found {type(found).__name__}")
+    return found
+
 
 QUANTITIES = ("n", "d", "c", "loss", "unique", "unit")
 """What `--columns` may name."""
@@ -25,36 +112,64 @@ _NAMES = {
     "unique": "unique unique_tokens",
     "unit": "unit loss_unit",
 }
-_UNITS: dict[str, Unit] = {"nats": "nats", "nats_per_token": "nats", "bits_per_byte": "bits_per_byte", "bpb": "bits_per_byte"}
+_UNITS: dict[str, Unit] = {
+    "nats": "nats",
+    "nats_per_token": "nats",
+    "bits_per_byte": "bits_per_byte",
+    "bpb": "bits_per_byte",
+}
 
 
-def read_table(path: Path, columns: Optional[Mapping[str, str]] = None, *, unit: Optional[Unit] = None) -> list[Record]:
+def read_table(
+    path: Path, columns: Optional[Mapping[str, str]] = None, *, unit: Optional[Unit] = None
+) -> list[Record]:
     """Runs of a file, one per row.
 
     Args:
         path: .csv with a header, .jsonl with an object per line, or .json with a list of objects.
-        columns: Names of columns by quantity (QUANTITIES); what is not named is found by its usual names.
+        columns: Names of columns by quantity (QUANTITIES); what is not named is found by its usual
+            names.
         unit: Of the loss column, where its name and the file do not say; default nats per token.
 
     Raises:
-        UserError: The file cannot be read, a column is not there or not clear, or a value is no number.
+        UserError: The file cannot be read, a column is not there or not clear, or a value is no
+            number.
     """
     rows = _rows(path)
     header = list(dict.fromkeys(name for _, row in rows for name in row))
     chosen = _choose(path, header, dict(columns or {}), unit)
     records = []
     for where, row in rows:
-        values = {quantity: _number(where, name, row.get(name)) for quantity, name in chosen.items() if quantity != "unit"}
+        values = {
+            quantity: _number(where, name, row.get(name))
+            for quantity, name in chosen.items()
+            if quantity != "unit"
+        }
         losses: dict[Unit, float] = {}
         for known in ("nats", "bits_per_byte"):
             if values.get(known) is not None:
                 losses[known] = values[known]  # type: ignore[assignment]
         if "unit" in chosen:
-            losses = {_unit(where, row.get(chosen["unit"])): next(iter(losses.values()))} if losses else {}
+            losses = (
+                {_unit(where, row.get(chosen["unit"])): next(iter(losses.values()))}
+                if losses
+                else {}
+            )
         if not losses:
             wanted = [chosen[known] for known in ("nats", "bits_per_byte") if known in chosen]
-            raise UserError(f"{where}: no loss in column {' or '.join(map(repr, wanted))}; leave the row out")
-        records.append(Record(where, losses, values.get("n"), values.get("d"), values.get("c"), values.get("unique")))
+            raise UserError(
+                f"{where}: no loss in column {' or '.join(map(repr, wanted))}; leave the row out"
+            )
+        records.append(
+            Record(
+                where,
+                losses,
+                values.get("n"),
+                values.get("d"),
+                values.get("c"),
+                values.get("unique"),
+            )
+        )
     return records
 
 
@@ -62,7 +177,16 @@ def write_table(runs: Runs) -> str:
     """Runs as a .csv that `read_table` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "n", "d", "c", *([] if runs.unique is None else ["unique"]), "loss" if runs.unit == "nats" else runs.unit])
+    writer.writerow(
+        [
+            "run",
+            "n",
+            "d",
+            "c",
+            *([] if runs.unique is None else ["unique"]),
+            "loss" if runs.unit == "nats" else runs.unit,
+        ]
+    )
     columns = [runs.n, runs.d, runs.c, *([] if runs.unique is None else [runs.unique]), runs.loss]
     for label, *values in zip(runs.labels, *columns, strict=True):
         writer.writerow([label, *(f"{value:.10g}" for value in values)])
@@ -76,7 +200,10 @@ def parse_columns(text: str) -> dict[str, str]:
         quantity, equals, name = part.partition("=")
         quantity = quantity.strip().lower()
         if not equals or quantity not in QUANTITIES:
-            raise UserError(f"--columns {text}: {part!r} is not QUANTITY=COLUMN with a quantity out of {', '.join(QUANTITIES)}")
+            raise UserError(
+                f"--columns {text}: {part!r} is not QUANTITY=COLUMN with a quantity out of"
+                f" {', '.join(QUANTITIES)}"
+            )
         found[quantity] = name.strip()
     return found
 
@@ -98,19 +225,28 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise UserError(f"{where}: the row has not the {len(reader.fieldnames or ())} fields of the header")
+                raise UserError(
+                    f"{where}: the row has not the {len(reader.fieldnames or ())} fields of the"
+                    " header"
+                )
             rows.append((where, row))
     elif path.suffix == ".jsonl":
-        lines = ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
+        lines = (
+            (number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()
+        )
         rows = [(f"{path}:{number}", _parse(f"{path}:{number}", line)) for number, line in lines]
     else:
         items = _parse(str(path), text)
         if not isinstance(items, list):
-            raise UserError(f"--data {path}: a list of objects is needed, found {type(items).__name__}")
+            raise UserError(
+                f"--data {path}: a list of objects is needed, found {type(items).__name__}"
+            )
         rows = [(f"{path}: item {number}", item) for number, item in enumerate(items, start=1)]
     for where, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"{where}: an object with a value per column is needed, found {type(row).__name__}")
+            raise UserError(
+                f"{where}: an object with a value per column is needed, found {type(row).__name__}"
+            )
     if not rows:
         raise UserError(f"--data {path} has no rows")
     return rows
@@ -123,13 +259,18 @@ def _parse(where: str, text: str) -> Any:
         raise UserError(f"{where} is not JSON: {error}") from None
 
 
-def _choose(path: Path, header: Sequence[str], columns: dict[str, str], unit: Optional[Unit]) -> dict[str, str]:
+def _choose(
+    path: Path, header: Sequence[str], columns: dict[str, str], unit: Optional[Unit]
+) -> dict[str, str]:
     """The column of every quantity that is there; the loss under its unit."""
     for quantity, name in columns.items():
         if name not in header:
             near = difflib.get_close_matches(name, header, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"--columns {quantity}={name}: {path} has no column {name!r}{hint} Columns: {', '.join(map(repr, header))}")
+            raise UserError(
+                f"--columns {quantity}={name}: {path} has no column {name!r}{hint} Columns:"
+                f" {', '.join(map(repr, header))}"
+            )
     chosen = {quantity: name for quantity, name in columns.items() if quantity != "loss"}
     if "loss" in columns:
         chosen[_unit_of_name(columns["loss"]) or unit or "nats"] = columns["loss"]
@@ -141,15 +282,22 @@ def _choose(path: Path, header: Sequence[str], columns: dict[str, str], unit: Op
             continue
         if len(matches) > 1:
             key = "loss" if quantity in ("nats", "bits_per_byte") else quantity
-            raise UserError(f"{path}: {', '.join(map(repr, matches))} could each be {key}; say which with --columns {key}=NAME")
+            raise UserError(
+                f"{path}: {', '.join(map(repr, matches))} could each be {key}; say which with"
+                f" --columns {key}=NAME"
+            )
         chosen[quantity] = matches[0]
-    missing = [] if len({"n", "d", "c"} & chosen.keys()) > 1 else ["two of n (parameters), d (tokens), c (FLOPs)"]
+    missing = (
+        []
+        if len({"n", "d", "c"} & chosen.keys()) > 1
+        else ["two of n (parameters), d (tokens), c (FLOPs)"]
+    )
     if not {"nats", "bits_per_byte"} & chosen.keys():
         missing.append("loss")
     if missing:
         raise UserError(
-            f"{path}: no column is known as {' and '.join(missing)}; say which they are with --columns n=…,d=…,c=…,loss=… "
-            f"Columns: {', '.join(map(repr, header))}"
+            f"{path}: no column is known as {' and '.join(missing)}; say which they are with"
+            f" --columns n=…,d=…,c=…,loss=… Columns: {', '.join(map(repr, header))}"
         )
     return chosen
 
@@ -165,7 +313,9 @@ def _unit_of_name(name: str) -> Optional[Unit]:
 def _unit(where: str, value: Any) -> Unit:
     unit = _UNITS.get(_plain(str(value)))
     if unit is None:
-        raise UserError(f"{where}: the unit of the loss is {value!r}; it must be nats or bits_per_byte")
+        raise UserError(
+            f"{where}: the unit of the loss is {value!r}; it must be nats or bits_per_byte"
+        )
     return unit
 
 

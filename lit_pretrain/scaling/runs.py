@@ -1,4 +1,6 @@
-"""Runs: what a law is fitted to, one row per finished run, checked before anything is computed from them."""
+"""Runs: what a law is fitted to, one row per finished run, checked before anything is computed
+from them.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats
 
 Counts = Literal["total", "matmul", "nonembed"]
-"""Which parameters N counts. The exponent of N* depends on it: small models are mostly embedding."""
+"""Which parameters N counts. The exponent of N* depends on it: small models are mostly
+embedding.
+"""
 Unit = Literal["nats", "bits_per_byte"]
 UNIT_TEXT: dict[Unit, str] = {"nats": "nats per token", "bits_per_byte": "bits per byte"}
 
 LEAST_SPREAD = 4.0
 LEAST_BUDGETS = 3
 SAME_BUDGET = 0.1
-"""Runs whose FLOPs lie within this share of the smallest one's are one budget: steps and sizes come in whole numbers."""
+"""Runs whose FLOPs lie within this share of the smallest one's are one budget: steps and sizes
+come in whole numbers.
+"""
 _UNIT_ERROR = 10.0
 
 
@@ -82,23 +88,30 @@ class Runs:
         return float((FLOPS_PER_PARAMETER_TOKEN * self.n * self.d).max())
 
 
-def assemble(records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] = None) -> Runs:
+def assemble_runs(
+    records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] = None
+) -> Runs:
     """Runs from what was read.
 
     Args:
         records: At least one run, each with two of n, d and c.
         counts: What their n counts.
-        unit: Which loss to take; None: nats per token if all runs have it, else bits per byte if all have that.
+        unit: Which loss to take; None: nats per token if all runs have it, else bits per byte if
+            all have that.
 
     Raises:
-        UserError: A value is missing, not positive or not finite; units are mixed; a run is there twice.
+        UserError: A value is missing, not positive or not finite; units are mixed; a run is there
+            twice.
     """
     if not records:
         raise UserError("there are no runs; name run folders or give a table with --data")
     chosen = unit if unit is not None else _common_unit(records)
     for record in records:
         if chosen not in record.losses:
-            raise UserError(f"{record.label} has no loss in {UNIT_TEXT[chosen]}; leave it out, or choose another --unit")
+            raise UserError(
+                f"{record.label} has no loss in {UNIT_TEXT[chosen]}; leave it out, or choose"
+                " another --unit"
+            )
     if chosen == "nats":
         _check_one_tokenizer(records)
     rows = [_complete(record) for record in records]
@@ -109,8 +122,9 @@ def assemble(records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] 
         key = (n, d, record.losses[chosen])
         if key in seen:
             raise UserError(
-                f"{seen[key]} and {record.label} are the same run: N = {n:.6g}, D = {d:.6g}, loss {key[2]:.8g} in both; leave one out "
-                "(counted twice it would narrow every interval)"
+                f"{seen[key]} and {record.label} are the same run: N = {n:.6g}, D = {d:.6g}, loss"
+                f" {key[2]:.8g} in both; leave one out (counted twice it would narrow every"
+                " interval)"
             )
         seen[key] = record.label
     columns = np.array(rows)
@@ -137,8 +151,8 @@ def _common_unit(records: Sequence[Record]) -> Unit:
     nats = next(record for record in records if "bits_per_byte" not in record.losses)
     bits = next(record for record in records if "nats" not in record.losses)
     raise UserError(
-        f"units are mixed: {nats.label} has its loss in nats per token only, {bits.label} in bits per byte only; "
-        "a law needs one unit for all runs"
+        f"units are mixed: {nats.label} has its loss in nats per token only, {bits.label} in bits"
+        " per byte only; a law needs one unit for all runs"
     )
 
 
@@ -150,14 +164,19 @@ def _check_one_tokenizer(records: Sequence[Record]) -> None:
     if len(known) > 1:
         (a, first), (b, second) = list(known.items())[:2]
         raise UserError(
-            f"units are mixed: {first} (tokenizer {a[:12]}) and {second} ({b[:12]}) have different tokens, so that their nats "
-            "per token cannot be compared; use --unit bits_per_byte"
+            f"units are mixed: {first} (tokenizer {a[:12]}) and {second} ({b[:12]}) have different"
+            " tokens, so that their nats per token cannot be compared; use --unit bits_per_byte"
         )
 
 
 def _complete(record: Record) -> tuple[float, float, float]:
     """N, D and C of a run, the third from the two others."""
-    for name, value in (("N (parameters)", record.n), ("D (tokens)", record.d), ("C (FLOPs)", record.c), ("unique tokens", record.unique)):
+    for name, value in (
+        ("N (parameters)", record.n),
+        ("D (tokens)", record.d),
+        ("C (FLOPs)", record.c),
+        ("unique tokens", record.unique),
+    ):
         if value is not None:
             _positive(record.label, name, value)
     n, d, c = record.n, record.d, record.c
@@ -165,8 +184,9 @@ def _complete(record: Record) -> tuple[float, float, float]:
         implied = FLOPS_PER_PARAMETER_TOKEN * n * d
         if c is not None and not 1 / _UNIT_ERROR < c / implied < _UNIT_ERROR:
             raise UserError(
-                f"{record.label}: C = {c:.4g} FLOPs does not fit N = {n:.4g} parameters and D = {d:.4g} tokens (6 N D = {implied:.4g}); "
-                "give plain numbers, not millions or PF-days"
+                f"{record.label}: C = {c:.4g} FLOPs does not fit N = {n:.4g} parameters and D ="
+                f" {d:.4g} tokens (6 N D = {implied:.4g}); give plain numbers, not millions or"
+                " PF-days"
             )
         return n, d, implied if c is None else c
     if n is not None and c is not None:
@@ -178,7 +198,9 @@ def _complete(record: Record) -> tuple[float, float, float]:
 
 def _positive(label: str, name: str, value: float) -> None:
     if math.isnan(value):
-        raise UserError(f"{label}: {name} is NaN; a run that diverged does not belong into a fit: leave it out")
+        raise UserError(
+            f"{label}: {name} is NaN; a run that diverged does not belong into a fit: leave it out"
+        )
     if not 0 < value < math.inf:
         raise UserError(f"{label}: {name} is {value:g}; it must be positive and finite")
 
@@ -186,7 +208,8 @@ def _positive(label: str, name: str, value: float) -> None:
 def budgets(runs: Runs, tolerance: float = SAME_BUDGET) -> list[Runs]:
     """Runs grouped by FLOP budget, smallest budget first, each sorted by size.
 
-    A group begins with the smallest C that is in none yet and holds all runs up to `tolerance` above it.
+    A group begins with the smallest C that is in none yet and holds all runs up to `tolerance`
+    above it.
     """
     groups: list[list[int]] = []
     for i in np.argsort(runs.c, kind="stable"):
@@ -206,12 +229,13 @@ def check_spread(runs: Runs) -> None:
     found = len(budgets(runs))
     if found < LEAST_BUDGETS:
         raise UserError(
-            f"the runs have {found} FLOP budget{'s' * (found != 1)} (C within {SAME_BUDGET:.0%} counts as one); an exponent needs at least "
-            f"{LEAST_BUDGETS}: add budgets"
+            f"the runs have {found} FLOP budget{'s' * (found != 1)} (C within {SAME_BUDGET:.0%}"
+            f" counts as one); an exponent needs at least {LEAST_BUDGETS}: add budgets"
         )
     spread = float(runs.n.max() / runs.n.min())
     if spread < LEAST_SPREAD:
         raise UserError(
-            f"N spreads over a factor of {spread:.2f} only ({runs.n.min():.4g} to {runs.n.max():.4g}); an exponent needs at least "
-            f"{LEAST_SPREAD:g}: add smaller and larger models"
+            f"N spreads over a factor of {spread:.2f} only ({runs.n.min():.4g} to"
+            f" {runs.n.max():.4g}); an exponent needs at least {LEAST_SPREAD:g}: add smaller and"
+            " larger models"
         )

@@ -1,4 +1,6 @@
-"""Sweep: FLOP budgets × model sizes as runs, each with its length, batch and learning rate by one stated rule."""
+"""Sweep: FLOP budgets × model sizes as runs, each with its length, batch and learning rate by
+one stated rule.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Literal, NamedTuple, Optional
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling.flops import flops_per_token
-from lit_pretrain.scaling.recommendation import recommendations
+from lit_pretrain.scaling.plan import recommendations
 from lit_pretrain.step_size import StepSize
 
 RuleName = Literal["deepseek", "step_law", "olmo", "none"]
@@ -20,7 +22,7 @@ LEAST_STEPS = 100
 """A run of fewer optimizer steps is mostly warm-up and decay."""
 
 
-class Rule(NamedTuple):
+class SweepRule(NamedTuple):
     """How batch and learning rate follow from a run's size and length."""
 
     name: RuleName
@@ -36,7 +38,10 @@ class Rule(NamedTuple):
         rule = next(found for found in recommendations(1e8, 1e9) if found.name == RULES[self.name])
         factors = "" if self.lr_factor == 1 else f", lr × {self.lr_factor:g}"
         factors += "" if self.batch_factor == 1 else f", B × {self.batch_factor:g}"
-        return f"{rule.name}: {rule.formula}{factors} ({rule.source}); B in whole rows, a power of two of them on each device"
+        return (
+            f"{rule.name}: {rule.formula}{factors} ({rule.source}); B in whole rows, a power of two"
+            " of them on each device"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def sweep_runs(
     budgets: Sequence[tuple[float, Sequence[str]]],
     sizes: Mapping[str, ModelConfig],
     shared: Shared,
-    rule: Rule,
+    rule: SweepRule,
 ) -> list[SweepRun]:
     """All runs, smallest budget first, in the order of the sizes.
 
@@ -100,7 +105,8 @@ def sweep_runs(
         rule: For batch and learning rate.
 
     Raises:
-        UserError: A budget is not positive or there twice, names a size that is not there, or is too small for a size.
+        UserError: A budget is not positive or there twice, names a size that is not there, or is
+            too small for a size.
     """
     runs: list[SweepRun] = []
     for flops, names in sorted(budgets, key=lambda budget: budget[0]):
@@ -108,16 +114,22 @@ def sweep_runs(
             raise UserError(f"budgets: {flops:g} FLOPs must be positive and finite")
         for name in names:
             if name not in sizes:
-                raise UserError(f"budgets: {flops:g} FLOPs names the size {name!r}, which is not among sizes: {', '.join(sizes)}")
+                raise UserError(
+                    f"budgets: {flops:g} FLOPs names the size {name!r}, which is not among sizes:"
+                    f" {', '.join(sizes)}"
+                )
             runs.append(_run(flops, name, sizes[name], shared, rule))
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"budgets: the run {twice[0]} is there twice; give each budget, and each size of a budget, once")
+        raise UserError(
+            f"budgets: the run {twice[0]} is there twice; give each budget, and each size of a"
+            " budget, once"
+        )
     return runs
 
 
-def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) -> SweepRun:
+def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: SweepRule) -> SweepRun:
     counts, per_token = count_parameters(net), flops_per_token(net, shared.seq_len).training
     tokens, lr = flops / per_token, shared.lr
     if rule.name == "none":
@@ -130,12 +142,13 @@ def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) 
         wanted = found.batch_tokens * rule.batch_factor / shared.seq_len / shared.devices
         batch = shared.devices * shared.seq_len * 2 ** max(0, round(math.log2(wanted)))
     division = StepSize(batch, shared.seq_len).divide(shared.devices, shared.micro_batch_size)
-    # `fit` rounds a length in FLOPs up to whole steps. Here it is the nearest: runs of one budget shall spend the same.
+    # `fit` rounds a length in FLOPs up to whole steps. Here it is the nearest: runs of one budget
+    # shall spend the same.
     steps = round(tokens / batch)
     if steps < 1:
         raise UserError(
-            f"budgets: {flops:g} FLOPs are {tokens:,.0f} tokens of the size {size}, less than one step of {batch:,}; leave the size out of "
-            "this budget, or give a larger budget"
+            f"budgets: {flops:g} FLOPs are {tokens:,.0f} tokens of the size {size}, less than one"
+            f" step of {batch:,}; leave the size out of this budget, or give a larger budget"
         )
     return SweepRun(
         name=f"{flops:.4g}_{size}".replace("e+", "e"),
@@ -152,22 +165,26 @@ def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: Rule) 
     )
 
 
-def warnings(runs: Sequence[SweepRun], rule: Rule) -> list[str]:
+def warnings(runs: Sequence[SweepRun], rule: SweepRule) -> list[str]:
     """What makes a sweep say less than it seems to."""
     found = []
     if rule.name == "none":
         found.append(
-            "one learning rate and batch for all sizes: untuned they move the exponent of N* (Porian et al. 2024: 0.57 before tuning, 0.50 "
-            "after)"
+            "one learning rate and batch for all sizes: untuned they move the exponent of N*"
+            " (Porian et al. 2024: 0.57 before tuning, 0.50 after)"
         )
     short = [run for run in runs if run.steps < LEAST_STEPS]
     if short:
-        found.append(f"fewer than {LEAST_STEPS} steps: {', '.join(f'{run.name} ({run.steps})' for run in short)}; take a smaller batch")
+        found.append(
+            f"fewer than {LEAST_STEPS} steps:"
+            f" {', '.join(f'{run.name} ({run.steps})' for run in short)}; take a smaller batch"
+        )
     repeated = [run for run in runs if (run.epochs or 0) > 1]
     if repeated:
         most = max(repeated, key=lambda run: run.epochs or 0)
         found.append(
-            f"{len(repeated)} of {len(runs)} runs read the data more than once (most: {most.name}, {most.epochs:.2f} times): repeated text "
-            "teaches less, which `scaling fit --law data` takes into account"
+            f"{len(repeated)} of {len(runs)} runs read the data more than once (most: {most.name},"
+            f" {most.epochs:.2f} times): repeated text teaches less, which `scaling fit --law data`"
+            " takes into account"
         )
     return found

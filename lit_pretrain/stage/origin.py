@@ -1,18 +1,48 @@
 """Origin: the weights that a stage starts from, and which of them it trains."""
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Optional
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from lit_pretrain.adapter import LoRA, freeze_
-from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.checkpoint.parent import find_parent
-from lit_pretrain.checkpoint.weights import identity, load_weights
+from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.hf_import import is_hf_folder
+from lit_pretrain.checkpoint.network import find_parent, model_config
+from lit_pretrain.checkpoint.weights import load_weights, read_score, weights_identity
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.stage.frozen import Frozen
+from lit_pretrain.stage.reference import Frozen
+
+# Compiled: whether torch.compile can work on this machine, and if not, why.
+
+
+def can_compile(device: torch.device) -> Optional[str]:
+    """None if `torch.compile` has what it needs for the device, else the reason why not."""
+    if device.type == "cpu":
+        wanted = os.environ.get("CXX")
+        found = shutil.which(wanted) if wanted else shutil.which("g++") or shutil.which("clang++")
+        if found is None:
+            return "no C++ compiler found (g++ or clang++, or set CXX)"
+        # What is compiled is a Python extension; Debian keeps the headers in a package of their
+        # own.
+        header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+        return None if header.is_file() else f"{header} is missing (on Debian: python3-dev)"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            None
+            if major >= 7
+            else f"Triton needs compute capability 7.0, this device has {major}.{minor}"
+        )
+    return f"not tried on {device.type}"
 
 
 class Origin:
@@ -20,13 +50,22 @@ class Origin:
 
     Args:
         config: Shape of the network.
-        seed: Of what is drawn: all weights without a parent, those of the adapter, and whatever the parent lacks.
+        seed: Of what is drawn: all weights without a parent, those of the adapter, and whatever the
+            parent lacks.
         parent: A run, a checkpoint or a Hugging Face folder.
         adapter: What is trained beside the frozen network, if anything.
         freeze: Regular expressions over names of parameters that are not trained.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int, parent: Optional[str], adapter: Optional[LoRA], freeze: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int,
+        parent: Optional[str],
+        adapter: Optional[LoRA],
+        freeze: tuple[str, ...],
+    ) -> None:
         self.config = config
         self.seed = seed
         self.parent = parent
@@ -46,7 +85,7 @@ class Origin:
         self.fill_base(net)
         if self.adapter is not None:
             assert self.parent is not None
-            self.base_hash = identity(self.parent)
+            self.base_hash = weights_identity(self.parent)
         self.adapt(net)
 
     def adapt(self, net: Transformer) -> None:
@@ -57,11 +96,20 @@ class Origin:
             freeze_(net, self.freeze)
 
     def name(self) -> str:
-        """What decides the weights without an adapter: those of the parent, or the seed and the shape."""
-        return identity(self.parent) if self.parent is not None else f"seed {self.seed} of {self.config}"
+        """What decides the weights without an adapter: those of the parent, or the seed and the
+        shape.
+        """
+        return (
+            weights_identity(self.parent)
+            if self.parent is not None
+            else f"seed {self.seed} of {self.config}"
+        )
 
-    def frozen(self, where: Optional[str], *, mesh: Optional[DeviceMesh], device: torch.device) -> Frozen:
-        """A network that is only read, from somewhere; None: of the weights that training starts from, without an adapter.
+    def frozen(
+        self, where: Optional[str], *, mesh: Optional[DeviceMesh], device: torch.device
+    ) -> Frozen:
+        """A network that is only read, from somewhere; None: of the weights that training starts
+        from, without an adapter.
 
         Raises:
             UserError: It has another vocabulary.
@@ -71,8 +119,9 @@ class Origin:
             config = model_config(find_parent(where).shape)
             if config.vocab_size != self.config.vocab_size:
                 raise UserError(
-                    f"{where} has {config.vocab_size} token ids and the network has {self.config.vocab_size}: log-probabilities over other "
-                    "vocabularies cannot be compared; use a network with the same tokenizer and model.net.vocab_size"
+                    f"{where} has {config.vocab_size} token ids and the network has"
+                    f" {self.config.vocab_size}: log-probabilities over other vocabularies cannot"
+                    " be compared; use a network with the same tokenizer and model.net.vocab_size"
                 )
 
         def fill(net: Transformer) -> None:
@@ -82,3 +131,39 @@ class Origin:
                 load_weights(net, where)
 
         return Frozen(config, fill, mesh=mesh, device=device)
+
+
+# Score head: the bias-free row that turns a hidden state into a reward.
+
+
+STD = 0.02
+"""Deviation of its first weights, that of transformers' classification heads."""
+
+
+def make_score_head(
+    width: int,
+    *,
+    seed: int,
+    init_from: Optional[str],
+    mesh: Optional[DeviceMesh],
+    device: torch.device,
+) -> tuple[nn.Linear, bool]:
+    """The head, and whether its weights are those of the parent: a reward model goes on, any
+    other parent gets a new head.
+    """
+    head = nn.Linear(width, 1, bias=False)
+    stored = (
+        None
+        if init_from is None or is_hf_folder(Path(init_from))
+        else read_score(resolve(init_from))
+    )
+    with torch.no_grad():
+        if stored is not None:
+            head.weight.copy_(stored)
+        else:
+            # A seed of its own: the network's first weights must not depend on whether there is a
+            # head.
+            head.weight.normal_(0.0, STD, generator=torch.Generator().manual_seed(seed + 1))
+    if mesh is not None:
+        fully_shard(head.to(device), mesh=mesh["data_parallel"])
+    return head, stored is not None

@@ -1,25 +1,95 @@
-"""Reference: the log-probabilities that a policy is compared with, from the cheapest place that has them.
+"""Reference: the log-probabilities that a policy is compared with, from the cheapest place that has
+them.
 
-A precomputed column costs nothing; an adapter that is switched off costs a forward pass; a frozen copy costs a forward pass and the memory
-of a network.
+A precomputed column costs nothing; an adapter that is switched off costs a forward pass; a frozen
+copy costs a forward pass and the memory of a network.
 """
 
+import hashlib
+import json
+import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Optional
+from pathlib import Path
+from typing import Any, Literal, Optional, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, LabelledBatch, PolicyBatch, PreferenceBatch
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.stage.frozen import Frozen, label_logp
+from lit_pretrain.objective import LabelScores
+from lit_pretrain.parallel.fsdp import shard_
+
+# Frozen: a second network beside the one that is trained, for a reference or a teacher.
+
+
+class Frozen:
+    """A network that is only read. It is no module of the stage, so checkpoints, optimizers and DDP
+    never see it.
+
+    Args:
+        config: Its shape.
+        fill: Gives a whole network its weights.
+        mesh: Shards it over this mesh; None where nothing is sharded.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        fill: Callable[[Transformer], None],
+        *,
+        mesh: Optional[DeviceMesh],
+        device: torch.device,
+    ) -> None:
+        with torch.device("meta" if mesh is not None else "cpu"):
+            net = Transformer(config)
+        if mesh is not None:
+            net = shard_(net, mesh, device=device, fill=fill)
+        else:
+            fill(net)
+            net = net.to(device)
+        self.net = net.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def hidden(self, tokens_BT: Tensor, doc_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D) that its head reads."""
+        hidden_BTD: Tensor = self.net(tokens_BT, doc_BT)
+        return hidden_BTD
+
+
+@torch.no_grad()
+def label_logp(
+    net: Transformer, tokens_BT: Tensor, doc_BT: Tensor, labels_BT: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each label (B, T) under a network as it is, without a gradient; 0
+    where ignored.
+    """
+    hidden_BTD, cap = tempered(net(tokens_BT, doc_BT), net.config.logit_softcap, temperature)
+    return LabelScores(hidden_BTD, net.head_weight, labels_BT, logit_softcap=cap).logp()
+
+
+def tempered(
+    hidden_BTD: Tensor, softcap: Optional[float], temperature: float
+) -> tuple[Tensor, Optional[float]]:
+    """Hidden states and cap whose logits are those of the given ones divided by a temperature:
+    c/T tanh(h/T / (c/T)) = c tanh(h/c) / T.
+    """
+    if temperature == 1.0:
+        return hidden_BTD, softcap
+    return hidden_BTD / temperature, None if softcap is None else softcap / temperature
+
 
 Place = Literal["column", "adapter", "copy"]
 
 
-def resolve_place(provides: frozenset[str], *, adapter: bool, named: bool) -> Place:
+def resolve_reference(provides: frozenset[str], *, adapter: bool, named: bool) -> Place:
     """Where the reference comes from.
 
     Args:
@@ -44,7 +114,12 @@ class Reference:
     """
 
     def __init__(
-        self, place: Place, net: Transformer, adapter: Optional[LoRA], make_copy: Callable[[], Frozen], temperature: float = 1.0
+        self,
+        place: Place,
+        net: Transformer,
+        adapter: Optional[LoRA],
+        make_copy: Callable[[], Frozen],
+        temperature: float = 1.0,
     ) -> None:
         self.place = place
         self.net = net
@@ -55,18 +130,30 @@ class Reference:
     def fill(self, batch: AnyBatch) -> AnyBatch:
         """The batch with its reference column; as it came if it has one."""
         if isinstance(batch, PreferenceBatch | LabelledBatch):
-            return batch if batch.ref_logp_B is not None else batch._replace(ref_logp_B=self._logp(batch).sum(dim=1))
+            return (
+                batch
+                if batch.ref_logp_B is not None
+                else batch._replace(ref_logp_B=self._logp(batch).sum(dim=1))
+            )
         if isinstance(batch, PolicyBatch):
-            return batch if batch.ref_logp_BT is not None else batch._replace(ref_logp_BT=self._logp(batch))
+            return (
+                batch
+                if batch.ref_logp_BT is not None
+                else batch._replace(ref_logp_BT=self._logp(batch))
+            )
         return batch
 
     def _logp(self, batch: AnyBatch) -> Tensor:
         assert self.place != "column", "data that provides ref_logp has it in every batch"
         if self.copy is not None:
-            return label_logp(self.copy.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
+            return label_logp(
+                self.copy.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature
+            )
         assert self.adapter is not None
         with self.adapter.disabled(self.net), evaluating(self.net):
-            return label_logp(self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature)
+            return label_logp(
+                self.net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, self.temperature
+            )
 
 
 @contextmanager
@@ -78,3 +165,107 @@ def evaluating(net: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         net.train(training)
+
+
+# Reference column: the reference's log-probabilities of all pairs, computed once and kept in a file
+# that later runs find.
+
+
+class ReferenceData(Protocol):
+    """What is asked of data for which a column can be computed: `PreferenceData` has it."""
+
+    manifest_hash: str
+    tokenizer_hash: str
+    template_hash: Optional[str]
+
+    def reference_batches(self) -> list[PreferenceBatch]:
+        """Every pair once, those held out too, in a fixed order."""
+        ...
+
+    def take_reference(self, logp_B2: Tensor) -> None:
+        """Take over the log-probabilities (chosen, rejected) of all pairs, in that order."""
+        ...
+
+
+def column_key(data: ReferenceData, *, network: str, precision: str) -> str:
+    """The name of a column: a hash of the network, the data (rows, how they are cut,
+    tokenizer), its template and the precision.
+    """
+    parts = [network, data.manifest_hash, data.tokenizer_hash, data.template_hash, precision]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def fill_column(
+    data: ReferenceData,
+    folder: Path,
+    key: str,
+    *,
+    make: Callable[[], Frozen],
+    context: Callable[[], Any],
+    device: torch.device,
+    rank: int,
+    gather: Callable[[Any], list[Any]],
+) -> str:
+    """Give the data its column, from the file of an earlier run if there is one.
+
+    Args:
+        data: The pairs.
+        folder: Where columns are kept.
+        key: From `column_key`.
+        make: Makes the reference; called only if nothing is found.
+        context: The precision's context.
+        device: Where it computes.
+        rank: Of this process; the first one writes the file.
+        gather: What every rank holds, as a list; all ranks call this together.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UserError: The file is damaged, or the folder cannot be written.
+    """
+    file = folder / f"{key}.pt"
+    # Whether it is there is decided by one rank, or another would wait for it in vain.
+    if gather(file.is_file())[0]:
+        data.take_reference(_read(file))
+        return f"column {file}, computed before"
+    batches = data.reference_batches()
+    ranks = len(gather(None))
+    mine: dict[int, Tensor] = {}
+    frozen = make()
+    with torch.no_grad(), context():
+        for i in range(rank, len(batches), ranks):
+            batch = batches[i]
+            tokens_BT, doc_BT, labels_BT = (
+                x.to(device) for x in (batch.tokens_BT, batch.doc_BT, batch.labels_BT)
+            )
+            mine[i] = label_logp(frozen.net, tokens_BT, doc_BT, labels_BT).sum(dim=1).float().cpu()
+    del frozen
+    found = {i: logp_B for part in gather(mine) for i, logp_B in part.items()}
+    columns = [torch.stack(found[i].chunk(2), dim=1) for i in range(len(batches))]
+    logp_B2 = torch.cat(columns) if columns else torch.zeros(0, 2)
+    if rank == 0:
+        _write(file, logp_B2)
+    data.take_reference(logp_B2)
+    return f"column of {len(logp_B2):,} pairs, computed now and kept in {file}"
+
+
+def _read(file: Path) -> Tensor:
+    try:
+        logp_B2: Tensor = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{file} is damaged ({str(error).splitlines()[0]}): delete it, and it is computed again"
+        ) from None
+    return logp_B2
+
+
+def _write(file: Path, logp_B2: Tensor) -> None:
+    scratch = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(logp_B2, scratch)
+        os.replace(scratch, file)
+    except (OSError, RuntimeError) as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"model.reference_cache: {file} cannot be written: {error}") from None

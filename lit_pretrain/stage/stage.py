@@ -1,7 +1,9 @@
-"""Stage: one LightningModule for every kind of training. A stage is (data, objective, adapter, parent).
+"""Stage: one LightningModule for every kind of training. A stage is (data, objective, adapter,
+parent).
 
-One Lightning batch is one optimizer step: a list of micro-batches. The stage runs them one after the other, adds up
-the gradients of *sums*, and divides once by the number of terms over all micro-batches and ranks, before clipping.
+One Lightning batch is one optimizer step: a list of micro-batches. The stage runs them one after
+the other, adds up the gradients of *sums*, and divides once by the number of terms over all
+micro-batches and ranks, before clipping.
 """
 
 import math
@@ -19,32 +21,42 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.adapter_only import check_adapter, keep_adapter
-from lit_pretrain.checkpoint.weights import SCORE, identity
+from lit_pretrain.checkpoint.weights import SCORE, check_adapter, keep_adapter, weights_identity
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
 from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
+from lit_pretrain.parallel.fsdp import shard_
 from lit_pretrain.rollout import Answers, Rollout
-from lit_pretrain.stage.compiled import can_compile
-from lit_pretrain.stage.first_step import check_policy, check_start
-from lit_pretrain.stage.frozen import Frozen, tempered
-from lit_pretrain.stage.needs import KINDS, check_needs, check_reference_cache, check_rollout, check_unused
-from lit_pretrain.stage.origin import Origin
-from lit_pretrain.stage.reference import Reference, resolve_place
-from lit_pretrain.stage.reference_column import column_key, fill_column
-from lit_pretrain.stage.score_head import make_score_head
-from lit_pretrain.stage.seeds import step_seed
-from lit_pretrain.stage.shard import shard_
-from lit_pretrain.stage.step_sums import StepSums
+from lit_pretrain.stage.checks import (
+    DATA_KINDS,
+    check_needs,
+    check_policy,
+    check_reference_cache,
+    check_rollout,
+    check_start,
+    check_unused_data,
+)
+from lit_pretrain.stage.origin import Origin, can_compile, make_score_head
+from lit_pretrain.stage.reference import (
+    Frozen,
+    Reference,
+    column_key,
+    fill_column,
+    resolve_reference,
+    tempered,
+)
+from lit_pretrain.stage.step_sums import StepSums, step_seed
 
 ANSWERS = "answers"
 """Where the answers of an unfinished rollout lie in a checkpoint."""
 
 
 class OptimizerRecipe(Protocol):
-    """What a stage asks of an optimizer's configuration: AdamW and MuonAdamW of `lit_pretrain.optim` have it."""
+    """What a stage asks of an optimizer's configuration: AdamW and MuonAdamW of
+    `lit_pretrain.optim` have it.
+    """
 
     def build(self, named_parameters: Any, roles: Any) -> torch.optim.Optimizer:
         """Make one optimizer over all parameters, given the role of each."""
@@ -59,20 +71,29 @@ class Stage(L.LightningModule):
         objective: What is minimised.
         optimizer: How weights are updated.
         schedule: How the learning rates move over the run.
-        clip_norm: Largest global gradient norm, per token of the global batch; None leaves gradients as they are.
-        init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by `--from`.
+        clip_norm: Largest global gradient norm, per token of the global batch; None leaves
+            gradients as they are.
+        init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by
+            `--from`.
         rollout: How prompts are answered and the answers rewarded, for GRPO.
-        adapter: Train a few weights beside the frozen network, instead of the network; checkpoints then hold these alone.
-        freeze: Regular expressions over names of parameters, such as `token_embedding` or `blocks.0`, that are not trained.
-        reference: Whose log-probabilities a policy is compared with, if the data holds none: a run, a checkpoint or a Hugging Face folder.
-            By default the network that training starts from.
-        reference_cache: Folder in which the reference's log-probabilities of all pairs are kept, once computed, for runs with the same
-            reference, rows, tokenizer and template; training then needs no reference. By default they are computed in every step.
-        teacher: Whom a student learns from, if the data holds no teacher's words: a run, a checkpoint or a Hugging Face folder.
-        compile: Compile the network's blocks, and on a GPU the loss. `auto` does so where a compiler is found.
-        activation_checkpointing: Keep only the input of every block for the backward pass and compute the rest again: the same numbers with
-            less memory and about a third more computation; `lit_pretrain plan` says how much.
-        seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its own.
+        adapter: Train a few weights beside the frozen network, instead of the network; checkpoints
+            then hold these alone.
+        freeze: Regular expressions over names of parameters, such as `token_embedding` or
+            `blocks.0`, that are not trained.
+        reference: Whose log-probabilities a policy is compared with, if the data holds none: a run,
+            a checkpoint or a Hugging Face folder. By default the network that training starts from.
+        reference_cache: Folder in which the reference's log-probabilities of all pairs are kept,
+            once computed, for runs with the same reference, rows, tokenizer and template; training
+            then needs no reference. By default they are computed in every step.
+        teacher: Whom a student learns from, if the data holds no teacher's words: a run, a
+            checkpoint or a Hugging Face folder.
+        compile: Compile the network's blocks, and on a GPU the loss. `auto` does so where a
+            compiler is found.
+        activation_checkpointing: Keep only the input of every block for the backward pass and
+            compute the rest again: the same numbers with less memory and about a third more
+            computation; `lit_pretrain plan` says how much.
+        seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its
+            own.
     """
 
     def __init__(
@@ -95,12 +116,18 @@ class Stage(L.LightningModule):
     ) -> None:
         super().__init__()
         if clip_norm is not None and not clip_norm > 0:
-            raise UserError(f"model.clip_norm={clip_norm} must be positive, or null for no clipping")
+            raise UserError(
+                f"model.clip_norm={clip_norm} must be positive, or null for no clipping"
+            )
         if adapter is not None and freeze:
-            raise UserError(f"model.freeze={list(freeze)} has no effect beside model.adapter, which freezes the whole network: remove one")
+            raise UserError(
+                f"model.freeze={list(freeze)} has no effect beside model.adapter, which freezes the"
+                " whole network: remove one"
+            )
         if adapter is not None and init_from is None:
             raise UserError(
-                "model.adapter adapts a trained network: name it with --from RUN (a run, a checkpoint or a Hugging Face folder)"
+                "model.adapter adapts a trained network: name it with --from RUN (a run, a"
+                " checkpoint or a Hugging Face folder)"
             )
         self.config = net
         self.objective = objective
@@ -122,7 +149,9 @@ class Stage(L.LightningModule):
         self.contract: Optional[DataContract] = None
         self.provides: frozenset[str] = frozenset()
         self.sums: dict[str, Tensor] = {}
-        """Detached sums of the last optimizer step on this rank, for callbacks: those of `StepSums`, plus grad_norm."""
+        """Detached sums of the last optimizer step on this rank, for callbacks: those of
+        `StepSums`, plus grad_norm.
+        """
         self.score: Optional[nn.Linear] = None
         """The head of a reward model."""
         self.reference: Optional[Reference] = None
@@ -150,14 +179,17 @@ class Stage(L.LightningModule):
         net.checkpoint_activations(self.activation_checkpointing)
         if mesh is not None:
             self.origin.adapt(net)
-            self.net = shard_(net, mesh, device=self.trainer.strategy.root_device, fill=self.origin.fill)
+            self.net = shard_(
+                net, mesh, device=self.trainer.strategy.root_device, fill=self.origin.fill
+            )
         else:
             self.origin.fill(net)
             self.net = net
         self._join()
         if self._compiles():
             self.net.compile_blocks()
-            # On a CPU the head is as fast uncompiled (scripts/bench_head.py); what compares two distributions over the vocabulary is not.
+            # On a CPU the head is as fast uncompiled (scripts/bench_head.py); what compares two
+            # distributions over the vocabulary is not.
             if self.trainer.strategy.root_device.type != "cpu" or "teacher" in self.objective.needs:
                 self._loss = torch.compile(self._objective_sums, dynamic=False)
 
@@ -166,11 +198,17 @@ class Stage(L.LightningModule):
         needs, device = self.objective.needs, self.trainer.strategy.root_device
         if "score" in needs:
             self.score, known = make_score_head(
-                self.config.width, seed=self.seed, init_from=self.init_from, mesh=self.device_mesh, device=device
+                self.config.width,
+                seed=self.seed,
+                init_from=self.init_from,
+                mesh=self.device_mesh,
+                device=device,
             )
             self.trainer.print(f"score head: {'that of the parent' if known else 'new'}")
             if self.net.head is not None:
-                self.net.head.requires_grad_(False)  # nothing reads it, and DDP waits for the gradient of whatever is trained
+                self.net.head.requires_grad_(
+                    False
+                )  # nothing reads it, and DDP waits for the gradient of whatever is trained
         if "ref_logp" in needs:
             self._join_reference()
         if "teacher" in needs and "teacher" not in self.provides:
@@ -182,20 +220,30 @@ class Stage(L.LightningModule):
         if self.reference_cache is not None and "ref_logp" not in self.provides:
             self._precompute(named)
             return
-        place = resolve_place(self.provides, adapter=self.adapter is not None, named=named is not None)
-        self.reference = Reference(place, self.net, self.adapter, lambda: self._frozen(named), self.temperature)
+        place = resolve_reference(
+            self.provides, adapter=self.adapter is not None, named=named is not None
+        )
+        self.reference = Reference(
+            place, self.net, self.adapter, lambda: self._frozen(named), self.temperature
+        )
         whose = named or self.init_from or "the first weights, which are random"
-        what = {"column": "column ref_logp of the data", "adapter": "adapter switched off", "copy": f"frozen copy of {whose}"}
+        what = {
+            "column": "column ref_logp of the data",
+            "adapter": "adapter switched off",
+            "copy": f"frozen copy of {whose}",
+        }
         self.trainer.print(f"reference: {what[place]}")
 
     def _precompute(self, where: Optional[str]) -> None:
         """Give the data a column of the reference, and need no reference."""
         data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
-        network = identity(where) if where is not None else self.origin.name()
+        network = weights_identity(where) if where is not None else self.origin.name()
         assert self.reference_cache is not None
         done = fill_column(
-            data, Path(self.reference_cache), column_key(data, network=network, precision=str(trainer.precision)),
-            make=lambda: self._frozen(where), context=trainer.precision_plugin.forward_context, device=trainer.strategy.root_device,
+            data, Path(self.reference_cache),
+            column_key(data, network=network, precision=str(trainer.precision)),
+            make=lambda: self._frozen(where), context=trainer.precision_plugin.forward_context,
+            device=trainer.strategy.root_device,
             rank=self.global_rank, gather=self._gather,
         )  # fmt: skip
         self.provides = self.provides | {"ref_logp"}
@@ -203,10 +251,14 @@ class Stage(L.LightningModule):
         trainer.print(f"reference: {done}")
 
     def _frozen(self, where: Optional[str]) -> Frozen:
-        return self.origin.frozen(where, mesh=self.device_mesh, device=self.trainer.strategy.root_device)
+        return self.origin.frozen(
+            where, mesh=self.device_mesh, device=self.trainer.strategy.root_device
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep answers that are still learned from; of a network with an adapter the adapter, and say which base it belongs to."""
+        """Keep answers that are still learned from; of a network with an adapter the adapter,
+        and say which base it belongs to.
+        """
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:
@@ -214,7 +266,9 @@ class Stage(L.LightningModule):
         if self.adapter is None:
             return
         record = None
-        if self.origin.base_hash is not None:  # with a sharded network only the first rank, which writes, knows it
+        if (
+            self.origin.base_hash is not None
+        ):  # with a sharded network only the first rank, which writes, knows it
             assert self.init_from is not None
             from_run = os.path.relpath(self.init_from, self.trainer.default_root_dir)
             record = AdapterRecord(self.adapter, self.init_from, from_run, self.origin.base_hash)
@@ -229,19 +283,29 @@ class Stage(L.LightningModule):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a rollout; refuse an adapter that belongs to another base, and one whose tensors are others."""
+        """Take up a rollout; refuse an adapter that belongs to another base, and one whose
+        tensors are others.
+        """
         if self.answers is not None and ANSWERS in checkpoint:
             self.answers.load_state(checkpoint[ANSWERS])
         if self.adapter is None:
             return
-        check_adapter(checkpoint, set(self.state_dict()), base=str(self.init_from), base_hash=self.origin.base_hash)
+        check_adapter(
+            checkpoint,
+            set(self.state_dict()),
+            base=str(self.init_from),
+            base_hash=self.origin.base_hash,
+        )
 
     def _compiles(self) -> bool:
         if self.compile_mode == "off":
             return False
         reason = can_compile(self.trainer.strategy.root_device)
-        if reason is None and self.compile_mode == "auto" and self.provides & KINDS:
-            reason = "padded rows differ in length from batch to batch, and every length would be compiled; model.compile=on does so"
+        if reason is None and self.compile_mode == "auto" and self.provides & DATA_KINDS:
+            reason = (
+                "padded rows differ in length from batch to batch, and every length would be"
+                " compiled; model.compile=on does so"
+            )
         if reason is None:
             return True
         if self.compile_mode == "on":
@@ -249,7 +313,9 @@ class Stage(L.LightningModule):
         self.trainer.print(f"compile: off ({reason})")
         return False
 
-    def check(self, contract: DataContract, data: object, *, sharded: bool, evaluates: bool = False) -> None:
+    def check(
+        self, contract: DataContract, data: object, *, sharded: bool, evaluates: bool = False
+    ) -> None:
         """Check the data against network and objective.
 
         Args:
@@ -263,25 +329,42 @@ class Stage(L.LightningModule):
         """
         if contract.vocab_size > self.config.vocab_size:
             raise UserError(
-                f"the network has model.net.vocab_size={self.config.vocab_size} ids but the data's tokenizer has "
-                f"{contract.vocab_size}; leave model.net.vocab_size out to take it from the data"
+                f"the network has model.net.vocab_size={self.config.vocab_size} ids but the data's"
+                f" tokenizer has {contract.vocab_size}; leave model.net.vocab_size out to take it"
+                " from the data"
             )
         if contract.seq_len > self.config.max_seq_len:
             raise UserError(
                 f"data.seq_len={contract.seq_len} is longer than the network's positions, "
                 f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
             )
-        check_needs(self.objective, data, contract.provides, teacher=self.teacher_from is not None, rollout=self.rollout is not None)
+        check_needs(
+            self.objective,
+            data,
+            contract.provides,
+            teacher=self.teacher_from is not None,
+            rollout=self.rollout is not None,
+        )
         if self.rollout is not None:
-            check_rollout(self.rollout, contract, self.objective, sharded=sharded, evaluates=evaluates)
+            check_rollout(
+                self.rollout, contract, self.objective, sharded=sharded, evaluates=evaluates
+            )
         if not evaluates:
-            unused = {"reference": self.reference_from, "reference_cache": self.reference_cache, "teacher": self.teacher_from}
-            check_unused(self.objective, [name for name, value in unused.items() if value is not None])
+            unused = {
+                "reference": self.reference_from,
+                "reference_cache": self.reference_cache,
+                "teacher": self.teacher_from,
+            }
+            check_unused_data(
+                self.objective, [name for name, value in unused.items() if value is not None]
+            )
         if self.reference_cache is not None:
             check_reference_cache(contract, data, sharded=sharded)
 
     def setup(self, stage: str) -> None:
-        """Take the data's contract, if it fits network and objective, and prepare what is measured."""
+        """Take the data's contract, if it fits network and objective, and prepare what is
+        measured.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -292,48 +375,80 @@ class Stage(L.LightningModule):
         sources, names = len(contract.sources), self.objective.metric_names
         if self.rollout is not None:
             assert contract.asking is not None
-            self.answers = Answers(self.rollout, contract.asking, seed=self.seed, seq_len=contract.seq_len)
+            self.answers = Answers(
+                self.rollout, contract.asking, seed=self.seed, seq_len=contract.seq_len
+            )
             self.metric_names = (*names, *self.answers.metric_names)
             names = self.answers.held_out_names
         bits = self.objective.bits_per_byte
-        self.metrics = {name: BitsPerByte(sources) if bits else Means(names, sources) for name in ("val", "test")}
+        self.metrics = {
+            name: BitsPerByte(sources) if bits else Means(names, sources)
+            for name in ("val", "test")
+        }
 
     def configure_optimizers(self) -> Any:
         """One optimizer object, stepped by the schedule once per optimizer step."""
         assert self.contract is not None
-        trained = [(name, parameter) for name, parameter in self.net.named_parameters() if parameter.requires_grad]
+        trained = [
+            (name, parameter)
+            for name, parameter in self.net.named_parameters()
+            if parameter.requires_grad
+        ]
         roles: dict[str, str] = dict(self.net.parameter_roles())
         if self.score is not None:
-            trained += [(f"score.{name}", parameter) for name, parameter in self.score.named_parameters()]
+            trained += [
+                (f"score.{name}", parameter) for name, parameter in self.score.named_parameters()
+            ]
             roles[SCORE] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Set the learning rates of the first step: a checkpoint brings those of its own schedule, and a fork has another."""
+        """Set the learning rates of the first step: a checkpoint brings those of its own
+        schedule, and a fork has another.
+        """
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
-        for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        for group, base, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
             group["lr"] = base * factor(scheduler.last_epoch)
 
     def _micro_batch(
-        self, batch: AnyBatch, step_counts: Optional[Tensor] = None, teacher_BTD: Optional[Tensor] = None
+        self,
+        batch: AnyBatch,
+        step_counts: Optional[Tensor] = None,
+        teacher_BTD: Optional[Tensor] = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Network and objective of one micro-batch."""
-        loss = self._loss if torch.is_grad_enabled() else self._objective_sums  # for a few batches another graph costs more than it gains
+        loss = (
+            self._loss if torch.is_grad_enabled() else self._objective_sums
+        )  # for a few batches another graph costs more than it gains
         return loss(self._hidden(batch), batch, step_counts, teacher_BTD)
 
     def _objective_sums(
-        self, hidden_BTD: Tensor, batch: AnyBatch, step_counts: Optional[Tensor], teacher_BTD: Optional[Tensor]
+        self,
+        hidden_BTD: Tensor,
+        batch: AnyBatch,
+        step_counts: Optional[Tensor],
+        teacher_BTD: Optional[Tensor],
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         teacher = None
         if self.teacher is not None and teacher_BTD is not None:
             net = self.teacher.net
-            teacher = LabelScores(teacher_BTD, net.head_weight, batch.labels_BT, logit_softcap=net.config.logit_softcap)
+            teacher = LabelScores(
+                teacher_BTD,
+                net.head_weight,
+                batch.labels_BT,
+                logit_softcap=net.config.logit_softcap,
+            )
         hidden_BTD, cap = tempered(hidden_BTD, self.config.logit_softcap, self.temperature)
         scores = LabelScores(
             hidden_BTD, self.net.head_weight, batch.labels_BT,
@@ -347,7 +462,8 @@ class Stage(L.LightningModule):
             hidden_BTD: Tensor = self.net(batch.tokens_BT, batch.doc_BT)
             return hidden_BTD
         half = len(batch.tokens_BT) // 2
-        # The half with a gradient first: autocast keeps casts of weights, and one made without a gradient would hide it from the other.
+        # The half with a gradient first: autocast keeps casts of weights, and one made without a
+        # gradient would hide it from the other.
         learned = self.net(batch.tokens_BT[:half], batch.doc_BT[:half])
         with torch.no_grad():
             measured = self.net(batch.tokens_BT[half:], batch.doc_BT[half:])
@@ -366,11 +482,16 @@ class Stage(L.LightningModule):
         """A micro-batch with the reference's column, and the teacher's hidden states."""
         if self.reference is not None:
             micro = self.reference.fill(micro)
-        return micro, None if self.teacher is None else self.teacher.hidden(micro.tokens_BT, micro.doc_BT)
+        return micro, (
+            None if self.teacher is None else self.teacher.hidden(micro.tokens_BT, micro.doc_BT)
+        )
 
     def training_step(self, batch: list[AnyBatch], batch_idx: int) -> Tensor:
-        """All micro-batches of one optimizer step; Lightning runs the backward of the last one, and the update."""
-        # Dropout is a function of (seed, step, rank), so that there is no generator state to save or to restore.
+        """All micro-batches of one optimizer step; Lightning runs the backward of the last one,
+        and the update.
+        """
+        # Dropout is a function of (seed, step, rank), so that there is no generator state to save
+        # or to restore.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         batch, told = self._answered(batch)
         self._batch = batch
@@ -385,7 +506,8 @@ class Stage(L.LightningModule):
             denominators.append(denominator)
             sums.add(metrics | told[i], micro.source_B)
             if i + 1 < len(batch):
-                # Outside autocast, as Lightning runs the last one; DDP does not reduce before its forward has returned.
+                # Outside autocast, as Lightning runs the last one; DDP does not reduce before its
+                # forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
                     numerator.backward()  # type: ignore[no-untyped-call]
         self._denominator = torch.stack(denominators).sum()
@@ -395,15 +517,23 @@ class Stage(L.LightningModule):
         return numerator
 
     def _answered(self, batch: list[AnyBatch]) -> tuple[list[AnyBatch], list[dict[str, Tensor]]]:
-        """The answers to a step's prompts, and what is to be reported of each micro-batch; other batches as they are."""
+        """The answers to a step's prompts, and what is to be reported of each micro-batch;
+        other batches as they are.
+        """
         if self.answers is None:
             return batch, [{} for _ in batch]
         prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-        made, told = self.answers.batches(self.net, prompts, self.global_step, self.objective.advantages)
+        made, told = self.answers.batches(
+            self.net, prompts, self.global_step, self.objective.advantages
+        )
         # A resumed run may have learned since its answers were sampled.
         if not self._policy_checked and self.global_step % self.answers.asking.updates == 0:
             check_policy(
-                self.net, made[0], temperature=self.temperature, same_policy=self.answers.engine.same_policy, step=self.global_step
+                self.net,
+                made[0],
+                temperature=self.temperature,
+                same_policy=self.answers.engine.same_policy,
+                step=self.global_step,
             )
         self._policy_checked = True
         if self.answers.on_policy(self.global_step):
@@ -418,10 +548,14 @@ class Stage(L.LightningModule):
             return
         total: Tensor = self.trainer.strategy.reduce(sums.packed(), reduce_op="sum")
         means = sums.means(total)
-        check_start(self.objective, means, net=self.net, place=self.reference.place, parent=self.init_from)
+        check_start(
+            self.objective, means, net=self.net, place=self.reference.place, parent=self.init_from
+        )
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: Lightning calls this after `training_step`, which has accumulated gradients by then."""
+        """Nothing: Lightning calls this after `training_step`, which has accumulated gradients
+        by then.
+        """
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Divide by the global count and clip, in one pass over the gradients."""
@@ -432,16 +566,21 @@ class Stage(L.LightningModule):
         norm = scale_and_clip_(self.parameters(), scale, self.clip_norm)
         self.sums["grad_norm"] = norm
         if not math.isfinite(norm.item()):
-            rows = list(dict.fromkeys(int(n) for micro in self._batch for n in micro.index_B.tolist()))  # a pair has two rows
+            rows = list(
+                dict.fromkeys(int(n) for micro in self._batch for n in micro.index_B.tolist())
+            )  # a pair has two rows
             loss = self.sums["nats_S"].sum() / self.sums["terms_S"].sum()
             raise DivergedError(
-                f"step {self.global_step}: the gradient norm is {norm.item()} and the loss {loss.item():.4f} nats; "
-                "stopped before the update, weights and the last checkpoint are good",
+                f"step {self.global_step}: the gradient norm is {norm.item()} and the loss"
+                f" {loss.item():.4f} nats; stopped before the update, weights and the last"
+                " checkpoint are good",
                 rows,
             )
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Ask for the validation that ends every run; Lightning would skip it where the length is no multiple of the interval."""
+        """Ask for the validation that ends every run; Lightning would skip it where the length
+        is no multiple of the interval.
+        """
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
 
@@ -460,7 +599,9 @@ class Stage(L.LightningModule):
         if self.answers is not None:
             assert isinstance(metric, Means)
             prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-            for asked, told in zip(prompts, self.answers.measure(self.net, prompts, self.global_step), strict=True):
+            for asked, told in zip(
+                prompts, self.answers.measure(self.net, prompts, self.global_step), strict=True
+            ):
                 metric.update(told, asked.source_B)
             return
         self.token_bytes_V = self.token_bytes_V.to(self.device)
@@ -470,10 +611,13 @@ class Stage(L.LightningModule):
             if isinstance(metric, Means):
                 metric.update(metrics, micro.source_B)
             else:
-                metric.update(metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V)
+                metric.update(
+                    metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V
+                )
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss and the objective's metrics (bits per byte for cross-entropy), over all and where known per source.
+        """Publish val/loss and the objective's metrics (bits per byte for cross-entropy), over all
+        and where known per source.
 
         `Metrics` passes them on, at the step they belong to.
         """
@@ -492,9 +636,13 @@ class Stage(L.LightningModule):
             if f"{key}_S" not in values:
                 continue
             # torchmetrics makes a scalar of a tensor with one element, here of a single source.
-            for source, value in zip(self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True):
+            for source, value in zip(
+                self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True
+            ):
                 if not math.isnan(value.item()):
-                    self.log(f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True)
+                    self.log(
+                        f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True
+                    )
 
 
 def trainable(net: nn.Module) -> int:

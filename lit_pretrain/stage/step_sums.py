@@ -1,9 +1,21 @@
-"""Step sums: what the micro-batches of one optimizer step report, added up on the device and read by nobody until a window ends."""
+"""Step sums: what the micro-batches of one optimizer step report, added up on the device and
+read by nobody until a window ends.
+"""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# Seeds: the random numbers of a step are a function of (seed, step, rank), so a resumed run draws
+# the same ones.
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for one optimizer step on one rank."""
+    digest = hashlib.sha256(f"{seed}\x00{step}\x00{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class StepSums:
@@ -18,7 +30,9 @@ class StepSums:
     def __init__(self, names: Sequence[str], sources: int, device: torch.device) -> None:
         self.names = tuple(names)
         # fp32 by name: in bf16-true the default is bf16, which counts to 256.
-        self.nats_S, self.tokens_S, self.terms_S = (torch.zeros(sources, device=device, dtype=torch.float32) for _ in range(3))
+        self.nats_S, self.tokens_S, self.terms_S = (
+            torch.zeros(sources, device=device, dtype=torch.float32) for _ in range(3)
+        )
         self.means_M2 = torch.zeros(len(names), 2, device=device, dtype=torch.float32)
 
     def add(self, metrics: dict[str, Tensor], source_B: Tensor) -> None:
@@ -30,16 +44,36 @@ class StepSums:
             self.means_M2 += torch.stack([metrics[name] for name in self.names]).float()
 
     def as_dict(self) -> dict[str, Tensor]:
-        """For callbacks: the loss and its terms by source, the supervised tokens by source, and sum and count of each metric."""
-        return {"nats_S": self.nats_S, "tokens_S": self.tokens_S, "terms_S": self.terms_S, "means_M2": self.means_M2}
+        """For callbacks: the loss and its terms by source, the supervised tokens by source, and
+        sum and count of each metric.
+        """
+        return {
+            "nats_S": self.nats_S,
+            "tokens_S": self.tokens_S,
+            "terms_S": self.terms_S,
+            "means_M2": self.means_M2,
+        }
 
     def means(self, total: Tensor) -> dict[str, float]:
-        """Loss and metrics as numbers, from `packed()` of all ranks together; NaN where nothing was counted."""
+        """Loss and metrics as numbers, from `packed()` of all ranks together; NaN where nothing
+        was counted.
+        """
         loss, terms, tokens, *rest = total.tolist()
         pairs = zip(self.names, rest[::2], rest[1::2], strict=True)
-        found = {"loss": (loss, terms), **{name: (value, count) for name, value, count in pairs}, "tokens_per_term": (tokens, terms)}
-        return {name: value / count if count else float("nan") for name, (value, count) in found.items()}
+        found = {
+            "loss": (loss, terms),
+            **{name: (value, count) for name, value, count in pairs},
+            "tokens_per_term": (tokens, terms),
+        }
+        return {
+            name: value / count if count else float("nan") for name, (value, count) in found.items()
+        }
 
     def packed(self) -> Tensor:
         """Loss, terms, tokens and the metrics in one tensor, fp64: one reduction over ranks."""
-        return torch.cat([torch.stack([self.nats_S.sum(), self.terms_S.sum(), self.tokens_S.sum()]), self.means_M2.flatten()]).double()
+        return torch.cat(
+            [
+                torch.stack([self.nats_S.sum(), self.terms_S.sum(), self.tokens_S.sum()]),
+                self.means_M2.flatten(),
+            ]
+        ).double()

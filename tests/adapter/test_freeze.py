@@ -1,15 +1,21 @@
-"""Freezing and matching by regular expression: what is meant is found, and what means nothing is answered with near names."""
+"""Freezing and matching by regular expression: what is meant is found, and what means nothing
+is answered with near names.
+"""
 
 import pytest
 import torch
 
 from lit_pretrain.adapter import freeze_
-from lit_pretrain.adapter.match import matching
+from lit_pretrain.adapter.freeze import matching
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 
-NAMES = [f"blocks.{layer}.{kind}" for layer in range(12) for kind in ("attention.q_proj", "attention.out_proj", "feed_forward.up_proj")]
+NAMES = [
+    f"blocks.{layer}.{kind}"
+    for layer in range(12)
+    for kind in ("attention.q_proj", "attention.out_proj", "feed_forward.up_proj")
+]
 
 
 def network() -> Transformer:
@@ -18,7 +24,9 @@ def network() -> Transformer:
 
 def test_patterns_are_searched_for_anywhere_and_names_keep_their_order() -> None:
     found = matching([r"up_proj$", r"blocks\.1\.attention\.q"], NAMES, setting="x", what="matrix")
-    assert found == [name for name in NAMES if name.endswith("up_proj") or name == "blocks.1.attention.q_proj"]
+    assert found == [
+        name for name in NAMES if name.endswith("up_proj") or name == "blocks.1.attention.q_proj"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +45,9 @@ def test_a_pattern_that_means_nothing_is_answered_with_near_names(pattern: str, 
 
 
 def test_what_is_far_from_all_names_gets_the_kinds_there_are() -> None:
-    with pytest.raises(UserError, match=r"blocks\.\*\.attention\.q_proj, blocks\.\*\.attention\.out_proj, blocks"):
+    with pytest.raises(
+        UserError, match=r"blocks\.\*\.attention\.q_proj, blocks\.\*\.attention\.out_proj, blocks"
+    ):
         matching(["xyzzy"], NAMES, setting="x", what="matrix")
 
 
@@ -48,7 +58,9 @@ def test_frozen_parameters_get_no_gradient_and_the_others_do() -> None:
     assert {name for name, p in net.named_parameters() if p.grad is None} == set(frozen)
     assert "token_embedding.weight" in frozen
     assert {name for name, p in net.named_parameters() if p.grad is not None} == {
-        name for name, _ in net.named_parameters() if name.startswith(("blocks.2.", "final_norm", "head"))
+        name
+        for name, _ in net.named_parameters()
+        if name.startswith(("blocks.2.", "final_norm", "head"))
     }
 
 

@@ -1,4 +1,6 @@
-"""LoRA: it begins as the base, switches off to the bit, merges into one matrix, and trains nothing but itself."""
+"""LoRA: it begins as the base, switches off to the bit, merges into one matrix, and trains
+nothing but itself.
+"""
 
 import math
 
@@ -7,13 +9,23 @@ import torch
 from torch import Tensor
 
 from lit_pretrain.adapter import LoRA, is_adapter_tensor
-from lit_pretrain.adapter.linear import AdaptedLinear
+from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import AdamW, MuonAdamW
 
-NET = ModelConfig(vocab_size=64, n_layer=2, width=32, n_head=4, n_kv_head=2, ffn_width=48, max_seq_len=32, init_std=0.2, qkv_bias=True)
+NET = ModelConfig(
+    vocab_size=64,
+    n_layer=2,
+    width=32,
+    n_head=4,
+    n_kv_head=2,
+    ffn_width=48,
+    max_seq_len=32,
+    init_std=0.2,
+    qkv_bias=True,
+)
 KINDS = {
     "lora": LoRA(rank=4),
     "gaussian": LoRA(rank=4, init="gaussian"),
@@ -112,11 +124,18 @@ def test_base_keys_stay_and_only_the_adapter_is_trained(kind: str) -> None:
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert trained == {key for key in new if not key.endswith(("A0", "B0"))}
     net.logits(net(tokens())).square().mean().backward()
-    assert {name for name, parameter in net.named_parameters() if parameter.grad is not None} == trained
+    assert {
+        name for name, parameter in net.named_parameters() if parameter.grad is not None
+    } == trained
 
 
 @pytest.mark.parametrize(
-    ("adapter", "scale"), [(LoRA(rank=4, alpha=8), 2.0), (LoRA(rank=16, alpha=8), 0.5), (LoRA(rank=16, alpha=8, rslora=True), 2.0)]
+    ("adapter", "scale"),
+    [
+        (LoRA(rank=4, alpha=8), 2.0),
+        (LoRA(rank=16, alpha=8), 0.5),
+        (LoRA(rank=16, alpha=8, rslora=True), 2.0),
+    ],
 )
 def test_scale(adapter: LoRA, scale: float) -> None:
     assert adapter.scale == scale
@@ -125,16 +144,26 @@ def test_scale(adapter: LoRA, scale: float) -> None:
 def test_first_values() -> None:
     net = network()
     LoRA(rank=8).apply(net, torch.Generator().manual_seed(0))
-    A = torch.cat([m.lora_A.detach().flatten() for m in net.modules() if isinstance(m, AdaptedLinear) and m.in_features == 32])
+    A = torch.cat(
+        [
+            m.lora_A.detach().flatten()
+            for m in net.modules()
+            if isinstance(m, AdaptedLinear) and m.in_features == 32
+        ]
+    )
     assert A.abs().max() <= 1 / math.sqrt(32)
     assert A.std() == pytest.approx(1 / math.sqrt(3 * 32), rel=0.05)
     assert all(not m.lora_B.any() for m in net.modules() if isinstance(m, AdaptedLinear))
     again = network()
     LoRA(rank=8).apply(again, torch.Generator().manual_seed(0))
-    assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items()
+    )
     gaussian = network()
     LoRA(rank=8, init="gaussian").apply(gaussian)
-    A = torch.cat([m.lora_A.detach().flatten() for m in gaussian.modules() if isinstance(m, AdaptedLinear)])
+    A = torch.cat(
+        [m.lora_A.detach().flatten() for m in gaussian.modules() if isinstance(m, AdaptedLinear)]
+    )
     assert A.std() == pytest.approx(1 / 8, rel=0.05)
 
 
@@ -146,13 +175,17 @@ def test_pissa_holds_the_leading_singular_directions() -> None:
     module = net.get_submodule("blocks.0.feed_forward.down_proj")
     rest = weight - adapter.scale * (module.lora_B @ module.lora_A).detach()
     values = torch.linalg.svdvals(weight)
-    torch.testing.assert_close(torch.linalg.svdvals(rest)[: len(values) - 4], values[4:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(rest)[: len(values) - 4], values[4:], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_norm_of_dora_is_a_constant_to_the_gradient() -> None:
     """Against the plain formula in fp64, differentiated with the norm held and not held."""
     torch.manual_seed(3)
-    module = AdaptedLinear(torch.nn.Linear(12, 7).double(), rank=2, scale=1.5, dropout=0.0, dora=True)
+    module = AdaptedLinear(
+        torch.nn.Linear(12, 7).double(), rank=2, scale=1.5, dropout=0.0, dora=True
+    )
     with torch.no_grad():
         for parameter in (module.lora_A, module.lora_B, module.lora_magnitude):
             assert parameter is not None
@@ -164,8 +197,14 @@ def test_the_norm_of_dora_is_a_constant_to_the_gradient() -> None:
         norm = W.norm(dim=1)
         gain = module.lora_magnitude / (norm.detach() if held else norm)
         y = x @ (gain[:, None] * W).T + module.bias.detach()
-        gradients.append(torch.autograd.grad((y * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude)))
-    own = torch.autograd.grad((module(x) * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude))
+        gradients.append(
+            torch.autograd.grad(
+                (y * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude)
+            )
+        )
+    own = torch.autograd.grad(
+        (module(x) * upstream).sum(), (module.lora_A, module.lora_B, module.lora_magnitude)
+    )
     for ours, held, _ in zip(own, *gradients, strict=True):
         torch.testing.assert_close(ours, held, atol=1e-5, rtol=1e-5)
     assert (gradients[0][0] - gradients[1][0]).norm() > 0.1 * gradients[0][0].norm()
@@ -177,7 +216,9 @@ def test_dropout_is_of_the_update_alone_and_follows_the_seed() -> None:
         adapter = LoRA(rank=4, dropout=0.5, dora=dora)
         adapter.apply(net)
         net.train()
-        torch.testing.assert_close(logits(net), logits(network()), atol=2e-5, rtol=1e-5)  # an update of zero has nothing to drop
+        torch.testing.assert_close(
+            logits(net), logits(network()), atol=2e-5, rtol=1e-5
+        )  # an update of zero has nothing to drop
         disturb(net)
         torch.manual_seed(5)
         first = logits(net)
@@ -217,7 +258,10 @@ def test_under_autocast_it_computes_in_bf16_and_keeps_its_weights(kind: str) -> 
         out = net(tokens())
         net.logits(out).float().mean().backward()
         rounded = logits(net).float()
-    assert all(p.dtype == torch.float32 and (p.grad is None or p.grad.dtype == torch.float32) for p in net.parameters())
+    assert all(
+        p.dtype == torch.float32 and (p.grad is None or p.grad.dtype == torch.float32)
+        for p in net.parameters()
+    )
     assert 1e-5 < (rounded - exact).norm() / exact.norm() < 0.1
 
 
@@ -225,17 +269,24 @@ def test_optimizers_know_the_parameters_of_an_adapter() -> None:
     net = network()
     LoRA(rank=4, dora=True).apply(net)
     roles = net.parameter_roles()
-    assert {roles[name] for name, p in net.named_parameters() if p.requires_grad} == {"adapter", "vector"}
+    assert {roles[name] for name, p in net.named_parameters() if p.requires_grad} == {
+        "adapter",
+        "vector",
+    }
     for recipe in (AdamW(lr=1e-3, weight_decay=0.1), MuonAdamW(adapter_lr=1e-3, vector_lr=1e-3)):
-        groups = {group["role"]: group for group in recipe.build(net.named_parameters(), roles).param_groups}
+        groups = {
+            group["role"]: group
+            for group in recipe.build(net.named_parameters(), roles).param_groups
+        }
         assert set(groups) == {"adapter", "vector"}
         assert len(groups["adapter"]["params"]) == 28
         assert groups["adapter"]["lr"] == 1e-3
         assert groups["adapter"].get("algorithm", "adamw") == "adamw"
         assert groups["vector"]["weight_decay"] == 0.0
-    assert {g["role"]: g["weight_decay"] for g in AdamW(weight_decay=0.1).build(net.named_parameters(), roles).param_groups}[
-        "adapter"
-    ] == 0.1
+    assert {
+        g["role"]: g["weight_decay"]
+        for g in AdamW(weight_decay=0.1).build(net.named_parameters(), roles).param_groups
+    }["adapter"] == 0.1
 
 
 @pytest.mark.parametrize(

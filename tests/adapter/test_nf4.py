@@ -1,4 +1,6 @@
-"""NF4: what is stored is small, what comes back is near, and gradients pass through it as through the matrix that comes back."""
+"""NF4: what is stored is small, what comes back is near, and gradients pass through it as
+through the matrix that comes back.
+"""
 
 import pytest
 import torch
@@ -6,18 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.adapter import nf4
-from lit_pretrain.adapter.nf4_weight import NF4Weight
+from lit_pretrain.adapter.nf4 import NF4Weight
 
 
-@given(rows=st.integers(1, 70), columns=st.integers(1, 70), seed=st.integers(0, 1000), exponent=st.integers(-20, 20))
-def test_what_comes_back_is_within_half_a_level_of_the_block(rows: int, columns: int, seed: int, exponent: int) -> None:
-    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+    exponent=st.integers(-20, 20),
+)
+def test_what_comes_back_is_within_half_a_level_of_the_block(
+    rows: int, columns: int, seed: int, exponent: int
+) -> None:
+    matrix = (
+        torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    )
     again = nf4.dequantize_torch(nf4.quantize(matrix), (rows, columns))
     flat, found = matrix.flatten(), again.flatten()
     for block in range(0, flat.numel(), nf4.BLOCK):
         part = flat[block : block + nf4.BLOCK]
-        # Half the widest gap between levels, (1 - 0.696) / 2, plus what rounding the scales costs: these differ from their mean by at
-        # most the largest of all, and a code of that decade is 0.9 / 64 / 2 of it off.
+        # Half the widest gap between levels, (1 - 0.696) / 2, plus what rounding the scales costs:
+        # these differ from their mean by at most the largest of all, and a code of that decade is
+        # 0.9 / 64 / 2 of it off.
         bound = 0.1520 * part.abs().max() + 0.0072 * 1.01 * flat.abs().max()
         assert (part - found[block : block + nf4.BLOCK]).abs().max() <= bound
 

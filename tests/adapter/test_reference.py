@@ -1,4 +1,6 @@
-"""Adapters against peft and bitsandbytes: by committed figures everywhere, and directly where they are installed."""
+"""Adapters against peft and bitsandbytes: by committed figures everywhere, and directly where
+they are installed.
+"""
 
 import importlib.util
 import json
@@ -15,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adapter_reference", ROOT / "scripts" / "adapter_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "adapter_reference", ROOT / "scripts" / "adapter_reference.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,32 +56,47 @@ def test_loss_and_gradients_are_those_of_peft(kind: str, how: str) -> None:
 
 @pytest.mark.parametrize(("kind", "how"), CASES)
 def test_every_gradient_is_that_of_peft(kind: str, how: str) -> None:
-    pytest.importorskip("peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate")
+    pytest.importorskip(
+        "peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate"
+    )
     loss, gradients = made.theirs(kind, how)
     own_loss, own = made.ours(kind, how)
     assert own_loss == pytest.approx(loss, rel=TOLERANCE)
     assert own.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (own[name] - gradient).norm() <= TOLERANCE * gradient.norm(), name
-    assert made.figures(gradients)[name] == pytest.approx(REFERENCE["peft"][f"{kind}/{how}"]["gradients"][name], rel=1e-4, abs=1e-7)
+    assert made.figures(gradients)[name] == pytest.approx(
+        REFERENCE["peft"][f"{kind}/{how}"]["gradients"][name], rel=1e-4, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", sorted(made.nf4_inputs()))
 def test_nf4_is_that_of_bitsandbytes_to_the_bit(name: str) -> None:
     matrix = made.nf4_inputs()[name]
     quantized = nf4.quantize(matrix)
-    again = [nf4.dequantize_torch(quantized, tuple(matrix.shape), d) for d in (torch.float32, torch.bfloat16, torch.float16)]
+    again = [
+        nf4.dequantize_torch(quantized, tuple(matrix.shape), d)
+        for d in (torch.float32, torch.bfloat16, torch.float16)
+    ]
     assert [made.digest(part) for part in (*quantized, *again)] == REFERENCE["nf4"][name]
 
 
 def test_nf4_is_that_of_the_installed_bitsandbytes() -> None:
-    pytest.importorskip("bitsandbytes", reason="compares with bitsandbytes itself: pip install --no-deps bitsandbytes")
+    pytest.importorskip(
+        "bitsandbytes",
+        reason="compares with bitsandbytes itself: pip install --no-deps bitsandbytes",
+    )
     inputs, digests = made.nf4_inputs(), made.nf4_digests()
-    # With AVX-512 the kernel of 0.50.2 gives rows of 96 places the scales of other blocks, unlike its general one: docs/experiments.md.
+    # With AVX-512 the kernel of 0.50.2 gives rows of 96 places the scales of other blocks, unlike
+    # its general one: docs/experiments.md.
     sound = {name for name, matrix in inputs.items() if matrix.shape[-1] % 64 != 32}
     assert len(sound) == len(inputs) - 1
-    assert {name: digests[name] for name in sound} == {name: REFERENCE["nf4"][name] for name in sound}
-    assert all(digests[name][:4] == REFERENCE["nf4"][name][:4] for name in inputs)  # what it stores is right in any case
+    assert {name: digests[name] for name in sound} == {
+        name: REFERENCE["nf4"][name] for name in sound
+    }
+    assert all(
+        digests[name][:4] == REFERENCE["nf4"][name][:4] for name in inputs
+    )  # what it stores is right in any case
     for name in sound:
         matrix = inputs[name]
         quantized = nf4.quantize(matrix)
@@ -87,10 +106,16 @@ def test_nf4_is_that_of_the_installed_bitsandbytes() -> None:
 
 
 def test_pissa_trains_as_in_peft() -> None:
-    """peft takes the first update out of W; we subtract it in the forward pass. Function and gradients are the same."""
-    peft = pytest.importorskip("peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate")
+    """peft takes the first update out of W; we subtract it in the forward pass. Function and
+    gradients are the same.
+    """
+    peft = pytest.importorskip(
+        "peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate"
+    )
     net = made.network("llama")
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa"
+    )
     model = peft.get_peft_model(made.transformers_model(net, "llama"), config)
     adapter = made.LoRA(rank=2, alpha=3.0, targets=("q_proj", "down_proj"), init="pissa")
     adapter.apply(net)

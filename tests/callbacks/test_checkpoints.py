@@ -1,6 +1,7 @@
 """Checkpoints: the newest few and the best remain, and a save that fails takes nothing with it.
 
-That what is saved continues a run exactly, also after a full disk, is tested in tests/test_resume.py.
+That what is saved continues a run exactly, also after a full disk, is tested in
+tests/test_resume.py.
 """
 
 import json
@@ -19,7 +20,13 @@ from lit_pretrain.errors import UserError
 class FakeTrainer:
     """As much of a Trainer as the callback asks of it; saves a zip archive."""
 
-    max_steps, world_size, is_global_zero, sanity_checking, enable_validation = 100, 1, True, False, True
+    max_steps, world_size, is_global_zero, sanity_checking, enable_validation = (
+        100,
+        1,
+        True,
+        False,
+        True,
+    )
     should_stop = False
     state = SimpleNamespace(fn="fit")
 
@@ -40,11 +47,18 @@ class FakeTrainer:
 
 def made(run: Path, **options: Any) -> Checkpoints:
     run.mkdir(exist_ok=True)
-    settings: dict[str, Any] = {"every": 2, "keep": 2, "contract": {"model.seed": 0}, "on_saved": lambda seconds: None}
+    settings: dict[str, Any] = {
+        "every": 2,
+        "keep": 2,
+        "contract": {"model.seed": 0},
+        "on_saved": lambda seconds: None,
+    }
     return Checkpoints(run, **(settings | options))
 
 
-def train(callback: Checkpoints, trainer: Any, steps: int, losses: dict[int, float] | None = None) -> None:
+def train(
+    callback: Checkpoints, trainer: Any, steps: int, losses: dict[int, float] | None = None
+) -> None:
     """Steps, each with the validation that follows it, as Lightning calls the callback."""
     for step in range(trainer.global_step + 1, steps + 1):
         trainer.global_step = step
@@ -64,9 +78,15 @@ def test_the_newest_remain(tmp_path: Path) -> None:
 
 
 def test_the_best_remains_beside_the_newest(tmp_path: Path) -> None:
-    train(made(tmp_path), FakeTrainer(every=2), 12, {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 7.0})
+    train(
+        made(tmp_path), FakeTrainer(every=2), 12, {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 7.0}
+    )
     assert kept(tmp_path) == [4, 10, 12]
-    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {"checkpoint": checkpoint_name(4), "loss": 3.0, "step": 4}
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
+        "checkpoint": checkpoint_name(4),
+        "loss": 3.0,
+        "step": 4,
+    }
 
 
 def test_a_better_one_lets_the_old_best_go(tmp_path: Path) -> None:
@@ -109,13 +129,25 @@ def test_scratch_of_a_killed_run_is_swept_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0"),
+    ],
 )
-def test_a_failed_save_names_the_cause_and_leaves_the_older_ones(tmp_path: Path, error: Exception) -> None:
+def test_a_failed_save_names_the_cause_and_leaves_the_older_ones(
+    tmp_path: Path, error: Exception
+) -> None:
     callback, trainer = made(tmp_path), FakeTrainer()
     train(callback, trainer, 3)
     trainer.error = error
-    with pytest.raises(UserError, match=r"step=00000004.ckpt could not be written: .*(No space|PytorchStreamWriter).*--resume auto"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"step=00000004.ckpt could not be written: .*(No space|PytorchStreamWriter).*--resume"
+            r" auto"
+        ),
+    ):
         train(callback, trainer, 4)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint_name(2)]
 

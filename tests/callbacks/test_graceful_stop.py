@@ -1,7 +1,7 @@
 """Graceful stop: only a flag is set, all ranks agree, and the handlers are given back.
 
-That a stopped run goes on exactly is tested in tests/test_resume.py, two ranks in tests/test_distributed.py,
-and a terminal in tests/test_interrupt.py.
+That a stopped run goes on exactly is tested in tests/test_resume.py, two ranks in
+tests/test_distributed.py, and a terminal in tests/test_interrupt.py.
 """
 
 import os
@@ -33,8 +33,10 @@ def trainer(step: int, *, elsewhere: int | None = None, validates: bool = False)
     """Before the step that follows `step`; `elsewhere` is the reason of another rank."""
     reduce = lambda told, reduce_op: torch.tensor(max(int(told), elsewhere or 0))  # noqa: E731
     return SimpleNamespace(
-        global_step=step, max_steps=10, world_size=1 if elsewhere is None else 2, is_global_zero=True, should_stop=False,
-        strategy=SimpleNamespace(reduce=reduce, root_device="cpu"), enable_validation=validates, val_check_batch=1,
+        global_step=step, max_steps=10, world_size=1 if elsewhere is None else 2,
+        is_global_zero=True, should_stop=False,
+        strategy=SimpleNamespace(reduce=reduce, root_device="cpu"), enable_validation=validates,
+        val_check_batch=1,
     )  # fmt: skip
 
 
@@ -57,14 +59,24 @@ def stop(now: Any) -> Iterator[GracefulStop]:
     yield from installed(GracefulStop(Saves()), now)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_stops_after_the_step(stop: GracefulStop, now: Any, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_and_stops_after_the_step(
+    stop: GracefulStop, now: Any, number: int, code: int
+) -> None:
     now.global_step = 1
     stop.on_train_batch_end(now)  # nobody asked
     os.kill(os.getpid(), number)
     assert stop.checkpoints.steps == []  # type: ignore[attr-defined]  # nothing is saved inside a handler
     now.global_step = 2
-    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} after step 2; saved step=00000002.ckpt; go on") as caught:
+    with pytest.raises(
+        Stopped,
+        match=(
+            f"stopped by {signal.Signals(number).name} after step 2; saved step=00000002.ckpt;"
+            " go on"
+        ),
+    ) as caught:
         stop.on_train_batch_end(now)
     assert caught.value.exit_code == code
     assert stop.checkpoints.steps == [(2, False)]  # type: ignore[attr-defined]
@@ -94,8 +106,13 @@ def test_what_has_just_been_saved_is_not_saved_again(stop: GracefulStop) -> None
     assert stop.checkpoints.steps == []  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("elsewhere", "reason", "code"), [(3, "SIGINT", 130), (4, "SIGTERM", 75), (1, "trainer.max_time", 75)])
-def test_one_rank_that_was_asked_stops_all_with_its_reason(stop: GracefulStop, elsewhere: int, reason: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("elsewhere", "reason", "code"),
+    [(3, "SIGINT", 130), (4, "SIGTERM", 75), (1, "trainer.max_time", 75)],
+)
+def test_one_rank_that_was_asked_stops_all_with_its_reason(
+    stop: GracefulStop, elsewhere: int, reason: str, code: int
+) -> None:
     stop.on_train_batch_end(trainer(3, elsewhere=0))
     with pytest.raises(Stopped, match=f"stopped by {reason} after step 3") as caught:
         stop.on_train_batch_end(trainer(3, elsewhere=elsewhere))

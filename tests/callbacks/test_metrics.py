@@ -1,4 +1,6 @@
-"""Metrics: what a run writes to TensorBoard, read back from its event files, and what a window is worth."""
+"""Metrics: what a run writes to TensorBoard, read back from its event files, and what a window
+is worth.
+"""
 
 import json
 import re
@@ -18,8 +20,8 @@ from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.objective import CrossEntropy
-from lit_pretrain.report.folder import read_metrics
-from lit_pretrain.report.layout import layout
+from lit_pretrain.report.run_folder import read_metrics
+from lit_pretrain.report.tensorboard_layout import layout
 
 SOURCES = ("code", "story", "sums")
 STEPS, EVERY, TOKENS = 6, 2, 128
@@ -31,15 +33,26 @@ LAW = {"E": 2.0, "A": 50.0, "B": 80.0, "alpha": 0.3, "beta": 0.4}
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    law = {"law": "chinchilla", "params": LAW, "residuals": [{"residual": r} for r in (-0.02, 0.0, 0.02)], "largest_compute": 1e8}
+    law = {
+        "law": "chinchilla",
+        "params": LAW,
+        "residuals": [{"residual": r} for r in (-0.02, 0.0, 0.02)],
+        "largest_compute": 1e8,
+    }
     law["range"] = {"n": [1e3, 1e6], "d": [1e3, 1e6]}
     draws = [[2.0, 50.0, 80.0, 0.3, 0.4], [2.1, 50.0, 80.0, 0.3, 0.4]]
-    (runs / "law.json").write_text(json.dumps({**law, "draws": draws, "params_counted": "matmul", "unit": "nats"}))
+    (runs / "law.json").write_text(
+        json.dumps({**law, "draws": draws, "params_counted": "matmul", "unit": "nats"})
+    )
     code = main([
-        "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.compile=off", "--data.seq_len=32",
-        "--data.micro_batch_size=2", f"--data.global_batch_tokens={TOKENS}", "--data.val_tokens=4096", f"--max_steps={STEPS}",
-        f"--log_every={EVERY}", "--validate_every=3", "--checkpoint_every=0", "--sample_tokens=4", "--sample_prompts=['','def ']",
-        "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run", f"--forecast={runs / 'law.json'}",
+        "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
+        "--model.compile=off", "--data.seq_len=32",
+        "--data.micro_batch_size=2", f"--data.global_batch_tokens={TOKENS}",
+        "--data.val_tokens=4096", f"--max_steps={STEPS}",
+        f"--log_every={EVERY}", "--validate_every=3", "--checkpoint_every=0", "--sample_tokens=4",
+        "--sample_prompts=['','def ']",
+        "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run",
+        f"--forecast={runs / 'law.json'}",
     ])  # fmt: skip
     assert code == 0
     return runs / "run"
@@ -62,43 +75,68 @@ def text_of(events: EventAccumulator, tag: str) -> list[str]:
 def test_every_curve_of_the_layout_is_written(events: EventAccumulator) -> None:
     """TensorBoard shows an empty chart for a name that nobody writes."""
     written = events.Tags()["scalars"]
-    charts = [pattern for category in layout(SOURCES, "val/loss").values() for _, patterns in category.values() for pattern in patterns]
+    charts = [
+        pattern
+        for category in layout(SOURCES, "val/loss").values()
+        for _, patterns in category.values()
+        for pattern in patterns
+    ]
     assert len(charts) > 15
     for pattern in charts:
         assert any(re.search(pattern, tag) for tag in written), pattern
     assert "custom_scalars__config__" in events.Tags()["tensors"]  # the layout itself
 
 
-def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(run: Path, events: EventAccumulator) -> None:
-    n = count_parameters(model_config(yaml.safe_load((run / "config.yaml").read_text())["model"]["net"])).matmul
-    expected = {step: LAW["E"] + LAW["A"] / n ** LAW["alpha"] + LAW["B"] / (step * TOKENS) ** LAW["beta"] for step in (3, 6)}
-    assert {event.step: event.value for event in events.Scalars("forecast/loss")} == pytest.approx(expected, rel=1e-6)
+def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(
+    run: Path, events: EventAccumulator
+) -> None:
+    n = count_parameters(
+        model_config(yaml.safe_load((run / "config.yaml").read_text())["model"]["net"])
+    ).matmul
+    expected = {
+        step: LAW["E"] + LAW["A"] / n ** LAW["alpha"] + LAW["B"] / (step * TOKENS) ** LAW["beta"]
+        for step in (3, 6)
+    }
+    assert {event.step: event.value for event in events.Scalars("forecast/loss")} == pytest.approx(
+        expected, rel=1e-6
+    )
     low, high = (events.Scalars(f"forecast/{end}")[-1].value for end in ("low", "high"))
     assert low == pytest.approx(expected[6] * np.exp(-0.02), rel=0.01)
     assert high == pytest.approx((expected[6] + 0.1) * np.exp(0.02), rel=0.01)
     actual = [line["val/loss"] for line in read_metrics(run) if "val/loss" in line][-1]
     page = (run / "summary.md").read_text()
-    assert f"| forecast | {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json; actual {actual:.4f}, {actual - expected[6]:+.4f} (" in page
-    assert f"loss {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json expected" in page  # in the plan's line
+    assert (
+        f"| forecast | {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json; actual {actual:.4f},"
+        f" {actual - expected[6]:+.4f} (" in page
+    )
+    assert (
+        f"loss {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json expected" in page
+    )  # in the plan's line
     assert "), within |" in page if low <= actual <= high else "), outside |" in page
 
 
 def test_the_step_axis_counts_optimizer_steps(events: EventAccumulator) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
     assert [event.step for event in events.Scalars("val/loss")] == [3, 6]
-    assert {(event.step, event.value) for event in events.Scalars("progress/tokens")} == {(s, s * TOKENS) for s in (2, 3, 4, 6)}
+    assert {(event.step, event.value) for event in events.Scalars("progress/tokens")} == {
+        (s, s * TOKENS) for s in (2, 3, 4, 6)
+    }
 
 
 def test_tensorboard_and_the_metrics_file_agree(run: Path, events: EventAccumulator) -> None:
     lines = read_metrics(run)
     tags = {key for line in lines for key in line} - {"step"}
     # final/* are those of the hparams page.
-    assert tags == {tag for tag in events.Tags()["scalars"] if not tag.startswith(("final/", "hp_metric"))}
+    assert tags == {
+        tag for tag in events.Tags()["scalars"] if not tag.startswith(("final/", "hp_metric"))
+    }
     for tag in tags:
         expected = [(line["step"], line[tag]) for line in lines if tag in line]
         found = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in found] == [step for step, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6), tag
+        assert [value for _, value in found] == pytest.approx(
+            [value for _, value in expected], rel=1e-6
+        ), tag
 
 
 def test_flops_and_the_split_of_step_time(run: Path) -> None:
@@ -109,27 +147,47 @@ def test_flops_and_the_split_of_step_time(run: Path) -> None:
     windows = [line for line in read_metrics(run) if "train/loss" in line]
     for line in windows:
         assert line["progress/flops"] == pytest.approx(line["step"] * TOKENS * per_token)
-        assert line["throughput/flops_per_second"] == pytest.approx(line["throughput/tokens_per_second"] * per_token)
-        assert line["throughput/tokens_per_second"] * line["time/step_seconds"] == pytest.approx(TOKENS)
+        assert line["throughput/flops_per_second"] == pytest.approx(
+            line["throughput/tokens_per_second"] * per_token
+        )
+        assert line["throughput/tokens_per_second"] * line["time/step_seconds"] == pytest.approx(
+            TOKENS
+        )
         parts = [line[f"time/{part}_fraction"] for part in ("data", "compute", "other")]
         assert all(0 <= part <= 1 for part in parts)
         assert sum(parts) == pytest.approx(1, abs=0.02)
         assert line["data/supervised_fraction"] == 1
         assert sum(line[f"mixture/{source}"] for source in SOURCES) == pytest.approx(1)
-        assert "throughput/mfu" not in line  # a CPU's peak is not known, and a guessed one would mean nothing
+        assert (
+            "throughput/mfu" not in line
+        )  # a CPU's peak is not known, and a guessed one would mean nothing
 
 
-def test_the_config_the_samples_and_the_hyper_parameters_are_there(run: Path, events: EventAccumulator) -> None:
+def test_the_config_the_samples_and_the_hyper_parameters_are_there(
+    run: Path, events: EventAccumulator
+) -> None:
     (config,) = text_of(events, "config/text_summary")
-    assert yaml.safe_load(config.removeprefix("```yaml\n").removesuffix("```")) == yaml.safe_load((run / "config.yaml").read_text())
-    samples = {tag: text_of(events, tag) for tag in events.Tags()["tensors"] if tag.startswith("samples/")}
+    assert yaml.safe_load(config.removeprefix("```yaml\n").removesuffix("```")) == yaml.safe_load(
+        (run / "config.yaml").read_text()
+    )
+    samples = {
+        tag: text_of(events, tag) for tag in events.Tags()["tensors"] if tag.startswith("samples/")
+    }
     assert set(samples) == {"samples/start/text_summary", "samples/def/text_summary"}
     assert samples["samples/def/text_summary"][-1].startswith("    def ")
     final = {line["step"]: line for line in read_metrics(run) if "val/loss" in line}[STEPS]
     assert events.Scalars("final/val_loss")[-1].value == pytest.approx(final["val/loss"], rel=1e-6)
-    assert events.Scalars("final/val_bits_per_byte")[-1].value == pytest.approx(final["val/bits_per_byte"], rel=1e-6)
+    assert events.Scalars("final/val_bits_per_byte")[-1].value == pytest.approx(
+        final["val/bits_per_byte"], rel=1e-6
+    )
     hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    for name in (b"model.net.width", b"model.optimizer.init_args.matrix_lr", b"data.seq_len", b"max_steps", b"precision"):
+    for name in (
+        b"model.net.width",
+        b"model.optimizer.init_args.matrix_lr",
+        b"data.seq_len",
+        b"max_steps",
+        b"precision",
+    ):
         assert name in hparams, name
 
 
@@ -137,26 +195,43 @@ def test_the_config_the_samples_and_the_hyper_parameters_are_there(run: Path, ev
 
 
 def made(sink: list[tuple[int, dict[str, float]]], **options: Any) -> Metrics:
-    settings: dict[str, Any] = {"every": 2, "sources": ("a", "b"), "tokens_per_step": 100, "flops_per_token": 1e6, "peak": None}
+    settings: dict[str, Any] = {
+        "every": 2,
+        "sources": ("a", "b"),
+        "tokens_per_step": 100,
+        "flops_per_token": 1e6,
+        "peak": None,
+    }
     return Metrics(**(settings | options), sinks=[lambda step, values: sink.append((step, values))])
 
 
 def trainer(step: int = 0, max_steps: int = 10) -> Any:
     optimizer = SimpleNamespace(param_groups=[{"role": "matrix", "lr": 0.1}, {"lr": 0.2}])
     return SimpleNamespace(
-        global_step=step, max_steps=max_steps, world_size=1, is_global_zero=True, optimizers=[optimizer],
+        global_step=step, max_steps=max_steps, world_size=1, is_global_zero=True,
+        optimizers=[optimizer],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
 
 
 def take(metrics: Metrics, step: int, nats: list[float], tokens: list[float], norm: float) -> None:
     metrics.on_train_batch_start(trainer(step))
-    metrics.on_train_batch_end(trainer(step + 1), stage(torch.tensor(nats), torch.tensor(tokens), norm))
+    metrics.on_train_batch_end(
+        trainer(step + 1), stage(torch.tensor(nats), torch.tensor(tokens), norm)
+    )
 
 
 def stage(nats_S: torch.Tensor, tokens_S: torch.Tensor, norm: float = 1.0) -> SimpleNamespace:
-    """What a stage with cross-entropy knows of a step: each token is a term, and there are no means of its own."""
-    sums = {"nats_S": nats_S, "tokens_S": tokens_S, "terms_S": tokens_S, "means_M2": torch.zeros(0, 2), "grad_norm": torch.tensor(norm)}
+    """What a stage with cross-entropy knows of a step: each token is a term, and there are no
+    means of its own.
+    """
+    sums = {
+        "nats_S": nats_S,
+        "tokens_S": tokens_S,
+        "terms_S": tokens_S,
+        "means_M2": torch.zeros(0, 2),
+        "grad_norm": torch.tensor(norm),
+    }
     return SimpleNamespace(sums=sums, metric_names=CrossEntropy().metric_names)
 
 
@@ -187,7 +262,9 @@ def test_utilisation_where_the_peak_is_known() -> None:
     metrics.on_train_start(trainer())
     take(metrics, 0, [1.0, 1.0], [1.0, 1.0], 1.0)
     values = told[0][1]
-    assert values["throughput/mfu"] == pytest.approx(values["throughput/tokens_per_second"] * 1e6 / 4e9)
+    assert values["throughput/mfu"] == pytest.approx(
+        values["throughput/tokens_per_second"] * 1e6 / 4e9
+    )
     assert values["throughput/mfu"] == pytest.approx(100 * 1e6 / values["time/step_seconds"] / 4e9)
 
 
@@ -228,7 +305,10 @@ def test_an_unfinished_window_travels_in_the_checkpoint() -> None:
     for metrics in (first, second):
         take(metrics, 2, [1.0, 7.0], [1.0, 2.0], 3.0)
     measured = ("throughput/", "time/")
-    a, b = ({k: v for k, v in told[0][1].items() if not k.startswith(measured)} for told in (whole, resumed))
+    a, b = (
+        {k: v for k, v in told[0][1].items() if not k.startswith(measured)}
+        for told in (whole, resumed)
+    )
     assert a == b
 
 

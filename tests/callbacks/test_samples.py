@@ -1,4 +1,6 @@
-"""Samples: written at the validation after they are due and at the end, on rank 0, and not timed as training."""
+"""Samples: written at the validation after they are due and at the end, on rank 0, and not
+timed as training.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_pretrain.callbacks.samples import Samples
+from lit_pretrain.callbacks.text_samples import TextSamples
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -30,12 +32,20 @@ def stage() -> Any:
 
 
 def trainer(step: int, *, fn: str = "fit", zero: bool = True, strategy: Any = None) -> Any:
-    return SimpleNamespace(global_step=step, max_steps=20, state=SimpleNamespace(fn=fn), is_global_zero=zero, strategy=strategy)
+    return SimpleNamespace(
+        global_step=step,
+        max_steps=20,
+        state=SimpleNamespace(fn=fn),
+        is_global_zero=zero,
+        strategy=strategy,
+    )
 
 
-def made(dataset: Path, *, every: int, prompts: tuple[str, ...] = ("", "def\n")) -> tuple[Samples, Writer, list[float]]:
+def made(
+    dataset: Path, *, every: int, prompts: tuple[str, ...] = ("", "def\n")
+) -> tuple[TextSamples, Writer, list[float]]:
     seconds: list[float] = []
-    callback = Samples(dataset, every=every, prompts=prompts, tokens=4, on_done=seconds.append)
+    callback = TextSamples(dataset, every=every, prompts=prompts, tokens=4, on_done=seconds.append)
     callback.writer = Writer()
     return callback, callback.writer, seconds
 
@@ -44,7 +54,11 @@ def test_when_they_are_due(dataset: Path, stage: Any) -> None:
     callback, writer, seconds = made(dataset, every=5)
     for step in (3, 6, 9, 12, 20):
         callback.on_validation_end(trainer(step), stage)
-    assert sorted({step for _, _, step in writer.written}) == [6, 12, 20]  # at the first validation after 5, after 11, and at the end
+    assert sorted({step for _, _, step in writer.written}) == [
+        6,
+        12,
+        20,
+    ]  # at the first validation after 5, after 11, and at the end
     assert len(seconds) == 3
     assert {tag for tag, _, _ in writer.written} == {"samples/start", "samples/def"}
     text = next(text for tag, text, _ in writer.written if tag == "samples/def")
@@ -61,7 +75,12 @@ def test_only_the_last_without_an_interval(dataset: Path, stage: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"fn": "validate"}, {"zero": False}, {"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)}]
+    "other",
+    [
+        {"fn": "validate"},
+        {"zero": False},
+        {"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)},
+    ],
 )
 def test_who_writes_none(dataset: Path, stage: Any, other: dict[str, Any]) -> None:
     callback, writer, seconds = made(dataset, every=1)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.checkpoint.contract import check_fork, check_resume, contract_of, data_of, flatten
-from lit_pretrain.checkpoint.find import best, checkpoint_name, checkpoints, newest_complete, resolve, step_of
+from lit_pretrain.checkpoint.find import (
+    best,
+    checkpoint_name,
+    checkpoints,
+    newest_complete,
+    resolve,
+    step_of,
+)
 from lit_pretrain.errors import UserError
 
 
@@ -24,7 +31,10 @@ def write(run: Path, step: int, *, whole: bool = True) -> Path:
 def test_names_sort_and_read_back() -> None:
     assert step_of(Path(checkpoint_name(12))) == 12
     assert step_of(Path("step=00000012.ckpt.tmp")) is None
-    assert sorted([checkpoint_name(100), checkpoint_name(9)]) == [checkpoint_name(9), checkpoint_name(100)]
+    assert sorted([checkpoint_name(100), checkpoint_name(9)]) == [
+        checkpoint_name(9),
+        checkpoint_name(100),
+    ]
 
 
 def test_the_newest_complete_one(tmp_path: Path) -> None:
@@ -37,14 +47,19 @@ def test_the_newest_complete_one(tmp_path: Path) -> None:
     (sharded / "meta.pt").write_text("")  # its .metadata is written last, and was not
     assert [path.name for path in checkpoints(tmp_path)] == [old.name, torn.name, sharded.name]
     assert newest_complete(tmp_path, said.append) == old
-    assert [name in text for name, text in zip((sharded.name, torn.name), said, strict=True)] == [True, True]
+    assert [name in text for name, text in zip((sharded.name, torn.name), said, strict=True)] == [
+        True,
+        True,
+    ]
     (sharded / ".metadata").write_text("")
     assert newest_complete(tmp_path, said.append) == sharded
 
 
 def test_what_a_user_may_write(tmp_path: Path) -> None:
     first, second = write(tmp_path, 1), write(tmp_path, 2)
-    (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"checkpoint": first.name, "loss": 1.0}))
+    (tmp_path / "checkpoints" / "best.json").write_text(
+        json.dumps({"checkpoint": first.name, "loss": 1.0})
+    )
     assert resolve(str(tmp_path)) == second
     assert resolve(str(tmp_path), which="best") == first == best(tmp_path)
     assert resolve(str(first)) == first
@@ -59,8 +74,18 @@ def test_what_a_user_may_write(tmp_path: Path) -> None:
 
 
 CONFIG = {
-    "model": {"net": {"width": 8, "attention": "auto"}, "schedule": {"kind": "wsd"}, "compile": "auto"},
-    "data": {"path": "here", "seed": 0, "weights": None, "global_batch_tokens": 64, "micro_batch_size": 1},
+    "model": {
+        "net": {"width": 8, "attention": "auto"},
+        "schedule": {"kind": "wsd"},
+        "compile": "auto",
+    },
+    "data": {
+        "path": "here",
+        "seed": 0,
+        "weights": None,
+        "global_batch_tokens": 64,
+        "micro_batch_size": 1,
+    },
     "max_steps": 10,
     "trainer": {"precision": "32-true", "devices": 1},
 }
@@ -78,7 +103,13 @@ def contract(**changes: object) -> dict[str, object]:
 
 
 def test_what_does_not_change_the_numbers_may_differ() -> None:
-    check_resume(contract(), contract(data__path="there", data__micro_batch_size=2, model__compile="off", trainer__devices=2), "x")
+    check_resume(
+        contract(),
+        contract(
+            data__path="there", data__micro_batch_size=2, model__compile="off", trainer__devices=2
+        ),
+        "x",
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,14 +117,44 @@ def test_what_does_not_change_the_numbers_may_differ() -> None:
     [
         ("model__net__width", 16, "model.net.width: the checkpoint has 8, this run 16", False),
         ("data__seed", 1, "data.seed: the checkpoint has 0, this run 1", False),
-        ("data__global_batch_tokens", 128, "data.global_batch_tokens: the checkpoint has 64, this run 128", False),
-        ("trainer__precision", "bf16-mixed", "trainer.precision: the checkpoint has '32-true', this run 'bf16-mixed'", False),
-        ("model__schedule__kind", "cosine", "model.schedule.kind: the checkpoint has 'wsd', this run 'cosine'", True),
+        (
+            "data__global_batch_tokens",
+            128,
+            "data.global_batch_tokens: the checkpoint has 64, this run 128",
+            False,
+        ),
+        (
+            "trainer__precision",
+            "bf16-mixed",
+            "trainer.precision: the checkpoint has '32-true', this run 'bf16-mixed'",
+            False,
+        ),
+        (
+            "model__schedule__kind",
+            "cosine",
+            "model.schedule.kind: the checkpoint has 'wsd', this run 'cosine'",
+            True,
+        ),
         ("max_steps", 20, "max_steps: the checkpoint has 10, this run 20", True),
-        ("data__weights", {"code": 1.0}, "data.weights.code: the checkpoint has None, this run 1.0", True),
+        (
+            "data__weights",
+            {"code": 1.0},
+            "data.weights.code: the checkpoint has None, this run 1.0",
+            True,
+        ),
         ("data__temperature", 2.0, "data.temperature: the checkpoint has None, this run 2.0", True),
-        ("data__max_epochs", {"code": 2.0}, "data.max_epochs.code: the checkpoint has None, this run 2.0", True),
-        ("data__phases", [{"from_tokens": 0.0}], "data.phases: the checkpoint has None, this run [{'from_tokens': 0.0}]", True),
+        (
+            "data__max_epochs",
+            {"code": 2.0},
+            "data.max_epochs.code: the checkpoint has None, this run 2.0",
+            True,
+        ),
+        (
+            "data__phases",
+            [{"from_tokens": 0.0}],
+            "data.phases: the checkpoint has None, this run [{'from_tokens': 0.0}]",
+            True,
+        ),
     ],
 )
 def test_what_changes_them_is_named(field: str, value: object, message: str, forks: bool) -> None:

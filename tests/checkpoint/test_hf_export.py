@@ -1,4 +1,6 @@
-"""Networks of ours, written as Hugging Face folders: transformers computes the same logits from them, and we read them back bit for bit."""
+"""Networks of ours, written as Hugging Face folders: transformers computes the same logits from
+them, and we read them back bit for bit.
+"""
 
 import json
 import os
@@ -18,23 +20,49 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.model.transformer import Transformer
 
-LLAMA = ModelConfig(vocab_size=96, n_layer=3, width=32, n_head=4, n_kv_head=2, ffn_width=48, max_seq_len=64, init_std=0.2)
+LLAMA = ModelConfig(
+    vocab_size=96,
+    n_layer=3,
+    width=32,
+    n_head=4,
+    n_kv_head=2,
+    ffn_width=48,
+    max_seq_len=64,
+    init_std=0.2,
+)
 GPT2 = ModelConfig(
-    vocab_size=96, n_layer=3, width=32, n_head=4, max_seq_len=64, init_std=0.2, norm="layernorm", norm_bias=True, position="learned",
+    vocab_size=96, n_layer=3, width=32, n_head=4, max_seq_len=64, init_std=0.2, norm="layernorm",
+    norm_bias=True, position="learned",
     activation="gelu_tanh", qkv_bias=True, attn_out_bias=True, ffn_bias=True, tie_embeddings=True,
 )  # fmt: skip
-STRETCHED = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16)
+STRETCHED = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=16
+)
 SHAPES: dict[str, tuple[str, ModelConfig]] = {
     "llama": ("llama", LLAMA),
     "llama-3": (
         "llama",
-        replace(LLAMA, rope_theta=500.0, rope_scaling=STRETCHED, head_dim=12, qkv_bias=True, attn_out_bias=True, ffn_bias=True),
+        replace(
+            LLAMA,
+            rope_theta=500.0,
+            rope_scaling=STRETCHED,
+            head_dim=12,
+            qkv_bias=True,
+            attn_out_bias=True,
+            ffn_bias=True,
+        ),
     ),
-    "llama-tied-without-gains": ("llama", replace(LLAMA, tie_embeddings=True, norm_weight=False, norm_eps=1e-3)),
+    "llama-tied-without-gains": (
+        "llama",
+        replace(LLAMA, tie_embeddings=True, norm_weight=False, norm_eps=1e-3),
+    ),
     "mistral": ("mistral", replace(LLAMA, sliding_window=7, window_pattern="S")),
     "qwen2": ("qwen2", replace(LLAMA, qkv_bias=True)),
     "qwen2-windows-without-bias": ("qwen2", replace(LLAMA, sliding_window=7, window_pattern="LSS")),
-    "qwen3": ("qwen3", replace(LLAMA, qk_norm=True, head_dim=20, tie_embeddings=True, rope_theta=1e6)),
+    "qwen3": (
+        "qwen3",
+        replace(LLAMA, qk_norm=True, head_dim=20, tie_embeddings=True, rope_theta=1e6),
+    ),
     "qwen3-windows": ("qwen3", replace(LLAMA, qk_norm=True, sliding_window=7, window_pattern="SL")),
     "gpt2": ("gpt2", GPT2),
     "gpt2-without-biases": (
@@ -64,12 +92,20 @@ def network(shape: ModelConfig) -> Transformer:
     return net
 
 
-def write(shape: ModelConfig, folder: Path, *, dtype: torch.dtype | None = None, max_shard_bytes: int = 10**9) -> Transformer:
+def write(
+    shape: ModelConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 10**9,
+) -> Transformer:
     folder.mkdir(parents=True, exist_ok=True)
     net = network(shape)
     config = to_config(shape, dtype="float32", bos_id=1, eos_id=2, pad_id=None)
     (folder / "config.json").write_text(json.dumps(config))
-    write_tensors(to_tensors(shape, net.state_dict(), dtype), folder, max_shard_bytes=max_shard_bytes)
+    write_tensors(
+        to_tensors(shape, net.state_dict(), dtype), folder, max_shard_bytes=max_shard_bytes
+    )
     return net
 
 
@@ -88,7 +124,9 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
     kind, shape = SHAPES[name]
     net = write(shape, tmp_path)
     assert architecture(shape)[0] == kind
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
     assert model.config.model_type == kind
     expected = logits(net.double(), tokens(shape))
     with torch.no_grad():
@@ -114,8 +152,12 @@ def test_shards_are_as_large_as_asked_and_the_index_knows_them(tmp_path: Path) -
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("model-*"))
     assert sorted(set(index["weight_map"].values())) == files
-    assert all((tmp_path / file).stat().st_size < 22_000 for file in files)  # with the header of each
-    assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in network(LLAMA).parameters())
+    assert all(
+        (tmp_path / file).stat().st_size < 22_000 for file in files
+    )  # with the header of each
+    assert index["metadata"]["total_size"] == 4 * sum(
+        p.numel() for p in network(LLAMA).parameters()
+    )
 
 
 def test_old_and_new_keys_say_the_same() -> None:
@@ -133,12 +175,21 @@ def test_old_and_new_keys_say_the_same() -> None:
     ("changes", "parts"),
     [
         ({"activation": "relu2", "embed_norm": True}, ["embed_norm=True", "activation='relu2'"]),
-        ({"value_embeddings": "alternate", "residual_scalars": True}, ["value_embeddings='alternate'", "residual_scalars=True"]),
-        ({"attn_softcap": 50.0, "logit_softcap": 30.0, "attention": "matmul"}, ["attn_softcap=50.0", "logit_softcap=30.0"]),
+        (
+            {"value_embeddings": "alternate", "residual_scalars": True},
+            ["value_embeddings='alternate'", "residual_scalars=True"],
+        ),
+        (
+            {"attn_softcap": 50.0, "logit_softcap": 30.0, "attention": "matmul"},
+            ["attn_softcap=50.0", "logit_softcap=30.0"],
+        ),
         ({"position": "none"}, ["position='none'"]),
         ({"norm": "layernorm"}, ["position='rope'", "activation='swiglu'", "n_kv_head=2"]),
         ({"qk_norm": True, "ffn_bias": True}, ["ffn_bias=True with qk_norm"]),
-        ({"sliding_window": 4, "window_pattern": "SL", "attn_out_bias": True}, ["attn_out_bias=True with sliding windows"]),
+        (
+            {"sliding_window": 4, "window_pattern": "SL", "attn_out_bias": True},
+            ["attn_out_bias=True with sliding windows"],
+        ),
     ],
 )
 def test_what_exists_nowhere_is_refused_by_name(changes: dict[str, Any], parts: list[str]) -> None:
@@ -148,27 +199,31 @@ def test_what_exists_nowhere_is_refused_by_name(changes: dict[str, Any], parts: 
     assert "configs/pretrain/llama_adamw.yaml" in str(error.value)
 
 
-@pytest.mark.skipif("OTHER_TRANSFORMERS" not in os.environ, reason="OTHER_TRANSFORMERS names no folder with another transformers")
+@pytest.mark.skipif(
+    "OTHER_TRANSFORMERS" not in os.environ,
+    reason="OTHER_TRANSFORMERS names no folder with another transformers",
+)
 def test_another_transformers_computes_the_same(tmp_path: Path) -> None:
-    """The same folders under the other supported major version: `pip install --target FOLDER --no-deps transformers==...`."""
+    """The same folders under the other supported major version: `pip install --target FOLDER
+    --no-deps transformers==...`.
+    """
     expected = {}
     for name, (_, shape) in SHAPES.items():
         net = write(shape, tmp_path / name)
         expected[name] = logits(net, tokens(shape)).tolist()
     code = (
-        "import json, sys, torch, transformers\n"
-        "tokens = torch.randint(96, (3, 40), generator=torch.Generator().manual_seed(1))\n"
-        "found = {}\n"
-        "for name in sys.argv[2:]:\n"
-        "    place, options = f'{sys.argv[1]}/{name}', {'dtype': torch.float32, 'attn_implementation': 'eager'}\n"
-        "    model = transformers.AutoModelForCausalLM.from_pretrained(place, **options)\n"
-        "    with torch.no_grad():\n"
-        "        found[name] = model.eval()(tokens).logits.tolist()\n"
-        "print(json.dumps([transformers.__version__, found]))\n"
+        "import json, sys, torch, transformers\ntokens = torch.randint(96, (3, 40),"
+        " generator=torch.Generator().manual_seed(1))\nfound = {}\nfor name in sys.argv[2:]:\n   "
+        " place, options = f'{sys.argv[1]}/{name}', {'dtype': torch.float32, 'attn_implementation':"
+        " 'eager'}\n    model = transformers.AutoModelForCausalLM.from_pretrained(place,"
+        " **options)\n    with torch.no_grad():\n        found[name] ="
+        " model.eval()(tokens).logits.tolist()\nprint(json.dumps([transformers.__version__,"
+        " found]))\n"
     )
     path = os.pathsep.join([os.environ["OTHER_TRANSFORMERS"], os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), *SHAPES], env=os.environ | {"PYTHONPATH": path}, capture_output=True,
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), *SHAPES],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True,
         text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

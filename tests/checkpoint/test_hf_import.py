@@ -1,4 +1,6 @@
-"""Hugging Face folders, saved by transformers itself, become networks of ours that compute the same logits."""
+"""Hugging Face folders, saved by transformers itself, become networks of ours that compute the
+same logits.
+"""
 
 import json
 import shutil
@@ -17,19 +19,21 @@ from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_shape
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import load_weights
 from lit_pretrain.data.batches import Collate, OrderedRows
-from lit_pretrain.data.datamodule import TextData
+from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 transformers = pytest.importorskip("transformers", reason="needs the dev extra (transformers)")
 
 COMMON = {
-    "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2,
 }  # fmt: skip
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 
@@ -41,16 +45,28 @@ def llama(**changes: Any) -> Any:
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": llama,
     "llama-tied": lambda: llama(tie_word_embeddings=True, rms_norm_eps=1e-5),
-    "llama-3": lambda: llama(rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, head_dim=12),
-    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**COMMON, sliding_window=7)),
-    "mistral-full": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**COMMON, sliding_window=None)),
+    "llama-3": lambda: llama(
+        rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, head_dim=12
+    ),
+    "mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**COMMON, sliding_window=7)
+    ),
+    "mistral-full": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**COMMON, sliding_window=None)
+    ),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**COMMON)),
     "qwen2-windows": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**COMMON, use_sliding_window=True, sliding_window=7, max_window_layers=2)
+        transformers.Qwen2Config(
+            **COMMON, use_sliding_window=True, sliding_window=7, max_window_layers=2
+        )
     ),
-    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**COMMON, head_dim=20, tie_word_embeddings=True)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**COMMON, head_dim=20, tie_word_embeddings=True)
+    ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=512, n_embd=32, n_layer=3, n_head=4, n_positions=64, initializer_range=0.2)
+        transformers.GPT2Config(
+            vocab_size=512, n_embd=32, n_layer=3, n_head=4, n_positions=64, initializer_range=0.2
+        )
     ),
 }
 
@@ -59,7 +75,9 @@ def save(name: str, folder: Path, **options: Any) -> Any:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for key, parameter in model.named_parameters():
-        if parameter.ndim == 1:  # gains and biases that are not one and zero, so that a forgotten one shows
+        if (
+            parameter.ndim == 1
+        ):  # gains and biases that are not one and zero, so that a forgotten one shows
             nn.init.normal_(parameter, 1.0 if "norm" in key or "ln_" in key else 0.0, 0.2)
     model.save_pretrained(folder, **options)
     return model
@@ -91,19 +109,29 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
 
 
 def test_names_of_older_releases(tmp_path: Path) -> None:
-    """transformers 4 wrote rope_theta beside rope_scaling; OpenAI's GPT-2 has no prefix, and its masks are among the weights."""
+    """transformers 4 wrote rope_theta beside rope_scaling; OpenAI's GPT-2 has no prefix, and
+    its masks are among the weights.
+    """
     model = save("llama-3", tmp_path / "llama")
     file = tmp_path / "llama" / "config.json"
     config = json.loads(file.read_text())
     rope = config.pop("rope_parameters", LLAMA3)
     file.write_text(
-        json.dumps(config | {"rope_theta": rope["rope_theta"], "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}})
+        json.dumps(
+            config
+            | {
+                "rope_theta": rope["rope_theta"],
+                "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"},
+            }
+        )
     )
     assert_same_logits(model, tmp_path / "llama")
 
     model = save("gpt2", tmp_path / "gpt2")
     weights = tmp_path / "gpt2" / "model.safetensors"
-    old = {key.removeprefix("transformer."): value.clone() for key, value in load_file(weights).items()}
+    old = {
+        key.removeprefix("transformer."): value.clone() for key, value in load_file(weights).items()
+    }
     old |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(3)}
     save_file(old, weights)
     assert_same_logits(model, tmp_path / "gpt2")
@@ -112,9 +140,15 @@ def test_names_of_older_releases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type='mamba' cannot be imported; known are llama, mistral, qwen2, qwen3, gpt2"),
+        (
+            {"model_type": "mamba"},
+            "model_type='mamba' cannot be imported; known are llama, mistral, qwen2, qwen3, gpt2",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not one of ours"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope type 'yarn' is not one of ours"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+            "rope type 'yarn' is not one of ours",
+        ),
         ({"pretraining_tp": 2}, "pretraining_tp=2 is not one of ours"),
         ({"hidden_size": None}, "field 'hidden_size' is missing"),
     ],
@@ -143,29 +177,40 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
         load_weights(net, str(tmp_path))
 
 
-def test_finetune_from_a_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finetune_from_a_folder(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "hf"
     model = save("llama-tied", folder)
     for file in dataset.glob("tokenizer*.json"):
         shutil.copy(file, folder)
     options = [
-        "finetune", f"--from={folder}", f"--data.path={dataset}", f"--runs={tmp_path}", "--name=child", "--max_steps=2",
-        "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.micro_batch_size=8", "--data.val_tokens=256", "--log_every=1",
-        "--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
+        "finetune", f"--from={folder}", f"--data.path={dataset}", f"--runs={tmp_path}",
+        "--name=child", "--max_steps=2",
+        "--data.seq_len=32", "--data.global_batch_tokens=256", "--data.micro_batch_size=8",
+        "--data.val_tokens=256", "--log_every=1",
+        "--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",
     ]  # fmt: skip
     assert main(options) == 0
     first = read_metrics(tmp_path / "child")[0]
     # The loss of transformers' own model over the documents of the first step, one by one.
     data = TextData(path=str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
     rows = OrderedRows(data.order(), data.readers("train"))
-    (batch,) = Collate(micro_batch_size=8, eos_id=data.manifest.tokenizer.eos_id, cross_documents=False)([rows[n] for n in range(8)])
+    (batch,) = Collate(
+        micro_batch_size=8, eos_id=data.manifest.tokenizer.eos_id, cross_documents=False
+    )([rows[n] for n in range(8)])
     nll, count = 0.0, 0
-    for tokens_T, labels_T, doc_T in zip(batch.tokens_BT, batch.labels_BT.long(), batch.doc_BT, strict=True):
+    for tokens_T, labels_T, doc_T in zip(
+        batch.tokens_BT, batch.labels_BT.long(), batch.doc_BT, strict=True
+    ):
         for number in doc_T.unique():
             here = doc_T == number
             with torch.no_grad():
                 logits_LV = model(tokens_T[None, here]).logits[0]
-            nll += nn.functional.cross_entropy(logits_LV, labels_T[here], reduction="sum", ignore_index=IGNORE_INDEX).item()
+            nll += nn.functional.cross_entropy(
+                logits_LV, labels_T[here], reduction="sum", ignore_index=IGNORE_INDEX
+            ).item()
             count += int((labels_T[here] != IGNORE_INDEX).sum())
     assert first["train/loss"] == pytest.approx(nll / count, rel=1e-4)
     # The saved config runs again as it is, with its parent.

@@ -1,4 +1,6 @@
-"""PEFT format: nothing is lost on the way there and back, peft reads ours with the same logits, and what cannot be kept is refused."""
+"""PEFT format: nothing is lost on the way there and back, peft reads ours with the same logits,
+and what cannot be kept is refused.
+"""
 
 import importlib.util
 import json
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adapter_reference", ROOT / "scripts" / "adapter_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "adapter_reference", ROOT / "scripts" / "adapter_reference.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -71,15 +75,21 @@ def test_pissa_goes_as_a_plain_update_of_the_unchanged_base() -> None:
                 parameter.mul_(1.3)
     config, tensors = to_peft(net.config, adapter, own(net), base=None)
     assert config["r"] == 4
-    torch.testing.assert_close(logits(imported("llama", config, tensors)), logits(net), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(imported("llama", config, tensors)), logits(net), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("kind", "how"), CASES)
 def test_peft_reads_ours_with_the_same_logits(kind: str, how: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate")
+    peft = pytest.importorskip(
+        "peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate"
+    )
     net = made.adapted(kind, how)
     made.save_peft(net, made.ADAPTERS[how], tmp_path)
-    model = peft.PeftModel.from_pretrained(made.transformers_model(made.network(kind), kind), str(tmp_path)).eval()
+    model = peft.PeftModel.from_pretrained(
+        made.transformers_model(made.network(kind), kind), str(tmp_path)
+    ).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(made.tokens()).logits, logits(net), atol=2e-5, rtol=1e-5)
 
@@ -100,13 +110,22 @@ def test_peft_reads_ours_with_the_same_logits(kind: str, how: str, tmp_path: Pat
     ],
     ids=["plain", "rslora", "dora", "patterns"],
 )
-def test_we_read_peft_s_with_the_same_logits(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate")
+def test_we_read_peft_s_with_the_same_logits(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip(
+        "peft", reason="compares with peft itself: pip install peft==0.21.2 accelerate"
+    )
     from safetensors.torch import load_file
 
-    targets = ["c_attn", "c_fc", "c_proj"] if kind == "gpt2" else ["q_proj", "v_proj", "o_proj", "down_proj"]
+    targets = (
+        ["c_attn", "c_fc", "c_proj"]
+        if kind == "gpt2"
+        else ["q_proj", "v_proj", "o_proj", "down_proj"]
+    )
     model = peft.get_peft_model(
-        made.transformers_model(made.network(kind), kind), peft.LoraConfig(target_modules=targets, **settings)
+        made.transformers_model(made.network(kind), kind),
+        peft.LoraConfig(target_modules=targets, **settings),
     ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,14 +142,28 @@ def test_we_read_peft_s_with_the_same_logits(kind: str, settings: dict[str, Any]
 
 
 def test_targets_are_short_where_every_layer_has_the_same() -> None:
-    for how, expected in (("rslora", ["self_attn.q_proj", "self_attn.v_proj"]), ("one_layer", None)):
+    for how, expected in (
+        ("rslora", ["self_attn.q_proj", "self_attn.v_proj"]),
+        ("one_layer", None),
+    ):
         net = made.adapted("llama", how)
         config, _ = to_peft(net.config, made.ADAPTERS[how], own(net), base="a/b")
         names = config["target_modules"]
-        assert names == expected if expected else "model.layers.0.mlp.down_proj" in names and len(names) == 5
+        assert (
+            names == expected
+            if expected
+            else "model.layers.0.mlp.down_proj" in names and len(names) == 5
+        )
         assert config["base_model_name_or_path"] == "a/b"
-        adapter, _ = from_peft(net.config, config, to_peft(net.config, made.ADAPTERS[how], own(net), base=None)[1], where="there")
-        assert adapter.select(made.network("llama")) == made.ADAPTERS[how].select(made.network("llama"))
+        adapter, _ = from_peft(
+            net.config,
+            config,
+            to_peft(net.config, made.ADAPTERS[how], own(net), base=None)[1],
+            where="there",
+        )
+        assert adapter.select(made.network("llama")) == made.ADAPTERS[how].select(
+            made.network("llama")
+        )
 
 
 @pytest.mark.parametrize(
@@ -156,15 +189,29 @@ def test_tensors_of_other_matrices_are_refused() -> None:
     extra = {"base_model.model.lm_head.lora_A.weight": torch.zeros(3, 16)}
     with pytest.raises(UserError, match="lm_head"):
         from_peft(net.config, config, tensors | extra, where="there")
-    fewer = {key: value for key, value in tensors.items() if not key.endswith("layers.1.mlp.up_proj.lora_B.weight")}
+    fewer = {
+        key: value
+        for key, value in tensors.items()
+        if not key.endswith("layers.1.mlp.up_proj.lora_B.weight")
+    }
     with pytest.raises(UserError, match="lacks lora_B"):
         from_peft(net.config, config, fewer, where="there")
     with pytest.raises(UserError, match="holds no adapter"):
         from_peft(net.config, config, {}, where="there")
 
 
-@pytest.mark.parametrize("change", [{"activation": "relu2"}, {"norm_weight": False}, {"logit_softcap": 30.0}, {"residual_scalars": True}])
-def test_networks_without_an_architecture_in_transformers_are_refused(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "relu2"},
+        {"norm_weight": False},
+        {"logit_softcap": 30.0},
+        {"residual_scalars": True},
+    ],
+)
+def test_networks_without_an_architecture_in_transformers_are_refused(
+    change: dict[str, Any],
+) -> None:
     shape = ModelConfig(vocab_size=64, n_layer=1, width=32, n_head=2, **change)
     with pytest.raises(UserError, match="no architecture"):
         to_peft(shape, LoRA(), {}, base=None)

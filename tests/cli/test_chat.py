@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.formats import find_format, read_row
-from lit_pretrain.data.messages import Conversation
-from lit_pretrain.data.template import FILENAME
+from lit_pretrain.chat.messages import Conversation
+from lit_pretrain.chat.template import TEMPLATE_FILENAME
+from lit_pretrain.data.chat.formats import find_format, read_row
 
 
 class Said(NamedTuple):
@@ -24,10 +24,14 @@ Talk = Callable[..., Said]
 
 
 @pytest.fixture
-def talk(chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
+def talk(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Talk:
     """`chat` with some input; `typed` are lines of a terminal, of which None is Ctrl-C."""
 
-    def run(*lines: str | None, options: tuple[str, ...] = (), run: Path = chat_run, typed: bool = False) -> Said:
+    def run(
+        *lines: str | None, options: tuple[str, ...] = (), run: Path = chat_run, typed: bool = False
+    ) -> Said:
         stdin = io.StringIO("".join(f"{line}\n" for line in lines))
         if typed:
             waiting = iter(lines)
@@ -65,15 +69,33 @@ def test_a_pipe_gets_answers_and_nothing_else(talk: Talk) -> None:
 
 def test_what_is_saved_is_what_was_said_and_can_be_learned(talk: Talk, tmp_path: Path) -> None:
     file = tmp_path / "new" / "talk.jsonl"
-    said = talk("One\\", "two", "//three", f"/save {file}", "/reset", "Four", f"/save {file}", options=("--system=S",))
+    said = talk(
+        "One\\",
+        "two",
+        "//three",
+        f"/save {file}",
+        "/reset",
+        "Four",
+        f"/save {file}",
+        options=("--system=S",),
+    )
     assert said.code == 0
     saved = json.loads(file.read_text())
-    assert [(m["role"], m["content"]) for m in saved["messages"][:2]] == [("system", "S"), ("user", "Four")]
+    assert [(m["role"], m["content"]) for m in saved["messages"][:2]] == [
+        ("system", "S"),
+        ("user", "Four"),
+    ]
     assert saved["messages"][2]["content"] in said.out
-    row = read_row(saved, find_format("messages", kind="conversation", fields=None, roles=None, where="here"), kind="conversation")
+    row = read_row(
+        saved,
+        find_format("messages", kind="conversation", fields=None, roles=None, where="here"),
+        kind="conversation",
+    )
     assert isinstance(row, Conversation)
     first = talk("One\\", "two", "//three", f"/save {tmp_path / 'other'}")
-    assert [m["content"] for m in json.loads((tmp_path / "other").read_text())["messages"][::2]] == ["One\ntwo", "/three"]
+    assert [
+        m["content"] for m in json.loads((tmp_path / "other").read_text())["messages"][::2]
+    ] == ["One\ntwo", "/three"]
     refused = talk("Hello", f"/save {file}")
     assert (first.code, refused.code) == (0, 2)
     assert "exists already" in refused.err
@@ -97,11 +119,17 @@ def test_a_mistake_ends_a_pipe_and_not_a_terminal(talk: Talk, line: str, message
 
 
 def test_a_terminal(talk: Talk) -> None:
-    said = talk("/help", None, "Hello", "/system Be brief.", "Hello", "/system", "Hello", typed=True)
+    said = talk(
+        "/help", None, "Hello", "/system Be brief.", "Hello", "/system", "Hello", typed=True
+    )
     assert said.code == 0
     assert "/save FILE" in said.err
     assert said.err.count("begun anew") == 2
-    read = [int(line.partition(" tokens read")[0].rpartition("(")[2]) for line in said.err.splitlines() if "tokens read" in line]
+    read = [
+        int(line.partition(" tokens read")[0].rpartition("(")[2])
+        for line in said.err.splitlines()
+        if "tokens read" in line
+    ]
     assert read[0] == read[2] < read[1]  # with a system message there is more to read
 
 
@@ -126,7 +154,7 @@ def test_what_cannot_be(talk: Talk, chat_run: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for path in chat_run.iterdir():
-        if path.name != FILENAME:
+        if path.name != TEMPLATE_FILENAME:
             (bare / path.name).symlink_to(path)
     said = talk("Hello", run=bare)
     assert said.code == 2  # its record says what template it was trained with

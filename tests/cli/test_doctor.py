@@ -8,22 +8,38 @@ from pathlib import Path
 
 import pytest
 
+from lit_pretrain.cli import doctor
 from lit_pretrain.cli.doctor import finding, folders, install, machine
 from lit_pretrain.cli.doctor import probe as probes
 from lit_pretrain.cli.doctor.finding import Finding
 from lit_pretrain.cli.doctor.probe import Probe, probe
-from lit_pretrain.cli.verbs import doctor
 
 DAMAGES = ("truncated", "flipped", "missing")
 SOUND = Probe(
     imported={"torch": 1.0, "lightning": 2.0, "litdata": 0.1},
-    torch={"version": "2.13.0", "cuda": "13.0", "hip": None, "threads": 2, "mps": False, "precision": "bf16-mixed"},
+    torch={
+        "version": "2.13.0",
+        "cuda": "13.0",
+        "hip": None,
+        "threads": 2,
+        "mps": False,
+        "precision": "bf16-mixed",
+    },
 )
-GPU = {"name": "NVIDIA H200", "memory": 141 * 10**9, "free": 140 * 10**9, "capability": "9.0", "bf16": True, "error": None}
+GPU = {
+    "name": "NVIDIA H200",
+    "memory": 141 * 10**9,
+    "free": 140 * 10**9,
+    "capability": "9.0",
+    "bf16": True,
+    "error": None,
+}
 
 
 def package(folder: Path, name: str, version: str, code: str) -> None:
-    """A package as pip leaves it, found before the real one of that name when its folder is on PYTHONPATH."""
+    """A package as pip leaves it, found before the real one of that name when its folder is on
+    PYTHONPATH.
+    """
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(code)
     info = folder / f"{name}-{version}.dist-info"
@@ -46,7 +62,9 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_well_here(run_cli, dataset, tmp_path):
-    run = run_cli("doctor", "--data", dataset, "--runs", tmp_path / "new" / "runs", "--verify", "--json")
+    run = run_cli(
+        "doctor", "--data", dataset, "--runs", tmp_path / "new" / "runs", "--verify", "--json"
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     found = report(run.stdout)
     for name in (
@@ -71,7 +89,9 @@ def test_well_here(run_cli, dataset, tmp_path):
 
 
 def test_table_says_what_to_do_below_the_finding():
-    lines = finding.table([Finding("disk", "full", "trouble", "free some space"), Finding("Python", "3.11")]).splitlines()
+    lines = finding.findings_table(
+        [Finding("disk", "full", "trouble", "free some space"), Finding("Python", "3.11")]
+    ).splitlines()
     assert lines[2].split() == ["disk", "trouble", "full"]
     assert lines[3].split() == ["→", "free", "some", "space"]
     assert lines[4].split() == ["Python", "ok", "3.11"]
@@ -101,7 +121,12 @@ def test_exit_code_and_table(tmp_path, dataset, capsys):
 
 
 def test_torchvision_of_another_torch_is_recognised(run_cli, tmp_path):
-    package(tmp_path / "site", "torchvision", "0.28.0", "raise RuntimeError('operator torchvision::nms does not exist')")
+    package(
+        tmp_path / "site",
+        "torchvision",
+        "0.28.0",
+        "raise RuntimeError('operator torchvision::nms does not exist')",
+    )
     run = run_cli("doctor", "--json", env={"PYTHONPATH": str(tmp_path / "site")})
     assert run.returncode == 1
     broken = report(run.stdout)["import lightning"]
@@ -149,7 +174,9 @@ def test_versions_against_requirements(tmp_path, monkeypatch):
     package(tmp_path, "lightning", "2.6.5", "")
     monkeypatch.syspath_prepend(tmp_path)
     found = {f.check: f for f in install.requirements()}
-    assert found["litdata"] == Finding("litdata", "0.2.59 (required ==0.2.76)", "trouble", install.REINSTALL)
+    assert found["litdata"] == Finding(
+        "litdata", "0.2.59 (required ==0.2.76)", "trouble", install.REINSTALL
+    )
     assert found["lightning"].verdict == "trouble"
     assert "pytest" not in found, "extras are not required"
     (bad,) = install.known_bad(install.bad_releases())
@@ -159,11 +186,19 @@ def test_versions_against_requirements(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("version", "what"),
-    [("2.6.1", "GHSA-qqmf"), ("2.6.2", "malicious"), ("2.6.3", "malicious"), ("2.6.3.post1", "malicious"), ("2.6.5", "GHSA-qqmf")]
+    [
+        ("2.6.1", "GHSA-qqmf"),
+        ("2.6.2", "malicious"),
+        ("2.6.3", "malicious"),
+        ("2.6.3.post1", "malicious"),
+        ("2.6.5", "GHSA-qqmf"),
+    ]
     + [(version, None) for version in ("2.6.6", "2.7.0", "3")],
 )
 def test_known_bad_releases(version, what, monkeypatch):
-    monkeypatch.setattr(install, "installed", lambda package: version if package == "lightning" else None)
+    monkeypatch.setattr(
+        install, "installed", lambda package: version if package == "lightning" else None
+    )
     found = install.bad_releases()
     assert [what in bad.what for bad in found] == ([] if what is None else [True])
 
@@ -193,12 +228,21 @@ def test_gpu_with_a_known_peak():
     [
         ({"name": "GPU of tomorrow"}, "note", "peak not known"),
         ({"free": 10**10}, "note", "9.3 free"),
-        ({"error": "no kernel image is available for execution on the device"}, "trouble", "no kernel image"),
+        (
+            {"error": "no kernel image is available for execution on the device"},
+            "trouble",
+            "no kernel image",
+        ),
     ],
 )
 def test_gpu_that_is_not_as_it_should_be(change, verdict, says):
     first, second = machine.devices(Probe(torch=SOUND.torch, devices=[GPU, {**GPU, **change}]))
-    assert (first.check, first.verdict, second.check, second.verdict) == ("cuda:0", "ok", "cuda:1", verdict)
+    assert (first.check, first.verdict, second.check, second.verdict) == (
+        "cuda:0",
+        "ok",
+        "cuda:1",
+        verdict,
+    )
     assert says in second.found
     assert second.advice
 
@@ -208,7 +252,11 @@ def test_gpu_that_is_not_as_it_should_be(change, verdict, says):
     [
         (False, {}, "ok"),
         (True, {}, "ok"),
-        (False, {"cuda_error": "Found no NVIDIA driver"}, "ok"),  # PyPI's torch on a machine without a GPU
+        (
+            False,
+            {"cuda_error": "Found no NVIDIA driver"},
+            "ok",
+        ),  # PyPI's torch on a machine without a GPU
         (True, {"cuda_error": "The NVIDIA driver is too old"}, "trouble"),
         (True, {"cuda": None, "version": "2.13.0+cpu"}, "note"),
     ],
@@ -303,8 +351,14 @@ def test_no_dataset_yet_several_and_remote(tmp_path, dataset):
     assert (none.verdict, "lit_pretrain prepare" in none.found) == ("ok", True)
     for name in ("one", "two"):
         shutil.copytree(dataset, tmp_path / "data" / name)
-    assert [f.check for f in folders.data(str(tmp_path / "data"), verify=False)] == ["data folder", "dataset one", "dataset two"]
-    assert [f.check for f in folders.data("s3://bucket/data", verify=False)] == ["cache of s3://bucket/data"]
+    assert [f.check for f in folders.data_findings(str(tmp_path / "data"), verify=False)] == [
+        "data folder",
+        "dataset one",
+        "dataset two",
+    ]
+    assert [f.check for f in folders.data_findings("s3://bucket/data", verify=False)] == [
+        "cache of s3://bucket/data"
+    ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -316,9 +370,13 @@ def test_damaged_chunk(damage, tmp_path, dataset):
     if damage == "missing":
         chunk.unlink()
     else:
-        chunk.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
+        chunk.write_bytes(
+            content[:-1] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
+        )
     (quick,) = folders.datasets(copy, verify=False)
-    assert quick.verdict == ("ok" if damage == "flipped" else "trouble"), "sizes alone cannot show a flipped bit"
+    assert quick.verdict == ("ok" if damage == "flipped" else "trouble"), (
+        "sizes alone cannot show a flipped bit"
+    )
     (found,) = folders.datasets(copy, verify=True)
     assert found.verdict == "trouble"
     assert str(chunk) in found.found
@@ -332,7 +390,10 @@ def test_damaged_manifest_and_tokenizer(tmp_path, dataset):
     spec = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps({**spec, "version": "2.0"}))
     (found,) = folders.datasets(copy, verify=False)
-    assert (found.verdict, "is not the tokenizer that encoded the data" in found.found) == ("trouble", True)
+    assert (found.verdict, "is not the tokenizer that encoded the data" in found.found) == (
+        "trouble",
+        True,
+    )
     (copy / "tokenizer.json").unlink()
     assert "cannot be read" in folders.datasets(copy, verify=False)[0].found
     (copy / "manifest.json").write_text("{")

@@ -1,4 +1,6 @@
-"""posttrain with every kind of objective, from configs alone; and validate says of such a run what the run said of itself."""
+"""posttrain with every kind of objective, from configs alone; and validate says of such a run
+what the run said of itself.
+"""
 
 import json
 from pathlib import Path
@@ -8,11 +10,18 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.report.folder import SUMMARY, read_metrics
+from lit_pretrain.report.run_folder import SUMMARY, read_metrics
 
-NET = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=128"]
+NET = [
+    "--model.net.n_layer=2",
+    "--model.net.width=32",
+    "--model.net.n_head=2",
+    "--model.net.ffn_width=64",
+    "--model.net.max_seq_len=128",
+]
 QUIET = [
-    "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_prompts=[]", "--trainer.accelerator=cpu",
+    "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_prompts=[]",
+    "--trainer.accelerator=cpu",
     "--trainer.precision=32-true",  # in bf16 an adapter beside its base and merged into it differ in the fourth digit
 ]  # fmt: skip
 OBJECTIVE = "lit_pretrain.objective."
@@ -24,19 +33,52 @@ LORA = {"rank": 4, "alpha": 8.0}
 def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base run and rows of every kind."""
     work = tmp_path_factory.mktemp("objectives")
-    text = ["--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=64", "--data.val_tokens=256", "--max_steps=1"]
-    assert main(["fit", *NET, *QUIET, *text, f"--data.path={dataset}", f"--runs={work}", "--name=base"]) == 0
-    pairs = [{"prompt": f"What is {i}?", "chosen": f"The fox is {i}.", "rejected": f"{i} {i} hens, or none."} for i in range(60)]
-    verdicts = [
-        {"prompt": p["prompt"], "completion": p["chosen"] if i % 2 else p["rejected"], "label": bool(i % 2)} for i, p in enumerate(pairs)
+    text = [
+        "--data.seq_len=32",
+        "--data.micro_batch_size=2",
+        "--data.global_batch_tokens=64",
+        "--data.val_tokens=256",
+        "--max_steps=1",
     ]
-    rows = [{"messages": [{"role": "user", "content": p["prompt"]}, {"role": "assistant", "content": p["chosen"]}]} for p in pairs]
+    assert (
+        main(
+            ["fit", *NET, *QUIET, *text, f"--data.path={dataset}", f"--runs={work}", "--name=base"]
+        )
+        == 0
+    )
+    pairs = [
+        {
+            "prompt": f"What is {i}?",
+            "chosen": f"The fox is {i}.",
+            "rejected": f"{i} {i} hens, or none.",
+        }
+        for i in range(60)
+    ]
+    verdicts = [
+        {
+            "prompt": p["prompt"],
+            "completion": p["chosen"] if i % 2 else p["rejected"],
+            "label": bool(i % 2),
+        }
+        for i, p in enumerate(pairs)
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": p["prompt"]},
+                {"role": "assistant", "content": p["chosen"]},
+            ]
+        }
+        for p in pairs
+    ]
     for name, held in (("pairs", pairs), ("verdicts", verdicts), ("rows", rows)):
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     return work
 
 
-def posttrain(work: Path, name: str, objective: dict[str, Any], data: str, *options: str, **model: Any) -> list[dict[str, float]]:
+def posttrain(
+    work: Path, name: str, objective: dict[str, Any], data: str, *options: str, **model: Any
+) -> list[dict[str, float]]:
     file = {"PreferenceData": "pairs", "KTOData": "verdicts", "ChatData": "rows"}[data]
     config = {
         "model": {
@@ -47,14 +89,24 @@ def posttrain(work: Path, name: str, objective: dict[str, Any], data: str, *opti
         "data": {
             "class_path": f"lit_pretrain.data.{data}",
             "init_args": {
-                "path": str(work / f"{file}.jsonl"), "format": FORMATS[data], "seq_len": 128, "global_batch_rows": 8, "micro_batch_size": 4,
+                "path": str(work / f"{file}.jsonl"), "format": FORMATS[data], "seq_len": 128,
+                "global_batch_rows": 8, "micro_batch_size": 4,
                 "validation": 0.2,
             },
         },
         "max_steps": 12,
     }  # fmt: skip
     (work / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    arguments = ["--from", str(work / "base"), "--config", str(work / f"{name}.yaml"), *QUIET, f"--runs={work}", f"--name={name}", *options]
+    arguments = [
+        "--from",
+        str(work / "base"),
+        "--config",
+        str(work / f"{name}.yaml"),
+        *QUIET,
+        f"--runs={work}",
+        f"--name={name}",
+        *options,
+    ]
     assert main(["posttrain", *arguments]) == 0
     return read_metrics(work / name)
 
@@ -69,10 +121,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_objective_learns_and_validate_repeats_what_the_run_said(name: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_objective_learns_and_validate_repeats_what_the_run_said(
+    name: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     objective, init_args, data, adapter = CASES[name]
     found = posttrain(
-        work, name, {"class_path": OBJECTIVE + objective, "init_args": init_args}, data, **({"adapter": LORA} if adapter else {})
+        work, name, {"class_path": OBJECTIVE + objective, "init_args": init_args}, data,
+        **({"adapter": LORA} if adapter else {})
     )  # fmt: skip
     printed = capsys.readouterr().out
     train = [line for line in found if "train/loss" in line]
@@ -90,54 +145,116 @@ def test_an_objective_learns_and_validate_repeats_what_the_run_said(name: str, w
         assert figures[key] == pytest.approx(final[key], rel=1e-4, abs=1e-5)
 
 
-def test_a_reward_model_is_validated_with_its_own_head(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = posttrain(work, "reward_again", {"class_path": OBJECTIVE + "RewardModel"}, "PreferenceData")
+def test_a_reward_model_is_validated_with_its_own_head(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = posttrain(
+        work, "reward_again", {"class_path": OBJECTIVE + "RewardModel"}, "PreferenceData"
+    )
     assert "score head: new" in capsys.readouterr().out
-    assert main(["validate", "--run", str(work / "reward_again"), "--json", str(work / "figures.json")]) == 0
+    assert (
+        main(
+            ["validate", "--run", str(work / "reward_again"), "--json", str(work / "figures.json")]
+        )
+        == 0
+    )
     assert "score head: that of the parent" in capsys.readouterr().out
     figures = json.loads((work / "figures.json").read_text())
     assert figures["val/loss"] == pytest.approx(found[-1]["val/loss"], rel=1e-4)
 
 
-def test_a_reward_model_with_an_adapter_is_merged_with_its_head(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = posttrain(work, "reward_lora", {"class_path": OBJECTIVE + "RewardModel"}, "PreferenceData", adapter=LORA)
+def test_a_reward_model_with_an_adapter_is_merged_with_its_head(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = posttrain(
+        work,
+        "reward_lora",
+        {"class_path": OBJECTIVE + "RewardModel"},
+        "PreferenceData",
+        adapter=LORA,
+    )
     final = next(line for line in reversed(found) if "val/loss" in line)
     assert final["val/rewards/accuracy"] > 0.9
     assert main(["merge", str(work / "reward_lora"), str(work / "reward_merged")]) == 0
     for run in ("reward_lora", "reward_merged"):
         capsys.readouterr()
-        assert main(["validate", "--run", str(work / run), "--json", str(work / "figures.json")]) == 0
+        assert (
+            main(["validate", "--run", str(work / run), "--json", str(work / "figures.json")]) == 0
+        )
         assert "score head: that of the parent" in capsys.readouterr().out
-        assert json.loads((work / "figures.json").read_text())["val/loss"] == pytest.approx(final["val/loss"], rel=1e-4)
+        assert json.loads((work / "figures.json").read_text())["val/loss"] == pytest.approx(
+            final["val/loss"], rel=1e-4
+        )
 
 
-def test_a_reference_is_computed_once_and_found_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_is_computed_once_and_found_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = work / "columns"
     plain = posttrain(work, "dpo_plain", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData")
-    first = posttrain(work, "dpo_first", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+    first = posttrain(
+        work,
+        "dpo_first",
+        {"class_path": OBJECTIVE + "DPO"},
+        "PreferenceData",
+        reference_cache=str(cache),
+    )
     (file,) = cache.iterdir()
-    assert f"reference: column of 60 pairs, computed now and kept in {file}" in capsys.readouterr().out
+    assert (
+        f"reference: column of 60 pairs, computed now and kept in {file}" in capsys.readouterr().out
+    )
     # Found again, by a run with an adapter, too, which would else be switched off for it.
-    again = posttrain(work, "dpo_again", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+    again = posttrain(
+        work,
+        "dpo_again",
+        {"class_path": OBJECTIVE + "DPO"},
+        "PreferenceData",
+        reference_cache=str(cache),
+    )
     assert f"reference: column {file}, computed before" in capsys.readouterr().out
-    posttrain(work, "dpo_lora_cached", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache), adapter=LORA)
+    posttrain(
+        work,
+        "dpo_lora_cached",
+        {"class_path": OBJECTIVE + "DPO"},
+        "PreferenceData",
+        reference_cache=str(cache),
+        adapter=LORA,
+    )
     assert f"reference: column {file}, computed before" in capsys.readouterr().out
     keys = ("train/loss", "val/loss", "train/rewards/margin", "val/rewards/chosen")
     for a, b, c in zip(plain, first, again, strict=True):
-        assert {k: b[k] for k in keys if k in b} == pytest.approx({k: a[k] for k in keys if k in a}, rel=1e-4, abs=1e-5)
+        assert {k: b[k] for k in keys if k in b} == pytest.approx(
+            {k: a[k] for k in keys if k in a}, rel=1e-4, abs=1e-5
+        )
         assert {k: c[k] for k in keys if k in c} == {k: b[k] for k in keys if k in b}
     # Another network, template or cut of the rows is another column.
     posttrain(
-        work, "dpo_cut", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", "--data.init_args.seq_len=64", reference_cache=str(cache)
+        work,
+        "dpo_cut",
+        {"class_path": OBJECTIVE + "DPO"},
+        "PreferenceData",
+        "--data.init_args.seq_len=64",
+        reference_cache=str(cache),
     )
     posttrain(
-        work, "dpo_other", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", f"--from={work / 'dpo_plain'}", reference_cache=str(cache)
+        work,
+        "dpo_other",
+        {"class_path": OBJECTIVE + "DPO"},
+        "PreferenceData",
+        f"--from={work / 'dpo_plain'}",
+        reference_cache=str(cache),
     )
     assert len(list(cache.iterdir())) == 3
     # A damaged file is not used.
     file.write_bytes(b"no")
     with pytest.raises(AssertionError):
-        posttrain(work, "dpo_damaged", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", reference_cache=str(cache))
+        posttrain(
+            work,
+            "dpo_damaged",
+            {"class_path": OBJECTIVE + "DPO"},
+            "PreferenceData",
+            reference_cache=str(cache),
+        )
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -150,16 +267,47 @@ def test_a_reference_is_computed_once_and_found_again(work: Path, capsys: pytest
             {"reference_cache": "x"},
             "model.reference_cache keeps a column for pairs (PreferenceData); data KTOData",
         ),
-        ("SimPO", "PreferenceData", {"reference": "x"}, "model.reference is set, and model.objective SimPO never looks at it"),
-        ("DPO", "PreferenceData", {"teacher": "x"}, "model.teacher is set, and model.objective DPO never looks at it"),
-        ("GRPO", "ChatData", {}, "model.objective GRPO needs rollout, and data ChatData provides labels: rollout is missing"),
-        ("RewardModel", "ChatData", {}, "model.objective RewardModel needs pairs and score, and data ChatData provides labels: pairs is"),
+        (
+            "SimPO",
+            "PreferenceData",
+            {"reference": "x"},
+            "model.reference is set, and model.objective SimPO never looks at it",
+        ),
+        (
+            "DPO",
+            "PreferenceData",
+            {"teacher": "x"},
+            "model.teacher is set, and model.objective DPO never looks at it",
+        ),
+        (
+            "GRPO",
+            "ChatData",
+            {},
+            (
+                "model.objective GRPO needs rollout, and data ChatData provides labels: rollout is"
+                " missing"
+            ),
+        ),
+        (
+            "RewardModel",
+            "ChatData",
+            {},
+            (
+                "model.objective RewardModel needs pairs and score, and data ChatData provides"
+                " labels: pairs is"
+            ),
+        ),
         ("CrossEntropy", "KTOData", {}, "knows nothing of verdicts; verdicts go with KTO"),
         ("Distillation", "ChatData", {}, "teacher is missing; set model.teacher"),
     ],
 )
 def test_combinations_that_mean_nothing_are_refused_by_name(
-    objective: str, data: str, model: dict[str, Any], message: str, work: Path, capsys: pytest.CaptureFixture[str]
+    objective: str,
+    data: str,
+    model: dict[str, Any],
+    message: str,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(AssertionError):
         posttrain(work, "nonsense", {"class_path": OBJECTIVE + objective}, data, **model)
@@ -171,12 +319,20 @@ def test_combinations_that_mean_nothing_are_refused_by_name(
 
 def test_a_student_learns_from_a_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     posttrain(work, "teacher", {"class_path": OBJECTIVE + "CrossEntropy"}, "ChatData")
-    found = posttrain(work, "student", {"class_path": OBJECTIVE + "Distillation"}, "ChatData", teacher=str(work / "teacher"))
+    found = posttrain(
+        work,
+        "student",
+        {"class_path": OBJECTIVE + "Distillation"},
+        "ChatData",
+        teacher=str(work / "teacher"),
+    )
     train = [line for line in found if "train/loss" in line]
     assert train[-1]["train/divergence"] < 0.5 * train[0]["train/divergence"]
 
 
-def test_an_objective_and_data_that_do_not_fit_are_refused_by_name(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_objective_and_data_that_do_not_fit_are_refused_by_name(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(AssertionError):
         posttrain(work, "wrong", {"class_path": OBJECTIVE + "KTO"}, "PreferenceData")
     error = capsys.readouterr().err

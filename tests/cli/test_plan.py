@@ -1,4 +1,6 @@
-"""`lit_pretrain plan` through the command line: what it reads, what it refuses, and that `fit` says and keeps the same."""
+"""`lit_pretrain plan` through the command line: what it reads, what it refuses, and that `fit`
+says and keeps the same.
+"""
 
 import contextlib
 import io
@@ -12,11 +14,18 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-SEVEN_B = ["--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--max_tokens", "2e12", "--device", "NVIDIA H100 80GB HBM3"]
+SEVEN_B = [
+    "--config",
+    str(ROOT / "configs/model/llama2_7b.yaml"),
+    "--max_tokens",
+    "2e12",
+    "--device",
+    "NVIDIA H100 80GB HBM3",
+]
 QUICK = ["--config", str(ROOT / "configs/pretrain/quickstart.yaml"), "--data.path", "nowhere"]
 
 
@@ -35,11 +44,23 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_bare_shape() -> None:
-    found = plan(*SEVEN_B, "--devices", "256", "--trainer.strategy", "fsdp", "--price", "2.5", "--inference_tokens", "2e12")
+    found = plan(
+        *SEVEN_B,
+        "--devices",
+        "256",
+        "--trainer.strategy",
+        "fsdp",
+        "--price",
+        "2.5",
+        "--inference_tokens",
+        "2e12",
+    )
     assert found["parameters"]["total"] == 6_738_415_616
     assert found["length"]["flops_6nd"] == pytest.approx(8.09e22, rel=1e-3)
     assert found["length"]["tokens_per_parameter"] == pytest.approx(297, abs=0.5)
-    assert found["memory"]["layout"]["seq_len"] == 4096  # its own positions, not the default of `fit`
+    assert (
+        found["memory"]["layout"]["seq_len"] == 4096
+    )  # its own positions, not the default of `fit`
     assert found["memory"]["fits"] is True
     assert found["money"]["dollars"] == pytest.approx(2.5 * found["time"]["device_hours"])
     low, high = found["loss"]["here"]["ci95"]
@@ -54,16 +75,32 @@ def test_the_config_of_a_run() -> None:
     assert found["length"]["tokens"] == 120 * 4096
     assert found["length"]["steps"] == 120
     assert found["memory"]["layout"]["rows"] == 8
-    later = plan(*QUICK, "--config", str(ROOT / "configs/model/llama_60m.yaml"), "--max_steps", "7", "--model.schedule.warmup", "2%")
-    assert (later["length"]["steps"], later["parameters"]["total"] > found["parameters"]["total"]) == (7, True)
+    later = plan(
+        *QUICK,
+        "--config",
+        str(ROOT / "configs/model/llama_60m.yaml"),
+        "--max_steps",
+        "7",
+        "--model.schedule.warmup",
+        "2%",
+    )
+    assert (
+        later["length"]["steps"],
+        later["parameters"]["total"] > found["parameters"]["total"],
+    ) == (7, True)
 
 
 def test_muon_has_fewer_moments_wherever_it_is_named(tmp_path: Path) -> None:
     muon = plan(*QUICK)["memory"]["states"]["moments"]
-    for way in (["--model.optimizer", "lit_pretrain.optim.AdamW"], ["--model.optimizer.class_path=AdamW"]):
+    for way in (
+        ["--model.optimizer", "lit_pretrain.optim.AdamW"],
+        ["--model.optimizer.class_path=AdamW"],
+    ):
         assert plan(*QUICK, *way)["memory"]["states"]["moments"] > muon
     layer = tmp_path / "lr.yaml"
-    layer.write_text("model:\n  optimizer:\n    init_args: {matrix_lr: 0.01}\n")  # says nothing of the class
+    layer.write_text(
+        "model:\n  optimizer:\n    init_args: {matrix_lr: 0.01}\n"
+    )  # says nothing of the class
     assert plan(*QUICK, "--config", str(layer))["memory"]["states"]["moments"] == muon
 
 
@@ -94,7 +131,9 @@ def test_the_saved_config_of_a_run_is_read(dataset: Path, tmp_path: Path) -> Non
 def test_what_is_missing_is_solved_for(asked: list[str], solved: str) -> None:
     found = plan("--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--device", "H100", *asked)
     assert found["solved_for"] == solved
-    assert found["length"]["flops"] == pytest.approx(found["length"]["tokens"] * found["flops_per_token"]["exact"])
+    assert found["length"]["flops"] == pytest.approx(
+        found["length"]["tokens"] * found["flops_per_token"]["exact"]
+    )
     if solved == "devices":
         assert found["memory"]["layout"]["devices"] == found["time"]["devices"] > 8
 
@@ -113,12 +152,34 @@ def test_devices_that_are_solved_for_divide_a_step(capsys: pytest.CaptureFixture
     assert "asks for 14 devices, but a step has only 8 rows" in error
 
 
-def test_an_adapter_on_four_bits_is_planned_without_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--config", str(ROOT / "configs/model/llama2_7b.yaml"), "--max_tokens", "1e8", "--model.activation_checkpointing", "true"]
-    asked += ["--trainer.precision", "bf16-true", "--memory_gib", "24", "--device", "H100", "--data.seq_len", "2048"]
-    sft, lora, qlora = (plan(*asked, "--stage", stage)["memory"] for stage in ("sft", "lora", "qlora"))
+def test_an_adapter_on_four_bits_is_planned_without_a_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "--config",
+        str(ROOT / "configs/model/llama2_7b.yaml"),
+        "--max_tokens",
+        "1e8",
+        "--model.activation_checkpointing",
+        "true",
+    ]
+    asked += [
+        "--trainer.precision",
+        "bf16-true",
+        "--memory_gib",
+        "24",
+        "--device",
+        "H100",
+        "--data.seq_len",
+        "2048",
+    ]
+    sft, lora, qlora = (
+        plan(*asked, "--stage", stage)["memory"] for stage in ("sft", "lora", "qlora")
+    )
     assert [memory["fits"] for memory in (sft, lora, qlora)] == [False, True, True]
-    assert 0.25 < qlora["states"]["parameters"] / sft["states"]["parameters"] < 0.35  # a quarter, and embedding, head and adapter whole
+    assert (
+        0.25 < qlora["states"]["parameters"] / sft["states"]["parameters"] < 0.35
+    )  # a quarter, and embedding, head and adapter whole
     assert plan(*asked, "--stage", "qlora")["loss"] is None
     assert main(["plan", *asked, "--stage", "qlora", "--png", str(tmp_path / "plan.png")]) == 0
     assert "not forecast" in capsys.readouterr().out
@@ -152,11 +213,15 @@ def test_it_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
         (["--trainer.precision", "fp7"], "bf16-mixed"),
     ],
 )
-def test_mistakes_are_named(wrong: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(
+    wrong: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert says in fails(capsys, *SEVEN_B, *wrong)
 
 
-def test_unknown_keys_of_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_keys_of_files_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for content, says in (
         ({"data": {"micro_batchsize": 4}}, "micro_batch_size"),
         ({"model": {"schedule": {"knd": "wsd"}}}, "kind"),
@@ -188,23 +253,46 @@ def test_a_plan_is_quick_and_without_torch() -> None:
         f"main({['plan', *QUICK, '--device', 'H100']!r})\n"
         "print('torch' in sys.modules, time.process_time(), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=ROOT,
+    )
     torch, seconds = done.stderr.split()[-2:]
     assert torch == "False"
     assert float(seconds) < 3.0  # a third of it on a machine that is not busy
 
 
 def run_fit(dataset: Path, tmp_path: Path, *options: str) -> int:
-    common = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run", "--trainer.accelerator=cpu", "--model.compile=off"]
-    short = ["--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=2"]
+    common = [
+        f"--data.path={dataset}",
+        f"--runs={tmp_path}",
+        "--name=run",
+        "--trainer.accelerator=cpu",
+        "--model.compile=off",
+    ]
+    short = [
+        "--data.seq_len=32",
+        "--data.micro_batch_size=2",
+        "--data.global_batch_tokens=128",
+        "--data.val_tokens=256",
+        "--max_steps=2",
+    ]
     return main(["fit", *QUICK, *common, *short, "--sample_tokens=2", *options])
 
 
 HUGE = ["--model.net.n_layer=120", "--model.net.width=8192", "--model.net.n_head=64"]
 
 
-def test_fit_refuses_what_cannot_fit_before_weights_are_made(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_fit(dataset, tmp_path, *HUGE) == 2  # 97 B parameters: making them would take minutes and the machine
+def test_fit_refuses_what_cannot_fit_before_weights_are_made(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run_fit(dataset, tmp_path, *HUGE) == 2
+    )  # 97 B parameters: making them would take minutes and the machine
     error = capsys.readouterr().err
     assert "GiB at the peak of a step" in error
     assert "--allow_oom true" in error
@@ -212,10 +300,18 @@ def test_fit_refuses_what_cannot_fit_before_weights_are_made(dataset: Path, tmp_
 
 
 def test_fit_says_its_memory_and_can_be_overruled(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lit_pretrain.cli.fit_plan.device_memory", lambda device: 1000.0)
-    small = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64"]
+    monkeypatch.setattr("lit_pretrain.cli.train.fit_plan.device_memory", lambda device: 1000.0)
+    small = [
+        "--model.net.n_layer=2",
+        "--model.net.width=32",
+        "--model.net.n_head=2",
+        "--model.net.ffn_width=64",
+    ]
     assert run_fit(dataset, tmp_path, *small) == 2
     assert run_fit(dataset, tmp_path, *small, "--allow_oom=true") == 0
     found = capsys.readouterr()
@@ -226,7 +322,7 @@ def test_fit_says_its_memory_and_can_be_overruled(
 
 
 def test_the_memory_of_fit_is_asked_of_the_system() -> None:
-    from lit_pretrain.cli.fit_plan import check_memory, device_memory
+    from lit_pretrain.cli.train.fit_plan import check_memory, device_memory
     from lit_pretrain.model.config import ModelConfig
     from lit_pretrain.scaling.memory import Layout
 
@@ -235,4 +331,9 @@ def test_the_memory_of_fit_is_asked_of_the_system() -> None:
     assert 1e8 < limit < 1e14
     rows = int(limit / 4 / 1e4)
     with pytest.raises(UserError, match="for each of 4 processes"):
-        check_memory(ModelConfig(), Layout(rows=rows, seq_len=2048, devices=4, sharding="ddp", device="cpu"), ranks_here=4, allow=False)
+        check_memory(
+            ModelConfig(),
+            Layout(rows=rows, seq_len=2048, devices=4, sharding="ddp", device="cpu"),
+            ranks_here=4,
+            allow=False,
+        )

@@ -1,4 +1,6 @@
-"""The guide's worked examples are what `lit_pretrain plan` prints: 7 B on 2 T tokens, a laptop's night, Llama 3 405B."""
+"""The guide's worked examples are what `lit_pretrain plan` prints: 7 B on 2 T tokens, a
+laptop's night, Llama 3 405B.
+"""
 
 import re
 import shlex
@@ -21,8 +23,12 @@ def examples() -> list[tuple[list[str], list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("number", range(3), ids=["7 B on 2 T tokens", "a laptop's night", "Llama 3 405B"])
-def test_worked_example(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "number", range(3), ids=["7 B on 2 T tokens", "a laptop's night", "Llama 3 405B"]
+)
+def test_worked_example(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, printed = examples()[number]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "docs").mkdir()

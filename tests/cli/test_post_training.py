@@ -1,4 +1,6 @@
-"""posttrain on rows: a run that learns, saves what it is, re-runs from its own config, resumes exactly, and shows its batches."""
+"""posttrain on rows: a run that learns, saves what it is, re-runs from its own config, resumes
+exactly, and shows its batches.
+"""
 
 import json
 from pathlib import Path
@@ -7,13 +9,19 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.data_choice import names_class
 from lit_pretrain.cli.lineage import lineage_of
-from lit_pretrain.data.evaluation_set import content_sha256, read_records
+from lit_pretrain.cli.train.resolve import names_class
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
 from lit_pretrain.evaluate.decontamination import status_of
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
-NET = ["--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=128"]
+NET = [
+    "--model.net.n_layer=2",
+    "--model.net.width=32",
+    "--model.net.n_head=2",
+    "--model.net.ffn_width=64",
+    "--model.net.max_seq_len=128",
+]
 QUIET = [
     "--model.compile=off",
     "--log_every=1",
@@ -28,15 +36,33 @@ QUIET = [
 def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base run, a file of rows and a config."""
     work = tmp_path_factory.mktemp("work")
-    text = ["--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=64", "--data.val_tokens=256", "--max_steps=1"]
-    assert main(["fit", *NET, *QUIET, *text, f"--data.path={dataset}", f"--runs={work}", "--name=base"]) == 0
+    text = [
+        "--data.seq_len=32",
+        "--data.micro_batch_size=2",
+        "--data.global_batch_tokens=64",
+        "--data.val_tokens=256",
+        "--max_steps=1",
+    ]
+    assert (
+        main(
+            ["fit", *NET, *QUIET, *text, f"--data.path={dataset}", f"--runs={work}", "--name=base"]
+        )
+        == 0
+    )
     rows = [
-        {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"The fox is {i}."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i}?"},
+                {"role": "assistant", "content": f"The fox is {i}."},
+            ]
+        }
         for i in range(60)
     ]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
-        "model": {"optimizer": {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 0.01}}},
+        "model": {
+            "optimizer": {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 0.01}}
+        },
         "data": {
             "class_path": "lit_pretrain.data.ChatData",
             "init_args": {
@@ -52,25 +78,45 @@ def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def test_rows_are_held_against_what_the_run_will_be_examined_on(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_held_against_what_the_run_will_be_examined_on(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     item = "What is the animal that the fox and the owl and the hen saw by the lake at night?"
     (work / "exam.jsonl").write_text(json.dumps({"question": item}) + "\n")
-    leak = {"messages": [{"role": "user", "content": f"Tell me. {item}"}, {"role": "assistant", "content": "The cat."}]}
+    leak = {
+        "messages": [
+            {"role": "user", "content": f"Tell me. {item}"},
+            {"role": "assistant", "content": "The cat."},
+        ]
+    }
     (work / "leaky.jsonl").write_text((work / "rows.jsonl").read_text() + json.dumps(leak) + "\n")
     gate = {"against": {"exam": {"path": str(work / "exam.jsonl"), "fields": ["question"]}}}
-    (work / "gate.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"path": str(work / "leaky.jsonl"), "decontaminate": gate}}}))
+    (work / "gate.yaml").write_text(
+        yaml.safe_dump(
+            {"data": {"init_args": {"path": str(work / "leaky.jsonl"), "decontaminate": gate}}}
+        )
+    )
     run(work, f"--config={work / 'gate.yaml'}", "--max_steps=1", name="gated")
     printed = capsys.readouterr().out
     assert "leaky: 61 rows, 60 used, dropped 1 (contaminated 1)" in printed
-    assert "held against exam: rows with an item 1 (removed), items found 1 of 1, too short to be looked for 0" in printed
+    assert (
+        "held against exam: rows with an item 1 (removed), items found 1 of 1, too short to be"
+        " looked for 0" in printed
+    )
     stages = lineage_of(work / "gated").stages
-    exam = frozenset({content_sha256(read_records(work / "exam.jsonl"))})
+    exam = frozenset({content_sha256(read_json_records(work / "exam.jsonl"))})
     assert status_of(exam, stages[:1]).verdict == "clean"
     assert "was held against it as exam" in status_of(exam, stages[:1]).reason
     assert status_of(exam, stages).verdict == "undeclared"  # the text of its parent was not
     assert main(["inspect", "run", str(work / "gated")]) == 0
     assert "held against exam: 1 documents hit, remove" in capsys.readouterr().out
-    again = ["posttrain", "--config", str(work / "gated" / "config.yaml"), f"--from={work / 'base'}", "--name=gated-again"]
+    again = [
+        "posttrain",
+        "--config",
+        str(work / "gated" / "config.yaml"),
+        f"--from={work / 'base'}",
+        "--name=gated-again",
+    ]
     assert main(again) == 0
     assert losses(read_metrics(work / "gated-again")) == losses(read_metrics(work / "gated"))
 
@@ -95,7 +141,9 @@ def losses(lines: list[dict[str, float]]) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def test_fine_tuning_from_a_base_learns_and_its_config_runs_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fine_tuning_from_a_base_learns_and_its_config_runs_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run(work, "--max_epochs=4", name="sft")
     printed = capsys.readouterr().out
     assert losses(found)[-1] < losses(found)[0] - 1
@@ -108,7 +156,18 @@ def test_fine_tuning_from_a_base_learns_and_its_config_runs_again(work: Path, ca
     assert len(facts["template_hash"]) == 64
     assert (work / "sft" / "chat_template.jinja").read_text().startswith("{#- ChatML")
 
-    assert main(["posttrain", "--config", str(work / "sft" / "config.yaml"), f"--from={work / 'base'}", "--name=again"]) == 0
+    assert (
+        main(
+            [
+                "posttrain",
+                "--config",
+                str(work / "sft" / "config.yaml"),
+                f"--from={work / 'base'}",
+                "--name=again",
+            ]
+        )
+        == 0
+    )
     assert losses(read_metrics(work / "again")) == losses(found)
 
     capsys.readouterr()
@@ -119,11 +178,17 @@ def test_fine_tuning_from_a_base_learns_and_its_config_runs_again(work: Path, ca
     # A stage after it takes its tokenizer and its template.
     other = run(work, "--max_steps=1", f"--from={work / 'sft'}", name="next")
     assert losses(other)[0] < losses(found)[0]
-    assert yaml.safe_load((work / "next" / "config.yaml").read_text())["data"]["init_args"]["tokenizer"] == str(work / "sft")
+    assert yaml.safe_load((work / "next" / "config.yaml").read_text())["data"]["init_args"][
+        "tokenizer"
+    ] == str(work / "sft")
 
 
 def test_a_resumed_run_is_the_run(work: Path) -> None:
-    options = ["--max_steps=6", "--checkpoint_every=3", "--trainer.precision=32-true"]  # other micro-batches add up in another order
+    options = [
+        "--max_steps=6",
+        "--checkpoint_every=3",
+        "--trainer.precision=32-true",
+    ]  # other micro-batches add up in another order
     whole = losses(run(work, *options, name="whole"))
     part = work / "part"
     (work / "whole").rename(part)
@@ -135,29 +200,74 @@ def test_a_resumed_run_is_the_run(work: Path) -> None:
 
 def test_a_changed_template_is_not_resumed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(work, "--max_steps=2", "--checkpoint_every=1", name="one")
-    options = [*QUIET, f"--runs={work}", "--name=one", "--max_steps=3", "--resume=auto", "--data.init_args.template=plain"]
-    assert main(["posttrain", "--from", str(work / "base"), "--config", str(work / "sft.yaml"), *options]) == 2
+    options = [
+        *QUIET,
+        f"--runs={work}",
+        "--name=one",
+        "--max_steps=3",
+        "--resume=auto",
+        "--data.init_args.template=plain",
+    ]
+    assert (
+        main(
+            [
+                "posttrain",
+                "--from",
+                str(work / "base"),
+                "--config",
+                str(work / "sft.yaml"),
+                *options,
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "data.template: the checkpoint has" in error
     assert "max_steps: the checkpoint has 2, this run 3" in error
 
 
-def test_the_batch_view_marks_what_is_learned(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["inspect", "batch", "--from", str(work / "base"), "--config", str(work / "sft.yaml"), "--rows=1"]
+def test_the_batch_view_marks_what_is_learned(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "inspect",
+        "batch",
+        "--from",
+        str(work / "base"),
+        "--config",
+        str(work / "sft.yaml"),
+        "--rows=1",
+    ]
     assert main(arguments) == 0
     plain = capsys.readouterr().out
     assert "rows: 60 rows, 60 used, dropped 0" in plain
     assert "document 1, places " in plain
     assert "⟦The fox is " in plain
-    assert plain.count("⟦") == plain.count("⟧") == plain.count(".<|im_end|>⟧") + 1  # the heading explains them
+    assert (
+        plain.count("⟦") == plain.count("⟧") == plain.count(".<|im_end|>⟧") + 1
+    )  # the heading explains them
     assert main([*arguments, "--color=true"]) == 0
     colored = capsys.readouterr().out
     assert "\x1b[32mThe fox is " in colored
     assert "⟦" not in colored
 
 
-def test_the_batch_view_shows_prepared_text(work: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "batch", f"--data.path={dataset}", "--data.seq_len=64", "--data.global_batch_tokens=512", "--rows=2"]) == 0
+def test_the_batch_view_shows_prepared_text(
+    work: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "inspect",
+                "batch",
+                f"--data.path={dataset}",
+                "--data.seq_len=64",
+                "--data.global_batch_tokens=512",
+                "--rows=2",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert printed.count("64 of 64 places learned") >= 1
     assert "document 0, places 0 to " in printed
@@ -166,7 +276,10 @@ def test_the_batch_view_shows_prepared_text(work: Path, dataset: Path, capsys: p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max_steps=1", "--data.init_args.tokenizer={other}"], r"Leave data.tokenizer out to take the parent's"),
+        (
+            ["--max_steps=1", "--data.init_args.tokenizer={other}"],
+            r"Leave data.tokenizer out to take the parent's",
+        ),
         (["--max_steps=1", "--max_epochs=1"], "give exactly one of max_steps, max_epochs"),
         (["--max_steps=1", "--data.init_args.seq_len=256"], "longer than the network's positions"),
         (["--max_steps=1", "--data.init_args.template=nothing"], "is neither a file nor a folder"),
@@ -177,7 +290,9 @@ def test_the_batch_view_shows_prepared_text(work: Path, dataset: Path, capsys: p
         ),
     ],
 )
-def test_mistakes(options: list[str], message: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    options: list[str], message: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tests.data.conftest import make_tokenizer
 
     make_tokenizer().save(tmp_path)
@@ -199,7 +314,12 @@ def test_mistakes(options: list[str], message: str, work: Path, tmp_path: Path, 
 
 def test_the_class_of_the_data_is_found_before_parsing(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
-    for text, named in (("data: {path: x}", False), ("data: {class_path: X}", True), ("data: [", False), ("max_steps: 1", False)):
+    for text, named in (
+        ("data: {path: x}", False),
+        ("data: {class_path: X}", True),
+        ("data: [", False),
+        ("max_steps: 1", False),
+    ):
         config.write_text(text)
         assert names_class(["--config", str(config)]) is named
         assert names_class([f"--config={config}", "--data.class_path=Y"])

@@ -1,4 +1,6 @@
-"""`lit_pretrain scaling sweep` as a user runs it: the cost first, then what is missing, and nothing twice."""
+"""`lit_pretrain scaling sweep` as a user runs it: the cost first, then what is missing, and
+nothing twice.
+"""
 
 import json
 import os
@@ -14,11 +16,12 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.scaling import launch
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
-# A stand-in for `lit_pretrain fit`, which takes seconds to start: it reads the config and leaves what a run leaves.
+# A stand-in for `lit_pretrain fit`, which takes seconds to start: it reads the config and leaves
+# what a run leaves.
 PRETENDED = """
 import json, signal, sys, time
 from pathlib import Path
@@ -54,7 +57,8 @@ CONFIG = {
         },
         "data": {"seq_len": 32, "micro_batch_size": 2, "val_tokens": 256},
         "trainer": {"accelerator": "cpu"},
-        "sample_tokens": 2, "sample_prompts": [""], "validate_every": 0, "checkpoint_every": 0, "log_every": 1,
+        "sample_tokens": 2, "sample_prompts": [""], "validate_every": 0, "checkpoint_every": 0,
+        "log_every": 1,
     },
     "sizes": {"w16": {"n_layer": 1, "width": 16, "n_head": 1}, "w32": {"n_layer": 1, "width": 32, "n_head": 2}},
     "budgets": [{"flops": 1e9}, {"flops": 3e9, "sizes": ["w32"]}],
@@ -75,7 +79,11 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs are made by the stand-in; the folder of the sweep."""
     script = tmp_path / "pretended.py"
     script.write_text(PRETENDED)
-    monkeypatch.setattr(launch, "command", lambda config, devices, launched: [sys.executable, str(script), str(config)])
+    monkeypatch.setattr(
+        launch,
+        "command",
+        lambda config, devices, launched: [sys.executable, str(script), str(config)],
+    )
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -88,7 +96,9 @@ def made(out: Path) -> list[str]:
     return (out / "made.txt").read_text().split() if (out / "made.txt").exists() else []
 
 
-def test_the_cost_comes_first_and_a_dry_run_writes_nothing(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_comes_first_and_a_dry_run_writes_nothing(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep(config, "--dry_run") == 0
     found = capsys.readouterr()
     assert "total: 3 runs, 4.832e+09 FLOPs" in found.out
@@ -105,7 +115,9 @@ def test_the_cost_comes_first_and_a_dry_run_writes_nothing(config: str, tmp_path
     assert "at $2 a device-hour (40% of the peak" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_made_once(config: str, pretend: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_made_once(
+    config: str, pretend: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep(config, "--processes", "2") == 0
     assert sorted(made(pretend)) == NAMES
     assert "val loss 3.0000" in capsys.readouterr().out
@@ -125,7 +137,11 @@ def test_other_settings_are_refused_and_more_sizes_are_not(
     assert sweep(config) == 0
     assert sweep(config, "--lr_factor", "0.5") == 2
     assert "model.optimizer.init_args.lr was" in capsys.readouterr().err
-    more = {**CONFIG, "out": str(pretend), "sizes": {**CONFIG["sizes"], "w48": {"n_layer": 1, "width": 48, "n_head": 2}}}  # type: ignore[dict-item]
+    more = {
+        **CONFIG,
+        "out": str(pretend),
+        "sizes": {**CONFIG["sizes"], "w48": {"n_layer": 1, "width": 48, "n_head": 2}},
+    }  # type: ignore[dict-item]
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(more))
     assert sweep(str(tmp_path / "more.yaml")) == 0
     assert made(pretend)[3:] == ["1e09_w48"]
@@ -134,10 +150,15 @@ def test_other_settings_are_refused_and_more_sizes_are_not(
     assert "is a run that no sweep has made" in capsys.readouterr().err
 
 
-def test_failures_are_named_and_a_mistake_stops_the_rest(config: str, pretend: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_named_and_a_mistake_stops_the_rest(
+    config: str, pretend: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (pretend / "codes").write_text(json.dumps({"1e09_w16": 3}))
     assert sweep(config) == 1
-    assert "1 of 3 runs failed: 1e09_w16 (exit code 3): error: it went wrong" in capsys.readouterr().err
+    assert (
+        "1 of 3 runs failed: 1e09_w16 (exit code 3): error: it went wrong"
+        in capsys.readouterr().err
+    )
     assert made(pretend) == NAMES
     (pretend / "codes").write_text(json.dumps({"1e09_w16": 2}))
     (pretend / "3e09_w32" / "summary.md").unlink()
@@ -147,12 +168,14 @@ def test_failures_are_named_and_a_mistake_stops_the_rest(config: str, pretend: P
     assert "launcher: 'no-such-word' cannot be started" in capsys.readouterr().err
 
 
-def test_a_signal_stops_the_runs_and_the_same_command_goes_on(config: str, pretend: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
+    config: str, pretend: Path, tmp_path: Path
+) -> None:
     (pretend / "seconds").write_text("60")
     code = (
-        "import sys\nfrom lit_pretrain.cli.scaling import launch\n"
-        f"launch.command = lambda config, devices, launched: [sys.executable, {str(tmp_path / 'pretended.py')!r}, str(config)]\n"
-        "from lit_pretrain.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
+        "import sys\nfrom lit_pretrain.cli.scaling import launch\nlaunch.command = lambda config,"
+        f" devices, launched: [sys.executable, {str(tmp_path / 'pretended.py')!r},"
+        " str(config)]\nfrom lit_pretrain.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     words = [sys.executable, "-c", code, "scaling", "sweep", "--config", config, "--processes", "2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -177,23 +200,46 @@ def test_written_out(config: str, tmp_path: Path) -> None:
     assert sweep(config, "--engine", "list", "--launcher", "nice -n 10") == 0
     out = tmp_path / "out"
     lines = (out / "sweep.txt").read_text().splitlines()
-    assert lines == [f"nice -n 10 python -m lit_pretrain fit --config {out}/configs/{name}.yaml --resume auto" for name in NAMES]
+    assert lines == [
+        f"nice -n 10 python -m lit_pretrain fit --config {out}/configs/{name}.yaml --resume auto"
+        for name in NAMES
+    ]
     several = [
-        *("--run", '{"model": {"optimizer": "lit_pretrain.optim.AdamW"}, "data": {"seq_len": 32}, "trainer": {"devices": 4}}'),
+        *(
+            "--run",
+            (
+                '{"model": {"optimizer": "lit_pretrain.optim.AdamW"}, "data": {"seq_len": 32},'
+                ' "trainer": {"devices": 4}}'
+            ),
+        ),
         "--out",
         str(tmp_path / "t"),
     ]
     assert sweep(config, "--engine", "list", "--budgets", "[{flops: 1e12}]", *several) == 0
-    assert (tmp_path / "t" / "sweep.txt").read_text().startswith("torchrun --nproc_per_node=4 -m lit_pretrain fit --config ")
+    assert (
+        (tmp_path / "t" / "sweep.txt")
+        .read_text()
+        .startswith("torchrun --nproc_per_node=4 -m lit_pretrain fit --config ")
+    )
 
 
 def test_the_slurm_script_makes_each_run(config: str, pretend: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    for name, text in (("srun", '"$@"'), ("python", f'exec {sys.executable} {tmp_path / "pretended.py"} "$5"')):
+    for name, text in (
+        ("srun", '"$@"'),
+        ("python", f'exec {sys.executable} {tmp_path / "pretended.py"} "$5"'),
+    ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    options = [*("--slurm.partition", "gpu"), *("--slurm.environment", f"export PATH={tmp_path / 'bin'}:$PATH"), "--processes", "2"]
-    assert sweep(config, "--engine", "slurm", *options, "--slurm.sbatch", '{"account": "mine"}') == 0
+    options = [
+        *("--slurm.partition", "gpu"),
+        *("--slurm.environment", f"export PATH={tmp_path / 'bin'}:$PATH"),
+        "--processes",
+        "2",
+    ]
+    assert (
+        sweep(config, "--engine", "slurm", *options, "--slurm.sbatch", '{"account": "mine"}') == 0
+    )
     script = (pretend / "sweep.sbatch").read_text()
     for option in (
         "array=0-2%2",
@@ -206,21 +252,38 @@ def test_the_slurm_script_makes_each_run(config: str, pretend: Path, tmp_path: P
         assert f"#SBATCH --{option}\n" in script
     for task in range(3):
         done = subprocess.run(
-            ["bash", str(pretend / "sweep.sbatch")], env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)}, capture_output=True, check=False
+            ["bash", str(pretend / "sweep.sbatch")],
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)},
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     assert made(pretend) == NAMES
     assert sweep(config, "--engine", "slurm") == 0
-    assert (pretend / "sweep.sbatch").read_text() == script  # nothing is missing, nothing is written
+    assert (
+        pretend / "sweep.sbatch"
+    ).read_text() == script  # nothing is missing, nothing is written
 
 
 REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     "no sizes": ({"sizes": {}}, [], "sizes: there are none"),
     "no budgets": ({"budgets": []}, [], "budgets: there are none"),
-    "field": ({"sizes": {"w16": {"widht": 16}}}, [], "sizes: w16 has 'widht', which no shape has; did you mean 'width'?"),
+    "field": (
+        {"sizes": {"w16": {"widht": 16}}},
+        [],
+        "sizes: w16 has 'widht', which no shape has; did you mean 'width'?",
+    ),
     "name": ({"sizes": {"a/b": {"width": 16}}}, [], "the name 'a/b' becomes a part of a folder's"),
-    "shape": ({"sizes": {"w16": {"width": 15, "n_head": 2}}}, [], "width=15 must be a multiple of n_head=2"),
-    "optimizer": ({"run": {}}, [], "rule: olmo says AdamW's learning rate, but the optimizer is MuonAdamW"),
+    "shape": (
+        {"sizes": {"w16": {"width": 15, "n_head": 2}}},
+        [],
+        "width=15 must be a multiple of n_head=2",
+    ),
+    "optimizer": (
+        {"run": {}},
+        [],
+        "rule: olmo says AdamW's learning rate, but the optimizer is MuonAdamW",
+    ),
     "length": ({"run": {"max_steps": 5}}, [], "run: max_steps is for the sweep to set"),
     "option of fit": ({"run": {"data": {"seq_length": 5}}}, [], "seq_length"),
     "option": ({}, ["--proceses", "2"], "Did you mean 'processes'?"),
@@ -236,7 +299,9 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_with_the_cause(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_with_the_cause(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes, options, message = REFUSED[case]
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, "out": str(tmp_path / "out"), **changes}))
@@ -249,15 +314,30 @@ def test_refused_with_the_cause(case: str, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
-def test_real_runs_then_a_table_of_them(dataset: Path, config: str, tmp_path: Path, run_cli: RunCli) -> None:
+def test_real_runs_then_a_table_of_them(
+    dataset: Path, config: str, tmp_path: Path, run_cli: RunCli
+) -> None:
     data = {**CONFIG["run"], "data": {**CONFIG["run"]["data"], "path": str(dataset)}}  # type: ignore[dict-item,index]
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"run": data, "budgets": [{"flops": 1e9}]}))
-    done = run_cli("scaling", "sweep", "--config", config, "--config", tmp_path / "more.yaml", "--processes", "2")
+    done = run_cli(
+        "scaling",
+        "sweep",
+        "--config",
+        config,
+        "--config",
+        tmp_path / "more.yaml",
+        "--processes",
+        "2",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for name in NAMES[:2]:
         run = tmp_path / "out" / name
         last = [line for line in read_metrics(run) if "val/loss" in line][-1]
         assert last["progress/flops"] == pytest.approx(1e9, rel=0.5)
-        assert 0 < json.loads((run / "provenance.json").read_text())["unique_tokens"] <= last["progress/tokens"]
+        assert (
+            0
+            < json.loads((run / "provenance.json").read_text())["unique_tokens"]
+            <= last["progress/tokens"]
+        )
         assert (run / "summary.md").is_file()
     assert "torch" not in done.stderr

@@ -1,21 +1,30 @@
-"""Decontamination: a score is clean only if all that the network ever read was held against its set."""
+"""Decontamination: a score is clean only if all that the network ever read was held against its
+set.
+"""
 
 import dataclasses
 from typing import Any
 
 import pytest
 
-from lit_pretrain.data.gate import GateRecord
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.evaluate.decontamination import status_of
 
 RECORD = GateRecord(
-    name="piqa", file_sha256="f", content_sha256="c", fields=("query",), items=100, unchecked_items=0, ngram=13, min_words=8,
+    name="piqa", file_sha256="f", content_sha256="c", fields=("query",), items=100,
+    unchecked_items=0, ngram=13, min_words=8,
     action="remove", documents_hit=3, items_hit=2,
 )  # fmt: skip
 
 
 def stage(*gate: GateRecord, name: str = "run", **data: Any) -> dict[str, Any]:
-    facts = {"where": "data/x", "hash": "h", "sources": {"a": {}}, "gate": [dataclasses.asdict(record) for record in gate], **data}
+    facts = {
+        "where": "data/x",
+        "hash": "h",
+        "sources": {"a": {}},
+        "gate": [dataclasses.asdict(record) for record in gate],
+        **data,
+    }
     return {"name": name, "data": facts}
 
 
@@ -29,12 +38,24 @@ MARKED = dataclasses.replace(RECORD, action="mark")
     [
         ([stage(RECORD)], "clean", "data/x was held against it as piqa"),
         ([NOTHING, stage(RECORD)], "clean", "data/x"),
-        ([stage(dataclasses.replace(RECORD, unchecked_items=7))], "clean", "7 of 100 items too short to be looked for"),
+        (
+            [stage(dataclasses.replace(RECORD, unchecked_items=7))],
+            "clean",
+            "7 of 100 items too short to be looked for",
+        ),
         ([stage(dataclasses.replace(MARKED, documents_hit=0, items_hit=0))], "clean", "data/x"),
         ([stage(MARKED)], "contaminated", "data/x holds 2 of its 100 items (3 documents)"),
         ([stage(), stage(MARKED)], "contaminated", "never held against it"),
-        ([stage(dataclasses.replace(RECORD, content_sha256="another"))], "undeclared", "data/x was never held against it"),
-        ([stage(where="rows.jsonl"), stage(RECORD)], "undeclared", "rows.jsonl was never held against it"),
+        (
+            [stage(dataclasses.replace(RECORD, content_sha256="another"))],
+            "undeclared",
+            "data/x was never held against it",
+        ),
+        (
+            [stage(where="rows.jsonl"), stage(RECORD)],
+            "undeclared",
+            "rows.jsonl was never held against it",
+        ),
         ([stage(RECORD), UNKNOWN], "undeclared", "what models/llama was trained on is not known"),
         ([NOTHING], "undeclared", "no data is recorded"),
         ([], "undeclared", "no data is recorded"),

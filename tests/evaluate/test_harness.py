@@ -1,4 +1,6 @@
-"""Tasks of the real harness on a trained network: scored as its own model of transformers scores our export, and in honest company."""
+"""Tasks of the real harness on a trained network: scored as its own model of transformers
+scores our export, and in honest company.
+"""
 
 import json
 import math
@@ -9,18 +11,18 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.network import load_network
-from lit_pretrain.data.language import Language
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 pytest.importorskip("lm_eval", reason="needs the eval extra (lm-eval)")
 
 from lm_eval.api.instance import Instance
 
 from lit_pretrain.evaluate.decontamination import status_of
-from lit_pretrain.evaluate.harness import Request, content_hashes, load_tasks, run_tasks
+from lit_pretrain.evaluate.harness import EvaluationRequest, content_hashes, load_tasks, run_tasks
 from lit_pretrain.evaluate.language_model import NetworkLM
 
 ALL = ("fox_choice", "fox_word", "fox_text", "fox_answer")
@@ -36,30 +38,47 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def language_model(run: Path, **options: Any) -> NetworkLM:
     from contextlib import nullcontext
 
-    settings: dict[str, Any] = {"bos": True, "chat": False, "batch_size": 5, "autocast": nullcontext(), **options}
-    return NetworkLM(load_network(resolve(str(run))).eval(), Language.of(run), **settings)
+    settings: dict[str, Any] = {
+        "bos": True,
+        "chat": False,
+        "batch_size": 5,
+        "autocast": nullcontext(),
+        **options,
+    }
+    return NetworkLM(load_network(resolve(str(run))).eval(), ModelTokenizer.of(run), **settings)
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_the_harness_s_own_model_of_transformers_agrees(bos: bool, trained: Path, exported: Path, tasks: Path) -> None:
+def test_the_harness_s_own_model_of_transformers_agrees(
+    bos: bool, trained: Path, exported: Path, tasks: Path
+) -> None:
     """Every answer of every task, not their means alone."""
     pytest.importorskip("accelerate", reason="lm_eval's model of transformers needs it")
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    theirs = HFLM(pretrained=str(exported), dtype="float32", device="cpu", batch_size=5, add_bos_token=bos)
+    theirs = HFLM(
+        pretrained=str(exported), dtype="float32", device="cpu", batch_size=5, add_bos_token=bos
+    )
     ours = language_model(trained, bos=bos)
-    names = [name for name in ALL if not (bos and name == "fox_text")]  # it scores the bos token after the bos token; see below
+    names = [
+        name for name in ALL if not (bos and name == "fox_text")
+    ]  # it scores the bos token after the bos token; see below
     found = []
     for model in (theirs, ours):
         manager = TaskManager(include_path=str(tasks), include_defaults=False)
-        result = simple_evaluate(model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
+        result = simple_evaluate(
+            model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True
+        )
         found.append(result)
     for name in names:
         for key, value in found[0]["results"][name].items():
             if isinstance(value, float):
-                assert found[1]["results"][name][key] == pytest.approx(value, abs=1e-4, rel=1e-4), (name, key)
+                assert found[1]["results"][name][key] == pytest.approx(value, abs=1e-4, rel=1e-4), (
+                    name,
+                    key,
+                )
         pairs = zip(found[0]["samples"][name], found[1]["samples"][name], strict=True)
         for expected, own in pairs:
             if name == "fox_answer":
@@ -67,7 +86,11 @@ def test_the_harness_s_own_model_of_transformers_agrees(bos: bool, trained: Path
             else:
                 flat = [[row[0] for row in sample["resps"]] for sample in (expected, own)]
                 for a, b in zip(*flat, strict=True):
-                    assert b[0] == pytest.approx(a[0], abs=1e-4) if isinstance(a, (tuple, list)) else b == pytest.approx(a, abs=1e-3)
+                    assert (
+                        b[0] == pytest.approx(a[0], abs=1e-4)
+                        if isinstance(a, (tuple, list))
+                        else b == pytest.approx(a, abs=1e-3)
+                    )
                     assert not isinstance(a, (tuple, list)) or str(b[1]) == str(a[1])
     texts = {str(sample["resps"]) for sample in found[1]["samples"]["fox_answer"]}
     assert len(texts) > 3  # or nothing would be told apart
@@ -98,7 +121,10 @@ def test_rolling_scores_are_the_loss_of_the_text_after_bos(trained: Path) -> Non
 
 
 def test_one_token_answers_share_a_row_and_a_batch_changes_nothing(trained: Path) -> None:
-    pairs = [("The fox sees the", f" {animal}") for animal in ("fox", "owl", "hen", "cat")] + [("", "The"), ("The " * 200, "fox")]
+    pairs = [("The fox sees the", f" {animal}") for animal in ("fox", "owl", "hen", "cat")] + [
+        ("", "The"),
+        ("The " * 200, "fox"),
+    ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     lm = language_model(trained, batch_size=16)
     rows: list[int] = []
@@ -106,15 +132,24 @@ def test_one_token_answers_share_a_row_and_a_batch_changes_nothing(trained: Path
     lm._hidden = lambda batch: (rows.append(len(batch)), hidden(batch))[1]  # type: ignore[method-assign, func-returns-value]
     together = lm.loglikelihood(requests, disable_tqdm=True)
     assert sum(rows) == 3
-    alone = [language_model(trained).loglikelihood([request], disable_tqdm=True)[0] for request in requests]
+    alone = [
+        language_model(trained).loglikelihood([request], disable_tqdm=True)[0]
+        for request in requests
+    ]
     for a, b in zip(together, alone, strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
         assert a[1] == b[1]
     assert len({round(score, 3) for score, _ in together}) == len(pairs)
 
 
-def test_within_training_and_after_it_the_figures_are_the_same(trained: Path, tasks: Path, tmp_path: Path) -> None:
-    lines = {line["step"]: line for line in read_metrics(trained) if any(key.startswith("eval_fox") for key in line)}
+def test_within_training_and_after_it_the_figures_are_the_same(
+    trained: Path, tasks: Path, tmp_path: Path
+) -> None:
+    lines = {
+        line["step"]: line
+        for line in read_metrics(trained)
+        if any(key.startswith("eval_fox") for key in line)
+    }
     assert sorted(lines) == [40, 60]
     assert main(["evaluate", str(trained), "--tasks", "[fox_choice, fox_answer]", f"--include={tasks}", "--limit=8",
                  f"--report={tmp_path / 'r.json'}", "--tensorboard=false"]) == 0  # fmt: skip
@@ -126,11 +161,26 @@ def test_within_training_and_after_it_the_figures_are_the_same(trained: Path, ta
     assert report["held_out"]["all"]["loss"] == pytest.approx(losses[-1], rel=1e-5)
 
 
-def test_the_report_says_what_was_measured_with_what(trained: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_says_what_was_measured_with_what(
+    trained: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     capsys.readouterr()
-    assert main(["evaluate", str(trained), "--tasks", f"[{tasks / 'choice.yaml'}]", "--shots=1", "--limit=6", "--bos=false"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(trained),
+                "--tasks",
+                f"[{tasks / 'choice.yaml'}]",
+                "--shots=1",
+                "--limit=6",
+                "--bos=false",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     for text in ("precision", "32-true", "lm-eval 0.4", "do not begin with bos", "chat template", "none, not applied", "the first 6 items",
                  "nats/token", "perplexity", "bits/byte", "story", "sums", "code", "undeclared:", "was never held against it"):  # fmt: skip
@@ -141,7 +191,7 @@ def test_the_report_says_what_was_measured_with_what(trained: Path, tasks: Path,
     assert (score["shots"], score["items"], score["status"]["verdict"]) == (1, 6, "undeclared")
     for values in report["held_out"].values():
         assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
-    assert report["conditions"]["language"] == Language.of(trained).record()
+    assert report["conditions"]["language"] == ModelTokenizer.of(trained).record()
     events = EventAccumulator(str(trained / "tensorboard"))
     events.Reload()
     (point,) = events.Scalars("eval_fox_choice/acc")[-1:]
@@ -152,11 +202,17 @@ def test_the_report_says_what_was_measured_with_what(trained: Path, tasks: Path,
 def test_a_conversation_is_put_as_one(trained: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         language_model(trained, chat=True)
-    template = (Path(__file__).parents[2] / "lit_pretrain" / "data" / "templates" / "chatml.jinja").read_text()
-    from lit_pretrain.data.template import ChatTemplate
+    template = (
+        Path(__file__).parents[2] / "lit_pretrain" / "chat" / "templates" / "chatml.jinja"
+    ).read_text()
+    from lit_pretrain.chat.template import ChatTemplate
 
-    language = Language(Language.of(trained).tokenizer, ChatTemplate(template, name="chatml"))
-    request = Request(("fox_choice", "fox_answer"), include=str(tasks), apply_chat_template=True, limit=4)
+    language = ModelTokenizer(
+        ModelTokenizer.of(trained).tokenizer, ChatTemplate(template, name="chatml")
+    )
+    request = EvaluationRequest(
+        ("fox_choice", "fox_answer"), include=str(tasks), apply_chat_template=True, limit=4
+    )
     loaded = load_tasks(request)
     net = load_network(resolve(str(trained)))
     net.train()
@@ -166,33 +222,53 @@ def test_a_conversation_is_put_as_one(trained: Path, tasks: Path, tmp_path: Path
     first = loaded["tasks"]["fox_answer"].instances[0].args[0]
     assert first.startswith("<|im_start|>user\n")
     assert first.endswith("<|im_start|>assistant\n")
-    lm = NetworkLM(net, language, bos=False, chat=True, batch_size=1, autocast=torch.autocast("cpu", torch.bfloat16))
+    lm = NetworkLM(
+        net,
+        language,
+        bos=False,
+        chat=True,
+        batch_size=1,
+        autocast=torch.autocast("cpu", torch.bfloat16),
+    )
     assert lm.tok_encode(first)[0] == language.tokenizer.special_tokens["<|im_start|>"]
     begun = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox"}]
-    assert lm.apply_chat_template(begun, add_generation_prompt=False).endswith("<|im_start|>assistant\nThe fox")
+    assert lm.apply_chat_template(begun, add_generation_prompt=False).endswith(
+        "<|im_start|>assistant\nThe fox"
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--tasks=[fox_choise]"], "there is no task 'fox_choise'; did you mean fox_choice"),
-        (["--tasks=fox_choice, fox_choise"], "there is no task 'fox_choise'; did you mean fox_choice"),
+        (
+            ["--tasks=fox_choice, fox_choise"],
+            "there is no task 'fox_choise'; did you mean fox_choice",
+        ),
         (["--tasks=[missing.yaml]"], "the task file missing.yaml does not exist"),
         (["--tasks=[fox_choice]", "--batch_size=0"], "batch_size=0 must be at least 1"),
         (["--tasks=[fox_choice]", "--apply_chat_template"], "no chat template"),
         (["--held_out=false"], "nothing is to be measured"),
     ],
 )
-def test_mistakes(options: list[str], message: str, trained: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    options: list[str], message: str, trained: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     extra = [] if "--held_out=false" in options else ["--held_out=false", f"--include={tasks}"]
     assert main(["evaluate", str(trained), *options, *extra]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_task_whose_data_is_gone(trained: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_whose_data_is_gone(
+    trained: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "gone.yaml"
-    file.write_text((tasks / "choice.yaml").read_text().replace(str(tasks / "rows.jsonl"), str(tmp_path / "none.jsonl")))
+    file.write_text(
+        (tasks / "choice.yaml")
+        .read_text()
+        .replace(str(tasks / "rows.jsonl"), str(tmp_path / "none.jsonl"))
+    )
     assert main(["evaluate", str(trained), f"--tasks=[{file}]", "--held_out=false"]) == 2
     assert "none.jsonl" in capsys.readouterr().err
 
@@ -200,20 +276,33 @@ def test_a_task_whose_data_is_gone(trained: Path, tasks: Path, tmp_path: Path, c
 def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path: Path) -> None:
     """The gate knows the set by its content: under another name, and in another format."""
     from lit_pretrain.cli.lineage import prepared_record
-    from lit_pretrain.data.decontaminate.config import DecontaminateConfig, EvaluationSet
-    from lit_pretrain.data.manifest import Manifest
-    from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
+    from lit_pretrain.corpus.manifest import Manifest
+    from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet
     from lit_pretrain.prepare.pipeline import prepare
+    from lit_pretrain.prepare.prepare_config import (
+        PrepareConfig,
+        SourceConfig,
+        SplitsConfig,
+        TokenizerConfig,
+    )
 
     rows = [json.loads(line) for line in (tasks / "rows.jsonl").read_text().splitlines()]
     (tmp_path / "other.json").write_text(json.dumps(rows[::-1]))
-    documents = [{"text": f"Number {n} of many stories, none of which is asked about. " * 9} for n in range(30)]
+    documents = [
+        {"text": f"Number {n} of many stories, none of which is asked about. " * 9}
+        for n in range(30)
+    ]
     documents[3]["text"] += rows[5]["text"]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    (task,) = load_tasks(Request(("fox_word",), include=str(tasks)))["tasks"].values()
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps(document) + "\n" for document in documents)
+    )
+    (task,) = load_tasks(EvaluationRequest(("fox_word",), include=str(tasks)))["tasks"].values()
     found = {}
     for action in ("remove", "mark"):
-        gate = DecontaminateConfig(against={"animals": EvaluationSet(path=str(tmp_path / "other.json"), fields=["text"])}, action=action)  # type: ignore[arg-type]
+        gate = DecontaminateConfig(
+            against={"animals": EvaluationSet(path=str(tmp_path / "other.json"), fields=["text"])},
+            action=action,
+        )  # type: ignore[arg-type]
         prepare(
             PrepareConfig(
                 out=str(tmp_path / action),
@@ -229,8 +318,12 @@ def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path:
     assert found["remove"].verdict == "clean"
     assert "held against it as animals" in found["remove"].reason
     assert found["mark"].verdict == "contaminated"
-    (tmp_path / "rows.jsonl").write_text((tasks / "rows.jsonl").read_text() + json.dumps(rows[0]) + "\n")
+    (tmp_path / "rows.jsonl").write_text(
+        (tasks / "rows.jsonl").read_text() + json.dumps(rows[0]) + "\n"
+    )
     file = tmp_path / "longer.yaml"
     file.write_text((tasks / "word.yaml").read_text().replace(str(tasks), str(tmp_path)))
-    (longer,) = load_tasks(Request((str(file),)))["tasks"].values()
-    assert status_of(content_hashes(longer), [{"name": "run", "data": data}]).verdict == "undeclared"
+    (longer,) = load_tasks(EvaluationRequest((str(file),)))["tasks"].values()
+    assert (
+        status_of(content_hashes(longer), [{"name": "run", "data": data}]).verdict == "undeclared"
+    )

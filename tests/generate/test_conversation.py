@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from lit_pretrain.data.render import Renderer
-from lit_pretrain.data.template import ChatTemplate, find_template
-from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.chat.render import Renderer
+from lit_pretrain.chat.template import ChatTemplate, find_template
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate import reply as reply_module
-from lit_pretrain.generate.conversation import Sampling, Talk
+from lit_pretrain.generate import conversation as reply_module
+from lit_pretrain.generate.conversation import Reply, ReplySampling, Talk, reply
 from lit_pretrain.generate.engine import Token, generate
-from lit_pretrain.generate.reply import Reply, reply
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 LIMIT = 96
 
@@ -54,8 +53,10 @@ def turn(talk: Talk, text: str) -> str:
     return said
 
 
-def test_the_network_reads_the_rendered_conversation(net: Transformer, renderer: Renderer, read: list[list[int]]) -> None:
-    talk = Talk(net, renderer, Sampling(max_new_tokens=8), system="Be brief.")
+def test_the_network_reads_the_rendered_conversation(
+    net: Transformer, renderer: Renderer, read: list[list[int]]
+) -> None:
+    talk = Talk(net, renderer, ReplySampling(max_new_tokens=8), system="Be brief.")
     first = turn(talk, "The fox?")
     turn(talk, "And the owl?")
     whole = [
@@ -73,7 +74,7 @@ def test_the_network_reads_the_rendered_conversation(net: Transformer, renderer:
 
 
 def test_a_seed_decides_and_turns_differ(net: Transformer, renderer: Renderer) -> None:
-    talks = [Talk(net, renderer, Sampling(max_new_tokens=12, seed=seed)) for seed in (0, 0, 1)]
+    talks = [Talk(net, renderer, ReplySampling(max_new_tokens=12, seed=seed)) for seed in (0, 0, 1)]
     said = [[turn(talk, "a"), turn(talk, "b")] for talk in talks]
     assert said[0] == said[1] != said[2]
 
@@ -81,23 +82,31 @@ def test_a_seed_decides_and_turns_differ(net: Transformer, renderer: Renderer) -
 def test_a_full_context_forgets_the_oldest_questions_and_keeps_the_system(
     net: Transformer, renderer: Renderer, read: list[list[int]]
 ) -> None:
-    talk = Talk(net, renderer, Sampling(max_new_tokens=16), system="Be brief.")
+    talk = Talk(net, renderer, ReplySampling(max_new_tokens=16), system="Be brief.")
     turns = 0
     while not talk.forgotten:
         turn(talk, f"Question {turns}")
         turns += 1
         assert turns < 20
-    system = renderer.prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]).tolist()
+    system = renderer.prompt(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
+    ).tolist()
     assert all(prompt[:8] == system[:8] and len(prompt) + 16 <= LIMIT for prompt in read)
     assert talk.forgotten % 2 == 0  # a question goes with its answer
-    assert read[-1] == renderer.prompt([talk.whole[0], *talk.messages[talk.forgotten : -1]]).tolist()
+    assert (
+        read[-1] == renderer.prompt([talk.whole[0], *talk.messages[talk.forgotten : -1]]).tolist()
+    )
     assert len(talk.messages) == 2 * turns  # what is saved is whole
     # one exchange fewer would not have fitted
-    assert len(renderer.prompt([talk.whole[0], *talk.messages[talk.forgotten - 2 : -1]])) + 16 > LIMIT
+    assert (
+        len(renderer.prompt([talk.whole[0], *talk.messages[talk.forgotten - 2 : -1]])) + 16 > LIMIT
+    )
 
 
-def test_a_long_message_leaves_less_room_and_a_longer_one_is_refused(net: Transformer, renderer: Renderer) -> None:
-    talk = Talk(net, renderer, Sampling(max_new_tokens=500, temperature=0))
+def test_a_long_message_leaves_less_room_and_a_longer_one_is_refused(
+    net: Transformer, renderer: Renderer
+) -> None:
+    talk = Talk(net, renderer, ReplySampling(max_new_tokens=500, temperature=0))
     turn(talk, "Hello")
     long = "fox " * 200
     with pytest.raises(UserError, match=rf"the message takes \d+ tokens .* reads {LIMIT}"):
@@ -112,11 +121,14 @@ def test_a_long_message_leaves_less_room_and_a_longer_one_is_refused(net: Transf
 
 
 def test_what_the_template_refuses_is_said(net: Transformer, renderer: Renderer) -> None:
-    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + renderer.template.source
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + renderer.template.source
+    )
     strict = Renderer(renderer.tokenizer, ChatTemplate(source, name="strict"))
-    Talk(net, strict, Sampling()).check()
+    Talk(net, strict, ReplySampling()).check()
     with pytest.raises(UserError, match="no system"):
-        Talk(net, strict, Sampling(), system="x").check()
+        Talk(net, strict, ReplySampling(), system="x").check()
 
 
 # ---------------------------------------------------------------------- how a reply ends
@@ -134,7 +146,13 @@ def test_how_a_reply_ends(renderer: Renderer) -> None:
         ([*fox, end], (), "The fox", "stop", len(fox) + 1),
         (fox, (), "The fox", "length", len(fox)),
         ([end], (), "", "stop", 1),
-        ([*fox, *tokenizer.encode("##"), *fox], ("##",), "The fox", "stop", len(fox) + len(tokenizer.encode("##"))),
+        (
+            [*fox, *tokenizer.encode("##"), *fox],
+            ("##",),
+            "The fox",
+            "stop",
+            len(fox) + len(tokenizer.encode("##")),
+        ),
     ):
         answer = answered(tokenizer, ids, stop)
         assert "".join(answer) == answer.text == text

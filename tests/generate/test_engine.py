@@ -12,7 +12,15 @@ from lit_pretrain.generate.engine import generate
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 
-SMALL: dict[str, Any] = {"vocab_size": 29, "n_layer": 2, "width": 32, "n_head": 4, "n_kv_head": 2, "max_seq_len": 48, "init_std": 0.5}
+SMALL: dict[str, Any] = {
+    "vocab_size": 29,
+    "n_layer": 2,
+    "width": 32,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "max_seq_len": 48,
+    "init_std": 0.5,
+}
 PROMPTS = [[1, 2, 3], [5], [4, 3, 2, 1, 9, 8, 7, 6, 5, 4], [0, 0]]
 
 
@@ -31,11 +39,15 @@ def rows(model: Transformer, prompts: list[list[int]], **settings: Any) -> list[
 @settings(max_examples=15)
 @given(
     st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=12), min_size=1, max_size=4),
-    st.sampled_from([{"temperature": 0.0}, {}, {"temperature": 1.3, "top_k": 7, "top_p": 0.9, "min_p": 0.01}]),
+    st.sampled_from(
+        [{"temperature": 0.0}, {}, {"temperature": 1.3, "top_k": 7, "top_p": 0.9, "min_p": 0.01}]
+    ),
     st.integers(0, 10**9),
     st.sampled_from([{}, {"sliding_window": 4, "window_pattern": "SL"}, {"position": "learned"}]),
 )
-def test_a_batch_is_its_rows_one_by_one(prompts: list[list[int]], sampling: dict[str, Any], seed: int, changes: dict[str, Any]) -> None:
+def test_a_batch_is_its_rows_one_by_one(
+    prompts: list[list[int]], sampling: dict[str, Any], seed: int, changes: dict[str, Any]
+) -> None:
     model = build(**changes)
     seeds = [seed + row for row in range(len(prompts))]
     batched = rows(model, prompts, max_new_tokens=9, seed=seeds, **sampling)
@@ -45,7 +57,9 @@ def test_a_batch_is_its_rows_one_by_one(prompts: list[list[int]], sampling: dict
 
 def test_greedy_is_the_argmax_of_the_whole_sequence_at_every_step() -> None:
     model = build()
-    for prompt, new in zip(PROMPTS, rows(model, PROMPTS, max_new_tokens=12, temperature=0), strict=True):
+    for prompt, new in zip(
+        PROMPTS, rows(model, PROMPTS, max_new_tokens=12, temperature=0), strict=True
+    ):
         sequence = [*prompt, *new]
         with torch.no_grad():
             likeliest = model.logits(model(torch.tensor([sequence])))[0].argmax(-1).tolist()
@@ -60,7 +74,9 @@ def test_a_seed_decides_and_rows_have_streams_of_their_own() -> None:
     assert first == rows(model, same, max_new_tokens=20, seed=4)
     assert first != rows(model, same, max_new_tokens=20, seed=5)
     assert first[0] != first[1] != first[2]
-    assert first[1:] != rows(model, same, max_new_tokens=20, seed=5)[:2]  # neighbouring seeds share no stream
+    assert (
+        first[1:] != rows(model, same, max_new_tokens=20, seed=5)[:2]
+    )  # neighbouring seeds share no stream
 
 
 def test_tokens_are_as_frequent_as_their_probabilities() -> None:
@@ -70,7 +86,9 @@ def test_tokens_are_as_frequent_as_their_probabilities() -> None:
         expected = model.logits(model(torch.tensor([[1, 2, 3]])))[0, -1].softmax(-1) * n
     drawn = torch.tensor(rows(model, [[1, 2, 3]] * n, max_new_tokens=1)).flatten()
     counts = torch.bincount(drawn, minlength=29)
-    assert float(((counts - expected) ** 2 / expected).sum()) < 28 + 4 * (2 * 28) ** 0.5  # chi-squared, 28 degrees of freedom
+    assert (
+        float(((counts - expected) ** 2 / expected).sum()) < 28 + 4 * (2 * 28) ** 0.5
+    )  # chi-squared, 28 degrees of freedom
 
 
 def test_a_row_ends_at_its_stop_id_and_the_others_go_on() -> None:
@@ -125,7 +143,9 @@ def test_the_model_is_left_alone_when_a_step_fails() -> None:
 
 
 def test_dropout_is_off() -> None:
-    assert rows(build(dropout=0.5), PROMPTS, max_new_tokens=9) == rows(build(), PROMPTS, max_new_tokens=9)
+    assert rows(build(dropout=0.5), PROMPTS, max_new_tokens=9) == rows(
+        build(), PROMPTS, max_new_tokens=9
+    )
 
 
 def test_a_compiled_model_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +175,19 @@ def test_no_prompts_no_tokens() -> None:
     ("prompts", "settings", "words"),
     [
         ([[1], []], {}, "prompt 1 is empty"),
-        ([[1], [1] * 40], {"max_new_tokens": 9}, r"prompt 1 has 40 tokens.*max_new_tokens=9.*max_seq_len=48"),
+        (
+            [[1], [1] * 40],
+            {"max_new_tokens": 9},
+            r"prompt 1 has 40 tokens.*max_new_tokens=9.*max_seq_len=48",
+        ),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[1]], {"top_p": 2.0}, "top_p=2.0"),
         ([[1], [2]], {"seed": [1]}, "1 seeds for 2 prompts"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused_at_once(prompts: list[list[int]], settings: dict[str, Any], words: str) -> None:
+def test_requests_that_cannot_be_met_are_refused_at_once(
+    prompts: list[list[int]], settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         generate(build(), prompts, **{"max_new_tokens": 4, **settings})
 

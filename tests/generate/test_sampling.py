@@ -12,7 +12,9 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.sampling import candidates, draw
 
-logits = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30).map(lambda row: torch.tensor([row], dtype=torch.float64))
+logits = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30).map(
+    lambda row: torch.tensor([row], dtype=torch.float64)
+)
 
 
 def as_dict(probabilities_BC: Tensor, ids_BC: Tensor) -> dict[int, float]:
@@ -30,10 +32,16 @@ def test_without_filters_it_is_the_softmax(logits_BV: Tensor, temperature: float
     sorted_BC, _ = candidates(logits_BV, temperature=temperature, top_k=logits_BV.shape[1])
     if logits_BV.shape[1] > 1:
         assert (sorted_BC.diff() <= 0).all()
-        torch.testing.assert_close(sorted_BC, probabilities_BC.sort(descending=True).values, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            sorted_BC, probabilities_BC.sort(descending=True).values, rtol=1e-9, atol=1e-12
+        )
     for top_p, min_p in ((1.0, None), (None, 0.0), (1.0, 0.0)):
-        same_BC, same_ids_BC = candidates(logits_BV, temperature=temperature, top_p=top_p, min_p=min_p)
-        assert torch.equal(same_BC, probabilities_BC)  # down to the last token: a sum that rounds up to 1 would remove the unlikeliest
+        same_BC, same_ids_BC = candidates(
+            logits_BV, temperature=temperature, top_p=top_p, min_p=min_p
+        )
+        assert torch.equal(
+            same_BC, probabilities_BC
+        )  # down to the last token: a sum that rounds up to 1 would remove the unlikeliest
         assert torch.equal(same_ids_BC, ids_BC)
 
 
@@ -50,7 +58,11 @@ def test_top_k_keeps_the_k_likeliest_in_proportion(logits_BV: Tensor, k: int) ->
     assert all(full[token] <= min(full[t] for t in kept) for token in full.keys() - kept.keys())
 
 
-ties = st.lists(st.lists(st.sampled_from([-2.0, 0.5, 1.0, float("-inf")]), min_size=12, max_size=12), min_size=1, max_size=4)
+ties = st.lists(
+    st.lists(st.sampled_from([-2.0, 0.5, 1.0, float("-inf")]), min_size=12, max_size=12),
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(ties.map(lambda rows: torch.tensor([[*row, 2.0] for row in rows])), st.integers(2, 14))
@@ -66,7 +78,9 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits_BV: Tensor, top_p: float) ->
     kept, full = as_dict(*candidates(logits_BV, top_p=top_p)), as_dict(*candidates(logits_BV))
     mass = sum(full[token] for token in kept)
     assert mass >= top_p - 1e-9
-    assert mass - min(full[token] for token in kept) < top_p + 1e-9  # without the last one it would fall short
+    assert (
+        mass - min(full[token] for token in kept) < top_p + 1e-9
+    )  # without the last one it would fall short
     assert sum(kept.values()) == pytest.approx(1)
     assert all(full[token] <= min(full[t] for t in kept) for token in full.keys() - kept.keys())
 
@@ -116,10 +130,14 @@ def test_draws_are_as_frequent_as_their_probabilities() -> None:
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53, 1.0])
 @pytest.mark.parametrize("top_p", [0.3, None])
-def test_the_ends_of_the_unit_interval_draw_a_token_that_may_come(uniform: float, top_p: float | None) -> None:
+def test_the_ends_of_the_unit_interval_draw_a_token_that_may_come(
+    uniform: float, top_p: float | None
+) -> None:
     logits_BV = torch.zeros(1, 1000)
     logits_BV[:, :100] = logits_BV[:, 900:] = -200.0  # so unlikely that fp32 has no number for it
-    probabilities_BC, ids_BC = candidates(logits_BV, top_p=top_p)  # in fp32 the largest number below 1 becomes 1
+    probabilities_BC, ids_BC = candidates(
+        logits_BV, top_p=top_p
+    )  # in fp32 the largest number below 1 becomes 1
     token = draw(probabilities_BC, ids_BC, torch.tensor([uniform], dtype=torch.float64)).item()
     assert token in as_dict(probabilities_BC, ids_BC)
 

@@ -1,4 +1,6 @@
-"""Text: what is streamed, where stop strings end it, and what is said before anything is printed."""
+"""Text: what is streamed, where stop strings end it, and what is said before anything is
+printed.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate import text
 from lit_pretrain.generate.engine import Token
 from lit_pretrain.generate.text import Piece, complete, encode_prompt, split_at_stop, stream
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,12 @@ def net() -> Transformer:
     return net
 
 
-def spoken(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rows: Sequence[list[int]]) -> list[int]:
-    """Put an engine in place that says these tokens, the rows in turn; the list grows by each token that is asked for."""
+def spoken(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, rows: Sequence[list[int]]
+) -> list[int]:
+    """Put an engine in place that says these tokens, the rows in turn; the list grows by each
+    token that is asked for.
+    """
     asked: list[int] = []
 
     def generate(net: object, prompts: object, **settings: Any) -> Iterator[Token]:
@@ -55,21 +61,33 @@ def test_a_prompt_is_the_beginning_of_a_document(tokenizer: Tokenizer) -> None:
     assert encode_prompt(tokenizer, "The fox") == [tokenizer.bos_id, *tokenizer.encode("The fox")]
 
 
-def test_a_stop_string_that_two_tokens_share_is_found_and_not_shown(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_string_that_two_tokens_share_is_found_and_not_shown(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = [n for word in ("The fox", "#", "#", " and more") for n in tokenizer.encode(word)]
     asked = spoken(monkeypatch, tokenizer, [ids])
     got = pieces(tokenizer, stop=["##"])
     assert "".join(piece.text for piece in got) == "The fox"
     assert len(got) > 1  # streamed, and not at the end
-    assert len(asked) == len(ids) - len(tokenizer.encode(" and more"))  # nothing is computed that nobody will see
+    assert len(asked) == len(ids) - len(
+        tokenizer.encode(" and more")
+    )  # nothing is computed that nobody will see
 
 
-def test_what_only_began_like_a_stop_string_is_given_out(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken(monkeypatch, tokenizer, [[n for word in ("a", "#", "b", "#") for n in tokenizer.encode(word)]])
+def test_what_only_began_like_a_stop_string_is_given_out(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken(
+        monkeypatch,
+        tokenizer,
+        [[n for word in ("a", "#", "b", "#") for n in tokenizer.encode(word)]],
+    )
     assert [piece.text for piece in pieces(tokenizer, stop=["##"])] == ["a", "#b", "#"]
 
 
-def test_a_character_of_several_tokens_appears_whole(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_of_several_tokens_appears_whole(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = tokenizer.encode("é→")
     assert len(ids) > 2  # bytes: the tokenizer has seen neither
     spoken(monkeypatch, tokenizer, [ids])
@@ -80,7 +98,10 @@ def test_rows_stop_by_themselves(tokenizer: Tokenizer, monkeypatch: pytest.Monke
     rows = [tokenizer.encode("a#b"), tokenizer.encode("abcdef")]
     spoken(monkeypatch, tokenizer, rows)
     got = pieces(tokenizer, rows=2, stop=["#"])
-    assert ["".join(piece.text for piece in got if piece.row == row) for row in (0, 1)] == ["a", "abcdef"]
+    assert ["".join(piece.text for piece in got if piece.row == row) for row in (0, 1)] == [
+        "a",
+        "abcdef",
+    ]
 
 
 def test_the_document_separator_ends_a_row_and_is_not_shown(
@@ -90,7 +111,11 @@ def test_the_document_separator_ends_a_row_and_is_not_shown(
     assert "".join(piece.text for piece in pieces(tokenizer)) == "ab"
 
 
-@given(st.text("ab#", max_size=30), st.lists(st.text("ab#", min_size=1, max_size=3), max_size=3), st.integers(1, 4))
+@given(
+    st.text("ab#", max_size=30),
+    st.lists(st.text("ab#", min_size=1, max_size=3), max_size=3),
+    st.integers(1, 4),
+)
 def test_streamed_equals_cut_at_once(whole: str, stop: list[str], step: int) -> None:
     """However the text arrives: what is given out is the text before the first stop string."""
     held = given_out = ""
@@ -123,7 +148,9 @@ def test_completions_are_what_was_streamed(net: Transformer, tokenizer: Tokenize
     assert all(texts)
 
 
-def test_what_cannot_be_is_said_before_the_first_piece(net: Transformer, tokenizer: Tokenizer) -> None:
+def test_what_cannot_be_is_said_before_the_first_piece(
+    net: Transformer, tokenizer: Tokenizer
+) -> None:
     with pytest.raises(UserError, match="max_new_tokens=64"):
         stream(net, tokenizer, ["The fox"], max_new_tokens=64)  # not even asked for a piece
 
@@ -135,17 +162,29 @@ def test_what_cannot_be_is_said_before_the_first_piece(net: Transformer, tokeniz
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     code = main([
-        "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.net.max_seq_len=64", "--model.compile=off",
-        "--data.seq_len=32", "--data.micro_batch_size=8", "--data.global_batch_tokens=256", "--data.val_tokens=256", "--max_steps=1",
-        "--sample_prompts=[]", "--trainer.accelerator=cpu", f"--data.path={dataset}", f"--runs={runs}", "--name=run",
+        "fit", "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
+        "--model.net.max_seq_len=64", "--model.compile=off",
+        "--data.seq_len=32", "--data.micro_batch_size=8", "--data.global_batch_tokens=256",
+        "--data.val_tokens=256", "--max_steps=1",
+        "--sample_prompts=[]", "--trainer.accelerator=cpu", f"--data.path={dataset}",
+        f"--runs={runs}", "--name=run",
     ])  # fmt: skip
     assert code == 0
     return runs / "run"
 
 
-def test_prompts_and_stop_strings_of_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_and_stop_strings_of_the_command_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
-    ask = ["generate", f"--run={run}", "--temperature=1", "--top_p=null", "--seed=1", "--max_new_tokens=40"]
+    ask = [
+        "generate",
+        f"--run={run}",
+        "--temperature=1",
+        "--top_p=null",
+        "--seed=1",
+        "--max_new_tokens=40",
+    ]
     assert main([*ask, "--prompt=The fox"]) == 0
     (whole, told), prompt = capsys.readouterr(), "The fox"
     assert whole.startswith(prompt)
@@ -159,7 +198,9 @@ def test_prompts_and_stop_strings_of_the_command_line(run: Path, capsys: pytest.
     assert out.startswith(f"=== 'The fox'\nThe fox{new}\n=== 'def '\ndef ")
 
 
-def test_too_long_a_completion_prints_no_prompt(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_long_a_completion_prints_no_prompt(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["generate", f"--run={run}", "--prompt=The fox", "--max_new_tokens=64"]) == 2
     shown = capsys.readouterr()
@@ -167,10 +208,27 @@ def test_too_long_a_completion_prints_no_prompt(run: Path, capsys: pytest.Captur
     assert "with max_new_tokens=64 that is more than model.max_seq_len=64" in shown.err
 
 
-def test_as_long_as_the_model_has_room_for_unless_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_long_as_the_model_has_room_for_unless_told(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
-    assert main(["generate", f"--run={run}", "--prompt=The fox", "--temperature=1", "--top_p=null"]) == 0
+    assert (
+        main(["generate", f"--run={run}", "--prompt=The fox", "--temperature=1", "--top_p=null"])
+        == 0
+    )
     left_out = capsys.readouterr().out
     room = 64 - len(encode_prompt(Tokenizer.load(run), "The fox"))
-    assert main(["generate", f"--run={run}", "--prompt=The fox", "--temperature=1", "--top_p=null", f"--max_new_tokens={room}"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                f"--run={run}",
+                "--prompt=The fox",
+                "--temperature=1",
+                "--top_p=null",
+                f"--max_new_tokens={room}",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == left_out

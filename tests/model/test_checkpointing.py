@@ -10,13 +10,24 @@ from lit_pretrain.model.transformer import Transformer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_head": 2},
-    "nanochat": {"activation": "relu2", "qk_norm": True, "embed_norm": True, "value_embeddings": "alternate", "residual_scalars": True},
+    "nanochat": {
+        "activation": "relu2",
+        "qk_norm": True,
+        "embed_norm": True,
+        "value_embeddings": "alternate",
+        "residual_scalars": True,
+    },
     "dropout": {"dropout": 0.2},
 }
 
 
 def gradients(
-    net: Transformer, tokens_BT: torch.Tensor, doc_BT: torch.Tensor, *, on: bool, compiled: bool = False
+    net: Transformer,
+    tokens_BT: torch.Tensor,
+    doc_BT: torch.Tensor,
+    *,
+    on: bool,
+    compiled: bool = False,
 ) -> dict[str, torch.Tensor]:
     net.checkpoint_activations(on)
     net.zero_grad()
@@ -30,7 +41,9 @@ def gradients(
 
 def small(name: str, dtype: torch.dtype) -> tuple[Transformer, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    net = Transformer(ModelConfig(vocab_size=97, n_layer=3, width=64, n_head=4, max_seq_len=32, **SHAPES[name])).to(dtype)
+    net = Transformer(
+        ModelConfig(vocab_size=97, n_layer=3, width=64, n_head=4, max_seq_len=32, **SHAPES[name])
+    ).to(dtype)
     return net, torch.randint(0, 97, (2, 32)), torch.arange(32)[None].expand(2, 32) // 11
 
 

@@ -1,4 +1,6 @@
-"""ModelConfig: what it refuses, what it derives, and that its counts are those of the built model."""
+"""ModelConfig: what it refuses, what it derives, and that its counts are those of the built
+model.
+"""
 
 import dataclasses
 from typing import Any
@@ -33,10 +35,15 @@ from lit_pretrain.model.transformer import Transformer
         ({"window_pattern": "LX"}, ["window_pattern='LX'"]),
         ({"window_pattern": ""}, ["window_pattern=''"]),
         ({"attention": "varlen", "attn_softcap": 50.0}, ["varlen", "50.0"]),
-        ({"width": 24, "n_head": 6, "value_embeddings": "alternate"}, ["value_embeddings", "width=24"]),
+        (
+            {"width": 24, "n_head": 6, "value_embeddings": "alternate"},
+            ["value_embeddings", "width=24"],
+        ),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused_with_its_values(changes: dict[str, Any], words: list[str]) -> None:
+def test_a_shape_that_cannot_be_is_refused_with_its_values(
+    changes: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(UserError) as error:
         ModelConfig(**changes)
     for word in words:

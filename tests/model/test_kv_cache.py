@@ -12,14 +12,38 @@ from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
 
-SMALL: dict[str, Any] = {"vocab_size": 23, "n_layer": 3, "width": 32, "n_head": 4, "n_kv_head": 2, "max_seq_len": 64, "init_std": 0.4}
+SMALL: dict[str, Any] = {
+    "vocab_size": 23,
+    "n_layer": 3,
+    "width": 32,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "max_seq_len": 64,
+    "init_std": 0.4,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {"qk_norm": True, "head_dim": 10},
-    "gpt2": {"position": "learned", "norm": "layernorm", "norm_bias": True, "activation": "gelu", "qkv_bias": True},
+    "gpt2": {
+        "position": "learned",
+        "norm": "layernorm",
+        "norm_bias": True,
+        "activation": "gelu",
+        "qkv_bias": True,
+    },
     "windows": {"sliding_window": 5, "window_pattern": "SSL"},
-    "windows+cap": {"sliding_window": 3, "window_pattern": "S", "attn_softcap": 2.0, "logit_softcap": 5.0},
-    "nanochat": {"value_embeddings": "alternate", "residual_scalars": True, "embed_norm": True, "activation": "relu2"},
+    "windows+cap": {
+        "sliding_window": 3,
+        "window_pattern": "S",
+        "attn_softcap": 2.0,
+        "logit_softcap": 5.0,
+    },
+    "nanochat": {
+        "value_embeddings": "alternate",
+        "residual_scalars": True,
+        "embed_norm": True,
+        "activation": "relu2",
+    },
 }
 
 
@@ -39,7 +63,9 @@ def test_cached_logits_are_uncached_logits(variant: str, pieces: list[int]) -> N
     for piece in pieces:
         outputs.append(model.logits(model(tokens_BT[:, start : start + piece], cache=cache)))
         start += piece
-    torch.testing.assert_close(torch.cat(outputs, 1), model.logits(model(tokens_BT)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        torch.cat(outputs, 1), model.logits(model(tokens_BT)), rtol=0, atol=1e-10
+    )
 
 
 @torch.no_grad()
@@ -90,8 +116,13 @@ def test_a_cache_longer_than_the_positions_is_refused() -> None:
 
 def test_its_size() -> None:
     for dtype in (torch.float32, torch.bfloat16):  # on a CPU both are kept in fp32
-        assert KVCache(ModelConfig(**SMALL), 2, 10, dtype=dtype).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 4  # k+v L B S G K bytes
-    assert KVCache(ModelConfig(**SMALL), 2, 10, "meta", torch.bfloat16).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 2
+        assert (
+            KVCache(ModelConfig(**SMALL), 2, 10, dtype=dtype).nbytes == 2 * 3 * 2 * 10 * 2 * 8 * 4
+        )  # k+v L B S G K bytes
+    assert (
+        KVCache(ModelConfig(**SMALL), 2, 10, "meta", torch.bfloat16).nbytes
+        == 2 * 3 * 2 * 10 * 2 * 8 * 2
+    )
 
 
 @torch.no_grad()
@@ -107,6 +138,11 @@ def test_half_precision_computes_in_it_and_attends_in_more(how: str, lengths: li
         cache.truncate(lengths)
         rows = torch.arange(2)
         for step in range(3):
-            found = model(torch.stack([tokens_BT[row, lengths[row] + step] for row in rows.tolist()])[:, None], cache=cache)[:, 0]
+            found = model(
+                torch.stack([tokens_BT[row, lengths[row] + step] for row in rows.tolist()])[
+                    :, None
+                ],
+                cache=cache,
+            )[:, 0]
             expected = exact[rows, torch.tensor(lengths) + step]
             assert (found.float() - expected).norm() < 0.05 * expected.norm()  # bf16 has 8 bits

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.feed_forward import FeedForward
-from lit_pretrain.model.norm import make_norm
+from lit_pretrain.model.layers import FeedForward, make_norm
 
 
 def random_norm(**changes: Any) -> nn.Module:
@@ -31,7 +30,9 @@ def test_rmsnorm() -> None:
 def test_layernorm() -> None:
     x = torch.randn(3, 12, dtype=torch.float64)
     norm = random_norm(norm="layernorm", norm_bias=True)
-    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 0.1).sqrt()
+    expected = (x - x.mean(-1, keepdim=True)) / (
+        x.var(-1, unbiased=False, keepdim=True) + 0.1
+    ).sqrt()
     torch.testing.assert_close(norm(x), expected * norm.weight + norm.bias)
     torch.testing.assert_close(random_norm(norm="layernorm", norm_weight=False)(x), expected)
     assert [name for name, _ in random_norm(norm="layernorm").named_parameters()] == ["weight"]
@@ -47,15 +48,23 @@ def test_a_norm_of_half_precision_input_with_a_full_precision_gain_returns_half(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"])
 def test_feed_forward(activation: Any, bias: bool) -> None:
-    layer = FeedForward(ModelConfig(width=12, n_head=2, ffn_width=20, activation=activation, ffn_bias=bias)).double()
+    layer = FeedForward(
+        ModelConfig(width=12, n_head=2, ffn_width=20, activation=activation, ffn_bias=bias)
+    ).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     up = x @ layer.up_proj.weight.T + (layer.up_proj.bias if bias else 0)
     if layer.gate_proj is not None:
         gate = x @ layer.gate_proj.weight.T + (layer.gate_proj.bias if bias else 0)
-        act = gate * torch.sigmoid(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")
+        act = (
+            gate * torch.sigmoid(gate)
+            if activation == "swiglu"
+            else F.gelu(gate, approximate="tanh")
+        )
         middle = act * up
     elif activation == "relu2":
         middle = up.clamp(min=0) ** 2
     else:
         middle = F.gelu(up, approximate="tanh" if activation == "gelu_tanh" else "none")
-    torch.testing.assert_close(layer(x), middle @ layer.down_proj.weight.T + (layer.down_proj.bias if bias else 0))
+    torch.testing.assert_close(
+        layer(x), middle @ layer.down_proj.weight.T + (layer.down_proj.bias if bias else 0)
+    )

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.model import linear as module
-from lit_pretrain.model.linear import FEW, WORTH, Linear, linear
+from lit_pretrain.model import layers as module
+from lit_pretrain.model.layers import FEW, WORTH, Linear, linear
 
 
 @settings(max_examples=20, deadline=None)
@@ -20,7 +20,9 @@ def test_it_is_torch_s_product(rows: int, biased: bool, strided: bool, learned: 
         found = linear(x, weight, bias)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert found.shape == (rows, 1, 1024)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)  # sums of 512 products, of a standard deviation of 23
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=2e-4
+    )  # sums of 512 products, of a standard deviation of 23
 
 
 @pytest.mark.skipif(not module.ONEDNN, reason="this torch is built without oneDNN")

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.model.transformer import Transformer
 
-transformers = pytest.importorskip("transformers", reason="parity needs the dev extra (transformers)")
+transformers = pytest.importorskip(
+    "transformers", reason="parity needs the dev extra (transformers)"
+)
 
 VOCAB, WIDTH, LAYERS = 61, 48, 3
 # At the usual 0.02 attention is uniform and feed-forwards vanish: nothing would be tested.
@@ -18,13 +20,17 @@ RANDOM = {"initializer_range": 0.2}
 
 @pytest.fixture(autouse=True)
 def in_the_dtype_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers computes norms and angles in float32 whatever the model's dtype; the formulas are what we compare."""
+    """transformers computes norms and angles in float32 whatever the model's dtype; the
+    formulas are what we compare.
+    """
     from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
     from transformers.models.mistral.modeling_mistral import MistralRMSNorm, MistralRotaryEmbedding
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
 
     def norm(self: Any, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        )
 
     def turn(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angle = position_ids[..., None].to(x) * self.inv_freq.to(x)
@@ -75,7 +81,9 @@ def rename_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         if "attn.c_attn" in key:  # queries, keys and values in one matrix, stored input-first
             for letter, part in zip("qkv", value.chunk(3, dim=-1), strict=True):
-                renamed[rename(key.replace("attn.c_attn", f"attention.{letter}_proj"), names)] = part.T if part.ndim == 2 else part
+                renamed[rename(key.replace("attn.c_attn", f"attention.{letter}_proj"), names)] = (
+                    part.T if part.ndim == 2 else part
+                )
         else:
             renamed[rename(key, names)] = value.T if value.ndim == 2 and "c_" in key else value
     return renamed
@@ -106,7 +114,14 @@ def assert_same(theirs: Any, config: ModelConfig, state: dict[str, Tensor]) -> N
 
 
 def shape(**changes: Any) -> dict[str, Any]:
-    return {"vocab_size": VOCAB, "n_layer": LAYERS, "width": WIDTH, "n_head": 4, "max_seq_len": 96, **changes}
+    return {
+        "vocab_size": VOCAB,
+        "n_layer": LAYERS,
+        "width": WIDTH,
+        "n_head": 4,
+        "max_seq_len": 96,
+        **changes,
+    }
 
 
 def build(cls: Any, config: Any) -> Any:
@@ -116,12 +131,16 @@ def build(cls: Any, config: Any) -> Any:
     return model
 
 
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=32)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=32
+)
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "llama3"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize(("kv_heads", "bias"), [(4, False), (2, True), (1, False)], ids=["mha", "gqa+bias", "mqa"])
+@pytest.mark.parametrize(
+    ("kv_heads", "bias"), [(4, False), (2, True), (1, False)], ids=["mha", "gqa+bias", "mqa"]
+)
 def test_llama(kv_heads: int, bias: bool, tied: bool, scaling: RopeScaling | None) -> None:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 500.0}
     if scaling is not None:
@@ -150,7 +169,13 @@ def test_llama(kv_heads: int, bias: bool, tied: bool, scaling: RopeScaling | Non
     )
     theirs = build(transformers.LlamaForCausalLM, config)
     ours = ModelConfig(
-        **shape(n_kv_head=kv_heads, ffn_width=80, rope_theta=500.0, rope_scaling=scaling, tie_embeddings=tied),
+        **shape(
+            n_kv_head=kv_heads,
+            ffn_width=80,
+            rope_theta=500.0,
+            rope_scaling=scaling,
+            tie_embeddings=tied,
+        ),
         qkv_bias=bias,
         attn_out_bias=bias,
         ffn_bias=bias,
@@ -175,7 +200,11 @@ def test_qwen3(tied: bool) -> None:
         **RANDOM,
     )
     theirs = build(transformers.Qwen3ForCausalLM, config)
-    ours = ModelConfig(**shape(n_kv_head=2, head_dim=20, ffn_width=80, rope_theta=1000.0, tie_embeddings=tied), norm_eps=1e-6, qk_norm=True)
+    ours = ModelConfig(
+        **shape(n_kv_head=2, head_dim=20, ffn_width=80, rope_theta=1000.0, tie_embeddings=tied),
+        norm_eps=1e-6,
+        qk_norm=True,
+    )
     assert_same(theirs, ours, rename_llama(theirs.state_dict()))
 
 
@@ -192,7 +221,13 @@ def test_gpt2(activation: str) -> None:
     )
     theirs = build(transformers.GPT2LMHeadModel, config)
     ours = ModelConfig(
-        **shape(activation=activation, tie_embeddings=True, position="learned", norm="layernorm", norm_bias=True),
+        **shape(
+            activation=activation,
+            tie_embeddings=True,
+            position="learned",
+            norm="layernorm",
+            norm_bias=True,
+        ),
         qkv_bias=True,
         attn_out_bias=True,
         ffn_bias=True,
@@ -216,5 +251,7 @@ def test_sliding_window_is_mistrals() -> None:
         **RANDOM,
     )
     theirs = build(transformers.MistralForCausalLM, config)
-    ours = ModelConfig(**shape(n_kv_head=2, ffn_width=80, rope_theta=500.0, sliding_window=7, window_pattern="S"))
+    ours = ModelConfig(
+        **shape(n_kv_head=2, ffn_width=80, rope_theta=500.0, sliding_window=7, window_pattern="S")
+    )
     assert_same(theirs, ours, rename_llama(theirs.state_dict()))

@@ -5,17 +5,24 @@ import math
 import pytest
 import torch
 
+from lit_pretrain.model.attention import Rotary, rotary_frequencies, rotate
 from lit_pretrain.model.config import ModelConfig, RopeScaling
-from lit_pretrain.model.rotary import Rotary, rotary_frequencies, rotate
 
 
 def test_a_pair_of_channels_is_turned_as_a_complex_number() -> None:
     rotary = Rotary(ModelConfig(width=24, n_head=3, rope_theta=100.0)).double()
     x_BTHK = torch.randn(2, 10, 3, 8, dtype=torch.float64)
     pairs = torch.view_as_complex(torch.stack((x_BTHK[..., :4], x_BTHK[..., 4:]), -1))
-    angle = torch.arange(10)[:, None, None] * 100.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    angle = torch.arange(10)[:, None, None] * 100.0 ** (
+        -torch.arange(0, 8, 2, dtype=torch.float64) / 8
+    )
     turned = torch.view_as_real(pairs * torch.exp(1j * angle))
-    torch.testing.assert_close(rotate(x_BTHK, rotary(10)), torch.cat((turned[..., 0], turned[..., 1]), -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        rotate(x_BTHK, rotary(10)),
+        torch.cat((turned[..., 0], turned[..., 1]), -1),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_scores_depend_on_the_distance_only() -> None:
@@ -56,8 +63,13 @@ def test_half_precision_keeps_its_dtype() -> None:
 
 
 def test_the_stretch_leaves_short_waves_alone_and_slows_long_ones() -> None:
-    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
-    plain, stretched = rotary_frequencies(128, 500000.0, None), rotary_frequencies(128, 500000.0, scaling)
+    scaling = RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192
+    )
+    plain, stretched = (
+        rotary_frequencies(128, 500000.0, None),
+        rotary_frequencies(128, 500000.0, scaling),
+    )
     waves = 2 * math.pi / plain
     short, long = waves < 8192 / 4, waves > 8192
     assert short.any() and long.any() and not (short | long).all()  # noqa: PT018  all three kinds occur
@@ -69,7 +81,9 @@ def test_the_stretch_leaves_short_waves_alone_and_slows_long_ones() -> None:
 
 
 def test_the_stretch_is_that_of_transformers() -> None:
-    rope = pytest.importorskip("transformers.modeling_rope_utils", reason="needs the dev extra (transformers)")
+    rope = pytest.importorskip(
+        "transformers.modeling_rope_utils", reason="needs the dev extra (transformers)"
+    )
     from transformers import LlamaConfig
 
     config = LlamaConfig(

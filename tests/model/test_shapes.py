@@ -1,4 +1,6 @@
-"""The shape files under configs/model: their arithmetic, the published sizes, and that they define the whole shape."""
+"""The shape files under configs/model: their arithmetic, the published sizes, and that they
+define the whole shape.
+"""
 
 import dataclasses
 import re
@@ -36,7 +38,9 @@ NOT_SHAPE = {"attention", "dropout", "init_std"}
 
 def comment(file: Path) -> str:
     """The comment lines of a file as one line."""
-    return " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+    return " ".join(
+        line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")
+    )
 
 
 def load(file: Path) -> ModelConfig:

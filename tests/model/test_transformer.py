@@ -10,10 +10,22 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.stage.origin import can_compile
 
-SMALL: dict[str, Any] = {"vocab_size": 50, "n_layer": 3, "width": 32, "n_head": 4, "max_seq_len": 64, "init_std": 0.3}
-EXTRAS: dict[str, Any] = {"value_embeddings": "alternate", "residual_scalars": True, "qk_norm": True, "embed_norm": True}
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "n_layer": 3,
+    "width": 32,
+    "n_head": 4,
+    "max_seq_len": 64,
+    "init_std": 0.3,
+}
+EXTRAS: dict[str, Any] = {
+    "value_embeddings": "alternate",
+    "residual_scalars": True,
+    "qk_norm": True,
+    "embed_norm": True,
+}
 
 
 def small(**changes: Any) -> ModelConfig:
@@ -31,7 +43,9 @@ def same_weights(a: Transformer, b: Transformer) -> bool:
 # ------------------------------------------------------------------ construction
 
 
-@pytest.mark.parametrize("changes", [{}, EXTRAS, {"position": "learned", "tie_embeddings": True, "norm": "layernorm"}])
+@pytest.mark.parametrize(
+    "changes", [{}, EXTRAS, {"position": "learned", "tie_embeddings": True, "norm": "layernorm"}]
+)
 def test_construction_on_meta_gives_the_same_network(changes: dict[str, Any]) -> None:
     config = small(**changes)
     torch.manual_seed(3)
@@ -81,7 +95,14 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
     model.logits(model(tokens(50))).square().mean().backward()
     roles = model.parameter_roles()
     assert list(roles) == [name for name, _ in model.named_parameters()]
-    assert {roles[name] for name in roles} == {"matrix", "embedding", "value_embedding", "head", "vector", "scalar"}
+    assert {roles[name] for name in roles} == {
+        "matrix",
+        "embedding",
+        "value_embedding",
+        "head",
+        "vector",
+        "scalar",
+    }
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.ndim == 2) == (roles[name] not in ("vector", "scalar")), name
@@ -102,8 +123,13 @@ def test_learned_positions_restart_with_each_document_and_can_be_given() -> None
     model = Transformer(small(position="learned")).double()
     doc_BT = torch.tensor([[0] * 10 + [1] * 30]).expand(2, 40)
     restarted = torch.cat((torch.arange(10), torch.arange(30))).expand(2, 40)
-    torch.testing.assert_close(model(tokens(), doc_BT), model(tokens(), doc_BT, positions_BT=restarted))
-    assert not torch.allclose(model(tokens(), doc_BT), model(tokens(), doc_BT, positions_BT=torch.arange(40).expand(2, 40)))
+    torch.testing.assert_close(
+        model(tokens(), doc_BT), model(tokens(), doc_BT, positions_BT=restarted)
+    )
+    assert not torch.allclose(
+        model(tokens(), doc_BT),
+        model(tokens(), doc_BT, positions_BT=torch.arange(40).expand(2, 40)),
+    )
 
 
 def test_logits_are_capped() -> None:
@@ -125,16 +151,22 @@ def test_value_embeddings_enter_gated_by_the_residual_stream() -> None:
         scale = 2 * torch.sigmoid(gate * x[..., :32].sum())
         added = model.blocks[0].attention.out_proj(attention.v_proj(x) + scale * table[row])
         block = model.token_embedding(row) + added
-        expected = model.final_norm(block + model.blocks[0].feed_forward(model.blocks[0].ffn_norm(block)))
+        expected = model.final_norm(
+            block + model.blocks[0].feed_forward(model.blocks[0].ffn_norm(block))
+        )
         torch.testing.assert_close(model(row), expected)
 
 
 def test_residual_scalars_mix_the_embedding_into_every_layer() -> None:
-    model = Transformer(small(n_layer=2, residual_scalars=True, init="zero_residual")).double()  # blocks start as the identity
+    model = Transformer(
+        small(n_layer=2, residual_scalars=True, init="zero_residual")
+    ).double()  # blocks start as the identity
     model.residual_scale_L.data = torch.tensor([2.0, 3.0], dtype=torch.float64)
     model.embedding_scale_L.data = torch.tensor([0.5, 0.25], dtype=torch.float64)
     x0 = model.token_embedding(tokens())
-    torch.testing.assert_close(model(tokens()), model.final_norm(3.0 * (2.0 * x0 + 0.5 * x0) + 0.25 * x0))
+    torch.testing.assert_close(
+        model(tokens()), model.final_norm(3.0 * (2.0 * x0 + 0.5 * x0) + 0.25 * x0)
+    )
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -147,7 +179,9 @@ def test_dropout_acts_in_training_only() -> None:
 def test_autocast_computes_products_in_half_and_keeps_the_residual_stream() -> None:
     model = Transformer(small(**EXTRAS))
     seen: list[torch.dtype] = []
-    model.blocks[1].attention.out_proj.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0].dtype, out.dtype)))
+    model.blocks[1].attention.out_proj.register_forward_hook(
+        lambda _, inputs, out: seen.extend((inputs[0].dtype, out.dtype))
+    )
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model(tokens())
         assert model.compute_dtype() == torch.bfloat16
@@ -187,13 +221,17 @@ def check_compiled(changes: dict[str, Any], backend: str) -> None:
     compiled = model(tokens(), doc_BT)
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
     compiled.square().mean().backward()
-    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("head."))
+    assert all(
+        p.grad is not None for name, p in model.named_parameters() if not name.startswith("head.")
+    )
     assert list(model.state_dict()) == keys
 
 
 COMPILED = [
     pytest.param({}, id="llama"),
-    pytest.param({**EXTRAS, "position": "learned", "sliding_window": 9, "window_pattern": "SL"}, id="extras"),
+    pytest.param(
+        {**EXTRAS, "position": "learned", "sliding_window": 9, "window_pattern": "SL"}, id="extras"
+    ),
     pytest.param({"attn_softcap": 5.0}, id="softcap"),
     pytest.param({"attention": "sdpa"}, id="sdpa"),
 ]
@@ -205,8 +243,12 @@ def test_a_block_is_one_graph_to_the_compiler(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(can_compile(torch.device("cpu")) is not None, reason="no C++ compiler, or no headers of Python")
-@pytest.mark.timeout(1200)  # most of it is the C++ compiler, which a busy machine runs ten times as long
+@pytest.mark.skipif(
+    can_compile(torch.device("cpu")) is not None, reason="no C++ compiler, or no headers of Python"
+)
+@pytest.mark.timeout(
+    1200
+)  # most of it is the C++ compiler, which a busy machine runs ten times as long
 @pytest.mark.parametrize("changes", COMPILED)
 def test_it_is_the_same_compiled(changes: dict[str, Any]) -> None:
     check_compiled(changes, "inductor")

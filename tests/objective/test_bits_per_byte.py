@@ -24,9 +24,16 @@ def rows(seed: int, count: int, length: int, sources: int) -> tuple[Tensor, Tens
 
 
 def test_uniform_bytes_cost_eight_bits() -> None:
-    """A model that knows nothing about bytes, one byte per token, pays ln 256 nats a token and 8 bits a byte."""
+    """A model that knows nothing about bytes, one byte per token, pays ln 256 nats a token and
+    8 bits a byte.
+    """
     metric = BitsPerByte()
-    metric.update(torch.full((2, 5), math.log(256.0)), torch.ones(2, 5).long(), torch.zeros(2).long(), torch.ones(256).long())
+    metric.update(
+        torch.full((2, 5), math.log(256.0)),
+        torch.ones(2, 5).long(),
+        torch.zeros(2).long(),
+        torch.ones(256).long(),
+    )
     found = metric.compute()
     assert found["loss"].item() == pytest.approx(math.log(256.0), rel=1e-7)
     assert found["bits_per_byte"].item() == pytest.approx(8.0, rel=1e-7)
@@ -38,7 +45,9 @@ def test_closed_form_per_source() -> None:
     nll = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.25, 0.25]])
     metric.update(nll, labels, torch.tensor([2, 0]), TOKEN_BYTES)
     found = metric.compute()
-    torch.testing.assert_close(found["loss_S"], torch.tensor([1 / 3, math.nan, 1.5]).double(), equal_nan=True)
+    torch.testing.assert_close(
+        found["loss_S"], torch.tensor([1 / 3, math.nan, 1.5]).double(), equal_nan=True
+    )
     expected = torch.tensor([1.0 / 2, math.nan, 3.0 / 7]).double() / math.log(2.0)
     torch.testing.assert_close(found["bits_per_byte_S"], expected, equal_nan=True)
     assert found["loss"].item() == pytest.approx(4.0 / 5)
@@ -54,8 +63,13 @@ def test_ignored_positions_count_for_nothing_whatever_they_hold() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=6), split=st.integers(0, 6))
-def test_any_split_into_batches_and_ranks_gives_the_same(shapes: list[tuple[int, int]], split: int) -> None:
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=6),
+    split=st.integers(0, 6),
+)
+def test_any_split_into_batches_and_ranks_gives_the_same(
+    shapes: list[tuple[int, int]], split: int
+) -> None:
     batches = [rows(seed, count, length, 3) for seed, (count, length) in enumerate(shapes)]
     whole = BitsPerByte(num_sources=3)
     nats, tokens, text_bytes = 0.0, 0, 0
@@ -78,7 +92,9 @@ def test_any_split_into_batches_and_ranks_gives_the_same(shapes: list[tuple[int,
     if tokens:
         assert whole.compute()["loss"].item() == pytest.approx(nats / tokens, rel=1e-12)
     if text_bytes:
-        assert whole.compute()["bits_per_byte"].item() == pytest.approx(nats / text_bytes / math.log(2.0), rel=1e-12)
+        assert whole.compute()["bits_per_byte"].item() == pytest.approx(
+            nats / text_bytes / math.log(2.0), rel=1e-12
+        )
 
 
 def test_sums_do_not_stall_or_lose_precision() -> None:

@@ -9,7 +9,9 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.objective import CrossEntropy, LabelScores, Objective
 
 
-def make(rows: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor, Batch]:
+def make(
+    rows: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11
+) -> tuple[torch.Tensor, torch.Tensor, Batch]:
     torch.manual_seed(0)
     hidden = torch.randn(rows, length, width, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(vocabulary, width, dtype=torch.float64, requires_grad=True)
@@ -17,7 +19,11 @@ def make(rows: int = 3, length: int = 7, width: int = 5, vocabulary: int = 11) -
     labels[0, 2:] = IGNORE_INDEX
     labels[2] = IGNORE_INDEX
     zeros = torch.zeros(rows, length, dtype=torch.int32)
-    return hidden, weight, Batch(labels.clamp(min=0), labels, zeros, torch.zeros(rows).long(), torch.arange(rows))
+    return (
+        hidden,
+        weight,
+        Batch(labels.clamp(min=0), labels, zeros, torch.zeros(rows).long(), torch.arange(rows)),
+    )
 
 
 def test_sum_count_and_metrics() -> None:
@@ -27,7 +33,9 @@ def test_sum_count_and_metrics() -> None:
     assert objective.needs == {"labels"}
     numerator, denominator, metrics = objective(LabelScores(hidden, weight, batch.labels_BT), batch)
     logits = hidden @ weight.T
-    expected = F.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), reduction="none").view(3, 7)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), batch.labels_BT.flatten(), reduction="none"
+    ).view(3, 7)
     torch.testing.assert_close(numerator, expected.sum())
     assert denominator.item() == 2 + 7
     assert denominator.dtype == torch.int64
@@ -45,7 +53,9 @@ def test_extra_terms_are_in_the_loss_and_not_in_the_metrics() -> None:
     torch.testing.assert_close(metrics["nll_BT"], plain_metrics["nll_BT"])
     logits = 4.0 * torch.tanh(hidden @ weight.T / 4.0)
     valid = batch.labels_BT != IGNORE_INDEX
-    smooth = F.cross_entropy(logits[valid], batch.labels_BT[valid], reduction="sum", label_smoothing=0.2)
+    smooth = F.cross_entropy(
+        logits[valid], batch.labels_BT[valid], reduction="sum", label_smoothing=0.2
+    )
     torch.testing.assert_close(extended, smooth + 0.5 * logits[valid].logsumexp(1).square().sum())
     assert not torch.isclose(plain, extended)
 
@@ -57,7 +67,9 @@ def test_splitting_a_batch_changes_nothing() -> None:
     parts = []
     for row in range(3):
         part = Batch(*(field[row : row + 1] for field in batch))
-        parts.append(CrossEntropy()(LabelScores(hidden[row : row + 1], weight, part.labels_BT), part))
+        parts.append(
+            CrossEntropy()(LabelScores(hidden[row : row + 1], weight, part.labels_BT), part)
+        )
     torch.testing.assert_close(sum(part[0] for part in parts), whole[0])
     assert sum(part[1] for part in parts) == whole[1]
 
@@ -71,7 +83,9 @@ def test_logp_is_the_negative_of_the_nll() -> None:
     assert logp.shape == batch.labels_BT.shape
 
 
-@pytest.mark.parametrize("settings", [{"z_loss": -1e-4}, {"label_smoothing": 1.0}, {"label_smoothing": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"z_loss": -1e-4}, {"label_smoothing": 1.0}, {"label_smoothing": -0.1}]
+)
 def test_bad_settings(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         CrossEntropy(**settings)

@@ -1,4 +1,6 @@
-"""Distillation: divergences in chunks equal those over whole distributions, and a teacher's top K is a lower bound that closes."""
+"""Distillation: divergences in chunks equal those over whole distributions, and a teacher's top
+K is a lower bound that closes.
+"""
 
 import itertools
 from typing import Any
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch, DistillBatch
 from lit_pretrain.errors import UserError
-from lit_pretrain.objective import CrossEntropy, Distillation, LabelScores, divergence
+from lit_pretrain.objective import CrossEntropy, Distillation, LabelScores
+from lit_pretrain.objective import distillation as divergence
 
 B, T, V, D = 3, 90, 17, 6  # 270 positions: more than one chunk, and one that is not full
 
@@ -26,9 +29,17 @@ def made(cap: float | None = None) -> tuple[LabelScores, Batch]:
     labels[2] = IGNORE_INDEX
     hidden = [torch.randn(B, T, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     heads = [torch.randn(V, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    student, teacher = (LabelScores(h, w, labels, logit_softcap=cap) for h, w in zip(hidden, heads, strict=True))
+    student, teacher = (
+        LabelScores(h, w, labels, logit_softcap=cap) for h, w in zip(hidden, heads, strict=True)
+    )
     student.teacher = teacher
-    return student, Batch(labels.clamp(min=0), labels, torch.zeros(B, T, dtype=torch.int32), torch.zeros(B).long(), torch.arange(B))
+    return student, Batch(
+        labels.clamp(min=0),
+        labels,
+        torch.zeros(B, T, dtype=torch.int32),
+        torch.zeros(B).long(),
+        torch.arange(B),
+    )
 
 
 def distributions(scores: LabelScores, temperature: float = 1.0) -> Tensor:
@@ -49,9 +60,13 @@ def plain(kind: str, p: Tensor, q: Tensor, beta: float) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize(("temperature", "cap"), [(1.0, None), (2.0, None), (1.0, 3.0)])
-def test_values_and_gradients_are_those_of_whole_distributions(kind: Any, temperature: float, cap: float | None) -> None:
+def test_values_and_gradients_are_those_of_whole_distributions(
+    kind: Any, temperature: float, cap: float | None
+) -> None:
     student, batch = made(cap)
-    numerator, denominator, metrics = Distillation(kind=kind, jsd_beta=0.3, temperature=temperature)(student, batch)
+    numerator, denominator, metrics = Distillation(
+        kind=kind, jsd_beta=0.3, temperature=temperature
+    )(student, batch)
     assert student.teacher is not None
     p, q = distributions(student.teacher, temperature).detach(), distributions(student, temperature)
     mask = batch.labels_BT != IGNORE_INDEX
@@ -60,7 +75,11 @@ def test_values_and_gradients_are_those_of_whole_distributions(kind: Any, temper
     assert denominator.item() == mask.sum().item() == 95
     torch.testing.assert_close(metrics["loss_B"], expected.sum(1).detach())
     inputs = [student.hidden_BTD, student.head_weight_VD]
-    for a, b in zip(torch.autograd.grad(numerator, inputs), torch.autograd.grad(expected.sum(), inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(numerator, inputs),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -84,10 +103,17 @@ def test_the_top_k_bound_rises_to_the_whole_divergence(kind: Any) -> None:
 def test_the_bucket_holds_what_the_teacher_did_not_say() -> None:
     student, batch = made()
     made_batch = top_k(student, batch, 3)
-    p, q = made_batch.teacher_logp_BTK.exp(), distributions(student).gather(2, made_batch.teacher_token_BTK)
+    p, q = (
+        made_batch.teacher_logp_BTK.exp(),
+        distributions(student).gather(2, made_batch.teacher_token_BTK),
+    )
     p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], dim=-1) for x in (p, q))
-    expected = torch.where(batch.labels_BT != IGNORE_INDEX, plain("forward_kl", p, q, 0.5), 0.0).sum()
-    torch.testing.assert_close(Distillation()(student, made_batch)[0], expected, rtol=1e-5, atol=0.0)
+    expected = torch.where(
+        batch.labels_BT != IGNORE_INDEX, plain("forward_kl", p, q, 0.5), 0.0
+    ).sum()
+    torch.testing.assert_close(
+        Distillation()(student, made_batch)[0], expected, rtol=1e-5, atol=0.0
+    )
 
 
 def test_with_a_temperature_the_top_k_are_compared_alone() -> None:
@@ -96,8 +122,12 @@ def test_with_a_temperature_the_top_k_are_compared_alone() -> None:
     p = (made_batch.teacher_logp_BTK / 2).softmax(-1)
     logits = student.hidden_BTD @ student.head_weight_VD.T
     q = (logits.gather(2, made_batch.teacher_token_BTK) / 2).softmax(-1)
-    expected = torch.where(batch.labels_BT != IGNORE_INDEX, plain("forward_kl", p, q, 0.5), 0.0).sum()
-    torch.testing.assert_close(Distillation(temperature=2.0)(student, made_batch)[0], expected, rtol=1e-5, atol=0.0)
+    expected = torch.where(
+        batch.labels_BT != IGNORE_INDEX, plain("forward_kl", p, q, 0.5), 0.0
+    ).sum()
+    torch.testing.assert_close(
+        Distillation(temperature=2.0)(student, made_batch)[0], expected, rtol=1e-5, atol=0.0
+    )
 
 
 def test_labels_may_count_too() -> None:
@@ -111,7 +141,9 @@ def test_labels_may_count_too() -> None:
 
 def test_nothing_is_learned_from_oneself() -> None:
     student, batch = made()
-    student.teacher = LabelScores(student.hidden_BTD.detach(), student.head_weight_VD.detach(), batch.labels_BT)
+    student.teacher = LabelScores(
+        student.hidden_BTD.detach(), student.head_weight_VD.detach(), batch.labels_BT
+    )
     for kind in ("forward_kl", "reverse_kl", "jsd"):
         numerator = Distillation(kind=kind)(student, batch)[0]  # type: ignore[arg-type]
         assert numerator.item() == pytest.approx(0.0, abs=1e-9)

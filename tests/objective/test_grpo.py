@@ -1,4 +1,6 @@
-"""GRPO: what its variants normalise by, when it clips, and what its gradient is where its value is zero."""
+"""GRPO: what its variants normalise by, when it clips, and what its gradient is where its value
+is zero.
+"""
 
 import math
 from typing import Any
@@ -18,11 +20,16 @@ def batch(**fields: Any) -> PolicyBatch:
     """Six answers of 1 to 6 tokens in two groups."""
     torch.manual_seed(0)
     tokens = torch.randint(0, V, (B, T))
-    labels = torch.where(torch.arange(T)[None] < 1 + torch.arange(B)[:, None], torch.randint(0, V, (B, T)), IGNORE_INDEX)
+    labels = torch.where(
+        torch.arange(T)[None] < 1 + torch.arange(B)[:, None],
+        torch.randint(0, V, (B, T)),
+        IGNORE_INDEX,
+    )
     reward = torch.tensor([1.0, 0, 0, 1, 1, 0])
     group = torch.arange(B) // 3
     made = PolicyBatch(
-        tokens, labels, torch.zeros(B, T, dtype=torch.int32), torch.zeros(B).long(), torch.arange(B), group_advantages(reward, group),
+        tokens, labels, torch.zeros(B, T, dtype=torch.int32), torch.zeros(B).long(),
+        torch.arange(B), group_advantages(reward, group),
         reward, group, torch.zeros(B).bool(),
     )  # fmt: skip
     return made._replace(**fields)
@@ -47,7 +54,9 @@ def test_advantages_are_those_of_the_group_with_bessels_deviation() -> None:
     first = reward[:3]
     torch.testing.assert_close(found[:3], (first - first.mean()) / (first.std() + 1e-4))
     assert found[3:].tolist() == [0.0] * 4
-    torch.testing.assert_close(group_advantages(reward, group, scale=False)[:3], first - first.mean())
+    torch.testing.assert_close(
+        group_advantages(reward, group, scale=False)[:3], first - first.mean()
+    )
 
 
 def test_on_policy_the_value_is_zero_and_the_gradient_is_that_of_the_advantage() -> None:
@@ -56,7 +65,9 @@ def test_on_policy_the_value_is_zero_and_the_gradient_is_that_of_the_advantage()
     assert value.item() == pytest.approx(0.0, abs=1e-6)
     found = scores(made.labels_BT)
     tokens = (made.labels_BT != IGNORE_INDEX).sum(1)
-    policy = -(made.advantage_B * found.logp().sum(1) / tokens).mean()  # the policy gradient of the mean answer
+    policy = -(
+        made.advantage_B * found.logp().sum(1) / tokens
+    ).mean()  # the policy gradient of the mean answer
     torch.testing.assert_close(gradient, torch.autograd.grad(policy, found.hidden_BTD)[0])
     assert gradient.abs().sum() > 0
     assert metrics["clip_ratio"][0].item() == 0.0
@@ -79,16 +90,24 @@ def test_what_a_variant_divides_by(variant: Any) -> None:
 
 def test_bnpo_is_a_mean_of_micro_batches_and_dapo_is_not() -> None:
     made = batch()
-    halves = [PolicyBatch(*(None if field is None else field[part] for field in made)) for part in (slice(0, 3), slice(3, 6))]
+    halves = [
+        PolicyBatch(*(None if field is None else field[part] for field in made))
+        for part in (slice(0, 3), slice(3, 6))
+    ]
     halves[1] = halves[1]._replace(group_B=halves[1].group_B - 1)
     whole = scores(made.labels_BT)
     sums: dict[str, list[Tensor]] = {}
     for variant in ("dapo", "bnpo"):
         parts = []
         for i, half in enumerate(halves):
-            part = LabelScores(whole.hidden_BTD[3 * i : 3 * i + 3], whole.head_weight_VD, half.labels_BT)
+            part = LabelScores(
+                whole.hidden_BTD[3 * i : 3 * i + 3], whole.head_weight_VD, half.labels_BT
+            )
             parts.append(GRPO(variant=variant)(part, half)[:2])  # type: ignore[arg-type]
-        sums[variant] = [sum(p[0] for p in parts) / sum(p[1] for p in parts), torch.stack([p[0] / p[1] for p in parts]).mean()]  # type: ignore[list-item]
+        sums[variant] = [
+            sum(p[0] for p in parts) / sum(p[1] for p in parts),
+            torch.stack([p[0] / p[1] for p in parts]).mean(),
+        ]  # type: ignore[list-item]
     total, _, _ = run(GRPO(), made)
     torch.testing.assert_close(sums["dapo"][0].detach(), total)
     torch.testing.assert_close(sums["bnpo"][0], sums["bnpo"][1])
@@ -98,7 +117,10 @@ def test_bnpo_is_a_mean_of_micro_batches_and_dapo_is_not() -> None:
 def test_clipping_stops_the_gradient_on_the_far_side_only() -> None:
     made = batch()
     own = scores(made.labels_BT).logp().detach()
-    for shift, clipped in ((1.0, made.advantage_B > 0), (-1.0, made.advantage_B < 0)):  # ratio e, and 1/e
+    for shift, clipped in (
+        (1.0, made.advantage_B > 0),
+        (-1.0, made.advantage_B < 0),
+    ):  # ratio e, and 1/e
         far = made._replace(old_logp_BT=own - shift)
         _, gradient, metrics = run(GRPO(), far)
         still = gradient.abs().sum((1, 2)) == 0
@@ -125,7 +147,9 @@ def test_the_bias_correction_of_the_kl_changes_the_gradient_and_not_the_value() 
     assert (with_it[2]["kl"][0] / with_it[2]["kl"][1]).item() == pytest.approx(kl, rel=1e-5)
     found = scores(made.labels_BT)
     mean_logp = found.logp().sum() / (made.labels_BT != IGNORE_INDEX).sum()
-    extra = 0.5 * kl * torch.autograd.grad(mean_logp, found.hidden_BTD)[0]  # what the product rule adds where the ratio is 1
+    extra = (
+        0.5 * kl * torch.autograd.grad(mean_logp, found.hidden_BTD)[0]
+    )  # what the product rule adds where the ratio is 1
     torch.testing.assert_close(with_it[1] - without[1], extra)
 
 
@@ -133,7 +157,10 @@ def test_columns_are_not_read_where_nothing_was_sampled() -> None:
     made = batch()
     own = scores(made.labels_BT).logp().detach()
     sampled = made.labels_BT != IGNORE_INDEX
-    columns = {"old_logp_BT": torch.where(sampled, own, -1e9), "ref_logp_BT": torch.where(sampled, own, -1e9)}
+    columns = {
+        "old_logp_BT": torch.where(sampled, own, -1e9),
+        "ref_logp_BT": torch.where(sampled, own, -1e9),
+    }
     value, gradient, _ = run(GRPO(beta=0.1), made._replace(**columns))
     clean, expected, _ = run(GRPO(beta=0.1), made._replace(old_logp_BT=own, ref_logp_BT=own))
     torch.testing.assert_close(value, clean)

@@ -13,7 +13,9 @@ from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.objective import linear_cross_entropy, linear_logp
 
 
-def plain_nll(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+def plain_nll(
+    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None
+) -> Tensor:
     logits = hidden @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -21,21 +23,37 @@ def plain_nll(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | N
 
 
 def plain(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0, smoothing: float = 0.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     logits = hidden @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
+    total = F.cross_entropy(
+        logits, labels, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+    )
     return total + z_loss * (torch.logsumexp(logits, 1).square() * (labels != IGNORE_INDEX)).sum()
 
 
 def inputs(
-    tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, ignored: float = 0.2, seed: int = 0
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    dtype: torch.dtype = torch.float64,
+    ignored: float = 0.2,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
-    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64) * 2 / math.sqrt(width)
+    weight = (
+        torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)
+        * 2
+        / math.sqrt(width)
+    )
     labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
     labels[torch.rand(tokens, generator=generator) < ignored] = IGNORE_INDEX
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels
@@ -69,23 +87,42 @@ def test_equals_plain_in_fp64(
     seed: int,
 ) -> None:
     hidden, weight, labels = inputs(tokens, width, vocabulary, ignored=ignored, seed=seed)
-    found, nll = linear_cross_entropy(hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=chunk)
+    found, nll = linear_cross_entropy(
+        hidden,
+        weight,
+        labels,
+        z_loss=z_loss,
+        label_smoothing=smoothing,
+        softcap=softcap,
+        chunk=chunk,
+    )
     expected = plain(hidden, weight, labels, z_loss, smoothing, softcap)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(nll, plain_nll(hidden, weight, labels, softcap), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        nll, plain_nll(hidden, weight, labels, softcap), rtol=1e-11, atol=1e-12
+    )
     upstream = 0.37
     grads = torch.autograd.grad(found * upstream, (hidden, weight))
-    for grad, reference in zip(grads, torch.autograd.grad(expected * upstream, (hidden, weight)), strict=True):
+    for grad, reference in zip(
+        grads, torch.autograd.grad(expected * upstream, (hidden, weight)), strict=True
+    ):
         torch.testing.assert_close(grad, reference, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("softcap", [None, 15.0])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_fp32_agrees_with_fp64_to_1e_6(softcap: float | None, z_loss: float, smoothing: float) -> None:
+def test_fp32_agrees_with_fp64_to_1e_6(
+    softcap: float | None, z_loss: float, smoothing: float
+) -> None:
     hidden, weight, labels = inputs(517, 48, 1003, torch.float32)
-    found, _ = linear_cross_entropy(hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=100)
-    exact_inputs = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    found, _ = linear_cross_entropy(
+        hidden, weight, labels, z_loss=z_loss, label_smoothing=smoothing, softcap=softcap, chunk=100
+    )
+    exact_inputs = (
+        hidden.detach().double().requires_grad_(),
+        weight.detach().double().requires_grad_(),
+    )
     exact = plain(*exact_inputs, labels, z_loss, smoothing, softcap)
     assert relative(found.double(), exact) < 1e-6
     grads = torch.autograd.grad(found, (hidden, weight))
@@ -97,15 +134,22 @@ def test_autograd_gradcheck() -> None:
     hidden, weight, labels = inputs(11, 4, 7)
 
     def total(h: Tensor, w: Tensor) -> Tensor:
-        return linear_cross_entropy(h, w, labels, z_loss=0.1, label_smoothing=0.1, softcap=3.0, chunk=4)[0]
+        return linear_cross_entropy(
+            h, w, labels, z_loss=0.1, label_smoothing=0.1, softcap=3.0, chunk=4
+        )[0]
 
     assert torch.autograd.gradcheck(total, (hidden, weight))
-    assert torch.autograd.gradcheck(lambda h, w: linear_logp(h, w, labels, softcap=3.0, chunk=4), (hidden, weight))
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_logp(h, w, labels, softcap=3.0, chunk=4), (hidden, weight)
+    )
 
 
 def test_bf16_autocast_is_as_accurate_as_plain_autocast() -> None:
     hidden, weight, labels = inputs(700, 64, 900, torch.float32)
-    exact_inputs = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    exact_inputs = (
+        hidden.detach().double().requires_grad_(),
+        weight.detach().double().requires_grad_(),
+    )
     exact = plain(*exact_inputs, labels)
     exact_grads = torch.autograd.grad(exact, exact_inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +161,10 @@ def test_bf16_autocast_is_as_accurate_as_plain_autocast() -> None:
     assert relative(found.double(), exact) < 1e-4
     for grad, usual_grad, reference in zip(grads, usual_grads, exact_grads, strict=True):
         assert grad.dtype == torch.float32
-        assert relative(grad.double(), reference) < 1.1 * relative(usual_grad.double(), reference) + 1e-4
+        assert (
+            relative(grad.double(), reference)
+            < 1.1 * relative(usual_grad.double(), reference) + 1e-4
+        )
 
 
 def test_bf16_weights_give_bf16_gradients_and_an_fp32_loss() -> None:
@@ -137,7 +184,9 @@ def test_bf16_weights_give_bf16_gradients_and_an_fp32_loss() -> None:
 
 def test_nothing_supervised_is_zero_not_nan() -> None:
     hidden, weight, labels = inputs(13, 4, 5, torch.float32, ignored=1.1)
-    found, nll = linear_cross_entropy(hidden, weight, labels, z_loss=0.1, label_smoothing=0.1, softcap=5.0, chunk=4)
+    found, nll = linear_cross_entropy(
+        hidden, weight, labels, z_loss=0.1, label_smoothing=0.1, softcap=5.0, chunk=4
+    )
     found.backward()
     assert found.item() == 0.0
     for tensor in (nll, hidden.grad, weight.grad):
@@ -155,7 +204,9 @@ def test_no_tokens_at_all() -> None:
     assert torch.count_nonzero(weight.grad) == 0
 
 
-@pytest.mark.parametrize(("hidden_grad", "weight_grad"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("hidden_grad", "weight_grad"), [(True, False), (False, True), (False, False)]
+)
 def test_only_asked_gradients(hidden_grad: bool, weight_grad: bool) -> None:
     hidden, weight, labels = inputs(20, 4, 6)
     hidden.requires_grad_(hidden_grad)
@@ -165,7 +216,9 @@ def test_only_asked_gradients(hidden_grad: bool, weight_grad: bool) -> None:
     wanted = [tensor for tensor in (hidden, weight) if tensor.requires_grad]
     if wanted:
         for grad, reference in zip(
-            torch.autograd.grad(found, wanted), torch.autograd.grad(plain(hidden, weight, labels), wanted), strict=True
+            torch.autograd.grad(found, wanted),
+            torch.autograd.grad(plain(hidden, weight, labels), wanted),
+            strict=True,
         ):
             torch.testing.assert_close(grad, reference)
 
@@ -174,7 +227,9 @@ def test_no_grad_computes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, labels = inputs(20, 4, 6)
     products = []
     original = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *args, **kwargs: products.append(1) or original(*args, **kwargs))
+    monkeypatch.setattr(
+        torch, "mm", lambda *args, **kwargs: products.append(1) or original(*args, **kwargs)
+    )
     with torch.no_grad():
         found, _ = linear_cross_entropy(hidden, weight, labels, chunk=10)
     assert not found.requires_grad
@@ -207,14 +262,20 @@ def test_label_outside_the_vocabulary_is_an_error(bad: int) -> None:
     ignored=st.sampled_from([0.0, 0.4, 1.0]),
     seed=st.integers(0, 3),
 )
-def test_logp_equals_plain_with_a_gradient_per_token(tokens: int, chunk: int, softcap: float | None, ignored: float, seed: int) -> None:
+def test_logp_equals_plain_with_a_gradient_per_token(
+    tokens: int, chunk: int, softcap: float | None, ignored: float, seed: int
+) -> None:
     hidden, weight, labels = inputs(tokens, 5, 11, ignored=ignored, seed=seed)
     found = linear_logp(hidden, weight, labels, softcap=softcap, chunk=chunk)
     expected = -plain_nll(hidden, weight, labels, softcap)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-    upstream = torch.randn(tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    upstream = torch.randn(
+        tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     grads = torch.autograd.grad(found, (hidden, weight), upstream)
-    for grad, reference in zip(grads, torch.autograd.grad(expected, (hidden, weight), upstream), strict=True):
+    for grad, reference in zip(
+        grads, torch.autograd.grad(expected, (hidden, weight), upstream), strict=True
+    ):
         torch.testing.assert_close(grad, reference, rtol=1e-10, atol=1e-12)
 
 
@@ -247,7 +308,9 @@ def test_compiles_without_a_graph_break_and_computes_the_head_once() -> None:
     for grad, reference in zip(grads, references, strict=True):
         torch.testing.assert_close(grad, reference)
     calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls["lit_pretrain::linear_cross_entropy"] == 1  # the partitioner does not recompute it in the backward pass
+    assert (
+        calls["lit_pretrain::linear_cross_entropy"] == 1
+    )  # the partitioner does not recompute it in the backward pass
 
 
 def test_compiled_chunk_body_equals_the_eager_one() -> None:

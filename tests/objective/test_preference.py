@@ -1,4 +1,6 @@
-"""Preference objectives: where the well-known traps lie. TRL's own numbers are in test_agrees_with_trl.py."""
+"""Preference objectives: where the well-known traps lie. TRL's own numbers are in
+test_agrees_with_trl.py.
+"""
 
 import math
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.batch import IGNORE_INDEX, LabelledBatch, PreferenceBatch
 from lit_pretrain.errors import UserError
 from lit_pretrain.objective import CPO, DPO, KTO, ORPO, LabelScores, RewardModel, SimPO
-from lit_pretrain.objective.orpo import log1mexp, whole_labels
+from lit_pretrain.objective.preference import log1mexp, whole_labels
 
 V, D, T = 13, 6, 9
 
@@ -33,7 +35,9 @@ LENGTHS = [(2, 7), (3, 2), (4, 1), (2, 3)]
 
 
 def pairs(**fields: Any) -> PreferenceBatch:
-    return PreferenceBatch(*rows(LENGTHS), torch.zeros(4).long(), torch.tensor([0, 1, 0, 1]), **fields)
+    return PreferenceBatch(
+        *rows(LENGTHS), torch.zeros(4).long(), torch.tensor([0, 1, 0, 1]), **fields
+    )
 
 
 def scores(batch: Any, seed: int = 1) -> LabelScores:
@@ -45,7 +49,12 @@ def scores(batch: Any, seed: int = 1) -> LabelScores:
 
 def plain(found: LabelScores, labels: Tensor) -> Tensor:
     """Log-probability of each label, by a whole softmax."""
-    logp = (found.hidden_BTD @ found.head_weight_VD.T).log_softmax(-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(-1)
+    logp = (
+        (found.hidden_BTD @ found.head_weight_VD.T)
+        .log_softmax(-1)
+        .gather(2, labels.clamp(min=0)[..., None])
+        .squeeze(-1)
+    )
     return torch.where(labels != IGNORE_INDEX, logp, 0.0)
 
 
@@ -65,10 +74,18 @@ def test_dpo_sums_and_ipo_and_sigmoid_norm_average() -> None:
     found = scores(batch)
     ratio = plain(found, batch.labels_BT).sum(1) - REF
     (a, b), (c, d) = ratio.chunk(2), (ratio / COUNT).chunk(2)
-    assert mean(DPO(beta=0.4)(found, batch)) == pytest.approx(-F.logsigmoid(0.4 * (a - b)).mean().item())
-    assert mean(DPO(beta=0.4, variant="hinge")(found, batch)) == pytest.approx(torch.relu(1 - 0.4 * (a - b)).mean().item())
-    assert mean(DPO(beta=0.4, variant="ipo")(found, batch)) == pytest.approx((c - d - 1 / 0.8).square().mean().item())
-    assert mean(DPO(beta=0.4, variant="sigmoid_norm")(found, batch)) == pytest.approx(-F.logsigmoid(0.4 * (c - d)).mean().item())
+    assert mean(DPO(beta=0.4)(found, batch)) == pytest.approx(
+        -F.logsigmoid(0.4 * (a - b)).mean().item()
+    )
+    assert mean(DPO(beta=0.4, variant="hinge")(found, batch)) == pytest.approx(
+        torch.relu(1 - 0.4 * (a - b)).mean().item()
+    )
+    assert mean(DPO(beta=0.4, variant="ipo")(found, batch)) == pytest.approx(
+        (c - d - 1 / 0.8).square().mean().item()
+    )
+    assert mean(DPO(beta=0.4, variant="sigmoid_norm")(found, batch)) == pytest.approx(
+        -F.logsigmoid(0.4 * (c - d)).mean().item()
+    )
     assert abs((a - b) - (c - d)).min() > 0.1  # the two would be noticed
 
 
@@ -80,11 +97,15 @@ def test_conservative_dpo_mixes_both_directions() -> None:
     smooth = mean(DPO(beta=0.4, label_smoothing=0.2)(found, batch))
     assert smooth == pytest.approx((-0.8 * F.logsigmoid(h) - 0.2 * F.logsigmoid(-h)).mean().item())
     robust = mean(DPO(beta=0.4, variant="robust", label_smoothing=0.2)(found, batch))
-    assert robust == pytest.approx(((-0.8 * F.logsigmoid(h) + 0.2 * F.logsigmoid(-h)) / 0.6).mean().item())
+    assert robust == pytest.approx(
+        ((-0.8 * F.logsigmoid(h) + 0.2 * F.logsigmoid(-h)) / 0.6).mean().item()
+    )
 
 
 def test_robust_dpo_is_unbiased() -> None:
-    """Averaged over labels that are flipped with the given probability it is the loss without flips."""
+    """Averaged over labels that are flipped with the given probability it is the loss without
+    flips.
+    """
     flip, h = 0.3, torch.linspace(-3, 3, 7)
     robust, clean = DPO(beta=1.0, variant="robust", label_smoothing=flip), DPO(beta=1.0)
     zero = torch.zeros_like(h)
@@ -109,11 +130,15 @@ def test_the_truths_of_step_0(objective: DPO, loss: float) -> None:
     own = found.logp().sum(1).detach()
     result = objective(found, batch._replace(ref_logp_B=own))
     assert mean(result) == pytest.approx(loss)
-    means = {"loss": mean(result)} | {name: (result[2][name][0] / result[2][name][1]).item() for name in objective.metric_names}
+    means = {"loss": mean(result)} | {
+        name: (result[2][name][0] / result[2][name][1]).item() for name in objective.metric_names
+    }
     assert means["rewards/margin"] == means["rewards/accuracy"] == 0.0
     assert objective.start(means, tolerance=1e-3) is None
     other = objective(found, batch._replace(ref_logp_B=own - torch.arange(4.0)))
-    wrong = {"loss": mean(other)} | {name: (other[2][name][0] / other[2][name][1]).item() for name in objective.metric_names}
+    wrong = {"loss": mean(other)} | {
+        name: (other[2][name][0] / other[2][name][1]).item() for name in objective.metric_names
+    }
     assert "instead of" in str(objective.start(wrong, tolerance=1e-2))
 
 
@@ -133,7 +158,9 @@ def test_orpo_learns_the_prompt_too() -> None:
     found = scores(batch)
     whole = whole_labels(batch)
     assert (whole != IGNORE_INDEX).sum(1).tolist() == [p + c - 1 for p, c in LENGTHS]
-    assert torch.equal(whole[batch.labels_BT != IGNORE_INDEX], batch.labels_BT[batch.labels_BT != IGNORE_INDEX])
+    assert torch.equal(
+        whole[batch.labels_BT != IGNORE_INDEX], batch.labels_BT[batch.labels_BT != IGNORE_INDEX]
+    )
     chosen = plain(found, whole)[:2]
     nll = -chosen.sum() / (whole[:2] != IGNORE_INDEX).sum()
     average = plain(found, batch.labels_BT).sum(1) / COUNT
@@ -148,7 +175,9 @@ def test_orpo_learns_the_prompt_too() -> None:
 def test_log1mexp_is_accurate_at_both_ends(x: float) -> None:
     value = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     found = log1mexp(value)
-    assert found.item() == pytest.approx(math.log(-math.expm1(x)) if x > -0.7 else math.log1p(-math.exp(x)), rel=1e-9)
+    assert found.item() == pytest.approx(
+        math.log(-math.expm1(x)) if x > -0.7 else math.log1p(-math.exp(x)), rel=1e-9
+    )
     (gradient,) = torch.autograd.grad(found, value)
     assert gradient.item() == pytest.approx(math.exp(x) / math.expm1(x), rel=1e-6)
 
@@ -177,11 +206,15 @@ def verdicts(count: int = 4, seed: int = 0) -> LabelledBatch:
     return LabelledBatch(*rows(lengths, seed), torch.zeros(2 * count).long(), index, desirable)
 
 
-def kto(batch: LabelledBatch, ratio: list[float]) -> tuple[float, Tensor, LabelScores, dict[str, Tensor]]:
+def kto(
+    batch: LabelledBatch, ratio: list[float]
+) -> tuple[float, Tensor, LabelScores, dict[str, Tensor]]:
     """Loss of given log-ratios, with the gradient of the hidden states."""
     found = scores(batch)
     logp = found.logp().sum(1).detach()
-    result = KTO(beta=0.5)(found, batch._replace(ref_logp_B=logp - torch.tensor(ratio, dtype=torch.float64)))
+    result = KTO(beta=0.5)(
+        found, batch._replace(ref_logp_B=logp - torch.tensor(ratio, dtype=torch.float64))
+    )
     (gradient,) = torch.autograd.grad(result[0], found.hidden_BTD)
     return mean(result), gradient, found, result[2]
 
@@ -190,7 +223,12 @@ def test_kto_measures_from_the_mean_of_the_mismatched_rows() -> None:
     batch = verdicts()
     loss, gradient, _, metrics = kto(batch, [1.0, 2.0, -1.0, 0.5, 3.0, 1.0, 1.0, 1.0])
     z0, sigma = 1.5, lambda x: 1 / (1 + math.exp(-x))
-    expected = [1 - sigma(0.5 * (1 - z0)), 1 - sigma(0.5 * (z0 - 2)), 1 - sigma(0.5 * (-1 - z0)), 1 - sigma(0.5 * (z0 - 0.5))]
+    expected = [
+        1 - sigma(0.5 * (1 - z0)),
+        1 - sigma(0.5 * (z0 - 2)),
+        1 - sigma(0.5 * (-1 - z0)),
+        1 - sigma(0.5 * (z0 - 0.5)),
+    ]
     assert loss == pytest.approx(sum(expected) / 4, rel=1e-6)
     assert (metrics["kl"][0] / metrics["kl"][1]).item() == pytest.approx(z0)
     assert gradient[:4].abs().sum() > 0

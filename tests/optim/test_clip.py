@@ -43,7 +43,9 @@ def test_no_limit_only_scales() -> None:
 
 def test_the_norm_is_that_of_all_gradients_together() -> None:
     parameters = made(3)
-    exact = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None))
+    exact = math.sqrt(
+        sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)
+    )
     assert float(global_norm(parameters)) == pytest.approx(exact, rel=1e-6)
 
 

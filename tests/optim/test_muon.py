@@ -7,15 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.optim import AdamW, MuonAdamW
-from lit_pretrain.optim.orthogonalize import orthogonalize_, polynomials
+from lit_pretrain.optim.muon import orthogonalize_, polynomials
 
-ROLES = {"tall": "matrix", "wide": "matrix", "square": "matrix", "table": "embedding", "head": "head", "gain": "vector"}
+ROLES = {
+    "tall": "matrix",
+    "wide": "matrix",
+    "square": "matrix",
+    "table": "embedding",
+    "head": "head",
+    "gain": "vector",
+}
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     draw = torch.Generator().manual_seed(seed)
-    shapes = {"tall": (48, 16), "wide": (16, 40), "square": (24, 24), "table": (50, 16), "head": (50, 16), "gain": (16,)}
-    return {name: nn.Parameter(torch.randn(shape, generator=draw)) for name, shape in shapes.items()}
+    shapes = {
+        "tall": (48, 16),
+        "wide": (16, 40),
+        "square": (24, 24),
+        "table": (50, 16),
+        "head": (50, 16),
+        "gain": (16,),
+    }
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=draw)) for name, shape in shapes.items()
+    }
 
 
 def give_gradients(named: dict[str, nn.Parameter], step: int) -> None:
@@ -25,15 +41,28 @@ def give_gradients(named: dict[str, nn.Parameter], step: int) -> None:
 
 
 def test_newton_schulz_is_torchs_muon() -> None:
-    """The same polynomial in the same precision; the products are ordered differently, so bf16 rounding is all that may differ."""
+    """The same polynomial in the same precision; the products are ordered differently, so bf16
+    rounding is all that may differ.
+    """
     ours, theirs = parameters(), parameters()
     recipe = MuonAdamW(
-        matrix_lr=0.02, momentum=0.95, momentum_warmup_steps=0, weight_decay=0.1, orthogonalization="newton_schulz", iterations=5
+        matrix_lr=0.02,
+        momentum=0.95,
+        momentum_warmup_steps=0,
+        weight_decay=0.1,
+        orthogonalization="newton_schulz",
+        iterations=5,
     )
     matrices = {name: p for name, p in ours.items() if ROLES[name] == "matrix"}
     optimizer = recipe.build(matrices.items(), ROLES)
     reference = torch.optim.Muon(
-        [theirs[name] for name in matrices], lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.1, ns_steps=5, adjust_lr_fn="original"
+        [theirs[name] for name in matrices],
+        lr=0.02,
+        momentum=0.95,
+        nesterov=True,
+        weight_decay=0.1,
+        ns_steps=5,
+        adjust_lr_fn="original",
     )
     for step in range(4):
         give_gradients(ours, step)
@@ -48,10 +77,16 @@ def test_newton_schulz_is_torchs_muon() -> None:
 
 @pytest.mark.parametrize("iterations", [4, 5])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (32, 40)])
-def test_orthogonalisation_keeps_directions_and_levels_lengths(iterations: int, shape: tuple[int, int]) -> None:
-    """Singular vectors stay, and singular values that differ by a factor of 100 come out within a band around one."""
+def test_orthogonalisation_keeps_directions_and_levels_lengths(
+    iterations: int, shape: tuple[int, int]
+) -> None:
+    """Singular vectors stay, and singular values that differ by a factor of 100 come out within
+    a band around one.
+    """
     draw = torch.Generator().manual_seed(0)
-    u, _, vh = torch.linalg.svd(torch.randn(3, *shape, dtype=torch.float64, generator=draw), full_matrices=False)
+    u, _, vh = torch.linalg.svd(
+        torch.randn(3, *shape, dtype=torch.float64, generator=draw), full_matrices=False
+    )
     values = torch.logspace(-2, 0, shape[0], dtype=torch.float64)
     x = u @ (values[:, None] * vh)
     out = orthogonalize_(x.clone(), polynomials("polar_express", iterations), tighten=True)
@@ -76,7 +111,12 @@ def test_the_rest_is_torchs_adamw() -> None:
     recipe = MuonAdamW(embedding_lr=0.1, head_lr=0.01, vector_lr=0.02, betas=(0.8, 0.95), eps=1e-10)
     optimizer = recipe.build(((n, ours[n]) for n in rest), ROLES)
     rates = {"table": 0.1, "head": 0.01, "gain": 0.02}
-    reference = torch.optim.AdamW([{"params": [theirs[n]], "lr": rates[n]} for n in rest], betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0)
+    reference = torch.optim.AdamW(
+        [{"params": [theirs[n]], "lr": rates[n]} for n in rest],
+        betas=(0.8, 0.95),
+        eps=1e-10,
+        weight_decay=0.0,
+    )
     for step in range(5):
         give_gradients(ours, step)
         give_gradients(theirs, step)
@@ -88,7 +128,9 @@ def test_the_rest_is_torchs_adamw() -> None:
 
 @pytest.mark.parametrize("recipe", [MuonAdamW(weight_decay=0.1, cautious=True), AdamW(lr=0.01)])
 def test_resume_is_bit_exact(recipe: MuonAdamW | AdamW) -> None:
-    def run(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> list[Tensor]:
+    def run(
+        named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, steps: range
+    ) -> list[Tensor]:
         for step in steps:
             give_gradients(named, step)
             optimizer.step()
@@ -107,7 +149,11 @@ def test_resume_is_bit_exact(recipe: MuonAdamW | AdamW) -> None:
 
 
 def test_every_role_has_its_rate_and_only_matrices_decay() -> None:
-    groups = MuonAdamW(weight_decay=0.1, adamw_weight_decay=0.2).build(parameters().items(), ROLES).param_groups
+    groups = (
+        MuonAdamW(weight_decay=0.1, adamw_weight_decay=0.2)
+        .build(parameters().items(), ROLES)
+        .param_groups
+    )
     by_role = {group["role"]: group for group in groups}
     assert by_role["matrix"]["algorithm"] == "muon"
     assert by_role["matrix"]["weight_decay"] == 0.1
@@ -117,7 +163,11 @@ def test_every_role_has_its_rate_and_only_matrices_decay() -> None:
 
 
 def test_adamw_decays_matrices_and_not_gains() -> None:
-    groups = AdamW(lr=0.1, weight_decay=0.3, decay_embeddings=False, lr_scale={"head": 2.0}).build(parameters().items(), ROLES).param_groups
+    groups = (
+        AdamW(lr=0.1, weight_decay=0.3, decay_embeddings=False, lr_scale={"head": 2.0})
+        .build(parameters().items(), ROLES)
+        .param_groups
+    )
     decay = {group["role"]: group["weight_decay"] for group in groups}
     assert decay == {"matrix": 0.3, "embedding": 0.0, "head": 0.3, "vector": 0.0}
     assert {group["role"]: group["lr"] for group in groups}["head"] == pytest.approx(0.2)

@@ -23,7 +23,9 @@ TOKENS = 4096
 def test_factors_lie_between_zero_and_one_and_end_where_they_should(
     kind: str, total: int, warmup: int, decay: int, final: float, shape: str
 ) -> None:
-    schedule = Schedule(kind=kind, warmup=f"{warmup} steps", decay=f"{decay} steps", final=final, shape=shape)  # type: ignore[arg-type]
+    schedule = Schedule(
+        kind=kind, warmup=f"{warmup} steps", decay=f"{decay} steps", final=final, shape=shape
+    )  # type: ignore[arg-type]
     factors = [schedule.factor(step, total, TOKENS) for step in range(total + 1)]
     assert all(-1e-12 <= f <= 1 + 1e-12 for f in factors)
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(factors[:warmup]))
@@ -35,21 +37,34 @@ def test_factors_lie_between_zero_and_one_and_end_where_they_should(
 def test_spans_in_tokens_and_in_steps_agree(total: int, steps: int) -> None:
     in_tokens = Schedule(kind="wsd", warmup=f"{steps * TOKENS} tokens", decay="10 steps")
     in_steps = Schedule(kind="wsd", warmup=f"{steps} steps", decay=f"{10 * TOKENS} tokens")
-    assert [in_tokens.factor(s, total, TOKENS) for s in range(total)] == [in_steps.factor(s, total, TOKENS) for s in range(total)]
+    assert [in_tokens.factor(s, total, TOKENS) for s in range(total)] == [
+        in_steps.factor(s, total, TOKENS) for s in range(total)
+    ]
 
 
 @given(total=st.integers(40, 200), start=st.integers(5, 30))
 def test_a_decay_fork_continues_the_stable_phase(total: int, start: int) -> None:
     assume(start < total)
     stable = Schedule(kind="wsd", warmup="5 steps", decay="1 steps")
-    fork = Schedule(kind="wsd", warmup="5 steps", decay=f"{total - start} steps", decay_start=f"{start} steps")
+    fork = Schedule(
+        kind="wsd", warmup="5 steps", decay=f"{total - start} steps", decay_start=f"{start} steps"
+    )
     for step in range(start):
         assert fork.factor(step, total, TOKENS) == stable.factor(step, 10 * total, TOKENS)
     assert fork.factor(total, total, TOKENS) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("span", "steps"), [("0", 0), ("100 steps", 100), ("1 step", 1), ("4096 tokens", 1), ("0.4096M tokens", 100), ("2%", 20), ("50%", 500)]
+    ("span", "steps"),
+    [
+        ("0", 0),
+        ("100 steps", 100),
+        ("1 step", 1),
+        ("4096 tokens", 1),
+        ("0.4096M tokens", 100),
+        ("2%", 20),
+        ("50%", 500),
+    ],
 )
 def test_spans(span: str, steps: int) -> None:
     assert span_to_steps(span, 1000, TOKENS) == steps

@@ -1,4 +1,6 @@
-"""What the tests of preparation share: the command line within this process, and the files of a directory."""
+"""What the tests of preparation share: the command line within this process, and the files of a
+directory.
+"""
 
 import contextlib
 import io
@@ -9,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data.whole import file_sha256
+from lit_pretrain.files import file_sha256
 
 
 class Result(NamedTuple):
@@ -32,7 +34,9 @@ def _prepare_here(*arguments: str | Path) -> Result:
 
 @pytest.fixture(scope="session")
 def prepare_here() -> Callable[..., Result]:
-    """`lit_pretrain prepare` where a process of its own is not the point: its imports are paid once. A mistake of ours raises."""
+    """`lit_pretrain prepare` where a process of its own is not the point: its imports are paid
+    once. A mistake of ours raises.
+    """
     return _prepare_here
 
 
@@ -41,6 +45,10 @@ def tree() -> Callable[[Path], dict[str, str]]:
     """The files below a directory, and the hash of each."""
 
     def files(directory: Path) -> dict[str, str]:
-        return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(directory).as_posix(): file_sha256(path)
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
 
     return files

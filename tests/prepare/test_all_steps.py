@@ -1,4 +1,6 @@
-"""Every step at once, through the command line: the funnel says what was planted, also after any interruption."""
+"""Every step at once, through the command line: the funnel says what was planted, also after
+any interruption.
+"""
 
 import json
 import random
@@ -13,22 +15,38 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_pretrain.data.manifest import SPLITS, Manifest
-from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
-from lit_pretrain.prepare.filters.view import View
-from lit_pretrain.prepare.shard import chunk_offsets
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 NOTICE = "This page was printed by the people who own it."
-STAGES = ["sketch", "copies", "bucket", "group", "shingles", "decide", "settle", "lines", "repeated", "sample", "encode"]
+STAGES = [
+    "sketch",
+    "copies",
+    "bucket",
+    "group",
+    "shingles",
+    "decide",
+    "settle",
+    "lines",
+    "repeated",
+    "sample",
+    "encode",
+]
 
 
 def passages(count: int) -> list[str]:
-    """Real English text that passes the filter, no two with a phrase in common: docstrings of some Pythons repeat themselves."""
-    text = " ".join(text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii())
+    """Real English text that passes the filter, no two with a phrase in common: docstrings of
+    some Pythons repeat themselves.
+    """
+    text = " ".join(
+        text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii()
+    )
     found = text.split()
     judge = GopherQuality()
     chosen: list[str] = []
@@ -44,7 +62,9 @@ def passages(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources of 130 and 60 passages, with 10 copies, 10 near copies, 5 leaks of an evaluation set, 7 texts of digits and a notice."""
+    """Two sources of 130 and 60 passages, with 10 copies, 10 near copies, 5 leaks of an
+    evaluation set, 7 texts of digits and a notice.
+    """
     folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(5)
     texts = passages(200)
@@ -59,19 +79,32 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = [" ".join(str(rng.randrange(10**6)) for _ in range(100)) for _ in range(7)]
     pages = [*web, *copies, *near, *leaks, *numbers]
     for n in range(4):
-        lines = [json.dumps({"text": f"{page}\n{NOTICE}" if page in web[:130] else page}) + "\n" for page in pages[n::4]]
+        lines = [
+            json.dumps({"text": f"{page}\n{NOTICE}" if page in web[:130] else page}) + "\n"
+            for page in pages[n::4]
+        ]
         (folder / f"web{n}.jsonl").write_text("".join(lines))
     (folder / "books").mkdir()
     for n, text in enumerate(books):
         (folder / "books" / f"{n:02d}.txt").write_text(text)
-    (folder / "exam.jsonl").write_text("".join(json.dumps({"question": item}) + "\n" for item in items))
+    (folder / "exam.jsonl").write_text(
+        "".join(json.dumps({"question": item}) + "\n" for item in items)
+    )
     config = {
         "sources": {
-            "web": {"kind": "jsonl", "path": str(folder), "glob": "web*.jsonl", "licence": "CC0-1.0", "filters": ["GopherQuality"]},
+            "web": {
+                "kind": "jsonl",
+                "path": str(folder),
+                "glob": "web*.jsonl",
+                "licence": "CC0-1.0",
+                "filters": ["GopherQuality"],
+            },
             "books": {"kind": "text", "path": str(folder / "books")},
         },
         "dedup": {"exact": True, "near": {"threshold": 0.7}, "lines": {"min_words": 5}},
-        "decontaminate": {"against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}},
+        "decontaminate": {
+            "against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}
+        },
         "tokenizer": {"vocab_size": 400},
         "chunk_tokens": 4000,
         "part_bytes": 20_000,
@@ -99,14 +132,27 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory, prepare_her
 def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
     """All stored text of a split."""
     tokenizer = Tokenizer.load(out)
-    data = [(out / split / source / chunk.filename).read_bytes() for chunk in manifest.sources[source].splits[split].chunks]
-    return "".join(tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype)) for chunk in data)
+    data = [
+        (out / split / source / chunk.filename).read_bytes()
+        for chunk in manifest.sources[source].splits[split].chunks
+    ]
+    return "".join(
+        tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype))
+        for chunk in data
+    )
 
 
 def test_the_funnel_says_what_was_planted(finished: Path) -> None:
     manifest = Manifest.load(finished)
     web, books = (manifest.sources[name].funnel for name in ("web", "books"))
-    assert [step.name for step in web] == ["read", "GopherQuality", "decontaminate", "dedup", "lines", "store"]
+    assert [step.name for step in web] == [
+        "read",
+        "GopherQuality",
+        "decontaminate",
+        "dedup",
+        "lines",
+        "store",
+    ]
     assert [step.name for step in books] == ["read", "decontaminate", "dedup", "lines", "store"]
     by_name = {step.name: step for step in web}
     assert by_name["read"].documents == 130 + 10 + 10 + 5 + 7
@@ -120,7 +166,11 @@ def test_the_funnel_says_what_was_planted(finished: Path) -> None:
     assert stored.count("\n") == 1
     for steps, source in ((web, manifest.sources["web"]), (books, manifest.sources["books"])):
         pieces = sum(split.documents for split in source.splits.values()) - steps[-1].documents
-        assert steps[-1].changed.get("end_held_out", 0) <= pieces <= 2 * steps[-1].changed.get("end_held_out", 0)
+        assert (
+            steps[-1].changed.get("end_held_out", 0)
+            <= pieces
+            <= 2 * steps[-1].changed.get("end_held_out", 0)
+        )
         assert steps[-1].bytes == sum(split.bytes for split in source.splits.values())
         documents = steps[0].documents
         for step in steps[1:]:
@@ -130,16 +180,32 @@ def test_the_funnel_says_what_was_planted(finished: Path) -> None:
 
 def test_the_reports_show_both_sides(finished: Path) -> None:
     rejects = [json.loads(line) for line in (finished / "rejects.jsonl").read_text().splitlines()]
-    assert {(entry["source"], entry["step"]) for entry in rejects} >= {("web", "GopherQuality"), ("web", "decontaminate")}
+    assert {(entry["source"], entry["step"]) for entry in rejects} >= {
+        ("web", "GopherQuality"),
+        ("web", "decontaminate"),
+    }
     assert all(entry["origin"].startswith("web") and entry["text"] for entry in rejects)
     contamination = json.loads((finished / "contamination.json").read_text())
     assert contamination["exam"]["documents"] == 5
     (gate,) = Manifest.load(finished).gate
-    assert (gate.name, gate.items, gate.items_hit, gate.documents_hit, gate.clean) == ("exam", 10, 5, 5, True)
+    assert (gate.name, gate.items, gate.items_hit, gate.documents_hit, gate.clean) == (
+        "exam",
+        10,
+        5,
+        5,
+        True,
+    )
     duplicates = json.loads((finished / "duplicates.json").read_text())
-    assert {reason: found["documents"] for reason, found in duplicates["removed"].items()} == {"exact": 10, "near": 10, "contained": 0}
+    assert {reason: found["documents"] for reason, found in duplicates["removed"].items()} == {
+        "exact": 10,
+        "near": 10,
+        "contained": 0,
+    }
     assert duplicates["clusters"] == {"2": 20}
-    assert all(example["removed"]["origin"] != example["kept"]["origin"] for example in duplicates["examples"])
+    assert all(
+        example["removed"]["origin"] != example["kept"]["origin"]
+        for example in duplicates["examples"]
+    )
 
 
 KILLED = """
@@ -177,43 +243,59 @@ for where in places:  # before any thread was started
         os._exit(1)
     print(where, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""`prepare`, killed without fail at one place after the other: after the first task of a stage, among the chunks that are moved to their
-place, or between the last rename and the removal of the working directory."""
+"""`prepare`, killed without fail at one place after the other: after the first task of a stage,
+among the chunks that are moved to their place, or between the last rename and the removal of the
+working directory.
+"""
 PLACES = [*STAGES, "assemble", "finish"]
 
 
 @pytest.fixture(scope="module")
 def killed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what was left by a run that was killed at each place; their imports are paid once."""
+    """A folder with what was left by a run that was killed at each place; their imports are
+    paid once.
+    """
     folder = tmp_path_factory.mktemp("killed")
     for where in PLACES:
         (folder / where).mkdir()
     command = [sys.executable, "-c", KILLED, str(corpus / "config.yaml"), str(folder), *PLACES]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=500)
-    assert done.stdout.splitlines() == [f"{where} {-signal.SIGKILL}" for where in PLACES], done.stderr
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=500
+    )
+    assert done.stdout.splitlines() == [f"{where} {-signal.SIGKILL}" for where in PLACES], (
+        done.stderr
+    )
     return folder
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_killed_anywhere_and_run_again(corpus: Path, finished: Path, killed: Path, where: str, prepare_here: Prepare, tree: Tree) -> None:
+def test_killed_anywhere_and_run_again(
+    corpus: Path, finished: Path, killed: Path, where: str, prepare_here: Prepare, tree: Tree
+) -> None:
     out = killed / where / "data"
     assert out.exists() == (where == "finish")
     assert (killed / where / ".data.partial").exists()
     done = prepare_here(*options(corpus, out))
     assert done.returncode == 0, done.stderr
-    assert ("nothing to do" if where == "finish" else "going on with what an earlier run left") in done.stderr
+    assert (
+        "nothing to do" if where == "finish" else "going on with what an earlier run left"
+    ) in done.stderr
     assert tree(out) == tree(finished)
     assert [path.name for path in (killed / where).iterdir()] == ["data"]
 
 
-def test_another_exam_is_another_dataset(corpus: Path, finished: Path, prepare_here: Prepare) -> None:
+def test_another_exam_is_another_dataset(
+    corpus: Path, finished: Path, prepare_here: Prepare
+) -> None:
     """The evaluation sets are part of what was asked for, by content."""
     again = prepare_here(*options(corpus, finished))
     assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
     before = (corpus / "exam.jsonl").read_text()
     try:
         (corpus / "exam.jsonl").write_text(
-            before + json.dumps({"question": "What is new here, and why was it not asked before today?"}) + "\n"
+            before
+            + json.dumps({"question": "What is new here, and why was it not asked before today?"})
+            + "\n"
         )
         other = prepare_here(*options(corpus, finished))
     finally:

@@ -12,7 +12,7 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.directory import DATASET, check_free, clear, partial, workspace
-from lit_pretrain.prepare.engine.stage import Advance, Stage, StaleTask
+from lit_pretrain.prepare.engine.task_stage import Advance, StaleTask, TaskStage
 
 
 def finish_a_task(work: Path) -> None:
@@ -33,7 +33,9 @@ def test_appears_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, SystemExit, RuntimeError, UserError])
-def test_a_failure_before_any_task_was_done_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_failure_before_any_task_was_done_leaves_nothing(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
     def fail() -> None:
         with workspace(tmp_path / "data", "state") as work:
             (work / "a").write_text("half")
@@ -96,7 +98,12 @@ def test_two_runs_do_not_share_it(tmp_path: Path) -> None:
             "import sys, pathlib; from lit_pretrain.prepare.directory import workspace\n"
             "with workspace(pathlib.Path(sys.argv[1]), 'state'): pass"
         )
-        other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "data")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert other.returncode == 1
         assert "another `prepare` is writing" in other.stderr
         assert (work / "mine").read_text() == "kept"
@@ -120,7 +127,10 @@ def test_an_empty_directory_is_taken_and_a_full_one_refused(tmp_path: Path) -> N
 
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), workspace(tmp_path / "file" / "data", "state"):
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        workspace(tmp_path / "file" / "data", "state"),
+    ):
         pass
 
 
@@ -132,28 +142,38 @@ def test_no_permission(tmp_path: Path) -> None:
 
 
 def test_a_late_task_of_other_work_cannot_get_in(tmp_path: Path) -> None:
-    """A job array may outlive the run that submitted it: its tasks find neither their directory nor their state."""
+    """A job array may outlive the run that submitted it: its tasks find neither their directory
+    nor their state.
+    """
 
     def task(number: int, advance: Advance) -> dict[str, Any]:
         return {"from": "the other config"}
 
     def stop() -> None:
         with workspace(tmp_path / "data", "one" * 10) as work:
-            stages.append(Stage(name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="one" * 10))
+            stages.append(
+                TaskStage(
+                    name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="one" * 10
+                )
+            )
             stages[0].run(0, print)
             raise KeyboardInterrupt
 
-    stages: list[Stage] = []
+    stages: list[TaskStage] = []
     with pytest.raises(KeyboardInterrupt):
         stop()
     with workspace(tmp_path / "data", "two" * 10) as work:
         with pytest.raises(StaleTask, match="does not belong to its preparation any more"):
             stages[0].run(1, print)
-        mine = Stage(name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="two" * 10)
+        mine = TaskStage(
+            name="01-clean", title="", task=task, sizes=[1, 1], work=work, state="two" * 10
+        )
         assert mine.open_tasks() == [0, 1]
         # Nor does a result that somebody put in its place count.
         mine.directory.mkdir()
-        (mine.directory / "00001.json").write_text(json.dumps({"state": "one" * 10, "result": {"from": "the other config"}}))
+        (mine.directory / "00001.json").write_text(
+            json.dumps({"state": "one" * 10, "result": {"from": "the other config"}})
+        )
         assert mine.open_tasks() == [0, 1]
         mine.run(1, print)
         assert mine.open_tasks() == [0]

@@ -1,4 +1,6 @@
-"""The embedded corpus: three sources, nothing that is not the standard library, the same every time."""
+"""The embedded corpus: three sources, nothing that is not the standard library, the same every
+time.
+"""
 
 from pathlib import Path
 
@@ -41,7 +43,13 @@ def documents(part: str) -> dict[str, str]:
 
 
 def test_code_is_the_modules(library: Path) -> None:
-    assert list(documents("code")) == ["b.py", "empty.py", "json/__init__.py", "latin.py", "syntax.py"]
+    assert list(documents("code")) == [
+        "b.py",
+        "empty.py",
+        "json/__init__.py",
+        "latin.py",
+        "syntax.py",
+    ]
     assert "é" in documents("code")["latin.py"]
 
 
@@ -53,7 +61,10 @@ def test_prose_is_docstrings_and_topics(library: Path) -> None:
     prose = documents("prose")
     assert prose["json/__init__.py"] == "Reads JSON.\n\nDoes f.\n\nIs C.\n\nDoes g."
     assert prose["b.py"] == "Does h.\n\nWell."
-    assert [origin for origin in prose if not origin.startswith("topic ")] == ["b.py", "json/__init__.py"]
+    assert [origin for origin in prose if not origin.startswith("topic ")] == [
+        "b.py",
+        "json/__init__.py",
+    ]
     assert prose["topic with"].startswith('The "with" statement')
 
 
@@ -67,7 +78,9 @@ def test_this_python() -> None:
     code, tests = embedded.files("code"), embedded.files("tests")
     assert not set(code) & set(tests)
     assert [path for path in embedded.files("prose") if path.name != "topics.py"] == code
-    assert {"json/decoder.py", "ast.py"} <= {path.relative_to(embedded.root()).as_posix() for path in code}
+    assert {"json/decoder.py", "ast.py"} <= {
+        path.relative_to(embedded.root()).as_posix() for path in code
+    }
     assert not any("site-packages" in path.parts for path in [*code, *tests])
     some = [path for path in code if path.parent.name == "json"]
     assert "JSON" in dict(embedded.documents("prose", some))["json/__init__.py"]

@@ -1,4 +1,6 @@
-"""Faults of the disk and the input: said in words, nothing half-made is left, and the run goes on when they are mended."""
+"""Faults of the disk and the input: said in words, nothing half-made is left, and the run goes
+on when they are mended.
+"""
 
 import json
 import os
@@ -16,12 +18,21 @@ ROOT = Path(__file__).parents[2]
 Prepare = Callable[..., Any]
 Tree = Callable[[Path], dict[str, str]]
 LIMIT = 200_000
-"""Bytes of a file that the disk refuses to make longer: stands in for a full disk, which also fails in the middle of a write."""
+"""Bytes of a file that the disk refuses to make longer: stands in for a full disk, which also
+fails in the middle of a write.
+"""
 
 
 def options(corpus: Path, out: Path, *extra: str) -> list[str]:
     sources = json.dumps({"a": {"kind": "text", "path": str(corpus), "separator": "\n"}})
-    return [f"--sources={sources}", f"--out={out}", "--tokenizer.vocab_size=300", "--tokenizer.sample_bytes=20000", "--workers=1", *extra]
+    return [
+        f"--sources={sources}",
+        f"--out={out}",
+        "--tokenizer.vocab_size=300",
+        "--tokenizer.sample_bytes=20000",
+        "--workers=1",
+        *extra,
+    ]
 
 
 def prepare_on_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +43,10 @@ def prepare_on_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         cwd=ROOT,
         timeout=300,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},  # Python 3.11 takes half a cache of bytecode for a whole one
+        env=os.environ
+        | {
+            "PYTHONDONTWRITEBYTECODE": "1"
+        },  # Python 3.11 takes half a cache of bytecode for a whole one
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
     )
 
@@ -42,7 +56,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4,000 small documents in 20 files."""
     folder = tmp_path_factory.mktemp("corpus")
     for n in range(20):
-        lines = [f"The cat with the number {n * 200 + k} sat on the mat, and looked at {k * 7919 % 1009}." for k in range(200)]
+        lines = [
+            f"The cat with the number {n * 200 + k} sat on the mat, and looked at"
+            f" {k * 7919 % 1009}."
+            for k in range(200)
+        ]
         (folder / f"{n:02d}.txt").write_text("\n".join(lines))
     return folder
 
@@ -59,12 +77,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["dedup", "encode", "assemble"],
 )
-def test_a_full_disk(corpus: Path, tmp_path: Path, extra: list[str], message: str, prepare_here: Prepare, tree: Tree) -> None:
+def test_a_full_disk(
+    corpus: Path, tmp_path: Path, extra: list[str], message: str, prepare_here: Prepare, tree: Tree
+) -> None:
     full = prepare_on_a_full_disk(*options(corpus, tmp_path / "data", *extra))
     assert full.returncode == 2, full.stderr
     assert message in full.stderr
     # numpy says what the system does not let it write in words of its own.
-    assert "File too large" in full.stderr or re.search(r"OSError: \d+ requested and \d+ written", full.stderr), full.stderr
+    assert "File too large" in full.stderr or re.search(
+        r"OSError: \d+ requested and \d+ written", full.stderr
+    ), full.stderr
     assert "Free some space" in full.stderr
     assert "Traceback" not in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
@@ -94,12 +116,20 @@ print(json.dumps([found, int(peak)]))
 
 
 def test_a_line_of_500_megabytes(tmp_path: Path) -> None:
-    """It is a bad record like any other, and is never held: a file with a hole, so that the test writes little."""
+    """It is a bad record like any other, and is never held: a file with a hole, so that the
+    test writes little.
+    """
     with (tmp_path / "a.jsonl").open("wb") as file:
         file.write(b'{"text": "first"}\n{"text": "')
         file.seek(500_000_000)
         file.write(b'"}\n{"text": "last"}\n')
-    done = subprocess.run([sys.executable, "-c", HUGE, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", HUGE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     (first, bad, last), peak = json.loads(done.stdout)
     assert (first, last) == ("first", "last")
     assert bad == ["too_large", "the line has 499,999,985 bytes"]

@@ -1,4 +1,6 @@
-"""Funnel: tokens of every step, counted where that is possible and near the truth elsewhere, whatever the order and the parts."""
+"""Funnel: tokens of every step, counted where that is possible and near the truth elsewhere,
+whatever the order and the parts.
+"""
 
 import json
 import random
@@ -7,8 +9,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from lit_pretrain.prepare.blocks import BLOCK_BYTES, MOST, threshold
-from lit_pretrain.prepare.funnel import Funnel, StepCount, without
+from lit_pretrain.prepare.funnel import (
+    BLOCK_BYTES,
+    MOST,
+    Funnel,
+    StepCount,
+    block_threshold,
+    without,
+)
 
 
 def words(rng: random.Random, count: int, longest: int) -> str:
@@ -32,13 +40,18 @@ def counted(texts: Sequence[str], below: int = 2**64) -> Funnel:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Short documents of long words and long ones of short words: the bytes per token of one says nothing of the other."""
+    """Short documents of long words and long ones of short words: the bytes per token of one
+    says nothing of the other.
+    """
     rng = random.Random(0)
     return [words(rng, 100, 20) for _ in range(300)] + [words(rng, 5000, 4) for _ in range(30)]
 
 
 def test_a_step_has_its_own_estimate(texts: list[str]) -> None:
-    truth = {"read": sum(map(tokens, texts)) + len(texts), "short": sum(map(tokens, texts[:300])) + 300}
+    truth = {
+        "read": sum(map(tokens, texts)) + len(texts),
+        "short": sum(map(tokens, texts[:300])) + 300,
+    }
     read, short = counted(texts).record(tokens, 1, 12345)
     assert (short.tokens, short.tokens_estimated) == (12345, False), "the last is what was stored"
     assert read.tokens_estimated
@@ -50,7 +63,12 @@ def test_a_step_has_its_own_estimate(texts: list[str]) -> None:
 def test_a_step_after_which_nothing_changed_is_counted() -> None:
     funnel = counted(["a b c", "d e"])
     read, short = funnel.record(tokens, 1, 7)
-    assert (read.tokens, read.tokens_estimated, short.tokens, short.tokens_estimated) == (7, False, 7, False)
+    assert (read.tokens, read.tokens_estimated, short.tokens, short.tokens_estimated) == (
+        7,
+        False,
+        7,
+        False,
+    )
     funnel.steps["short"].changed["cut"] += 1  # rows, not tokens
     assert not funnel.record(tokens, 1, 7)[0].tokens_estimated
     funnel.steps["short"].changed["edited"] += 1
@@ -69,9 +87,9 @@ def test_neither_order_nor_parts_show(texts: list[str]) -> None:
 
 def test_samples_of_a_large_source_are_bounded(texts: list[str]) -> None:
     size = 1000 * MOST * BLOCK_BYTES
-    (read, _) = counted(texts, threshold(size)).dump()
+    (read, _) = counted(texts, block_threshold(size)).dump()
     assert len(read["sample"]) < sum(len(text.encode()) // BLOCK_BYTES + 1 for text in texts) / 20
-    assert threshold(1) == threshold(0) == 2**64
+    assert block_threshold(1) == block_threshold(0) == 2**64
 
 
 def test_a_sample_taken_out_of_another_does_not_show_the_parts(texts: list[str]) -> None:
@@ -84,7 +102,19 @@ def test_a_sample_taken_out_of_another_does_not_show_the_parts(texts: list[str])
             (read, _) = counted(part).dump()
             gone = {place for place in range(len(part)) if (begin + place) % 3 == 0}
             left = [text for place, text in enumerate(part) if place not in gone]
-            joined.add([read, without(read, "ids", len(left), sum(len(text.encode()) for text in left), gone, {"x": len(gone)})])
+            joined.add(
+                [
+                    read,
+                    without(
+                        read,
+                        "ids",
+                        len(left),
+                        sum(len(text.encode()) for text in left),
+                        gone,
+                        {"x": len(gone)},
+                    ),
+                ]
+            )
         joined.steps["end"] = StepCount("end", removed=Counter(all=1))
         found.append(joined.record(tokens, 1, 1))
     assert len({tuple((step.tokens, step.documents) for step in steps) for steps in found}) == 1
@@ -96,4 +126,9 @@ def test_documents_taken_out_leave_the_sample() -> None:
     (read, _) = counted(["a b c", "d e f g", "h"]).dump()
     step = without(read, "dedup", 2, 6, {1}, {"exact": 1})
     assert sorted(text for _, text, _ in step["sample"]) == ["a b c", "h"]
-    assert (step["name"], step["documents"], step["bytes"], step["removed"]) == ("dedup", 2, 6, {"exact": 1})
+    assert (step["name"], step["documents"], step["bytes"], step["removed"]) == (
+        "dedup",
+        2,
+        6,
+        {"exact": 1},
+    )

@@ -1,4 +1,6 @@
-"""Every kind of input becomes shards through the command line, and what cannot be read is counted, and kept to read as far as asked."""
+"""Every kind of input becomes shards through the command line, and what cannot be read is
+counted, and kept to read as far as asked.
+"""
 
 import gzip
 import io
@@ -12,20 +14,26 @@ import pytest
 import zstandard
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.data import search
-from lit_pretrain.data.manifest import Manifest
-from lit_pretrain.data.tokenizer import Tokenizer
+from lit_pretrain.corpus import documents as search
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 pytest.importorskip("trafilatura")
 pytest.importorskip("warcio")
 
 
 def story(kind: str, n: int) -> str:
-    return f"Story {n} of kind {kind}: the {n * 31 % 97}th boat left the harbour at noon, and nobody saw where it went that day. " * 2
+    return (
+        f"Story {n} of kind {kind}: the {n * 31 % 97}th boat left the harbour at noon, and nobody"
+        " saw where it went that day. " * 2
+    )
 
 
 def page(text: str) -> str:
-    return f"<html><head><title>A page</title></head><body><article><h1>A page</h1><p>{text}</p><p>{text}</p></article></body></html>"
+    return (
+        "<html><head><title>A page</title></head><body><article><h1>A"
+        f" page</h1><p>{text}</p><p>{text}</p></article></body></html>"
+    )
 
 
 def lay(folder: Path) -> dict[str, dict[str, object]]:
@@ -34,7 +42,8 @@ def lay(folder: Path) -> dict[str, dict[str, object]]:
     from warcio.warcwriter import WARCWriter
 
     texts = {
-        kind: [story(kind, n) for n in range(10)] for kind in ("text", "markdown", "html", "jsonl", "parquet", "dataset", "warc", "wet")
+        kind: [story(kind, n) for n in range(10)]
+        for kind in ("text", "markdown", "html", "jsonl", "parquet", "dataset", "warc", "wet")
     }
     for name, suffix in (("text", "txt"), ("markdown", "md"), ("html", "html")):
         (folder / name).mkdir()
@@ -47,14 +56,21 @@ def lay(folder: Path) -> dict[str, dict[str, object]]:
     pyarrow.parquet.write_table(table, folder / "a.parquet")
     (folder / "saved").mkdir()
     table = pyarrow.table({"text": texts["dataset"]})
-    with pyarrow.OSFile(str(folder / "saved" / "data.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+    with (
+        pyarrow.OSFile(str(folder / "saved" / "data.arrow"), "wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as stream,
+    ):
         stream.write_table(table)
-    (folder / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (folder / "saved" / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data.arrow"}]})
+    )
     for name, kind in (("warc", "response"), ("wet", "conversion")):
         with (folder / f"a.{name}.gz").open("wb") as file:
             writer = WARCWriter(file, gzip=True)
             for n, text in enumerate(texts[name]):
-                headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1")
+                headers = StatusAndHeaders(
+                    "200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1"
+                )
                 content = page(text) if name == "warc" else text
                 writer.write_record(
                     writer.create_warc_record(
@@ -71,7 +87,12 @@ def lay(folder: Path) -> dict[str, dict[str, object]]:
         "text": {"kind": "text", "path": str(folder / "text")},
         "markdown": {"kind": "text", "path": str(folder / "markdown")},
         "html": {"kind": "html", "path": str(folder / "html")},
-        "jsonl": {"kind": "jsonl", "path": str(folder), "glob": "*.jsonl.*", "fields": {"text": "body.text"}},
+        "jsonl": {
+            "kind": "jsonl",
+            "path": str(folder),
+            "glob": "*.jsonl.*",
+            "fields": {"text": "body.text"},
+        },
         "parquet": {"kind": "parquet", "path": str(folder / "a.parquet")},
         "dataset": {"kind": "dataset", "path": str(folder / "saved")},
         "warc": {"kind": "warc", "path": str(folder / "a.warc.gz")},
@@ -81,14 +102,32 @@ def lay(folder: Path) -> dict[str, dict[str, object]]:
 
 def test_every_kind_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "data"
-    options = ["--tokenizer.vocab_size=290", "--splits.validation=0", "--workers=1", "--errors=skip", "--max_bad_fraction=0.5"]
-    assert main(["prepare", f"--out={out}", f"--sources={json.dumps(lay(tmp_path))}", "--keep-rejects=2", *options]) == 0
+    options = [
+        "--tokenizer.vocab_size=290",
+        "--splits.validation=0",
+        "--workers=1",
+        "--errors=skip",
+        "--max_bad_fraction=0.5",
+    ]
+    assert (
+        main(
+            [
+                "prepare",
+                f"--out={out}",
+                f"--sources={json.dumps(lay(tmp_path))}",
+                "--keep-rejects=2",
+                *options,
+            ]
+        )
+        == 0
+    )
     manifest, tokenizer = Manifest.load(out), Tokenizer.load(out)
     for name, source in manifest.sources.items():
         mark = f"Story 7 of kind {name}:"
-        origins = {hit.record.origin for hit in search.find(out, manifest, tokenizer, mark)}
+        origins = {hit.record.origin for hit in search.find_text(out, manifest, tokenizer, mark)}
         wanted = {
-            "text": "7.txt", "markdown": "7.md", "html": "7.html", "jsonl": "a.jsonl.zst:8", "parquet": "a.parquet:7",
+            "text": "7.txt", "markdown": "7.md", "html": "7.html", "jsonl": "a.jsonl.zst:8",
+            "parquet": "a.parquet:7",
             "dataset": "data.arrow:7", "warc": "a.warc.gz:7", "wet": "a.wet.gz:7",
         }  # fmt: skip
         assert wanted[name] in origins, (name, origins)
@@ -103,5 +142,9 @@ def test_every_kind_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("text", "read", "undecodable"): 2,
         ("jsonl", "read", "damaged_file"): 1,
     }
-    assert all("byte 0xc3 at offset 17 is not UTF-8" in entry["text"] for entry in rejects if entry["source"] == "text")
+    assert all(
+        "byte 0xc3 at offset 17 is not UTF-8" in entry["text"]
+        for entry in rejects
+        if entry["source"] == "text"
+    )
     assert "5 not UTF-8" in capsys.readouterr().out

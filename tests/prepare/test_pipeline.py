@@ -1,4 +1,6 @@
-"""`prepare`, from text to a dataset: complete, deterministic, done once, and refused with a reason where it must be."""
+"""`prepare`, from text to a dataset: complete, deterministic, done once, and refused with a
+reason where it must be.
+"""
 
 import dataclasses
 import itertools
@@ -15,20 +17,29 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from tokenizers import Tokenizer as Reference
 
-from lit_pretrain.data.manifest import SPLITS, Manifest, verify_chunk
-from lit_pretrain.data.tokenizer import Tokenizer
-from lit_pretrain.data.whole import file_sha256
+from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare import embedded, tokenize
-from lit_pretrain.prepare.config import PrepareConfig, SourceConfig, SplitsConfig, TokenizerConfig
-from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig
-from lit_pretrain.prepare.filters.spec import FilterSpec
+from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig, LinesConfig
+from lit_pretrain.prepare.filters.load import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
-from lit_pretrain.prepare.read import jsonl, reader
-from lit_pretrain.prepare.report import funnel, table
-from lit_pretrain.prepare.shard import chunk_offsets
+from lit_pretrain.prepare.prepare_config import (
+    PrepareConfig,
+    SourceConfig,
+    SplitsConfig,
+    TokenizerConfig,
+)
+from lit_pretrain.prepare.progress_table import dataset_table, funnel_table
+from lit_pretrain.prepare.read import lines as jsonl
+from lit_pretrain.prepare.read import reader
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-STORY = [f"Chapter {n}. The {n * 31 % 97}th day: Größe, naïve, 中文; they'll see.\n" * (1 + n % 7) for n in range(150)]
+STORY = [
+    f"Chapter {n}. The {n * 31 % 97}th day: Größe, naïve, 中文; they'll see.\n" * (1 + n % 7)
+    for n in range(150)
+]
 CODE = [f"def function_{n}(x):\n    return x + {n * 37}\n" * (1 + n % 5) for n in range(100)]
 
 
@@ -39,14 +50,20 @@ def corpus(tmp_path: Path) -> Path:
         path = tmp_path / "story" / f"part{n % 3}" / f"{n:03d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    (tmp_path / "code.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in CODE), encoding="utf-8")
+    (tmp_path / "code.jsonl").write_text(
+        "".join(json.dumps({"content": text}) + "\n" for text in CODE), encoding="utf-8"
+    )
     return tmp_path
 
 
 def config(corpus: Path, out: str = "data", **changes: Any) -> PrepareConfig:
     sources = {
-        "story": SourceConfig(kind="text", path=str(corpus / "story"), licence="CC0-1.0", origin="made for a test"),
-        "code": SourceConfig(kind="jsonl", path=str(corpus / "code.jsonl"), fields={"text": "content"}),
+        "story": SourceConfig(
+            kind="text", path=str(corpus / "story"), licence="CC0-1.0", origin="made for a test"
+        ),
+        "code": SourceConfig(
+            kind="jsonl", path=str(corpus / "code.jsonl"), fields={"text": "content"}
+        ),
     }
     fields: dict[str, Any] = {
         "out": str(corpus / out),
@@ -60,7 +77,11 @@ def config(corpus: Path, out: str = "data", **changes: Any) -> PrepareConfig:
 
 
 def tree(directory: Path) -> dict[str, str]:
-    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(directory).as_posix(): file_sha256(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
 
 
 def stored_documents(out: Path, manifest: Manifest, split: str, source: str) -> list[np.ndarray]:
@@ -68,7 +89,9 @@ def stored_documents(out: Path, manifest: Manifest, split: str, source: str) -> 
     for chunk in manifest.sources[source].splits[split].chunks:
         data = (out / split / source / chunk.filename).read_bytes()
         offsets = chunk_offsets(data)
-        documents += [np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in itertools.pairwise(offsets)]
+        documents += [
+            np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in itertools.pairwise(offsets)
+        ]
     return documents
 
 
@@ -79,7 +102,10 @@ def test_every_document_is_stored_once_and_whole(corpus: Path) -> None:
     for source, texts in (("story", STORY), ("code", CODE)):
         found: list[tuple[str, str]] = []
         for split in SPLITS:
-            rows = [json.loads(line) for line in (out / split / source / "documents.jsonl").read_text().splitlines()]
+            rows = [
+                json.loads(line)
+                for line in (out / split / source / "documents.jsonl").read_text().splitlines()
+            ]
             documents = stored_documents(out, manifest, split, source)
             record = manifest.sources[source].splits[split]
             assert record.documents == len(rows) == len(documents)
@@ -99,7 +125,9 @@ def test_every_document_is_stored_once_and_whole(corpus: Path) -> None:
             number = int(match[1] or match[2])
             assert texts[number - (source == "code")] == text
     assert sum(manifest.sources["story"].splits[split].documents for split in SPLITS) == 150
-    assert {split: manifest.sources["story"].splits[split].documents for split in SPLITS}["train"] in range(90, 120)
+    assert {split: manifest.sources["story"].splits[split].documents for split in SPLITS}[
+        "train"
+    ] in range(90, 120)
 
 
 def test_manifest_is_true(corpus: Path) -> None:
@@ -112,18 +140,49 @@ def test_manifest_is_true(corpus: Path) -> None:
             for chunk in record.chunks:
                 verify_chunk(out / split / name / chunk.filename, chunk)
     story = manifest.sources["story"]
-    assert (story.kind, story.licence, story.origin, story.files) == ("text", "CC0-1.0", "made for a test", 150)
-    assert story.input_bytes == sum(len(text.encode()) for text in STORY) == sum(split.bytes for split in story.splits.values())
+    assert (story.kind, story.licence, story.origin, story.files) == (
+        "text",
+        "CC0-1.0",
+        "made for a test",
+        150,
+    )
+    assert (
+        story.input_bytes
+        == sum(len(text.encode()) for text in STORY)
+        == sum(split.bytes for split in story.splits.values())
+    )
     tokenizer = Tokenizer.load(out)
-    assert (manifest.tokenizer.hash, manifest.tokenizer.vocab_size, manifest.tokenizer.pattern) == (tokenizer.hash, 330, "cl100k")
+    assert (manifest.tokenizer.hash, manifest.tokenizer.vocab_size, manifest.tokenizer.pattern) == (
+        tokenizer.hash,
+        330,
+        "cl100k",
+    )
     assert manifest.dtype == "uint16"
-    assert set(manifest.versions) == {"lit_pretrain", "python", "unicode", "numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash"}
-    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.suffix != ".bin"} - {"manifest.json"}
-    assert set(manifest.files) == files >= {"tokenizer.json", "train/story/documents.jsonl", "train/story/index.json"}
+    assert set(manifest.versions) == {
+        "lit_pretrain",
+        "python",
+        "unicode",
+        "numpy",
+        "pyarrow",
+        "regex",
+        "tiktoken",
+        "tokenizers",
+        "xxhash",
+    }
+    files = {
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix != ".bin"
+    } - {"manifest.json"}
+    assert (
+        set(manifest.files)
+        == files
+        >= {"tokenizer.json", "train/story/documents.jsonl", "train/story/index.json"}
+    )
     assert all(file_sha256(out / name) == sha256 for name, sha256 in manifest.files.items())
     assert manifest.config["tokenizer"]["vocab_size"] == 330
     assert "out" not in manifest.config
-    lines = table(manifest).splitlines()
+    lines = dataset_table(manifest).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert f"{manifest.tokens('train'):,}" in lines[-3]
 
@@ -131,15 +190,22 @@ def test_manifest_is_true(corpus: Path) -> None:
 def test_litdata_reads_the_whole_of_a_split(corpus: Path) -> None:
     manifest = prepare(config(corpus, chunk_tokens=1_000_000))
     directory = corpus / "data" / "train" / "story"
-    dataset = StreamingDataset(str(directory), item_loader=TokensLoader(block_size=16), shuffle=False)
+    dataset = StreamingDataset(
+        str(directory), item_loader=TokensLoader(block_size=16), shuffle=False
+    )
     read = np.concatenate([dataset[n] for n in range(len(dataset))])
     stored = np.concatenate(stored_documents(corpus / "data", manifest, "train", "story"))
     np.testing.assert_array_equal(read, stored[: len(stored) // 16 * 16])
 
 
-def test_same_bytes_for_any_number_of_workers(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_for_any_number_of_workers(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lit_pretrain.prepare.tokenize._BATCH_DOCUMENTS", 7)
-    assert prepare(config(corpus, "one", workers=1)).hash == prepare(config(corpus, "three", workers=3)).hash
+    assert (
+        prepare(config(corpus, "one", workers=1)).hash
+        == prepare(config(corpus, "three", workers=3)).hash
+    )
     assert tree(corpus / "one") == tree(corpus / "three")
 
 
@@ -154,7 +220,9 @@ def test_second_run_does_nothing(corpus: Path, capsys: pytest.CaptureFixture[str
 def test_another_config_is_refused_by_field(corpus: Path) -> None:
     prepare(config(corpus))
     with pytest.raises(UserError) as caught:
-        prepare(config(corpus, seed=1, tokenizer=TokenizerConfig(vocab_size=340, sample_bytes=20_000)))
+        prepare(
+            config(corpus, seed=1, tokenizer=TokenizerConfig(vocab_size=340, sample_bytes=20_000))
+        )
     assert "seed: 0 there, 1 here" in str(caught.value)
     assert "tokenizer.vocab_size: 330 there, 340 here" in str(caught.value)
     assert "chunk_tokens" not in str(caught.value)
@@ -166,7 +234,9 @@ def test_another_config_is_refused_by_field(corpus: Path) -> None:
 def test_changed_input_is_refused(corpus: Path) -> None:
     prepare(config(corpus))
     (corpus / "story" / "new.txt").write_text("One more.")
-    with pytest.raises(UserError, match=r"input of sources\.story: 150 files of .* there, 151 files of"):
+    with pytest.raises(
+        UserError, match=r"input of sources\.story: 150 files of .* there, 151 files of"
+    ):
         prepare(config(corpus))
 
 
@@ -176,7 +246,13 @@ def test_an_edit_of_the_same_size_is_seen(corpus: Path) -> None:
     before, facts = path.read_text(encoding="utf-8"), path.stat()
     path.write_text(before.replace("Chapter", "Kapitel"), encoding="utf-8")
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # not even the time tells
-    with pytest.raises(UserError, match=rf"content of the files of sources\.story: sha256 {first.sources['story'].content_sha256} there"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"content of the files of sources\.story: sha256"
+            rf" {first.sources['story'].content_sha256} there"
+        ),
+    ):
         prepare(config(corpus))
     path.write_text(before, encoding="utf-8")
     assert prepare(config(corpus)) == first
@@ -184,7 +260,10 @@ def test_an_edit_of_the_same_size_is_seen(corpus: Path) -> None:
 
 def test_another_list_of_a_filter_is_seen(corpus: Path) -> None:
     (corpus / "words.txt").write_text("casino\n")
-    url = FilterSpec(class_path="Url", init_args={"word_files": [str(corpus / "words.txt")], "without_url": "keep"})
+    url = FilterSpec(
+        class_path="Url",
+        init_args={"word_files": [str(corpus / "words.txt")], "without_url": "keep"},
+    )
     first = prepare(config(corpus, filters=[url]))
     assert prepare(config(corpus, filters=[url])) == first
     (corpus / "words.txt").write_text("poker\n")
@@ -192,9 +271,11 @@ def test_another_list_of_a_filter_is_seen(corpus: Path) -> None:
         prepare(config(corpus, filters=[url]))
 
 
-def test_a_file_that_changes_while_it_is_read(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = corpus / "code.jsonl"
-    read = jsonl.records
+    read = jsonl.jsonl_records
 
     def with_a_writer(*arguments: Any) -> Iterator[Any]:
         for number, found in enumerate(read(*arguments)):
@@ -216,13 +297,13 @@ def test_work_of_other_versions_is_not_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_pretrain.prepare.tokenize.train", stop)
+        patch.setattr("lit_pretrain.prepare.tokenize.train_bpe", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus))
     (before,) = (corpus / ".data.partial").iterdir()
     monkeypatch.setattr("unicodedata.unidata_version", "99.0.0")
     with monkeypatch.context() as patch:
-        patch.setattr("lit_pretrain.prepare.tokenize.train", stop)
+        patch.setattr("lit_pretrain.prepare.tokenize.train_bpe", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus))
     (after,) = (corpus / ".data.partial").iterdir()
@@ -242,18 +323,26 @@ def test_the_table_shows_no_absurd_tokens(corpus: Path) -> None:
     lines = DedupConfig(exact=False, near=None, lines=LinesConfig(min_words=5))
     given = TokenizerConfig(kind="file", path=str(corpus / "tokenizer"))
     (corpus / "tokenizer").mkdir()
-    tokenize.train([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(corpus / "tokenizer")
+    tokenize.train_bpe([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(
+        corpus / "tokenizer"
+    )
     manifest = prepare(config(corpus, sources=sources, dedup=lines, tokenizer=given))
     steps = {step.name: step for step in manifest.sources["story"].funnel}
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     texts = [path.read_text() for path in (corpus / "story").glob("notice*.txt")]
     assert steps["read"].tokens_estimated
-    assert steps["read"].tokens == sum(len(tokenizer.encode(text)) + 1 for text in texts)  # few enough to be in the sample as a whole
-    assert (steps["store"].tokens, steps["store"].tokens_estimated) == (manifest.sources["story"].tokens, False)
-    assert steps["read"].bytes * steps["store"].tokens / steps["store"].bytes > 1.5 * steps["read"].tokens, (
-        "one ratio for all is absurd here"
+    assert steps["read"].tokens == sum(
+        len(tokenizer.encode(text)) + 1 for text in texts
+    )  # few enough to be in the sample as a whole
+    assert (steps["store"].tokens, steps["store"].tokens_estimated) == (
+        manifest.sources["story"].tokens,
+        False,
     )
-    assert f"≈ {steps['read'].tokens:,}" in funnel(manifest)
+    assert (
+        steps["read"].bytes * steps["store"].tokens / steps["store"].bytes
+        > 1.5 * steps["read"].tokens
+    ), "one ratio for all is absurd here"
+    assert f"≈ {steps['read'].tokens:,}" in funnel_table(manifest)
 
 
 def test_raw_text_may_be_gone(corpus: Path) -> None:
@@ -266,7 +355,9 @@ def test_raw_text_may_be_gone(corpus: Path) -> None:
 
 def test_tokenizer_of_another_dataset(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = prepare(config(corpus))
-    again = config(corpus, "again", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "data")))
+    again = config(
+        corpus, "again", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "data"))
+    )
     second = prepare(again)
     assert second.hash == first.hash
     assert second.tokenizer == dataclasses.replace(first.tokenizer, kind="file")
@@ -281,18 +372,29 @@ def test_tokenizer_of_another_dataset(corpus: Path, capsys: pytest.CaptureFixtur
     slow["normalizer"] = {"type": "Lowercase"}
     (corpus / "slow.json").write_text(json.dumps(slow))
     capsys.readouterr()
-    manifest = prepare(config(corpus, "slow", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "slow.json"))))
+    manifest = prepare(
+        config(
+            corpus, "slow", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "slow.json"))
+        )
+    )
     assert "slower than tiktoken, because its normalizer is Lowercase" in capsys.readouterr().err
     reference = Reference.from_file(str(corpus / "slow.json"))
     assert manifest.tokens("train") == sum(
         len(reference.encode(text).ids) + 1
         for text in [*STORY, *CODE]
-        if any(text.lower() == reference.decode(ids[1:].tolist()) for ids in _training(corpus / "slow", manifest))
+        if any(
+            text.lower() == reference.decode(ids[1:].tolist())
+            for ids in _training(corpus / "slow", manifest)
+        )
     )
 
 
 def _training(out: Path, manifest: Manifest) -> list[np.ndarray]:
-    return [ids for source in manifest.sources for ids in stored_documents(out, manifest, "train", source)]
+    return [
+        ids
+        for source in manifest.sources
+        for ids in stored_documents(out, manifest, "train", source)
+    ]
 
 
 def test_wide_vocabulary_is_stored_wide(corpus: Path) -> None:
@@ -300,7 +402,11 @@ def test_wide_vocabulary_is_stored_wide(corpus: Path) -> None:
     spec = json.loads((corpus / "data" / "tokenizer.json").read_text())
     spec["model"]["vocab"] |= {f"ĠĠ{n}": 330 + n for n in range(2**16)}
     (corpus / "wide.json").write_text(json.dumps(spec))
-    manifest = prepare(config(corpus, "wide", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "wide.json"))))
+    manifest = prepare(
+        config(
+            corpus, "wide", tokenizer=TokenizerConfig(kind="file", path=str(corpus / "wide.json"))
+        )
+    )
     assert (manifest.dtype, manifest.tokenizer.vocab_size) == ("int32", 330 + 2**16)
     assert [ids.tolist() for ids in _training(corpus / "wide", manifest)] == [
         ids.tolist() for ids in _training(corpus / "data", Manifest.load(corpus / "data"))
@@ -311,11 +417,14 @@ def test_long_documents_are_cut_and_counted(corpus: Path) -> None:
     (corpus / "story" / "long.txt").write_text("A long story, told again and again. " * 2000)
     manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.0, test=0.0)))
     assert manifest.sources["story"].funnel[-1].changed == {"cut": 1}
-    assert "1 cut at the chunk limit (kept)" in funnel(manifest)
+    assert "1 cut at the chunk limit (kept)" in funnel_table(manifest)
     record = manifest.sources["story"].splits["train"]
     assert record.documents == 151
     assert sum(chunk.documents for chunk in record.chunks) > 151
-    text = "".join(Tokenizer.load(corpus / "data").decode(ids) for ids in stored_documents(corpus / "data", manifest, "train", "story"))
+    text = "".join(
+        Tokenizer.load(corpus / "data").decode(ids)
+        for ids in stored_documents(corpus / "data", manifest, "train", "story")
+    )
     assert "A long story, told again and again. " * 2000 in text
 
 
@@ -324,7 +433,7 @@ def test_counts_of_what_was_left_out(corpus: Path) -> None:
     (corpus / "story" / "empty.txt").write_bytes(b"")
     manifest = prepare(config(corpus, errors="skip"))
     assert manifest.sources["story"].funnel[0].removed == {"empty": 1, "undecodable": 1}
-    (line,) = [line for line in funnel(manifest).splitlines() if line.startswith("story")]
+    (line,) = [line for line in funnel_table(manifest).splitlines() if line.startswith("story")]
     assert line.endswith("100.0%  1 empty, 1 not UTF-8")
 
 
@@ -334,51 +443,110 @@ def test_copies_fall_to_one_split(corpus: Path) -> None:
     manifest = prepare(config(corpus))
     tokenizer = Tokenizer.load(corpus / "data")
     texts = {
-        split: {tokenizer.decode(ids) for source in manifest.sources for ids in stored_documents(corpus / "data", manifest, split, source)}
+        split: {
+            tokenizer.decode(ids)
+            for source in manifest.sources
+            for ids in stored_documents(corpus / "data", manifest, split, source)
+        }
         for split in SPLITS
     }
     for one, other in itertools.combinations(SPLITS, 2):
         assert not texts[one] & texts[other]
 
 
-def test_missing_standard_library_tests_are_said(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_standard_library_tests_are_said(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(embedded, "files", lambda part: [])
     sources = {**config(corpus).sources, "tests": SourceConfig(kind="embedded", part="tests")}
     assert list(prepare(config(corpus, sources=sources)).sources) == ["story", "code"]
     assert "sources.tests is left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="no source has any file"):
-        prepare(config(corpus, "other", sources={"tests": SourceConfig(kind="embedded", part="tests")}))
+        prepare(
+            config(corpus, "other", sources={"tests": SourceConfig(kind="embedded", part="tests")})
+        )
 
 
 def test_embedded_source_names_its_python(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [path for path in embedded.files("code") if path.parent.name in ("json", "email")]
     monkeypatch.setattr(embedded, "files", lambda part: few)
-    manifest = prepare(config(corpus, sources={"code": SourceConfig(kind="embedded", part="code", licence="PSF-2.0")}))
-    assert re.fullmatch(r"Python standard library \(CPython 3\.\d+\.\d+\S*\)", manifest.sources["code"].origin or "")
+    manifest = prepare(
+        config(
+            corpus, sources={"code": SourceConfig(kind="embedded", part="code", licence="PSF-2.0")}
+        )
+    )
+    assert re.fullmatch(
+        r"Python standard library \(CPython 3\.\d+\.\d+\S*\)", manifest.sources["code"].origin or ""
+    )
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no sources": ({"sources": {}}, "sources is empty"),
-    "name": ({"sources": {"a/b": SourceConfig(kind="embedded", part="code")}}, "the name 'a/b' must consist of"),
-    "hidden name": ({"sources": {".a": SourceConfig(kind="embedded", part="code")}}, "the name '.a'"),
-    "no part": ({"sources": {"a": SourceConfig(kind="embedded")}}, r"sources\.a is of kind embedded and needs `part`"),
-    "no path": ({"sources": {"a": SourceConfig(kind="text")}}, r"sources\.a is of kind text and needs `path`"),
+    "name": (
+        {"sources": {"a/b": SourceConfig(kind="embedded", part="code")}},
+        "the name 'a/b' must consist of",
+    ),
+    "hidden name": (
+        {"sources": {".a": SourceConfig(kind="embedded", part="code")}},
+        "the name '.a'",
+    ),
+    "no part": (
+        {"sources": {"a": SourceConfig(kind="embedded")}},
+        r"sources\.a is of kind embedded and needs `part`",
+    ),
+    "no path": (
+        {"sources": {"a": SourceConfig(kind="text")}},
+        r"sources\.a is of kind text and needs `path`",
+    ),
     "field of another kind": (
         {"sources": {"a": SourceConfig(kind="text", path="x", fields={"text": "body"})}},
-        r"sources\.a\.fields=\{'text': 'body'\} has no meaning for kind text, which takes path, glob",
+        (
+            r"sources\.a\.fields=\{'text': 'body'\} has no meaning for kind text, which takes path,"
+            r" glob"
+        ),
     ),
-    "empty separator": ({"sources": {"a": SourceConfig(kind="text", path="x", separator="")}}, "separator is empty"),
-    "tokenizer without path": ({"tokenizer": TokenizerConfig(kind="file")}, "tokenizer is of kind file and needs `path`"),
-    "tokenizer with both": ({"tokenizer": TokenizerConfig(path="x")}, r"tokenizer\.path='x' has no meaning for kind train"),
-    "missing tokenizer": ({"tokenizer": TokenizerConfig(kind="file", path="nowhere")}, "tokenizer nowhere does not exist"),
-    "negative fraction": ({"splits": SplitsConfig(validation=-0.1)}, r"splits\.validation=-0\.1 must be a share"),
-    "fraction that is not a number": ({"splits": SplitsConfig(test=float("nan"))}, r"splits\.test=nan must be a share"),
-    "fractions too large": ({"splits": SplitsConfig(validation=0.5, test=0.5)}, "leaves nothing to train on"),
+    "empty separator": (
+        {"sources": {"a": SourceConfig(kind="text", path="x", separator="")}},
+        "separator is empty",
+    ),
+    "tokenizer without path": (
+        {"tokenizer": TokenizerConfig(kind="file")},
+        "tokenizer is of kind file and needs `path`",
+    ),
+    "tokenizer with both": (
+        {"tokenizer": TokenizerConfig(path="x")},
+        r"tokenizer\.path='x' has no meaning for kind train",
+    ),
+    "missing tokenizer": (
+        {"tokenizer": TokenizerConfig(kind="file", path="nowhere")},
+        "tokenizer nowhere does not exist",
+    ),
+    "negative fraction": (
+        {"splits": SplitsConfig(validation=-0.1)},
+        r"splits\.validation=-0\.1 must be a share",
+    ),
+    "fraction that is not a number": (
+        {"splits": SplitsConfig(test=float("nan"))},
+        r"splits\.test=nan must be a share",
+    ),
+    "fractions too large": (
+        {"splits": SplitsConfig(validation=0.5, test=0.5)},
+        "leaves nothing to train on",
+    ),
     "chunk": ({"chunk_tokens": 2**30}, "chunk_tokens=1073741824 must lie between 2 and 536870911"),
     "workers": ({"workers": 0}, "workers=0 must lie between"),
-    "vocabulary too small": ({"tokenizer": TokenizerConfig(vocab_size=256)}, "256 bytes, 4 special tokens"),
-    "vocabulary too large": ({"tokenizer": TokenizerConfig(vocab_size=60_000)}, "vocab_size=60000 is too large for this text"),
-    "document too large": ({"max_document_bytes": 100}, r"too_large, the first in part0/003\.txt: larger than max_document_bytes=100"),
+    "vocabulary too small": (
+        {"tokenizer": TokenizerConfig(vocab_size=256)},
+        "256 bytes, 4 special tokens",
+    ),
+    "vocabulary too large": (
+        {"tokenizer": TokenizerConfig(vocab_size=60_000)},
+        "vocab_size=60000 is too large for this text",
+    ),
+    "document too large": (
+        {"max_document_bytes": 100},
+        r"too_large, the first in part0/003\.txt: larger than max_document_bytes=100",
+    ),
 }
 
 
@@ -399,7 +567,9 @@ def test_mistakes_in_the_input(corpus: Path) -> None:
         prepare(config(corpus, **changes))
     (corpus / "only.txt").write_text("A single document.")
     splits = SplitsConfig(validation=0.95, test=0.0)
-    with pytest.raises(UserError, match=r"sources\.only is left without training text: its 18 bytes are too few"):
+    with pytest.raises(
+        UserError, match=r"sources\.only is left without training text: its 18 bytes are too few"
+    ):
         prepare(config(corpus, splits=splits, tokenizer=TokenizerConfig(vocab_size=261), **changes))
     (corpus / "only.txt").write_text("")
     with pytest.raises(UserError, match=r"sources\.only holds no document \(1 empty\)"):
@@ -407,7 +577,10 @@ def test_mistakes_in_the_input(corpus: Path) -> None:
     (corpus / "code.jsonl").write_text('{"content": "fine"}\n{"text": "not"}\n')
     with pytest.raises(
         UserError,
-        match=r"1 of 2 records .* more than max_bad_fraction=0\.01 allows:\n  1 missing_field, the first in code\.jsonl:2: .*content",
+        match=(
+            r"1 of 2 records .* more than max_bad_fraction=0\.01 allows:\n  1 missing_field, the"
+            r" first in code\.jsonl:2: .*content"
+        ),
     ):
         prepare(config(corpus))
     (corpus / "data").mkdir()
@@ -421,29 +594,50 @@ def test_an_empty_held_out_split_is_said(corpus: Path, capsys: pytest.CaptureFix
     manifest = prepare(config(corpus, splits=SplitsConfig(validation=0.2, test=0.00001)))
     assert manifest.sources["story"].splits["test"].chunks == ()
     assert not (corpus / "data" / "test").exists()
-    assert "story: no text is held out for test; add text, or raise splits.test (now 1e-05 of" in capsys.readouterr().err
+    assert (
+        "story: no text is held out for test; add text, or raise splits.test (now 1e-05 of"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("dedup", "counts"),
     [
         (DedupConfig(), "2 exact, 1 near"),
-        (DedupConfig(near=None, containment=ContainmentConfig(min_words=20)), "1 contained, 2 exact"),
+        (
+            DedupConfig(near=None, containment=ContainmentConfig(min_words=20)),
+            "1 contained, 2 exact",
+        ),
         (DedupConfig(exact=False, near=None, lines=LinesConfig()), "3 nothing_left"),
     ],
 )
-def test_a_source_that_deduplication_empties_is_named_with_what_took_it(tmp_path: Path, dedup: DedupConfig, counts: str) -> None:
+def test_a_source_that_deduplication_empties_is_named_with_what_took_it(
+    tmp_path: Path, dedup: DedupConfig, counts: str
+) -> None:
     texts = [" ".join(f"word{n}x{m}" for m in range(60)) for n in range(30)]
     first = [*texts[:29], f"{texts[29]}\nand five words more here"]
     second = [texts[0], texts[1], texts[29]]
     if dedup.near is None and dedup.containment is not None:
         first[29] += " and " + " ".join(f"other{m}" for m in range(60))
     for name, found in (("first", first), ("second", second)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in found))
-    sources = {name: SourceConfig(kind="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in ("first", "second")}
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in found)
+        )
+    sources = {
+        name: SourceConfig(kind="jsonl", path=str(tmp_path / f"{name}.jsonl"))
+        for name in ("first", "second")
+    }
     tokenizer = TokenizerConfig(vocab_size=270)
     with pytest.raises(UserError) as caught:
-        prepare(PrepareConfig(out=str(tmp_path / "data"), sources=sources, tokenizer=tokenizer, dedup=dedup, workers=1))
+        prepare(
+            PrepareConfig(
+                out=str(tmp_path / "data"),
+                sources=sources,
+                tokenizer=tokenizer,
+                dedup=dedup,
+                workers=1,
+            )
+        )
     message = str(caught.value)
     assert message.startswith("sources.second is left without a document")
     assert f"({counts})" in message

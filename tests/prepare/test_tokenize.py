@@ -1,4 +1,6 @@
-"""Training is deterministic and honest about its size; encoding keeps the order on any number of threads."""
+"""Training is deterministic and honest about its size; encoding keeps the order on any number
+of threads.
+"""
 
 import json
 import os
@@ -10,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_pretrain.data.byte_level import ALIASES, PATTERNS
-from lit_pretrain.data.tokenizer import Tokenizer
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import tokenize
-from lit_pretrain.prepare.config import TokenizerConfig
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-TEXTS = [f"def function_{n % 17}(argument):\n    return argument * {n * 37}  # Größe №{n % 5} of the thing\n" for n in range(200)]
+TEXTS = [
+    f"def function_{n % 17}(argument):\n    return argument * {n * 37}  # Größe №{n % 5} of the"
+    " thing\n"
+    for n in range(200)
+]
 
 
 def document(text: str, n: int = 0) -> Document:
@@ -26,14 +32,23 @@ def document(text: str, n: int = 0) -> Document:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return tokenize.train(TEXTS, TokenizerConfig(vocab_size=300))
+    return tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300))
 
 
 @pytest.mark.parametrize("pattern", sorted([*PATTERNS, *ALIASES]))
 def test_trained_tokenizer(pattern: str) -> None:
-    trained = tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
-    assert (trained.vocab_size, trained.pattern_name, trained.backend) == (300, ALIASES.get(pattern, pattern), "tiktoken")
-    assert trained.special_tokens == {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<|pad|>": 3}
+    trained = tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
+    assert (trained.vocab_size, trained.pattern_name, trained.backend) == (
+        300,
+        ALIASES.get(pattern, pattern),
+        "tiktoken",
+    )
+    assert trained.special_tokens == {
+        "<|endoftext|>": 0,
+        "<|im_start|>": 1,
+        "<|im_end|>": 2,
+        "<|pad|>": 3,
+    }
     assert (trained.bos_id, trained.eos_id, trained.one_separator) == (0, 0, True)
     assert sorted(trained.token_bytes()[:260].tolist()) == [0] * 4 + [1] * 256
     for text in TEXTS:
@@ -43,31 +58,45 @@ def test_trained_tokenizer(pattern: str) -> None:
 
 def test_same_tokenizer_on_any_number_of_threads() -> None:
     code = (
-        "import sys, hashlib; from tests_texts import TEXTS; from lit_pretrain.prepare import tokenize, config;"
-        "t = tokenize.train(TEXTS * 20, config.TokenizerConfig(vocab_size=400)); print(hashlib.sha256(t._text.encode()).hexdigest())"
+        "import sys, hashlib; from tests_texts import TEXTS; from lit_pretrain.prepare import"
+        " tokenize, config;t = tokenize.train(TEXTS * 20, config.TokenizerConfig(vocab_size=400));"
+        " print(hashlib.sha256(t._text.encode()).hexdigest())"
     ).replace("from tests_texts import TEXTS", f"TEXTS = {TEXTS!r}")
     hashes = set()
     for threads, parallel in (("1", "true"), ("2", "true"), ("7", "true"), ("2", "false")):
         env = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
-        hashes.add(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        hashes.add(
+            subprocess.run(
+                [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            ).stdout
+        )
     assert len(hashes) == 1
 
 
 def test_llama3_is_cl100k() -> None:
     # Its own regex, as meta-llama/llama3's llama/tokenizer.py gives it.
-    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    named = tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern="llama3"))
-    assert named.hash == tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, regex=regex)).hash
-    assert named.hash == tokenize.train(TEXTS, TokenizerConfig(vocab_size=300)).hash
-    assert named.hash != tokenize.train(TEXTS, TokenizerConfig(vocab_size=300, pattern="qwen2")).hash
+    regex = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    named = tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="llama3"))
+    assert (
+        named.hash == tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, regex=regex)).hash
+    )
+    assert named.hash == tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300)).hash
+    assert (
+        named.hash
+        != tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="qwen2")).hash
+    )
 
 
 def test_further_special_tokens() -> None:
     config = TokenizerConfig(vocab_size=300, special_tokens=["<|tool|>", "<think>"])
     config.validate()
-    trained = tokenize.train(TEXTS, config)
+    trained = tokenize.train_bpe(TEXTS, config)
     assert list(trained.special_tokens.items())[:6] == [
-        ("<|endoftext|>", 0), ("<|im_start|>", 1), ("<|im_end|>", 2), ("<|pad|>", 3), ("<|tool|>", 4), ("<think>", 5),
+        ("<|endoftext|>", 0), ("<|im_start|>", 1), ("<|im_end|>", 2), ("<|pad|>", 3),
+        ("<|tool|>", 4), ("<think>", 5),
     ]  # fmt: skip
     assert (trained.vocab_size, trained.backend, trained.bos_id) == (300, "tiktoken", 0)
     assert {4, 5}.isdisjoint(trained.encode("<think><|tool|>"))
@@ -77,7 +106,7 @@ def test_further_special_tokens() -> None:
 def test_own_regex(capsys: pytest.CaptureFixture[str]) -> None:
     config = TokenizerConfig(vocab_size=300, regex=r"\p{L}+|[0-9]")
     config.validate()
-    trained = tokenize.train(TEXTS, config)
+    trained = tokenize.train_bpe(TEXTS, config)
     assert "converters to GGUF refuse the tokenizer" in capsys.readouterr().err
     assert (trained.pattern_name, trained.backend, trained.vocab_size) == (None, "tokenizers", 300)
     assert len(trained.encode("1234567")) == 7
@@ -100,7 +129,10 @@ def test_own_regex(capsys: pytest.CaptureFixture[str]) -> None:
         ({"special_tokens": ["<a>"], "vocab_size": 261}, r"between 262 and .*5 special tokens"),
         ({"vocab_size": 260}, r"between 261 and .*4 special tokens and at least one merge"),
         ({"sample_bytes": 0}, "tokenizer.sample_bytes=0"),
-        ({"kind": "file", "path": "x", "special_tokens": ["<a>"]}, "special_tokens=.* has no meaning for kind file"),
+        (
+            {"kind": "file", "path": "x", "special_tokens": ["<a>"]},
+            "special_tokens=.* has no meaning for kind file",
+        ),
         ({"kind": "file", "path": "x", "regex": "a"}, "regex='a' has no meaning for kind file"),
         ({"kind": "file"}, "needs `path`"),
         ({"bos": "<a>"}, "bos='<a>' has no meaning for kind train"),
@@ -112,22 +144,26 @@ def test_mistakes_in_the_config(changes: dict[str, Any], wanted: str) -> None:
 
 
 def test_vocabulary_too_large() -> None:
-    with pytest.raises(UserError, match=r"vocab_size=5000 is too large for this text: it yields (\d+) tokens") as caught:
-        tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=5000))
+    with pytest.raises(
+        UserError, match=r"vocab_size=5000 is too large for this text: it yields (\d+) tokens"
+    ) as caught:
+        tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=5000))
     most = int(str(caught.value).split("it yields ")[1].split()[0])
-    assert tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
+    assert tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
 
 
 def test_little_text_gets_half_of_what_it_yields(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as caught:
-        tokenize.train(TEXTS[:5], TokenizerConfig(vocab_size=8192))
+        tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=8192))
     most = int(str(caught.value).split("it yields ")[1].split()[0])
     told: list[int] = []
-    trained = tokenize.train(TEXTS[:5], TokenizerConfig(), told.append)
+    trained = tokenize.train_bpe(TEXTS[:5], TokenizerConfig(), told.append)
     assert trained.vocab_size == max(260, most // 2)
     assert f"vocab_size is {trained.vocab_size}: half of the tokens" in capsys.readouterr().err
     assert sum(told) == sum(len(text.encode()) for text in TEXTS[:5])
-    assert tokenize.train(["ab"], TokenizerConfig()).vocab_size == 260, "bytes and special tokens alone"
+    assert tokenize.train_bpe(["ab"], TokenizerConfig()).vocab_size == 260, (
+        "bytes and special tokens alone"
+    )
 
 
 def test_encoding_keeps_the_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +198,10 @@ def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
         next(stream)
         assert taken - given_out <= 1
     stream.close()
-    assert "TOKENIZERS_PARALLELISM" not in os.environ or os.environ["TOKENIZERS_PARALLELISM"] != "false"
+    assert (
+        "TOKENIZERS_PARALLELISM" not in os.environ
+        or os.environ["TOKENIZERS_PARALLELISM"] != "false"
+    )
 
 
 def test_lost_bytes_are_noticed(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

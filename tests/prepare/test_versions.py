@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.config import PrepareConfig, SourceConfig
-from lit_pretrain.prepare.dedup.config import DedupConfig, NearConfig
-from lit_pretrain.prepare.filters.spec import FilterSpec
+from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, NearConfig
+from lit_pretrain.prepare.filters.load import FilterSpec
+from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.versions import difference, versions
 
-ALWAYS = {"lit_pretrain", "python", "unicode", "numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash"}
+ALWAYS = {
+    "lit_pretrain",
+    "python",
+    "unicode",
+    "numpy",
+    "pyarrow",
+    "regex",
+    "tiktoken",
+    "tokenizers",
+    "xxhash",
+}
 
 
 def config(kind: Any = "text", **fields: Any) -> PrepareConfig:
@@ -24,7 +34,10 @@ def config(kind: Any = "text", **fields: Any) -> PrepareConfig:
 def test_what_every_config_uses() -> None:
     found = versions(config())
     assert set(found) == ALWAYS
-    assert (found["python"], found["unicode"]) == (platform.python_version(), unicodedata.unidata_version)
+    assert (found["python"], found["unicode"]) == (
+        platform.python_version(),
+        unicodedata.unidata_version,
+    )
     assert found["pyarrow"] == importlib.metadata.version("pyarrow")
 
 
@@ -34,8 +47,14 @@ def test_what_every_config_uses() -> None:
         (config("warc"), {"lxml", "trafilatura", "warcio"}),
         (config("html"), {"lxml", "trafilatura"}),
         (config(dedup=DedupConfig(near=NearConfig())), {"rensa"}),
-        (config(filters=[FilterSpec(class_path="Language", init_args={"keep": ["en"]})]), {"py3langid"}),
-        (config(filters=[FilterSpec(class_path="Url", init_args={"datatrove_lists": True})]), {"datatrove"}),
+        (
+            config(filters=[FilterSpec(class_path="Language", init_args={"keep": ["en"]})]),
+            {"py3langid"},
+        ),
+        (
+            config(filters=[FilterSpec(class_path="Url", init_args={"datatrove_lists": True})]),
+            {"datatrove"},
+        ),
         (config(filters=[FilterSpec(class_path="Url", init_args={"words": ["x"]})]), set()),
         (config(filters=["gopher", "yaml.safe_load"]), {"PyYAML"}),
     ],
@@ -46,7 +65,9 @@ def test_what_this_config_uses(asked: PrepareConfig, more: set[str]) -> None:
     assert all(found[name] == importlib.metadata.version(name) for name in more)
 
 
-def test_a_filter_of_ones_own_counts_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_of_ones_own_counts_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "ones_own_filters.py").write_text("def keep(document, view): return True\n")
     asked = config(filters=["ones_own_filters.keep"])
@@ -61,7 +82,11 @@ def test_a_filter_of_ones_own_counts_by_its_file(tmp_path: Path, monkeypatch: py
 
 def test_the_lists_of_a_filter_count_by_their_content(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("bad\n")
-    asked = config(filters=[FilterSpec(class_path="Url", init_args={"word_files": [str(tmp_path / "words.txt")]})])
+    asked = config(
+        filters=[
+            FilterSpec(class_path="Url", init_args={"word_files": [str(tmp_path / "words.txt")]})
+        ]
+    )
     first = versions(asked)
     assert set(first) - ALWAYS == {f"file {tmp_path / 'words.txt'}"}
     (tmp_path / "words.txt").write_text("worse\n")
@@ -72,6 +97,8 @@ def test_the_lists_of_a_filter_count_by_their_content(tmp_path: Path) -> None:
 def test_another_machine_is_told_apart() -> None:
     here = versions(config())
     assert not difference(here)
-    assert difference(here | {"tokenizers": "0.1", "unicode": "1.0"}) == (
-        f"unicode is {unicodedata.unidata_version} here, 1.0 there, tokenizers is {here['tokenizers']} here, 0.1 there"
+    assert (
+        difference(here | {"tokenizers": "0.1", "unicode": "1.0"})
+        == f"unicode is {unicodedata.unidata_version} here, 1.0 there, tokenizers is"
+        f" {here['tokenizers']} here, 0.1 there"
     )

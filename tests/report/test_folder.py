@@ -1,4 +1,6 @@
-"""The run folder: whole files, no overwriting, and a metrics file that continues where a checkpoint stands."""
+"""The run folder: whole files, no overwriting, and a metrics file that continues where a
+checkpoint stands.
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.folder import METRICS, MetricsFile, check_unused, make_run_folder, provenance, read_metrics, revision, write_whole
+from lit_pretrain.report.run_folder import (
+    METRICS,
+    MetricsFile,
+    check_run_unused,
+    make_run_folder,
+    provenance,
+    read_metrics,
+    revision,
+    write_whole,
+)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "summary.md"
     write_whole(file, "old")
 
@@ -25,10 +38,10 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 
 def test_a_folder_with_a_run_is_not_given_to_another(tmp_path: Path) -> None:
     make_run_folder(tmp_path / "run")
-    check_unused(tmp_path / "run")  # still empty
+    check_run_unused(tmp_path / "run")  # still empty
     (tmp_path / "run" / "config.yaml").write_text("max_steps: 1\n")
     with pytest.raises(UserError, match="already holds a run"):
-        check_unused(tmp_path / "run")
+        check_run_unused(tmp_path / "run")
     make_run_folder(tmp_path / "run")  # of a run that goes on
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
@@ -43,12 +56,19 @@ def test_metrics_go_on_after_the_checkpoint(tmp_path: Path) -> None:
     with file.open("a") as torn:
         torn.write('{"step": 6, "train/lo')
     MetricsFile(file, first_step=3).write(4, {"train/loss": 7.0})
-    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 7.0)]
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 1 / 3),
+        (4, 7.0),
+    ]
     with pytest.raises(UserError, match="is not a run folder"):
         read_metrics(tmp_path / "elsewhere")
 
 
-def test_provenance_names_versions_and_survives_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_names_versions_and_survives_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert revision() is None

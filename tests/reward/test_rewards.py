@@ -10,7 +10,9 @@ import pytest
 from lit_pretrain.errors import UserError
 from lit_pretrain.reward import ExactAnswer, Format, LengthPenalty, Random, Reward, Rewards
 
-GSM8K = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"
+GSM8K = (
+    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"
+)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +63,21 @@ def test_format() -> None:
         Format("(")
 
 
-@pytest.mark.parametrize(("tokens", "value"), [(1, 0.0), (10, 0.0), (15, -0.5), (20, -1.0), (40, -1.0)])
+@pytest.mark.parametrize(
+    ("tokens", "value"), [(1, 0.0), (10, 0.0), (15, -0.5), (20, -1.0), (40, -1.0)]
+)
 def test_length_penalty(tokens: int, value: float) -> None:
-    assert LengthPenalty(free_tokens=10, max_tokens=20)("", "", {"rollout": {"tokens": tokens}}) == value
+    assert (
+        LengthPenalty(free_tokens=10, max_tokens=20)("", "", {"rollout": {"tokens": tokens}})
+        == value
+    )
 
 
 def test_random_knows_the_place_and_not_the_answer() -> None:
     def at(step: int, answer: int, completion: str, seed: int = 0) -> float:
-        return Random(0.3, seed)("", completion, {"rollout": {"step": step, "sample": 5, "answer": answer}})
+        return Random(0.3, seed)(
+            "", completion, {"rollout": {"step": step, "sample": 5, "answer": answer}}
+        )
 
     places = [(step, answer) for step in range(100) for answer in range(10)]
     values = [at(*place, "right") for place in places]
@@ -79,7 +88,7 @@ def test_random_knows_the_place_and_not_the_answer() -> None:
 
 def test_the_scorer_of_reasoning_gym() -> None:
     gym = pytest.importorskip("reasoning_gym")
-    from lit_pretrain.data.tasks import Task, task_rows
+    from lit_pretrain.data.chat.row_source import Task, task_rows
 
     (row,) = task_rows(Task(name="reasoning_gym/chain_sum", rows=1), "data.sources.x.task")
     (name, loaded) = "gym", Rewards({"gym": Reward(path="ReasoningGym")})
@@ -137,12 +146,24 @@ def test_functions_and_classes_by_path_are_summed_with_their_weights() -> None:
     [
         ({"path": "ExactAnwser"}, "'ExactAnwser' is unknown. Ours: ExactAnswer, Format"),
         ({"path": "no_such_module.f"}, "no module 'no_such_module'"),
-        ({"path": "my_rewards_for_tests.shorter"}, "has no function or class 'shorter'; it has longer"),
-        ({"path": "ExactAnswer", "options": {"befor": "#"}}, "no argument 'befor'; it takes after, last_number, field"),
-        ({"path": "my_rewards_for_tests.longer", "options": {"by_": 2}}, "no argument 'by_'; it takes by"),
+        (
+            {"path": "my_rewards_for_tests.shorter"},
+            "has no function or class 'shorter'; it has longer",
+        ),
+        (
+            {"path": "ExactAnswer", "options": {"befor": "#"}},
+            "no argument 'befor'; it takes after, last_number, field",
+        ),
+        (
+            {"path": "my_rewards_for_tests.longer", "options": {"by_": 2}},
+            "no argument 'by_'; it takes by",
+        ),
         ({"path": "my_rewards_for_tests.Says"}, "needs options: word"),
         ({"path": "my_rewards_for_tests.Mute"}, "cannot be called; give the class a __call__"),
-        ({"path": "LengthPenalty", "options": {"free_tokens": 9, "max_tokens": 3}}, "free_tokens=9 must be below max_tokens=3"),
+        (
+            {"path": "LengthPenalty", "options": {"free_tokens": 9, "max_tokens": 3}},
+            "free_tokens=9 must be below max_tokens=3",
+        ),
         ({"path": "ExactAnswer", "weight": 0.0}, "all weights are zero"),
         ({"path": "ExactAnswer", "weight": float("nan")}, "right.weight=nan must be finite"),
     ],
@@ -162,7 +183,10 @@ def test_no_reward_is_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "x returned None for the answer '46' to '1 + 45 ='; it must return a finite number"),
+        (
+            "nothing",
+            "x returned None for the answer '46' to '1 + 45 ='; it must return a finite number",
+        ),
         ("text", "x returned '1.0' for"),
         ("endless", "x returned tensor(inf) for"),
         ("broken", "x failed on the answer '46' to '1 + 45 =': KeyError: 'missing' ("),

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lit_pretrain.scaling.law import Floats, Law
-from lit_pretrain.scaling.published import law as published
+from lit_pretrain.scaling.published import published_law as published
 from lit_pretrain.scaling.runs import Runs
 
 CHINCHILLA = published("besiroglu")
@@ -26,6 +26,8 @@ def sweeps(
     best = np.array([law.optimum(float(x)).n for x in c])
     n = best * np.tile(np.geomspace(1 / below, above, sizes), budgets)
     d = c / 6 / n
-    noise: Floats = np.random.default_rng(seed).normal(0, sigma, len(n)) if sigma else np.zeros(len(n))
+    noise: Floats = (
+        np.random.default_rng(seed).normal(0, sigma, len(n)) if sigma else np.zeros(len(n))
+    )
     labels = tuple(f"run {i}" for i in range(len(n)))
     return Runs(labels, n, d, c, law.loss(n, d) * np.exp(noise), None, "total", "nats")

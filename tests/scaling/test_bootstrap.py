@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import bootstrap, exponent_intervals, interval, param_intervals, usable
+from lit_pretrain.scaling.bootstrap import (
+    bootstrap,
+    exponent_intervals,
+    interval,
+    param_intervals,
+    usable,
+)
 from lit_pretrain.scaling.law import Floats, Law
-from lit_pretrain.scaling.published import law as published
+from lit_pretrain.scaling.published import published_law as published
 from lit_pretrain.scaling.regression import fit
 
 TRUTH = published("besiroglu")

@@ -9,11 +9,11 @@ import pytest
 from lit_pretrain.__main__ import main
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
-from lit_pretrain.scaling.expected import expected
-from lit_pretrain.scaling.fitted import document, fit_runs
-from lit_pretrain.scaling.own_law import find_law
-from lit_pretrain.scaling.published import law as published
-from lit_pretrain.scaling.runs import Record, assemble
+from lit_pretrain.scaling.fitted import fit_document, fit_runs
+from lit_pretrain.scaling.forecast import expected
+from lit_pretrain.scaling.published import find_law
+from lit_pretrain.scaling.published import published_law as published
+from lit_pretrain.scaling.runs import Record, assemble_runs
 
 COUNTS = count_parameters(ModelConfig(n_layer=12, width=768, n_head=12, vocab_size=32_000))
 LAW = published("besiroglu")
@@ -28,7 +28,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
             loss = float(LAW.loss(n, c / 6 / n) * np.exp(rng.normal(0, 0.003)))
             records.append(Record(f"{c}_{n}", {"nats": loss}, n, c / 6 / n, vocabulary="aa"))
     path = tmp_path_factory.mktemp("laws") / "law.json"
-    path.write_text(json.dumps(document(fit_runs(assemble(records, counts="nonembed"), draws=50), with_draws=True)))
+    path.write_text(
+        json.dumps(
+            fit_document(
+                fit_runs(assemble_runs(records, counts="nonembed"), draws=50), with_draws=True
+            )
+        )
+    )
     return path
 
 
@@ -37,7 +43,9 @@ def test_a_law_of_one_s_own(kept: Path) -> None:
     assert found.n == COUNTS.non_embedding
     assert found.metric == "val/loss"
     assert found.end.loss == pytest.approx(float(LAW.loss(found.n, 1e10)), rel=0.02)
-    assert found.interval == found.end.run95  # with the scatter of single runs, not of the law alone
+    assert (
+        found.interval == found.end.run95
+    )  # with the scatter of single runs, not of the law alone
     low, high = found.interval or (0, 0)
     values = found.values(1e10)
     assert values == {"forecast/loss": found.end.loss, "forecast/low": low, "forecast/high": high}
@@ -56,7 +64,9 @@ def test_published_laws_know_where_they_hold() -> None:
     assert (found.name, found.outside) == ("besiroglu", ())
     assert found.end.loss == pytest.approx(float(LAW.loss(COUNTS.total, 1e10)))
     assert found.interval == found.end.ci95
-    assert expected(COUNTS, 1e6).outside == ("D 250.0 × below the smallest of the law's runs (2.5e+08)",)
+    assert expected(COUNTS, 1e6).outside == (
+        "D 250.0 × below the smallest of the law's runs (2.5e+08)",
+    )
     assert expected(COUNTS, 1e10, given="kaplan").interval is None
     assert expected(COUNTS, 1e10, given="kaplan").n == COUNTS.non_embedding
     with pytest.raises(UserError, match="no published law: besiroglu, "):
@@ -65,10 +75,17 @@ def test_published_laws_know_where_they_hold() -> None:
 
 def test_a_plan_by_a_law_of_one_s_own(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = find_law(str(kept))
-    assert (found.counts, found.unit, found.citation) == ("nonembed", "nats per token", "fitted to 21 runs of one's own")
+    assert (found.counts, found.unit, found.citation) == (
+        "nonembed",
+        "nats per token",
+        "fitted to 21 runs of one's own",
+    )
     assert found.outside(1e13, 1e10)[0].startswith("N ")
     shape = str(Path(__file__).parents[2] / "configs" / "model" / "llama_124m.yaml")
-    assert main(["plan", "--config", shape, "--max_tokens", "2.5e9", "--law", str(kept), "--json"]) == 0
+    assert (
+        main(["plan", "--config", shape, "--max_tokens", "2.5e9", "--law", str(kept), "--json"])
+        == 0
+    )
     loss = json.loads(capsys.readouterr().out)["loss"]
     assert loss["here"]["loss"] == pytest.approx(float(LAW.loss(loss["n"], 2.5e9)), rel=0.02)
     assert loss["here"]["ci95"][0] < loss["here"]["loss"] < loss["here"]["ci95"][1]

@@ -1,4 +1,6 @@
-"""Figures: every one draws for every form, shows what it should, and arrives in TensorBoard as it is."""
+"""Figures: every one draws for every form, shows what it should, and arrives in TensorBoard as
+it is.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling import figures
 from lit_pretrain.scaling.bootstrap import Draws
-from lit_pretrain.scaling.event_images import write_images
+from lit_pretrain.scaling.figures import write_images
 from lit_pretrain.scaling.fitted import Fitted, fit_runs
 from lit_pretrain.scaling.isoflop import isoflop
 from lit_pretrain.scaling.law import Law
@@ -39,7 +41,9 @@ def test_parabolas_have_starred_minima() -> None:
     found = isoflop(RUNS, draws=20)
     ax = first(figures.isoflop_figure(found))
     stars = [line for line in ax.lines if line.get_marker() == "*"]
-    assert [float(star.get_xdata()[0]) for star in stars] == pytest.approx([m.n for m in found.minima])
+    assert [float(star.get_xdata()[0]) for star in stars] == pytest.approx(
+        [m.n for m in found.minima]
+    )
     assert ax.get_xlabel() == "parameters N (total)"
     assert ax.get_ylabel() == "validation loss (nats per token)"
     assert labels(ax).count("minimum") == 1
@@ -51,7 +55,9 @@ def test_compute_axes_have_a_band_and_shade_what_is_far(fitted: Fitted, draw: ob
     assert "95 % of bootstrap laws" in labels(ax)
     assert "more than 10× the largest run" in labels(ax)
     assert "FLOPs" in ax.get_xlabel()
-    (shade,) = [patch for patch in ax.patches if patch.get_label() == "more than 10× the largest run"]
+    (shade,) = [
+        patch for patch in ax.patches if patch.get_label() == "more than 10× the largest run"
+    ]
     assert shade.get_x() == pytest.approx(10 * RUNS.largest_compute)  # type: ignore[attr-defined]
 
 
@@ -60,7 +66,9 @@ def test_minima_lie_on_the_optimum(fitted: Fitted) -> None:
     figure = figures.optimum_figure(fitted, found)
     for ax, attribute in zip(figure.axes, ("n", "d"), strict=True):
         (stars,) = [line for line in ax.lines if line.get_marker() == "*"]
-        assert list(stars.get_ydata()) == pytest.approx([getattr(m, attribute) for m in found.minima])
+        assert list(stars.get_ydata()) == pytest.approx(
+            [getattr(m, attribute) for m in found.minima]
+        )
     first(figure)
 
 
@@ -85,7 +93,9 @@ def test_residuals_and_pairs(fitted: Fitted) -> None:
 def test_resamples_that_run_away_leave_the_pairs_readable(fitted: Fitted) -> None:
     assert fitted.draws is not None
     lost = Law("chinchilla", {**fitted.fit.law.params, "E": 1e-300, "B": 1e300})
-    figure = figures.pairs_figure(dataclasses.replace(fitted, draws=Draws((*fitted.draws.laws * 4, lost), 0)))
+    figure = figures.pairs_figure(
+        dataclasses.replace(fitted, draws=Draws((*fitted.draws.laws * 4, lost), 0))
+    )
     first(figure)  # drawing is where an axis to 1e300 fails
     assert max(ax.get_xlim()[1] for ax in figure.axes) < 1e6
 
@@ -93,7 +103,12 @@ def test_resamples_that_run_away_leave_the_pairs_readable(fitted: Fitted) -> Non
 @pytest.mark.parametrize("form", ["tied", "kaplan"])
 def test_other_forms_draw(form: str) -> None:
     other = fit_runs(RUNS, form, kind="lad")  # type: ignore[arg-type]
-    for draw in (figures.optimum_figure, figures.envelope_figure, figures.contour_figure, figures.residual_figure):
+    for draw in (
+        figures.optimum_figure,
+        figures.envelope_figure,
+        figures.contour_figure,
+        figures.residual_figure,
+    ):
         first(draw(other))
 
 

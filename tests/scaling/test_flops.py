@@ -18,16 +18,31 @@ ROOT = Path(__file__).parents[2]
 
 def shape(name: str) -> ModelConfig:
     """One of the shapes that we ship."""
-    return ModelConfig(**yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]["net"])
+    return ModelConfig(
+        **yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]["net"]
+    )
 
 
 LLAMA3: dict[str, Any] = {"vocab_size": 128256, "n_kv_head": 8, "max_seq_len": 8192}
 SHAPES: dict[str, tuple[ModelConfig, int]] = {
     "default": (ModelConfig(), 512),
     "tied": (ModelConfig(tie_embeddings=True, activation="relu2"), 256),
-    "nanochat": (ModelConfig(value_embeddings="alternate", residual_scalars=True, embed_norm=True, qk_norm=True), 128),
-    "gpt2": (ModelConfig(position="learned", activation="gelu", qkv_bias=True, ffn_bias=True, norm="layernorm"), 128),
-    "tied gqa": (ModelConfig(tie_embeddings=True, n_kv_head=2, qk_norm=True, attention="sdpa"), 256),
+    "nanochat": (
+        ModelConfig(
+            value_embeddings="alternate", residual_scalars=True, embed_norm=True, qk_norm=True
+        ),
+        128,
+    ),
+    "gpt2": (
+        ModelConfig(
+            position="learned", activation="gelu", qkv_bias=True, ffn_bias=True, norm="layernorm"
+        ),
+        128,
+    ),
+    "tied gqa": (
+        ModelConfig(tie_embeddings=True, n_kv_head=2, qk_norm=True, attention="sdpa"),
+        256,
+    ),
     "qwen3 0.6b": (shape("qwen3_0.6b"), 1024),
     "llama2 7b": (shape("llama2_7b"), 4096),
     "wide heads": (ModelConfig(head_dim=128, n_kv_head=2), 128),
@@ -43,8 +58,12 @@ def test_training_flops_are_those_that_torch_counts(name: str) -> None:
         model, tokens_BT = Transformer(config), torch.zeros(2, seq_len, dtype=torch.int64)
         counter = FlopCounterMode(display=False)
         with counter:
-            F.cross_entropy(model.logits(model(tokens_BT)).flatten(0, 1), tokens_BT.flatten()).backward()
-    assert counter.get_total_flops() / tokens_BT.numel() == flops_per_token(config, seq_len).training
+            F.cross_entropy(
+                model.logits(model(tokens_BT)).flatten(0, 1), tokens_BT.flatten()
+            ).backward()
+    assert (
+        counter.get_total_flops() / tokens_BT.numel() == flops_per_token(config, seq_len).training
+    )
 
 
 def test_llama3_8b_at_8192() -> None:
@@ -69,7 +88,15 @@ def test_mfu_of_torchtitan(rate: float, percent: float) -> None:
     assert 100 * mfu(rate, flops, 989e12) == pytest.approx(percent, abs=0.005)
 
 
-MPT = {"760m": (1536, 24), "1b": (2048, 24), "3b": (2560, 32), "7b": (4096, 32), "13b": (5120, 40), "30b": (7168, 48), "70b": (8192, 80)}
+MPT = {
+    "760m": (1536, 24),
+    "1b": (2048, 24),
+    "3b": (2560, 32),
+    "7b": (4096, 32),
+    "13b": (5120, 40),
+    "30b": (7168, 48),
+    "70b": (8192, 80),
+}
 MOSAIC = [  # LLM Foundry's tables: model, T, tokens per second of a device, MFU in per cent, parameters, peak as its code has it
     ("70b", 2048, 1039, 42.57, 64862437376, 989.5e12),
     ("30b", 8192, 1384, 29.92, 30019254272, 989.5e12),
@@ -89,12 +116,15 @@ MOSAIC = [  # LLM Foundry's tables: model, T, tokens per second of a device, MFU
 
 
 @pytest.mark.parametrize(("name", "seq_len", "rate", "percent", "parameters", "peak"), MOSAIC)
-def test_mfu_of_mosaic(name: str, seq_len: int, rate: float, percent: float, parameters: int, peak: float) -> None:
+def test_mfu_of_mosaic(
+    name: str, seq_len: int, rate: float, percent: float, parameters: int, peak: float
+) -> None:
     width, layers = MPT[name]
     heads = {"760m": 12, "1b": 16, "3b": 20, "7b": 32, "13b": 40, "30b": 56, "70b": 64}[name]
     bias = {"norm_bias": True, "qkv_bias": True, "attn_out_bias": True, "ffn_bias": True}
     config = ModelConfig(
-        vocab_size=50368, width=width, n_layer=layers, n_head=heads, max_seq_len=seq_len, position="learned", norm="layernorm",
+        vocab_size=50368, width=width, n_layer=layers, n_head=heads, max_seq_len=seq_len,
+        position="learned", norm="layernorm",
         activation="gelu", tie_embeddings=True, **bias,
     )  # fmt: skip
     flops = flops_per_token(config, seq_len)

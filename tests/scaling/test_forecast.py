@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.fitted import document, fit_runs
+from lit_pretrain.scaling.fitted import fit_document, fit_runs
 from lit_pretrain.scaling.forecast import forecast
 from lit_pretrain.scaling.law import Law
 
@@ -15,7 +15,11 @@ def test_a_run_by_any_two_of_n_d_and_flops() -> None:
     law, rest = CHINCHILLA, {"largest_compute": 1e22}
     best = forecast(law, flops=6e21, **rest)
     assert (best.n, best.d) == pytest.approx(law.optimum(6e21))
-    by = [forecast(law, n=1e10, d=1e11, **rest), forecast(law, n=1e10, flops=6e21, **rest), forecast(law, d=1e11, flops=6e21, **rest)]
+    by = [
+        forecast(law, n=1e10, d=1e11, **rest),
+        forecast(law, n=1e10, flops=6e21, **rest),
+        forecast(law, d=1e11, flops=6e21, **rest),
+    ]
     for found in by:
         assert (found.n, found.d, found.c) == pytest.approx((1e10, 1e11, 6e21))
         assert found.loss == pytest.approx(float(law.loss(1e10, 1e11)))
@@ -46,7 +50,13 @@ def test_intervals() -> None:
     runs = sweeps(sigma=0.005, sizes=9, seed=4)
     fitted = fit_runs(runs, draws=60, seed=1)
     near, far = (
-        forecast(fitted.fit.law, flops=c, largest_compute=runs.largest_compute, draws=fitted.draws, residuals=fitted.fit.residuals)
+        forecast(
+            fitted.fit.law,
+            flops=c,
+            largest_compute=runs.largest_compute,
+            draws=fitted.draws,
+            residuals=fitted.fit.residuals,
+        )
         for c in (1e20, 1e25)
     )
     for found in (near, far):
@@ -59,30 +69,40 @@ def test_intervals() -> None:
     assert near.ci95 is not None
     assert far.ci95 is not None
     assert far.ci95[1] / far.ci95[0] > near.ci95[1] / near.ci95[0]
-    assert forecast(fitted.fit.law, n=1e9, d=1e10, largest_compute=1e21, draws=fitted.draws).n_ci95 is None
+    assert (
+        forecast(fitted.fit.law, n=1e9, d=1e10, largest_compute=1e21, draws=fitted.draws).n_ci95
+        is None
+    )
 
 
 def test_repeated_data_costs_loss() -> None:
     law = Law("data", {**CHINCHILLA.params, "R_D": 15.0, "R_N": 5.0})
-    plain, scarce = (forecast(law, n=1e9, d=2e10, unique=unique, largest_compute=1e22).loss for unique in (None, 1e9))
+    plain, scarce = (
+        forecast(law, n=1e9, d=2e10, unique=unique, largest_compute=1e22).loss
+        for unique in (None, 1e9)
+    )
     assert scarce > plain
 
 
 def test_a_fit_says_everything() -> None:
     runs = sweeps(sigma=0.003)
-    found = document(fit_runs(runs, drop_highest=2, draws=5))
+    found = fit_document(fit_runs(runs, drop_highest=2, draws=5))
     assert found["params"].keys() == found["ci95"].keys() == {"E", "A", "B", "alpha", "beta"}
     assert found["n_runs"] == len(runs) - 2
     assert found["dropped"] == [runs.labels[i] for i in sorted(np.argsort(runs.loss)[-2:])]
     assert found["optimum"].keys() == {"a", "b", "ci95"}
     assert found["params_counted"] == "total"
     residuals = np.array([item["residual"] for item in found["residuals"]])
-    assert np.where(np.abs(residuals) <= 1e-3, residuals**2 / 2, 1e-3 * (np.abs(residuals) - 5e-4)).sum() == pytest.approx(
-        found["objective"]
-    )
+    assert np.where(
+        np.abs(residuals) <= 1e-3, residuals**2 / 2, 1e-3 * (np.abs(residuals) - 5e-4)
+    ).sum() == pytest.approx(found["objective"])
     kept = [i for i in range(len(runs)) if runs.labels[i] not in found["dropped"]]
     law = Law("chinchilla", found["params"])
-    np.testing.assert_allclose(residuals, np.log(runs.loss[kept]) - np.log(law.loss(runs.n[kept], runs.d[kept])), atol=1e-12)
+    np.testing.assert_allclose(
+        residuals,
+        np.log(runs.loss[kept]) - np.log(law.loss(runs.n[kept], runs.d[kept])),
+        atol=1e-12,
+    )
 
 
 def test_exponents_that_are_not_positive_are_refused() -> None:
@@ -93,7 +113,13 @@ def test_exponents_that_are_not_positive_are_refused() -> None:
     import dataclasses
 
     rising_runs = dataclasses.replace(runs, n=n, d=d, c=6 * n * d, loss=rising.loss(n, d))
-    with pytest.raises(UserError, match=r"exponent alpha of the chinchilla law that fits best is -0\.\d+, not positive: .* fall with N"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"exponent alpha of the chinchilla law that fits best is -0\.\d+, not positive: .* fall"
+            r" with N"
+        ),
+    ):
         fit_runs(rising_runs)
     with pytest.raises(UserError, match="needs the unique tokens of every run"):
         fit_runs(runs, "data")

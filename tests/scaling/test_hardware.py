@@ -47,7 +47,8 @@ def test_names_of_drivers(name: str, tera: float, memory: float) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "NVIDIA GeForce GTX 1080", "NVIDIA L40", "NVIDIA RTX A4000", "NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce GTX 1080", "NVIDIA L40", "NVIDIA RTX A4000", "NVIDIA A10G",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "cpu", "",
     ],
 )  # fmt: skip

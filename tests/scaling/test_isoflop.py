@@ -1,4 +1,6 @@
-"""IsoFLOP: minima and exponents of surfaces that are known, their bias, and the sweeps that are refused."""
+"""IsoFLOP: minima and exponents of surfaces that are known, their bias, and the sweeps that are
+refused.
+"""
 
 import dataclasses
 
@@ -7,7 +9,7 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.isoflop import isoflop
-from lit_pretrain.scaling.published import law as published
+from lit_pretrain.scaling.published import published_law as published
 from lit_pretrain.scaling.runs import Runs
 
 from .synthetic import CHINCHILLA, sweeps
@@ -37,7 +39,9 @@ def test_parabolas_come_back(a: float) -> None:
 
 
 def test_bias_of_wide_sweeps() -> None:
-    """On a noiseless Chinchilla surface the exponent is exact and D* is not: -2.9 % at 1e24 FLOPs for 8 times either side."""
+    """On a noiseless Chinchilla surface the exponent is exact and D* is not: -2.9 % at 1e24
+    FLOPs for 8 times either side.
+    """
     law = published("hoffmann")
     for reach, bias in ((8.0, -0.0288), (2.0, -0.0037)):
         runs = sweeps(law, budgets=5, sizes=16, below=reach, above=reach)
@@ -63,7 +67,10 @@ def test_intervals_cover_the_exponent() -> None:
 
 def test_one_sided_sweeps_are_named() -> None:
     found = isoflop(sweeps(below=8.0, above=1.7), draws=0)
-    assert sum("one-sided" in message and "larger models" in message for message in found.warnings) == 4
+    assert (
+        sum("one-sided" in message and "larger models" in message for message in found.warnings)
+        == 4
+    )
     found = isoflop(sweeps(below=1.7, above=8.0), draws=0)
     assert any("one-sided" in message and "smaller models" in message for message in found.warnings)
 
@@ -87,8 +94,14 @@ def flipped(runs: Runs) -> Runs:
 
 REFUSED = {
     "fewer than three budgets": (lambda: sweeps(budgets=2), "2 FLOP budgets .* at least 3"),
-    "edge, larger": (lambda: sweeps(below=16, above=0.9), "minimum is at the edge of the sweep .* add larger models"),
-    "edge, smaller": (lambda: sweeps(below=0.9, above=16), "minimum is at the edge of the sweep .* add smaller models"),
+    "edge, larger": (
+        lambda: sweeps(below=16, above=0.9),
+        "minimum is at the edge of the sweep .* add larger models",
+    ),
+    "edge, smaller": (
+        lambda: sweeps(below=0.9, above=16),
+        "minimum is at the edge of the sweep .* add smaller models",
+    ),
     "spread": (lambda: sweeps(below=1.5, above=1.5), r"factor of 2\.25 only"),
     "two sizes": (lambda: sweeps(sizes=2), "2 sizes; a parabola needs at least 3"),
     "no minimum": (lambda: flipped(sweeps()), "no minimum in N"),

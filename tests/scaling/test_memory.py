@@ -15,35 +15,63 @@ from hypothesis import strategies as st
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.scaling import memory
-from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.scaling.hardware import GIB, HEAP, beside, room
 from lit_pretrain.scaling.memory import Layout, chunk_tokens, peak, states
-from lit_pretrain.scaling.process import HEAP, beside, room
 
-head = importlib.import_module("lit_pretrain.objective.linear_cross_entropy")  # the package has the function under this name
+head = importlib.import_module(
+    "lit_pretrain.objective.linear_cross_entropy"
+)  # the package has the function under this name
 ROOT = Path(__file__).parents[2]
 
 
 def shape(name: str) -> ModelConfig:
-    return ModelConfig(**yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]["net"])
+    return ModelConfig(
+        **yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]["net"]
+    )
 
 
 def tracked(**changes: Any) -> Layout:
-    """As the tracker's figures were taken: uncompiled, norms composed, logits of all tokens, FSDP2 with bf16 by policy."""
-    same = {"sharding": "fsdp", "precision": "bf16-policy", "compiled": False, "fused_norm": False, "head": "plain"}
+    """As the tracker's figures were taken: uncompiled, norms composed, logits of all tokens,
+    FSDP2 with bf16 by policy.
+    """
+    same = {
+        "sharding": "fsdp",
+        "precision": "bf16-policy",
+        "compiled": False,
+        "fused_norm": False,
+        "head": "plain",
+    }
     return Layout(**{**same, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("name", "layout", "gib", "phase"),
     [
-        ("llama3_8b", {"devices": 8, "rows": 1, "seq_len": 8192, "checkpointing": True}, 27.234, "loss"),
-        ("llama3_8b", {"devices": 8, "rows": 1, "seq_len": 8192, "checkpointing": True, "moments": False}, 19.755, "loss"),
+        (
+            "llama3_8b",
+            {"devices": 8, "rows": 1, "seq_len": 8192, "checkpointing": True},
+            27.234,
+            "loss",
+        ),
+        (
+            "llama3_8b",
+            {"devices": 8, "rows": 1, "seq_len": 8192, "checkpointing": True, "moments": False},
+            19.755,
+            "loss",
+        ),
         ("llama3_8b", {"devices": 8, "rows": 1, "seq_len": 8192, "moments": False}, 70.788, "loss"),
         ("llama2_7b", {"devices": 4, "rows": 2, "seq_len": 4096}, 72.093, "loss"),
-        ("llama2_7b", {"devices": 4, "rows": 2, "seq_len": 4096, "checkpointing": True}, 28.879, "block backward"),
+        (
+            "llama2_7b",
+            {"devices": 4, "rows": 2, "seq_len": 4096, "checkpointing": True},
+            28.879,
+            "block backward",
+        ),
     ],
 )
-def test_peaks_of_fsdp_mem_tracker(name: str, layout: dict[str, Any], gib: float, phase: str) -> None:
+def test_peaks_of_fsdp_mem_tracker(
+    name: str, layout: dict[str, Any], gib: float, phase: str
+) -> None:
     found = peak(shape(name), tracked(**layout))
     assert found.bytes / GIB == pytest.approx(gib, rel=0.001)  # 2 % were asked for
     assert found.phase == phase
@@ -53,7 +81,15 @@ def test_peaks_of_fsdp_mem_tracker(name: str, layout: dict[str, Any], gib: float
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_tracker_says_so_today(checkpointing: bool) -> None:
     script = Path(__file__).with_name("track_fsdp.py")
-    net = {"vocab_size": 8192, "n_layer": 8, "width": 512, "n_head": 8, "n_kv_head": 4, "ffn_width": 1536, "max_seq_len": 512}
+    net = {
+        "vocab_size": 8192,
+        "n_layer": 8,
+        "width": 512,
+        "n_head": 8,
+        "n_kv_head": 4,
+        "ffn_width": 1536,
+        "max_seq_len": 512,
+    }
     asked = {"net": net, "devices": 4, "rows": 2, "seq_len": 512, "checkpointing": checkpointing}
     found = run(script, asked)
     layout = tracked(devices=4, rows=2, seq_len=512, checkpointing=checkpointing)
@@ -61,10 +97,26 @@ def test_the_tracker_says_so_today(checkpointing: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "checkpointing"), [("32-true", False), ("32-true", True), ("bf16-mixed", False)])
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"), [("32-true", False), ("32-true", True), ("bf16-mixed", False)]
+)
 def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) -> None:
-    net = {"vocab_size": 2048, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
-    asked = {"net": net, "rows": 16, "seq_len": 256, "precision": precision, "checkpointing": checkpointing}
+    net = {
+        "vocab_size": 2048,
+        "n_layer": 6,
+        "width": 256,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "ffn_width": 704,
+        "max_seq_len": 256,
+    }
+    asked = {
+        "net": net,
+        "rows": 16,
+        "seq_len": 256,
+        "precision": precision,
+        "checkpointing": checkpointing,
+    }
     found = run(Path(__file__).with_name("measure_step.py"), asked)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.25, abs=30e6)
 
@@ -72,12 +124,32 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 @pytest.mark.parametrize(
-    ("precision", "checkpointing"), [("32-true", False), ("32-true", True), ("bf16-mixed", False), ("bf16-mixed", True)]
+    ("precision", "checkpointing"),
+    [("32-true", False), ("32-true", True), ("bf16-mixed", False), ("bf16-mixed", True)],
 )
-def test_real_steps_of_an_adapter_take_what_is_planned(precision: str, checkpointing: bool, quantize: str | None) -> None:
-    net = {"vocab_size": 8192, "n_layer": 6, "width": 512, "n_head": 8, "n_kv_head": 4, "ffn_width": 1408, "max_seq_len": 256}
-    asked = {"net": net, "rows": 8, "seq_len": 256, "precision": precision, "checkpointing": checkpointing}
-    found = run(Path(__file__).with_name("measure_step.py"), asked | {"adapter": {"rank": 8, "quantize": quantize}})
+def test_real_steps_of_an_adapter_take_what_is_planned(
+    precision: str, checkpointing: bool, quantize: str | None
+) -> None:
+    net = {
+        "vocab_size": 8192,
+        "n_layer": 6,
+        "width": 512,
+        "n_head": 8,
+        "n_kv_head": 4,
+        "ffn_width": 1408,
+        "max_seq_len": 256,
+    }
+    asked = {
+        "net": net,
+        "rows": 8,
+        "seq_len": 256,
+        "precision": precision,
+        "checkpointing": checkpointing,
+    }
+    found = run(
+        Path(__file__).with_name("measure_step.py"),
+        asked | {"adapter": {"rank": 8, "quantize": quantize}},
+    )
     assert found["planned"] == pytest.approx(found["measured"], rel=0.15, abs=50e6)
 
 
@@ -93,9 +165,26 @@ def test_real_steps_of_an_adapter_take_what_is_planned(precision: str, checkpoin
     ],
     ids=["cache", "reading", "groups", "vocabulary"],
 )
-def test_real_answers_take_what_is_planned(precision: str, answering: dict[str, int], vocab_size: int) -> None:
-    net = {"vocab_size": vocab_size, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
-    asked = {"net": net, "rows": 1, "seq_len": 16, "precision": precision, "checkpointing": False, "answering": answering}
+def test_real_answers_take_what_is_planned(
+    precision: str, answering: dict[str, int], vocab_size: int
+) -> None:
+    net = {
+        "vocab_size": vocab_size,
+        "n_layer": 6,
+        "width": 256,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "ffn_width": 704,
+        "max_seq_len": 256,
+    }
+    asked = {
+        "net": net,
+        "rows": 1,
+        "seq_len": 16,
+        "precision": precision,
+        "checkpointing": False,
+        "answering": answering,
+    }
     found = run(Path(__file__).with_name("measure_step.py"), asked)
     assert found["planned"] == pytest.approx(found["measured"], rel=0.15, abs=20e6)
 
@@ -103,7 +192,15 @@ def test_real_answers_take_what_is_planned(precision: str, answering: dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_process_takes_the_heap_s_share_on_top(precision: str) -> None:
-    net = {"vocab_size": 2048, "n_layer": 6, "width": 256, "n_head": 4, "n_kv_head": 2, "ffn_width": 704, "max_seq_len": 256}
+    net = {
+        "vocab_size": 2048,
+        "n_layer": 6,
+        "width": 256,
+        "n_head": 4,
+        "n_kv_head": 2,
+        "ffn_width": 704,
+        "max_seq_len": 256,
+    }
     asked = {"net": net, "rows": 16, "seq_len": 256, "precision": precision, "checkpointing": False}
     found = run(Path(__file__).with_name("measure_step.py"), asked, MALLOC_MMAP_THRESHOLD_="")
     # How much the heap keeps differs from run to run: 1.37 to 1.64 times the tensors in bf16.
@@ -112,15 +209,27 @@ def test_a_process_takes_the_heap_s_share_on_top(precision: str) -> None:
 
 @given(tensors=st.floats(0, 1e15), device=st.sampled_from(["cpu", "cuda"]))
 def test_what_a_process_has_room_for(tensors: float, device: Literal["cpu", "cuda"]) -> None:
-    assert room(tensors + beside(tensors, device), device) == pytest.approx(tensors, rel=1e-9, abs=1)
+    assert room(tensors + beside(tensors, device), device) == pytest.approx(
+        tensors, rel=1e-9, abs=1
+    )
 
 
 def run(script: Path, asked: dict[str, Any], **more: str) -> dict[str, float]:
-    # Every tensor gets pages of its own and gives them back: the heap keeps what is freed between others.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"} | more
+    # Every tensor gets pages of its own and gives them back: the heap keeps what is freed between
+    # others.
+    environment = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+        | more
+    )
     environment = {name: value for name, value in environment.items() if value}
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(asked)], capture_output=True, text=True, timeout=550, check=False, env=environment
+        [sys.executable, str(script), json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -128,17 +237,25 @@ def run(script: Path, asked: dict[str, Any], **more: str) -> dict[str, float]:
 
 
 def test_the_constants_are_those_of_the_head() -> None:
-    assert (head._CHUNK_BYTES, head._CHUNK_TOKENS, head._TILE_BYTES) == (memory.CHUNK_BYTES, memory.CHUNK_TOKENS, memory.TILE_BYTES)
+    assert (head._CHUNK_BYTES, head._CHUNK_TOKENS, head._TILE_BYTES) == (
+        memory.CHUNK_BYTES,
+        memory.CHUNK_TOKENS,
+        memory.TILE_BYTES,
+    )
 
 
-@pytest.mark.parametrize(("tokens", "vocabulary"), [(4096, 8192), (8192, 128256), (100, 512), (70000, 50304)])
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary"), [(4096, 8192), (8192, 128256), (100, 512), (70000, 50304)]
+)
 def test_chunks_are_those_of_the_head(tokens: int, vocabulary: int) -> None:
     import torch
 
     hidden_ND = torch.empty(tokens, 1, dtype=torch.bfloat16, device="meta")
     for device in ("cpu", "cuda"):
         hidden = hidden_ND if device == "cuda" else torch.empty(tokens, 1, dtype=torch.bfloat16)
-        assert chunk_tokens(tokens, vocabulary, 2, device) == head._chunk(hidden, vocabulary, torch.bfloat16)
+        assert chunk_tokens(tokens, vocabulary, 2, device) == head._chunk(
+            hidden, vocabulary, torch.bfloat16
+        )
 
 
 def test_states_of_mixed_precision_are_16_bytes_a_parameter() -> None:
@@ -146,7 +263,10 @@ def test_states_of_mixed_precision_are_16_bytes_a_parameter() -> None:
     n = count_parameters(config).total
     assert sum(states(config, Layout(rows=1, seq_len=128))) == 16 * n
     # torchtitan measured 15.4 GiB less on 128 GPUs than on 8, with what else is sharded
-    eight, many = (sum(states(config, Layout(rows=1, seq_len=128, devices=w, sharding="fsdp"))) for w in (8, 128))
+    eight, many = (
+        sum(states(config, Layout(rows=1, seq_len=128, devices=w, sharding="fsdp")))
+        for w in (8, 128)
+    )
     assert (eight - many) / GIB == pytest.approx(14.02, abs=0.01)
     assert states(config, Layout(rows=1, seq_len=128, devices=8, sharding="ddp")).buckets == 4 * n
     assert sum(states(config, Layout(rows=1, seq_len=128, precision="bf16-true"))) == 8 * n
@@ -159,12 +279,16 @@ def test_stages_and_muon() -> None:
     lora = states(config, Layout(rows=1, seq_len=128, trainable=0.0, added=1000))
     assert (lora.parameters, lora.gradients, lora.moments) == (4 * n + 4000, 4000, 8000)
     matrices = count_parameters(config).matmul - config.vocab_size * config.width
-    assert states(config, Layout(rows=1, seq_len=128, muon=True)).moments == plain.moments - 4 * matrices
+    assert (
+        states(config, Layout(rows=1, seq_len=128, muon=True)).moments
+        == plain.moments - 4 * matrices
+    )
 
 
 def test_the_chunked_head_spares_the_logits() -> None:
     config = shape("llama3_8b")
     common = {"rows": 1, "seq_len": 8192, "devices": 8, "sharding": "fsdp", "checkpointing": True}
     plain, chunked = (peak(config, Layout(**common, head=h)).loss for h in ("plain", "chunked"))  # type: ignore[arg-type]
-    # 12 t V = 11.7 GiB of logits less; the gradient of the head in fp32 and the buffers of a chunk more
+    # 12 t V = 11.7 GiB of logits less; the gradient of the head in fp32 and the buffers of a chunk
+    # more
     assert 2.5 * GIB < plain - chunked < 4 * GIB

@@ -15,7 +15,12 @@ positive = st.floats(1e3, 1e14)
 
 @given(tokens=positive, devices=st.integers(1, 20000), price=st.floats(0.1, 20))
 def test_every_quantity_gives_the_others(tokens: float, devices: int, price: float) -> None:
-    common: dict[str, Any] = {"flops_per_token": PER_TOKEN, "rate": RATE, "devices": devices, "price": price}
+    common: dict[str, Any] = {
+        "flops_per_token": PER_TOKEN,
+        "rate": RATE,
+        "devices": devices,
+        "price": price,
+    }
     first = solve(tokens=tokens, **common)
     assert first.seconds is not None
     for name in ("flops", "dollars", "seconds"):
@@ -25,7 +30,9 @@ def test_every_quantity_gives_the_others(tokens: float, devices: int, price: flo
 
 
 def test_arithmetic() -> None:
-    found = solve(flops_per_token=PER_TOKEN, rate=RATE, devices=10, price=2.0, tokens=8000 * 10 * 0.9 * DAY)
+    found = solve(
+        flops_per_token=PER_TOKEN, rate=RATE, devices=10, price=2.0, tokens=8000 * 10 * 0.9 * DAY
+    )
     assert (found.seconds, found.device_hours, found.dollars) == pytest.approx((DAY, 240.0, 480.0))
     assert found.flops == PER_TOKEN * found.tokens
 
@@ -48,7 +55,13 @@ def test_the_goodput_of_llama3_405b() -> None:
     rate = Rate(0.40 * 989e12 / per_token)
     ideal = solve(flops_per_token=per_token, rate=rate, devices=16384, tokens=15.6e12)
     assert ideal.device_hours == pytest.approx(28.76e6, rel=1e-3)
-    found = solve(flops_per_token=per_token, rate=rate, devices=16384, tokens=15.6e12, seconds=30.84e6 / 16384 * 3600)
+    found = solve(
+        flops_per_token=per_token,
+        rate=rate,
+        devices=16384,
+        tokens=15.6e12,
+        seconds=30.84e6 / 16384 * 3600,
+    )
     assert found.solved == "goodput"
     assert found.goodput == pytest.approx(0.9326, abs=2e-4)
     # 6 N D at 400 TFLOP/s explains less: the reported hours are 17 % more

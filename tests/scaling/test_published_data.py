@@ -11,16 +11,26 @@ from lit_pretrain.scaling.fitted import fit_runs
 from lit_pretrain.scaling.isoflop import isoflop
 from lit_pretrain.scaling.regression import Loss, fit
 from lit_pretrain.scaling.run_table import read_table
-from lit_pretrain.scaling.runs import Runs, assemble
+from lit_pretrain.scaling.runs import Runs, assemble_runs
 
 # beside the checkout, or beside a folder that holds it
-SHARED = next((p / "shared" / "data" / "scaling" for p in Path(__file__).parents if (p / "shared" / "data" / "scaling").is_dir()), None)
-pytestmark = [pytest.mark.real_data, pytest.mark.skipif(SHARED is None, reason="shared/data/scaling is absent")]
+SHARED = next(
+    (
+        p / "shared" / "data" / "scaling"
+        for p in Path(__file__).parents
+        if (p / "shared" / "data" / "scaling").is_dir()
+    ),
+    None,
+)
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(SHARED is None, reason="shared/data/scaling is absent"),
+]
 
 
 def runs(name: str) -> Runs:
     assert SHARED is not None
-    return assemble(read_table(SHARED / name), counts="total")
+    return assemble_runs(read_table(SHARED / name), counts="total")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +46,14 @@ def chinchilla() -> Runs:
         ("huber", 0, 0.00182601053, (1.891338, 495.73, 12845.6, 0.349313, 0.453049), 2e-3),
     ],
 )
-def test_besiroglu(chinchilla: Runs, kind: str, drop: int, objective: float | None, expected: tuple[float, ...], tolerance: float) -> None:
+def test_besiroglu(
+    chinchilla: Runs,
+    kind: str,
+    drop: int,
+    objective: float | None,
+    expected: tuple[float, ...],
+    tolerance: float,
+) -> None:
     began = time.process_time()
     found = fit_runs(chinchilla, kind=kind, drop_highest=drop)  # type: ignore[arg-type]
     assert time.process_time() - began < 1
@@ -54,7 +71,9 @@ def test_a_resample_of_their_notebook(chinchilla: Runs) -> None:
     found = fit("chinchilla", r.n[i], r.d[i], r.loss[i], start=kept.fit.law).law.params
     assert found["A"] == pytest.approx(349.556372, rel=1e-5)
     assert found["B"] == pytest.approx(2356.248315, rel=1e-4)
-    assert (found["E"], found["alpha"], found["beta"]) == pytest.approx((1.793330, 0.328633, 0.371855), rel=1e-5)
+    assert (found["E"], found["alpha"], found["beta"]) == pytest.approx(
+        (1.793330, 0.328633, 0.371855), rel=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -70,9 +89,13 @@ def test_intervals_are_theirs(chinchilla: Runs, kind: Loss) -> None:
 
 
 def test_forecast_of_the_largest_runs(chinchilla: Runs) -> None:
-    """Fitted below 1e20 FLOPs, 23 runs of at least 1e21 are forecast to 1.5 % (median) and 4.1 % (worst)."""
+    """Fitted below 1e20 FLOPs, 23 runs of at least 1e21 are forecast to 1.5 % (median) and 4.1
+    % (worst).
+    """
     kept = fit_runs(chinchilla, drop_highest=5).runs
-    small, large = (kept.take(np.flatnonzero(mask).tolist()) for mask in (kept.c < 1e20, kept.c >= 1e21))
+    small, large = (
+        kept.take(np.flatnonzero(mask).tolist()) for mask in (kept.c < 1e20, kept.c >= 1e21)
+    )
     assert (len(small), len(large)) == (136, 23)
     law = fit_runs(small).fit.law
     error = np.abs(law.loss(large.n, large.d) / large.loss - 1)
@@ -83,7 +106,9 @@ def test_forecast_of_the_largest_runs(chinchilla: Runs) -> None:
 def test_cs336() -> None:
     sweep = runs("isoflops_cs336.json")
     found = fit_runs(sweep).fit
-    assert (found.law.params["alpha"], found.law.params["beta"]) == pytest.approx((0.34, 0.36), abs=1e-4)
+    assert (found.law.params["alpha"], found.law.params["beta"]) == pytest.approx(
+        (0.34, 0.36), abs=1e-4
+    )
     assert np.abs(found.residuals).max() < 1e-8
     assert found.law.exponents.a == pytest.approx(0.5143, abs=1e-4)
     assert isoflop(sweep, draws=0).n_line.slope == pytest.approx(0.5146, abs=1e-4)

@@ -10,7 +10,7 @@ from scipy.optimize import linprog, minimize
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.law import PARAMETERS, Floats, Law, coordinates, log_loss
-from lit_pretrain.scaling.published import law as published
+from lit_pretrain.scaling.published import published_law as published
 from lit_pretrain.scaling.regression import fit
 
 
@@ -31,7 +31,9 @@ def design(budgets: int = 5, sizes: int = 7, low: float = 1e18) -> tuple[Floats,
     form=st.sampled_from(["chinchilla", "tied"]),
     kind=st.sampled_from(["huber", "lad"]),
 )
-def test_noiseless_laws_come_back(e: float, alpha: float, beta: float, n_share: float, d_share: float, form: str, kind: str) -> None:
+def test_noiseless_laws_come_back(
+    e: float, alpha: float, beta: float, n_share: float, d_share: float, form: str, kind: str
+) -> None:
     n, d = design()
     truth = {"E": e, "alpha": alpha, "beta": beta if form == "chinchilla" else alpha}
     truth |= {"A": n_share * 1e9**alpha, "B": d_share * 2e10 ** truth["beta"]}
@@ -52,7 +54,12 @@ def test_published_laws_come_back(name: str) -> None:
 
 def noisy(seed: int, sigma: float = 0.005) -> tuple[Floats, Floats, Floats]:
     n, d = design()
-    return n, d, published("besiroglu").loss(n, d) * np.exp(np.random.default_rng(seed).normal(0, sigma, len(n)))
+    return (
+        n,
+        d,
+        published("besiroglu").loss(n, d)
+        * np.exp(np.random.default_rng(seed).normal(0, sigma, len(n))),
+    )
 
 
 def test_huber_optimum_is_no_higher_than_that_of_lbfgs_from_many_starts() -> None:
@@ -63,8 +70,18 @@ def test_huber_optimum_is_no_higher_than_that_of_lbfgs_from_many_starts() -> Non
         r = np.abs(log_loss("chinchilla", theta, n, d) - np.log(loss))
         return 1e3 * float(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum())
 
-    starts = [[e, a, b, x, y] for e in (0, 0.7) for a in (3, 8) for b in (3, 8) for x in (0.3,) for y in (0.2, 0.5)]
-    reference = min((minimize(objective, start, method="L-BFGS-B") for start in starts), key=lambda result: result.fun)
+    starts = [
+        [e, a, b, x, y]
+        for e in (0, 0.7)
+        for a in (3, 8)
+        for b in (3, 8)
+        for x in (0.3,)
+        for y in (0.2, 0.5)
+    ]
+    reference = min(
+        (minimize(objective, start, method="L-BFGS-B") for start in starts),
+        key=lambda result: result.fun,
+    )
     assert found.objective * 1e3 == pytest.approx(objective(coordinates(found.law)), rel=1e-9)
     assert found.objective * 1e3 <= reference.fun * (1 + 1e-9)
     assert found.objective * 1e3 == pytest.approx(reference.fun, rel=1e-3)
@@ -74,9 +91,15 @@ def test_absolute_optimum_is_stationary_for_a_linear_programme_of_its_own() -> N
     n, d, loss = noisy(2)
     found = fit("chinchilla", n, d, loss, kind="lad")
     assert found.objective == pytest.approx(np.abs(found.residuals).sum())
-    # At its exponents the law is linear in E, A and B: the primal programme over them, weighted alike, finds nothing lower.
+    # At its exponents the law is linear in E, A and B: the primal programme over them, weighted
+    # alike, finds nothing lower.
     law = found.law
-    columns = np.stack([np.ones_like(n), n ** -law.params["alpha"] * 1e3, d ** -law.params["beta"] * 1e3], -1) / law.loss(n, d)[:, None]
+    columns = (
+        np.stack(
+            [np.ones_like(n), n ** -law.params["alpha"] * 1e3, d ** -law.params["beta"] * 1e3], -1
+        )
+        / law.loss(n, d)[:, None]
+    )
     base = columns @ [law.params["E"], law.params["A"] / 1e3, law.params["B"] / 1e3]
     ones = np.eye(len(n))
     rows = np.block([[columns, -ones], [-columns, -ones]])
@@ -96,7 +119,9 @@ def test_outliers_hardly_move_the_exponent(kind: str) -> None:
         bad = rng.choice(len(n), size=max(1, round(0.05 * len(n))), replace=False)
         spoilt = loss.copy()
         spoilt[bad] *= 1.1
-        a = [fit("chinchilla", n, d, losses, kind=kind).law.exponents.a for losses in (loss, spoilt)]  # type: ignore[arg-type]
+        a = [
+            fit("chinchilla", n, d, losses, kind=kind).law.exponents.a for losses in (loss, spoilt)
+        ]  # type: ignore[arg-type]
         moved.append(abs(a[1] - a[0]))
     assert np.median(moved) <= 0.015
 

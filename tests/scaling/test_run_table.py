@@ -1,4 +1,6 @@
-"""Run tables: three formats and any column names give the same runs; what is unclear is asked for."""
+"""Run tables: three formats and any column names give the same runs; what is unclear is asked
+for.
+"""
 
 import json
 from pathlib import Path
@@ -7,17 +9,27 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.run_table import parse_columns, read_table, write_table
-from lit_pretrain.scaling.runs import Record, assemble
+from lit_pretrain.scaling.runs import Record, assemble_runs
 
-ROWS = [{"Model Size": 1e8, "Training FLOP": 1.2e18, "val/loss": 3.1}, {"Model Size": 4e8, "Training FLOP": 1.2e19, "val/loss": 2.9}]
+ROWS = [
+    {"Model Size": 1e8, "Training FLOP": 1.2e18, "val/loss": 3.1},
+    {"Model Size": 4e8, "Training FLOP": 1.2e19, "val/loss": 2.9},
+]
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
     if path.suffix == ".csv":
-        lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
+        lines = [
+            ",".join(rows[0]),
+            *(",".join(str(value) for value in row.values()) for row in rows),
+        ]
         path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
     else:
-        path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n\n" for row in rows))
+        path.write_text(
+            json.dumps(rows)
+            if path.suffix == ".json"
+            else "".join(json.dumps(row) + "\n\n" for row in rows)
+        )
     return path
 
 
@@ -30,7 +42,9 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
             (1e8, None, 1.2e18, {"nats": 3.1}),
             (4e8, None, 1.2e19, {"nats": 2.9}),
         ]
-    assert records[1].label == f"{path}" + {".csv": ":3", ".jsonl": ":3", ".json": ": item 2"}[suffix]
+    assert (
+        records[1].label == f"{path}" + {".csv": ":3", ".jsonl": ":3", ".json": ": item 2"}[suffix]
+    )
 
 
 def test_units(tmp_path: Path) -> None:
@@ -38,18 +52,30 @@ def test_units(tmp_path: Path) -> None:
     assert read_table(write(tmp_path / "a.jsonl", rows))[0].losses == {"bits_per_byte": 1.1}
     assert read_table(tmp_path / "a.jsonl", {"loss": "bpb"})[0].losses == {"bits_per_byte": 1.1}
     rows = [{"n": 1e8, "d": 1e9, "loss": 1.1}]
-    assert read_table(write(tmp_path / "b.jsonl", rows), unit="bits_per_byte", columns={"loss": "loss"})[0].losses == {"bits_per_byte": 1.1}
-    rows = [{"n": 1e8, "d": 1e9, "loss": 3.1, "unit": "nats"}, {"n": 1e9, "d": 1e9, "loss": 1.1, "unit": "bits/byte"}]
+    assert read_table(
+        write(tmp_path / "b.jsonl", rows), unit="bits_per_byte", columns={"loss": "loss"}
+    )[0].losses == {"bits_per_byte": 1.1}
+    rows = [
+        {"n": 1e8, "d": 1e9, "loss": 3.1, "unit": "nats"},
+        {"n": 1e9, "d": 1e9, "loss": 1.1, "unit": "bits/byte"},
+    ]
     with pytest.raises(UserError, match=r"c\.jsonl:3: the unit of the loss is 'bits/byte'"):
         read_table(write(tmp_path / "c.jsonl", rows))
     rows[1]["unit"] = "bpb"
-    assert [dict(r.losses) for r in read_table(write(tmp_path / "d.jsonl", rows))] == [{"nats": 3.1}, {"bits_per_byte": 1.1}]
+    assert [dict(r.losses) for r in read_table(write(tmp_path / "d.jsonl", rows))] == [
+        {"nats": 3.1},
+        {"bits_per_byte": 1.1},
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
-        (ROWS, {"loss": "final"}, "--columns loss=final: .* has no column 'final'.* Columns: 'Model Size', "),
+        (
+            ROWS,
+            {"loss": "final"},
+            "--columns loss=final: .* has no column 'final'.* Columns: 'Model Size', ",
+        ),
         (ROWS, {"n": "Model size"}, "did you mean 'Model Size'"),
         ([{"a": 1, "b": 2, "loss": 3}], {}, r"no column is known as two of n \(parameters\)"),
         ([{"n": 1, "d": 2, "perplexity": 3}], {}, "no column is known as loss"),
@@ -59,7 +85,9 @@ def test_units(tmp_path: Path) -> None:
         ([{"n": True, "d": 2, "loss": 3}], {}, "n is True, not a number"),
     ],
 )
-def test_refused(tmp_path: Path, rows: list[dict[str, object]], columns: dict[str, str], message: str) -> None:
+def test_refused(
+    tmp_path: Path, rows: list[dict[str, object]], columns: dict[str, str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "runs.jsonl", rows), columns)
 
@@ -83,7 +111,11 @@ def test_files_that_hold_no_runs(tmp_path: Path, name: str, content: bytes, mess
 
 
 def test_columns_as_given() -> None:
-    assert parse_columns("n=Model Size,c=Training FLOP, LOSS=val/loss") == {"n": "Model Size", "c": "Training FLOP", "loss": "val/loss"}
+    assert parse_columns("n=Model Size,c=Training FLOP, LOSS=val/loss") == {
+        "n": "Model Size",
+        "c": "Training FLOP",
+        "loss": "val/loss",
+    }
     for text in ("m=x", "n"):
         with pytest.raises(UserError, match="is not QUANTITY=COLUMN"):
             parse_columns(text)
@@ -92,11 +124,15 @@ def test_columns_as_given() -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    runs = assemble(
-        [Record(f"run, {i}", {"bits_per_byte": 1.5 - i / 10}, 1e6 * (i + 1), 2e7, unique=1e7) for i in range(3)], counts="total"
+    runs = assemble_runs(
+        [
+            Record(f"run, {i}", {"bits_per_byte": 1.5 - i / 10}, 1e6 * (i + 1), 2e7, unique=1e7)
+            for i in range(3)
+        ],
+        counts="total",
     )
     (tmp_path / "runs.csv").write_text(write_table(runs))
-    again = assemble(read_table(tmp_path / "runs.csv"), counts="total")
+    again = assemble_runs(read_table(tmp_path / "runs.csv"), counts="total")
     assert again.unit == "bits_per_byte"
     for column in ("n", "d", "c", "unique", "loss"):
         assert list(getattr(again, column)) == list(getattr(runs, column))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.runs import Record, assemble, budgets, check_spread
+from lit_pretrain.scaling.runs import Record, assemble_runs, budgets, check_spread
 
 from .synthetic import sweeps
 
@@ -16,8 +16,13 @@ def record(label: str = "r", **values: object) -> Record:
 
 
 def test_two_of_three_are_enough() -> None:
-    runs = assemble(
-        [record("a"), record("b", d=None, c=1.2e18, n=2e8), record("c", n=None, c=1.2e18, d=1e9, losses={"nats": 3.2})], counts="matmul"
+    runs = assemble_runs(
+        [
+            record("a"),
+            record("b", d=None, c=1.2e18, n=2e8),
+            record("c", n=None, c=1.2e18, d=1e9, losses={"nats": 3.2}),
+        ],
+        counts="matmul",
     )
     np.testing.assert_allclose(runs.n, [1e8, 2e8, 2e8])
     np.testing.assert_allclose(runs.d, [2e9, 1e9, 1e9])
@@ -36,32 +41,46 @@ def test_two_of_three_are_enough() -> None:
         ([record(d=None)], "two of N .* are needed"),
         ([record(n=100.0, d=2.0, c=1.2e18)], "does not fit .* plain numbers"),
         ([record("x"), record("y")], "x and y are the same run"),
-        ([record("x"), record("y", losses={"bits_per_byte": 1.0}, n=3e8)], "units are mixed: x .* nats .* y .* bits per byte only"),
-        ([record("x", vocabulary="aa"), record("y", vocabulary="bb", n=3e8)], "units are mixed: x .* different tokens"),
+        (
+            [record("x"), record("y", losses={"bits_per_byte": 1.0}, n=3e8)],
+            "units are mixed: x .* nats .* y .* bits per byte only",
+        ),
+        (
+            [record("x", vocabulary="aa"), record("y", vocabulary="bb", n=3e8)],
+            "units are mixed: x .* different tokens",
+        ),
         ([], "there are no runs"),
     ],
 )
 def test_refused(records: list[Record], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        assemble(records, counts="total")
+        assemble_runs(records, counts="total")
 
 
 def test_the_unit_is_one_that_all_runs_have() -> None:
     both = {"nats": 3.0, "bits_per_byte": 1.1}
-    runs = [record("x", losses=both, vocabulary="aa"), record("y", losses={"bits_per_byte": 1.0}, n=3e8, vocabulary="bb")]
-    assert assemble(runs, counts="total").unit == "bits_per_byte"
-    assert assemble(runs[:1], counts="total").unit == "nats"
+    runs = [
+        record("x", losses=both, vocabulary="aa"),
+        record("y", losses={"bits_per_byte": 1.0}, n=3e8, vocabulary="bb"),
+    ]
+    assert assemble_runs(runs, counts="total").unit == "bits_per_byte"
+    assert assemble_runs(runs[:1], counts="total").unit == "nats"
     with pytest.raises(UserError, match="y has no loss in nats per token"):
-        assemble(runs, counts="total", unit="nats")
+        assemble_runs(runs, counts="total", unit="nats")
 
 
 def test_repeated_seeds_are_not_duplicates() -> None:
-    assert len(assemble([record("x"), record("y", losses={"nats": 3.01})], counts="total")) == 2
+    assert (
+        len(assemble_runs([record("x"), record("y", losses={"nats": 3.01})], counts="total")) == 2
+    )
 
 
 def test_budgets_do_not_chain() -> None:
     c = 1e18 * 1.06 ** np.arange(4)
-    runs = assemble([record(str(i), n=1e8 * (4 - i), d=None, c=float(x)) for i, x in enumerate(c)], counts="total")
+    runs = assemble_runs(
+        [record(str(i), n=1e8 * (4 - i), d=None, c=float(x)) for i, x in enumerate(c)],
+        counts="total",
+    )
     assert [group.labels for group in budgets(runs)] == [("1", "0"), ("3", "2")]
 
 

@@ -1,6 +1,8 @@
-"""Tracks the peak of our network under FSDP2 with torch's FSDPMemTracker, without memory or a second process; run by test_memory.py.
+"""Tracks the peak of our network under FSDP2 with torch's FSDPMemTracker, without memory or a
+second process; run by test_memory.py.
 
-usage: python track_fsdp.py '{"net": {...}, "devices": 4, "rows": 2, "seq_len": 512, "checkpointing": false}'
+usage: python track_fsdp.py '{"net": {...}, "devices": 4, "rows": 2, "seq_len": 512,
+"checkpointing": false}'
 """
 
 import json
@@ -22,7 +24,9 @@ from lit_pretrain.model.transformer import Transformer
 def main(asked: dict) -> None:
     dist.init_process_group("fake", rank=0, world_size=asked["devices"], store=FakeStore())
     mesh = init_device_mesh("cpu", (asked["devices"],))
-    Transformer.check_tokens = lambda self, tokens_BT: None  # reads values, and fake tensors have none
+    Transformer.check_tokens = lambda self, tokens_BT: (
+        None
+    )  # reads values, and fake tensors have none
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("meta"):
             net = Transformer(ModelConfig(**asked["net"], attention="sdpa"))
@@ -52,7 +56,11 @@ def main(asked: dict) -> None:
                 optimizer.zero_grad()
                 if step == 0:
                     tracker.reset_mod_stats()
-        print(json.dumps({"tracked": tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]}))
+        print(
+            json.dumps(
+                {"tracked": tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]}
+            )
+        )
 
 
 main(json.loads(sys.argv[1]))

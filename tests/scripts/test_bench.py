@@ -11,23 +11,37 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(script: str, *arguments: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
 def test_the_bench(dataset: Path) -> None:
-    lines = run("bench.py", "--tiny", "--steps=2", "--precision=32-true", f"--data={dataset}").splitlines()
-    rows = {line[:20].strip(): line[20:].split() for line in lines if line.startswith(("bare", "lit_pretrain"))}
+    lines = run(
+        "bench.py", "--tiny", "--steps=2", "--precision=32-true", f"--data={dataset}"
+    ).splitlines()
+    rows = {
+        line[:20].strip(): line[20:].split()
+        for line in lines
+        if line.startswith(("bare", "lit_pretrain"))
+    }
     assert list(rows) == ["bare eager", "bare eager +docs", "lit_pretrain fit"]
     rate = {name: float(row[0].replace(",", "")) for name, row in rows.items()}
     assert all(value > 0 for value in rate.values())
     best = max(rate["bare eager"], rate["bare eager +docs"])
     for name, row in rows.items():
-        assert float(row[1]) == pytest.approx(rate[name] / best, abs=2e-3)  # of the best of all bare loops, also of that with documents
+        assert float(row[1]) == pytest.approx(
+            rate[name] / best, abs=2e-3
+        )  # of the best of all bare loops, also of that with documents
         assert float(row[2]) == pytest.approx(rate[name] / rate["bare eager +docs"], abs=2e-3)
         assert float(row[3].replace(",", "")) > 50  # MiB
     assert any(line.startswith("data wait of fit: ") for line in lines)
@@ -38,15 +52,20 @@ def test_the_bench(dataset: Path) -> None:
 def test_the_race(dataset: Path, tmp_path: Path) -> None:
     configs = ["configs/pretrain/quickstart.yaml", "configs/pretrain/llama_adamw.yaml"]
     lines = run(
-        "race.py", "--configs", *configs, f"--data={dataset}", "--seconds=0.05", "--timing_steps=2", f"--runs={tmp_path}",
-        "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.net.max_seq_len=64",
-        "--model.compile=off", "--data.seq_len=32", "--data.micro_batch_size=2", "--data.global_batch_tokens=64", "--data.val_tokens=256",
+        "race.py", "--configs", *configs, f"--data={dataset}", "--seconds=0.05", "--timing_steps=2",
+        f"--runs={tmp_path}",
+        "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
+        "--model.net.ffn_width=64", "--model.net.max_seq_len=64",
+        "--model.compile=off", "--data.seq_len=32", "--data.micro_batch_size=2",
+        "--data.global_batch_tokens=64", "--data.val_tokens=256",
         "--trainer.accelerator=cpu",
     ).splitlines()  # fmt: skip
     assert [line.split()[0] for line in lines] == ["recipe", *configs]
     for i, line in enumerate(lines[1:]):
         _, _, seconds, steps, _, nats, bits = line.split()
-        assert int(steps) == max(1, round(0.05 / float(seconds))) or float(seconds) < 0.01  # as printed, to a millisecond
+        assert (
+            int(steps) == max(1, round(0.05 / float(seconds))) or float(seconds) < 0.01
+        )  # as printed, to a millisecond
         assert 0 < float(bits) < float(nats) < 8
         assert (tmp_path / f"race-{i}" / "summary.md").is_file()  # --runs keeps them
 
@@ -54,7 +73,13 @@ def test_the_race(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_bench_of_stages(dataset: Path) -> None:
     pytest.importorskip("trl", reason="the other contestants are TRL's")
-    lines = run("bench_stages.py", "--tiny", "--steps=2", "--precision=32-true", f"--tokenizer={dataset / 'tokenizer.json'}").splitlines()
+    lines = run(
+        "bench_stages.py",
+        "--tiny",
+        "--steps=2",
+        "--precision=32-true",
+        f"--tokenizer={dataset / 'tokenizer.json'}",
+    ).splitlines()
     titles = [line for line in lines if line.startswith(("sft, 32-true", "lora, 32-true"))]
     assert len(titles) == 2
     rows = [line for line in lines if line.startswith(("lit_pretrain", "TRL"))]
@@ -71,7 +96,12 @@ def test_the_bench_of_stages(dataset: Path) -> None:
 def test_the_bench_of_generation() -> None:
     lines = run("bench_generate.py", "--tiny", "--rounds=1", "--new=16").splitlines()
     rows = [line.split() for line in lines if line.startswith(("float32", "bfloat16"))]
-    assert [row[:2] for row in rows] == [["float32", "1"], ["float32", "8"], ["bfloat16", "1"], ["bfloat16", "8"]]
+    assert [row[:2] for row in rows] == [
+        ["float32", "1"],
+        ["float32", "8"],
+        ["bfloat16", "1"],
+        ["bfloat16", "8"],
+    ]
     for row in rows:
         cached, plain, reading = (float(row[i].replace(",", "")) for i in (2, 3, 5))
         assert min(cached, plain, reading) > 0

@@ -44,7 +44,9 @@ def colours(png: bytes) -> set[tuple[int, int, int]]:
             corner = above[i - channels] if i >= channels else 0
             estimate = left + up - corner
             nearest = min((abs(estimate - v), k, v) for k, v in enumerate((left, up, corner)))[2]
-            line[i] = (line[i] + (0, left, up, (left + up) // 2, nearest)[raw[y * (stride + 1)]]) & 255
+            line[i] = (
+                line[i] + (0, left, up, (left + up) // 2, nearest)[raw[y * (stride + 1)]]
+            ) & 255
         if y % 4 == 0:
             found |= {tuple(line[x : x + 3]) for x in range(0, stride, channels)}
         above = line
@@ -57,10 +59,14 @@ def test_the_curves_are_drawn(dataset: Path, tmp_path: Path) -> None:
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("Debian's chromium and chromium-driver are not installed")
     code = main([
-        "fit", "--config", str(ROOT / "configs/pretrain/llama_adamw.yaml"), "--model.net.n_layer=2", "--model.net.width=32",
-        "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.compile=off", "--data.seq_len=32", "--data.micro_batch_size=2",
-        "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=20", "--log_every=2", "--validate_every=5",
-        "--sample_tokens=4", f"--data.path={dataset}", f"--runs={tmp_path / 'runs'}", "--name=drawn", "--trainer.accelerator=cpu",
+        "fit", "--config", str(ROOT / "configs/pretrain/llama_adamw.yaml"), "--model.net.n_layer=2",
+        "--model.net.width=32",
+        "--model.net.n_head=2", "--model.net.ffn_width=64", "--model.compile=off",
+        "--data.seq_len=32", "--data.micro_batch_size=2",
+        "--data.global_batch_tokens=128", "--data.val_tokens=256", "--max_steps=20",
+        "--log_every=2", "--validate_every=5",
+        "--sample_tokens=4", f"--data.path={dataset}", f"--runs={tmp_path / 'runs'}",
+        "--name=drawn", "--trainer.accelerator=cpu",
     ])  # fmt: skip
     assert code == 0
     picture = load("picture")
@@ -69,7 +75,13 @@ def test_the_curves_are_drawn(dataset: Path, tmp_path: Path) -> None:
         empty = tmp_path / "nothing"
         empty.mkdir()
     assert curves >= 4  # train, validation, and the sources beside them
-    orange = {c for c in colours((tmp_path / "full.png").read_bytes()) if c[0] > 200 and 60 < c[1] < 140 and c[2] < 90}
+    orange = {
+        c
+        for c in colours((tmp_path / "full.png").read_bytes())
+        if c[0] > 200 and 60 < c[1] < 140 and c[2] < 90
+    }
     assert orange, "the picture holds nothing in the colour of the first run"
     with picture.tensorboard(empty) as address:
-        assert picture.draw(address, tmp_path / "empty.png", width=900, height=700, seconds=6) == 0  # the check can fail
+        assert (
+            picture.draw(address, tmp_path / "empty.png", width=900, height=700, seconds=6) == 0
+        )  # the check can fail

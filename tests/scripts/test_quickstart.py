@@ -1,4 +1,6 @@
-"""The quickstart: the real script, on a small standard library and with a small network; set-up has tests of its own."""
+"""The quickstart: the real script, on a small standard library and with a small network; set-up
+has tests of its own.
+"""
 
 import os
 import shutil
@@ -8,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lit_pretrain.report.folder import read_metrics
+from lit_pretrain.report.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[2]
 FIT = (
-    "--model.net.n_layer=2 --model.net.width=32 --model.net.n_head=2 --model.compile=off --data.seq_len=32 --data.micro_batch_size=2 "
-    "--data.global_batch_tokens=128 --data.val_tokens=512 --model.net.max_seq_len=512 --sample_tokens=4 --trainer.accelerator=cpu"
+    "--model.net.n_layer=2 --model.net.width=32 --model.net.n_head=2 --model.compile=off"
+    " --data.seq_len=32 --data.micro_batch_size=2 --data.global_batch_tokens=128"
+    " --data.val_tokens=512 --model.net.max_seq_len=512 --sample_tokens=4 --trainer.accelerator=cpu"
 )
 
 
@@ -33,16 +36,36 @@ def checkout(small_library: Path, tmp_path: Path) -> Path:
 
 
 def quickstart(checkout: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"VENV": "env", "OMP_NUM_THREADS": "1", "QUICKSTART_PREPARE": "--tokenizer.vocab_size=512"} | settings
+    environment = (
+        os.environ
+        | {
+            "VENV": "env",
+            "OMP_NUM_THREADS": "1",
+            "QUICKSTART_PREPARE": "--tokenizer.vocab_size=512",
+        }
+        | settings
+    )
     script = str(checkout / "scripts" / "quickstart.sh")
-    return subprocess.run(["bash", script], cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        ["bash", script],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
 
 
 @pytest.mark.timeout(1200)  # seven processes that import torch: half a minute on a quiet machine
 def test_it_goes_from_nothing_to_text_and_on_from_where_it_ended(checkout: Path) -> None:
     first = quickstart(checkout, QUICKSTART_FIT=f"{FIT} --max_steps=4 --checkpoint_every=2")
     assert first.returncode == 0, first.stdout + first.stderr
-    verbs = [line.split()[2] for line in first.stdout.splitlines() if line.startswith("$ env/bin/lit_pretrain")]
+    verbs = [
+        line.split()[2]
+        for line in first.stdout.splitlines()
+        if line.startswith("$ env/bin/lit_pretrain")
+    ]
     assert verbs == ["prepare", "fit", "validate", "generate"]
     run = checkout / "runs" / "quickstart"
     assert [line["step"] for line in read_metrics(run) if "val/loss" in line] == [4]
@@ -68,7 +91,11 @@ def test_a_run_that_is_complete_is_not_trained_again(checkout: Path) -> None:
     (checkout / "runs" / "quickstart").mkdir(parents=True)
     (checkout / "runs" / "quickstart" / "summary.md").write_text("")
     again = quickstart(checkout).stdout
-    assert [line for line in again.splitlines() if line.startswith("ran")] == ["ran prepare", "ran validate", "ran generate"]
+    assert [line for line in again.splitlines() if line.startswith("ran")] == [
+        "ran prepare",
+        "ran validate",
+        "ran generate",
+    ]
     assert "runs/quickstart is complete" in again
 
 

@@ -1,4 +1,6 @@
-"""The scaling demonstration: the real script and configs; runs come from a law instead of hours of training."""
+"""The scaling demonstration: the real script and configs; runs come from a law instead of hours
+of training.
+"""
 
 import os
 import shutil
@@ -7,7 +9,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What the sweep is told to put before the command of every run: it makes the run folder in its place.
+# What the sweep is told to put before the command of every run: it makes the run folder in its
+# place.
 LAUNCHER = """
 import json, sys
 from pathlib import Path
@@ -38,15 +41,27 @@ def demo(checkout: Path) -> "subprocess.CompletedProcess[str]":
     launcher = f"{sys.executable} {checkout / 'launcher.py'}"
     environment = os.environ | {"VENV": "env", "OMP_NUM_THREADS": "1", "SCALING_LAUNCHER": launcher}
     script = str(checkout / "scripts" / "scaling_demo.sh")
-    return subprocess.run(["bash", script], cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        ["bash", script],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
 
 
-def test_from_nothing_to_a_forecast_and_what_came_of_it(small_library: Path, tmp_path: Path) -> None:
+def test_from_nothing_to_a_forecast_and_what_came_of_it(
+    small_library: Path, tmp_path: Path
+) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "scaling_demo.sh", checkout / "scripts")
     (checkout / "scripts" / "setup.sh").write_text('echo "setup: ready"\n')
-    (checkout / "launcher.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{LAUNCHER}")
+    (checkout / "launcher.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{LAUNCHER}"
+    )
     shutil.copytree(ROOT / "configs", checkout / "configs")
     (checkout / "env" / "bin").mkdir(parents=True)
     program = checkout / "env" / "bin" / "lit_pretrain"
@@ -57,7 +72,9 @@ def test_from_nothing_to_a_forecast_and_what_came_of_it(small_library: Path, tmp
     assert first.returncode == 0, first.stdout + first.stderr
     runs = checkout / "runs"
     assert len(list((runs / "scaling").glob("*/summary.md"))) == 15
-    assert sorted(path.name for path in (runs / "scaling" / "figures").iterdir())[0] == "bootstrap.png"
+    assert (
+        sorted(path.name for path in (runs / "scaling" / "figures").iterdir())[0] == "bootstrap.png"
+    )
     assert (runs / "scaling" / "runs.csv").read_text().count("\n") == 16
     assert "a (N* ~ C^a)" in first.stdout
     assert "by law.json; actual" in first.stdout.split("what came of it:")[1]

@@ -1,7 +1,8 @@
-"""Set-up: one resolve, torchvision mended, one clear line where nothing can be mended, and safe to run twice.
+"""Set-up: one resolve, torchvision mended, one clear line where nothing can be mended, and safe to
+run twice.
 
-The real script runs in a checkout of its own, with a Python in place that makes an environment without packages and records what pip is
-asked.
+The real script runs in a checkout of its own, with a Python in place that makes an environment
+without packages and records what pip is asked.
 """
 
 import os
@@ -15,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Stands for `python3`, and, once `-m venv` has been asked for, for the environment's own. What cannot be imported is listed in $BROKEN.
+# Stands for `python3`, and, once `-m venv` has been asked for, for the environment's own. What
+# cannot be imported is listed in $BROKEN.
 PYTHON = """#!{python}
 import os, pathlib, subprocess, sys
 argv, state = sys.argv[1:], pathlib.Path(os.environ["STATE"])
@@ -69,10 +71,22 @@ class Checkout:
 
     def run(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         ours = ("VENV", "PYTHONPATH", "TORCH_INDEX_URL")
-        inherited = {key: value for key, value in os.environ.items() if key not in ours and not key.startswith("PIP_")}
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ours and not key.startswith("PIP_")
+        }
         settings = inherited | {"STATE": str(self.state), "PYTHON": str(self.python)} | environment
         command = ["bash", "scripts/setup.sh", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=settings, capture_output=True, text=True, check=False, timeout=240)
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=settings,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
 
     def installs(self) -> list[str]:
         return [line for line in self.calls() if line.startswith("-m pip install")]
@@ -90,11 +104,16 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_it_installs_once_and_twice_is_nothing_to_do(checkout: Checkout) -> None:
     first = checkout.run("dev")
     assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[-1] == "setup: ready: torch 2.13.0+cpu, lightning 2.6.6, litdata 0.2.76"
+    assert (
+        first.stdout.splitlines()[-1]
+        == "setup: ready: torch 2.13.0+cpu, lightning 2.6.6, litdata 0.2.76"
+    )
     assert len(checkout.installs()) == 1  # one resolve for all
     assert checkout.installs()[0].endswith("-e .[dev]")
     second = checkout.run()
-    assert second.stdout.splitlines() == ["setup: .venv is up to date: torch 2.13.0+cpu, lightning 2.6.6, litdata 0.2.76"]
+    assert second.stdout.splitlines() == [
+        "setup: .venv is up to date: torch 2.13.0+cpu, lightning 2.6.6, litdata 0.2.76"
+    ]
     assert len(checkout.installs()) == 1
     with (checkout.folder / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
@@ -104,7 +123,9 @@ def test_it_installs_once_and_twice_is_nothing_to_do(checkout: Checkout) -> None
 
 
 def test_torch_and_litdata_are_named_in_one_resolve() -> None:
-    (block,) = re.findall(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), flags=re.S | re.M)
+    (block,) = re.findall(
+        r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), flags=re.S | re.M
+    )
     names = re.findall(r'^\s*"([\w-]+)', block, flags=re.M)
     assert {"torch", "litdata", "lightning"} <= set(names)
     assert "torchvision" not in names
@@ -120,12 +141,15 @@ def test_a_torchvision_that_does_not_match_is_removed(checkout: Checkout) -> Non
 
 
 def test_what_cannot_be_mended_is_said_and_tried_again_next_time(checkout: Checkout) -> None:
-    (checkout.state / "broken").write_text("ImportError: libgomp.so.1: cannot open shared object file")
+    (checkout.state / "broken").write_text(
+        "ImportError: libgomp.so.1: cannot open shared object file"
+    )
     done = checkout.run()
     assert done.returncode == 1
     error = done.stderr.splitlines()
-    assert error[0] == (
-        "setup: FAILED: 'import torch, lightning, litdata' does not work: ImportError: libgomp.so.1: cannot open shared object file"
+    assert (
+        error[0] == "setup: FAILED: 'import torch, lightning, litdata' does not work: ImportError:"
+        " libgomp.so.1: cannot open shared object file"
     )
     assert len(error) == 2  # what failed, and what to do
     assert not any("uninstall" in call for call in checkout.calls())
@@ -139,7 +163,8 @@ def test_a_compiler_that_does_not_work_is_said_and_does_not_stop_it(checkout: Ch
     assert done.returncode == 0, done.stderr
     said, ready = done.stdout.splitlines()[-2:]
     assert said.startswith(
-        "setup: torch.compile does not work here: InvalidCxxCompiler: No working C++ compiler found; training works without"
+        "setup: torch.compile does not work here: InvalidCxxCompiler: No working C++ compiler"
+        " found; training works without"
     )
     assert ready.startswith("setup: ready: torch")
 
@@ -148,7 +173,8 @@ def test_an_install_that_fails_stops_with_one_line(checkout: Checkout) -> None:
     done = checkout.run(PIP_FAILS="1")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "setup: pip could not install the packages (see above); check the network or the package index, and run again"
+        "setup: pip could not install the packages (see above); check the network or the package"
+        " index, and run again"
     ]
     assert not (checkout.folder / ".venv" / ".lit_pretrain_stamp").exists()
 
@@ -168,12 +194,32 @@ def test_what_a_killed_pip_left_is_swept_up(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
     [
-        (["devel"], {}, "setup: there is no extra 'devel'; pyproject.toml lists them under optional-dependencies"),
-        ([], {"PYTHON": "/nowhere/python3"}, "setup: no Python 3.10-3.13 found (looked for: /nowhere/python3)"),
-        ([], {"VENV": "scripts"}, "setup: scripts is there but is not a virtual environment; remove it, or set VENV to another place"),
+        (
+            ["devel"],
+            {},
+            (
+                "setup: there is no extra 'devel'; pyproject.toml lists them under"
+                " optional-dependencies"
+            ),
+        ),
+        (
+            [],
+            {"PYTHON": "/nowhere/python3"},
+            "setup: no Python 3.10-3.13 found (looked for: /nowhere/python3)",
+        ),
+        (
+            [],
+            {"VENV": "scripts"},
+            (
+                "setup: scripts is there but is not a virtual environment; remove it, or set VENV"
+                " to another place"
+            ),
+        ),
     ],
 )
-def test_mistakes_are_one_line(checkout: Checkout, arguments: list[str], environment: dict[str, str], says: str) -> None:
+def test_mistakes_are_one_line(
+    checkout: Checkout, arguments: list[str], environment: dict[str, str], says: str
+) -> None:
     done = checkout.run(*arguments, **environment)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -192,9 +238,15 @@ def test_another_index_for_torch_goes_to_the_same_resolve(checkout: Checkout) ->
 def test_the_trial_of_the_compiler_makes_what_a_run_needs(dataset: Path, tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ on this machine")
-    (trial,) = re.findall(r"-c '(import torch\ntorch\.set_num_threads.*?)'", (ROOT / "scripts" / "setup.sh").read_text(), flags=re.S)
+    (trial,) = re.findall(
+        r"-c '(import torch\ntorch\.set_num_threads.*?)'",
+        (ROOT / "scripts" / "setup.sh").read_text(),
+        flags=re.S,
+    )
     (cache := tmp_path / "cache").mkdir()
-    inherited = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    inherited = {
+        key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"
+    }
     environment = inherited | {
         "TMPDIR": str(cache),
         "OMP_NUM_THREADS": "1",
@@ -202,9 +254,30 @@ def test_the_trial_of_the_compiler_makes_what_a_run_needs(dataset: Path, tmp_pat
     subprocess.run([sys.executable, "-c", trial], env=environment, check=True, timeout=240)
     headers = {file: file.stat().st_mtime_ns for file in cache.rglob("*.gch")}
     assert headers
-    sizes = ["--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2", "--model.net.ffn_width=64", "--data.seq_len=32"]
-    steps = ["--max_steps=1", "--data.micro_batch_size=4", "--data.global_batch_tokens=128", "--data.val_tokens=128", "--sample_prompts=[]"]
-    command = [sys.executable, "-m", "lit_pretrain", "fit", *sizes, *steps, "--model.compile=on", "--trainer.accelerator=cpu"]
+    sizes = [
+        "--model.net.n_layer=1",
+        "--model.net.width=32",
+        "--model.net.n_head=2",
+        "--model.net.ffn_width=64",
+        "--data.seq_len=32",
+    ]
+    steps = [
+        "--max_steps=1",
+        "--data.micro_batch_size=4",
+        "--data.global_batch_tokens=128",
+        "--data.val_tokens=128",
+        "--sample_prompts=[]",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_pretrain",
+        "fit",
+        *sizes,
+        *steps,
+        "--model.compile=on",
+        "--trainer.accelerator=cpu",
+    ]
     places = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"]
     subprocess.run([*command, *places], cwd=ROOT, env=environment, check=True, timeout=240)
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.gch")} == headers

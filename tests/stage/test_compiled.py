@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_pretrain.stage.compiled import can_compile
+from lit_pretrain.stage.origin import can_compile
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,9 @@ def program(file: Path) -> None:
     file.chmod(0o755)
 
 
-def test_a_compiler_and_the_headers_of_python_are_needed(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_and_the_headers_of_python_are_needed(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "no C++ compiler found" in str(can_compile(CPU))
     program(tools / "g++")
     assert str(can_compile(CPU)) == f"{tools / 'Python.h'} is missing (on Debian: python3-dev)"

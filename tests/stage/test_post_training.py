@@ -1,4 +1,6 @@
-"""Stage beyond cross-entropy: what the objective needs is computed, checked and reported, however the step is cut."""
+"""Stage beyond cross-entropy: what the objective needs is computed, checked and reported,
+however the step is cut.
+"""
 
 import math
 import shutil
@@ -15,7 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_pretrain.adapter import LoRA
-from lit_pretrain.batch import IGNORE_INDEX, Batch, DataContract, LabelledBatch, PolicyBatch, PreferenceBatch
+from lit_pretrain.batch import (
+    IGNORE_INDEX,
+    Batch,
+    DataContract,
+    LabelledBatch,
+    PolicyBatch,
+    PreferenceBatch,
+)
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.checkpoint.weights import load_weights
 from lit_pretrain.errors import UserError
@@ -39,7 +48,16 @@ from lit_pretrain.optim import Schedule
 from lit_pretrain.stage.stage import Stage
 
 V, T, PAIRS = 64, 20, 6
-NET = ModelConfig(vocab_size=V, n_layer=2, width=32, n_head=4, n_kv_head=2, ffn_width=64, max_seq_len=T, norm_eps=1e-6)
+NET = ModelConfig(
+    vocab_size=V,
+    n_layer=2,
+    width=32,
+    n_head=4,
+    n_kv_head=2,
+    ffn_width=64,
+    max_seq_len=T,
+    norm_eps=1e-6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +72,15 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_llama(transformers: Any, folder: Path, *, seed: int, **others: Any) -> None:
     torch.manual_seed(seed)
     fields = {
-        "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": T, "rms_norm_eps": 1e-6, "initializer_range": 0.2,
+        "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": T, "rms_norm_eps": 1e-6,
+        "initializer_range": 0.2,
         "tie_word_embeddings": False,
     }  # fmt: skip
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields | others)).save_pretrained(folder)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields | others)).save_pretrained(
+        folder
+    )
 
 
 # ---------------------------------------------------------------------- made-up data
@@ -83,7 +105,12 @@ def pairs(seed: int = 0, count: int = PAIRS) -> PreferenceBatch:
 
 def verdicts(seed: int = 0, count: int = PAIRS) -> LabelledBatch:
     source = torch.arange(count) % 2
-    return LabelledBatch(*rows(2 * count, seed), source.repeat(2), torch.arange(count).repeat(2), (torch.arange(count) % 3 == 0).repeat(2))
+    return LabelledBatch(
+        *rows(2 * count, seed),
+        source.repeat(2),
+        torch.arange(count).repeat(2),
+        (torch.arange(count) % 3 == 0).repeat(2),
+    )
 
 
 def samples(seed: int = 0) -> PolicyBatch:
@@ -92,7 +119,15 @@ def samples(seed: int = 0) -> PolicyBatch:
     group = torch.arange(12) // 4
     truncated = torch.arange(12) % 5 == 0
     advantage = group_advantages(reward, group)
-    return PolicyBatch(*rows(12, seed), torch.zeros(12).long(), torch.arange(12), advantage, reward, group, truncated)
+    return PolicyBatch(
+        *rows(12, seed),
+        torch.zeros(12).long(),
+        torch.arange(12),
+        advantage,
+        reward,
+        group,
+        truncated,
+    )
 
 
 def learned(seed: int = 0, count: int = PAIRS) -> Batch:
@@ -105,24 +140,56 @@ def cut(batch: Any, size: int) -> list[Any]:
     count = len(batch.index_B) // halves
     found = []
     for low in range(0, count, size):
-        take = torch.cat([torch.arange(low, min(low + size, count)) + half * count for half in range(halves)])
-        parts = [None if field is None else field[take[: len(take) // halves]] if len(field) == count else field[take] for field in batch]
+        take = torch.cat(
+            [torch.arange(low, min(low + size, count)) + half * count for half in range(halves)]
+        )
+        parts = [
+            (
+                None
+                if field is None
+                else field[take[: len(take) // halves]]
+                if len(field) == count
+                else field[take]
+            )
+            for field in batch
+        ]
         micro = type(batch)(*parts)
-        found.append(micro._replace(group_B=micro.group_B - micro.group_B.min()) if isinstance(micro, PolicyBatch) else micro)
+        found.append(
+            micro._replace(group_B=micro.group_B - micro.group_B.min())
+            if isinstance(micro, PolicyBatch)
+            else micro
+        )
     return found
 
 
-KIND = {PreferenceBatch: {"pairs"}, LabelledBatch: {"verdicts"}, PolicyBatch: {"rollout"}, Batch: {"labels"}}
+KIND = {
+    PreferenceBatch: {"pairs"},
+    LabelledBatch: {"verdicts"},
+    PolicyBatch: {"rollout"},
+    Batch: {"labels"},
+}
 
 
 class Made(L.LightningDataModule):
     """Made-up steps, from the trainer's step on."""
 
-    def __init__(self, steps: list[list[Any]], held_out: Optional[list[Any]] = None, columns: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        steps: list[list[Any]],
+        held_out: Optional[list[Any]] = None,
+        columns: Iterable[str] = (),
+    ) -> None:
         super().__init__()
         self.steps, self.held_out = steps, held_out
         self.contract = DataContract(
-            ("a", "b"), V, "t", "m", tuple(n % 5 for n in range(V)), T, 2 * PAIRS * T, frozenset(KIND[type(steps[0][0])] | set(columns))
+            ("a", "b"),
+            V,
+            "t",
+            "m",
+            tuple(n % 5 for n in range(V)),
+            T,
+            2 * PAIRS * T,
+            frozenset(KIND[type(steps[0][0])] | set(columns)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -130,7 +197,9 @@ class Made(L.LightningDataModule):
         return DataLoader(self.steps[self.trainer.global_step :], batch_size=None, collate_fn=list)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader([[batch] for batch in self.held_out or []], batch_size=None, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(
+            [[batch] for batch in self.held_out or []], batch_size=None, collate_fn=list
+        )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -139,7 +208,9 @@ class Recorder:
 
     lr: float = 0.01
 
-    def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], roles: Any) -> torch.optim.Optimizer:
+    def build(
+        self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], roles: Any
+    ) -> torch.optim.Optimizer:
         named = dict(named_parameters)
         assert named.keys() <= roles.keys()
         return _Recording(named, self.lr)
@@ -153,7 +224,9 @@ class _Recording(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> Any:
         loss = closure() if closure is not None else None
-        self.gradients.append({name: p.grad.clone() for name, p in self.named.items() if p.grad is not None})
+        self.gradients.append(
+            {name: p.grad.clone() for name, p in self.named.items() if p.grad is not None}
+        )
         super().step()
         return loss
 
@@ -164,15 +237,33 @@ class Run(NamedTuple):
     gradients: list[dict[str, Tensor]]
 
 
-def run(objective: Objective, data: Made, *, steps: int = 1, callbacks: Any = None, ckpt: Optional[Path] = None, **options: Any) -> Run:
-    defaults = {"optimizer": Recorder(), "schedule": Schedule(kind="constant"), "clip_norm": None, "compile": "off", "seed": 3}
+def run(
+    objective: Objective,
+    data: Made,
+    *,
+    steps: int = 1,
+    callbacks: Any = None,
+    ckpt: Optional[Path] = None,
+    **options: Any,
+) -> Run:
+    defaults = {
+        "optimizer": Recorder(),
+        "schedule": Schedule(kind="constant"),
+        "clip_norm": None,
+        "compile": "off",
+        "seed": 3,
+    }
     stage = Stage(net=NET, objective=objective, **{**defaults, **options})
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, precision="32-true", max_steps=steps, max_epochs=-1, logger=False, callbacks=callbacks,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        accelerator="cpu", devices=1, precision="32-true", max_steps=steps, max_epochs=-1,
+        logger=False, callbacks=callbacks,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
         limit_val_batches=None if data.held_out else 0, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(stage, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt), weights_only=True)
+    trainer.fit(
+        stage, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt), weights_only=True
+    )
     optimizer = trainer.optimizers[0]
     return Run(stage, trainer, optimizer.gradients if isinstance(optimizer, _Recording) else [])
 
@@ -185,7 +276,8 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float = 2e-
     assert error <= rtol * norm, (error / norm).item()
 
 
-# ---------------------------------------------------------------------- one gradient, however the step is cut
+# ---------------------------------------------------------------------- one gradient, however the
+# step is cut
 
 EXACT: dict[str, tuple[Callable[[], Objective], Callable[[], Any], int]] = {
     "dpo": (lambda: DPO(beta=0.3, label_smoothing=0.1), pairs, 1),
@@ -204,17 +296,23 @@ EXACT: dict[str, tuple[Callable[[], Objective], Callable[[], Any], int]] = {
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut(name: str, parent: Path) -> None:
-    """Pairs, answers and tokens are counted over the whole step, also where a loss has two terms with counts of their own."""
+    """Pairs, answers and tokens are counted over the whole step, also where a loss has two
+    terms with counts of their own.
+    """
     make, batch, size = EXACT[name]
     whole = run(make(), Made([[batch()]]), init_from=str(parent))
     parts = run(make(), Made([cut(batch(), size)]), init_from=str(parent))
     assert_same(parts.gradients[0], whole.gradients[0])
     for key in ("nats_S", "terms_S", "tokens_S", "means_M2"):
-        torch.testing.assert_close(parts.stage.sums[key], whole.stage.sums[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            parts.stage.sums[key], whole.stage.sums[key], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_two_terms_with_one_count_would_be_noticed(parent: Path) -> None:
-    """The law above can fail: the mean of the micro-batches' own token means is another gradient."""
+    """The law above can fail: the mean of the micro-batches' own token means is another
+    gradient.
+    """
     (whole,) = run(ORPO(), Made([[pairs()]]), init_from=str(parent)).gradients
 
     class Alone(ORPO):
@@ -232,7 +330,12 @@ def test_a_pair_that_only_fills_up_counts_nowhere(name: str, parent: Path) -> No
     plain = batch()
     halves = 2 if isinstance(plain, PreferenceBatch) else 1
     count = len(plain.index_B) // halves
-    source = torch.cat([torch.cat([torch.arange(count), torch.zeros(1).long()]) + half * count for half in range(halves)])
+    source = torch.cat(
+        [
+            torch.cat([torch.arange(count), torch.zeros(1).long()]) + half * count
+            for half in range(halves)
+        ]
+    )
     filler = torch.arange(halves) * (count + 1) + count
     fields = [None if field is None else field[source].clone() for field in plain]
     padded = type(plain)(*fields)
@@ -242,7 +345,9 @@ def test_a_pair_that_only_fills_up_counts_nowhere(name: str, parent: Path) -> No
     whole, filled = (run(make(), Made([[b]]), init_from=str(parent)) for b in (plain, padded))
     assert_same(filled.gradients[0], whole.gradients[0])
     for key in ("nats_S", "terms_S", "tokens_S", "means_M2"):
-        torch.testing.assert_close(filled.stage.sums[key], whole.stage.sums[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            filled.stage.sums[key], whole.stage.sums[key], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_kto_measures_its_mismatched_rows_without_a_gradient(parent: Path) -> None:
@@ -256,13 +361,18 @@ def test_kto_measures_its_mismatched_rows_without_a_gradient(parent: Path) -> No
     ref = scores.logp().sum(dim=1).detach()
     numerator, denominator, _ = KTO(beta=0.3)(scores, batch._replace(ref_logp_B=ref))
     (numerator / denominator).backward()
-    assert_same(found.gradients[0], {name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    assert_same(
+        found.gradients[0],
+        {name: p.grad for name, p in net.named_parameters() if p.grad is not None},
+    )
 
 
 # ---------------------------------------------------------------------- the reference
 
 
-def test_dpo_begins_at_ln_2_with_a_frozen_copy(parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dpo_begins_at_ln_2_with_a_frozen_copy(
+    parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run(DPO(), Made([[pairs(step)] for step in range(3)]), steps=3, init_from=str(parent))
     assert f"reference: frozen copy of {parent}" in capsys.readouterr().out
     assert not any("reference" in key for key in found.stage.state_dict())
@@ -274,7 +384,9 @@ def test_dpo_begins_at_ln_2_with_a_frozen_copy(parent: Path, capsys: pytest.Capt
     assert all(torch.equal(copy[name], value) for name, value in start.state_dict().items())
     assert not torch.equal(now["head.weight"], copy["head.weight"])
     first = run(DPO(), Made([[pairs()]]), init_from=str(parent)).stage.sums
-    assert (first["nats_S"].sum() / first["terms_S"].sum()).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert (first["nats_S"].sum() / first["terms_S"].sum()).item() == pytest.approx(
+        math.log(2), abs=1e-6
+    )
     assert first["means_M2"][:3, 0].abs().max().item() < 1e-4
 
 
@@ -287,7 +399,9 @@ def logp_of(batch: PreferenceBatch, parent: Path) -> Tensor:
     return torch.where(batch.labels_BT != IGNORE_INDEX, taken, 0.0).sum(dim=1)
 
 
-def test_a_column_is_used_and_needs_no_copy(parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_is_used_and_needs_no_copy(
+    parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     batch = pairs()
     column = batch._replace(ref_logp_B=logp_of(batch, parent))
     found = run(DPO(), Made([[column]], columns=["ref_logp"]), init_from=str(parent))
@@ -301,7 +415,11 @@ def test_a_column_of_another_network_is_refused_at_step_0(parent: Path) -> None:
     batch = pairs()
     wrong = batch._replace(ref_logp_B=logp_of(batch, parent) - torch.arange(12))
     with pytest.raises(
-        UserError, match=r"step 0: the column ref_logp of the data is not of the network .*the loss is .* instead of 0\.6931"
+        UserError,
+        match=(
+            r"step 0: the column ref_logp of the data is not of the network .*the loss is .*"
+            r" instead of 0\.6931"
+        ),
     ):
         run(DPO(), Made([[wrong]], columns=["ref_logp"]), init_from=str(parent))
 
@@ -314,7 +432,14 @@ def test_an_adapter_is_its_own_reference(parent: Path, capsys: pytest.CaptureFix
     assert found.stage.reference is not None
     assert found.stage.reference.copy is None
     # Beside a frozen copy it computes the same.
-    copied = run(DPO(), Made(steps), steps=3, init_from=str(parent), adapter=adapter, reference=str(copy_of(parent)))
+    copied = run(
+        DPO(),
+        Made(steps),
+        steps=3,
+        init_from=str(parent),
+        adapter=adapter,
+        reference=str(copy_of(parent)),
+    )
     assert "reference: frozen copy" in capsys.readouterr().out
     for step in range(3):
         assert_same(found.gradients[step], copied.gradients[step])
@@ -330,7 +455,9 @@ def copy_of(parent: Path) -> Path:
 def test_another_reference_may_be_named(parent: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     save_llama(transformers, tmp_path / "other", seed=7)
-    found = run(DPO(beta=0.1), Made([[pairs()]]), init_from=str(parent), reference=str(tmp_path / "other"))
+    found = run(
+        DPO(beta=0.1), Made([[pairs()]]), init_from=str(parent), reference=str(tmp_path / "other")
+    )
     ratio = logp_of(pairs(), parent) - logp_of(pairs(), tmp_path / "other")
     expected = -F.logsigmoid(0.1 * (ratio[:PAIRS] - ratio[PAIRS:])).mean().item()
     assert (found.stage.sums["nats_S"].sum() / PAIRS).item() == pytest.approx(expected, rel=1e-4)
@@ -355,14 +482,24 @@ class Stop(L.Callback):
 
 
 def test_dpo_resumes_as_if_it_had_never_stopped(parent: Path, tmp_path: Path) -> None:
-    """The reference of a resumed run is what training started from, not what the checkpoint holds."""
+    """The reference of a resumed run is what training started from, not what the checkpoint
+    holds.
+    """
     steps = [cut(pairs(step), 2) for step in range(6)]
     options: dict[str, Any] = {"init_from": str(parent), "optimizer": Recorder(lr=0.05)}
     whole = run(DPO(sft_weight=0.1), Made(steps), steps=6, **options)
 
     with pytest.raises(RuntimeError, match="stopped here"):
-        run(DPO(sft_weight=0.1), Made(steps), steps=6, callbacks=[Stop(3, tmp_path / "stopped.ckpt")], **options)
-    again = run(DPO(sft_weight=0.1), Made(steps), steps=6, ckpt=tmp_path / "stopped.ckpt", **options)
+        run(
+            DPO(sft_weight=0.1),
+            Made(steps),
+            steps=6,
+            callbacks=[Stop(3, tmp_path / "stopped.ckpt")],
+            **options,
+        )
+    again = run(
+        DPO(sft_weight=0.1), Made(steps), steps=6, ckpt=tmp_path / "stopped.ckpt", **options
+    )
     assert len(again.gradients) == 3
     for a, b in zip(again.gradients, whole.gradients[3:], strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -375,23 +512,45 @@ def test_dpo_resumes_as_if_it_had_never_stopped(parent: Path, tmp_path: Path) ->
 
 def test_a_reward_model_trains_a_head_and_leaves_the_output_head(parent: Path) -> None:
     first = run(RewardModel(), Made([[pairs()]]), init_from=str(parent))
-    assert first.stage.sums["nats_S"].sum().item() == pytest.approx(PAIRS * math.log(2), rel=0.2)  # a new head knows nothing
+    assert first.stage.sums["nats_S"].sum().item() == pytest.approx(
+        PAIRS * math.log(2), rel=0.2
+    )  # a new head knows nothing
     assert "score.weight" in first.gradients[0]
     assert "head.weight" not in first.gradients[0]
-    found = run(RewardModel(), Made([[pairs()]] * 30), steps=30, init_from=str(parent), optimizer=Recorder(lr=0.05))
+    found = run(
+        RewardModel(),
+        Made([[pairs()]] * 30),
+        steps=30,
+        init_from=str(parent),
+        optimizer=Recorder(lr=0.05),
+    )
     assert found.stage.sums["nats_S"].sum().item() < 0.5 * first.stage.sums["nats_S"].sum().item()
     before, after = first.stage.state_dict(), found.stage.state_dict()
     assert torch.equal(before["net.head.weight"], after["net.head.weight"])
     assert not torch.equal(before["score.weight"], after["score.weight"])
 
 
-def test_a_student_learns_from_a_teacher_network(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_learns_from_a_teacher_network(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     transformers = pytest.importorskip("transformers")
     save_llama(transformers, tmp_path / "teacher", seed=5)
     data = Made([[learned()]] * 30, [learned()])
-    found = run(Distillation(), data, steps=30, init_from=str(parent), teacher=str(tmp_path / "teacher"), optimizer=Recorder(lr=0.02))
+    found = run(
+        Distillation(),
+        data,
+        steps=30,
+        init_from=str(parent),
+        teacher=str(tmp_path / "teacher"),
+        optimizer=Recorder(lr=0.02),
+    )
     assert f"teacher: {tmp_path / 'teacher'}" in capsys.readouterr().out
-    before = run(Distillation(), Made([[learned()]]), init_from=str(parent), teacher=str(tmp_path / "teacher"))
+    before = run(
+        Distillation(),
+        Made([[learned()]]),
+        init_from=str(parent),
+        teacher=str(tmp_path / "teacher"),
+    )
     first, last = (r.stage.sums["nats_S"].sum().item() for r in (before, found))
     assert last < 0.8 * first
     itself = run(Distillation(), Made([[learned()]]), init_from=str(parent), teacher=str(parent))
@@ -405,10 +564,21 @@ def test_a_student_learns_from_a_teacher_network(parent: Path, tmp_path: Path, c
 def test_every_metric_reaches_the_sinks_and_validation(parent: Path) -> None:
     told: list[dict[str, float]] = []
     metrics = Metrics(
-        every=2, sources=["a", "b"], tokens_per_step=2 * PAIRS * T, flops_per_token=1.0, peak=None, sinks=[lambda step, v: told.append(v)]
+        every=2,
+        sources=["a", "b"],
+        tokens_per_step=2 * PAIRS * T,
+        flops_per_token=1.0,
+        peak=None,
+        sinks=[lambda step, v: told.append(v)],
     )
     steps = [cut(pairs(0), 2), cut(pairs(1), 3)]
-    found = run(DPO(beta=0.2), Made(steps, [pairs(5, 3), pairs(6, 1)]), steps=2, callbacks=[metrics], init_from=str(parent))
+    found = run(
+        DPO(beta=0.2),
+        Made(steps, [pairs(5, 3), pairs(6, 1)]),
+        steps=2,
+        callbacks=[metrics],
+        init_from=str(parent),
+    )
     names = found.stage.objective.metric_names
     train = next(line for line in told if "train/loss" in line)
     assert {f"train/{name}" for name in names} <= train.keys()
@@ -420,7 +590,12 @@ def test_every_metric_reaches_the_sinks_and_validation(parent: Path) -> None:
     net = found.stage.net
     ratios = []
     for batch in (pairs(5, 3), pairs(6, 1)):
-        now = LabelScores(net(batch.tokens_BT, batch.doc_BT), net.head_weight, batch.labels_BT).logp().sum(dim=1).detach()
+        now = (
+            LabelScores(net(batch.tokens_BT, batch.doc_BT), net.head_weight, batch.labels_BT)
+            .logp()
+            .sum(dim=1)
+            .detach()
+        )
         ratios.append((now - logp_of(batch, parent)).chunk(2))
     margin = 0.2 * torch.cat([chosen - rejected for chosen, rejected in ratios])
     assert held["val/loss"] == pytest.approx(-F.logsigmoid(margin).mean().item(), rel=1e-4)
@@ -433,10 +608,21 @@ def test_the_unfinished_window_is_kept_with_its_metrics(parent: Path, tmp_path: 
     def lines(**options: Any) -> list[dict[str, float]]:
         told: list[dict[str, float]] = []
         metrics = Metrics(
-            every=4, sources=["a", "b"], tokens_per_step=2 * PAIRS * T, flops_per_token=1.0, peak=None, sinks=[lambda s, v: told.append(v)]
+            every=4,
+            sources=["a", "b"],
+            tokens_per_step=2 * PAIRS * T,
+            flops_per_token=1.0,
+            peak=None,
+            sinks=[lambda s, v: told.append(v)],
         )
         callbacks = [metrics, *options.pop("more", [])]
-        run(DPO(), Made([[pairs(step)] for step in range(4)]), callbacks=callbacks, init_from=str(parent), **options)
+        run(
+            DPO(),
+            Made([[pairs(step)] for step in range(4)]),
+            callbacks=callbacks,
+            init_from=str(parent),
+            **options,
+        )
         return told
 
     whole = lines(steps=4)
@@ -450,12 +636,19 @@ def test_the_unfinished_window_is_kept_with_its_metrics(parent: Path, tmp_path: 
 
 def test_grpo_reports_what_a_rollout_was_worth(parent: Path) -> None:
     sums = run(GRPO(), Made([cut(samples(), 4)]), init_from=str(parent)).stage
-    found = {name: (total / count).item() for name, (total, count) in zip(sums.objective.metric_names, sums.sums["means_M2"], strict=True)}
+    found = {
+        name: (total / count).item()
+        for name, (total, count) in zip(
+            sums.objective.metric_names, sums.sums["means_M2"], strict=True
+        )
+    }
     assert found["reward"] == pytest.approx(3 / 12)
     assert found["groups_with_signal"] == pytest.approx(2 / 3)
     assert found["truncated"] == pytest.approx(3 / 12)
     assert found["clip_ratio"] == 0.0
-    assert found["completion_tokens"] == pytest.approx((samples().labels_BT != IGNORE_INDEX).sum().item() / 12)
+    assert found["completion_tokens"] == pytest.approx(
+        (samples().labels_BT != IGNORE_INDEX).sum().item() / 12
+    )
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -464,14 +657,35 @@ def test_grpo_reports_what_a_rollout_was_worth(parent: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "batch", "message"),
     [
-        (DPO, learned, r"model\.objective DPO needs pairs and ref_logp, and data Made provides labels: pairs is missing"),
-        (CrossEntropy, pairs, r"CrossEntropy needs labels, and data Made provides pairs: labels is missing"),
-        (KTO, pairs, r"KTO needs ref_logp and verdicts, and data Made provides pairs: verdicts is missing"),
+        (
+            DPO,
+            learned,
+            (
+                r"model\.objective DPO needs pairs and ref_logp, and data Made provides labels:"
+                r" pairs is missing"
+            ),
+        ),
+        (
+            CrossEntropy,
+            pairs,
+            r"CrossEntropy needs labels, and data Made provides pairs: labels is missing",
+        ),
+        (
+            KTO,
+            pairs,
+            r"KTO needs ref_logp and verdicts, and data Made provides pairs: verdicts is missing",
+        ),
         (GRPO, learned, r"GRPO needs rollout, and data Made provides labels: rollout is missing"),
-        (Distillation, learned, r"Distillation needs labels and teacher, .* teacher is missing; set model\.teacher"),
+        (
+            Distillation,
+            learned,
+            r"Distillation needs labels and teacher, .* teacher is missing; set model\.teacher",
+        ),
     ],
 )
-def test_data_that_an_objective_cannot_learn_from_is_refused(objective: Any, batch: Any, message: str) -> None:
+def test_data_that_an_objective_cannot_learn_from_is_refused(
+    objective: Any, batch: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         run(objective(), Made([[batch()]]))
 
@@ -481,7 +695,9 @@ def test_rejected_answers_are_not_learned_by_cross_entropy() -> None:
         run(CrossEntropy(), Made([[pairs()]], columns=["labels"]))
 
 
-def test_auto_does_not_compile_rows_of_every_length(parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_does_not_compile_rows_of_every_length(
+    parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(DPO(), Made([[pairs()]]), init_from=str(parent), compile="auto")
     assert "compile: off (" in capsys.readouterr().out
 
@@ -490,5 +706,8 @@ def test_auto_does_not_compile_rows_of_every_length(parent: Path, capsys: pytest
 @pytest.mark.parametrize("name", ["dpo with an SFT term", "orpo", "dapo", "reward"])
 def test_the_compiled_objective_equals_the_eager_one(name: str, parent: Path) -> None:
     make, batch, _ = EXACT[name]
-    eager, compiled = (run(make(), Made([[batch()]]), init_from=str(parent), compile=mode) for mode in ("off", "on"))
+    eager, compiled = (
+        run(make(), Made([[batch()]]), init_from=str(parent), compile=mode)
+        for mode in ("off", "on")
+    )
     assert_same(compiled.gradients[0], eager.gradients[0])

@@ -1,4 +1,6 @@
-"""Rollouts within a training step: on-policy, the same however a step is cut, exact on resume, and nothing of it left in the gradient."""
+"""Rollouts within a training step: on-policy, the same however a step is cut, exact on resume,
+and nothing of it left in the gradient.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,7 +28,16 @@ from lit_pretrain.stage.stage import Stage
 from tests.stage.test_post_training import Recorder, assert_same
 
 V, T, GROUP, ROWS, STOP = 32, 24, 4, 6, 3
-NET = ModelConfig(vocab_size=V, n_layer=2, width=32, n_head=4, n_kv_head=2, ffn_width=64, max_seq_len=T, init_std=0.3)
+NET = ModelConfig(
+    vocab_size=V,
+    n_layer=2,
+    width=32,
+    n_head=4,
+    n_kv_head=2,
+    ffn_width=64,
+    max_seq_len=T,
+    init_std=0.3,
+)
 
 
 def even(prompt: str, completion: str, row: Mapping[str, Any]) -> float:
@@ -38,30 +49,60 @@ def even(prompt: str, completion: str, row: Mapping[str, Any]) -> float:
 class Prompts(L.LightningDataModule):
     """Prompts by sample number; sample n has 2 to 6 tokens."""
 
-    def __init__(self, *, micro: int = ROWS, updates: int = 1, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, *, micro: int = ROWS, updates: int = 1, rank: int = 0, ranks: int = 1
+    ) -> None:
         super().__init__()
         self.micro, self.updates, self.rank, self.ranks = micro, updates, rank, ranks
-        asking = Asking(GROUP, updates, 6, 0, frozenset({STOP}), lambda ids, special=False: " ".join(str(int(i)) for i in ids))
+        asking = Asking(
+            GROUP,
+            updates,
+            6,
+            0,
+            frozenset({STOP}),
+            lambda ids, special=False: " ".join(str(int(i)) for i in ids),
+        )
         self.contract = DataContract(
-            ("a", "b"), V, "t", "m", tuple(n % 5 for n in range(V)), T, ROWS * GROUP * T, frozenset({"prompts"}), asking
+            ("a", "b"),
+            V,
+            "t",
+            "m",
+            tuple(n % 5 for n in range(V)),
+            T,
+            ROWS * GROUP * T,
+            frozenset({"prompts"}),
+            asking,
         )
 
     def collate(self, numbers: list[int]) -> list[PromptBatch]:
-        return [self._micro(numbers[i : i + self.micro]) for i in range(0, len(numbers), self.micro)]
+        return [
+            self._micro(numbers[i : i + self.micro]) for i in range(0, len(numbers), self.micro)
+        ]
 
     def _micro(self, numbers: list[int]) -> PromptBatch:
-        tokens, doc = torch.zeros(len(numbers), 8, dtype=torch.int64), torch.ones(len(numbers), 8, dtype=torch.int32)
+        tokens, doc = (
+            torch.zeros(len(numbers), 8, dtype=torch.int64),
+            torch.ones(len(numbers), 8, dtype=torch.int32),
+        )
         for b, n in enumerate(numbers):
             if n >= 0:
                 ids = torch.randint(4, V, (2 + n % 5,), generator=torch.Generator().manual_seed(n))
                 tokens[b, : len(ids)], doc[b, : len(ids)] = ids, 0
         index = torch.tensor(numbers)
         rows = tuple({"n": n, "answer": str(n)} if n >= 0 else {} for n in numbers)
-        return PromptBatch(tokens, torch.full_like(tokens, IGNORE_INDEX), doc, index % 2, index, rows)
+        return PromptBatch(
+            tokens, torch.full_like(tokens, IGNORE_INDEX), doc, index % 2, index, rows
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        sampler = StepSampler(rows=ROWS, rank=self.rank, world_size=self.ranks, first_step=self.trainer.global_step, updates=self.updates)
+        sampler = StepSampler(
+            rows=ROWS,
+            rank=self.rank,
+            world_size=self.ranks,
+            first_step=self.trainer.global_step,
+            updates=self.updates,
+        )
         return DataLoader(range(10**6), batch_sampler=sampler, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -90,23 +131,35 @@ class Seen(L.Callback):
 
 
 def settings(**options: Any) -> Rollout:
-    return Rollout(**{"rewards": {"even": Reward(path=f"{__name__}.even")}, "max_completion_tokens": 8, **options})
+    return Rollout(
+        **{
+            "rewards": {"even": Reward(path=f"{__name__}.even")},
+            "max_completion_tokens": 8,
+            **options,
+        }
+    )
 
 
 def run(
-    data: Prompts, *, steps: int = 1, objective: Optional[Objective] = None, rollout: Optional[Rollout] = None, callbacks: Any = None,
-    ckpt: Optional[Path] = None, precision: str = "32-true", validate: bool = False, net: ModelConfig = NET, **options: Any,
+    data: Prompts, *, steps: int = 1, objective: Optional[Objective] = None,
+    rollout: Optional[Rollout] = None, callbacks: Any = None,
+    ckpt: Optional[Path] = None, precision: str = "32-true", validate: bool = False,
+    net: ModelConfig = NET, **options: Any,
 ) -> Ran:  # fmt: skip
     stage = Stage(
-        net=net, objective=objective or GRPO(), rollout=rollout or settings(), optimizer=Recorder(0.05), schedule=Schedule(kind="constant"),
+        net=net, objective=objective or GRPO(), rollout=rollout or settings(),
+        optimizer=Recorder(0.05), schedule=Schedule(kind="constant"),
         clip_norm=None, compile="off", seed=3, **options,
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", devices=1, precision=precision, max_steps=steps, max_epochs=-1, logger=False, callbacks=callbacks,  # type: ignore[arg-type]
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
         limit_val_batches=None if validate else 0, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(stage, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt), weights_only=True)
+    trainer.fit(
+        stage, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt), weights_only=True
+    )
     return Ran(stage, trainer, trainer.optimizers[0].gradients)  # type: ignore[attr-defined]
 
 
@@ -132,7 +185,9 @@ def test_the_batch_holds_what_was_sampled_rewarded_and_compared_within_its_group
         assert len(answer) == 8 or not batch.truncated_B[b]
         labels = batch.labels_BT[b].tolist()
         assert labels[len(prompt) - 1 : length - 1] == answer
-        assert all(label == IGNORE_INDEX for label in labels[: len(prompt) - 1] + labels[length - 1 :])
+        assert all(
+            label == IGNORE_INDEX for label in labels[: len(prompt) - 1] + labels[length - 1 :]
+        )
         words = " ".join(str(i) for i in answer if i != STOP)
         assert batch.reward_B[b].item() == pytest.approx(even("", words, {"n": n}))
     torch.testing.assert_close(batch.advantage_B, group_advantages(batch.reward_B, batch.group_B))
@@ -141,12 +196,16 @@ def test_the_batch_holds_what_was_sampled_rewarded_and_compared_within_its_group
     assert rates["reward"] == pytest.approx(batch.reward_B.mean().item())
     assert rates["rewards/even"] == pytest.approx(rates["reward"])
     assert rates["truncated"] == pytest.approx(batch.truncated_B.float().mean().item())
-    assert rates["completion_tokens"] == pytest.approx((batch.labels_BT != IGNORE_INDEX).sum().item() / (ROWS * GROUP))
+    assert rates["completion_tokens"] == pytest.approx(
+        (batch.labels_BT != IGNORE_INDEX).sum().item() / (ROWS * GROUP)
+    )
     assert rates["rollout_seconds"] > 0
 
 
 def test_the_gradient_is_that_of_the_same_answers_given_as_data() -> None:
-    """Nothing of the rollout is left in the step that follows it, in bf16 under autocast neither."""
+    """Nothing of the rollout is left in the step that follows it, in bf16 under autocast
+    neither.
+    """
     from tests.stage.test_post_training import Made
 
     for precision in ("32-true", "bf16-mixed"):
@@ -154,23 +213,43 @@ def test_the_gradient_is_that_of_the_same_answers_given_as_data() -> None:
         found = run(Prompts(micro=2), precision=precision, callbacks=[seen])
         (steps,) = seen.steps
         given = Made([list(steps)])
-        given.contract = given.contract._replace(vocab_size=V, token_bytes=tuple(range(V)), seq_len=T)
+        given.contract = given.contract._replace(
+            vocab_size=V, token_bytes=tuple(range(V)), seq_len=T
+        )
         stage = Stage(
-            net=NET, objective=GRPO(), optimizer=Recorder(0.05), schedule=Schedule(kind="constant"), clip_norm=None, compile="off", seed=3
+            net=NET,
+            objective=GRPO(),
+            optimizer=Recorder(0.05),
+            schedule=Schedule(kind="constant"),
+            clip_norm=None,
+            compile="off",
+            seed=3,
         )
         trainer = L.Trainer(
             accelerator="cpu", devices=1, precision=precision, max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False,  # type: ignore[arg-type]
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            limit_val_batches=0,
         )  # fmt: skip
         trainer.fit(stage, datamodule=given)
         (expected,) = trainer.optimizers[0].gradients  # type: ignore[attr-defined]
         assert_same(found.gradients[0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rollout", [settings(temperature=0.7), settings(engine=BuiltIn(rows=5))], ids=["temperature", "rows"])
-@pytest.mark.parametrize("objective", [GRPO, lambda: GRPO(variant="grpo", beta=0.1)], ids=["dapo", "grpo"])
-def test_neither_answers_nor_gradient_depend_on_how_a_step_is_cut(objective: Callable[[], GRPO], rollout: Rollout) -> None:
-    whole, parts = (run(Prompts(micro=micro), steps=2, objective=objective(), rollout=rollout) for micro in (ROWS, 2))
+@pytest.mark.parametrize(
+    "rollout",
+    [settings(temperature=0.7), settings(engine=BuiltIn(rows=5))],
+    ids=["temperature", "rows"],
+)
+@pytest.mark.parametrize(
+    "objective", [GRPO, lambda: GRPO(variant="grpo", beta=0.1)], ids=["dapo", "grpo"]
+)
+def test_neither_answers_nor_gradient_depend_on_how_a_step_is_cut(
+    objective: Callable[[], GRPO], rollout: Rollout
+) -> None:
+    whole, parts = (
+        run(Prompts(micro=micro), steps=2, objective=objective(), rollout=rollout)
+        for micro in (ROWS, 2)
+    )
     for a, b in zip(parts.gradients, whole.gradients, strict=True):
         assert_same(a, b, rtol=1e-4)
     assert_same(*(dict(r.stage.net.state_dict()) for r in (parts, whole)), rtol=1e-4)
@@ -184,7 +263,9 @@ def test_two_ranks_sample_what_one_does() -> None:
         run(Prompts(rank=rank, ranks=2), callbacks=[half])
     tokens = torch.cat([half.steps[0][0].tokens_BT for half in halves])
     assert torch.equal(tokens, one.steps[0][0].tokens_BT)
-    assert torch.equal(torch.cat([half.steps[0][0].advantage_B for half in halves]), one.steps[0][0].advantage_B)
+    assert torch.equal(
+        torch.cat([half.steps[0][0].advantage_B for half in halves]), one.steps[0][0].advantage_B
+    )
 
 
 def test_the_temperature_is_that_of_the_policy_that_learns() -> None:
@@ -200,11 +281,16 @@ def test_the_temperature_is_that_of_the_policy_that_learns() -> None:
     logp = logits.log_softmax(-1).gather(2, batch.labels_BT.clamp(min=0)[..., None]).squeeze(-1)
     loss = -(logp * batch.advantage_B[:, None])[mask].sum() / mask.sum()
     loss.backward()
-    assert_same(found.gradients[0], {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert_same(
+        found.gradients[0],
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 def test_dropout_is_off_while_answers_are_sampled() -> None:
-    """The check of the first step compares the sampler with the network without dropout, and would stop the run."""
+    """The check of the first step compares the sampler with the network without dropout, and
+    would stop the run.
+    """
     net = replace(NET, dropout=0.5)
     plain, dropped = Seen(), Seen()
     run(Prompts(), callbacks=[plain])
@@ -215,10 +301,15 @@ def test_dropout_is_off_while_answers_are_sampled() -> None:
 def test_a_sampler_that_is_another_policy_is_noticed() -> None:
     class Wrong(BuiltIn):
         def generate(self, prompts: Any, *, sampling: Any, seeds: Any) -> Completions:
-            found = super().generate(prompts, sampling=sampling._replace(temperature=2.0), seeds=seeds)
+            found = super().generate(
+                prompts, sampling=sampling._replace(temperature=2.0), seeds=seeds
+            )
             return found
 
-    with pytest.raises(RuntimeError, match=r"step 0: the log-probabilities of the rollout engine and of the network differ by"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"step 0: the log-probabilities of the rollout engine and of the network differ by",
+    ):
         run(Prompts(), rollout=settings(engine=Wrong()))
 
 
@@ -235,8 +326,12 @@ def test_truncated_answers_may_be_masked() -> None:
 # ---------------------------------------------------------------------- the reference
 
 
-@pytest.mark.parametrize("measured", [GRPO(beta=0.1), GRPO(measure_kl=True)], ids=["beta", "measured"])
-def test_the_divergence_begins_at_zero_and_grows(measured: GRPO, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "measured", [GRPO(beta=0.1), GRPO(measure_kl=True)], ids=["beta", "measured"]
+)
+def test_the_divergence_begins_at_zero_and_grows(
+    measured: GRPO, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen = Seen()
     run(Prompts(), steps=3, objective=measured, rollout=settings(temperature=0.8), callbacks=[seen])
     assert "reference: frozen copy" in capsys.readouterr().out
@@ -254,7 +349,9 @@ def test_several_updates_learn_from_the_same_answers_and_go_off_policy() -> None
     assert torch.equal(tokens[0], tokens[1])
     assert torch.equal(tokens[0], tokens[2])
     assert torch.equal(tokens[3], tokens[5])
-    assert seen.steps[3][0].index_B.tolist() == [n for n in range(ROWS, 2 * ROWS) for _ in range(GROUP)]
+    assert seen.steps[3][0].index_B.tolist() == [
+        n for n in range(ROWS, 2 * ROWS) for _ in range(GROUP)
+    ]
     assert [steps[0].old_logp_BT is None for steps in seen.steps] == [True, False, False] * 2
     clipped = [rates["clip_ratio"] for rates in seen.rates]
     assert clipped[0] == clipped[3] == 0.0
@@ -273,7 +370,9 @@ class Stop(L.Callback):
             raise RuntimeError("stopped here")
 
 
-@pytest.mark.parametrize(("updates", "at"), [(1, 2), (3, 3), (3, 4)], ids=["on-policy", "between-rollouts", "within-one"])
+@pytest.mark.parametrize(
+    ("updates", "at"), [(1, 2), (3, 3), (3, 4)], ids=["on-policy", "between-rollouts", "within-one"]
+)
 def test_a_resumed_run_is_the_run(updates: int, at: int, tmp_path: Path) -> None:
     whole = run(Prompts(updates=updates), steps=6)
     with pytest.raises(RuntimeError, match="stopped here"):
@@ -298,10 +397,23 @@ def test_held_out_prompts_are_answered_once_and_the_loss_is_minus_the_reward() -
     values = {k: float(v) for k, v in found.trainer.callback_metrics.items()}
     assert values["val/loss"] == pytest.approx(-values["val/reward"])
     assert values["val/reward"] == pytest.approx(values["val/rewards/even"])
-    assert {"val/completion_tokens", "val/truncated", "val/entropy", "val_loss/a", "val_loss/b"} <= values.keys()
-    assert values["val/loss"] == pytest.approx((5 * values["val_loss/a"] + 4 * values["val_loss/b"]) / 9)
+    assert {
+        "val/completion_tokens",
+        "val/truncated",
+        "val/entropy",
+        "val_loss/a",
+        "val_loss/b",
+    } <= values.keys()
+    assert values["val/loss"] == pytest.approx(
+        (5 * values["val_loss/a"] + 4 * values["val_loss/b"]) / 9
+    )
     assert found.stage.answers is not None
-    assert [shown.right for shown in found.stage.answers.shown] == ["5", "6", "7", "8"]  # the row that fills up is not asked
+    assert [shown.right for shown in found.stage.answers.shown] == [
+        "5",
+        "6",
+        "7",
+        "8",
+    ]  # the row that fills up is not asked
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -310,9 +422,21 @@ def test_held_out_prompts_are_answered_once_and_the_loss_is_minus_the_reward() -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": DPO()}, r"model\.rollout answers prompts .* model\.objective DPO needs pairs and ref_logp: remove model\.rollout"),
-        ({"rollout": settings(max_completion_tokens=20)}, r"data\.max_prompt_tokens=6 and .*=20 are together more than data\.seq_len=24"),
-        ({"rollout": settings(temperature=0.0)}, r"temperature=0 gives every answer of a group alike"),
+        (
+            {"objective": DPO()},
+            (
+                r"model\.rollout answers prompts .* model\.objective DPO needs pairs and ref_logp:"
+                r" remove model\.rollout"
+            ),
+        ),
+        (
+            {"rollout": settings(max_completion_tokens=20)},
+            r"data\.max_prompt_tokens=6 and .*=20 are together more than data\.seq_len=24",
+        ),
+        (
+            {"rollout": settings(temperature=0.0)},
+            r"temperature=0 gives every answer of a group alike",
+        ),
         (
             {"objective": GRPO(variant="dr_grpo", max_completion_tokens=9)},
             r"max_completion_tokens=9 is not model\.rollout\.max_completion_tokens=8",
@@ -327,22 +451,47 @@ def test_nonsense_is_refused_by_name(change: dict[str, Any], message: str) -> No
 
 def test_a_sharded_rollout_and_prompts_without_a_rollout_are_refused() -> None:
     data = Prompts()
-    with pytest.raises(UserError, match=r"a sharded network \(trainer\.strategy fsdp\) would be gathered again for every token"):
-        Stage(net=NET, objective=GRPO(), rollout=settings()).check(data.contract, data, sharded=True)
-    with pytest.raises(UserError, match=r"rollout is missing; sampled answers come from data of prompts \(PromptData\) and model\.rollout"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"a sharded network \(trainer\.strategy fsdp\) would be gathered again for every token"
+        ),
+    ):
+        Stage(net=NET, objective=GRPO(), rollout=settings()).check(
+            data.contract, data, sharded=True
+        )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"rollout is missing; sampled answers come from data of prompts \(PromptData\) and"
+            r" model\.rollout"
+        ),
+    ):
         Stage(net=NET, objective=GRPO()).check(data.contract, data, sharded=False)
     labels = data.contract._replace(provides=frozenset({"labels"}), asking=None)
-    with pytest.raises(UserError, match=r"model\.objective GRPO needs rollout, and data Prompts provides labels: rollout is missing"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"model\.objective GRPO needs rollout, and data Prompts provides labels: rollout is"
+            r" missing"
+        ),
+    ):
         Stage(net=NET, objective=GRPO(), rollout=settings()).check(labels, data, sharded=False)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_completion_tokens": 0}, r"model\.rollout\.max_completion_tokens=0 must be at least 1"),
+        (
+            {"max_completion_tokens": 0},
+            r"model\.rollout\.max_completion_tokens=0 must be at least 1",
+        ),
         ({"temperature": -1.0}, r"model\.rollout: temperature=-1\.0 must be"),
         ({"top_p": 2.0}, r"model\.rollout: top_p=2\.0 must lie"),
-        ({"rewards": {"a": {"pathh": "ExactAnswer"}}}, r"a reward is a mapping with path, options and weight; found {'pathh'"),
+        (
+            {"rewards": {"a": {"pathh": "ExactAnswer"}}},
+            r"a reward is a mapping with path, options and weight; found {'pathh'",
+        ),
     ],
 )
 def test_mistakes_in_the_settings(options: dict[str, Any], message: str) -> None:
@@ -350,16 +499,26 @@ def test_mistakes_in_the_settings(options: dict[str, Any], message: str) -> None
         settings(**options)
 
 
-def test_an_adapter_is_switched_on_while_it_samples_and_off_for_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_is_switched_on_while_it_samples_and_off_for_the_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=T, initializer_range=0.2, tie_word_embeddings=False,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "parent")
     seen = Seen()
     adapter = LoRA(rank=4, alpha=32.0, dropout=0.1)
-    run(Prompts(), steps=3, objective=GRPO(beta=0.05), callbacks=[seen], init_from=str(tmp_path / "parent"), adapter=adapter)
+    run(
+        Prompts(),
+        steps=3,
+        objective=GRPO(beta=0.05),
+        callbacks=[seen],
+        init_from=str(tmp_path / "parent"),
+        adapter=adapter,
+    )
     assert "reference: adapter switched off" in capsys.readouterr().out
     assert seen.rates[2]["kl"] > 1e-6

@@ -1,4 +1,6 @@
-"""Folders: where data and runs lie, whether they can be written, how much room there is, and whether the datasets are whole."""
+"""Folders: where data and runs lie, whether they can be written, how much room there is, and
+whether the datasets are whole.
+"""
 
 import json
 import shutil
@@ -7,11 +9,11 @@ from pathlib import Path
 from typing import Optional
 
 from lit_pretrain.cli.doctor.finding import Finding
-from lit_pretrain.data import manifest as manifests
-from lit_pretrain.data.manifest import FILENAME, Manifest, verify_chunk
-from lit_pretrain.data.remote import cache_folder, is_remote
-from lit_pretrain.data.whole import canonical_hash
+from lit_pretrain.corpus import manifest as manifests
+from lit_pretrain.corpus.chunk_cache import cache_folder, is_remote
+from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import canonical_hash
 
 GB = 1000**3
 SCARCE = 1 * GB
@@ -31,9 +33,16 @@ def folder(label: str, path: Path) -> Finding:
     there = path.expanduser().absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
-    state = f"{path}" if there == path.expanduser().absolute() else f"{path} (made when it is needed)"
+    state = (
+        f"{path}" if there == path.expanduser().absolute() else f"{path} (made when it is needed)"
+    )
     if not there.is_dir():
-        return Finding(label, f"{path}: {there} is a file, not a folder", "trouble", "move it away, or choose another place")
+        return Finding(
+            label,
+            f"{path}: {there} is a file, not a folder",
+            "trouble",
+            "move it away, or choose another place",
+        )
     try:
         with tempfile.TemporaryFile(dir=there) as scratch:
             scratch.write(b"x")
@@ -53,19 +62,33 @@ def space(label: str, state: str, free: int) -> Finding:
     """What so much free space (bytes) is good for."""
     found = f"{state}, {free / GB:,.1f} GB free"
     if free < SCARCE:
-        return Finding(label, found, "trouble", f"less than {SCARCE / GB:.0f} GB: free some space, or choose another disk")
+        return Finding(
+            label,
+            found,
+            "trouble",
+            f"less than {SCARCE / GB:.0f} GB: free some space, or choose another disk",
+        )
     if free < TIGHT:
         return Finding(
-            label, found, "note", f"less than {TIGHT / GB:.0f} GB: checkpoints take 12 bytes a parameter, and up to three are kept"
+            label,
+            found,
+            "note",
+            f"less than {TIGHT / GB:.0f} GB: checkpoints take 12 bytes a parameter, and up to three"
+            " are kept",
         )
     return Finding(label, found)
 
 
-def data(location: str, *, verify: bool) -> list[Finding]:
-    """The folder of the data and the datasets in it; of data behind a URL, the folder that caches it."""
+def data_findings(location: str, *, verify: bool) -> list[Finding]:
+    """The folder of the data and the datasets in it; of data behind a URL, the folder that
+    caches it.
+    """
     if is_remote(location):
         return [folder(f"cache of {location}", cache_folder(location, None))]
-    return [folder("data folder", Path(location)), *datasets(Path(location).expanduser(), verify=verify)]
+    return [
+        folder("data folder", Path(location)),
+        *datasets(Path(location).expanduser(), verify=verify),
+    ]
 
 
 def datasets(path: Path, *, verify: bool) -> list[Finding]:
@@ -75,11 +98,17 @@ def datasets(path: Path, *, verify: bool) -> list[Finding]:
         path: A dataset, a folder of datasets, or a place where none is yet.
         verify: Compute the sha256 of every file, instead of comparing sizes.
     """
-    found = [path] if (path / FILENAME).exists() else sorted(file.parent for file in path.glob(f"*/{FILENAME}"))
+    found = (
+        [path]
+        if (path / MANIFEST_FILENAME).exists()
+        else sorted(file.parent for file in path.glob(f"*/{MANIFEST_FILENAME}"))
+    )
     if not found:
         return [
             Finding(
-                "dataset", f"none in {path} yet; `lit_pretrain prepare --config configs/prepare/embedded.yaml` makes one without a download"
+                "dataset",
+                f"none in {path} yet; `lit_pretrain prepare --config configs/prepare/embedded.yaml`"
+                " makes one without a download",
             )
         ]
     return [finding for one in found for finding in _dataset(one, verify=verify)]
@@ -106,15 +135,26 @@ def _dataset(path: Path, *, verify: bool) -> list[Finding]:
     if reason := _tokenizer_trouble(path / "tokenizer.json", manifest.tokenizer.hash):
         damaged.append(reason)
     if damaged:
-        more = [Finding(label, f"and {len(damaged) - NAMED} more like these", "trouble")] if len(damaged) > NAMED else []
+        more = (
+            [Finding(label, f"and {len(damaged) - NAMED} more like these", "trouble")]
+            if len(damaged) > NAMED
+            else []
+        )
         return [*(_trouble(label, message) for message in damaged[:NAMED]), *more]
-    counts = f"{manifest.tokens('train'):,} training tokens in {chunks} chunks of {size / 1e6:,.1f} MB"
-    checked = "every sha256 is right" if verify else "every size is right (--verify compares contents)"
+    counts = (
+        f"{manifest.tokens('train'):,} training tokens in {chunks} chunks of {size / 1e6:,.1f} MB"
+    )
+    checked = (
+        "every sha256 is right" if verify else "every size is right (--verify compares contents)"
+    )
     return [Finding(label, f"{path}: {', '.join(manifest.sources)}; {counts}; {checked}")]
 
 
 def _tokenizer_trouble(file: Path, expected: str) -> Optional[str]:
-    mend = "Copy it again from where the dataset came from, or delete the dataset's directory and run `lit_pretrain prepare` again."
+    mend = (
+        "Copy it again from where the dataset came from, or delete the dataset's directory and run"
+        " `lit_pretrain prepare` again."
+    )
     try:
         found = canonical_hash(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -122,7 +162,10 @@ def _tokenizer_trouble(file: Path, expected: str) -> Optional[str]:
     return (
         None
         if found == expected
-        else f"{file} is not the tokenizer that encoded the data: its hash is {found}, the manifest says {expected}. {mend}"
+        else (
+            f"{file} is not the tokenizer that encoded the data: its hash is {found}, the manifest"
+            f" says {expected}. {mend}"
+        )
     )
 
 

@@ -1,4 +1,6 @@
-"""Install: whether Python and the packages are those that pyproject.toml asks for, can be imported, and are not known to be bad."""
+"""Install: whether Python and the packages are those that pyproject.toml asks for, can be
+imported, and are not known to be bad.
+"""
 
 import re
 import sys
@@ -11,7 +13,9 @@ from lit_pretrain.cli.doctor.probe import IMPORTS, Probe
 DISTRIBUTION = "lit_pretrain"
 REINSTALL = "run `bash scripts/setup.sh` again (it mends an existing .venv)"
 TORCHVISION_MISMATCH = "torchvision::nms"
-"""Part of the message by which a torchvision that was built for another torch kills `import lightning`."""
+"""Part of the message by which a torchvision that was built for another torch kills `import
+lightning`.
+"""
 
 
 class BadRelease(NamedTuple):
@@ -34,7 +38,8 @@ KNOWN_BAD = (
         (2, 6, 2),
         (2, 6, 3),
         "malicious: it steals credentials when it is imported (GHSA-w37p-236h-pfx3)",
-        "remove this environment, and replace every password, key and token that this machine could read",
+        "remove this environment, and replace every password, key and token that this machine could"
+        " read",
         hostile=True,
     ),
     *(
@@ -42,7 +47,8 @@ KNOWN_BAD = (
             package,
             (0,),
             (2, 6, 5),
-            "a checkpoint can run any code while it is loaded (GHSA-qqmf-gpg7-g8gw, mended in 2.6.6)",
+            "a checkpoint can run any code while it is loaded (GHSA-qqmf-gpg7-g8gw, mended in"
+            " 2.6.6)",
             f"{REINSTALL}, and load no checkpoint of others before",
         )
         for package in ("lightning", "pytorch-lightning")
@@ -76,16 +82,25 @@ def requirements() -> list[Finding]:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
     except ModuleNotFoundError:
-        return [Finding("packaging", "not installed, so no version can be compared", "trouble", REINSTALL)]
-    wanted, python = SpecifierSet(ours.metadata["Requires-Python"]), ".".join(map(str, sys.version_info[:3]))
+        return [
+            Finding(
+                "packaging", "not installed, so no version can be compared", "trouble", REINSTALL
+            )
+        ]
+    wanted, python = (
+        SpecifierSet(ours.metadata["Requires-Python"]),
+        ".".join(map(str, sys.version_info[:3])),
+    )
     findings = [
-        Finding("Python", f"{python} (required {wanted})")
-        if wanted.contains(python, prereleases=True)
-        else Finding(
-            "Python",
-            f"{python} (required {wanted})",
-            "trouble",
-            "install a supported Python and run `PYTHON=/path/to/it bash scripts/setup.sh`",
+        (
+            Finding("Python", f"{python} (required {wanted})")
+            if wanted.contains(python, prereleases=True)
+            else Finding(
+                "Python",
+                f"{python} (required {wanted})",
+                "trouble",
+                "install a supported Python and run `PYTHON=/path/to/it bash scripts/setup.sh`",
+            )
         )
     ]
     for line in ours.requires or []:
@@ -104,7 +119,9 @@ def requirements() -> list[Finding]:
 
 
 def bad_releases() -> list[BadRelease]:
-    """Which of the known-bad releases are installed; of one package, the worst. Needs no other package."""
+    """Which of the known-bad releases are installed; of one package, the worst. Needs no other
+    package.
+    """
     found: dict[str, BadRelease] = {}
     for bad in KNOWN_BAD:
         version = installed(bad.package)
@@ -123,7 +140,15 @@ def known_bad(releases: list[BadRelease]) -> list[Finding]:
     """The installed known-bad releases as findings."""
     if not releases:
         return [Finding("known-bad releases", "none")]
-    return [Finding("known-bad releases", f"{bad.package} {installed(bad.package)}: {bad.what}", "trouble", bad.advice) for bad in releases]
+    return [
+        Finding(
+            "known-bad releases",
+            f"{bad.package} {installed(bad.package)}: {bad.what}",
+            "trouble",
+            bad.advice,
+        )
+        for bad in releases
+    ]
 
 
 def imports(probe: Probe) -> list[Finding]:
@@ -131,19 +156,34 @@ def imports(probe: Probe) -> list[Finding]:
     findings = []
     for name in IMPORTS:
         if name in probe.skipped:
-            findings.append(Finding(f"import {name}", "not tried: it would run the malicious release", "trouble", "see known-bad releases"))
+            findings.append(
+                Finding(
+                    f"import {name}",
+                    "not tried: it would run the malicious release",
+                    "trouble",
+                    "see known-bad releases",
+                )
+            )
         elif name in probe.imported:
             findings.append(Finding(f"import {name}", f"works ({probe.imported[name]:.1f} s)"))
         elif name in probe.failed and TORCHVISION_MISMATCH in probe.failed[name]:
             findings.append(
                 Finding(
                     f"import {name}",
-                    f"fails: the installed torchvision {installed('torchvision') or ''} does not match this torch ({probe.failed[name]})",
+                    f"fails: the installed torchvision {installed('torchvision') or ''} does not"
+                    f" match this torch ({probe.failed[name]})",
                     "trouble",
                     f"run `{sys.executable} -m pip uninstall --yes torchvision`; text needs none",
                 )
             )
         else:
             why = probe.failed.get(name) or probe.died or "not reached"
-            findings.append(Finding(f"import {name}", f"fails: {why}", "trouble", f"{REINSTALL}; if it stays so, remove .venv first"))
+            findings.append(
+                Finding(
+                    f"import {name}",
+                    f"fails: {why}",
+                    "trouble",
+                    f"{REINSTALL}; if it stays so, remove .venv first",
+                )
+            )
     return findings

@@ -13,7 +13,7 @@ from lit_pretrain.cli.doctor.finding import Finding
 from lit_pretrain.cli.doctor.probe import Probe, last_line
 from lit_pretrain.scaling.hardware import peak_flops
 
-GIB = 2**30
+_GIB = 2**30
 CPU_FEATURES = (
     # name, the flags of /proc/cpuinfo of which one suffices (x86, then Arm)
     ("AVX2", {"avx2"}),
@@ -37,17 +37,44 @@ def torch_build(probe: Probe) -> list[Finding]:
     facts = probe.torch
     if not facts:
         return []
-    kind = f"CUDA {facts['cuda']}" if facts["cuda"] else f"ROCm {facts['hip']}" if facts["hip"] else "CPU only"
-    found = f"{facts['version']}, built for {kind}; `fit` computes in {facts.get('precision', 'an unknown precision')} by default"
+    kind = (
+        f"CUDA {facts['cuda']}"
+        if facts["cuda"]
+        else f"ROCm {facts['hip']}"
+        if facts["hip"]
+        else "CPU only"
+    )
+    found = (
+        f"{facts['version']}, built for {kind}; `fit` computes in"
+        f" {facts.get('precision', 'an unknown precision')} by default"
+    )
     gpu = has_nvidia()
     if gpu and kind == "CPU only":
-        advice = f"to use it, install torch {facts['version'].split('+')[0]} from an index of CUDA builds: https://pytorch.org/get-started/locally"
-        return [Finding("torch build", f"{found}; this machine has an NVIDIA GPU that it cannot use", "note", advice)]
+        advice = (
+            f"to use it, install torch {facts['version'].split('+')[0]} from an index of CUDA"
+            " builds: https://pytorch.org/get-started/locally"
+        )
+        return [
+            Finding(
+                "torch build",
+                f"{found}; this machine has an NVIDIA GPU that it cannot use",
+                "note",
+                advice,
+            )
+        ]
     if gpu and "cuda_error" in facts:
         advice = (
-            "update the NVIDIA driver, or install a torch built for the CUDA version that `nvidia-smi` shows; check CUDA_VISIBLE_DEVICES"
+            "update the NVIDIA driver, or install a torch built for the CUDA version that"
+            " `nvidia-smi` shows; check CUDA_VISIBLE_DEVICES"
         )
-        return [Finding("torch build", f"{found}; CUDA does not start: {facts['cuda_error']}", "trouble", advice)]
+        return [
+            Finding(
+                "torch build",
+                f"{found}; CUDA does not start: {facts['cuda_error']}",
+                "trouble",
+                advice,
+            )
+        ]
     return [Finding("torch build", found)]
 
 
@@ -58,7 +85,10 @@ def devices(probe: Probe) -> list[Finding]:
     if probe.died:
         return [
             Finding(
-                "devices", f"asking torch for them: {probe.died}", "trouble", "see `nvidia-smi`; CUDA_VISIBLE_DEVICES= leaves the GPUs out"
+                "devices",
+                f"asking torch for them: {probe.died}",
+                "trouble",
+                "see `nvidia-smi`; CUDA_VISIBLE_DEVICES= leaves the GPUs out",
             )
         ]
     if not probe.devices:
@@ -73,11 +103,12 @@ def _device(index: int, facts: dict[str, Any]) -> Finding:
             check,
             f"{name}: {facts['error']}",
             "trouble",
-            "install a torch that is built for this device, see torch build; or hide it by CUDA_VISIBLE_DEVICES",
+            "install a torch that is built for this device, see torch build; or hide it by"
+            " CUDA_VISIBLE_DEVICES",
         )
     found = (
-        f"{name}, {facts['memory'] / GIB:.1f} GiB ({facts['free'] / GIB:.1f} free), capability {facts['capability']}, "
-        f"{'bf16' if facts['bf16'] else 'no bf16'}"
+        f"{name}, {facts['memory'] / _GIB:.1f} GiB ({facts['free'] / _GIB:.1f} free), capability"
+        f" {facts['capability']}, {'bf16' if facts['bf16'] else 'no bf16'}"
     )
     peak = peak_flops(name, "bf16")
     if peak is None:
@@ -85,11 +116,14 @@ def _device(index: int, facts: dict[str, Any]) -> Finding:
             check,
             f"{found}, peak not known",
             "note",
-            "no model-FLOPs utilisation will be reported; add the device to lit_pretrain/scaling/hardware.py",
+            "no model-FLOPs utilisation will be reported; add the device to"
+            " lit_pretrain/scaling/hardware.py",
         )
     found += f", peak {peak / 1e12:,.0f} TFLOP/s in bf16"
     if facts["free"] < 0.8 * facts["memory"]:
-        return Finding(check, found, "note", "another process holds part of its memory: see `nvidia-smi`")
+        return Finding(
+            check, found, "note", "another process holds part of its memory: see `nvidia-smi`"
+        )
     return Finding(check, found)
 
 
@@ -102,7 +136,11 @@ def processor(probe: Probe) -> list[Finding]:
     """The CPU: what it can multiply fast, how many of its cores are ours, and the memory."""
     features = cpu_features()
     name = cpu_field("model name") or platform.processor() or platform.machine()
-    known = "features not known on this system" if features is None else ", ".join(features) or "no vector units"
+    known = (
+        "features not known on this system"
+        if features is None
+        else ", ".join(features) or "no vector units"
+    )
     cores, quota = usable_cores(), cgroup_cores()
     findings = [Finding("processor", f"{name}: {known}")]
     threads = probe.torch.get("threads")
@@ -114,7 +152,12 @@ def processor(probe: Probe) -> list[Finding]:
     allowed = max(1, round(min(cores, quota or cores)))
     if threads and threads > allowed:
         findings.append(
-            Finding("threads", found, "note", f"more threads than cores slow each other down: `export OMP_NUM_THREADS={allowed}`")
+            Finding(
+                "threads",
+                found,
+                "note",
+                f"more threads than cores slow each other down: `export OMP_NUM_THREADS={allowed}`",
+            )
         )
     else:
         findings.append(Finding("threads", found))
@@ -136,7 +179,10 @@ def cpu_field(name: str, path: Path = Path("/proc/cpuinfo")) -> Optional[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), None)
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name),
+        None,
+    )
 
 
 def usable_cores() -> int:
@@ -145,7 +191,9 @@ def usable_cores() -> int:
 
 
 def cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> Optional[float]:
-    """Processor time that a container may use, in cores; None without a limit. torch counts cores and does not see it."""
+    """Processor time that a container may use, in cores; None without a limit. torch counts
+    cores and does not see it.
+    """
     try:
         quota, period = path.read_text(encoding="utf-8").split()
     except (OSError, ValueError):
@@ -162,25 +210,55 @@ def compiler() -> list[Finding]:
     if cxx is None:
         return [
             Finding(
-                "C++ compiler", f"{' or '.join(names)} not found; {cost}", "note", "install one (Debian: `apt-get install g++`), or set CXX"
+                "C++ compiler",
+                f"{' or '.join(names)} not found; {cost}",
+                "note",
+                "install one (Debian: `apt-get install g++`), or set CXX",
             )
         ]
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "answer.cpp"
         source.write_text(COMPILED, encoding="utf-8")
         include = sysconfig.get_paths()["include"]
-        command = [cxx, "-shared", "-fPIC", "-fopenmp", f"-I{include}", str(source), "-o", str(source.with_suffix(".so"))]
+        command = [
+            cxx,
+            "-shared",
+            "-fPIC",
+            "-fopenmp",
+            f"-I{include}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".so")),
+        ]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+            run = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=60, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return [Finding("C++ compiler", f"{cxx} does not run: {error}; {cost}", "note", "mend or replace it, or set CXX to another")]
+            return [
+                Finding(
+                    "C++ compiler",
+                    f"{cxx} does not run: {error}; {cost}",
+                    "note",
+                    "mend or replace it, or set CXX to another",
+                )
+            ]
     if run.returncode:
-        errors = [line for line in run.stderr.splitlines() if "error" in line] or [last_line(run.stderr)]
+        errors = [line for line in run.stderr.splitlines() if "error" in line] or [
+            last_line(run.stderr)
+        ]
         if "Python.h" in run.stderr:
             advice = "install Python's headers (Debian: `apt-get install python3-dev`)"
         elif "omp" in run.stderr:
             advice = "install OpenMP for it (Debian: `apt-get install libomp-dev`), or set CXX=g++"
         else:
             advice = "mend or replace it, or set CXX to another"
-        return [Finding("C++ compiler", f"{cxx} cannot build what torch.compile writes: {errors[0].strip()}; {cost}", "note", advice)]
+        return [
+            Finding(
+                "C++ compiler",
+                f"{cxx} cannot build what torch.compile writes: {errors[0].strip()}; {cost}",
+                "note",
+                advice,
+            )
+        ]
     return [Finding("C++ compiler", f"{cxx} builds what torch.compile writes")]

@@ -1,4 +1,6 @@
-"""Probe: what only an import of torch can tell, found out in a process of its own, because a broken import can take its process along."""
+"""Probe: what only an import of torch can tell, found out in a process of its own, because a
+broken import can take its process along.
+"""
 
 import dataclasses
 import importlib
@@ -32,7 +34,9 @@ class Probe:
     died: Optional[str] = None
     """How the process ended, if not well."""
     torch: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Version, cuda, hip, threads, precision (the default of `fit`), mps; cuda_error where CUDA does not start."""
+    """Version, cuda, hip, threads, precision (the default of `fit`), mps; cuda_error where CUDA
+    does not start.
+    """
     devices: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """GPUs: name, memory, free (bytes), capability, bf16, error (of a small matrix product)."""
 
@@ -62,7 +66,11 @@ def probe(*, skip: Collection[str] = ()) -> Probe:
                 check=False,
             )
             if run.returncode:
-                how = f"killed by signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}"
+                how = (
+                    f"killed by signal {-run.returncode}"
+                    if run.returncode < 0
+                    else f"exit code {run.returncode}"
+                )
                 died = f"Python died ({how}): {last_line(run.stderr)}"
         except subprocess.TimeoutExpired:
             died = f"no end after {TIMEOUT} s"
@@ -85,7 +93,9 @@ def last_line(text: str) -> str:
 
 
 def _inner(out: str, names: list[str]) -> None:
-    """The other process: one line of JSON for each fact, written as it is found, so that a crash loses only what follows."""
+    """The other process: one line of JSON for each fact, written as it is found, so that a
+    crash loses only what follows.
+    """
     with open(out, "w", encoding="utf-8", buffering=1) as file:
 
         def tell(**fact: Any) -> None:
@@ -96,7 +106,13 @@ def _inner(out: str, names: list[str]) -> None:
             try:
                 importlib.import_module(name)
             except Exception as error:
-                tell(failed={name: last_line("".join(traceback.format_exception_only(type(error), error)))})
+                tell(
+                    failed={
+                        name: last_line(
+                            "".join(traceback.format_exception_only(type(error), error))
+                        )
+                    }
+                )
             else:
                 tell(imported={name: round(time.perf_counter() - began, 2)})
         if "torch" in sys.modules and hasattr(sys.modules["torch"], "__version__"):
@@ -106,7 +122,7 @@ def _inner(out: str, names: list[str]) -> None:
 def _ask_torch(tell: Any) -> None:
     import torch
 
-    from lit_pretrain.cli.precision import default_precision
+    from lit_pretrain.cli.train.resolve import default_precision
 
     tell(
         torch={
@@ -145,7 +161,9 @@ def _ask_device(index: int) -> dict[str, Any]:
                 "bf16": bf16,
             }
             # A build without kernels for this device only fails when one is launched.
-            ones = torch.ones(64, 64, device=f"cuda:{index}", dtype=torch.bfloat16 if bf16 else torch.float32)
+            ones = torch.ones(
+                64, 64, device=f"cuda:{index}", dtype=torch.bfloat16 if bf16 else torch.float32
+            )
             total = (ones @ ones).float().sum().item()
             if total != 64**3:
                 found["error"] = f"a 64 × 64 matrix product of ones sums to {total}, not {64**3}"

@@ -1,4 +1,6 @@
-"""Launch: makes the runs of a sweep that are missing, on this machine or written out for another one to make."""
+"""Launch: makes the runs of a sweep that are missing, on this machine or written out for
+another one to make.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Optional
 
+from lit_pretrain.cli.scaling.options import duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings
-from lit_pretrain.cli.scaling.text import clock
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
-from lit_pretrain.report.folder import write_whole
+from lit_pretrain.report.run_folder import write_whole
 
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
 SCRIPT, LIST = "sweep.sbatch", "sweep.txt"
@@ -49,13 +51,18 @@ def command(config: Path, devices: int, *, launched: bool) -> list[str]:
 def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
     """The commands of the runs, one a line."""
     out = Path(settings.out)
-    lines = [_text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True)) for name in names]
+    lines = [
+        _text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True))
+        for name in names
+    ]
     write_whole(out / LIST, "".join(f"{line}\n" for line in lines))
     return out / LIST
 
 
 def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
-    """A job array with a task for each run. A task's time limit is announced two minutes before, and the run saves itself."""
+    """A job array with a task for each run. A task's time limit is announced two minutes
+    before, and the run saves itself.
+    """
     out, slurm = Path(settings.out), settings.slurm
     options = {
         "job-name": out.name,
@@ -68,9 +75,21 @@ def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> 
         **({"partition": slurm.partition} if slurm.partition else {}),
         **slurm.sbatch,
     }
-    environment = slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    environment = (
+        slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    )
     run = _text(
-        f"srun {settings.launcher}", ["python", "-m", "lit_pretrain", "fit", "--config", f"{out / CONFIGS}/$run.yaml", "--resume", "auto"]
+        f"srun {settings.launcher}",
+        [
+            "python",
+            "-m",
+            "lit_pretrain",
+            "fit",
+            "--config",
+            f"{out / CONFIGS}/$run.yaml",
+            "--resume",
+            "auto",
+        ],
     )
     script = [
         "#!/usr/bin/env bash",
@@ -92,7 +111,8 @@ def _text(launcher: str, words: Sequence[str]) -> str:
 
 
 class Local:
-    """Processes of this machine, some at a time; each in a session of its own, with its output in a file.
+    """Processes of this machine, some at a time; each in a session of its own, with its output in a
+    file.
 
     Args:
         settings: Of the sweep.
@@ -117,17 +137,21 @@ class Local:
             UserError: Some failed, all were stopped, or another sweep makes runs here.
         """
         (self.out / LOGS).mkdir(parents=True, exist_ok=True)
-        # Held by every process that makes a run, too: what a sweep that was killed has left behind still writes into its folders.
+        # Held by every process that makes a run, too: what a sweep that was killed has left behind
+        # still writes into its folders.
         with (self.out / LOCK).open("a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"runs of {self.out} are being made by another sweep, or by processes that one has left behind (`fuser "
-                    f"{self.out / LOCK}` names them); wait for them"
+                    f"runs of {self.out} are being made by another sweep, or by processes that one"
+                    f" has left behind (`fuser {self.out / LOCK}` names them); wait for them"
                 ) from None
             self._lock = lock
-            before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+            before = {
+                number: signal.signal(number, self._stop)
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+            }
             try:
                 while self._running or (self._waiting and not self._stopped):
                     self._step()
@@ -148,15 +172,27 @@ class Local:
                 continue
             del self._running[name]
             said = _last_line(self._log(name))
-            print(f"{name}: {said} ({clock(time.monotonic() - began)})" if code == 0 else f"{name}: exit code {code}: {said}", flush=True)
-            if code != 0 and not self._stopped:  # a launcher may die of the signal while its run saves itself
+            print(
+                (
+                    f"{name}: {said} ({duration(time.monotonic() - began)})"
+                    if code == 0
+                    else f"{name}: exit code {code}: {said}"
+                ),
+                flush=True,
+            )
+            if (
+                code != 0 and not self._stopped
+            ):  # a launcher may die of the signal while its run saves itself
                 self._failed.append((name, code))
                 if code == 2:  # a mistake in what all runs share: the others would meet it, too
                     self._waiting.clear()
 
     def _start(self, name: str) -> None:
         assert self._lock is not None
-        words = [*shlex.split(self.settings.launcher), *command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False)]
+        words = [
+            *shlex.split(self.settings.launcher),
+            *command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False),
+        ]
         threads = self.settings.threads or max(1, (os.cpu_count() or 1) // self.settings.processes)
         with self._log(name).open("ab") as log:
             try:
@@ -170,7 +206,9 @@ class Local:
                     pass_fds=(self._lock.fileno(),),
                 )
             except OSError as error:
-                raise UserError(f"launcher: {words[0]!r} cannot be started: {error.strerror or error}") from None
+                raise UserError(
+                    f"launcher: {words[0]!r} cannot be started: {error.strerror or error}"
+                ) from None
         self._running[name] = process, time.monotonic()
         print(f"{name}: {self._total - len(self._waiting)} of {self._total}", flush=True)
 
@@ -184,16 +222,28 @@ class Local:
 
     def _conclude(self) -> None:
         if self._failed:
-            listed = "; ".join(f"{name} (exit code {code}): {_last_line(self._log(name))}" for name, code in self._failed)
-            raise Unfinished(f"{len(self._failed)} of {self._total} runs failed: {listed}. Their output is in {self.out / LOGS}", 1)
+            listed = "; ".join(
+                f"{name} (exit code {code}): {_last_line(self._log(name))}"
+                for name, code in self._failed
+            )
+            raise Unfinished(
+                f"{len(self._failed)} of {self._total} runs failed: {listed}. Their output is in"
+                f" {self.out / LOGS}",
+                1,
+            )
         if self._stopped:
             raise Unfinished(
-                f"stopped by {signal.Signals(self._stopped).name}; what was being made has saved itself: the same command goes on",
+                f"stopped by {signal.Signals(self._stopped).name}; what was being made has saved"
+                " itself: the same command goes on",
                 INTERRUPTED_EXIT_CODE if self._stopped == signal.SIGINT else PREEMPTED_EXIT_CODE,
             )
 
 
 def _last_line(log: Path) -> str:
     """What a run said last."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1].strip() if lines else "it said nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -16,27 +17,39 @@ def add_runs(parser: VerbParser) -> None:
     """Where the runs come from."""
     parser.add_argument("runs", type=str, nargs="*", help="Run folders, or folders of run folders.")
     parser.add_argument(
-        "--data", type=str, nargs="+", default=[], help="Tables of runs: .csv with a header, .jsonl, or .json with a list of objects."
+        "--data",
+        type=str,
+        nargs="+",
+        default=[],
+        help="Tables of runs: .csv with a header, .jsonl, or .json with a list of objects.",
     )
     parser.add_argument(
         "--columns",
         type=str,
         default="",
-        help="Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…]: parameters, training tokens, FLOPs, final loss. Two of n, d "
-        "and c are enough (C = 6 N D). What is not named is found by its usual names.",
+        help=(
+            "Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…]: parameters, training"
+            " tokens, FLOPs, final loss. Two of n, d and c are enough (C = 6 N D). What is not"
+            " named is found by its usual names."
+        ),
     )
     parser.add_argument(
         "--params",
         type=Literal["total", "matmul", "nonembed"],
         default="total",
-        help="Which parameters N counts: of run folders those that are counted, of tables what their column holds.",
+        help=(
+            "Which parameters N counts: of run folders those that are counted, of tables what their"
+            " column holds."
+        ),
     )
     parser.add_argument(
         "--unit",
         type=Optional[Literal["nats", "bits_per_byte"]],
         default=None,
-        help="Unit of the loss: of run folders which of the two, of tables what the column holds where its name does not say. Default: "
-        "nats per token where all runs have it.",
+        help=(
+            "Unit of the loss: of run folders which of the two, of tables what the column holds"
+            " where its name does not say. Default: nats per token where all runs have it."
+        ),
     )
 
 
@@ -46,34 +59,52 @@ def add_fit(parser: VerbParser, *, bootstrap: int) -> None:
         "--law",
         type=Literal["chinchilla", "tied", "data", "kaplan"],
         default="chinchilla",
-        help="chinchilla: E + A/N^alpha + B/D^beta; tied: with alpha = beta; data: with repeated data (needs unique tokens); kaplan: "
-        "((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D.",
+        help=(
+            "chinchilla: E + A/N^alpha + B/D^beta; tied: with alpha = beta; data: with repeated"
+            " data (needs unique tokens); kaplan: ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D."
+        ),
     )
     parser.add_argument(
-        "--loss", type=Literal["huber", "lad"], default="huber", help="Huber on ln L, or least absolute deviations of ln L."
+        "--loss",
+        type=Literal["huber", "lad"],
+        default="huber",
+        help="Huber on ln L, or least absolute deviations of ln L.",
     )
-    parser.add_argument("--delta", type=float, default=1e-3, help="The Huber threshold, in ln L (Hoffmann et al.: 1e-3).")
     parser.add_argument(
-        "--drop_highest", "--drop-highest", type=int, default=0, help="Leave out the runs whose loss is among this many highest."
+        "--delta",
+        type=float,
+        default=1e-3,
+        help="The Huber threshold, in ln L (Hoffmann et al.: 1e-3).",
+    )
+    parser.add_argument(
+        "--drop_highest",
+        "--drop-highest",
+        type=int,
+        default=0,
+        help="Leave out the runs whose loss is among this many highest.",
     )
     add_bootstrap(parser, bootstrap)
 
 
 def add_bootstrap(parser: VerbParser, default: int) -> None:
     """How intervals are made."""
-    parser.add_argument("--bootstrap", type=int, default=default, help="Resamples for the intervals; 0 for none.")
+    parser.add_argument(
+        "--bootstrap", type=int, default=default, help="Resamples for the intervals; 0 for none."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Of the resampling.")
 
 
 def read_runs(options: Any) -> Runs:
     """The runs that the options name."""
     from lit_pretrain.errors import UserError
-    from lit_pretrain.scaling.run_folders import read_folders
-    from lit_pretrain.scaling.run_table import parse_columns, read_table
-    from lit_pretrain.scaling.runs import assemble
+    from lit_pretrain.scaling.run_table import parse_columns, read_folders, read_table
+    from lit_pretrain.scaling.runs import assemble_runs
 
     if options.bootstrap < 0 or options.bootstrap == 1:
-        raise UserError(f"--bootstrap {options.bootstrap}: 0 makes no interval, at least 2 resamples make one; 1000 are usual")
+        raise UserError(
+            f"--bootstrap {options.bootstrap}: 0 makes no interval, at least 2 resamples make one;"
+            " 1000 are usual"
+        )
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must not be negative")
     if options.columns and not options.data:
@@ -82,7 +113,7 @@ def read_runs(options: Any) -> Runs:
     records = read_folders([Path(run) for run in options.runs], options.params)
     for path in options.data:
         records += read_table(Path(path), columns, unit=options.unit)
-    return assemble(records, counts=options.params, unit=options.unit)
+    return assemble_runs(records, counts=options.params, unit=options.unit)
 
 
 def fit_of(options: Any, runs: Runs) -> Fitted:
@@ -103,9 +134,56 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
 def write_text(option: str, path: str, text: str) -> None:
     """Keep a result in a file that appears whole."""
     from lit_pretrain.errors import UserError
-    from lit_pretrain.report.folder import write_whole
+    from lit_pretrain.report.run_folder import write_whole
 
     try:
         write_whole(Path(path), text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
+
+
+# Text: what `scaling` prints for reading.
+
+
+COUNT_NAMES = {
+    "total": "total parameters",
+    "matmul": "matmul parameters",
+    "nonembed": "non-embedding parameters",
+}
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...] = (0,)) -> list[str]:
+    """Columns of cells, right-aligned but for those named."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if k in left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def between(interval: Optional[Sequence[float]], digits: int = 4) -> str:
+    """An interval."""
+    return "-" if interval is None else f"{interval[0]:.{digits}g} to {interval[1]:.{digits}g}"
+
+
+def big(value: float) -> str:
+    """Parameters and tokens, short."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def big_between(interval: Optional[Sequence[float]]) -> str:
+    """An interval of parameters or tokens."""
+    return "-" if interval is None else f"{big(interval[0])} to {big(interval[1])}"
+
+
+def duration(seconds: float) -> str:
+    """A time in hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

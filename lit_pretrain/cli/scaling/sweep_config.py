@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Budget:
+class SweepBudget:
     """One FLOP budget."""
 
     flops: float
@@ -34,9 +34,13 @@ class SlurmSettings:
     partition: Optional[str] = None
     """See `sinfo`. Default: the cluster's."""
     time: str = "24:00:00"
-    """Time limit of a run; what does not end in it saves itself, and the next array goes on with it."""
+    """Time limit of a run; what does not end in it saves itself, and the next array goes on
+    with it.
+    """
     environment: Optional[str] = None
-    """Command that activates the Python environment on the nodes. Default: the directory of this Python comes first in PATH."""
+    """Command that activates the Python environment on the nodes. Default: the directory of
+    this Python comes first in PATH.
+    """
     sbatch: dict[str, str] = field(default_factory=dict)
     """More options of sbatch, e.g. `{account: mine, gpus-per-node: "8"}`."""
 
@@ -48,21 +52,27 @@ class SweepSettings:
     base: list[str] = field(default_factory=list)
     """Config files of `fit` that all runs share; later ones win."""
     run: dict[str, Any] = field(default_factory=dict)
-    """More options of `fit` that all runs share, as a config has them; they win over those of base."""
+    """More options of `fit` that all runs share, as a config has them; they win over those of
+    base.
+    """
     out: str = "runs/sweep"
     """Folder of the run folders, and of what belongs to all of them."""
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name → what the shape of that size has of its own, as below `model.net`."""
-    budgets: list[Budget] = field(default_factory=list)
+    budgets: list[SweepBudget] = field(default_factory=list)
     """FLOP budgets, and the sizes that spend them."""
     rule: Literal["deepseek", "step_law", "olmo", "none"] = "step_law"
-    """Published rule for the batch and for AdamW's learning rate; none: what the base has, for all sizes alike."""
+    """Published rule for the batch and for AdamW's learning rate; none: what the base has, for
+    all sizes alike.
+    """
     lr_factor: float = 1.0
     """Times the rule's learning rate, for all runs: what tuning one of them has shown."""
     batch_factor: float = 1.0
     """Times the rule's batch."""
     engine: Literal["local", "slurm", "list"] = "local"
-    """local: processes of this machine, now. slurm: write the script of a job array. list: write the commands of the runs, one a line."""
+    """local: processes of this machine, now. slurm: write the script of a job array. list:
+    write the commands of the runs, one a line.
+    """
     processes: int = 1
     """Runs at a time; of a job array likewise, 0 for no limit."""
     threads: Optional[int] = None
@@ -72,7 +82,9 @@ class SweepSettings:
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     """Engine slurm."""
     device: Optional[str] = None
-    """Kind of the devices, for the time that the runs take: H100, … Default: what finished runs of the sweep have reached."""
+    """Kind of the devices, for the time that the runs take: H100, … Default: what finished runs
+    of the sweep have reached.
+    """
     mfu: Optional[float] = None
     """Share of the peak that training reaches. Default: by device, with its source."""
     price: Optional[float] = None
@@ -82,7 +94,9 @@ class SweepSettings:
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """The type of `run`. With dict[str, Any] jsonargparse would make the classes that it names, and import torch for them."""
+    """The type of `run`. With dict[str, Any] jsonargparse would make the classes that it names,
+    and import torch for them.
+    """
     found = yaml.safe_load(value) if isinstance(value, str) else value
     if not isinstance(found, dict):
         raise ValueError(f"a mapping of options of `fit` is needed, found {value!r}")
@@ -104,13 +118,23 @@ def merged(settings: SweepSettings) -> dict[str, Any]:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"base: {file} is not YAML: {error}") from None
         if not isinstance(content, dict):
-            raise UserError(f"base: {file} holds no options of `fit`: a mapping was expected, found {type(content).__name__}")
+            raise UserError(
+                f"base: {file} holds no options of `fit`: a mapping was expected, found"
+                f" {type(content).__name__}"
+            )
         _merge(found, content)
     _merge(found, settings.run)
-    taken = [name for name in ("name", "runs", "max_steps", "max_tokens", "max_flops") if found.pop(name, None) is not None]
+    taken = [
+        name
+        for name in ("name", "runs", "max_steps", "max_tokens", "max_flops")
+        if found.pop(name, None) is not None
+    ]
     ours = [name for name in taken if name in settings.run]
     if ours:
-        raise UserError(f"run: {ours[0]} is for the sweep to set: a run's length follows from its budget, its folder from out")
+        raise UserError(
+            f"run: {ours[0]} is for the sweep to set: a run's length follows from its budget, its"
+            " folder from out"
+        )
     optimizer = (found.get("model") or {}).get("optimizer")
     if isinstance(optimizer, str):
         found["model"]["optimizer"] = {"class_path": optimizer}
@@ -126,12 +150,16 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def checked(options: Mapping[str, Any]) -> Any:
-    """Options of `fit` as `plan` reads them: every name is known, and what a plan needs has its type. The optimizer's class with them."""
-    from lit_pretrain.cli.plan.config import parse, plan_parser
+    """Options of `fit` as `plan` reads them: every name is known, and what a plan needs has its
+    type. The optimizer's class with them.
+    """
+    from lit_pretrain.cli.plan.plan_config import parse, plan_parser
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "base.yaml"
-        file.write_text(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        file.write_text(
+            yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         return parse(plan_parser(""), ["--config", str(file)])
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.data.permutation import splitmix64
-from lit_pretrain.data.whole import whole
-from lit_pretrain.prepare.dedup.arrays import load, save
-from lit_pretrain.prepare.dedup.buckets import Numbers
+from lit_pretrain.files import whole
+from lit_pretrain.hashing import splitmix64
+from lit_pretrain.prepare.dedup.columns import Numbers, load_columns, save_columns
 from lit_pretrain.prepare.dedup.sketch import shingles
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 
 GROUP = 50_000
 """Candidate documents of a group, about; the documents of one component are never parted."""
@@ -22,19 +21,23 @@ BATCH_EDGES = 1 << 24
 """Edges taken up at a time: about 140 bytes each, 2.3 GB."""
 _FLAT = "shingles.u64"
 _OPEN_FILES = 100
-"""Parts whose shingles are mapped at a time: there may be more of them than a process may open files."""
+"""Parts whose shingles are mapped at a time: there may be more of them than a process may open
+files.
+"""
 
 
-def group(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
+def group_candidates(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
     """Finds the connected components of all edges and deals them out to groups.
 
-    Holds about 140 bytes a candidate and as much an edge of a batch: documents that nobody resembles cost nothing.
+    Holds about 140 bytes a candidate and as much an edge of a batch: documents that nobody
+    resembles cost nothing.
 
     Args:
         copies: Edge files of exact copies.
         edges: All others: what they join is compared by its shingles.
-        out: A directory of arrays: compared [D] (documents that need shingles, sorted), document [C] (all candidates, by group and
-            within it sorted), offsets [groups + 1] (where each group begins).
+        out: A directory of arrays: compared [D] (documents that need shingles, sorted), document
+            [C] (all candidates, by group and within it sorted), offsets [groups + 1] (where each
+            group begins).
 
     Returns:
         Number of groups; 0 when there are no candidates.
@@ -46,19 +49,28 @@ def group(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
     groups = -(-len(document) // GROUP)
     dealt = (splitmix64(component.astype(np.uint64)) % np.uint64(max(1, groups))).astype(np.int64)
     order = np.lexsort((document, dealt))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(dealt, minlength=groups))]).astype(np.int64)
-    save(out, {"compared": compared, "document": document[order], "offsets": offsets})
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(dealt, minlength=groups))]).astype(
+        np.int64
+    )
+    save_columns(out, {"compared": compared, "document": document[order], "offsets": offsets})
     return groups
 
 
 def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
-    """[C, 2]: (smallest document of its component, document), sorted by document; of what is known and the edges of some files."""
+    """[C, 2]: (smallest document of its component, document), sorted by document; of what is
+    known and the edges of some files.
+    """
     batch: list[Numbers] = [known]
     held = 0
     for path in files:
-        first, document = load(path, "first"), load(path, "document")
+        first, document = load_columns(path, "first"), load_columns(path, "document")
         for begin in range(0, len(first), BATCH_EDGES):
-            batch.append(np.stack([first[begin : begin + BATCH_EDGES], document[begin : begin + BATCH_EDGES]], axis=1))
+            batch.append(
+                np.stack(
+                    [first[begin : begin + BATCH_EDGES], document[begin : begin + BATCH_EDGES]],
+                    axis=1,
+                )
+            )
             held += len(batch[-1])
             if held >= BATCH_EDGES:
                 batch, held = [_components(np.concatenate(batch))], 0
@@ -66,26 +78,35 @@ def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
 
 
 def _components(edges: Numbers) -> Numbers:
-    """The components of a graph as edges: from the smallest document of each to every one of it, itself among them."""
+    """The components of a graph as edges: from the smallest document of each to every one of
+    it, itself among them.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     document, place = np.unique(edges, return_inverse=True)
     place = place.reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(place), np.int8), (place[:, 0], place[:, 1])), shape=(len(document), len(document)))
+    graph = coo_matrix(
+        (np.ones(len(place), np.int8), (place[:, 0], place[:, 1])),
+        shape=(len(document), len(document)),
+    )
     _, label = connected_components(graph, directed=False)
-    _, first = np.unique(label, return_index=True)  # documents are sorted: the first of a label is its smallest
+    _, first = np.unique(
+        label, return_index=True
+    )  # documents are sorted: the first of a label is its smallest
     return np.stack([document[first][label] if len(document) else document, document], axis=1)
 
 
 def group_of(candidates: Path, number: int) -> Numbers:
     """The documents of a group, sorted."""
-    begin, end = load(candidates, "offsets")[number : number + 2].tolist()
-    found: Numbers = np.asarray(load(candidates, "document")[begin:end]).astype(np.int64)
+    begin, end = load_columns(candidates, "offsets")[number : number + 2].tolist()
+    found: Numbers = np.asarray(load_columns(candidates, "document")[begin:end]).astype(np.int64)
     return found
 
 
-def store_shingles(documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int) -> int:
+def store_shingles(
+    documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int
+) -> int:
     """Writes the shingles of those documents of a part that are compared by them.
 
     Args:
@@ -93,14 +114,15 @@ def store_shingles(documents: Iterable[Document], begin: int, end: int, candidat
         begin: Number of its first document in the corpus.
         end: The one after its last.
         candidates: The file of `group`.
-        out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1] (where the shingles of each begin), and
-            a file of all shingles, flat, so that readers can map it.
+        out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1]
+            (where the shingles of each begin), and a file of all shingles, flat, so that readers
+            can map it.
         words: Of a shingle.
 
     Returns:
         Number of such documents.
     """
-    compared = load(candidates, "compared")
+    compared = load_columns(candidates, "compared")
     here = slice(*np.searchsorted(compared, [begin, end]).tolist())
     mine = np.asarray(compared[here])
     wanted = set(mine.tolist())
@@ -119,12 +141,14 @@ def store_shingles(documents: Iterable[Document], begin: int, end: int, candidat
 
 
 class Shingles:
-    """The shingles of some documents, mapped from the files of the parts: only what is looked at is read.
+    """The shingles of some documents, mapped from the files of the parts: only what is looked at is
+    read.
 
     Args:
         paths: Of all parts, as given to `store_shingles`.
         begins: Number of the first document of each part.
-        documents: Whose shingles may be asked for, sorted: about 200 bytes each are held. Those that were not stored are left out.
+        documents: Whose shingles may be asked for, sorted: about 200 bytes each are held. Those
+            that were not stored are left out.
     """
 
     def __init__(self, paths: Sequence[Path], begins: Sequence[int], documents: Numbers) -> None:
@@ -134,12 +158,20 @@ class Shingles:
         cuts = np.searchsorted(documents, [*begins, np.iinfo(np.int64).max])
         for part in np.flatnonzero(np.diff(cuts)).tolist():
             mine = documents[cuts[part] : cuts[part + 1]]
-            stored, offsets = load(paths[part], "documents"), load(paths[part], "offsets")
+            stored, offsets = (
+                load_columns(paths[part], "documents"),
+                load_columns(paths[part], "offsets"),
+            )
             places = np.searchsorted(stored, mine)
             there = places < len(stored)
             there[there] = stored[places[there]] == mine[there]
             places = places[there]
-            for number, low, high in zip(mine[there].tolist(), offsets[places].tolist(), offsets[places + 1].tolist(), strict=True):
+            for number, low, high in zip(
+                mine[there].tolist(),
+                offsets[places].tolist(),
+                offsets[places + 1].tolist(),
+                strict=True,
+            ):
                 self._of[number] = (part, low, high)
 
     def __getitem__(self, document: int) -> npt.NDArray[np.uint64]:
@@ -155,7 +187,11 @@ class Shingles:
     def _flat(self, part: int) -> npt.NDArray[np.uint64]:
         if part not in self._open:
             path = self._paths[part] / _FLAT
-            self._open[part] = np.memmap(path, dtype=np.uint64, mode="r") if path.stat().st_size else np.empty(0, np.uint64)
+            self._open[part] = (
+                np.memmap(path, dtype=np.uint64, mode="r")
+                if path.stat().st_size
+                else np.empty(0, np.uint64)
+            )
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
         self._open.move_to_end(part)

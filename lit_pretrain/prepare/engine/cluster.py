@@ -1,4 +1,6 @@
-"""Cluster engines: the same tasks through datatrove's executors for Ray and Slurm (extra `cluster`)."""
+"""Cluster engines: the same tasks through datatrove's executors for Ray and Slurm (extra
+`cluster`).
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.engine.config import EngineConfig
-from lit_pretrain.prepare.engine.stage import Advance, Stage
+from lit_pretrain.prepare.engine.task_stage import Advance, EngineConfig, TaskStage
 from lit_pretrain.prepare.versions import difference
 
 _POLL_SECONDS = 0.5
 _GROUP_BYTES = 32 << 20
-"""Small tasks share a process on the cluster, whose start takes seconds: about half a minute of cleaning."""
+"""Small tasks share a process on the cluster, whose start takes seconds: about half a minute of
+cleaning.
+"""
 _GROUPS_PER_WORKER = 4
-"""At least so many groups where there is enough work: the last ones decide how long all of it takes."""
+"""At least so many groups where there is enough work: the last ones decide how long all of it
+takes.
+"""
 _GRACE_SECONDS = 10.0
 """How long a job whose tasks are all done may take to leave the queue."""
 _JOBS = "jobs"
@@ -35,8 +40,11 @@ _END_SECONDS = 90.0
 """How long cancelled jobs may take to end: Slurm's KillWait is 30 s."""
 
 
-def group(sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES) -> list[list[int]]:
-    """Which tasks share a process: consecutive ones, of at most `limit` together, in no fewer groups than there are workers.
+def group_tasks(
+    sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES
+) -> list[list[int]]:
+    """Which tasks share a process: consecutive ones, of at most `limit` together, in no fewer
+    groups than there are workers.
 
     Args:
         sizes: Work per task.
@@ -62,28 +70,36 @@ def group(sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES) -> l
 class ClusterTask:
     """Some tasks of a stage as datatrove's executors call them: a group per rank."""
 
-    def __init__(self, stage: Stage, groups: list[list[int]], versions: dict[str, str]) -> None:
+    def __init__(self, stage: TaskStage, groups: list[list[int]], versions: dict[str, str]) -> None:
         self._stage = stage
         self._groups = groups
         self._versions = versions
 
     def __call__(self, data: object, rank: int, world_size: int) -> tuple[()]:
-        """Does the tasks of a rank that are not done: an earlier process may have died among them."""
+        """Does the tasks of a rank that are not done: an earlier process may have died among
+        them.
+        """
         if what := difference(self._versions):
-            raise RuntimeError(f"this machine would make other bytes than the one that started the run: {what}")
+            raise RuntimeError(
+                f"this machine would make other bytes than the one that started the run: {what}"
+            )
         failure: Exception | None = None
         for number in self._groups[rank]:
             if not self._stage.done(number):
                 try:
                     self._stage.run(number, lambda size: None)
-                except Exception as error:  # written down; the others of the group are none the worse for it
+                except (
+                    Exception
+                ) as error:  # written down; the others of the group are none the worse for it
                     failure = failure or error
         if failure is not None:
             raise failure
         return ()
 
 
-def run(stage: Stage, workers: int, advance: Advance, config: EngineConfig, versions: dict[str, str]) -> None:
+def run_on_cluster(
+    stage: TaskStage, workers: int, advance: Advance, config: EngineConfig, versions: dict[str, str]
+) -> None:
     """Does the open tasks of a stage on a cluster; see `local.run`.
 
     Progress comes with whole tasks. Completion is judged by the results alone.
@@ -97,11 +113,16 @@ def run(stage: Stage, workers: int, advance: Advance, config: EngineConfig, vers
     try:
         import datatrove  # noqa: F401
     except ImportError:
-        raise UserError(f"engine {config.engine} needs datatrove: pip install 'lit_pretrain[cluster]'") from None
+        raise UserError(
+            f"engine {config.engine} needs datatrove: pip install 'lit_pretrain[cluster]'"
+        ) from None
     sizes = [stage.sizes[number] for number in numbers]
-    groups = [[numbers[position] for position in positions] for positions in group(sizes, workers)]
+    groups = [
+        [numbers[position] for position in positions] for positions in group_tasks(sizes, workers)
+    ]
     task = ClusterTask(stage, groups, versions)
-    # datatrove remembers finished ranks by directory: another set of open tasks is another directory.
+    # datatrove remembers finished ranks by directory: another set of open tasks is another
+    # directory.
     logs = stage.directory / "logs" / f"{int(time.time() * 1000)}"
     logs.mkdir(parents=True)
     with _reporting(stage, numbers, advance):
@@ -125,14 +146,18 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
             try:
                 ray.init(
                     address="local" if own else config.ray.address,
-                    # Of this machine, no more than the run was given, and no dashboard, which takes seconds to come up.
+                    # Of this machine, no more than the run was given, and no dashboard, which takes
+                    # seconds to come up.
                     num_cpus=workers if own else None,
                     include_dashboard=False if own else None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
             except ConnectionError as error:
-                raise UserError(f"no Ray cluster at {config.ray.address!r}: {error}. Start one with `ray start --head`.") from None
+                raise UserError(
+                    f"no Ray cluster at {config.ray.address!r}: {error}. Start one with `ray start"
+                    " --head`."
+                ) from None
         with _one_process_per_rank():
             RayPipelineExecutor(
                 pipeline=[task],
@@ -148,8 +173,9 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
 class RankWorker:
     """The actor that runs ranks, in its own process.
 
-    datatrove's own forks a pool in the actor, and a pool waits for ever for a process that the kernel killed (seen: `kill -9`, no end after
-    minutes). The end of an actor is noticed, and its ranks are done again.
+    datatrove's own forks a pool in the actor, and a pool waits for ever for a process that the
+    kernel killed (seen: `kill -9`, no end after minutes). The end of an actor is noticed, and its
+    ranks are done again.
     """
 
     def get_node_ip(self) -> str:
@@ -159,7 +185,9 @@ class RankWorker:
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return address
 
-    def run_for_rank(self, executor: Any, ranks: list[int], node_ips: list[str], node_idx: int) -> None:
+    def run_for_rank(
+        self, executor: Any, ranks: list[int], node_ips: list[str], node_idx: int
+    ) -> None:
         """What datatrove's executor calls."""
         for rank in ranks:
             executor._run_for_rank(rank, 1)  # 0 would log to the terminal
@@ -179,7 +207,9 @@ def _one_process_per_rank() -> Iterator[None]:
 
 
 class _JobNumbers:
-    """Reads what `sbatch` prints, and writes each number down at once: another run may have to cancel the job."""
+    """Reads what `sbatch` prints, and writes each number down at once: another run may have to
+    cancel the job.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
         self._path = path
@@ -193,12 +223,18 @@ class _JobNumbers:
         return number
 
 
-def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: EngineConfig, stage: Stage) -> None:
-    """As job arrays; returns when they have left the queue, and cancels what is left of them however it is ended."""
+def _slurm(
+    task: ClusterTask, tasks: int, workers: int, logs: Path, config: EngineConfig, stage: TaskStage
+) -> None:
+    """As job arrays; returns when they have left the queue, and cancels what is left of them
+    however it is ended.
+    """
     from datatrove.executor import SlurmPipelineExecutor
 
     class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
-        """Without the job that merges statistics: it waits in the queue for ever when a task fails."""
+        """Without the job that merges statistics: it waits in the queue for ever when a task
+        fails.
+        """
 
         def launch_merge_stats(self) -> None:
             """Launches nothing."""
@@ -220,7 +256,8 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: Engi
         job_id_retriever=_JobNumbers(jobs, name),
         logging_dir=str(logs),
         sbatch_args=dict(slurm.sbatch),
-        env_command=slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        env_command=slurm.environment
+        or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         qos=slurm.qos,
         mail_type="NONE",
     )
@@ -231,7 +268,9 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: Engi
         except FileNotFoundError as error:
             raise UserError(f"engine slurm needs `sbatch` on this machine: {error}") from None
         except subprocess.CalledProcessError as error:
-            raise UserError(f"sbatch refused the job array of {stage.name}: {error}; its script is in {logs}") from None
+            raise UserError(
+                f"sbatch refused the job array of {stage.name}: {error}; its script is in {logs}"
+            ) from None
         done_since = None
         while _queued(name):
             if not stage.open_tasks():
@@ -244,13 +283,17 @@ def _slurm(task: ClusterTask, tasks: int, workers: int, logs: Path, config: Engi
 
 
 def cancel_left(work: Path) -> None:
-    """Cancels the job arrays that a run which was killed has left in the queue, by what it wrote down in its working directory."""
+    """Cancels the job arrays that a run which was killed has left in the queue, by what it
+    wrote down in its working directory.
+    """
     for jobs in work.glob(f"*/logs/*/{_JOBS}"):
         _cancel(jobs)
 
 
 def _cancel(jobs: Path) -> None:
-    """Cancels job arrays by number, and by name where one was submitted but its number never read; waits until they have gone."""
+    """Cancels job arrays by number, and by name where one was submitted but its number never
+    read; waits until they have gone.
+    """
     name, *numbers = jobs.read_text(encoding="utf-8").split()
     try:
         if not _queued(name, patience=0):
@@ -260,37 +303,49 @@ def _cancel(jobs: Path) -> None:
         begin = time.monotonic()
         while _queued(name, patience=0):
             if time.monotonic() - begin > _END_SECONDS:
-                raise UserError(f"the Slurm jobs {', '.join(numbers) or name} do not end; see `squeue`, and run again when they have gone")
+                raise UserError(
+                    f"the Slurm jobs {', '.join(numbers) or name} do not end; see `squeue`, and run"
+                    " again when they have gone"
+                )
             time.sleep(_POLL_SECONDS)
     except FileNotFoundError:
         return  # no Slurm on this machine, so no job that could reach it
 
 
 def _queued(name: str, patience: float = _PATIENCE_SECONDS) -> bool:
-    """Whether a job of this name waits or runs; there may be several, for an array has a largest size.
+    """Whether a job of this name waits or runs; there may be several, for an array has a largest
+    size.
 
     Raises:
-        UserError: `squeue` has failed for longer than the controller of a cluster is busy or restarted.
+        UserError: `squeue` has failed for longer than the controller of a cluster is busy or
+            restarted.
     """
     begin = time.monotonic()
     while True:
-        found = subprocess.run(["squeue", "--noheader", "--name", name], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["squeue", "--noheader", "--name", name], capture_output=True, text=True, check=False
+        )
         if found.returncode == 0:
             return bool(found.stdout.strip())
         if time.monotonic() - begin > patience:
             if not patience:
                 return False
-            raise UserError(f"`squeue` has failed for {patience:.0f} s: {found.stderr.strip()}. Run again: finished tasks are kept.")
+            raise UserError(
+                f"`squeue` has failed for {patience:.0f} s: {found.stderr.strip()}. Run again:"
+                " finished tasks are kept."
+            )
         time.sleep(10 * _POLL_SECONDS)
 
 
 def _pause(tasks: int) -> float:
-    """Seconds between two looks at the results of so many tasks: a shared file system has other things to do."""
+    """Seconds between two looks at the results of so many tasks: a shared file system has other
+    things to do.
+    """
     return _POLL_SECONDS * (1 + tasks / 1000)
 
 
 @contextlib.contextmanager
-def _reporting(stage: Stage, numbers: list[int], advance: Advance) -> Iterator[None]:
+def _reporting(stage: TaskStage, numbers: list[int], advance: Advance) -> Iterator[None]:
     """Advances by the size of each task whose result appears."""
     left, stop = set(numbers), threading.Event()
 
@@ -315,7 +370,9 @@ def _reporting(stage: Stage, numbers: list[int], advance: Advance) -> Iterator[N
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Keeps datatrove's and Ray's own reports off the terminal; each task's log is in the stage's directory."""
+    """Keeps datatrove's and Ray's own reports off the terminal; each task's log is in the
+    stage's directory.
+    """
     from datatrove.utils.logging import logger
 
     sink = io.StringIO()

@@ -1,7 +1,7 @@
 """Local engine: tasks in this process, or in processes of this machine, one each.
 
-Not datatrove's LocalPipelineExecutor: its pool waits for ever for a worker that the kernel killed (seen: `kill -9` of a worker, no end
-after minutes), and its tasks outlive a parent that was killed.
+Not datatrove's LocalPipelineExecutor: its pool waits for ever for a worker that the kernel killed
+(seen: `kill -9` of a worker, no end after minutes), and its tasks outlive a parent that was killed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,25 @@ from multiprocessing.process import parent_process
 from multiprocessing.sharedctypes import Synchronized
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.engine.stage import Advance, Stage
+from lit_pretrain.prepare.engine.task_stage import Advance, TaskStage
 
-_PRELOAD = ["lit_pretrain.prepare.pipeline", "numpy", "pyarrow.parquet", "tiktoken", "tokenizers", "xxhash"]
+_PRELOAD = [
+    "lit_pretrain.prepare.pipeline",
+    "numpy",
+    "pyarrow.parquet",
+    "tiktoken",
+    "tokenizers",
+    "xxhash",
+]
 """Imported once by the server that tasks are forked from."""
 _POLL_SECONDS = 0.2
 _DISK_CODE = 74
-"""Exit code of a task that could not write, perhaps not even that it could not (EX_IOERR of sysexits.h)."""
+"""Exit code of a task that could not write, perhaps not even that it could not (EX_IOERR of
+sysexits.h).
+"""
 
 
-def run(stage: Stage, workers: int, advance: Advance) -> None:
+def run_locally(stage: TaskStage, workers: int, advance: Advance) -> None:
     """Does the open tasks of a stage.
 
     Args:
@@ -52,10 +61,14 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
         while tasks or running:
             while tasks and len(running) < workers:
                 number = tasks.pop(0)
-                process = context.Process(target=_child, args=(stage, number, done), name=f"{stage.name}-{number}")
+                process = context.Process(
+                    target=_child, args=(stage, number, done), name=f"{stage.name}-{number}"
+                )
                 process.start()
                 running[number] = process
-            multiprocessing.connection.wait([process.sentinel for process in running.values()], timeout=_POLL_SECONDS)
+            multiprocessing.connection.wait(
+                [process.sentinel for process in running.values()], timeout=_POLL_SECONDS
+            )
             advance(done.value - told)
             told = done.value
             for number, process in list(running.items()):
@@ -72,7 +85,7 @@ def run(stage: Stage, workers: int, advance: Advance) -> None:
             process.join()
 
 
-def _explain(stage: Stage, number: int, code: int) -> None:
+def _explain(stage: TaskStage, number: int, code: int) -> None:
     """Raises what a task that failed has written, or how it was killed."""
     failure = stage.failure(number)
     if failure is not None:
@@ -88,9 +101,11 @@ def _explain(stage: Stage, number: int, code: int) -> None:
     )
 
 
-def _child(stage: Stage, number: int, done: Synchronized[int]) -> None:
+def _child(stage: TaskStage, number: int, done: Synchronized[int]) -> None:
     """A task in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the process that started it ends it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's; the process that started it ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def advance(size: int) -> None:

@@ -1,14 +1,16 @@
 """C4's rules: keep the lines that are sentences, and the pages that have some.
 
-Raffel et al. (2020), Exploring the Limits of Transfer Learning (JMLR 21, 20-074), section 2.2, with the three rules that are only in the
-authors' code (words too long, citation marks, policy lines). The same verdicts and texts as datatrove 0.10.1.
+Raffel et al. (2020), Exploring the Limits of Transfer Learning (JMLR 21, 20-074), section 2.2, with
+the three rules that are only in the authors' code (words too long, citation marks, policy lines).
+The same verdicts and texts as datatrove 0.10.1.
 
-What it shares with datatrove and the authors' code, against the letter of the paper: "lorem ipsum" and a curly bracket remove the page
-only from a line that the rules before it have left, so that a page of code is mostly removed for having no sentences; and words
-are counted before citation marks are taken out (the authors: after). The paper's list of bad words is not part of this filter.
+What it shares with datatrove and the authors' code, against the letter of the paper: "lorem ipsum"
+and a curly bracket remove the page only from a line that the rules before it have left, so that a
+page of code is mostly removed for having no sentences; and words are counted before citation marks
+are taken out (the authors: after). The paper's list of bad words is not part of this filter.
 
-Sentences are counted by their ends, where the authors use NLTK's Punkt, a trained model: the number matters only for pages of fewer
-kept lines than `min_sentences`, since a line has at least one.
+Sentences are counted by their ends, where the authors use NLTK's Punkt, a trained model: the number
+matters only for pages of fewer kept lines than `min_sentences`, since a line has at least one.
 """
 
 from __future__ import annotations
@@ -16,24 +18,33 @@ from __future__ import annotations
 import re
 from typing import Optional
 
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
 
 _LINE_ENDS = (".", "?", "!", '"', "'")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
-_POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+_POLICY = (
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
 _PHRASES = re.compile("|".join(("lorem ipsum", "javascript", r"\{", *_POLICY)))
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 
 
 class C4:
-    """Drops lines, then removes pages with too little left. The text that is kept has its lines stripped and joined by a line feed.
+    """Drops lines, then removes pages with too little left. The text that is kept has its lines
+    stripped and joined by a line feed.
 
-    Reasons: lorem_ipsum, curly_bracket, too_few_sentences, nothing_left. Changes: lines_dropped, citations_removed, white_space.
+    Reasons: lorem_ipsum, curly_bracket, too_few_sentences, nothing_left. Changes: lines_dropped,
+    citations_removed, white_space.
 
     Args:
-        terminal_punctuation: Keep only lines that end in one of . ? ! " ' and not in "...". FineWeb's recipe switches it off.
+        terminal_punctuation: Keep only lines that end in one of . ? ! " ' and not in "...".
+            FineWeb's recipe switches it off.
         min_sentences: Fewest sentences in the lines that are kept; null: any number.
         min_words_per_line: Fewest words of a line; null: any number.
         max_word_length: Longest word of a line, in characters; null: any length.
@@ -69,18 +80,28 @@ class C4:
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
-        suspect = _PHRASES.search(view.lowered) is not None  # most pages hold none of the phrases: one search instead of one a line
+        suspect = (
+            _PHRASES.search(view.lowered) is not None
+        )  # most pages hold none of the phrases: one search instead of one a line
         kept: list[str] = []
         dropped = cited = False
         for whole in view.lines:
             line = stripped = whole.strip()
-            if self._max_word_length is not None and len(line) > self._max_word_length and self._has_long_word(line):
+            if (
+                self._max_word_length is not None
+                and len(line) > self._max_word_length
+                and self._has_long_word(line)
+            ):
                 dropped = True
                 continue
             if self._citations and "[" in line:
                 line = _CITATION.sub("", line)
-            if (self._terminal_punctuation and (not line.endswith(_LINE_ENDS) or line.endswith("..."))) or (
-                self._min_words_per_line and len(stripped.split(None, self._min_words_per_line)) < self._min_words_per_line
+            if (
+                self._terminal_punctuation
+                and (not line.endswith(_LINE_ENDS) or line.endswith("..."))
+            ) or (
+                self._min_words_per_line
+                and len(stripped.split(None, self._min_words_per_line)) < self._min_words_per_line
             ):
                 dropped = dropped or bool(stripped)
                 continue
@@ -100,7 +121,11 @@ class C4:
             return remove("nothing_left")
         if text == view.text:
             return KEEP
-        return Verdict(True, "lines_dropped" if dropped else "citations_removed" if cited else "white_space", text)
+        return Verdict(
+            True,
+            "lines_dropped" if dropped else "citations_removed" if cited else "white_space",
+            text,
+        )
 
     def _has_long_word(self, line: str) -> bool:
         return max(map(len, line.split()), default=0) > (self._max_word_length or 0)
@@ -117,7 +142,9 @@ class C4:
 
 
 def sentences(line: str) -> int:
-    """Sentences of a line: runs of . ? ! with what closes after them, before white space or the end; an unfinished rest is one more."""
+    """Sentences of a line: runs of . ? ! with what closes after them, before white space or the
+    end; an unfinished rest is one more.
+    """
     line = line.rstrip()
     count, end = 0, 0
     for match in _SENTENCE_END.finditer(line):

@@ -1,27 +1,28 @@
 """FineWeb's own rules: lists, menus and pages that repeat their lines.
 
-Penedo et al. (2024), The FineWeb Datasets (arXiv:2406.17557), section 3.6 "Developing additional heuristic filters"; the rule on line
-breaks per word is only in their code. The same verdicts as datatrove 0.10.1, with which the dataset was made.
+Penedo et al. (2024), The FineWeb Datasets (arXiv:2406.17557), section 3.6 "Developing additional
+heuristic filters"; the rule on line breaks per word is only in their code. The same verdicts as
+datatrove 0.10.1, with which the dataset was made.
 
-The paper gives 0.1 for characters in repeated lines; their code runs with 0.01, and so do we by default. Bounds are strict as in the code.
-FineWeb ran these after other rules; the whole recipe is in `lit_pretrain.prepare.filters.preset`.
+The paper gives 0.1 for characters in repeated lines; their code runs with 0.01, and so do we by
+default. Bounds are strict as in the code. FineWeb ran these after other rules; the whole recipe is
+in `lit_pretrain.prepare.filters.load`.
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
 
 
 class FineWeb:
-    """Removes pages by the look of their lines. Blank lines are not counted. A threshold of null switches its rule off.
+    """Removes pages by the look of their lines. Blank lines are not counted. A threshold of null
+    switches its rule off.
 
-    Reasons, in the order of the checks: blank, too_few_lines_end_a_sentence, too_many_short_lines, duplicate_line_characters,
-    too_many_line_breaks.
+    Reasons, in the order of the checks: blank, too_few_lines_end_a_sentence, too_many_short_lines,
+    duplicate_line_characters, too_many_line_breaks.
 
     Args:
         min_sentence_end_lines: Smallest fraction of lines whose last character ends a sentence.
@@ -66,6 +67,9 @@ class FineWeb:
                 repeated = sum(map(len, lines)) - sum(map(len, different))
                 if repeated / (len(view.text) - breaks) > self._max_duplicate_line_characters:
                     return remove("duplicate_line_characters")
-        if self._max_line_breaks_per_word is not None and breaks / len(view.words) > self._max_line_breaks_per_word:
+        if (
+            self._max_line_breaks_per_word is not None
+            and breaks / len(view.words) > self._max_line_breaks_per_word
+        ):
             return remove("too_many_line_breaks")
         return KEEP

@@ -1,11 +1,12 @@
 """Gopher's quality rules: text that does not look like text.
 
-Rae et al. (2021), Scaling Language Models (arXiv:2112.11446), section A.1.1, "Quality Filtering". The same verdicts as datatrove
-0.10.1 with a white-space splitter. Of what the paper leaves open it is the common reading: words made of symbols alone are left out of the
-number of words and of their mean length, and stop words are compared as they stand ("The" is not "the").
+Rae et al. (2021), Scaling Language Models (arXiv:2112.11446), section A.1.1, "Quality Filtering".
+The same verdicts as datatrove 0.10.1 with a white-space splitter. Of what the paper leaves open it
+is the common reading: words made of symbols alone are left out of the number of words and of their
+mean length, and stop words are compared as they stand ("The" is not "the").
 
-Differences: null switches a rule off and 0 is a threshold (datatrove takes 0 for off); a text without words fails as too_few_words where
-datatrove, with that rule off, divides by zero.
+Differences: null switches a rule off and 0 is a threshold (datatrove takes 0 for off); a text
+without words fails as too_few_words where datatrove, with that rule off, divides by zero.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from typing import Optional
 
 import numpy as np
 
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.punctuation import SYMBOLS
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, SYMBOLS, Verdict, View, remove
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """The eight English words of the paper."""
@@ -26,8 +25,9 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 class GopherQuality:
     """Removes texts by simple counts. A threshold of null switches its rule off.
 
-    Reasons, in the order of the checks: too_few_words, too_many_words, short_words, long_words, too_many_hashes, too_many_ellipses,
-    too_many_bullets, too_many_ellipsis_lines, too_few_alphabetic_words, too_few_stop_words.
+    Reasons, in the order of the checks: too_few_words, too_many_words, short_words, long_words,
+    too_many_hashes, too_many_ellipses, too_many_bullets, too_many_ellipsis_lines,
+    too_few_alphabetic_words, too_few_stop_words.
 
     Args:
         min_words: Fewest words, not counting words of symbols alone.
@@ -75,7 +75,12 @@ class GopherQuality:
     def _words(self, view: View) -> str:
         """Number and mean length of the words that are not symbols alone."""
         symbols = np.array(
-            [number for word, number in view.vocabulary.items() if not word.isalpha() and SYMBOLS.issuperset(word)], dtype=np.int64
+            [
+                number
+                for word, number in view.vocabulary.items()
+                if not word.isalpha() and SYMBOLS.issuperset(word)
+            ],
+            dtype=np.int64,
         )
         total = len(view.words) - int(view.counts[symbols].sum())
         if not view.words or (self._min_words is not None and total < self._min_words):
@@ -92,7 +97,9 @@ class GopherQuality:
         return ""
 
     def _lines(self, view: View) -> str:
-        """Symbols, and the lines that start or end with them. A text has at least as many of a symbol as lines that show it."""
+        """Symbols, and the lines that start or end with them. A text has at least as many of a
+        symbol as lines that show it.
+        """
         text, total, lines = view.text, len(view.words), len(view.lines)
         ellipses = text.count("...") + text.count("…")
         if self._max_symbols_per_word is not None:
@@ -100,7 +107,10 @@ class GopherQuality:
                 return "too_many_hashes"
             if ellipses / total > self._max_symbols_per_word:
                 return "too_many_ellipses"
-        if self._max_bullet_lines is not None and (text.count("-") + text.count("•")) / lines > self._max_bullet_lines:
+        if (
+            self._max_bullet_lines is not None
+            and (text.count("-") + text.count("•")) / lines > self._max_bullet_lines
+        ):
             bullets = sum(line.lstrip().startswith(("•", "-")) for line in view.lines)
             if bullets / lines > self._max_bullet_lines:
                 return "too_many_bullets"
@@ -114,12 +124,19 @@ class GopherQuality:
         """Letters and stop words: each different word is looked at once."""
         if self._min_alphabetic_words is not None:
             letterless = np.array(
-                [number for word, number in view.vocabulary.items() if not word.isalpha() and not any(map(str.isalpha, word))],
+                [
+                    number
+                    for word, number in view.vocabulary.items()
+                    if not word.isalpha() and not any(map(str.isalpha, word))
+                ],
                 dtype=np.int64,
             )
             total = len(view.words)
             if (total - int(view.counts[letterless].sum())) / total < self._min_alphabetic_words:
                 return "too_few_alphabetic_words"
-        if self._min_stop_words is not None and sum(word in view.vocabulary for word in self._stop_words) < self._min_stop_words:
+        if (
+            self._min_stop_words is not None
+            and sum(word in view.vocabulary for word in self._stop_words) < self._min_stop_words
+        ):
             return "too_few_stop_words"
         return ""

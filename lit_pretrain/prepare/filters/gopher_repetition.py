@@ -1,13 +1,15 @@
 """Gopher's repetition rules: text that says the same thing again and again.
 
-Rae et al. (2021), Scaling Language Models (arXiv:2112.11446), section A.1.1 and table A1. The same verdicts as datatrove 0.10.1, whose
-reading of the table is the common one: fractions of characters are taken of the whole text, white space included; among
-equally frequent n-grams the first to appear is the top one; the duplicates of an n-gram are counted from left to right without overlap.
+Rae et al. (2021), Scaling Language Models (arXiv:2112.11446), section A.1.1 and table A1. The same
+verdicts as datatrove 0.10.1, whose reading of the table is the common one: fractions of characters
+are taken of the whole text, white space included; among equally frequent n-grams the first to
+appear is the top one; the duplicates of an n-gram are counted from left to right without overlap.
 
-One difference. datatrove compares runs of 5 to 10 words by their letters without the spaces, so that "ab c" repeats "a bc". Here two
-runs are equal when their words are.
+One difference. datatrove compares runs of 5 to 10 words by their letters without the spaces, so
+that "ab c" repeats "a bc". Here two runs are equal when their words are.
 
-And one thing that is theirs and stays: an n-gram that occurs once counts as top, so that a text of a handful of words always fails.
+And one thing that is theirs and stays: an n-gram that occurs once counts as top, so that a text of
+a handful of words always fails.
 """
 
 from __future__ import annotations
@@ -21,29 +23,33 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
 
 TOP_NGRAMS: Mapping[int, float] = MappingProxyType({2: 0.20, 3: 0.18, 4: 0.16})
 """Words of an n-gram -> largest fraction of characters in the most frequent one (table A1)."""
-DUPLICATE_NGRAMS: Mapping[int, float] = MappingProxyType({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+DUPLICATE_NGRAMS: Mapping[int, float] = MappingProxyType(
+    {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+)
 """Words of an n-gram -> largest fraction of characters in those that appeared before (table A1)."""
 
 
 class GopherRepetition:
-    """Removes texts with too many repeated lines, paragraphs or n-grams. A threshold of null switches its rule off.
+    """Removes texts with too many repeated lines, paragraphs or n-grams. A threshold of null
+    switches its rule off.
 
-    Reasons, in the order of the checks: duplicate_paragraphs, duplicate_paragraph_characters, duplicate_lines,
-    duplicate_line_characters, top_2_gram (3, 4), duplicate_5_grams (6 ... 10).
+    Reasons, in the order of the checks: duplicate_paragraphs, duplicate_paragraph_characters,
+    duplicate_lines, duplicate_line_characters, top_2_gram (3, 4), duplicate_5_grams (6 ... 10).
 
     Args:
         max_duplicate_paragraphs: Fraction of paragraphs that appeared before.
         max_duplicate_paragraph_characters: Fraction of characters in them.
         max_duplicate_lines: Fraction of lines that appeared before; empty lines are not counted.
         max_duplicate_line_characters: Fraction of characters in them.
-        top_ngrams: Words of an n-gram -> largest fraction of characters in the most frequent one. Default: `TOP_NGRAMS`.
-        duplicate_ngrams: Words of an n-gram -> largest fraction of characters in repeated ones. Default: `DUPLICATE_NGRAMS`.
+        top_ngrams: Words of an n-gram -> largest fraction of characters in the most frequent one.
+            Default: `TOP_NGRAMS`.
+        duplicate_ngrams: Words of an n-gram -> largest fraction of characters in repeated ones.
+            Default: `DUPLICATE_NGRAMS`.
     """
 
     def __init__(
@@ -64,7 +70,10 @@ class GopherRepetition:
         self._duplicate = dict(DUPLICATE_NGRAMS) if duplicate_ngrams is None else duplicate_ngrams
         for name, thresholds in (("top_ngrams", self._top), ("duplicate_ngrams", self._duplicate)):
             if any(n < 2 for n in thresholds):
-                raise UserError(f"{name}={thresholds}: an n-gram has at least 2 words; it maps their number to the largest fraction")
+                raise UserError(
+                    f"{name}={thresholds}: an n-gram has at least 2 words; it maps their number to"
+                    " the largest fraction"
+                )
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
@@ -84,7 +93,9 @@ class GopherRepetition:
         return self._ngrams(view, size)
 
     def _ngrams(self, view: View, size: int) -> Verdict:
-        """The rules on n-grams, from the shortest to the longest: what repeats is rare, and rarer the longer it is."""
+        """The rules on n-grams, from the shortest to the longest: what repeats is rare, and
+        rarer the longer it is.
+        """
         total = len(view.ids)
         ends = np.zeros(total + 1, dtype=np.int64)  # characters of the words before each word
         np.cumsum(view.lengths[view.ids], out=ends[1:])
@@ -110,8 +121,9 @@ class GopherRepetition:
 class _Repeats:
     """The n-grams of a text that occur more than once, for one n.
 
-    An (n+1)-gram repeats only where the n-grams at both of its ends do, and is known by their pair. So each n looks only at
-    the places that the one before left, and compares pairs of small integers: exact, with no hash that could collide.
+    An (n+1)-gram repeats only where the n-grams at both of its ends do, and is known by their pair.
+    So each n looks only at the places that the one before left, and compares pairs of small
+    integers: exact, with no hash that could collide.
     """
 
     places: npt.NDArray[np.int64]
@@ -125,7 +137,9 @@ class _Repeats:
 
     @classmethod
     def of_words(cls, view: View) -> _Repeats:
-        """Words that repeat (n = 1); a word's id says how often it occurs, so that nothing is sorted yet."""
+        """Words that repeat (n = 1); a word's id says how often it occurs, so that nothing is
+        sorted yet.
+        """
         several = view.counts > 1
         number = np.cumsum(several) - 1
         places = np.flatnonzero(several[view.ids])
@@ -148,23 +162,32 @@ class _Repeats:
         groups = np.empty_like(keys)
         groups[order] = np.repeat(number, counts)
         kept = groups >= 0
-        firsts = np.minimum.reduceat(order, starts)[several]  # the sort is not stable: the first is the smallest
+        firsts = np.minimum.reduceat(order, starts)[
+            several
+        ]  # the sort is not stable: the first is the smallest
         return cls(places[kept], groups[kept], places[firsts], counts[several])
 
     def longer(self) -> _Repeats:
         """The same for n + 1."""
         following = np.flatnonzero(self.places[1:] == self.places[:-1] + 1)
-        return self._of(self.places[following], self.groups[following] * len(self.firsts) + self.groups[following + 1])
+        return self._of(
+            self.places[following],
+            self.groups[following] * len(self.firsts) + self.groups[following + 1],
+        )
 
     def top(self) -> tuple[int, int]:
-        """(place, count) of the most frequent n-gram; of several, the first to appear. All different: the first of the text."""
+        """(place, count) of the most frequent n-gram; of several, the first to appear. All
+        different: the first of the text.
+        """
         if not len(self.counts):
             return 0, 1
         most = int(self.counts.max())
         return int(self.firsts[self.counts == most].min()), most
 
     def duplicate_characters_at_most(self, ends: npt.NDArray[np.int64], n: int) -> int:
-        """An upper bound on `duplicate_characters`, cheap and mostly enough: all that later occurrences cover."""
+        """An upper bound on `duplicate_characters`, cheap and mostly enough: all that later
+        occurrences cover.
+        """
         later = self.places[self.firsts[self.groups] != self.places]
         if not len(later):
             return 0
@@ -174,9 +197,11 @@ class _Repeats:
         return int((ends[lasts + n] - ends[starts]).sum())
 
     def duplicate_characters(self, ends: npt.NDArray[np.int64], n: int) -> int:
-        """Characters in n-grams that appeared before, read from left to right: a repeated one is counted and jumped over.
+        """Characters in n-grams that appeared before, read from left to right: a repeated one is
+        counted and jumped over.
 
-        What is jumped over is not remembered as seen. Only the places in `self` can be repeated or be the first of a repeated one.
+        What is jumped over is not remembered as seen. Only the places in `self` can be repeated or
+        be the first of a repeated one.
         """
         seen: set[int] = set()
         characters, next_place = 0, 0
@@ -196,12 +221,16 @@ def _above(value: float, limit: float | None) -> bool:
 
 
 def _paragraphs(stripped: str) -> list[str]:
-    """Between runs of two and more line feeds. A third of the time that the regular expression takes, which was the costliest line here."""
+    """Between runs of two and more line feeds. A third of the time that the regular expression
+    takes, which was the costliest line here.
+    """
     return [paragraph for part in stripped.split("\n\n") if (paragraph := part.lstrip("\n"))]
 
 
 def _lines(view: View) -> list[str]:
-    """Between runs of line feeds; text that begins or ends with one has an empty line there, as in datatrove."""
+    """Between runs of line feeds; text that begins or ends with one has an empty line there, as
+    in datatrove.
+    """
     lines = [row for row in view.rows if row]
     return lines + [""] * (view.text.startswith("\n") + view.text.endswith("\n"))
 
@@ -211,4 +240,6 @@ def _repeated(parts: list[str]) -> tuple[int, float]:
     different = set(parts)
     if len(different) == len(parts):
         return 0, 0.0
-    return sum(map(len, parts)) - sum(map(len, different)), (len(parts) - len(different)) / len(parts)
+    return sum(map(len, parts)) - sum(map(len, different)), (len(parts) - len(different)) / len(
+        parts
+    )

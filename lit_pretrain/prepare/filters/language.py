@@ -1,8 +1,9 @@
 """Language: which language a text is in, by a model that comes inside a package.
 
-py3langid (Lui and Baldwin 2012, langid.py; 140 languages): naive Bayes over byte n-grams, 5 MB, no download. Measured on passages of 23
-languages from manuals, it was right on 96.5 % of passages of 1,000 characters, 91.9 % of 200 and 86.5 % of 60; fastText's lid.176 is
-as good, and needs a download.
+py3langid (Lui and Baldwin 2012, langid.py; 140 languages): naive Bayes over byte n-grams, 5 MB, no
+download. Measured on passages of 23 languages from manuals, it was right on 96.5 % of passages of
+1,000 characters, 91.9 % of 200 and 86.5 % of 60; fastText's lid.176 is as good, and needs a
+download.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import functools
 from typing import TYPE_CHECKING, Optional
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.nearest import did_you_mean
-from lit_pretrain.prepare.filters.verdict import Verdict
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.load import did_you_mean
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -26,12 +26,15 @@ class Language:
     Reasons: language_de (whatever it is in), low_score.
 
     Args:
-        keep: Codes of the languages to keep, mostly of two letters (en, de, pt; zxx: not a language, such as code or tables).
-            Null: all of them, the language is only recorded.
-        min_score: Least probability of the best language, from 0 to 1. Short texts score low: of 807 English documents of the Python
-            standard library that were recognised, 79 stayed below 0.5. The default asks for none.
-        characters: How many are looked at, from the start of the text: half a millisecond for the default.
-        languages: The languages to choose among; fewer are more accurate where the others cannot occur. Null: all.
+        keep: Codes of the languages to keep, mostly of two letters (en, de, pt; zxx: not a
+            language, such as code or tables). Null: all of them, the language is only recorded.
+        min_score: Least probability of the best language, from 0 to 1. Short texts score low: of
+            807 English documents of the Python standard library that were recognised, 79 stayed
+            below 0.5. The default asks for none.
+        characters: How many are looked at, from the start of the text: half a millisecond for the
+            default.
+        languages: The languages to choose among; fewer are more accurate where the others cannot
+            occur. Null: all.
 
     Raises:
         UserError: An unknown code, or a score or number that cannot be met.
@@ -50,14 +53,20 @@ class Language:
             for code in codes or ():
                 if code not in known:
                     raise UserError(
-                        f"{name}: unknown language code {code!r}.{did_you_mean(code, known, cutoff=0.4)} Known: {', '.join(sorted(known))}"
+                        f"{name}: unknown language code"
+                        f" {code!r}.{did_you_mean(code, known, cutoff=0.4)} Known:"
+                        f" {', '.join(sorted(known))}"
                     )
             if codes is not None and not codes:
-                raise UserError(f"{name} is empty: name at least one language, or leave it out for all")
+                raise UserError(
+                    f"{name} is empty: name at least one language, or leave it out for all"
+                )
         if languages is not None and not set(keep or languages) <= set(languages):
             raise UserError(f"keep={keep} names a language that is not among languages={languages}")
         if not 0 <= min_score <= 1 or characters < 1:
-            raise UserError(f"{min_score=} must lie between 0 and 1, and {characters=} be at least 1")
+            raise UserError(
+                f"{min_score=} must lie between 0 and 1, and {characters=} be at least 1"
+            )
         self._keep = None if keep is None else frozenset(keep)
         self._min_score = min_score
         self._characters = characters

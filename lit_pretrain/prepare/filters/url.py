@@ -1,10 +1,12 @@
 """URL: where a document came from, against lists of domains, addresses and words.
 
-The rules of datatrove 0.10.1's filter, which FineWeb ran with the lists that come inside that package (adult sites of the University of
-Toulouse and words; `datatrove_lists: true` reads them as data, offline). Three differences. A domain on the list covers all that lies under
-it (datatrove looks at the registered domain and the full host name alone, and asks the network for the list of public suffixes).
-Addresses are compared without scheme, "www." and closing slash (theirs hold no scheme, so that no full URL could ever match). Words are
-compared in lower case (they lower the list but not the URL).
+The rules of datatrove 0.10.1's filter, which FineWeb ran with the lists that come inside that
+package (adult sites of the University of Toulouse and words; `datatrove_lists: true` reads them as
+data, offline). Three differences. A domain on the list covers all that lies under it (datatrove
+looks at the registered domain and the full host name alone, and asks the network for the list of
+public suffixes). Addresses are compared without scheme, "www." and closing slash (theirs hold no
+scheme, so that no full URL could ever match). Words are compared in lower case (they lower the list
+but not the URL).
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ import numpy.typing as npt
 import xxhash
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict, remove
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
 
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//")
@@ -32,7 +33,8 @@ _ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
 
 
 class Url:
-    """Removes documents by their field `url`. Every list may also name files: one entry a line, empty lines and those with # left out.
+    """Removes documents by their field `url`. Every list may also name files: one entry a line,
+    empty lines and those with # left out.
 
     Reasons, in the order of the checks: no_url, domain, address, word, soft_words, substring.
 
@@ -48,7 +50,8 @@ class Url:
         substrings: What may occur anywhere once all but letters and digits is taken out of the URL.
         substring_files: Files of them.
         min_soft_words: See `soft_words`.
-        datatrove_lists: Add the lists inside the datatrove package: 4.6 million domains, read in some seconds, held in 37 MB.
+        datatrove_lists: Add the lists inside the datatrove package: 4.6 million domains, read in
+            some seconds, held in 37 MB.
         without_url: What to do with a document that has no URL.
 
     Raises:
@@ -73,24 +76,46 @@ class Url:
         without_url: Literal["keep", "remove"] = "keep",
     ) -> None:
         self._domains = [_hashes(map(_host, _entries("domain_files", domains, domain_files)))]
-        self._addresses = [_hashes(map(_address, _entries("address_files", addresses, address_files)))]
+        self._addresses = [
+            _hashes(map(_address, _entries("address_files", addresses, address_files)))
+        ]
         found = {
             "words": set(map(_squeezed, _entries("word_files", words, word_files))),
-            "soft_words": set(map(_squeezed, _entries("soft_word_files", soft_words, soft_word_files))),
-            "substrings": set(map(_squeezed, _entries("substring_files", substrings, substring_files))),
+            "soft_words": set(
+                map(_squeezed, _entries("soft_word_files", soft_words, soft_word_files))
+            ),
+            "substrings": set(
+                map(_squeezed, _entries("substring_files", substrings, substring_files))
+            ),
         }
         if datatrove_lists:
             more_domains, more_addresses = _datatrove_hashes()
             self._domains.append(more_domains)
             self._addresses.append(more_addresses)
-            for name, file in (("words", "banned_words"), ("soft_words", "soft_banned_words"), ("substrings", "banned_subwords")):
-                found[name].update(map(_squeezed, _lines(_datatrove_assets() / f"{file}.txt", "datatrove_lists")))
-        self._words, self._soft_words, parts = (found[name] - {""} for name in ("words", "soft_words", "substrings"))
+            for name, file in (
+                ("words", "banned_words"),
+                ("soft_words", "soft_banned_words"),
+                ("substrings", "banned_subwords"),
+            ):
+                found[name].update(
+                    map(_squeezed, _lines(_datatrove_assets() / f"{file}.txt", "datatrove_lists"))
+                )
+        self._words, self._soft_words, parts = (
+            found[name] - {""} for name in ("words", "soft_words", "substrings")
+        )
         self._substring = re.compile("|".join(map(re.escape, sorted(parts)))) if parts else None
         self._min_soft_words = min_soft_words
         self._without_url = without_url
-        if not (any(map(len, (*self._domains, *self._addresses))) or self._words or self._soft_words or parts):
-            raise UserError("Url has only empty lists; give it domains, addresses or words, or set datatrove_lists: true")
+        if not (
+            any(map(len, (*self._domains, *self._addresses)))
+            or self._words
+            or self._soft_words
+            or parts
+        ):
+            raise UserError(
+                "Url has only empty lists; give it domains, addresses or words, or set"
+                " datatrove_lists: true"
+            )
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
@@ -115,12 +140,16 @@ class Url:
 
 def _host(url: str) -> str:
     """Host name of a URL or of an entry of a list, without user, port and closing dot."""
-    authority = re.split(r"[/?#]", _SCHEME.sub("", url.strip().lower()), maxsplit=1)[0].rpartition("@")[2]
+    authority = re.split(r"[/?#]", _SCHEME.sub("", url.strip().lower()), maxsplit=1)[0].rpartition(
+        "@"
+    )[2]
     return re.sub(r":\d*$", "", authority).strip(".")
 
 
 def _address(url: str) -> str:
-    """A URL as it is compared: in lower case, without scheme, "www.", fragment and closing slash."""
+    """A URL as it is compared: in lower case, without scheme, "www.", fragment and closing
+    slash.
+    """
     return _SCHEME.sub("", url.strip().lower()).partition("#")[0].removeprefix("www.").rstrip("/")
 
 
@@ -148,8 +177,12 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 
 
 def _hashes(entries: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """64-bit hashes in ascending order, each once: millions of entries in 8 bytes each. Two meet by chance once in 10^12 look-ups."""
-    return np.unique(np.fromiter((_hash(entry.encode()) for entry in entries if entry), dtype=np.uint64))
+    """64-bit hashes in ascending order, each once: millions of entries in 8 bytes each. Two
+    meet by chance once in 10^12 look-ups.
+    """
+    return np.unique(
+        np.fromiter((_hash(entry.encode()) for entry in entries if entry), dtype=np.uint64)
+    )
 
 
 def _hash(entry: bytes) -> int:
@@ -158,24 +191,36 @@ def _hash(entry: bytes) -> int:
 
 def _within(entry: str, lists: list[npt.NDArray[np.uint64]]) -> bool:
     value = np.uint64(_hash(entry.encode("utf-8", "surrogatepass")))
-    return any(place < len(known) and known[place] == value for known in lists for place in (known.searchsorted(value),))
+    return any(
+        place < len(known) and known[place] == value
+        for known in lists
+        for place in (known.searchsorted(value),)
+    )
 
 
 def _datatrove_assets() -> Path:
     """Where the package keeps its lists; found without importing it, which takes seconds."""
     spec = importlib.util.find_spec("datatrove")
-    folder = Path(spec.submodule_search_locations[0], "assets") if spec and spec.submodule_search_locations else None
+    folder = (
+        Path(spec.submodule_search_locations[0], "assets")
+        if spec and spec.submodule_search_locations
+        else None
+    )
     if folder is None or not (folder / _ARCHIVE).is_file():
         raise UserError(
-            f"datatrove_lists: the package datatrove {'is not installed' if folder is None else f'has no {_ARCHIVE} in {folder}'}. "
-            "Install datatrove 0.10.1, or give files of your own (domain_files, address_files, word_files)."
+            "datatrove_lists: the package datatrove"
+            f" {'is not installed' if folder is None else f'has no {_ARCHIVE} in {folder}'}."
+            " Install datatrove 0.10.1, or give files of your own (domain_files, address_files,"
+            " word_files)."
         )
     return folder
 
 
 @functools.cache  # some seconds; one a process
 def _datatrove_hashes() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """(domains, addresses) of the package. Its entries are in lower case and without scheme, one a line."""
+    """(domains, addresses) of the package. Its entries are in lower case and without scheme,
+    one a line.
+    """
     found: list[npt.NDArray[np.uint64]] = []
     with tarfile.open(_datatrove_assets() / _ARCHIVE, "r:gz") as archive:
         members = {Path(member.name).name: member for member in archive.getmembers()}
@@ -183,5 +228,11 @@ def _datatrove_hashes() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
             file = archive.extractfile(members[name])
             assert file is not None, f"{name} is no file in {_ARCHIVE}"
             lines = (line.strip() for line in file)
-            found.append(np.unique(np.fromiter((_hash(line) for line in lines if line[:1] != b"#"), dtype=np.uint64)))
+            found.append(
+                np.unique(
+                    np.fromiter(
+                        (_hash(line) for line in lines if line[:1] != b"#"), dtype=np.uint64
+                    )
+                )
+            )
     return found[0], found[1]

@@ -1,1 +1,3 @@
-"""Personal data with a recognisable form, taken out of the text: addresses, numbers of people, and secrets."""
+"""Personal data with a recognisable form, taken out of the text: addresses, numbers of people,
+and secrets.
+"""

@@ -8,28 +8,39 @@ from collections.abc import Iterator
 
 Span = tuple[int, int]
 
-# RFC 5321 §4.5.3.1.1: at most 64 characters before the @. RFC 5322 allows more signs there than anybody has.
+# RFC 5321 §4.5.3.1.1: at most 64 characters before the @. RFC 5322 allows more signs there than
+# anybody has.
 _LOCAL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,62}[A-Za-z0-9_+-])?\Z")
 _LOCAL_RUN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+'-")
-_DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})){1,8}")
-# The generic top-level domains that addresses are seen under; those of countries have two letters. A list, because `icon@2x.png` and
-# `a@b.shape` have an address's form.
+_DOMAIN = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})){1,8}"
+)
+# The generic top-level domains that addresses are seen under; those of countries have two letters.
+# A list, because `icon@2x.png` and `a@b.shape` have an address's form.
 _GENERIC = frozenset(
-    "academy ac aero agency app art asia bank bio biz blog buzz care cat center chat city click cloud club co codes college com "
-    "company consulting coop cool design dev digital directory edu education email energy engineer engineering events expert family "
-    "finance fm fund fun games global gmbh gov group guru health help host house icu inc info int international jobs law legal life "
-    "link live llc ltd mail market marketing media mil mobi money museum name net network news nyc ngo one ong online org page "
-    "partners photo photography pictures plus post press pro productions pub realty rocks run school science services shop site "
-    "social software solutions space store studio support systems team tech technology tel today tools top trade training travel tv "
-    "university vip website wiki win work works world wtf xyz zone".split()
+    "academy ac aero agency app art asia bank bio biz blog buzz care cat center chat city click"
+    " cloud club co codes college com company consulting coop cool design dev digital directory edu"
+    " education email energy engineer engineering events expert family finance fm fund fun games"
+    " global gmbh gov group guru health help host house icu inc info int international jobs law"
+    " legal life link live llc ltd mail market marketing media mil mobi money museum name net"
+    " network news nyc ngo one ong online org page partners photo photography pictures plus post"
+    " press pro productions pub realty rocks run school science services shop site social software"
+    " solutions space store studio support systems team tech technology tel today tools top trade"
+    " training travel tv university vip website wiki win work works world wtf xyz zone".split()
 )
 _NOT_A_COUNTRY = frozenset({"rs", "py", "md", "pl", "sh", "so", "cc"})
-"""Suffixes of files and countries alike: believed below a domain of at least three letters only (`a@b.py` is code)."""
-_RESERVED_DOMAIN = re.compile(r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|localhost)", re.IGNORECASE)  # RFC 2606
+"""Suffixes of files and countries alike: believed below a domain of at least three letters only
+(`a@b.py` is code).
+"""
+_RESERVED_DOMAIN = re.compile(
+    r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|localhost)", re.IGNORECASE
+)  # RFC 2606
 
 
 def find_emails(text: str) -> Iterator[Span]:
-    """Email addresses. Left alone: RFC 2606's example domains, and `git@host:path`, which is nobody's."""
+    """Email addresses. Left alone: RFC 2606's example domains, and `git@host:path`, which is
+    nobody's.
+    """
     at, done = text.find("@"), 0
     while at >= 0:
         start = _run_start(text, max(done, at - 65), at)
@@ -57,7 +68,9 @@ def _run_start(text: str, low: int, at: int) -> int:
 
 
 def _domain_end(text: str, start: int, end: int) -> int:
-    """End of the domain name; 0 when there is none. A sentence may go on after a full stop without a space: `me@site.com.Then`."""
+    """End of the domain name; 0 when there is none. A sentence may go on after a full stop
+    without a space: `me@site.com.Then`.
+    """
     while text[end - 1] == "-":
         end -= 1
     if text[end : end + 1] == "_":
@@ -79,46 +92,64 @@ def _is_top_level(label: str, below: int) -> bool:
     return label in _GENERIC or (len(label) == 2 and label.isalpha()) or label.startswith("xn--")
 
 
-# IANA's IPv4 special-purpose registry (RFC 6890 and later): not the address of anybody on the Internet.
+# IANA's IPv4 special-purpose registry (RFC 6890 and later): not the address of anybody on the
+# Internet.
 _NOBODYS_V4 = [
     (int(network.network_address), int(network.broadcast_address))
     for network in map(
         ipaddress.IPv4Network,
-        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 "
-        "192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4".split(),
+        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24"
+        " 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24"
+        " 224.0.0.0/4 240.0.0.0/4".split(),
     )
 ]
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-# Not within a longer dotted number (OIDs), a name (pkg-1.2.3.4), a requirement (==1.2.3.4) or something that goes on (1.2.3.4-rc1).
-_QUAD = re.compile(rf"(?<![\w.+~^-])(?<![=<>~!]=){_OCTET}(?:\.{_OCTET}){{3}}(?![\w+~-]|\.\w)", re.ASCII)
-_QUAD_RANGE = re.compile(rf"(?<![\w.+~^-])({_OCTET}(?:\.{_OCTET}){{3}})-({_OCTET}(?:\.{_OCTET}){{3}})(?![\w+~-]|\.\w)", re.ASCII)
+# Not within a longer dotted number (OIDs), a name (pkg-1.2.3.4), a requirement (==1.2.3.4) or
+# something that goes on (1.2.3.4-rc1).
+_QUAD = re.compile(
+    rf"(?<![\w.+~^-])(?<![=<>~!]=){_OCTET}(?:\.{_OCTET}){{3}}(?![\w+~-]|\.\w)", re.ASCII
+)
+_QUAD_RANGE = re.compile(
+    rf"(?<![\w.+~^-])({_OCTET}(?:\.{_OCTET}){{3}})-({_OCTET}(?:\.{_OCTET}){{3}})(?![\w+~-]|\.\w)",
+    re.ASCII,
+)
 _SMALL = 32
-"""Three numbers below this begin a version or a section (1.0.2.211), unless the text says otherwise; of all addresses 1 in 512 does."""
+"""Three numbers below this begin a version or a section (1.0.2.211), unless the text says
+otherwise; of all addresses 1 in 512 does.
+"""
 _VERSION = re.compile(
     r"version|\bver\b|release|\brev(?:ision)?\b|\bbuild\b|updat|upgrad|downgrad|patch|firmware|driver|install|plugin|\boids?\b|section|chapter|clause|"
     r"\bsec\.|\u00a7|\bfig(?:ure)?\b|\btable\b",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)+")
-_AMONG_VERSIONS = frozenset("and or to from through until till not but before after than via".split())
+_AMONG_VERSIONS = frozenset(
+    "and or to from through until till not but before after than via".split()
+)
 """Words that may stand between two versions: `updated from 93.0.1.2 to 94.0.1.2`."""
 _PORT = re.compile(r":[1-9]\d{0,4}(?![\w:]|\.\d)", re.ASCII)
 _WORD_BEFORE = re.compile(r"([A-Za-z][A-Za-z0-9_+#.-]*)[ \t]+\Z")
-_ADDRESS = frozenset("ip ips ipv4 ipaddr addr address addresses host hosts hostname dns nameserver resolver ping pinged".split())
+_ADDRESS = frozenset(
+    "ip ips ipv4 ipaddr addr address addresses host hosts hostname dns nameserver resolver ping"
+    " pinged".split()
+)
 _BEFORE_ADDRESS = _ADDRESS | frozenset(
-    "server servers client clients gateway router peer node proxy traceroute tracert ssh telnet curl wget nslookup dig whois visit "
-    "from to at on by via is was are were of and or with for in through between against banned blocked block ban allow deny accept "
-    "reject drop user login connect connected connecting connection reached range subnet network net inet inet4 route src dst "
-    "source destination remote bind listen listening a a6 mx ns ptr txt get post put delete head".split()
+    "server servers client clients gateway router peer node proxy traceroute tracert ssh telnet"
+    " curl wget nslookup dig whois visit from to at on by via is was are were of and or with for in"
+    " through between against banned blocked block ban allow deny accept reject drop user login"
+    " connect connected connecting connection reached range subnet network net inet inet4 route src"
+    " dst source destination remote bind listen listening a a6 mx ns ptr txt get post put delete"
+    " head".split()
 )
 
 
 def find_ipv4(text: str) -> Iterator[Span]:
     """IPv4 addresses of the public Internet.
 
-    A dotted quad is left alone where it may be a version, a section number or an OID: after a word that is not one that stands before
-    addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`), where the words before it speak of versions, or with
-    three small numbers in front. What has a port (8.8.8.8:53) is no version, unless it is called one.
+    A dotted quad is left alone where it may be a version, a section number or an OID: after a word
+    that is not one that stands before addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`),
+    where the words before it speak of versions, or with three small numbers in front. What has a
+    port (8.8.8.8:53) is no version, unless it is called one.
     """
     if text.count(".") < 3:
         return
@@ -135,33 +166,47 @@ def find_ipv4(text: str) -> Iterator[Span]:
         port = _PORT.match(text, end) is not None and (word is None or not _VERSION.search(word))
         certain = before.endswith(("://", "@")) or word in _ADDRESS or port
         if not certain and (
-            max(octets[:3]) < _SMALL or _VERSION.search(_of_this(before)) or (word is not None and word not in _BEFORE_ADDRESS)
+            max(octets[:3]) < _SMALL
+            or _VERSION.search(_of_this(before))
+            or (word is not None and word not in _BEFORE_ADDRESS)
         ):
             continue
         yield start, end
 
 
 def _of_this(before: str) -> str:
-    """The words before a quad that speak of it: those after the number before it, where they say something new."""
+    """The words before a quad that speak of it: those after the number before it, where they
+    say something new.
+    """
     *_, last = (0, *(match.end() for match in _NUMBER.finditer(before)))
     after = before[last:]
     return after if last and set(re.findall(r"[a-z]+", after.lower())) - _AMONG_VERSIONS else before
 
 
-# RFC 4291 §2.2, in 2000::/3: all that is given out (IANA). So no `std::vector`, no MAC address, no link-local fe80::, no loopback.
+# RFC 4291 §2.2, in 2000::/3: all that is given out (IANA). So no `std::vector`, no MAC address, no
+# link-local fe80::, no loopback.
 _GROUPS = re.compile(
     r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?:::|(?::{1,2}[0-9A-Fa-f]{1,4}){1,7}(?:::)?)(?![\w:]|\.\w)"  # digit first: a search skips to those
 )
-_DOCUMENTATION_V6 = [ipaddress.IPv6Network("2001:db8::/32"), ipaddress.IPv6Network("3fff::/20")]  # RFC 3849, RFC 9637
+_DOCUMENTATION_V6 = [
+    ipaddress.IPv6Network("2001:db8::/32"),
+    ipaddress.IPv6Network("3fff::/20"),
+]  # RFC 3849, RFC 9637
 
 
 def find_ipv6(text: str) -> Iterator[Span]:
-    """IPv6 addresses of the public Internet. `2000::2` needs a third group or a hex letter: it may be a slice."""
+    """IPv6 addresses of the public Internet. `2000::2` needs a third group or a hex letter: it
+    may be a slice.
+    """
     if text.count(":") < 2:
         return
     for match in _GROUPS.finditer(text):
         found = match.group()
-        if found.count(":") < 2 or (sum(map(bool, found.split(":"))) < 3 and found.isascii() and not re.search(r"[A-Fa-f]", found)):
+        if found.count(":") < 2 or (
+            sum(map(bool, found.split(":"))) < 3
+            and found.isascii()
+            and not re.search(r"[A-Fa-f]", found)
+        ):
             continue
         try:
             address = ipaddress.IPv6Address(found)

@@ -9,23 +9,29 @@ from lit_pretrain.prepare.pii.addresses import Span
 
 # ITU-T E.164: country codes, and at most 15 digits in all.
 _COUNTRY_CODES = frozenset(
-    "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66 81 82 84 86 90 91 92 93 "
-    "94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227 228 229 230 231 232 233 234 235 236 237 238 239 240 241 242 243 "
-    "244 245 246 248 249 250 251 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299 350 351 "
-    "352 353 354 355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385 386 387 389 420 421 423 500 501 502 "
-    "503 504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685 "
-    "686 687 688 689 690 691 692 850 852 853 855 856 880 886 960 961 962 963 964 965 966 967 968 970 971 972 973 974 975 976 977 "
-    "992 993 994 995 996 998".split()
+    "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63"
+    " 64 65 66 81 82 84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227"
+    " 228 229 230 231 232 233 234 235 236 237 238 239 240 241 242 243 244 245 246 248 249 250 251"
+    " 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299 350"
+    " 351 352 353 354 355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385"
+    " 386 387 389 420 421 423 500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596"
+    " 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685 686 687 688 689 690 691"
+    " 692 850 852 853 855 856 880 886 960 961 962 963 964 965 966 967 968 970 971 972 973 974 975"
+    " 976 977 992 993 994 995 996 998".split()
 )
 _INTERNATIONAL = re.compile(
-    r"\+(?<![\w+.)\]*/^-].)[1-9]\d{0,14}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]\d{1,12}|[ .-]?\(\d{1,4}\)){0,7}(?![\w+*^/]|[.,-]\d)", re.ASCII
+    r"\+(?<![\w+.)\]*/^-].)[1-9]\d{0,14}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]\d{1,12}|["
+    r" .-]?\(\d{1,4}\)){0,7}(?![\w+*^/]|[.,-]\d)",
+    re.ASCII,
 )
-# North American Numbering Plan: area code and exchange begin with 2 to 9 (T-2 to T-9), the exchange is not N11, 555-01xx is fiction's.
+# North American Numbering Plan: area code and exchange begin with 2 to 9 (T-2 to T-9), the exchange
+# is not N11, 555-01xx is fiction's.
 _AREA, _EXCHANGE = r"[2-9][0-8]\d", r"(?!.11)[2-9]\d\d"
 _NORTH_AMERICAN = re.compile(
     rf"(?<![\w.+$#/%-])(?<!\d[ ,\t])(?:1[ .-])?(?:\({_AREA}\)[ ]?{_EXCHANGE}[-. ]|"
     # With spaces alone it may be a row of numbers: not before another one.
-    rf"{_AREA}(?:-{_EXCHANGE}-|\.{_EXCHANGE}\.|[ ]{_EXCHANGE}-|[ ]{_EXCHANGE}[ ](?=\d{{4}}(?![ \t]{{1,3}}\d))))\d{{4}}(?![\w%+*/-]|[.,]\d)",
+    rf"{_AREA}(?:-{_EXCHANGE}-|\.{_EXCHANGE}\.|[ ]{_EXCHANGE}-|[ ]{_EXCHANGE}[ ](?=\d{{4}}(?!["
+    r" \t]{1,3}\d))))\d{4}(?![\w%+*/-]|[.,]\d)",
     re.ASCII,
 )
 _NANP = re.compile(rf"1?{_AREA}{_EXCHANGE}\d{{4}}", re.ASCII)
@@ -34,10 +40,19 @@ _NANP = re.compile(rf"1?{_AREA}{_EXCHANGE}\d{{4}}", re.ASCII)
 def find_phones(text: str) -> Iterator[Span]:
     """Telephone numbers: international ones with their +, and North American ones with separators.
 
-    Left alone: 555-01xx, and other countries' numbers without a +. Their forms (030 901820, 020 7946 0018, 01 42 68 53 00) are also those
-    of quantities, codes and dates, and no rule of the digits tells them apart.
+    Left alone: 555-01xx, and other countries' numbers without a +. Their forms (030 901820, 020
+    7946 0018, 01 42 68 53 00) are also those of quantities, codes and dates, and no rule of the
+    digits tells them apart.
     """
-    spans = [match.span() for match in _INTERNATIONAL.finditer(text) if _is_international(match.group())] if "+" in text else []
+    spans = (
+        [
+            match.span()
+            for match in _INTERNATIONAL.finditer(text)
+            if _is_international(match.group())
+        ]
+        if "+" in text
+        else []
+    )
     for match in _NORTH_AMERICAN.finditer(text):
         if not _is_fiction(re.sub(r"\D", "", match.group())):
             spans.append(match.span())
@@ -65,7 +80,11 @@ def _is_international(found: str) -> bool:
     if "." in found and found.count(".") < 2:
         return False  # a signed decimal
     # A list of small numbers is not a number with its digits spread out.
-    return 9 <= len(digits) <= 15 and len(groups[0]) <= 4 and sum(len(group) == 1 for group in groups[1:]) <= 1
+    return (
+        9 <= len(digits) <= 15
+        and len(groups[0]) <= 4
+        and sum(len(group) == 1 for group in groups[1:]) <= 1
+    )
 
 
 # Payment cards by issuer (ISO/IEC 7812; ranges as the issuers publish them): prefix, lengths.
@@ -81,7 +100,8 @@ _ISSUERS = (
 )
 # In one piece, or grouped as on the card; not part of a decimal, a digest, an identifier or a sum.
 _CARD = re.compile(
-    r"[2-6](?<![\w.+*/^-].)(?<!\d[ ,:].)(?:\d{12,18}|\d{3}([ -])(?:\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{6}\1\d{4,5}))"
+    r"[2-6](?<![\w.+*/^-].)(?<!\d[ ,:].)(?:\d{12,18}|\d{3}(["
+    r" -])(?:\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{6}\1\d{4,5}))"
     r"(?![\w+*/^-]|[., :]\d)",
     re.ASCII,
 )
@@ -91,37 +111,50 @@ def find_cards(text: str) -> Iterator[Span]:
     """Payment card numbers: issuer's prefix, its length, and Luhn's check digit."""
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if any(len(digits) in lengths and prefix.match(digits) for prefix, lengths in _ISSUERS) and _luhn(digits) and len(set(digits)) > 1:
+        if (
+            any(len(digits) in lengths and prefix.match(digits) for prefix, lengths in _ISSUERS)
+            and _luhn(digits)
+            and len(set(digits)) > 1
+        ):
             yield match.span()
 
 
 def _luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1 annex B: every second digit from the right counts double, its own digits summed."""
+    """ISO/IEC 7812-1 annex B: every second digit from the right counts double, its own digits
+    summed.
+    """
     doubled = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
-    return (sum(map(int, digits[-1::-2])) + sum(doubled[int(digit)] for digit in digits[-2::-2])) % 10 == 0
+    return (
+        sum(map(int, digits[-1::-2])) + sum(doubled[int(digit)] for digit in digits[-2::-2])
+    ) % 10 == 0
 
 
 # SWIFT's IBAN registry: length by country.
 _IBAN_LENGTHS = {
     pair[:2]: int(pair[3:])
     for pair in (
-        "AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29 "
-        "ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28 HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 "
-        "LB:28 LC:32 LI:21 LT:20 LU:20 LV:21 LY:25 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 PS:29 PT:25 "
-        "QA:29 RO:24 RS:22 SA:24 SC:31 SE:24 SI:19 SK:24 SM:27 ST:25 SV:28 TL:23 TN:24 TR:26 UA:29 VA:22 VG:24 XK:20"
+        "AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24"
+        " DE:22 DK:18 DO:28 EE:20 EG:29 ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28"
+        " HR:21 HU:28 IE:22 IL:23 IQ:23 IS:26 IT:27 JO:30 KW:30 KZ:20 LB:28 LC:32 LI:21 LT:20 LU:20"
+        " LV:21 LY:25 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 PS:29 PT:25"
+        " QA:29 RO:24 RS:22 SA:24 SC:31 SE:24 SI:19 SK:24 SM:27 ST:25 SV:28 TL:23 TN:24 TR:26 UA:29"
+        " VA:22 VG:24 XK:20"
     ).split()
 }
 _IBAN_START = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_IBAN_LENGTHS)})\d\d(?=[ ]?[A-Z0-9]{{4}})")
 _IBAN_REST = {
     length: re.compile(
-        rf"[A-Z0-9]{{{length - 4}}}|(?:[ ][A-Z0-9]{{4}}){{{(length - 4) // 4}}}" + (rf"[ ][A-Z0-9]{{{length % 4}}}" if length % 4 else "")
+        rf"[A-Z0-9]{{{length - 4}}}|(?:[ ][A-Z0-9]{{4}}){{{(length - 4) // 4}}}"
+        + (rf"[ ][A-Z0-9]{{{length % 4}}}" if length % 4 else "")
     )
     for length in set(_IBAN_LENGTHS.values())
 }
 
 
 def find_ibans(text: str) -> Iterator[Span]:
-    """International bank account numbers (ISO 13616), in one piece or in groups of four: country's length, and check digits modulo 97."""
+    """International bank account numbers (ISO 13616), in one piece or in groups of four:
+    country's length, and check digits modulo 97.
+    """
     done = 0
     for match in _IBAN_START.finditer(text):
         rest = _IBAN_REST[_IBAN_LENGTHS[match.group()[:2]]].match(text, match.end())

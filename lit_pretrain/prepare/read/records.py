@@ -3,9 +3,81 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.prepare_config import SourceConfig
+
+# Mapping: from the fields of a record to a text and what else is told about it.
+
+
+_ABSENT = object()
+
+
+class Unusable(Exception):
+    """A record whose fields are not what the source's config says.
+
+    Args:
+        reason: missing_field or wrong_type.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def text_and_fields(record: Mapping[str, Any], source: SourceConfig) -> tuple[str, dict[str, str]]:
+    """The text of a JSON object, and its other fields by our names.
+
+    Raises:
+        Unusable: A field of the text is missing or holds no text. Other fields may be missing, and
+            are written as text.
+    """
+    parts: list[str | None] = []
+    for name in source.text_fields:
+        value = _lookup(record, name)
+        if value is _ABSENT:
+            raise Unusable(
+                "missing_field",
+                f"no field {name!r}; it has {', '.join(map(repr, record)) or 'none'}",
+            )
+        if value is not None and not isinstance(value, str):
+            raise Unusable(
+                "wrong_type", f"the field {name!r} holds {type(value).__name__}, not text"
+            )
+        parts.append(value)
+    others = {ours: _lookup(record, theirs) for ours, theirs in source.other_fields.items()}
+    return join_fields(parts), as_text(others)
+
+
+def join_fields(parts: Iterable[str | None]) -> str:
+    """Those that hold something, a blank line between them."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def as_text(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Those that are there, written as text that UTF-8 can hold."""
+    return {
+        name: str(value).encode("utf-8", "replace").decode()
+        for name, value in fields.items()
+        if value is not None and value is not _ABSENT
+    }
+
+
+def _lookup(record: Mapping[str, Any], field: str) -> Any:
+    """By its whole name, else along the dots."""
+    if field in record:
+        return record[field]
+    value: Any = record
+    for part in field.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _ABSENT
+        value = value[part]
+    return value
+
 
 EXCERPT = 300
 """Most characters of a bad record that are kept to look at."""
@@ -36,7 +108,9 @@ class Raw:
 
 @dataclass(frozen=True)
 class Nothing:
-    """A record that holds no text without being damaged, such as an image in a crawl: counted, and no fault."""
+    """A record that holds no text without being damaged, such as an image in a crawl: counted,
+    and no fault.
+    """
 
     reason: str
 
@@ -48,7 +122,9 @@ class BadRecord:
     origin: str
     """As a document's origin; the file alone where all of it or its rest is meant."""
     reason: str
-    """not_json, missing_field, wrong_type, duplicate_id, undecodable, too_large, unparsable or damaged_file."""
+    """not_json, missing_field, wrong_type, duplicate_id, undecodable, too_large, unparsable or
+    damaged_file.
+    """
     detail: str
     """What was found."""
     excerpt: str = ""
@@ -59,7 +135,11 @@ class BadRecord:
     @staticmethod
     def of(origin: str, reason: str, detail: str, content: str | bytes = "") -> BadRecord:
         """Keeps the beginning of detail and content, in characters that can be written."""
-        text = content[: 4 * EXCERPT].decode(errors="replace") if isinstance(content, bytes) else content[:EXCERPT]
+        text = (
+            content[: 4 * EXCERPT].decode(errors="replace")
+            if isinstance(content, bytes)
+            else content[:EXCERPT]
+        )
         return BadRecord(origin, reason, _writable(detail)[:EXCERPT], _writable(text)[:EXCERPT])
 
 
@@ -73,7 +153,9 @@ class Damaged(Exception):
 
     def __init__(self, cause: str, unread_bytes: int) -> None:
         super().__init__(cause)
-        self.unread_bytes = max(1, unread_bytes)  # what a cut file lacks cannot be known, but it is something
+        self.unread_bytes = max(
+            1, unread_bytes
+        )  # what a cut file lacks cannot be known, but it is something
 
 
 @dataclass
@@ -89,7 +171,9 @@ class ReadCounts:
     bytes: int = 0
     """UTF-8 bytes of their text."""
     empty: Counter[str] = field(default_factory=Counter)
-    """Reason -> records without text, no fault of theirs: empty, no_text (a page without main text), not_a_page."""
+    """Reason -> records without text, no fault of theirs: empty, no_text (a page without main
+    text), not_a_page.
+    """
     bad: Counter[str] = field(default_factory=Counter)
     """Reason -> bad records."""
     changed: Counter[str] = field(default_factory=Counter)
@@ -118,3 +202,61 @@ class ReadCounts:
 def _writable(text: str) -> str:
     """Without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
+
+
+# Threshold: how much of a source may be bad before the run stops.
+
+
+_CURES = {
+    "not_json": "each line must hold one JSON object",
+    "missing_field": "set the source's `fields`",
+    "wrong_type": "set the source's `fields`",
+    "duplicate_id": "leave `id` out of the source's `fields`",
+    "undecodable": "convert the files to UTF-8, or set `errors: replace`",
+    "too_large": (
+        "raise `max_document_bytes`, set `too_large: truncate`, or for text the source's"
+        " `separator`"
+    ),
+    "damaged_file": "fetch the file again, or remove it",
+}
+
+
+def check_bad(
+    name: str, counts: ReadCounts, examples: Mapping[str, BadRecord], limit: float
+) -> None:
+    """Refuses a source too much of which could not be used.
+
+    Args:
+        name: The source's.
+        counts: Of all its files.
+        examples: Reason -> the first bad record.
+        limit: `max_bad_fraction`, of the records, and of the input's bytes for what could not be
+            read of damaged files.
+
+    Raises:
+        UserError: More is bad; lists the reasons with their counts and first examples, and what to
+            do.
+    """
+    bad = counts.bad.total()
+    too_many, too_much = (
+        bad > limit * counts.records,
+        counts.unread_bytes > limit * counts.input_bytes,
+    )
+    if not (too_many or too_much):
+        return
+    found = []
+    if bad:
+        found.append(f"{bad:,} of {counts.records:,} records ({bad / max(1, counts.records):.2%})")
+    if too_much:
+        found.append(f"{counts.unread_bytes:,} of {counts.input_bytes:,} input bytes")
+    lines = [
+        f"sources.{name}: {' and '.join(found)} could not be used, more than"
+        f" max_bad_fraction={limit} allows:"
+    ]
+    for reason, count in sorted(counts.bad.items(), key=lambda item: (-item[1], item[0])):
+        first = examples[reason]
+        shown = f" | {first.excerpt[:80]!r}" if first.excerpt else ""
+        lines.append(f"  {count:,} {reason}, the first in {first.origin}: {first.detail}{shown}")
+    cures = [f"{reason}: {_CURES[reason]}" for reason in sorted(counts.bad) if reason in _CURES]
+    lines.append(f"What to do: {'; '.join([*cures, 'or raise max_bad_fraction'])}.")
+    raise UserError("\n".join(lines))

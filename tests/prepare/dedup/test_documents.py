@@ -1,4 +1,6 @@
-"""Whole documents: planted copies are found, different texts stay, whatever the parts and the order of the work."""
+"""Whole documents: planted copies are found, different texts stay, whatever the parts and the
+order of the work.
+"""
 
 import itertools
 import random
@@ -11,11 +13,16 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig, NearConfig
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
+from lit_pretrain.prepare.dedup.dedup_config import (
+    ContainmentConfig,
+    DedupConfig,
+    LinesConfig,
+    NearConfig,
+)
 from lit_pretrain.prepare.dedup.run import deduplicate
 from lit_pretrain.prepare.dedup.sketch import min_hashes, shingles
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 
 NEAR = DedupConfig()
 WITH_CONTAINMENT = DedupConfig(containment=ContainmentConfig())
@@ -36,9 +43,16 @@ def jaccard(one: str, other: str, words: int = 5) -> float:
 
 
 def passages(count: int, words: int = 400) -> list[str]:
-    """Real text, ASCII: consecutive passages of the docstrings of the standard library, no two alike."""
+    """Real text, ASCII: consecutive passages of the docstrings of the standard library, no two
+    alike.
+    """
     found = re.findall(
-        r"[\w.,;:'()-]+", " ".join(text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii())
+        r"[\w.,;:'()-]+",
+        " ".join(
+            text
+            for _, text in embedded.documents("prose", embedded.files("prose"))
+            if text.isascii()
+        ),
     )
     texts = [" ".join(found[at : at + words]) for at in range(0, len(found), words)]
     seen: set[tuple[str, ...]] = set()
@@ -67,7 +81,9 @@ def drop(text: str, share: float, rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.01, 0.99), (0.03, 0.90)])
-def test_planted_copies_are_found_and_nothing_else(real: list[str], share: float, least: float) -> None:
+def test_planted_copies_are_found_and_nothing_else(
+    real: list[str], share: float, least: float
+) -> None:
     rng = random.Random(7)
     copies = [drop(text, share, rng) for text in real]
     documents = [Document(text, str(n)) for n, text in enumerate([*real, *copies])]
@@ -75,7 +91,9 @@ def test_planted_copies_are_found_and_nothing_else(real: list[str], share: float
     assert not (removed.document < len(real)).any()  # the first stays
     found = dict(zip(removed.document.tolist(), removed.kept.tolist(), strict=True))
     assert sum(found.get(len(real) + n) == n for n in range(len(real))) >= least * len(real)
-    for document, kept, similarity in zip(removed.document, removed.kept, removed.similarity, strict=True):
+    for document, kept, similarity in zip(
+        removed.document, removed.kept, removed.similarity, strict=True
+    ):
         true = jaccard(documents[document].text, documents[kept].text)
         assert true == pytest.approx(similarity, abs=1e-9)
         assert true >= 0.7
@@ -99,7 +117,10 @@ def test_form_letters_are_not_merged() -> None:
     """A template makes half of each text: what LSH alone would merge stays."""
     rng = random.Random(3)
     form = " ".join(f"form{n}" for n in range(100))
-    letters = [Document(f"{form} " + " ".join(f"own{rng.randrange(10**6)}" for _ in range(60)), str(n)) for n in range(200)]
+    letters = [
+        Document(f"{form} " + " ".join(f"own{rng.randrange(10**6)}" for _ in range(60)), str(n))
+        for n in range(200)
+    ]
     assert not len(run([letters]).document)
 
 
@@ -118,20 +139,30 @@ def test_a_chapter_goes_and_its_book_stays(real: list[str]) -> None:
 
 
 def test_what_went_for_a_chapter_is_compared_with_its_book(real: list[str]) -> None:
-    """A text like the chapter, with 250 words of its own, is not in the book: those words stand nowhere else."""
+    """A text like the chapter, with 250 words of its own, is not in the book: those words stand
+    nowhere else.
+    """
     words = " ".join(real[10:15]).split()[:1000]
     chapter, own = " ".join(words), " ".join(real[30].split()[:250])
-    texts = {"chapter": chapter, "longer": f"{chapter} {own}", "book": "\n\n".join([*real[:10], chapter, *real[20:24]])}
+    texts = {
+        "chapter": chapter,
+        "longer": f"{chapter} {own}",
+        "book": "\n\n".join([*real[:10], chapter, *real[20:24]]),
+    }
     assert 0.7 < jaccard(texts["chapter"], texts["longer"]) < 0.85
     for order in itertools.permutations(texts):
         documents = [Document(texts[name], name) for name in order]
         removed = run([documents], WITH_CONTAINMENT)
         kept = "longer" if order.index("longer") < order.index("chapter") else "book"
-        assert [(order[n], order[k]) for n, k in zip(removed.document, removed.kept, strict=True)] == [("chapter", kept)]
+        assert [
+            (order[n], order[k]) for n, k in zip(removed.document, removed.kept, strict=True)
+        ] == [("chapter", kept)]
 
 
 def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) -> None:
-    """The chapter lies in two editions of a book; of these the first stays, though the second is longer."""
+    """The chapter lies in two editions of a book; of these the first stays, though the second
+    is longer.
+    """
     chapter, book = " ".join(real[:3]), " ".join(real[:20])
     first = f"{book} {' '.join(real[20:23])}"
     second = f"{book} {' '.join(real[30:34])}"
@@ -147,7 +178,9 @@ def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) 
 def test_copies_of_a_chapter_go_for_its_book(real: list[str], count: int) -> None:
     """However many there are: in one run, and a second one finds nothing."""
     chapter, book = "\n".join(real[:4]), "\n".join(real[:30])
-    removed = run([[*[Document(chapter, "") for _ in range(count)], Document(book, "")]], WITH_CONTAINMENT)
+    removed = run(
+        [[*[Document(chapter, "") for _ in range(count)], Document(book, "")]], WITH_CONTAINMENT
+    )
     assert removed.document.tolist() == list(range(count))
     assert set(removed.kept.tolist()) == {count}
     assert {REASONS[code] for code in removed.reason} == {"contained"}
@@ -194,7 +227,10 @@ def test_min_hash_is_unbiased() -> None:
         pool = rng.integers(0, 2**63, 2000 - common, dtype=np.uint64)
         one, other = np.unique(pool[:1000]), np.unique(np.concatenate([pool[:common], pool[1000:]]))
         true = common / (2000 - common)
-        agree = [float(np.mean(a == b)) for a, b in (min_hashes([one, other], 120, seed) for seed in range(100))]
+        agree = [
+            float(np.mean(a == b))
+            for a, b in (min_hashes([one, other], 120, seed) for seed in range(100))
+        ]
         assert abs(np.mean(agree) - true) < 4 * (true * (1 - true) / (120 * 100)) ** 0.5
 
 
@@ -210,7 +246,10 @@ def test_shingles_are_blind_to_case_and_punctuation_only() -> None:
     [
         (DedupConfig(near=NearConfig(threshold=1.5)), "near.threshold=1.5 must lie between"),
         (DedupConfig(near=NearConfig(bands=0)), "near.bands=0"),
-        (DedupConfig(containment=ContainmentConfig(min_words=2)), "containment.min_words=2 must lie between 5"),
+        (
+            DedupConfig(containment=ContainmentConfig(min_words=2)),
+            "containment.min_words=2 must lie between 5",
+        ),
         (DedupConfig(lines=LinesConfig(min_count=1)), "lines.min_count=1"),
     ],
 )

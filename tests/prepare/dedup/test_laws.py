@@ -1,4 +1,6 @@
-"""Laws of deduplication, on corpora of copies, near copies, chapters and books, against a plain reading of the definition."""
+"""Laws of deduplication, on corpora of copies, near copies, chapters and books, against a plain
+reading of the definition.
+"""
 
 import itertools
 import random
@@ -13,24 +15,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.prepare.dedup import arrays, candidates, overlap
-from lit_pretrain.prepare.dedup.config import ContainmentConfig, DedupConfig, LinesConfig, NearConfig
+from lit_pretrain.prepare.dedup import candidates
+from lit_pretrain.prepare.dedup import columns as arrays
+from lit_pretrain.prepare.dedup import sketch as overlap
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
+from lit_pretrain.prepare.dedup.dedup_config import (
+    ContainmentConfig,
+    DedupConfig,
+    LinesConfig,
+    NearConfig,
+)
 from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
 from lit_pretrain.prepare.dedup.run import deduplicate
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 
-# One row a band: whoever shares a shingle or two meets in some of them, so that candidates leave nothing to chance.
+# One row a band: whoever shares a shingle or two meets in some of them, so that candidates leave
+# nothing to chance.
 CONFIG = DedupConfig(
-    near=NearConfig(threshold=0.6, shingle_words=2, bands=12, rows=1), containment=ContainmentConfig(threshold=0.9, sample=1, min_words=5)
+    near=NearConfig(threshold=0.6, shingle_words=2, bands=12, rows=1),
+    containment=ContainmentConfig(threshold=0.9, sample=1, min_words=5),
 )
 LINES = LinesConfig(min_words=3)
 Small = tuple[int, int, int, int]
 BOUNDS = st.tuples(st.integers(6, 9), st.integers(1, 5), st.integers(1, 6), st.integers(1, 9))
 
 
-def run(parts: list[list[str]], config: DedupConfig = CONFIG, bounds: Small | None = None) -> Removed:
-    """With `bounds`, cut as a large corpus would be: keys of a range, documents of a group, edges of a batch, shingles of a slab."""
+def run(
+    parts: list[list[str]], config: DedupConfig = CONFIG, bounds: Small | None = None
+) -> Removed:
+    """With `bounds`, cut as a large corpus would be: keys of a range, documents of a group,
+    edges of a batch, shingles of a slab.
+    """
     with tempfile.TemporaryDirectory() as work, pytest.MonkeyPatch.context() as patch:
         if bounds is not None:
             patch.setattr(arrays, "RANGE_KEYS", bounds[0])
@@ -66,7 +81,9 @@ def expected(texts: list[str], config: DedupConfig) -> list[tuple[int, int, str,
         return len(sets[n] & sets[m]) >= threshold * len(sets[n] | sets[m])
 
     threshold = config.near.threshold
-    inside = {n: [m for m in sorted(long, key=longer) if lies_in(n, m) and not alike(n, m)] for n in long}
+    inside = {
+        n: [m for m in sorted(long, key=longer) if lies_in(n, m) and not alike(n, m)] for n in long
+    }
     rank = {n: n for n in firsts}
     for n in sorted(long, key=longer, reverse=True):
         for m in inside[n]:
@@ -77,7 +94,9 @@ def expected(texts: list[str], config: DedupConfig) -> list[tuple[int, int, str,
         holders = [m for m in inside.get(n, []) if m in kept]
         instead = [gone[m][0] for m in inside.get(n, []) if m in gone]
         holders = holders or [m for m in instead if lies_in(n, m)]
-        likeness = {m: len(sets[n] & sets[m]) / len(sets[n] | sets[m]) for m in kept if sets[n] & sets[m]}
+        likeness = {
+            m: len(sets[n] & sets[m]) / len(sets[n] | sets[m]) for m in kept if sets[n] & sets[m]
+        }
         like = [m for m in likeness if likeness[m] >= threshold]
         if like:
             best = min(like, key=lambda m: (-likeness[m], m))
@@ -95,21 +114,36 @@ def expected(texts: list[str], config: DedupConfig) -> list[tuple[int, int, str,
 
 def rows(removed: Removed) -> list[tuple[int, int, str, float]]:
     columns = (removed.document, removed.kept, removed.reason, removed.similarity)
-    return [(int(n), int(k), REASONS[code], float(s)) for n, k, code, s in zip(*columns, strict=True)]
+    return [
+        (int(n), int(k), REASONS[code], float(s)) for n, k, code, s in zip(*columns, strict=True)
+    ]
 
 
 @st.composite
 def corpora(draw: Callable[..., Any]) -> list[str]:
     """Texts that are pieces, joins, copies and near copies of each other."""
     rng = random.Random(draw(st.integers(0, 2**32)))
-    passages = [[f"w{rng.randrange(60)}" for _ in range(rng.randrange(3, 20))] for _ in range(draw(st.integers(1, 5)))]
+    passages = [
+        [f"w{rng.randrange(60)}" for _ in range(rng.randrange(3, 20))]
+        for _ in range(draw(st.integers(1, 5)))
+    ]
     texts: list[list[str]] = []
-    for kind in draw(st.lists(st.sampled_from(["passage", "book", "copy", "near", "longer", "piece", "words"]), min_size=1, max_size=14)):
+    for kind in draw(
+        st.lists(
+            st.sampled_from(["passage", "book", "copy", "near", "longer", "piece", "words"]),
+            min_size=1,
+            max_size=14,
+        )
+    ):
         base = rng.choice(texts) if texts else rng.choice(passages)
         if kind == "passage":
             text = rng.choice(passages)
         elif kind == "book":
-            text = [word for passage in rng.sample(passages, rng.randrange(1, len(passages) + 1)) for word in passage]
+            text = [
+                word
+                for passage in rng.sample(passages, rng.randrange(1, len(passages) + 1))
+                for word in passage
+            ]
         elif kind == "copy":
             text = base
         elif kind == "near":
@@ -132,7 +166,9 @@ def cut(texts: list[str], cuts: list[int]) -> list[list[str]]:
 
 @settings(max_examples=25)
 @given(texts=corpora(), cuts=st.lists(st.integers(0, 14), max_size=4), bounds=BOUNDS)
-def test_equal_to_the_definition_however_it_is_cut(texts: list[str], cuts: list[int], bounds: Small) -> None:
+def test_equal_to_the_definition_however_it_is_cut(
+    texts: list[str], cuts: list[int], bounds: Small
+) -> None:
     found = rows(run(cut(texts, cuts), bounds=bounds))
     wanted = expected(texts, CONFIG)
     assert [row[:3] for row in found] == [row[:3] for row in wanted]
@@ -142,8 +178,13 @@ def test_equal_to_the_definition_however_it_is_cut(texts: list[str], cuts: list[
 @settings(max_examples=15)
 @given(texts=corpora(), holders=st.integers(1, 4), seed=st.integers(0, 9))
 def test_what_went_went_for_something_that_stays(texts: list[str], holders: int, seed: int) -> None:
-    """Whatever chance and bounds leave out of the candidates: everybody's partner is there, and is what the report says."""
-    config = DedupConfig(near=NearConfig(threshold=0.6, shingle_words=2, bands=3, rows=2, seed=seed), containment=CONFIG.containment)
+    """Whatever chance and bounds leave out of the candidates: everybody's partner is there, and
+    is what the report says.
+    """
+    config = DedupConfig(
+        near=NearConfig(threshold=0.6, shingle_words=2, bands=3, rows=2, seed=seed),
+        containment=CONFIG.containment,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overlap, "HOLDERS", holders)
         found = rows(run([texts], config))
@@ -167,7 +208,10 @@ def test_what_went_went_for_something_that_stays(texts: list[str], holders: int,
 @settings(max_examples=15)
 @given(texts=corpora(), seed=st.integers(0, 9))
 def test_a_second_run_finds_nothing(texts: list[str], seed: int) -> None:
-    config = DedupConfig(near=NearConfig(threshold=0.6, shingle_words=2, bands=3, rows=2, seed=seed), containment=CONFIG.containment)
+    config = DedupConfig(
+        near=NearConfig(threshold=0.6, shingle_words=2, bands=3, rows=2, seed=seed),
+        containment=CONFIG.containment,
+    )
     gone = {row[0] for row in rows(run([texts], config))}
     assert not rows(run([[text for n, text in enumerate(texts) if n not in gone]], config))
 
@@ -177,7 +221,11 @@ def without_lines(parts: list[list[str]], ranges: int) -> list[str]:
         work, number, lefts = Path(folder), 0, []
         files = [work / f"lines-{place}" for place in range(len(parts))]
         for part, path in zip(parts, files, strict=True):
-            store_lines([(number + place, Document(text, "")) for place, text in enumerate(part)], path, LINES)
+            store_lines(
+                [(number + place, Document(text, "")) for place, text in enumerate(part)],
+                path,
+                LINES,
+            )
             number += len(part)
         found = [work / f"repeated-{place}" for place in range(ranges)]
         for place, path in enumerate(found):
@@ -185,26 +233,41 @@ def without_lines(parts: list[list[str]], ranges: int) -> list[str]:
         number = 0
         for part, path in zip(parts, files, strict=True):
             repeated = Repeated(found, path)
-            lefts += [repeated.without(text, number + place, LINES)[0] for place, text in enumerate(part)]
+            lefts += [
+                repeated.without(text, number + place, LINES)[0] for place, text in enumerate(part)
+            ]
             number += len(part)
         return lefts
 
 
 @settings(max_examples=12)
-@given(texts=corpora(), cuts=st.lists(st.integers(0, 14), max_size=4), ranges=st.integers(1, 4), bounds=BOUNDS)
-def test_documents_then_lines(texts: list[str], cuts: list[int], ranges: int, bounds: Small) -> None:
-    """All kinds at once: what is left does not depend on the cuts, and no long line is in it twice."""
+@given(
+    texts=corpora(),
+    cuts=st.lists(st.integers(0, 14), max_size=4),
+    ranges=st.integers(1, 4),
+    bounds=BOUNDS,
+)
+def test_documents_then_lines(
+    texts: list[str], cuts: list[int], ranges: int, bounds: Small
+) -> None:
+    """All kinds at once: what is left does not depend on the cuts, and no long line is in it
+    twice.
+    """
     pages = [re.sub(r"((?:\S+ ){4})", r"\1\n", text) for text in texts]
     lefts = []
     for parts, pieces, limit in (([pages], 1, None), (cut(pages, cuts), ranges, bounds)):
         gone = {row[0] for row in rows(run(parts, bounds=limit))}
         kept, number = [], 0
         for part in parts:
-            kept.append([text for place, text in enumerate(part, start=number) if place not in gone])
+            kept.append(
+                [text for place, text in enumerate(part, start=number) if place not in gone]
+            )
             number += len(part)
         lefts.append(without_lines(kept, pieces))
     assert lefts[0] == lefts[1]
-    lines = [{line.strip() for line in text.split("\n") if len(line.split()) >= 3} for text in lefts[0]]
+    lines = [
+        {line.strip() for line in text.split("\n") if len(line.split()) >= 3} for text in lefts[0]
+    ]
     assert sum(map(len, lines)) == len(set().union(*lines))
     assert without_lines([lefts[0]], 1) == lefts[0]
 

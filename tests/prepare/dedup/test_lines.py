@@ -6,10 +6,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.data.words import words
-from lit_pretrain.prepare.dedup.config import LinesConfig
+from lit_pretrain.hashing import words
+from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
 from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 
 
 def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:
@@ -24,10 +24,16 @@ def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:
         files = [work / f"lines-{number}" for number in range(len(parts))]
         for number in range(ranges):
             find_repeated(files, number, ranges, work / f"repeated-{number}", config)
-        repeated = [Repeated([work / f"repeated-{number}" for number in range(ranges)], path) for path in files]
+        repeated = [
+            Repeated([work / f"repeated-{number}" for number in range(ranges)], path)
+            for path in files
+        ]
         places = [place for place, part in enumerate(parts) for _ in part]
         texts = [text for part in parts for text in part]
-        return [repeated[place].without(text, n, config)[0] for n, (place, text) in enumerate(zip(places, texts, strict=True))]
+        return [
+            repeated[place].without(text, n, config)[0]
+            for n, (place, text) in enumerate(zip(places, texts, strict=True))
+        ]
 
 
 def expected(texts: list[str], config: LinesConfig) -> list[str]:
@@ -41,20 +47,31 @@ def expected(texts: list[str], config: LinesConfig) -> list[str]:
         kept = []
         for line in text.split("\n"):
             owners = holders[line.strip()]
-            if len(words(line)) < config.min_words or len(owners) < config.min_count or owners[0] == number:
+            if (
+                len(words(line)) < config.min_words
+                or len(owners) < config.min_count
+                or owners[0] == number
+            ):
                 kept.append(line)
         left.append("\n".join(kept))
     return left
 
 
 @given(
-    texts=st.lists(st.lists(st.sampled_from(["a b", "a b c", " a b c", "b c d\t", "", "c d e f"]), max_size=6).map("\n".join), max_size=8),
+    texts=st.lists(
+        st.lists(
+            st.sampled_from(["a b", "a b c", " a b c", "b c d\t", "", "c d e f"]), max_size=6
+        ).map("\n".join),
+        max_size=8,
+    ),
     cut=st.integers(0, 8),
     ranges=st.integers(1, 4),
     min_words=st.integers(1, 4),
     min_count=st.integers(2, 3),
 )
-def test_equal_to_the_definition(texts: list[str], cut: int, ranges: int, min_words: int, min_count: int) -> None:
+def test_equal_to_the_definition(
+    texts: list[str], cut: int, ranges: int, min_words: int, min_count: int
+) -> None:
     config = LinesConfig(min_words=min_words, min_count=min_count)
     assert run([texts[:cut], texts[cut:]], config, ranges) == expected(texts, config)
 

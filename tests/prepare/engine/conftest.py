@@ -1,4 +1,6 @@
-"""The command line with every step over a small corpus of many parts, and a real Slurm on this machine."""
+"""The command line with every step over a small corpus of many parts, and a real Slurm on this
+machine.
+"""
 
 import json
 import os
@@ -36,15 +38,24 @@ def fault(document, view):
         time.sleep(600)
     return True
 """
-"""A filter by class path, for which one document is the end: it raises, or the first time kills its process or sleeps."""
+"""A filter by class path, for which one document is the end: it raises, or the first time kills
+its process or sleeps.
+"""
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config with every step, over 30 files of 6 kB and a table in two files that share ids; a filter of its own."""
+    """A config with every step, over 30 files of 6 kB and a table in two files that share ids;
+    a filter of its own.
+    """
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "texts").mkdir()
-    stories = ["".join(f"Sentence {n} and {k * n % 1009} of a story that goes on.\n" for k in range(1, 120)) for n in range(30)]
+    stories = [
+        "".join(
+            f"Sentence {n} and {k * n % 1009} of a story that goes on.\n" for k in range(1, 120)
+        )
+        for n in range(30)
+    ]
     for n, story in enumerate(stories):
         notice = "This line stands at the end of every file.\nWrite to jane.doe@acme.com today.\n"
         (folder / "texts" / f"{n:03d}.txt").write_text(story + notice)
@@ -53,18 +64,32 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts" / "leak.txt").write_text(f"{stories[4]} {QUESTION}")
     lines_of = [story.replace("Sentence", "Paragraph") for story in stories]
     for name, rows in (("a", range(20)), ("b", range(10, 30))):
-        lines = [json.dumps({"text": f"Row {n} of table {name}. {lines_of[n]}", "key": f"id-{n}"}) + "\n" for n in rows]
+        lines = [
+            json.dumps({"text": f"Row {n} of table {name}. {lines_of[n]}", "key": f"id-{n}"}) + "\n"
+            for n in rows
+        ]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     (folder / "exam.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
     (folder / "engine_faults.py").write_text(FILTER)
     config = {
         "sources": {
             "texts": {"kind": "text", "path": str(folder / "texts")},
-            "table": {"kind": "jsonl", "path": [str(folder / "a.jsonl"), str(folder / "b.jsonl")], "fields": {"id": "key"}},
+            "table": {
+                "kind": "jsonl",
+                "path": [str(folder / "a.jsonl"), str(folder / "b.jsonl")],
+                "fields": {"id": "key"},
+            },
         },
         "filters": ["engine_faults.fault", {"class_path": "GopherQuality", "init_args": {}}],
-        "dedup": {"exact": True, "near": {"threshold": 0.9}, "containment": {}, "lines": {"min_words": 5}},
-        "decontaminate": {"against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}},
+        "dedup": {
+            "exact": True,
+            "near": {"threshold": 0.9},
+            "containment": {},
+            "lines": {"min_words": 5},
+        },
+        "decontaminate": {
+            "against": {"exam": {"path": str(folder / "exam.jsonl"), "fields": ["question"]}}
+        },
         "pii": {},
         "tokenizer": {"vocab_size": 320},
         "chunk_tokens": 8000,
@@ -75,7 +100,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(corpus: Path, out: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "lit_pretrain", "prepare", "--config", str(corpus / "config.yaml"), f"--out={out}", *extra]
+    return [
+        sys.executable,
+        "-m",
+        "lit_pretrain",
+        "prepare",
+        "--config",
+        str(corpus / "config.yaml"),
+        f"--out={out}",
+        *extra,
+    ]
 
 
 def surroundings(corpus: Path, **environment: str) -> dict[str, str]:
@@ -83,7 +117,9 @@ def surroundings(corpus: Path, **environment: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path} | environment
 
 
-def _prepare(corpus: Path, out: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def _prepare(
+    corpus: Path, out: Path, *extra: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(corpus, out, *extra),
         capture_output=True,
@@ -107,7 +143,9 @@ def start(prepare: object) -> Callable[..., "subprocess.Popen[str]"]:
 
     def begin(corpus: Path, out: Path, *extra: str, **environment: str) -> "subprocess.Popen[str]":
         env = surroundings(corpus, **environment)
-        return subprocess.Popen(command(corpus, out, *extra), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+        return subprocess.Popen(
+            command(corpus, out, *extra), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env
+        )
 
     return begin
 
@@ -125,12 +163,18 @@ def local(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a Slurm that runs on this machine alone, for the time of the tests."""
     if missing := [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]:
-        pytest.skip(f"no Slurm here: {', '.join(missing)} missing (Debian: slurmctld slurmd slurm-client munge)")
+        pytest.skip(
+            f"no Slurm here: {', '.join(missing)} missing (Debian: slurmctld slurmd slurm-client"
+            " munge)"
+        )
     # Not below pytest's own folder: a socket's path has at most 107 characters.
     folder = Path(f"/tmp/lit_pretrain_slurm.{os.getpid()}")
     (folder / "state").mkdir(parents=True)
     (folder / "spool").mkdir()
-    host, user = socket.gethostname(), subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    host, user = (
+        socket.gethostname(),
+        subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip(),
+    )
     ports = [free_port(), free_port()]
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o400)
@@ -159,7 +203,10 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """)
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
-    munge = [f"--{name}={folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
+    munge = [
+        f"--{name}={folder}/munge.{name.removesuffix('-file')}"
+        for name in ("key-file", "pid-file", "log-file", "seed-file")
+    ]
     commands = [
         ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
         ["slurmctld", "-D"],
@@ -173,9 +220,16 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
             time.sleep(0.5)
         begin = time.monotonic()
-        while "idle" not in subprocess.run(["sinfo"], capture_output=True, text=True, check=False, env=environment).stdout:
+        while (
+            "idle"
+            not in subprocess.run(
+                ["sinfo"], capture_output=True, text=True, check=False, env=environment
+            ).stdout
+        ):
             if time.monotonic() - begin > 30:
-                said = "\n".join(f"{path.name}: {path.read_text()[-500:]}" for path in folder.glob("*.log"))
+                said = "\n".join(
+                    f"{path.name}: {path.read_text()[-500:]}" for path in folder.glob("*.log")
+                )
                 pytest.fail(f"Slurm did not come up:\n{said}")
             time.sleep(0.2)
         yield {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.c4 import C4, sentences
-from lit_pretrain.prepare.filters.preset import PRESETS
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View
+from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 PAGE = "\n".join(f"Line number {n} of this page says something." for n in range(5))
 
@@ -20,7 +19,7 @@ def judge(text: str, **arguments: Any) -> Verdict:
 
 def test_preset_is_the_default() -> None:
     defaults = {name: each.default for name, each in inspect.signature(C4).parameters.items()}
-    assert PRESETS["c4"][0].init_args == defaults
+    assert FILTER_PRESETS["c4"][0].init_args == defaults
     assert defaults["min_sentences"] == 5
     assert defaults["min_words_per_line"] == 3
     assert defaults["max_word_length"] == 1000
@@ -34,8 +33,20 @@ LINES = [
     ("max_word_length", None, f"The word {'x' * 1001} is long.", f"The word {'x' * 1000} is long."),
     ("javascript", False, "Please switch JavaScript on.", "Please switch Java on."),
     *(
-        ("policy", False, f"Here you find {phrase} and more.", f"Here you find {phrase.replace(' ', ' - ')} and more.")
-        for phrase in ("Terms of Use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+        (
+            "policy",
+            False,
+            f"Here you find {phrase} and more.",
+            f"Here you find {phrase.replace(' ', ' - ')} and more.",
+        )
+        for phrase in (
+            "Terms of Use",
+            "privacy policy",
+            "cookie policy",
+            "uses cookies",
+            "use of cookies",
+            "use cookies",
+        )
     ),
 ]
 
@@ -65,7 +76,10 @@ def test_rule_on_pages(reason: str, broken: str, neighbour: str) -> None:
 
 
 def test_too_few_sentences() -> None:
-    four, five = "Only one two. Three four! Five six? Seven eight.", "Only one. Two three! Four five? Six seven. Eight."
+    four, five = (
+        "Only one two. Three four! Five six? Seven eight.",
+        "Only one. Two three! Four five? Six seven. Eight.",
+    )
     assert judge(four) == Verdict(False, "too_few_sentences")
     assert judge(four, min_sentences=None) == KEEP
     assert judge(five) == KEEP
@@ -79,7 +93,10 @@ def test_page_rules_look_at_kept_lines_only() -> None:
 
 
 def test_citation_marks_are_taken_out() -> None:
-    cited = PAGE.replace("something.", "something[12][citation needed].") + "\nAn edit[edit] and an empty one[] here."
+    cited = (
+        PAGE.replace("something.", "something[12][citation needed].")
+        + "\nAn edit[edit] and an empty one[] here."
+    )
     plain = PAGE + "\nAn edit and an empty one here."
     assert judge(cited) == Verdict(True, "citations_removed", plain)
     assert judge(cited, citations=False) == KEEP
@@ -87,7 +104,9 @@ def test_citation_marks_are_taken_out() -> None:
 
 
 def test_white_space_is_stripped_and_said_so() -> None:
-    assert judge("  " + PAGE.replace("\n", " \r\n\n\t") + "\n", min_words_per_line=3) == Verdict(True, "white_space", PAGE)
+    assert judge("  " + PAGE.replace("\n", " \r\n\n\t") + "\n", min_words_per_line=3) == Verdict(
+        True, "white_space", PAGE
+    )
 
 
 def test_nothing_left() -> None:

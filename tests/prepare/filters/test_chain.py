@@ -1,4 +1,6 @@
-"""Chain: filters in their order, up to the first objection; and what a source's funnel says of it."""
+"""Chain: filters in their order, up to the first objection; and what a source's funnel says of
+it.
+"""
 
 import random
 from typing import Any
@@ -8,14 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.blocks import MOST
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters import load as loading
-from lit_pretrain.prepare.filters.chain import Chain, Outcome
-from lit_pretrain.prepare.filters.spec import FilterSpec
-from lit_pretrain.prepare.filters.verdict import Verdict
-from lit_pretrain.prepare.filters.view import View
-from lit_pretrain.prepare.funnel import Funnel
+from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.load import Chain, FilterSpec, Outcome
+from lit_pretrain.prepare.funnel import MOST, Funnel
 
 HERE = "made_for_the_tests"
 
@@ -25,7 +24,11 @@ def no_x(document: Document, view: View) -> tuple[bool, str]:
 
 
 def without_z(document: Document, view: View) -> Verdict:
-    return Verdict(True, "z_cut", document.text.replace("z", "")) if "z" in document.text else Verdict(True)
+    return (
+        Verdict(True, "z_cut", document.text.replace("z", ""))
+        if "z" in document.text
+        else Verdict(True)
+    )
 
 
 def count(document: Document, view: View) -> Verdict:
@@ -39,8 +42,13 @@ def forgetful(document: Document, view: View) -> None:
 @pytest.fixture(autouse=True)
 def _findable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions of this file under a dotted path, however pytest imported it."""
-    found, functions = loading._find, {each.__name__: each for each in (no_x, without_z, count, forgetful)}
-    monkeypatch.setattr(loading, "_find", lambda path: functions.get(path.removeprefix(f"{HERE}.")) or found(path))
+    found, functions = (
+        loading._find,
+        {each.__name__: each for each in (no_x, without_z, count, forgetful)},
+    )
+    monkeypatch.setattr(
+        loading, "_find", lambda path: functions.get(path.removeprefix(f"{HERE}.")) or found(path)
+    )
 
 
 def chain(*names: str) -> Chain:
@@ -57,10 +65,17 @@ def test_kept() -> None:
     outcome = filters(document("a zebra is é", url="u"))
     edits = (("without_z", "z_cut"),)
     assert outcome == Outcome(
-        document("a ebra is é", url="u", words="4"), "count", "many_words", (13, 12), ("a zebra is é", "a ebra is é"), edits
+        document("a ebra is é", url="u", words="4"),
+        "count",
+        "many_words",
+        (13, 12),
+        ("a zebra is é", "a ebra is é"),
+        edits,
     )
     outcome = filters(document("zé", url="u"))
-    assert outcome == Outcome(document("é", url="u", words="1"), "", "", (3, 2, 2), ("zé", "é", "é"), edits)
+    assert outcome == Outcome(
+        document("é", url="u", words="1"), "", "", (3, 2, 2), ("zé", "é", "é"), edits
+    )
     assert outcome.kept
 
 
@@ -80,7 +95,11 @@ def test_an_edit_is_seen_by_the_filters_after_it() -> None:
 
 def test_nothing_left_removes() -> None:
     outcome = chain("without_z")(document("zzz"))
-    assert (outcome.removed_by, outcome.reason, outcome.document.text) == ("without_z", "nothing_left", "zzz")
+    assert (outcome.removed_by, outcome.reason, outcome.document.text) == (
+        "without_z",
+        "nothing_left",
+        "zzz",
+    )
     assert outcome.changed == ()
 
 
@@ -95,13 +114,21 @@ def test_no_filters() -> None:
 
 def test_a_name_that_occurs_again_gets_a_number() -> None:
     assert chain("count", "no_x", "count", "count").names == ["count", "no_x", "count_2", "count_3"]
-    assert Chain(["gopher", "c4", "fineweb"]).names == ["GopherRepetition", "GopherQuality", "C4", "FineWeb"]
+    assert Chain(["gopher", "c4", "fineweb"]).names == [
+        "GopherRepetition",
+        "GopherQuality",
+        "C4",
+        "FineWeb",
+    ]
 
 
 def test_chains_are_the_same_wherever_they_are_built() -> None:
     """Two chains, documents in another order: the same outcomes."""
     rng = random.Random(0)
-    texts = [" ".join(rng.choices(["the", "of", "some.", "thing", "\n"], k=rng.randint(1, 300))) for _ in range(40)]
+    texts = [
+        " ".join(rng.choices(["the", "of", "some.", "thing", "\n"], k=rng.randint(1, 300)))
+        for _ in range(40)
+    ]
     first = {text: Chain(["c4", "gopher"])(document(text)) for text in texts}
     filters = Chain(["c4", "gopher"])
     assert {text: filters(document(text)) for text in reversed(texts)} == first
@@ -114,7 +141,10 @@ TEXTS = st.lists(st.text(alphabet="xz a", min_size=1, max_size=9), max_size=30)
 def test_funnel(texts: list[str], cut: int) -> None:
     filters = chain("without_z", "no_x", "count")
     outcomes = [filters(document(text)) for text in texts]
-    whole, parts = Funnel(filters.names, 2**64), [Funnel(filters.names, 2**64), Funnel(filters.names, 2**64)]
+    whole, parts = (
+        Funnel(filters.names, 2**64),
+        [Funnel(filters.names, 2**64), Funnel(filters.names, 2**64)],
+    )
     for place, outcome in enumerate(outcomes):
         whole.judged(filters.names, outcome)
         parts[place < cut].judged(filters.names, outcome)
@@ -125,7 +155,9 @@ def test_funnel(texts: list[str], cut: int) -> None:
     assert list(steps) == filters.names
     documents = len(texts)
     for step in whole.record(len, 1, stored):
-        assert step.documents == documents - sum(step.removed.values()), "what came in left or was removed"
+        assert step.documents == documents - sum(step.removed.values()), (
+            "what came in left or was removed"
+        )
         documents = step.documents
     # A letter is a token here, and a document one more: an estimate from all of the text is exact.
     if len(texts) <= MOST:

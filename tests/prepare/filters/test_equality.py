@@ -12,23 +12,28 @@ from hypothesis import strategies as st
 
 pytest.importorskip("datatrove")
 from datatrove.data import Document as TheirDocument
-from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from lit_pretrain.prepare import embedded
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.c4 import C4
+from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict, View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
 from lit_pretrain.prepare.filters.gopher_repetition import GopherRepetition
-from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS, SYMBOLS
-from lit_pretrain.prepare.filters.verdict import Verdict
-from lit_pretrain.prepare.filters.view import View
 
 
 class WhiteSpace(WordTokenizer):
-    """The splitter that datatrove's filters get here. Sentences: a plain reading of the same definition as ours, character by character."""
+    """The splitter that datatrove's filters get here. Sentences: a plain reading of the same
+    definition as ours, character by character.
+    """
 
     def word_tokenize(self, text: str) -> list[str]:
         return text.split()
@@ -39,7 +44,9 @@ class WhiteSpace(WordTokenizer):
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         spans, start = [], 0
         for place, character in enumerate(text):
-            if (character.isspace() or place == len(text) - 1) and (place > start or not character.isspace()):
+            if (character.isspace() or place == len(text) - 1) and (
+                place > start or not character.isspace()
+            ):
                 word = text[start : place + 1].split()[-1:] or [""]
                 if re.search(r"[.?!][\"'”’)\]]*$", word[0]) or place == len(text) - 1:
                     spans.append((start, place + 1))
@@ -89,12 +96,20 @@ PAIRS: dict[str, tuple[Callable[..., Verdict], Any]] = {
             max_duplicate_line_characters=None,
         ),
         GopherRepetitionFilter(
-            dup_line_frac=None, dup_para_frac=None, dup_line_char_frac=None, dup_para_char_frac=None, language=WHITE_SPACE
+            dup_line_frac=None,
+            dup_para_frac=None,
+            dup_line_char_frac=None,
+            dup_para_char_frac=None,
+            language=WHITE_SPACE,
         ),
     ),
     "repetition, strict": (
         GopherRepetition(top_ngrams=TOP, duplicate_ngrams=DUPLICATE),
-        GopherRepetitionFilter(top_n_grams=tuple(TOP.items()), dup_n_grams=tuple(DUPLICATE.items()), language=WHITE_SPACE),
+        GopherRepetitionFilter(
+            top_n_grams=tuple(TOP.items()),
+            dup_n_grams=tuple(DUPLICATE.items()),
+            language=WHITE_SPACE,
+        ),
     ),
     "duplicates alone": (
         GopherRepetition(
@@ -117,8 +132,16 @@ PAIRS: dict[str, tuple[Callable[..., Verdict], Any]] = {
     ),
     "quality": (GopherQuality(), GopherQualityFilter(language=WHITE_SPACE)),
     "quality, any length": (
-        GopherQuality(min_words=1, max_words=40, min_mean_word_length=None, max_mean_word_length=None),
-        GopherQualityFilter(min_doc_words=1, max_doc_words=40, min_avg_word_length=None, max_avg_word_length=None, language=WHITE_SPACE),
+        GopherQuality(
+            min_words=1, max_words=40, min_mean_word_length=None, max_mean_word_length=None
+        ),
+        GopherQualityFilter(
+            min_doc_words=1,
+            max_doc_words=40,
+            min_avg_word_length=None,
+            max_avg_word_length=None,
+            language=WHITE_SPACE,
+        ),
     ),
     "C4": (C4(), C4QualityFilter(language=WHITE_SPACE)),
     "C4 without punctuation": (
@@ -127,12 +150,21 @@ PAIRS: dict[str, tuple[Callable[..., Verdict], Any]] = {
     ),
     "C4, lines": (
         C4(min_sentences=1, min_words_per_line=2, max_word_length=12),
-        C4QualityFilter(min_num_sentences=1, min_words_per_line=2, max_word_length=12, language=WHITE_SPACE),
+        C4QualityFilter(
+            min_num_sentences=1, min_words_per_line=2, max_word_length=12, language=WHITE_SPACE
+        ),
     ),
     "FineWeb": (FineWeb(), FineWebQualityFilter(language=WHITE_SPACE)),
     "FineWeb, loose": (
-        FineWeb(min_sentence_end_lines=0.01, max_short_lines=0.95, max_duplicate_line_characters=0.3),
-        FineWebQualityFilter(line_punct_thr=0.01, short_line_thr=0.95, char_duplicates_ratio=0.3, language=WHITE_SPACE),
+        FineWeb(
+            min_sentence_end_lines=0.01, max_short_lines=0.95, max_duplicate_line_characters=0.3
+        ),
+        FineWebQualityFilter(
+            line_punct_thr=0.01,
+            short_line_thr=0.95,
+            char_duplicates_ratio=0.3,
+            language=WHITE_SPACE,
+        ),
     ),
 }
 
@@ -143,7 +175,11 @@ def both(name: str, text: str) -> tuple[tuple[bool, str, str], tuple[bool, str, 
     verdict = ours(Document(text=text, origin=""), View(text))
     names = REASONS | FINEWEB if name.startswith("FineWeb") else REASONS
     kept_text = text if verdict.text is None else verdict.text
-    mine = (verdict.keep, "" if verdict.keep else names[verdict.reason], kept_text if verdict.keep else "")
+    mine = (
+        verdict.keep,
+        "" if verdict.keep else names[verdict.reason],
+        kept_text if verdict.keep else "",
+    )
     document = TheirDocument(text=text, id="")
     result = theirs.filter(document)
     keep, reason = result if isinstance(result, tuple) else (result, "")
@@ -185,24 +221,33 @@ def mutations(text: str, rng: random.Random) -> list[str]:
         text.upper(),
         text.replace("e", "é").replace(".", "。").replace("\n", "\u2028"),
         re.sub(r"[A-Za-z]{2,}", "12", text),
-        "\n".join(" ".join(words[place : place + 12]) + rng.choice([".", "!", '"', "...", ""]) for place in range(0, len(words), 12)),
         "\n".join(
-            f"  {rng.choice(['See [12] this', 'Enable JavaScript', 'Our cookie policy', 'As [edit] of java[1]script'])} {word} here."
+            " ".join(words[place : place + 12]) + rng.choice([".", "!", '"', "...", ""])
+            for place in range(0, len(words), 12)
+        ),
+        "\n".join(
+            f"  {rng.choice(['See [12] this', 'Enable JavaScript', 'Our cookie policy', 'As [edit] of java[1]script'])}"
+            f" {word} here."
             for word in some
         ),
-        ". ".join(words[:20]) + rng.choice([" lorem ipsum.", " {.", " [citation needed].", " lorem[3] ipsum."]),
+        ". ".join(words[:20])
+        + rng.choice([" lorem ipsum.", " {.", " [citation needed].", " lorem[3] ipsum."]),
     ]
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Fourteen hundred texts: docstrings, the language reference, tests and their mutations, all shorter than 8,000 characters."""
+    """Fourteen hundred texts: docstrings, the language reference, tests and their mutations,
+    all shorter than 8,000 characters.
+    """
     rng = random.Random(0)
     prose_files = embedded.files("prose")
     reference = [path for path in prose_files if path.name == "topics.py"]
     prose = [text for _, text in embedded.documents("prose", [*prose_files[:40], *reference])]
     code = [text for _, text in embedded.documents("tests", embedded.files("tests")[:40])]
-    chosen = rng.sample([text for text in prose if text.strip()], 60) + rng.sample([text for text in code if text.strip()], 10)
+    chosen = rng.sample([text for text in prose if text.strip()], 60) + rng.sample(
+        [text for text in code if text.strip()], 10
+    )
     found = [changed for text in chosen for changed in mutations(text[:6000], rng) if changed]
     return [text[:8000] for text in found]
 
@@ -217,37 +262,79 @@ def compared(texts: list[str]) -> Comparison:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_real_texts_and_their_mutations(name: str, compared: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_texts_and_their_mutations(
+    name: str, compared: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcomes = Counter(mine[1] for _, mine, _ in compared[name])
     assert len(compared[name]) > 600
     assert outcomes[""] > 5, "no text passes: the comparison says little"
     assert len(outcomes) > 2, f"hardly a rule is met: {outcomes}"
     differing = [text for text, mine, theirs in compared[name] if mine != theirs]
-    # The one difference needs words that are parts of each other at the ends of repeated runs, as in "# ##" and "## #".
+    # The one difference needs words that are parts of each other at the ends of repeated runs, as
+    # in "# ##" and "## #".
     assert len(differing) <= (len(compared[name]) // 200 if "duplicates" in name else 0)
-    monkeypatch.setattr("datatrove.pipeline.filters.gopher_repetition_filter.find_all_duplicate", characters_in_duplicates)
+    monkeypatch.setattr(
+        "datatrove.pipeline.filters.gopher_repetition_filter.find_all_duplicate",
+        characters_in_duplicates,
+    )
     for text in differing:
         mine, theirs = both(name, text)
         assert mine == theirs, f"{name}: {mine[:2]} and {theirs[:2]} for {text[:2000]!r}"
 
 
 def test_the_published_rules_are_met_by_the_texts(compared: Comparison) -> None:
-    """Of each filter nearly all reasons occur, so that equality was tried on them; the rest is in the tests of each rule."""
+    """Of each filter nearly all reasons occur, so that equality was tried on them; the rest is
+    in the tests of each rule.
+    """
     met = {mine[1] for results in compared.values() for _, mine, _ in results}
-    asked = {*REASONS.values(), *FINEWEB.values()} - {f"top_{n}_gram" for n in range(5, 11)} - {"duplicated_4_n_grams"}
-    assert asked - met <= {"gopher_long_doc", "empty", *(f"duplicated_{n}_n_grams" for n in (6, 8, 9, 10))}
+    asked = (
+        {*REASONS.values(), *FINEWEB.values()}
+        - {f"top_{n}_gram" for n in range(5, 11)}
+        - {"duplicated_4_n_grams"}
+    )
+    assert asked - met <= {
+        "gopher_long_doc",
+        "empty",
+        *(f"duplicated_{n}_n_grams" for n in (6, 8, 9, 10)),
+    }
 
 
-# Every word begins with a capital, its only one: whatever is joined can be told apart, also without spaces (see the test below).
+# Every word begins with a capital, its only one: whatever is joined can be told apart, also without
+# spaces (see the test below).
 WORDS = st.sampled_from(
-    ["The", "To", "A", "Aa", "B", "C.", "D...", "#", "-", "•", "Of...", "X…", "Fourteen!", "1", "¿Qué?", "{", "[1]", "中"]
+    [
+        "The",
+        "To",
+        "A",
+        "Aa",
+        "B",
+        "C.",
+        "D...",
+        "#",
+        "-",
+        "•",
+        "Of...",
+        "X…",
+        "Fourteen!",
+        "1",
+        "¿Qué?",
+        "{",
+        "[1]",
+        "中",
+    ]
 )
-GAPS = st.sampled_from([" ", " ", " ", "\n", "\n\n", "\n\n\n", "\r\n", "\t", "\u00a0", "\x0b", "\x85", " \n "])
+GAPS = st.sampled_from(
+    [" ", " ", " ", "\n", "\n\n", "\n\n\n", "\r\n", "\t", "\u00a0", "\x0b", "\x85", " \n "]
+)
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(st.tuples(WORDS, GAPS), max_size=80), lead=st.one_of(st.just(""), GAPS), repeat=st.integers(1, 4))
+@given(
+    parts=st.lists(st.tuples(WORDS, GAPS), max_size=80),
+    lead=st.one_of(st.just(""), GAPS),
+    repeat=st.integers(1, 4),
+)
 def test_generated_texts(name: str, parts: list[tuple[str, str]], lead: str, repeat: int) -> None:
     text = lead + "".join(word + gap for word, gap in parts) * repeat
     if text.strip():  # without words, theirs divides by zero in places
@@ -260,7 +347,12 @@ def test_generated_texts(name: str, parts: list[tuple[str, str]], lead: str, rep
 def test_any_unicode(text: str) -> None:
     if not text.strip():
         return
-    for name in ("repetition of n-grams", "quality, any length", "C4 without punctuation", "FineWeb"):
+    for name in (
+        "repetition of n-grams",
+        "quality, any length",
+        "C4 without punctuation",
+        "FineWeb",
+    ):
         mine, theirs = both(name, text)
         assert mine == theirs
 
@@ -277,4 +369,6 @@ def test_runs_of_words_are_compared_by_their_words() -> None:
 def test_punctuation() -> None:
     assert SENTENCE_ENDS == TERMINAL_PUNCTUATION
     assert PUNCTUATION_SET | {"\t", "\n"} == SYMBOLS, "tab and line feed, which no word holds"
-    assert not any(symbol.isalpha() for symbol in SYMBOLS), "a word of letters is looked at no further"
+    assert not any(symbol.isalpha() for symbol in SYMBOLS), (
+        "a word of letters is looked at no further"
+    )

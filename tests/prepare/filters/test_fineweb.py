@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
-from lit_pretrain.prepare.filters.preset import PRESETS
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 PUBLISHED: dict[str, Any] = {
     "min_sentence_end_lines": 0.12,
@@ -31,7 +31,11 @@ def line(number: int, length: int = 40, end: str = ".") -> str:
 
 
 def ends(count: int) -> str:
-    return "\n".join(line(n, end="." if n < count else ",") for n in range(100)) + " and more words" * 20 + "."
+    return (
+        "\n".join(line(n, end="." if n < count else ",") for n in range(100))
+        + " and more words" * 20
+        + "."
+    )
 
 
 def short(count: int) -> str:
@@ -47,13 +51,23 @@ def repeated(characters: int) -> str:
 def breaks(words: int) -> str:
     """Nine line feeds among so many words."""
     return (
-        "\n".join([*("three long-words-of-a-line-with-more end-it." + str(n) + "." for n in range(9)), " ".join(["x" * 40] * (words - 27))])
+        "\n".join(
+            [
+                *("three long-words-of-a-line-with-more end-it." + str(n) + "." for n in range(9)),
+                " ".join(["x" * 40] * (words - 27)),
+            ]
+        )
         + "."
     )
 
 
 RULES = [
-    ("too_few_lines_end_a_sentence", "min_sentence_end_lines", ends(10), ends(11)),  # the last line ends one, too
+    (
+        "too_few_lines_end_a_sentence",
+        "min_sentence_end_lines",
+        ends(10),
+        ends(11),
+    ),  # the last line ends one, too
     ("too_many_short_lines", "max_short_lines", short(68), short(67)),
     ("duplicate_line_characters", "max_duplicate_line_characters", repeated(3999), repeated(4000)),
     ("too_many_line_breaks", "max_line_breaks_per_word", breaks(29), breaks(30)),
@@ -68,8 +82,10 @@ def test_rule(name: str, rule: str, broken: str, neighbour: str) -> None:
 
 
 def test_preset_and_defaults_are_the_published_numbers() -> None:
-    assert PRESETS["fineweb"][0].init_args == PUBLISHED
-    assert {name: each.default for name, each in inspect.signature(FineWeb).parameters.items()} == PUBLISHED
+    assert FILTER_PRESETS["fineweb"][0].init_args == PUBLISHED
+    assert {
+        name: each.default for name, each in inspect.signature(FineWeb).parameters.items()
+    } == PUBLISHED
 
 
 def test_blank_text_and_blank_lines() -> None:
@@ -78,4 +94,10 @@ def test_blank_text_and_blank_lines() -> None:
 
 
 def test_sentence_ends_of_other_scripts() -> None:
-    assert reason("\n".join(f"第{n}行的文字说了一些事情。 其他的 词 在 这里。" for n in range(9)), max_short_lines=None) == ""
+    assert (
+        reason(
+            "\n".join(f"第{n}行的文字说了一些事情。 其他的 词 在 这里。" for n in range(9)),
+            max_short_lines=None,
+        )
+        == ""
+    )

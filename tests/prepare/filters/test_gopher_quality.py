@@ -1,14 +1,16 @@
-"""Gopher's quality: each rule with a text that breaks it alone, and the neighbour that passes all of them."""
+"""Gopher's quality: each rule with a text that breaks it alone, and the neighbour that passes
+all of them.
+"""
 
 import inspect
 from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.gopher_quality import STOP_WORDS, GopherQuality
-from lit_pretrain.prepare.filters.preset import PRESETS
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 PUBLISHED: dict[str, Any] = {
     "min_words": 50,
@@ -37,20 +39,53 @@ def text(count: int, *others: str) -> str:
 def lines(*starts: str, end: tuple[str, ...] = ()) -> str:
     """Ten lines of six words and more, some with another start or end."""
     starts, end = starts + ("",) * (10 - len(starts)), end + ("",) * (10 - len(end))
-    return "\n".join(f"{start}the house of six other words{last}" for start, last in zip(starts, end, strict=True))
+    return "\n".join(
+        f"{start}the house of six other words{last}"
+        for start, last in zip(starts, end, strict=True)
+    )
 
 
 RULES = [
     ("too_few_words", "min_words", text(49), text(50)),
     ("too_few_words", "min_words", text(50, "--"), text(51, "--")),  # a word of symbols is none
     ("too_many_words", "max_words", text(100_001), text(100_000)),
-    ("short_words", "min_mean_word_length", text(50, *["cat"] * 48), text(50, *["cat"] * 47)),  # 149 letters, then 151
-    ("long_words", "max_mean_word_length", text(50, *["x" * 10] * 47, "x" * 26), text(50, *["x" * 10] * 47, "x" * 25)),  # 501, 500
+    (
+        "short_words",
+        "min_mean_word_length",
+        text(50, *["cat"] * 48),
+        text(50, *["cat"] * 47),
+    ),  # 149 letters, then 151
+    (
+        "long_words",
+        "max_mean_word_length",
+        text(50, *["x" * 10] * 47, "x" * 26),
+        text(50, *["x" * 10] * 47, "x" * 25),
+    ),  # 501, 500
     ("too_many_hashes", "max_symbols_per_word", text(50, *["is#"] * 6), text(50, *["is#"] * 5)),
-    ("too_many_ellipses", "max_symbols_per_word", text(50, *["is..."] * 3, *["so…"] * 3), text(50, *["is..."] * 3, *["so…"] * 2)),
-    ("too_many_bullets", "max_bullet_lines", lines(*["- ", " • "] * 5), lines(*["- ", " • "] * 4, "- ")),
-    ("too_many_ellipsis_lines", "max_ellipsis_lines", lines(end=("...", "… ", "...", "…")), lines(end=("...", "… ", "..."))),
-    ("too_few_alphabetic_words", "min_alphabetic_words", text(100, *["12.5"] * 21), text(100, *["12.5"] * 20)),
+    (
+        "too_many_ellipses",
+        "max_symbols_per_word",
+        text(50, *["is..."] * 3, *["so…"] * 3),
+        text(50, *["is..."] * 3, *["so…"] * 2),
+    ),
+    (
+        "too_many_bullets",
+        "max_bullet_lines",
+        lines(*["- ", " • "] * 5),
+        lines(*["- ", " • "] * 4, "- "),
+    ),
+    (
+        "too_many_ellipsis_lines",
+        "max_ellipsis_lines",
+        lines(end=("...", "… ", "...", "…")),
+        lines(end=("...", "… ", "...")),
+    ),
+    (
+        "too_few_alphabetic_words",
+        "min_alphabetic_words",
+        text(100, *["12.5"] * 21),
+        text(100, *["12.5"] * 20),
+    ),
     ("too_few_stop_words", "min_stop_words", text(50).replace("of", "Of"), text(50)),
 ]
 
@@ -67,8 +102,10 @@ def test_every_rule_has_its_test() -> None:
 
 
 def test_preset_and_defaults_are_the_published_numbers() -> None:
-    assert PRESETS["gopher"][1].init_args == PUBLISHED
-    defaults = {name: each.default for name, each in inspect.signature(GopherQuality).parameters.items()}
+    assert FILTER_PRESETS["gopher"][1].init_args == PUBLISHED
+    defaults = {
+        name: each.default for name, each in inspect.signature(GopherQuality).parameters.items()
+    }
     assert defaults == {**PUBLISHED, "stop_words": None}
     assert STOP_WORDS == ("the", "be", "to", "of", "and", "that", "have", "with")
 

@@ -1,4 +1,6 @@
-"""Gopher's repetition: each rule of table A1 by itself, with a text just above its number and one at it."""
+"""Gopher's repetition: each rule of table A1 by itself, with a text just above its number and
+one at it.
+"""
 
 import inspect
 from typing import Any
@@ -6,11 +8,14 @@ from typing import Any
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.gopher_repetition import DUPLICATE_NGRAMS, TOP_NGRAMS, GopherRepetition
-from lit_pretrain.prepare.filters.preset import PRESETS
-from lit_pretrain.prepare.filters.verdict import KEEP, Verdict
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View
+from lit_pretrain.prepare.filters.gopher_repetition import (
+    DUPLICATE_NGRAMS,
+    TOP_NGRAMS,
+    GopherRepetition,
+)
+from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 TABLE_A1: dict[str, Any] = {
     "max_duplicate_paragraphs": 0.30,
@@ -34,30 +39,48 @@ def reason(text: str, **arguments: Any) -> str:
 
 
 def test_the_preset_is_table_a1() -> None:
-    assert PRESETS["gopher"][0].init_args == TABLE_A1
+    assert FILTER_PRESETS["gopher"][0].init_args == TABLE_A1
 
 
 def test_defaults_are_table_a1() -> None:
-    defaults = {name: each.default for name, each in inspect.signature(GopherRepetition).parameters.items()}
-    assert {**defaults, "top_ngrams": dict(TOP_NGRAMS), "duplicate_ngrams": dict(DUPLICATE_NGRAMS)} == TABLE_A1
+    defaults = {
+        name: each.default for name, each in inspect.signature(GopherRepetition).parameters.items()
+    }
+    assert {
+        **defaults,
+        "top_ngrams": dict(TOP_NGRAMS),
+        "duplicate_ngrams": dict(DUPLICATE_NGRAMS),
+    } == TABLE_A1
 
 
-@pytest.mark.parametrize(("rule", "separator"), [("max_duplicate_paragraphs", "\n\n"), ("max_duplicate_lines", "\n")])
+@pytest.mark.parametrize(
+    ("rule", "separator"), [("max_duplicate_paragraphs", "\n\n"), ("max_duplicate_lines", "\n")]
+)
 def test_fraction_of_parts(rule: str, separator: str) -> None:
     def text(repeated: int) -> str:
         """Ten parts, some of which are repetitions of one short one."""
-        different = [f"a part of three lines, number {n}\nsecond {n}\nthird {n}" if separator != "\n" else f"line {n}" for n in range(20)]
+        different = [
+            f"a part of three lines, number {n}\nsecond {n}\nthird {n}"
+            if separator != "\n"
+            else f"line {n}"
+            for n in range(20)
+        ]
         return separator.join(different[: 10 - repeated - 1] + ["no"] * (repeated + 1))
 
     only = {**OFF, rule: TABLE_A1[rule]}
     name = rule.removeprefix("max_")
     assert reason(text(4), **only) == name
     assert reason(text(3), **only) == ""
-    assert reason(text(4), **{**TABLE_A1, rule: None, "top_ngrams": {}, "duplicate_ngrams": {}}) == "", "no other rule on parts objects"
+    assert (
+        reason(text(4), **{**TABLE_A1, rule: None, "top_ngrams": {}, "duplicate_ngrams": {}}) == ""
+    ), "no other rule on parts objects"
     assert reason(text(4)) == name, "and it is the first to object"
 
 
-@pytest.mark.parametrize(("rule", "separator"), [("max_duplicate_paragraph_characters", "\n\n"), ("max_duplicate_line_characters", "\n")])
+@pytest.mark.parametrize(
+    ("rule", "separator"),
+    [("max_duplicate_paragraph_characters", "\n\n"), ("max_duplicate_line_characters", "\n")],
+)
 def test_fraction_of_characters_in_parts(rule: str, separator: str) -> None:
     def text(size: int) -> str:
         """20 characters that appeared before, among `size`."""
@@ -73,7 +96,9 @@ def test_fraction_of_characters_in_parts(rule: str, separator: str) -> None:
 @pytest.mark.parametrize(("n", "limit"), TABLE_A1["top_ngrams"].items())
 def test_top_ngram(n: int, limit: float) -> None:
     ngram = " ".join("abcdefghijk"[place] * 2 for place in range(n))
-    size = next(size for size in range(1000) if size and 2 * len(ngram) / size <= limit)  # 2 of them in so many characters pass
+    size = next(
+        size for size in range(1000) if size and 2 * len(ngram) / size <= limit
+    )  # 2 of them in so many characters pass
 
     def text(size: int) -> str:
         return f"{ngram} {'f' * (size - 2 * len(ngram) - 2)} {ngram}"
@@ -87,7 +112,9 @@ def test_top_ngram(n: int, limit: float) -> None:
 @pytest.mark.parametrize(("n", "limit"), TABLE_A1["duplicate_ngrams"].items())
 def test_duplicate_ngrams(n: int, limit: float) -> None:
     ngram = " ".join("abcdefghijk"[place] * 2 for place in range(n))
-    size = next(size for size in range(1000) if size and 2 * n / size <= limit)  # the second one's letters in so many characters pass
+    size = next(
+        size for size in range(1000) if size and 2 * n / size <= limit
+    )  # the second one's letters in so many characters pass
 
     def text(size: int) -> str:
         return f"{ngram} {'f' * (size - 2 * len(ngram) - 2)} {ngram}"
@@ -99,7 +126,9 @@ def test_duplicate_ngrams(n: int, limit: float) -> None:
 
 
 def test_duplicates_are_counted_without_overlap() -> None:
-    """Of eleven equal words the first five are new, the five after the first and the last five are not: 20 letters of 32 characters."""
+    """Of eleven equal words the first five are new, the five after the first and the last five
+    are not: 20 letters of 32 characters.
+    """
     text = " ".join(["ha"] * 11)
     assert reason(text, **{**OFF, "duplicate_ngrams": {5: 20 / 32 - 0.001}}) == "duplicate_5_grams"
     assert reason(text, **{**OFF, "duplicate_ngrams": {5: 20 / 32}}) == ""

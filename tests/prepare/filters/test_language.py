@@ -1,4 +1,6 @@
-"""Language: detected, recorded, kept or not; codes that do not exist are refused with the nearest that does."""
+"""Language: detected, recorded, kept or not; codes that do not exist are refused with the
+nearest that does.
+"""
 
 from typing import Any
 
@@ -7,15 +9,23 @@ import pytest
 pytest.importorskip("py3langid")
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import Verdict, View
 from lit_pretrain.prepare.filters.language import Language
-from lit_pretrain.prepare.filters.verdict import Verdict
-from lit_pretrain.prepare.filters.view import View
 
 TEXTS = {
-    "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience.",
-    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.",
-    "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison.",
+    "en": (
+        "All human beings are born free and equal in dignity and rights. They are endowed with"
+        " reason and conscience."
+    ),
+    "de": (
+        "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und"
+        " Gewissen begabt."
+    ),
+    "fr": (
+        "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de"
+        " raison."
+    ),
     "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
     "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
 }
@@ -29,8 +39,12 @@ def judge(text: str, **arguments: Any) -> Verdict:
 def test_languages_are_told_apart(code: str) -> None:
     assert judge(TEXTS[code], keep=[code]) == Verdict(True, fields={"language": code})
     others = sorted(TEXTS.keys() - {code})
-    assert judge(TEXTS[code], keep=others) == Verdict(False, f"language_{code}", fields={"language": code})
-    assert judge(TEXTS[code]) == Verdict(True, fields={"language": code}), "without `keep` it is only recorded"
+    assert judge(TEXTS[code], keep=others) == Verdict(
+        False, f"language_{code}", fields={"language": code}
+    )
+    assert judge(TEXTS[code]) == Verdict(True, fields={"language": code}), (
+        "without `keep` it is only recorded"
+    )
 
 
 def test_a_toss_up_is_removed() -> None:
@@ -48,8 +62,13 @@ def test_only_the_start_is_looked_at() -> None:
 
 
 def test_choosing_among_fewer_languages() -> None:
-    assert judge(TEXTS["de"], languages=["en", "fr"], min_score=0).fields["language"] in ("en", "fr")
-    assert judge(TEXTS["de"]).fields["language"] == "de", "the choice of one filter is not that of another"
+    assert judge(TEXTS["de"], languages=["en", "fr"], min_score=0).fields["language"] in (
+        "en",
+        "fr",
+    )
+    assert judge(TEXTS["de"]).fields["language"] == "de", (
+        "the choice of one filter is not that of another"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.filters.load import OURS, expand, load, verdict_of
-from lit_pretrain.prepare.filters.preset import PRESETS
-from lit_pretrain.prepare.filters.spec import FilterSpec
-from lit_pretrain.prepare.filters.verdict import Verdict
-from lit_pretrain.prepare.filters.view import View
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.load import (
+    FILTER_PRESETS,
+    FILTERS,
+    FilterSpec,
+    expand,
+    load_filters,
+    verdict_of,
+)
 
 MINE = """
 import numpy as np
@@ -48,25 +52,39 @@ def _my_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(class_path: str, text: str = "two words", **init_args: Any) -> Verdict:
-    return verdict_of(load(FilterSpec(class_path=class_path, init_args=init_args))(Document(text=text, origin=""), View(text)), class_path)
+    return verdict_of(
+        load_filters(FilterSpec(class_path=class_path, init_args=init_args))(
+            Document(text=text, origin=""), View(text)
+        ),
+        class_path,
+    )
 
 
 def test_presets_and_names_are_expanded_in_their_order() -> None:
     spec = FilterSpec(class_path="C4", init_args={"min_sentences": 2})
     found = expand(["fineweb", spec, "gopher", "Language", "mine.Filter"])
-    assert [each.class_path for each in found] == ["FineWeb", "C4", "GopherRepetition", "GopherQuality", "Language", "mine.Filter"]
+    assert [each.class_path for each in found] == [
+        "FineWeb",
+        "C4",
+        "GopherRepetition",
+        "GopherQuality",
+        "Language",
+        "mine.Filter",
+    ]
     assert found[1] is spec
 
 
 def test_every_preset_loads() -> None:
-    for name in PRESETS:
-        assert all(callable(load(spec)) for spec in expand([name]))
+    for name in FILTER_PRESETS:
+        assert all(callable(load_filters(spec)) for spec in expand([name]))
 
 
 def test_every_name_of_ours_is_a_class() -> None:
     pytest.importorskip("py3langid")
-    for name in OURS:
-        made = load(FilterSpec(class_path=name, init_args={"words": ["x"]} if name == "Url" else {}))
+    for name in FILTERS:
+        made = load_filters(
+            FilterSpec(class_path=name, init_args={"words": ["x"]} if name == "Url" else {})
+        )
         assert type(made).__name__ == name
 
 
@@ -78,7 +96,9 @@ def test_a_class_of_ones_own() -> None:
 def test_a_function_of_ones_own() -> None:
     assert run("my_filters.loud", "LOUD") == Verdict(False, "removed")
     assert run("my_filters.loud", "LOUD", most=1).keep
-    assert run("my_filters.anything", answer=False) == Verdict(False, "removed"), "numpy's bool is one"
+    assert run("my_filters.anything", answer=False) == Verdict(False, "removed"), (
+        "numpy's bool is one"
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +116,9 @@ def test_what_a_filter_may_return(value: Any, verdict: Verdict) -> None:
     assert verdict_of(value, "mine") == verdict
 
 
-@pytest.mark.parametrize("value", [None, 1, "no", (False, 3), (None, "why"), (False, "a", "b"), [False, "why"], ()])
+@pytest.mark.parametrize(
+    "value", [None, 1, "no", (False, 3), (None, "why"), (False, "a", "b"), [False, "why"], ()]
+)
 def test_what_it_may_not(value: Any) -> None:
     with pytest.raises(UserError, match=r"filter my\.Filter returned .*must return a Verdict"):
         verdict_of(value, "my.Filter")
@@ -106,7 +128,11 @@ def test_what_it_may_not(value: Any) -> None:
     ("class_path", "init_args", "message"),
     [
         ("Langauge", {}, "unknown class_path 'Langauge'. Did you mean 'Language'"),
-        ("GopherQuality", {"min_word": 3}, "GopherQuality has no argument 'min_word'. Did you mean 'min_words'"),
+        (
+            "GopherQuality",
+            {"min_word": 3},
+            "GopherQuality has no argument 'min_word'. Did you mean 'min_words'",
+        ),
         ("GopherQuality", {"min_words": "many"}, "GopherQuality: .*min_words"),
         ("GopherRepetition", {"top_ngrams": [2, 0.2]}, "GopherRepetition: .*top_ngrams"),
         ("Language", {"keep": "en"}, "Language: .*keep"),
@@ -126,16 +152,21 @@ def test_what_it_may_not(value: Any) -> None:
 )
 def test_what_cannot_be_loaded(class_path: str, init_args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load(FilterSpec(class_path=class_path, init_args=init_args))
+        load_filters(FilterSpec(class_path=class_path, init_args=init_args))
 
 
 def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library_anywhere"):
-        load(FilterSpec(class_path="my_broken.Filter"))
+        load_filters(FilterSpec(class_path="my_broken.Filter"))
 
 
 @pytest.mark.parametrize(
-    ("entry", "hint"), [("gohper", "Did you mean 'gopher'"), ("fine_web", "Did you mean 'FineWeb|fineweb'"), ("", "Presets:")]
+    ("entry", "hint"),
+    [
+        ("gohper", "Did you mean 'gopher'"),
+        ("fine_web", "Did you mean 'FineWeb|fineweb'"),
+        ("", "Presets:"),
+    ],
 )
 def test_unknown_names(entry: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):

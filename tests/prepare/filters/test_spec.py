@@ -8,8 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_pretrain.cli.parser import make_parser
-from lit_pretrain.prepare.filters.chain import Chain
-from lit_pretrain.prepare.filters.spec import FilterEntry, FilterSpec
+from lit_pretrain.prepare.filters.load import Chain, FilterEntry, FilterSpec
 
 
 @dataclass(kw_only=True)
@@ -52,8 +51,13 @@ def test_from_yaml_and_back(parser: ArgumentParser, tmp_path: Path) -> None:
     read = parser.parse_args(["--config", str(tmp_path / "config.yaml")])
     assert parser.instantiate(read).filters == EXPECTED
     saved = parser.dump(read)
-    assert yaml.safe_load(saved)["filters"][1] == {"class_path": "Url", "init_args": {"domains": ["example.org"], "words": ["spam"]}}
-    assert parser.instantiate(parser.parse_string(saved)).filters == EXPECTED, "what is saved reads the same"
+    assert yaml.safe_load(saved)["filters"][1] == {
+        "class_path": "Url",
+        "init_args": {"domains": ["example.org"], "words": ["spam"]},
+    }
+    assert parser.instantiate(parser.parse_string(saved)).filters == EXPECTED, (
+        "what is saved reads the same"
+    )
 
 
 def test_from_the_command_line(parser: ArgumentParser) -> None:
@@ -71,7 +75,13 @@ def test_from_the_command_line(parser: ArgumentParser) -> None:
         ("{class_path: C4, init_args: [3]}", "init_args of C4 must map"),
     ],
 )
-def test_what_is_no_spec(parser: ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: str, message: str) -> None:
+def test_what_is_no_spec(
+    parser: ArgumentParser,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    entry: str,
+    message: str,
+) -> None:
     (tmp_path / "config.yaml").write_text(f"filters:\n  - {entry}\n", encoding="utf-8")
     with pytest.raises(SystemExit):
         parser.parse_args(["--config", str(tmp_path / "config.yaml")])

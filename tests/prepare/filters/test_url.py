@@ -1,4 +1,6 @@
-"""URL: domains and what lies under them, addresses, words; from the config, from files, from datatrove's package."""
+"""URL: domains and what lies under them, addresses, words; from the config, from files, from
+datatrove's package.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +8,16 @@ from typing import Any
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.document import Document
+from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters import url as module
+from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.url import Url
-from lit_pretrain.prepare.filters.view import View
 
 
 def reason(url: str | None, **arguments: Any) -> str:
-    verdict = Url(**arguments)(Document(text="text", origin="", fields={} if url is None else {"url": url}), View("text"))
+    verdict = Url(**arguments)(
+        Document(text="text", origin="", fields={} if url is None else {"url": url}), View("text")
+    )
     assert verdict.keep == (not verdict.reason)
     return verdict.reason
 
@@ -49,7 +53,11 @@ def test_addresses() -> None:
 
 
 def test_words_soft_words_and_substrings() -> None:
-    arguments = {"words": ["Casino"], "soft_words": ["win", "bet", "odds"], "substrings": ["free money"]}
+    arguments = {
+        "words": ["Casino"],
+        "soft_words": ["win", "bet", "odds"],
+        "substrings": ["free money"],
+    }
     assert reason("https://example.org/the-CASINO/1", **arguments) == "word"
     assert reason("https://example.org/casinos", **arguments) == ""
     assert reason("https://example.org/win/win", **arguments) == "", "one soft word, twice"
@@ -61,7 +69,11 @@ def test_words_soft_words_and_substrings() -> None:
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "domains").write_text("# of mine\n\nbad.example\nworse.example\n", encoding="utf-8")
     (tmp_path / "words").write_text("spam\n", encoding="utf-8")
-    arguments = {"domain_files": [str(tmp_path / "domains")], "word_files": [str(tmp_path / "words")], "domains": ["third.example"]}
+    arguments = {
+        "domain_files": [str(tmp_path / "domains")],
+        "word_files": [str(tmp_path / "words")],
+        "domains": ["third.example"],
+    }
     assert reason("https://x.worse.example", **arguments) == "domain"
     assert reason("https://third.example", **arguments) == "domain"
     assert reason("https://good.example/spam", **arguments) == "word"
@@ -88,7 +100,9 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow  # the lists hold four million domains
 def test_datatrove_lists() -> None:
-    """The lists of the package, read as data and without a network; the verdicts are those of its filter but for three differences."""
+    """The lists of the package, read as data and without a network; the verdicts are those of
+    its filter but for three differences.
+    """
     pytest.importorskip("datatrove")
     arguments = {"datatrove_lists": True}
     domains, addresses = module._datatrove_hashes()

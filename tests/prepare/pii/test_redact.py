@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.pii.config import KINDS, PiiConfig
-from lit_pretrain.prepare.pii.redact import Redactor
+from lit_pretrain.prepare.pii.redact import PII_KINDS, PiiConfig, Redactor
 
 REDACT = Redactor(PiiConfig())
 SYNTHETIC = Redactor(PiiConfig(style="synthetic", key="secret"))
@@ -23,11 +22,20 @@ FOUND = {
         ("The request came from 93.184.216.34 at noon", "The request came from <IP> at noon"),
         ("http://93.184.216.34:8080/x", "http://<IP>:8080/x"),
         ("8.8.8.8:53 answers", "<IP>:53 answers"),
-        ("It runs version 1.2.3.4, and asks 8.8.8.8:53.", "It runs version 1.2.3.4, and asks <IP>:53."),
+        (
+            "It runs version 1.2.3.4, and asks 8.8.8.8:53.",
+            "It runs version 1.2.3.4, and asks <IP>:53.",
+        ),
         ("version 1.2.3.4, 8.8.8.8:53", "version 1.2.3.4, <IP>:53"),
-        ("Since version 1.2.3.4 it connects to 93.184.216.34 at start", "Since version 1.2.3.4 it connects to <IP> at start"),
+        (
+            "Since version 1.2.3.4 it connects to 93.184.216.34 at start",
+            "Since version 1.2.3.4 it connects to <IP> at start",
+        ),
     ],
-    "ipv6": [("ping 2606:2800:220:1:248:1893:25c8:1946 now", "ping <IP> now"), ("[2a00:1450:4001:81b::200e]:443", "[<IP>]:443")],
+    "ipv6": [
+        ("ping 2606:2800:220:1:248:1893:25c8:1946 now", "ping <IP> now"),
+        ("[2a00:1450:4001:81b::200e]:443", "[<IP>]:443"),
+    ],
     "phone": [
         ("Call +49 30 901820 or (212) 867-5309.", "Call <PHONE> or <PHONE>."),
         ("tel 212-867-5309, +31641044153", "tel <PHONE>, <PHONE>"),
@@ -39,36 +47,56 @@ FOUND = {
         ("Visa 4111 1111 1111 1111, Mastercard 5555555555554444", "Visa <CARD>, Mastercard <CARD>"),
         ("3782-822463-10005 or 5105105105105100", "<CARD> or <CARD>"),
     ],
-    "iban": [("to DE89 3704 0044 0532 0130 00 please", "to <IBAN> please"), ("GB82WEST12345698765432,", "<IBAN>,")],
+    "iban": [
+        ("to DE89 3704 0044 0532 0130 00 please", "to <IBAN> please"),
+        ("GB82WEST12345698765432,", "<IBAN>,"),
+    ],
     "key": [
         ("aws = AKIAIOSFODNN7EXAMPLE", "aws = <KEY>"),
         ("token: ghp_" + "a1B2" * 9, "token: <KEY>"),
-        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9", "<KEY>"),
-        ("-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA7" * 8 + "\n-----END RSA PRIVATE KEY-----\nrest", "<KEY>\nrest"),
+        (
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9",
+            "<KEY>",
+        ),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\n"
+            + "MIIEpAIBAAKCAQEA7" * 8
+            + "\n-----END RSA PRIVATE KEY-----\nrest",
+            "<KEY>\nrest",
+        ),
     ],
 }
 
 LEFT = [
-    "v1.2.3.4", "release 1.2.3.4-rc1", "OpenSSL 1.0.2.1", "version 93.184.216.34", "pkg==10.20.30.40", "Chrome/96.0.4664.110",
-    "see section 10.2.34.5", "OID 1.3.6.1.4.1.311", "127.0.0.1", "0.0.0.0", "192.168.1.1", "10.0.0.7", "198.51.100.7", "2001:db8::1",
-    "fe80::1", "std::vector<int>", "12:34:56", "2024-01-31T12:34:56.789012", "00:1A:2B:3C:4D:5E", "x[2000::2]",
+    "v1.2.3.4", "release 1.2.3.4-rc1", "OpenSSL 1.0.2.1", "version 93.184.216.34",
+    "pkg==10.20.30.40", "Chrome/96.0.4664.110",
+    "see section 10.2.34.5", "OID 1.3.6.1.4.1.311", "127.0.0.1", "0.0.0.0", "192.168.1.1",
+    "10.0.0.7", "198.51.100.7", "2001:db8::1",
+    "fe80::1", "std::vector<int>", "12:34:56", "2024-01-31T12:34:56.789012", "00:1A:2B:3C:4D:5E",
+    "x[2000::2]",
     "ISBN 978-3-16-148410-0",
-    "d41d8cd98f00b204e9800998ecf8427e", "3.14159265358979", "+1.5e-10", "555-0123", "(212) 555-0142", "1234 5678 9012 3456",
-    "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "@property", "git@github.com:me/it.git", "me@example.com", "a @ b", "icon@2x.png",
+    "d41d8cd98f00b204e9800998ecf8427e", "3.14159265358979", "+1.5e-10", "555-0123",
+    "(212) 555-0142", "1234 5678 9012 3456",
+    "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "@property", "git@github.com:me/it.git",
+    "me@example.com", "a @ b", "icon@2x.png",
     "array@b.shape",
-    "version 1.2.3.4:8", "updated from 93.0.1.2 to 94.0.1.2", "versions 93.0.1.2, 93.0.1.3 and 93.0.1.4", "v1.2.3.4:53",
+    "version 1.2.3.4:8", "updated from 93.0.1.2 to 94.0.1.2",
+    "versions 93.0.1.2, 93.0.1.3 and 93.0.1.4", "v1.2.3.4:53",
     "415 867 5309 12", "12 415 867 5309", "415 867 53091", "115 867 5309", "415 167 5309",
     "030 901820", "020 7946 0018", "01 42 68 53 00", "4444 4444 4444 4444",
-    "sk-learn", "AKIA", "-----BEGIN RSA PRIVATE KEY-----", "1 + 2 = 3", "2020-2021-2022", "0000 0000 0000 0000",
+    "sk-learn", "AKIA", "-----BEGIN RSA PRIVATE KEY-----", "1 + 2 = 3", "2020-2021-2022",
+    "0000 0000 0000 0000",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "text", "expected"), [(kind, *pair) for kind, pairs in FOUND.items() for pair in pairs])
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"), [(kind, *pair) for kind, pairs in FOUND.items() for pair in pairs]
+)
 def test_each_kind_is_found(kind: str, text: str, expected: str) -> None:
     redacted, counts = REDACT(text)
     assert redacted == expected
     assert set(counts) == {kind}
-    only_others = PiiConfig(kinds=[other for other in KINDS if other != kind])
+    only_others = PiiConfig(kinds=[other for other in PII_KINDS if other != kind])
     assert Redactor(only_others)(text)[0] == text
 
 
@@ -90,7 +118,9 @@ def test_synthetic_values_stay_equal_and_are_nobodys() -> None:
 
 
 PIECES = st.sampled_from(
-    [text for pairs in FOUND.values() for text, _ in pairs] + LEFT + ["\n", " ", ".", "-", "+", "the fox", "1", ":", "@"]
+    [text for pairs in FOUND.values() for text, _ in pairs]
+    + LEFT
+    + ["\n", " ", ".", "-", "+", "the fox", "1", ":", "@"]
 )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.document import Document
-from lit_pretrain.prepare.inputs import find
+from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.inputs import find_inputs
+from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy
-from lit_pretrain.prepare.source import SourceConfig
 
 
 @dataclass
@@ -42,10 +42,14 @@ Read = Callable[..., Outcome]
 def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
     """Reads a source; checks what holds for every source."""
 
-    def all_of(kind: Any, path: Path | str | list[str], *, policy: ReadPolicy | None = None, **fields: Any) -> Outcome:
-        source = SourceConfig(kind=kind, path=path if isinstance(path, list) else str(path), **fields)
+    def all_of(
+        kind: Any, path: Path | str | list[str], *, policy: ReadPolicy | None = None, **fields: Any
+    ) -> Outcome:
+        source = SourceConfig(
+            kind=kind, path=path if isinstance(path, list) else str(path), **fields
+        )
         source.validate("mine")
-        inputs = find("mine", source)
+        inputs = find_inputs("mine", source)
         scratch = tmp_path_factory.mktemp("scratch")
         reader = Reader(source, inputs.files, policy or ReadPolicy(), scratch)
         found = list(reader)

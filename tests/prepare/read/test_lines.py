@@ -1,4 +1,6 @@
-"""Text and JSON Lines: every document once and whole, and what is bad named, counted and passed over."""
+"""Text and JSON Lines: every document once and whole, and what is bad named, counted and passed
+over.
+"""
 
 import bz2
 import gzip
@@ -15,11 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.read import ReadPolicy, text
+from lit_pretrain.prepare.read import ReadPolicy
+from lit_pretrain.prepare.read import lines as text
 from lit_pretrain.prepare.read.records import ReadCounts
 
 ROWS = ["one", "zwei Grüße", "中\n文", "x" * 10_000]
-PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 
 
 def lines(rows: list[Any]) -> bytes:
@@ -30,7 +38,9 @@ def lines(rows: list[Any]) -> bytes:
 def test_text_and_jsonl_packed_or_not(tmp_path: Path, read: Any, suffix: str) -> None:
     (tmp_path / f"a.txt{suffix}").write_bytes(PACK[suffix]("Grüße\r\n".encode()))
     assert read("text", tmp_path).texts == ["Grüße\r\n"]
-    (tmp_path / f"b.jsonl{suffix}").write_bytes(PACK[suffix](lines([{"text": row} for row in ROWS])))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(
+        PACK[suffix](lines([{"text": row} for row in ROWS]))
+    )
     found = read("jsonl", tmp_path)
     assert (found.texts, found.bad) == (ROWS, [])
     assert found.origins == [f"b.jsonl{suffix}:{n}" for n in (1, 2, 3, 4)]
@@ -46,7 +56,9 @@ def test_concatenated_members_are_one_file(tmp_path: Path, read: Any) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "checksum", "zeroed", "appended"])
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
-def test_a_damaged_file_gives_what_came_before_and_the_next_is_read(tmp_path: Path, read: Any, suffix: str, damage: str) -> None:
+def test_a_damaged_file_gives_what_came_before_and_the_next_is_read(
+    tmp_path: Path, read: Any, suffix: str, damage: str
+) -> None:
     rows = [{"text": f"row {n} {n * 7919 % 10007:x} {n * n * 31 % 65521:o}"} for n in range(60_000)]
     members = [PACK[suffix](lines(rows[n : n + 10_000])) for n in range(0, len(rows), 10_000)]
     packed = b"".join(members)
@@ -79,7 +91,10 @@ def test_a_half_text_is_no_document(tmp_path: Path, read: Any, suffix: str) -> N
     found = read("text", tmp_path)
     assert found.documents == []
     assert found.faults == [(f"a.txt{suffix}", "damaged_file"), (f"b.txt{suffix}", "damaged_file")]
-    assert [record.detail for record in found.bad] == ["the file ends too early", "the file is empty"]
+    assert [record.detail for record in found.bad] == [
+        "the file ends too early",
+        "the file is empty",
+    ]
     pieces = read("text", tmp_path / f"a.txt{suffix}", separator="\n")
     assert (pieces.documents, len(pieces.bad)) == ([], 1)
 
@@ -95,12 +110,18 @@ def test_a_half_text_is_no_document(tmp_path: Path, read: Any, suffix: str) -> N
         (b"{}", "missing_field", "it has none"),
         (b'{"text": 5}', "wrong_type", "the field 'text' holds int, not text"),
         (b'{"text": "\xff"}', "undecodable", "byte 0xff at offset 10 of the line is not UTF-8"),
-        (b'{"text": "\\ud83d!"}', "undecodable", "half of a surrogate pair, U+D83D, at character 0"),
+        (
+            b'{"text": "\\ud83d!"}',
+            "undecodable",
+            "half of a surrogate pair, U+D83D, at character 0",
+        ),
         (b'{"text": "' + b"x" * 2000 + b'"}', "too_large", "larger than max_document_bytes=1,000"),
         (b'{"text": "' + b"x" * 3_000_000 + b'"}', "too_large", "the line has 3,000,013 bytes"),
     ],
 )
-def test_a_bad_line_is_named_and_passed_over(tmp_path: Path, read: Any, line: bytes, reason: str, detail: str) -> None:
+def test_a_bad_line_is_named_and_passed_over(
+    tmp_path: Path, read: Any, line: bytes, reason: str, detail: str
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' + line + b'\n{"text": "end"}\n')
     found = read("jsonl", tmp_path, policy=ReadPolicy(max_document_bytes=1000))
     assert found.texts == ["fine", "end"]
@@ -113,8 +134,19 @@ def test_a_bad_line_is_named_and_passed_over(tmp_path: Path, read: Any, line: by
 
 def test_policies_on_lines(tmp_path: Path, read: Any) -> None:
     path = tmp_path / "a.jsonl"
-    rows = [b'{"text": "a\xffb"}', b'{"text": "\\ud83d!"}', b'{"text": "\\ud83d\\ude00"}', b'{"text": null}', b"", b'{"text": " \\n"}']
-    rows += [b'{"text": "' + "é".encode() * 600 + b'"}', b'{"text": "' + b"x" * 3_000_000 + b'"}', b'{"text": "end"}']
+    rows = [
+        b'{"text": "a\xffb"}',
+        b'{"text": "\\ud83d!"}',
+        b'{"text": "\\ud83d\\ude00"}',
+        b'{"text": null}',
+        b"",
+        b'{"text": " \\n"}',
+    ]
+    rows += [
+        b'{"text": "' + "é".encode() * 600 + b'"}',
+        b'{"text": "' + b"x" * 3_000_000 + b'"}',
+        b'{"text": "end"}',
+    ]
     path.write_bytes(b"\n".join(rows))
 
     skipping = read("jsonl", path, policy=ReadPolicy(max_document_bytes=1001))
@@ -124,7 +156,10 @@ def test_policies_on_lines(tmp_path: Path, read: Any) -> None:
 
     keeping = read("jsonl", path, policy=ReadPolicy("replace", "truncate", 1001))
     assert keeping.texts == ["a\ufffdb", "\ufffd!", "\U0001f600", "é" * 500, "end"]
-    assert keeping.counts.removed == {"empty": 2, "too_large": 1}  # a line too long to be parsed cannot be cut
+    assert keeping.counts.removed == {
+        "empty": 2,
+        "too_large": 1,
+    }  # a line too long to be parsed cannot be cut
     assert keeping.counts.changed == {"replaced": 2, "truncated": 1}
 
 
@@ -138,8 +173,15 @@ def test_policies_on_text_files(tmp_path: Path, read: Any) -> None:
     assert skipping.faults == [("b.md", "undecodable"), ("d.txt", "too_large")]
     assert "byte 0xe9 at offset 9" in skipping.bad[0].detail
     assert skipping.counts.empty == {"empty": 1}
-    assert read("text", tmp_path, policy=ReadPolicy("replace", "truncate", 19)).texts == ["with a mark", "latin-1: \ufffd", "é" * 9]
-    assert read("text", tmp_path, policy=ReadPolicy(max_document_bytes=20)).texts == ["with a mark", "é" * 10]
+    assert read("text", tmp_path, policy=ReadPolicy("replace", "truncate", 19)).texts == [
+        "with a mark",
+        "latin-1: \ufffd",
+        "é" * 9,
+    ]
+    assert read("text", tmp_path, policy=ReadPolicy(max_document_bytes=20)).texts == [
+        "with a mark",
+        "é" * 10,
+    ]
     for limit, reasons in ((11, []), (10, ["too_large"])):
         exact = read("text", tmp_path / "a.txt", policy=ReadPolicy(max_document_bytes=limit))
         assert [record.reason for record in exact.bad] == reasons
@@ -147,27 +189,46 @@ def test_policies_on_text_files(tmp_path: Path, read: Any) -> None:
 
 def test_fields_are_mapped(tmp_path: Path, read: Any) -> None:
     rows = [
-        {"q": "Why?", "a": {"best": "So."}, "meta": {"url": "http://x", "when": 2024}, "id": 7, "lang": None},
+        {
+            "q": "Why?",
+            "a": {"best": "So."},
+            "meta": {"url": "http://x", "when": 2024},
+            "id": 7,
+            "lang": None,
+        },
         {"q": "", "a": {"best": "Alone."}, "a.best": "The name with a dot goes first."},
         {"q": "Lost"},
         {"q": "Flat", "a": "so"},
         {"q": None, "a": {"best": None}},
     ]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
-    mapping = {"text": ["q", "a.best"], "url": "meta.url", "date": "meta.when", "language": "lang", "id": "id"}
+    mapping = {
+        "text": ["q", "a.best"],
+        "url": "meta.url",
+        "date": "meta.when",
+        "language": "lang",
+        "id": "id",
+    }
     found = read("jsonl", tmp_path, fields=mapping)
     assert found.texts == ["Why?\n\nSo.", "The name with a dot goes first."]
-    assert [dict(document.fields) for document in found.documents] == [{"url": "http://x", "date": "2024", "id": "7"}, {}]
+    assert [dict(document.fields) for document in found.documents] == [
+        {"url": "http://x", "date": "2024", "id": "7"},
+        {},
+    ]
     assert found.faults == [("a.jsonl:3", "missing_field"), ("a.jsonl:4", "missing_field")]
     assert found.counts.empty == {"empty": 1}
 
 
 def test_an_id_that_occurred_before_is_bad_where_ids_are_mapped(tmp_path: Path, read: Any) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.jsonl").write_bytes(lines([{"text": "x", "id": 1}, {"text": "y", "id": "1"}, {"text": "z"}, {"text": "z"}]))
+        (tmp_path / f"{name}.jsonl").write_bytes(
+            lines([{"text": "x", "id": 1}, {"text": "y", "id": "1"}, {"text": "z"}, {"text": "z"}])
+        )
     assert read("jsonl", tmp_path).texts == ["x", "y", "z", "z"] * 2
     found = read("jsonl", tmp_path, fields={"id": "id"})
-    assert found.texts == ["x", "z", "z"] * 2  # of each file; copies across files are for the deduplication
+    assert (
+        found.texts == ["x", "z", "z"] * 2
+    )  # of each file; copies across files are for the deduplication
     assert found.faults == [("a.jsonl:2", "duplicate_id"), ("b.jsonl:2", "duplicate_id")]
 
 
@@ -179,11 +240,11 @@ def test_an_id_that_occurred_before_is_bad_where_ids_are_mapped(tmp_path: Path, 
     limit=st.integers(0, 50),
 )
 def test_pieces_between_separators(data: str, separator: str, block: int, limit: int) -> None:
-    original, text._BLOCK = text._BLOCK, block
+    original, text._BLOCK_text = text._BLOCK_text, block
     try:
         pieces = list(text.pieces(io.BytesIO(data.encode()), separator.encode(), limit))
     finally:
-        text._BLOCK = original
+        text._BLOCK_text = original
     expected = data.encode().split(separator.encode())
     assert len(pieces) == len(expected)
     for piece, whole in zip(pieces, expected, strict=True):
@@ -193,26 +254,34 @@ def test_pieces_between_separators(data: str, separator: str, block: int, limit:
 def test_separator_makes_documents(tmp_path: Path, read: Any) -> None:
     (tmp_path / "a.txt").write_text("first\n\n\n\nsecond\n\nthird")
     found = read("text", tmp_path, separator="\n\n")
-    assert list(zip(found.origins, found.texts, strict=True)) == [("a.txt:1", "first"), ("a.txt:3", "second"), ("a.txt:4", "third")]
+    assert list(zip(found.origins, found.texts, strict=True)) == [
+        ("a.txt:1", "first"),
+        ("a.txt:3", "second"),
+        ("a.txt:4", "third"),
+    ]
     assert found.counts.empty == {"empty": 1}
 
 
 def test_a_slice_of_the_files_gives_its_part_of_the_documents(tmp_path: Path) -> None:
-    from lit_pretrain.prepare.inputs import find
+    from lit_pretrain.prepare.inputs import find_inputs
+    from lit_pretrain.prepare.prepare_config import SourceConfig
     from lit_pretrain.prepare.read import Reader
-    from lit_pretrain.prepare.source import SourceConfig
 
     for n in range(5):
-        (tmp_path / f"{n}.jsonl").write_bytes(lines([{"text": f"{n} {k}"} for k in range(3)]) + b"bad\n" * n)
+        (tmp_path / f"{n}.jsonl").write_bytes(
+            lines([{"text": f"{n} {k}"} for k in range(3)]) + b"bad\n" * n
+        )
     source = SourceConfig(kind="jsonl", path=str(tmp_path))
-    files = find("mine", source).files
+    files = find_inputs("mine", source).files
     whole = Reader(source, files, ReadPolicy())
     parts = [Reader(source, part, ReadPolicy()) for part in (files[:2], files[2:3], files[3:])]
     assert list(whole) == [item for part in parts for item in part]
     assert sum((part.counts for part in parts), ReadCounts()) == whole.counts
 
 
-def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_opened_is_an_error(
+    tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.txt").write_text("secret")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -224,21 +293,24 @@ def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path, read: Any, mon
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2"])
-def test_a_line_of_any_length_takes_no_more_memory_than_the_limit(tmp_path: Path, suffix: str) -> None:
+def test_a_line_of_any_length_takes_no_more_memory_than_the_limit(
+    tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     long = b'{"text": "' + b"x" * 60_000_000 + b'"}\n{"text": "end"}\n'
     path.write_bytes(PACK[suffix](long))
     code = (
-        "import resource, sys\n"
-        "from lit_pretrain.prepare.inputs import find\n"
-        "from lit_pretrain.prepare.read import Reader, ReadPolicy\n"
-        "from lit_pretrain.prepare.source import SourceConfig\n"
-        "import zstandard, xxhash\n"
-        "source = SourceConfig(kind='jsonl', path=sys.argv[1])\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print([type(item).__name__ for item in Reader(source, find('a', source).files, ReadPolicy(max_document_bytes=100_000))])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "import resource, sys\nfrom lit_pretrain.prepare.inputs import find_inputs as find\nfrom"
+        " lit_pretrain.prepare.read import Reader, ReadPolicy\nfrom lit_pretrain.prepare.prepare_config"
+        " import SourceConfig\nimport zstandard, xxhash\nsource = SourceConfig(kind='jsonl',"
+        " path=sys.argv[1])\nbefore ="
+        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nprint([type(item).__name__ for item"
+        " in Reader(source, find('a', source).files,"
+        " ReadPolicy(max_document_bytes=100_000))])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+        " - before)\n"
     )
-    shown = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert shown[0] == "['BadRecord', 'Document']"
     assert int(shown[1]) < 45_000  # KiB, of 58,600 that the line has

@@ -1,4 +1,6 @@
-"""Remote input: read as if it lay here, fetched whole or not at all, and named where it cannot be had."""
+"""Remote input: read as if it lay here, fetched whole or not at all, and named where it cannot
+be had.
+"""
 
 import gzip
 import http.server
@@ -17,14 +19,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lit_pretrain.data.manifest import Manifest
+from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import remote
-from lit_pretrain.prepare.config import PrepareConfig, TokenizerConfig
-from lit_pretrain.prepare.inputs import InputFile, find
+from lit_pretrain.prepare import remote_input as remote
+from lit_pretrain.prepare.inputs import InputFile, find_inputs
 from lit_pretrain.prepare.pipeline import prepare
+from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig, TokenizerConfig
 from lit_pretrain.prepare.read import Reader, ReadPolicy
-from lit_pretrain.prepare.source import SourceConfig
 
 ROWS = [f"row {n} {n * 7919 % 10007}" for n in range(2000)]
 BODY = "".join(json.dumps({"text": row}) + "\n" for row in ROWS).encode()
@@ -64,7 +65,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kind = self.path.split("/")[1]
         count = self.server.asked[self.path] = self.server.asked.get(self.path, 0) + 1
         body = gzip.compress(self.server.body) if self.path.endswith(".gz") else self.server.body
-        status = {"missing": 404, "busy": 503 if count in (1, 2, 4) else 200, "forbidden": 403, "down": 500}.get(kind, 200)
+        status = {
+            "missing": 404,
+            "busy": 503 if count in (1, 2, 4) else 200,
+            "forbidden": 403,
+            "down": 500,
+        }.get(kind, 200)
         self.send_response(status)
         if kind != "endless":
             self.send_header("Content-Length", str(len(body)))
@@ -97,7 +103,9 @@ def address(server: Server, path: str) -> str:
 
 def test_files_of_a_web_server(server: Server, read: Any) -> None:
     assert read("jsonl", address(server, "files/a.jsonl?download=true")).texts == ROWS
-    found = read("jsonl", [address(server, "files/y/b.jsonl.gz"), address(server, "files/x/b.jsonl")])
+    found = read(
+        "jsonl", [address(server, "files/y/b.jsonl.gz"), address(server, "files/x/b.jsonl")]
+    )
     assert found.texts == ROWS * 2
     assert (found.origins[0], found.origins[-1]) == ("x/b.jsonl:1", "y/b.jsonl.gz:2000")
 
@@ -108,46 +116,69 @@ def test_what_passes_is_tried_again(server: Server, read: Any, kind: str) -> Non
     assert server.asked[f"/{kind}/a.jsonl"] == {"flaky": 4, "busy": 5}[kind]
 
 
-def test_a_connection_that_always_breaks_is_an_error_and_no_half_file(server: Server, tmp_path: Path) -> None:
+def test_a_connection_that_always_breaks_is_an_error_and_no_half_file(
+    server: Server, tmp_path: Path
+) -> None:
     source = SourceConfig(kind="jsonl", path=address(server, "broken/a.jsonl"))
-    reader = Reader(source, find("mine", source).files, ReadPolicy(), tmp_path / "scratch")
-    with pytest.raises(UserError, match=rf"cannot fetch http://.*/broken/a\.jsonl: {len(BODY) // 2:,} bytes came where {len(BODY):,} were"):
+    reader = Reader(source, find_inputs("mine", source).files, ReadPolicy(), tmp_path / "scratch")
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"cannot fetch http://.*/broken/a\.jsonl: {len(BODY) // 2:,} bytes came where"
+            rf" {len(BODY):,} were"
+        ),
+    ):
         list(reader)
     assert reader.counts.records == 0
     assert not list((tmp_path / "scratch").iterdir())
 
 
-@pytest.mark.parametrize(("kind", "times", "cause"), [("missing", 1, "404"), ("forbidden", 1, "403"), ("down", 4, "500")])
-def test_a_file_that_is_not_there_is_said(server: Server, kind: str, times: int, cause: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "times", "cause"), [("missing", 1, "404"), ("forbidden", 1, "403"), ("down", 4, "500")]
+)
+def test_a_file_that_is_not_there_is_said(
+    server: Server, kind: str, times: int, cause: str
+) -> None:
     url = address(server, f"{kind}/a.jsonl")
     with pytest.raises(UserError, match=rf"cannot fetch {url}: HTTP Error {cause}") as caught:
-        find("mine", SourceConfig(kind="jsonl", path=url))
+        find_inputs("mine", SourceConfig(kind="jsonl", path=url))
     assert server.asked[f"/{kind}/a.jsonl"] == times
     assert "\n" not in str(caught.value)
 
 
 def test_a_server_that_does_not_say_the_size_is_refused(server: Server) -> None:
     with pytest.raises(UserError, match="does not say how large the file is"):
-        find("mine", SourceConfig(kind="jsonl", path=address(server, "endless/a.jsonl")))
+        find_inputs("mine", SourceConfig(kind="jsonl", path=address(server, "endless/a.jsonl")))
 
 
 def test_nobody_listens() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(UserError, match=r"cannot fetch http://127\.0\.0\.1:\d+/a\.jsonl: .*refused"):
-        find("mine", SourceConfig(kind="jsonl", path=f"http://127.0.0.1:{port}/a.jsonl"))
+    with pytest.raises(
+        UserError, match=r"cannot fetch http://127\.0\.0\.1:\d+/a\.jsonl: .*refused"
+    ):
+        find_inputs("mine", SourceConfig(kind="jsonl", path=f"http://127.0.0.1:{port}/a.jsonl"))
 
 
-def test_a_file_that_changed_since_it_was_listed_is_not_read(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_since_it_was_listed_is_not_read(
+    server: Server, tmp_path: Path
+) -> None:
     url = address(server, "files/a.jsonl")
     for size in (len(BODY) - 1, len(BODY) + 1):
-        reader = Reader(SourceConfig(kind="jsonl", path=url), [InputFile("a.jsonl", url, size)], ReadPolicy(), tmp_path)
+        reader = Reader(
+            SourceConfig(kind="jsonl", path=url),
+            [InputFile("a.jsonl", url, size)],
+            ReadPolicy(),
+            tmp_path,
+        )
         with pytest.raises(UserError, match="were listed"):
             list(reader)
 
 
-def test_a_full_disk_is_not_taken_for_the_network(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_taken_for_the_network(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = address(server, "files/a.jsonl")
 
     def full(*_: Any, **__: Any) -> None:
@@ -155,17 +186,30 @@ def test_a_full_disk_is_not_taken_for_the_network(server: Server, tmp_path: Path
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(UserError, match=r"a\.jsonl.*No space left on device"):
-        list(Reader(SourceConfig(kind="jsonl", path=url), [InputFile("a.jsonl", url, len(BODY))], ReadPolicy(), tmp_path))
+        list(
+            Reader(
+                SourceConfig(kind="jsonl", path=url),
+                [InputFile("a.jsonl", url, len(BODY))],
+                ReadPolicy(),
+                tmp_path,
+            )
+        )
     assert server.asked == {"/files/a.jsonl": 1}
 
 
 def prepare_from(path: str | list[str], out: Path, **fields: Any) -> Manifest:
     sources = {"mine": SourceConfig(kind="jsonl", path=path, **fields)}
-    return prepare(PrepareConfig(out=str(out), sources=sources, tokenizer=TokenizerConfig(vocab_size=270), workers=1))
+    return prepare(
+        PrepareConfig(
+            out=str(out), sources=sources, tokenizer=TokenizerConfig(vocab_size=270), workers=1
+        )
+    )
 
 
 @pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
-def test_a_finished_dataset_is_not_given_for_other_files_of_a_web_server(server: Server, tmp_path: Path, header: str) -> None:
+def test_a_finished_dataset_is_not_given_for_other_files_of_a_web_server(
+    server: Server, tmp_path: Path, header: str
+) -> None:
     url = address(server, "files/a.jsonl")
     server.headers = {header: "one"}
     first = prepare_from(url, tmp_path / "data")
@@ -174,10 +218,19 @@ def test_a_finished_dataset_is_not_given_for_other_files_of_a_web_server(server:
     assert server.asked == {"/files/a.jsonl": 1}  # asked about, not fetched
     server.headers = {header: "two"}
     server.body = BODY.replace(b"row", b"ROW")
-    with pytest.raises(UserError, match=r"files of sources\.mine, as their server tells them apart .*: sha256 \w{64} there, \w{64} here"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"files of sources\.mine, as their server tells them apart .*: sha256 \w{64} there,"
+            r" \w{64} here"
+        ),
+    ):
         prepare_from(url, tmp_path / "data")
     second = prepare_from(url, tmp_path / "other")
-    assert (second.hash != first.hash, second.sources["mine"].remote_sha256 != first.sources["mine"].remote_sha256) == (True, True)
+    assert (
+        second.hash != first.hash,
+        second.sources["mine"].remote_sha256 != first.sources["mine"].remote_sha256,
+    ) == (True, True)
 
 
 def test_a_server_that_names_no_version_is_compared_by_size(server: Server, tmp_path: Path) -> None:
@@ -186,7 +239,10 @@ def test_a_server_that_names_no_version_is_compared_by_size(server: Server, tmp_
     server.body = BODY.replace(b"row", b"ROW")
     assert prepare_from(url, tmp_path / "data") == first
     server.body += server.body[:500]
-    with pytest.raises(UserError, match=r"input of sources\.mine: 1 files of .* bytes there, 1 files of .* bytes here"):
+    with pytest.raises(
+        UserError,
+        match=r"input of sources\.mine: 1 files of .* bytes there, 1 files of .* bytes here",
+    ):
         prepare_from(url, tmp_path / "data")
 
 
@@ -201,23 +257,34 @@ def test_local_files_beside_remote_ones_are_compared_too(server: Server, tmp_pat
         prepare_from(paths, tmp_path / "data")
 
 
-def test_remote_text_may_be_gone(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_text_may_be_gone(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = address(server, "files/a.jsonl")
     first = prepare_from(url, tmp_path / "data")
     server.shutdown()
     server.server_close()
     assert prepare_from(url, tmp_path / "data") == first
-    assert "sources.mine is not compared with what was read, for it cannot be had any more: cannot fetch" in capsys.readouterr().err
+    assert (
+        "sources.mine is not compared with what was read, for it cannot be had any more: cannot"
+        " fetch" in capsys.readouterr().err
+    )
 
 
 def test_work_on_other_remote_files_is_not_gone_on_with(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The file changed between a fault and the next run, and kept its size."""
     url = address(server, "files/a.jsonl")
     server.headers = {"ETag": "one"}
     with monkeypatch.context() as patch:
-        patch.setattr("lit_pretrain.prepare.tokenize.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "lit_pretrain.prepare.tokenize.train_bpe",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             prepare_from(url, tmp_path / "data")
     server.headers = {"ETag": "two"}
@@ -240,7 +307,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     log = tmp_path_factory.mktemp("moto") / "log"
-    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")
+    }
     options = {
         "endpoint_url": f"http://127.0.0.1:{port}",
         "aws_access_key_id": "a",
@@ -250,7 +319,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[
     with log.open("wb") as file, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=file, stderr=file, env=environment
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=file,
+            stderr=file,
+            env=environment,
         )
         try:
             for _ in range(600):
@@ -268,7 +340,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[
             process.wait(timeout=30)
 
 
-def test_objects_below_a_prefix(store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any) -> None:
+def test_objects_below_a_prefix(
+    store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any
+) -> None:
     client, options = store
     for key in ("web/b.jsonl", "web/a/x.jsonl.gz", "web/notes.txt", "website/c.jsonl", "web/"):
         body = b"" if key.endswith("/") else gzip.compress(BODY) if key.endswith(".gz") else BODY
@@ -277,12 +351,20 @@ def test_objects_below_a_prefix(store: tuple[Any, dict[str, str]], tmp_path: Pat
     client.upload_file(str(tmp_path / "t.parquet"), BUCKET, "web/t.parquet")
 
     def names(**fields: Any) -> list[str]:
-        return [file.name for file in find("mine", SourceConfig(kind="jsonl", storage_options=options, **fields)).files]
+        return [
+            file.name
+            for file in find_inputs(
+                "mine", SourceConfig(kind="jsonl", storage_options=options, **fields)
+            ).files
+        ]
 
     assert names(path="s3://raw/web") == names(path="s3://raw/web/") == ["a/x.jsonl.gz", "b.jsonl"]
     assert names(path="s3://raw/web", glob="*.txt") == ["notes.txt"]
     assert names(path="s3://raw") == ["web/a/x.jsonl.gz", "web/b.jsonl", "website/c.jsonl"]
-    assert names(path=["s3://raw/website", "s3://raw/web/b.jsonl"]) == ["web/b.jsonl", "website/c.jsonl"]
+    assert names(path=["s3://raw/website", "s3://raw/web/b.jsonl"]) == [
+        "web/b.jsonl",
+        "website/c.jsonl",
+    ]
     assert names(path="s3://raw/web/b.jsonl") == ["b.jsonl"]
     assert read("jsonl", "s3://raw/web", storage_options=options).texts == ROWS * 2
     assert read("parquet", "s3://raw/web", storage_options=options).texts == ROWS
@@ -296,19 +378,32 @@ def test_many_objects_are_listed_page_by_page(store: tuple[Any, dict[str, str]])
     client, options = store
     for n in range(1003):
         client.put_object(Bucket=BUCKET, Key=f"many/{n:04d}.txt", Body=b"x")
-    assert len(find("mine", SourceConfig(kind="text", path="s3://raw/many", storage_options=options)).files) == 1003
+    assert (
+        len(
+            find_inputs(
+                "mine", SourceConfig(kind="text", path="s3://raw/many", storage_options=options)
+            ).files
+        )
+        == 1003
+    )
 
 
-def test_a_finished_dataset_is_not_given_for_other_objects(store: tuple[Any, dict[str, str]], tmp_path: Path) -> None:
+def test_a_finished_dataset_is_not_given_for_other_objects(
+    store: tuple[Any, dict[str, str]], tmp_path: Path
+) -> None:
     client, options = store
     for key in ("again/a.jsonl", "again/b.jsonl"):
         client.put_object(Bucket=BUCKET, Key=key, Body=BODY)
     first = prepare_from("s3://raw/again", tmp_path / "data", storage_options=options)
     assert prepare_from("s3://raw/again", tmp_path / "data", storage_options=options) == first
-    client.put_object(Bucket=BUCKET, Key="again/b.jsonl", Body=BODY)  # the same bytes have the same ETag
+    client.put_object(
+        Bucket=BUCKET, Key="again/b.jsonl", Body=BODY
+    )  # the same bytes have the same ETag
     assert prepare_from("s3://raw/again", tmp_path / "data", storage_options=options) == first
     client.put_object(Bucket=BUCKET, Key="again/b.jsonl", Body=BODY.replace(b"row", b"ROW"))
-    with pytest.raises(UserError, match=r"files of sources\.mine, as their server tells them apart"):
+    with pytest.raises(
+        UserError, match=r"files of sources\.mine, as their server tells them apart"
+    ):
         prepare_from("s3://raw/again", tmp_path / "data", storage_options=options)
 
 
@@ -316,17 +411,24 @@ def test_an_object_that_vanished_is_said(store: tuple[Any, dict[str, str]], tmp_
     client, options = store
     client.put_object(Bucket=BUCKET, Key="gone/a.txt", Body=b"text")
     source = SourceConfig(kind="text", path="s3://raw/gone", storage_options=options)
-    files = find("mine", source).files
+    files = find_inputs("mine", source).files
     client.delete_object(Bucket=BUCKET, Key="gone/a.txt")
-    with pytest.raises(UserError, match=r"cannot fetch s3://raw/gone/a\.txt: .*NoSuchKey") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot fetch s3://raw/gone/a\.txt: .*NoSuchKey"
+    ) as caught:
         list(Reader(source, files, ReadPolicy(), tmp_path))
     assert "aws_secret" not in str(caught.value)
 
 
-def test_a_saved_dataset_in_a_store(store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any) -> None:
+def test_a_saved_dataset_in_a_store(
+    store: tuple[Any, dict[str, str]], tmp_path: Path, read: Any
+) -> None:
     client, options = store
     table = pyarrow.table({"text": ROWS})
-    with pyarrow.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+    with (
+        pyarrow.OSFile(str(tmp_path / "d.arrow"), "wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as stream,
+    ):
         stream.write_table(table)
     for key in ("ds/train/data-00000-of-00001.arrow", "ds/test/data-00000-of-00001.arrow"):
         client.upload_file(str(tmp_path / "d.arrow"), BUCKET, key)

@@ -13,9 +13,18 @@ pytest.importorskip("trafilatura")
 pytest.importorskip("warcio")
 
 PARAGRAPHS = [
-    "The harbour was quiet that morning, and the boats lay still at their moorings while the gulls waited on the wall.",
-    "Nobody had expected the ferry before noon, so the café beside the pier stayed shut and its chairs stood stacked inside.",
-    "When the fog lifted at last, the whole bay came into view: Größe, naïve façades, and the long line of hills behind them.",
+    (
+        "The harbour was quiet that morning, and the boats lay still at their moorings while the"
+        " gulls waited on the wall."
+    ),
+    (
+        "Nobody had expected the ferry before noon, so the café beside the pier stayed shut and its"
+        " chairs stood stacked inside."
+    ),
+    (
+        "When the fog lifted at last, the whole bay came into view: Größe, naïve façades, and the"
+        " long line of hills behind them."
+    ),
 ]
 
 
@@ -23,8 +32,9 @@ def page(paragraphs: list[str] = PARAGRAPHS, *, head: str = "", title: str = "Th
     body = "".join(f"<p>{text}</p>" for text in paragraphs)
     menu = "".join(f'<li><a href="/{n}">Menu entry {n}</a></li>' for n in range(10))
     return (
-        f"<!DOCTYPE html><html><head>{head}<title>{title}</title></head><body><nav><ul>{menu}</ul></nav>"
-        f"<article><h1>A morning</h1>{body}</article><footer>Copyright, imprint, cookies</footer></body></html>"
+        "<!DOCTYPE"
+        f" html><html><head>{head}<title>{title}</title></head><body><nav><ul>{menu}</ul></nav><article><h1>A"
+        f" morning</h1>{body}</article><footer>Copyright, imprint, cookies</footer></body></html>"
     )
 
 
@@ -32,8 +42,12 @@ def is_the_story(text: str) -> bool:
     return all(paragraph in text for paragraph in PARAGRAPHS) and "Menu entry" not in text
 
 
-def warc(path: Path, records: list[tuple[str, str, str, bytes]], *, packed: bool = True) -> list[int]:
-    """Writes (type, url, content type of the answer with status before it, payload); returns where each record ends."""
+def warc(
+    path: Path, records: list[tuple[str, str, str, bytes]], *, packed: bool = True
+) -> list[int]:
+    """Writes (type, url, content type of the answer with status before it, payload); returns
+    where each record ends.
+    """
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 
@@ -48,12 +62,23 @@ def warc(path: Path, records: list[tuple[str, str, str, bytes]], *, packed: bool
             extra = {"WARC-Date": "2024-05-01T00:00:00Z"}
             if kind in ("response", "request"):
                 line = f"{code} OK" if kind == "response" else "GET / HTTP/1.1"
-                fields = [tuple(field.split(": ", 1)) for field in content.split("\n")] if content else []
-                headers = StatusAndHeaders(line, fields, protocol="HTTP/1.1" if kind == "response" else "")
+                fields = (
+                    [tuple(field.split(": ", 1)) for field in content.split("\n")]
+                    if content
+                    else []
+                )
+                headers = StatusAndHeaders(
+                    line, fields, protocol="HTTP/1.1" if kind == "response" else ""
+                )
             else:
                 extra["WARC-Identified-Content-Language"] = "eng"
             record = writer.create_warc_record(
-                url, kind, payload=io.BytesIO(payload), http_headers=headers, warc_headers_dict=extra, warc_content_type=content
+                url,
+                kind,
+                payload=io.BytesIO(payload),
+                http_headers=headers,
+                warc_headers_dict=extra,
+                warc_content_type=content,
             )
             writer.write_record(record)
             ends.append(file.tell())
@@ -98,11 +123,15 @@ def test_pages_in_other_encodings(tmp_path: Path, read: Any, encoding: str, head
 
 def test_japanese_with_escapes(tmp_path: Path, read: Any) -> None:
     text = "これは日本語の文章であり、港の朝のことを長々と語っている。" * 5
-    (tmp_path / "a.html").write_bytes(page([text], head='<meta charset="iso-2022-jp">').encode("iso-2022-jp"))
+    (tmp_path / "a.html").write_bytes(
+        page([text], head='<meta charset="iso-2022-jp">').encode("iso-2022-jp")
+    )
     assert text in read("html", tmp_path).texts[0]
 
 
-def test_a_page_that_the_parser_fails_on_is_rejected(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_the_parser_fails_on_is_rejected(
+    tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import trafilatura
 
     def fail(*_: Any, **__: Any) -> str:
@@ -139,7 +168,12 @@ def test_a_crawl(tmp_path: Path, read: Any, name: str) -> None:
             ("response", "http://a", HTML, STORY),
             ("response", "http://image", "200 Content-Type: image/png", b"\x89PNG"),
             ("response", "http://gone", "404 Content-Type: text/html", STORY),
-            ("response", "http://latin", "200 Content-Type: text/html; Charset='ISO-8859-1'", latin),
+            (
+                "response",
+                "http://latin",
+                "200 Content-Type: text/html; Charset='ISO-8859-1'",
+                latin,
+            ),
             ("response", "http://packed", HTML + "\nContent-Encoding: gzip", gzip.compress(STORY)),
             ("response", "http://chunked", HTML + "\nTransfer-Encoding: chunked", chunked),
             ("response", "http://empty", HTML, b"  "),
@@ -150,11 +184,21 @@ def test_a_crawl(tmp_path: Path, read: Any, name: str) -> None:
         packed=name.endswith(".gz"),
     )
     found = read("warc", tmp_path)
-    assert [d.fields["url"] for d in found.documents] == ["http://a", "http://latin", "http://packed", "http://chunked", "http://file"]
+    assert [d.fields["url"] for d in found.documents] == [
+        "http://a",
+        "http://latin",
+        "http://packed",
+        "http://chunked",
+        "http://file",
+    ]
     assert all(is_the_story(text) for text in found.texts)
     assert found.origins == [f"{name}:{n}" for n in (2, 5, 6, 7, 11)]
     first = found.documents[0].fields
-    assert (first["date"], first["title"], first["id"][:10]) == ("2024-05-01T00:00:00Z", "The harbour", "<urn:uuid:")
+    assert (first["date"], first["title"], first["id"][:10]) == (
+        "2024-05-01T00:00:00Z",
+        "The harbour",
+        "<urn:uuid:",
+    )
     assert found.counts.empty == {"not_a_page": 3, "empty": 1, "no_text": 1}
     assert found.bad == []
 
@@ -162,20 +206,36 @@ def test_a_crawl(tmp_path: Path, read: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["a.warc.wet.gz", "a.wet"])
 def test_text_records_are_taken_as_they_are(tmp_path: Path, read: Any, name: str) -> None:
     payloads = ["One\n line, Größe".encode(), b"no \xff text", b"", b"x" * 5000, b"end"]
-    warc(tmp_path / name, [("conversion", f"http://{n}", "0 text/plain", p) for n, p in enumerate(payloads)], packed=name.endswith("gz"))
+    warc(
+        tmp_path / name,
+        [("conversion", f"http://{n}", "0 text/plain", p) for n, p in enumerate(payloads)],
+        packed=name.endswith("gz"),
+    )
     found = read("warc", tmp_path, policy=ReadPolicy(max_document_bytes=4000))
     assert found.texts == ["One\n line, Größe", "end"]
     assert found.documents[0].fields["language"] == "eng"
     assert found.faults == [(f"{name}:2", "undecodable"), (f"{name}:4", "too_large")]
     assert found.counts.empty == {"empty": 1}
-    assert read("warc", tmp_path, policy=ReadPolicy("replace", "truncate", 4000)).texts[2] == "x" * 4000
+    assert (
+        read("warc", tmp_path, policy=ReadPolicy("replace", "truncate", 4000)).texts[2]
+        == "x" * 4000
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_damaged_crawl_gives_what_came_before(tmp_path: Path, read: Any, packed: bool) -> None:
     path = tmp_path / ("a.wet.gz" if packed else "a.wet")
-    texts = [f"{n} " + " ".join(str(n * k * 7919 % 100_003) for k in range(3000)) for n in range(20)]
-    ends = warc(path, [("conversion", f"http://{n}", "0 text/plain", text.encode()) for n, text in enumerate(texts)], packed=packed)
+    texts = [
+        f"{n} " + " ".join(str(n * k * 7919 % 100_003) for k in range(3000)) for n in range(20)
+    ]
+    ends = warc(
+        path,
+        [
+            ("conversion", f"http://{n}", "0 text/plain", text.encode())
+            for n, text in enumerate(texts)
+        ],
+        packed=packed,
+    )
     whole = path.read_bytes()
     for end, count, unread in (
         (whole[: ends[10] + 5000], 10, 0),  # cut within a record
@@ -195,7 +255,11 @@ def test_a_damaged_crawl_gives_what_came_before(tmp_path: Path, read: Any, packe
 
 def test_a_single_member_with_many_records_is_read(tmp_path: Path, read: Any) -> None:
     """warcio refuses such files; `gzip a.warc` makes them."""
-    warc(tmp_path / "a.warc", [("response", f"http://{n}", HTML, STORY) for n in range(3)], packed=False)
+    warc(
+        tmp_path / "a.warc",
+        [("response", f"http://{n}", HTML, STORY) for n in range(3)],
+        packed=False,
+    )
     (tmp_path / "a.warc.gz").write_bytes(gzip.compress((tmp_path / "a.warc").read_bytes()))
     (tmp_path / "a.warc").unlink()
     assert len(read("warc", tmp_path).texts) == 3

@@ -1,0 +1,1 @@
+"""Chat: messages, templates, and conversations as token ids with what of them is learned."""

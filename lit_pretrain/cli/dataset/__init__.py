@@ -1,1 +1,0 @@
-"""Datasets: what `inspect data` prints and draws."""

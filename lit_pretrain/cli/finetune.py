@@ -1,0 +1,16 @@
+"""Adapt a finished run to a task: `--from RUN`, with the defaults of fine-tuning."""
+
+from lit_pretrain.cli.verb import Verb
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain finetune`."""
+    from lit_pretrain.cli.train.run import train
+
+    return train("finetune", argv)
+
+
+VERB = Verb(
+    main,
+    example="lit_pretrain finetune --from runs/quickstart --max_steps 100 --name tuned",
+)

@@ -1,0 +1,168 @@
+"""Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+
+from lit_pretrain.checkpoint.lineage import Lineage, source_lines
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
+
+
+def order(
+    run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, json_lines: bool = False
+) -> str:
+    """Which documents of which sources an optimizer step reads.
+
+    Args:
+        run: A run folder, or a YAML file with the `data` of a run.
+        step: The optimizer step, counted from 0.
+        steps: How many steps from there on.
+        path: The dataset's directory, if it has moved since.
+        json_lines: One JSON object per row instead of a table.
+    """
+    from lit_pretrain.corpus.documents import (
+        full_origin,  # numpy and what else `--help` need not wait for
+    )
+    from lit_pretrain.corpus.manifest import Manifest
+    from lit_pretrain.data.text.mixture import order_of
+    from lit_pretrain.data.text.trace import Tracer
+
+    if step < 0 or steps < 1:
+        raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
+    data = _config(run)["data"]
+    if "class_path" in data:
+        raise UserError(
+            f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config ..."
+            f" --step {step}` shows them"
+        )
+    where = Path(path or data["path"])
+    if "://" in str(path or data["path"]):
+        raise UserError(
+            f"{path or data['path']} is remote; name a local copy of the dataset with --path"
+        )
+    manifest = Manifest.load(where)
+    plan = order_of(manifest, data)
+    rows = data["global_batch_tokens"] // data["seq_len"]
+    tracer = Tracer(where, manifest, plan, seq_len=data["seq_len"])
+    lines = []
+    for s in range(step, step + steps):
+        if not json_lines:
+            lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}")
+        for row in tracer.rows(range(s * rows, (s + 1) * rows)):
+            names = [
+                full_origin(manifest.sources[row.source], document.origin)
+                for document in row.documents
+            ]
+            if json_lines:
+                facts = {
+                    "step": s,
+                    "sample": row.sample,
+                    "source": row.source,
+                    "epoch": row.epoch,
+                    "row": row.block,
+                }
+                lines.append(
+                    json.dumps(
+                        facts
+                        | {
+                            "chunk": row.chunk,
+                            "first_token": row.first_token,
+                            "documents": names,
+                        }
+                    )
+                )
+            else:
+                lines.append(
+                    f"  sample {row.sample:>8}  {row.source:<12} epoch {row.epoch}  row"
+                    f" {row.block:>7}  {row.chunk}+{row.first_token}  " + "; ".join(names)
+                )
+    return "\n".join(lines) + "\n"
+
+
+def run(path: str) -> str:
+    """What a run was, how it ended, and the runs, folders and raw sources it came from.
+
+    Args:
+        path: The run's folder.
+    """
+    lines: list[str] = []
+    here: Optional[str] = path
+    recorded: list[Mapping[str, Any]] = []
+    while here is not None:
+        folder = Path(here)
+        lineage = Lineage.read(folder)
+        recorded = [] if lineage is None else list(lineage.stages)
+        facts = _json(folder / PROVENANCE)
+        config = _config(here)
+        final = (
+            [m for m in read_metrics(folder) if "val/loss" in m]
+            if (folder / METRICS).is_file()
+            else []
+        )  # a merged run has none
+        lines += [
+            f"{here}: {facts['verb']}, started {facts['started']}",
+            f"  revision {facts['revision']}, {facts['precision']}",
+            f"  {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
+            "  "
+            + (
+                f"data {facts['data']} ({facts['manifest_hash'][:16]})"
+                if facts["data"]
+                else "no data"
+            )
+            + f", tokenizer {facts['tokenizer_hash'][:16]}",
+        ]
+        lines += [f"    {line}" for line in _sources(recorded[:1])]
+        if facts.get("adapter") is not None:
+            lines.append(f"  {facts['adapter']}")
+        if final:
+            loss, bits = final[-1]["val/loss"], final[-1].get("val/bits_per_byte")
+            text = f"{loss:.4f}" if bits is None else f"{loss:.4f} nats, {bits:.4f} bits per byte"
+            lines.append(f"  validation at step {final[-1]['step']:,}: {text}")
+        parent = facts["parent"]
+        if parent is not None:
+            lines.append(f"  from {parent}")
+        # A Hugging Face folder, or a run that is no longer here, ends the line.
+        folder = Path(parent).parent.parent if parent is not None else folder
+        here = str(folder) if parent is not None and (folder / PROVENANCE).is_file() else None
+    for stage in recorded[1:]:  # what the folders themselves can no longer tell
+        lines += [
+            f"{stage['name']}: {stage['verb']}"
+            + (f", started {stage['started']}" if stage["started"] else "")
+            + ", as recorded"
+        ]
+        if stage["data"] is None:
+            lines.append("  data not known")
+        elif stage["data"]["sources"]:
+            lines.append(f"  data {stage['data']['where']} ({stage['data']['hash'][:16]})")
+        lines += [f"    {line}" for line in _sources([stage])]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each raw source of the data of stages."""
+    return [
+        line
+        for stage in stages
+        if stage["data"] is not None
+        for line in source_lines(stage["data"])
+    ]
+
+
+def _config(where: str) -> dict[str, Any]:
+    path = Path(where)
+    file = path / CONFIG if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{where} is neither a run folder (it would hold {CONFIG}) nor a YAML file")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing: {file.parent} is not a run folder")
+    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,81 @@
+"""Loading: the network, tokenizer and template of a run, for the verbs that write text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lit_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_pretrain.chat.render import Renderer
+    from lit_pretrain.model.transformer import Transformer
+    from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def load_run(
+    run: str, checkpoint: str, device: str, dtype: Dtype = "float32", *, accept: Sequence[str] = ()
+) -> tuple[Transformer, Tokenizer, Path]:
+    """The network of a run, ready to write, and its tokenizer.
+
+    Args:
+        run: A run folder, or one checkpoint of a run.
+        checkpoint: For a run folder: last or best.
+        device: auto, cpu or cuda.
+        dtype: Of the weights, and so of the arithmetic.
+        accept: Fields of the contract in which the run's files may differ from its record.
+
+    Returns:
+        Network, tokenizer and the checkpoint.
+
+    Raises:
+        UserError: There is no such run, checkpoint or device; or its tokenizer or template was
+            changed.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(
+            f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named by"
+            " --run itself"
+        )
+    from lit_pretrain.checkpoint.find import resolve
+
+    path = resolve(run, which=checkpoint)
+    from lit_pretrain.cli.lineage import check_files
+
+    check_files(path, accept=tuple(accept))
+    import torch
+
+    from lit_pretrain.checkpoint.network import load_network
+    from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device not in ("cpu", "cuda"):
+        raise UserError(f"--device={device} is unknown; give auto, cpu or cuda")
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device=cuda, but torch finds no CUDA device; leave it out to use the CPU"
+        )
+    net = load_network(path).to(device, getattr(torch, dtype)).eval()
+    return net, Tokenizer.load(str(path.parent.parent)), path
+
+
+def load_renderer(tokenizer: Tokenizer, folder: Path, template: str) -> tuple[Renderer, bool]:
+    """What makes conversations of messages, and whether the run brought its template.
+
+    Args:
+        tokenizer: The run's.
+        folder: The run's folder.
+        template: auto, or as `data.template`.
+
+    Raises:
+        UserError: There is no such template, or it does not fit the tokenizer.
+    """
+    from lit_pretrain.chat.render import Renderer
+    from lit_pretrain.chat.template import TEMPLATE_FILENAME, find_template
+
+    own = (folder / TEMPLATE_FILENAME).is_file()
+    return Renderer(tokenizer, find_template(template, folder)), own or template != "auto"

@@ -1,0 +1,38 @@
+"""Turn raw text into a dataset: tokenizer, LitData shards and their manifest."""
+
+import signal
+from types import FrameType
+from typing import Optional
+
+from lit_pretrain.cli.verb import Verb
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain prepare`."""
+    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.prepare.prepare_config import PrepareConfig
+
+    parser = make_parser("prepare", __doc__)
+    parser.add_class_arguments(PrepareConfig)
+    config = parser.instantiate(parser.parse_args(argv))
+    del config["config"]
+
+    from lit_pretrain.prepare.pipeline import prepare
+    from lit_pretrain.prepare.progress_table import dataset_table, funnel_table
+
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        manifest = prepare(PrepareConfig(**config))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(dataset_table(manifest))
+    print(f"\n{funnel_table(manifest)}")
+    return 0
+
+
+def _leave(number: int, frame: Optional[FrameType]) -> None:
+    """Leaves through the clean-up, with the code of a process that the signal ended."""
+    raise SystemExit(128 + number)
+
+
+VERB = Verb(main, example="lit_pretrain prepare --config configs/prepare/embedded.yaml")

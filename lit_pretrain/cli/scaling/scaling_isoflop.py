@@ -1,0 +1,187 @@
+"""`scaling isoflop`: the best size at each FLOP budget, and how it grows."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.scaling.options import (
+    COUNT_NAMES,
+    add_bootstrap,
+    add_runs,
+    aligned,
+    between,
+    big,
+    big_between,
+    read_runs,
+)
+
+if TYPE_CHECKING:
+    from lit_pretrain.scaling.isoflop import IsoFlop
+    from lit_pretrain.scaling.runs import Runs
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain scaling isoflop`."""
+    parser = make_parser(
+        "scaling isoflop",
+        "Find the best model size at each FLOP budget, and the exponents of N* and D*.",
+    )
+    add_runs(parser)
+    add_within(parser)
+    add_bootstrap(parser, 1000)
+    parser.add_argument(
+        "--flops",
+        type=float,
+        nargs="+",
+        default=[],
+        help="Budgets to give N* and D* for, besides those of the runs.",
+    )
+    parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
+    options = parser.parse_args(argv)
+
+    import json
+
+    from lit_pretrain.errors import UserError
+    from lit_pretrain.scaling.isoflop import isoflop
+
+    if any(not 0 < c < float("inf") for c in options.flops):
+        raise UserError(
+            f"--flops {' '.join(f'{c:g}' for c in options.flops)}: budgets must be positive and"
+            " finite"
+        )
+    runs = read_runs(options)
+    found = isoflop(runs, within=options.within, draws=options.bootstrap, seed=options.seed)
+    for message in found.warnings:
+        warn(message)
+    result = isoflop_document(found, runs, options.flops)
+    sys.stdout.write(
+        json.dumps(result, indent=1) + "\n" if options.json else isoflop_table(result, found)
+    )
+    return 0
+
+
+def add_within(parser: Any) -> None:
+    """Which sizes the parabolas see."""
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=None,
+        help="Fit each parabola only to sizes within this factor of its minimum. Default: to all.",
+    )
+
+
+def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> dict[str, Any]:
+    """Everything about an IsoFLOP analysis as plain JSON values."""
+    return {
+        "optimum": {
+            "a": found.n_line.slope,
+            "b": found.d_line.slope,
+            "ci95": {"a": found.interval_of("a"), "b": found.interval_of("b")},
+            "ci95_of_line": {"a": found.line_interval},
+        },
+        "budgets": [
+            {
+                "c": m.c,
+                "n": m.n,
+                "d": m.d,
+                "loss": m.loss,
+                "runs": len(m.runs),
+                "n_range": [float(m.runs.n.min()), float(m.runs.n.max())],
+                "parabola_in_ln_n": list(m.parabola),
+                "residual_rms": float((m.residuals**2).mean() ** 0.5),
+            }
+            for m in found.minima
+        ],
+        "at": [
+            {
+                "c": c,
+                "n": found.n_line.at(c),
+                "d": found.d_line.at(c),
+                "ci95": {"n": found.optimum_interval("n", c), "d": found.optimum_interval("d", c)},
+                "times_largest": c / found.minima[-1].c,
+            }
+            for c in flops
+        ],
+        "params_counted": runs.counts,
+        "unit": runs.unit,
+        "n_runs": sum(len(m.runs) for m in found.minima),
+        "bootstrap": {"redraws": len(found.draws), "discarded": found.discarded},
+        "warnings": list(found.warnings),
+    }
+
+
+def isoflop_table(result: dict[str, Any], found: IsoFlop) -> str:
+    """An IsoFLOP analysis for reading."""
+    from lit_pretrain.scaling.forecast import FAR
+    from lit_pretrain.scaling.runs import UNIT_TEXT
+
+    rows: list[tuple[str, ...]] = [
+        ("FLOPs", "runs", "sizes", "N*", "D*", "D*/N*", "loss", "residuals")
+    ]
+    rows += [
+        (
+            f"{m.c:.3g}",
+            str(len(m.runs)),
+            big_between((float(m.runs.n.min()), float(m.runs.n.max()))),
+            big(m.n),
+            big(m.d),
+            f"{m.d / m.n:.3g}",
+            f"{m.loss:.4f}",
+            f"{(m.residuals**2).mean() ** 0.5:.2g}",
+        )
+        for m in found.minima
+    ]
+    lines = [
+        (
+            f"{result['n_runs']} runs at {len(found.minima)} budgets; N counts"
+            f" {COUNT_NAMES[result['params_counted']]}; loss in {UNIT_TEXT[result['unit']]}"
+        ),
+        "",
+        *aligned(rows),
+        "",
+        *aligned(
+            [
+                ("", "value", "95 % interval"),
+                ("a (N* ~ C^a)", f"{found.n_line.slope:.4f}", between(found.interval_of("a"))),
+                ("b (D* ~ C^b)", f"{found.d_line.slope:.4f}", between(found.interval_of("b"))),
+            ]
+        ),
+        (
+            f"a from the scatter of the minima about the line alone: {between(found.line_interval)}"
+            f" (Student's t, {len(found.minima) - 2} degrees of freedom)"
+        ),
+    ]
+    if not len(found.draws):
+        lines.append(
+            "no bootstrap intervals: "
+            + (
+                "as many parameters as runs"
+                if len(found.minima) * 3 >= result["n_runs"]
+                else "--bootstrap 0"
+            )
+        )
+    else:
+        lines.append(
+            f"intervals: percentiles of {len(found.draws):,} redraws of the parabolas' residuals"
+            + (f"; {found.discarded} more lost a minimum" if found.discarded else "")
+        )
+    if result["at"]:
+        rows = [("FLOPs", "N*", "95 %", "D*", "95 %", "D*/N*", "of largest budget")]
+        rows += [
+            (
+                f"{at['c']:.3g}",
+                big(at["n"]),
+                big_between(at["ci95"]["n"]),
+                big(at["d"]),
+                big_between(at["ci95"]["d"]),
+                f"{at['d'] / at['n']:.3g}",
+                f"×{at['times_largest']:.3g}"
+                + (" (extrapolated)" if at["times_largest"] > FAR else ""),
+            )
+            for at in result["at"]
+        ]
+        lines += ["", *aligned(rows)]
+    return "\n".join(lines) + "\n"

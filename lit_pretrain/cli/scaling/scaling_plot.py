@@ -1,0 +1,117 @@
+"""`scaling plot`: the figures of a fit and of an IsoFLOP analysis, as PNG files and in
+TensorBoard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs
+from lit_pretrain.cli.scaling.scaling_isoflop import add_within
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lit_pretrain.scaling.isoflop import IsoFlop
+    from lit_pretrain.scaling.runs import Runs
+
+FIGURES = ("isoflop", "optimum", "envelope", "contour", "residuals", "bootstrap")
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain scaling plot`."""
+    parser = make_parser("scaling plot", "Draw the figures of a fit and of an IsoFLOP analysis.")
+    add_runs(parser)
+    add_fit(parser, bootstrap=1000)
+    add_within(parser)
+    parser.add_argument("--out", type=str, default="scaling", help="Folder for the PNG files.")
+    parser.add_argument(
+        "--tensorboard",
+        type=str,
+        default=None,
+        help="A folder of TensorBoard events to add the figures to as images.",
+    )
+    parser.add_argument(
+        "--figures",
+        type=str,
+        nargs="+",
+        default=[],
+        help=(
+            f"Which: {', '.join(FIGURES)}. Default: all that the runs allow; what is left out is"
+            " said."
+        ),
+    )
+    options = parser.parse_args(argv)
+
+    from lit_pretrain.errors import UserError
+    from lit_pretrain.report.run_folder import write_whole
+    from lit_pretrain.scaling.figures import png
+
+    unknown = [name for name in options.figures if name not in FIGURES]
+    if unknown:
+        raise UserError(f"--figures {' '.join(unknown)}: there is {', '.join(FIGURES)}")
+    images = {name: png(figure) for name, figure in _draw(options, read_runs(options)).items()}
+    try:
+        for name, content in images.items():
+            write_whole(Path(options.out) / f"{name}.png", content)
+            print(Path(options.out) / f"{name}.png")
+        if options.tensorboard:
+            from lit_pretrain.scaling.figures import write_images
+
+            write_images(
+                Path(options.tensorboard),
+                {f"scaling/{name}": content for name, content in images.items()},
+            )
+            print(f"{options.tensorboard}: {len(images)} images for TensorBoard")
+    except OSError as error:
+        raise UserError(f"the figures cannot be written: {error}") from None
+    return 0
+
+
+def _draw(options: Any, runs: Runs) -> dict[str, Figure]:
+    from lit_pretrain.scaling import figures
+
+    wanted = options.figures or FIGURES
+    iso = _isoflop(options, runs) if {"isoflop", "optimum"} & set(wanted) else None
+    drawn: dict[str, Figure] = {}
+    if "isoflop" in wanted and iso is not None:
+        drawn["isoflop"] = figures.isoflop_figure(iso)
+    if set(wanted) == {"isoflop"}:
+        return drawn
+    fitted = fit_of(options, runs)
+    makers: dict[str, Callable[[], Figure]] = {
+        "optimum": lambda: figures.optimum_figure(fitted, iso),
+        "envelope": lambda: figures.envelope_figure(fitted),
+        "contour": lambda: figures.contour_figure(fitted),
+        "residuals": lambda: figures.residual_figure(fitted),
+        "bootstrap": lambda: figures.pairs_figure(fitted),
+    }
+    for name, make in makers.items():
+        if name == "bootstrap" and fitted.draws is None and not options.figures:
+            warn("bootstrap.png is left out: --bootstrap 0")
+        elif name in wanted:
+            drawn[name] = make()
+    return drawn
+
+
+def _isoflop(options: Any, runs: Runs) -> Optional[IsoFlop]:
+    """The analysis where the runs are sweeps at fixed budgets; what cannot be had is said, and
+    refused if it was asked for by name.
+    """
+    from lit_pretrain.errors import UserError
+    from lit_pretrain.scaling.isoflop import isoflop
+
+    try:
+        found = isoflop(runs, within=options.within, draws=options.bootstrap, seed=options.seed)
+    except UserError as error:
+        if "isoflop" in options.figures:
+            raise
+        warn(f"no parabolas: {error}")
+        return None
+    for message in found.warnings:
+        warn(message)
+    return found

@@ -1,0 +1,364 @@
+"""Api: OpenAI's routes over a writer."""
+
+import json
+import secrets
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Optional
+
+from fastapi import Depends, FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from lit_pretrain import __version__
+from lit_pretrain.chat.messages import BadRow, check_messages
+from lit_pretrain.cli.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Refusal,
+    TextRequest,
+    of_validation,
+)
+from lit_pretrain.cli.serve.writer import Stopping, Usage, Writer
+from lit_pretrain.errors import UserError
+from lit_pretrain.generate.conversation import ReplySampling
+from lit_pretrain.generate.text import encode_prompt
+
+TEXT_TOKENS = 16
+"""OpenAI's default of max_tokens in completions."""
+
+
+class Api:
+    """The handlers.
+
+    Args:
+        writer: Writes the replies.
+        name: What the model is called.
+        created: When its weights were written, seconds since 1970.
+        api_key: What clients must show; None asks for nothing.
+    """
+
+    def __init__(self, writer: Writer, *, name: str, created: int, api_key: Optional[str]) -> None:
+        self.writer = writer
+        self.name = name
+        self.created = created
+        self.api_key = api_key
+
+    def authorise(self, request: HttpRequest) -> None:
+        """Refuse who does not show the key."""
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.api_key is not None and not secrets.compare_digest(
+            shown.encode(), self.api_key.encode()
+        ):
+            raise Refusal(
+                401,
+                "the API key is missing or wrong: send it as `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+            )
+
+    async def models(self) -> dict[str, Any]:
+        """GET /v1/models."""
+        return {"object": "list", "data": [self._card()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """GET /v1/models/NAME."""
+        self._check_model(name)
+        return self._card()
+
+    async def chat(self, body: ChatRequest, request: HttpRequest) -> Response:
+        """POST /v1/chat/completions."""
+        self._check_model(body.model)
+        if self.writer.renderer is None:
+            raise Refusal(
+                400, f"this model takes no chats: {self.writer.no_chat}", code="no_chat_template"
+            )
+        messages = [message.plain() for message in body.messages]
+        try:
+            check_messages(messages)
+            prompt: list[int] = self.writer.renderer.prompt(messages).tolist()
+        except BadRow as bad:
+            raise Refusal(400, str(bad), param="messages") from None
+        asked = (
+            body.max_completion_tokens
+            if body.max_completion_tokens is not None
+            else body.max_tokens
+        )
+        room = self._room(
+            prompt,
+            asked,
+            min(self.writer.max_tokens, self.writer.context - len(prompt)),
+            "messages",
+        )
+        return await self._answer(ChatPayload(self.name), [prompt], body, room, request)
+
+    async def complete(self, body: TextRequest, request: HttpRequest) -> Response:
+        """POST /v1/completions."""
+        self._check_model(body.model)
+        tokenizer, prompt = self.writer.tokenizer, body.prompt
+        if isinstance(prompt, str):
+            prompts = [encode_prompt(tokenizer, prompt)]
+        elif prompt and isinstance(prompt[0], int):
+            prompts = [prompt]
+        else:
+            prompts = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompt]  # type: ignore[misc]
+        if not all(prompts) or not prompts:
+            raise Refusal(
+                400,
+                "prompt is empty: give a text, which may be empty, or at least one token id",
+                param="prompt",
+            )
+        vocabulary = self.writer.net.config.vocab_size
+        wrong = next(
+            (token for ids in prompts for token in ids if not 0 <= token < vocabulary), None
+        )
+        if wrong is not None:
+            raise Refusal(
+                400,
+                f"token id {wrong} is not in the vocabulary of {vocabulary} tokens",
+                param="prompt",
+            )
+        longest = max(prompts, key=len)
+        room = self._room(
+            longest, body.max_tokens, min(TEXT_TOKENS, self.writer.context - len(longest)), "prompt"
+        )
+        return await self._answer(TextPayload(self.name), prompts, body, room, request)
+
+    # ------------------------------------------------------------------
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "lit_pretrain",
+            "max_model_len": self.writer.context,
+        }
+
+    def _check_model(self, name: str) -> None:
+        if name != self.name:
+            raise Refusal(
+                404,
+                f"there is no model {name!r}; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _room(self, prompt: list[int], asked: Optional[int], default: int, param: str) -> int:
+        """Tokens that may be written after a prompt."""
+        context = self.writer.context
+        if len(prompt) + (asked or 1) > context:
+            wanted = "" if asked is None else f" and max_tokens={asked} more were asked for"
+            raise Refusal(
+                400, f"the model reads {context} tokens, its reply included; {param} has {len(prompt)}{wanted}: shorten it",
+                param=param if len(prompt) >= context else "max_tokens",
+                code="context_length_exceeded",
+            )  # fmt: skip
+        return asked or default
+
+    async def _answer(
+        self,
+        answer: "Payload",
+        prompts: list[list[int]],
+        body: CompletionRequest,
+        room: int,
+        request: HttpRequest,
+    ) -> Response:
+        n = body.n or 1
+        sampling = body.sampling(max_new_tokens=room, seed=secrets.randbelow(2**31))
+        usage = Usage()
+        if body.stream:
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            events = self._events(answer, prompts, n, sampling, usage, with_usage, request)
+            return StreamingResponse(
+                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
+        began = time.perf_counter()
+        texts, ends = [""] * len(prompts) * n, [""] * len(prompts) * n
+        try:
+            async for part in self.writer.write(prompts, n, sampling, usage):
+                texts[part.number] += part.text
+                ends[part.number] = part.finish or ""
+                if await request.is_disconnected():
+                    _log(request, 499, usage, began)
+                    return Response(status_code=499)  # nobody reads it
+        except (UserError, Stopping) as error:
+            raise Refusal(503 if isinstance(error, Stopping) else 500, str(error)) from error
+        _log(request, 200, usage, began)
+        choices = [
+            answer.choice(index, text, end)
+            for index, (text, end) in enumerate(zip(texts, ends, strict=True))
+        ]
+        return JSONResponse(answer.head(answer.kind) | {"choices": choices, "usage": _plain(usage)})
+
+    async def _events(
+        self,
+        answer: "Payload",
+        prompts: list[list[int]],
+        n: int,
+        sampling: ReplySampling,
+        usage: Usage,
+        with_usage: bool,
+        request: HttpRequest,
+    ) -> AsyncIterator[str]:
+        """Server-sent events: chunks of the replies, the usage if asked for, and the end."""
+        began = time.perf_counter()
+        head = answer.head(answer.chunk_kind) | ({"usage": None} if with_usage else {})
+        begun: set[int] = set()
+        status = 499
+        try:
+            async for part in self.writer.write(prompts, n, sampling, usage):
+                first = part.number not in begun
+                begun.add(part.number)
+                for delta in answer.deltas(part.number, part.text, part.finish, first=first):
+                    yield _event(head | {"choices": [delta]})
+            if with_usage:
+                yield _event(head | {"choices": [], "usage": _plain(usage)})
+            yield "data: [DONE]\n\n"
+            status = 200
+        except (UserError, Stopping) as error:  # the status has been sent: only an event can tell
+            status = 503 if isinstance(error, Stopping) else 500
+            yield _event(Refusal(status, str(error)).body())
+        finally:
+            _log(request, status, usage, began)
+
+
+class Payload:
+    """One response: its id, and the shape of what it holds."""
+
+    kind: str
+    chunk_kind: str
+    prefix: str
+
+    def __init__(self, model: str) -> None:
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = model
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What is the same in every chunk."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"lit_pretrain-{__version__}",
+        }
+
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+        """A whole reply."""
+        raise NotImplementedError
+
+    def deltas(
+        self, index: int, text: str, finish: Optional[str], *, first: bool
+    ) -> list[dict[str, Any]]:
+        """A piece of one."""
+        raise NotImplementedError
+
+
+class ChatPayload(Payload):
+    """To a chat."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+        """A whole reply."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+    def deltas(
+        self, index: int, text: str, finish: Optional[str], *, first: bool
+    ) -> list[dict[str, Any]]:
+        """The role comes first, by itself; the reason of the end last, by itself."""
+        contents = ([{"role": "assistant", "content": ""}] if first else []) + (
+            [{"content": text}] if text else []
+        )
+        pieces: list[dict[str, Any]] = [
+            {"delta": content, "finish_reason": None} for content in contents
+        ]
+        pieces += [{"delta": {}, "finish_reason": finish}] if finish else []
+        return [{"index": index, "logprobs": None, **piece} for piece in pieces]
+
+
+class TextPayload(Payload):
+    """To a completion."""
+
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+        """A whole reply."""
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+
+    def deltas(
+        self, index: int, text: str, finish: Optional[str], *, first: bool
+    ) -> list[dict[str, Any]]:
+        """A piece, or the end."""
+        return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
+
+
+def make_app(writer: Writer, *, name: str, created: int, api_key: Optional[str]) -> FastAPI:
+    """The application."""
+    api = Api(writer, name=name, created=created, api_key=api_key)
+    app = FastAPI(title="lit_pretrain", version=__version__)
+    guarded = [Depends(api.authorise)]
+    app.add_api_route("/v1/models", api.models, methods=["GET"], dependencies=guarded)
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"], dependencies=guarded)
+    app.add_api_route(
+        "/v1/chat/completions",
+        api.chat,
+        methods=["POST"],
+        dependencies=guarded,
+        response_model=None,
+    )
+    app.add_api_route(
+        "/v1/completions", api.complete, methods=["POST"], dependencies=guarded, response_model=None
+    )
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _unknown)
+    return app
+
+
+async def _refused(request: HttpRequest, error: Any) -> Response:
+    _log(request, error.status, Usage(), time.perf_counter())
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+async def _invalid(request: HttpRequest, error: Any) -> Response:
+    return await _refused(request, of_validation(error.errors()))
+
+
+async def _unknown(request: HttpRequest, error: Any) -> Response:
+    what = (
+        f"{request.method} {request.url.path} is not here: /v1/models, /v1/chat/completions and"
+        " /v1/completions are"
+    )
+    return await _refused(
+        request,
+        Refusal(error.status_code, what if error.status_code in (404, 405) else str(error.detail)),
+    )
+
+
+def _plain(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _log(request: HttpRequest, status: int, usage: Usage, began: float) -> None:
+    took = (
+        f", {usage.prompt} + {usage.completion} tokens in {time.perf_counter() - began:.2f} s"
+        if usage.prompt
+        else ""
+    )
+    print(f"{request.method} {request.url.path} {status}{took}", file=sys.stderr, flush=True)

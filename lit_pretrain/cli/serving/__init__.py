@@ -1,1 +1,0 @@
-"""Serving: a run behind OpenAI's interface, over HTTP."""

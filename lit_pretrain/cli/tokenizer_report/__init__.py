@@ -1,1 +1,0 @@
-"""`lit_pretrain tokenizer report`: what a tokenizer makes of text, beside others."""

@@ -1,0 +1,1 @@
+"""What `fit`, `posttrain` and `finetune` share."""

@@ -1,0 +1,263 @@
+"""Fit plan: what `fit` says before it starts, and the memory without which it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+from jsonargparse import Namespace
+
+from lit_pretrain.adapter import freeze_
+from lit_pretrain.callbacks.progress import clock, short
+from lit_pretrain.checkpoint.network import find_parent, model_config
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.train.resolve import (
+    Data,
+    adapter_cost,
+    adapter_of,
+    instantiate,
+    net_of,
+    peak_dtype,
+)
+from lit_pretrain.data import PromptData
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.forecast import Expected, expected
+from lit_pretrain.scaling.hardware import GIB, beside, find_device, room
+from lit_pretrain.scaling.memory import Answering, Layout, Sharding, peak, remedies
+from lit_pretrain.stage.origin import can_compile
+from lit_pretrain.stage.reference import resolve_reference
+
+NEAR = 0.9
+"""From this share of the memory on the plan warns."""
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The plan of one run of `fit`."""
+
+    line: str
+    expected: Optional[Expected]
+    """None where no law covers the run."""
+
+
+def layout_of(config: Namespace, data: Data, world: int) -> Layout:
+    """How a resolved config lays a run out on its devices.
+
+    Args:
+        config: Resolved config.
+        data: Its data.
+        world: Devices.
+    """
+    device: Literal["cpu", "cuda"] = (
+        "cuda"
+        if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        else "cpu"
+    )
+    name = str(config.trainer.strategy)
+    sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
+    compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
+    optimizer = config.model.optimizer
+    division = data.divide(world)
+    adapter = adapter_of(config)
+    cost = None if adapter is None else adapter_cost(net_of(config), adapter)
+    return Layout(
+        rows=division.micro_batch_size * data.sequences_per_row, group=data.sequences_per_row,
+        seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world, sharding=sharding,
+        precision=config.trainer.precision,
+        compiled=compiled, fused_norm=device == "cuda",
+        checkpointing=config.model.activation_checkpointing,
+        muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
+        accumulates=division.micro_batches > 1, device=device,
+        trainable=_trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
+        added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
+        frozen=_frozen_parameters(config, data), answering=_answering(config, data, world),
+    )  # fmt: skip
+
+
+def _trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
+    """Share of the parameters that is trained where some are frozen by name."""
+    if not freeze:
+        return 1.0
+    with torch.device("meta"):
+        made = Transformer(net)
+    freeze_(made, freeze)
+    return sum(p.numel() for p in made.parameters() if p.requires_grad) / sum(
+        p.numel() for p in made.parameters()
+    )
+
+
+def _frozen_parameters(config: Namespace, data: Data) -> int:
+    """Parameters of the networks that are kept beside the one that is trained: a reference's
+    copy, a teacher.
+    """
+    model, shapes = config.model, []
+    needs = instantiate(model.objective).needs
+    if "ref_logp" in needs and model.reference_cache is None:
+        named = model.reference if model.reference != model.init_from else None
+        if (
+            resolve_reference(
+                data.contract.provides, adapter=model.adapter is not None, named=named is not None
+            )
+            == "copy"
+        ):
+            shapes.append(
+                net_of(config) if named is None else model_config(find_parent(named).shape)
+            )
+    if "teacher" in needs and model.teacher is not None and "teacher" not in data.contract.provides:
+        shapes.append(model_config(find_parent(model.teacher).shape))
+    return sum(count_parameters(shape).total for shape in shapes)
+
+
+def _answering(config: Namespace, data: Data, world: int) -> Optional[Answering]:
+    """What the network answers at once; None where it answers nothing, or another engine does,
+    whose memory is its own.
+    """
+    rollout = config.model.rollout
+    if rollout is None or not isinstance(data, PromptData):
+        return None
+    engine = rollout.engine
+    if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
+        return None
+    prompts = -(-data.rows // world)
+    every = Answering(
+        prompts * data.sequences_per_row,
+        prompts,
+        data.max_prompt_tokens,
+        rollout.max_completion_tokens,
+    )
+    most = None if engine is None else (engine.get("init_args") or {}).get("rows")
+    return every if most is None or most >= every.rows else every.fewer(most)
+
+
+def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bool) -> None:
+    """Refuse a run whose planned peak its device cannot hold, before anything is built.
+
+    Args:
+        net: Shape.
+        layout: From `layout_of`.
+        ranks_here: Processes that share this machine's memory, where they compute on its CPU.
+        allow: Warn instead.
+
+    Raises:
+        UserError: Names the peak, the limit and what would make it fit.
+    """
+    limit = device_memory(layout.device)
+    if limit is None:
+        return
+    limit = limit / (ranks_here if layout.device == "cpu" else 1)
+    found = peak(net, layout)
+    needed = found.bytes + beside(found.bytes, layout.device)
+    if needed <= NEAR * limit:
+        return
+    what = (
+        f"a device needs {needed / GIB:,.1f} GiB at the peak of a step ({found.phase}) and has"
+        f" {limit / GIB:,.1f} GiB"
+        + (
+            f" for each of {ranks_here} processes"
+            if layout.device == "cpu" and ranks_here > 1
+            else ""
+        )
+    )
+    if needed <= limit or allow:
+        warn(f"{what}: it may run out of memory")
+        return
+    ways = remedies(net, layout, room(limit, layout.device))
+    would = (
+        f"it would fit with {', or '.join(ways)}"
+        if ways
+        else "a smaller network or shorter rows would fit"
+    )
+    raise UserError(
+        f"{what}; {would}. `lit_pretrain plan` shows where it goes; --allow_oom true starts"
+        " nevertheless"
+    )
+
+
+def device_memory(device: str) -> Optional[float]:
+    """Bytes of the GPU, or those that this process may still take of the machine's; None if the
+    system does not say.
+    """
+    if device == "cuda":
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        fields = dict(
+            line.split(":", 1)
+            for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
+        available = float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        most, used = (
+            (group / f"memory.{name}").read_text(encoding="utf-8").strip()
+            for name in ("max", "current")
+        )
+    except OSError:
+        return available
+    return available if most == "max" else min(available, float(most) - float(used))
+
+
+def fit_plan(
+    config: Namespace, net: ModelConfig, layout: Layout, data: Data, *, gpu: Optional[str]
+) -> FitPlan:
+    """What is about to happen, in one line.
+
+    Args:
+        config: Resolved config.
+        net: Its network.
+        layout: From `layout_of`.
+        data: Its data.
+        gpu: The driver's name of the GPU; None on a CPU.
+    """
+    counts, tokens = count_parameters(net), config.max_steps * data.tokens_per_step
+    flops = (
+        tokens
+        * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
+    )
+    found = peak(net, layout)
+    foreseen: Optional[Expected] = None
+    forecast: list[str] = []
+    if (
+        isinstance(data, TextData) and config.model.init_from is None
+    ):  # laws are of networks trained from nothing on text
+        law = expected(counts, tokens, given=config.forecast, tokenizer=data.tokenizer_hash)
+        if config.forecast is None and law.outside:
+            forecast = [f"loss not forecast ({law.name}: {law.outside[0]})"]
+        else:
+            foreseen, forecast = law, [f"loss {law.text} expected"]
+    elif config.forecast is not None:
+        raise UserError(
+            "forecast: laws are of networks that are trained from nothing on text; leave it out for"
+            " this run"
+        )
+    parts = [
+        f"{counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products)",
+        data.batch_line(layout.devices),
+        (
+            f"{config.max_steps:,} steps = {short(tokens)} tokens ="
+            f" {data.epochs(config.max_steps):.2f} epochs"
+        ),
+        f"{flops:.3g} FLOPs",
+        *_hours(gpu, config.trainer.precision, flops, layout.devices),
+        f"memory {found.bytes / GIB:.2f} GiB a device ({found.phase})",
+        *forecast,
+        config.trainer.precision,
+    ]
+    return FitPlan("plan: " + " | ".join(parts), foreseen)
+
+
+def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> list[str]:
+    device, dtype = None if gpu is None else find_device(gpu), peak_dtype(precision)
+    top = None if device is None else device.peak(dtype)
+    if device is None or top is None:
+        return []
+    share = device.utilization(dtype).value
+    return [f"{clock(flops / (top * share * devices))} at {share:.0%} MFU"]

@@ -1,0 +1,91 @@
+"""Ranks: the processes of one run, as one process to the person who started it."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Optional
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from lit_pretrain.errors import UserError
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+"""Environment variables in which torchrun, Lightning and Slurm number their processes."""
+LAUNCHED_NAME = "LIT_PRETRAIN_LAUNCHED_NAME"
+"""Environment variable by which the first process of a run tells those that it launches the
+run's name.
+"""
+PATIENCE_SECONDS = 10.0
+"""How long a launched process waits for the first one to report."""
+GRACE_SECONDS = 3.0
+"""How long the first process looks whether another one has failed before it."""
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that makes the run folder, known before there is a
+    Trainer.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+@contextmanager
+def one_voice(trainer: Trainer) -> Iterator[None]:
+    """Let the first process report what all of them know, and end with all of them.
+
+    When all ranks stop for the same reason, Lightning's launcher kills the first one if it sees
+    another end before it: the report and the exit code would be lost. So a launched process waits
+    for the first to end and then ends silently. If the first one does not end, it does not know of
+    the mistake and waits in a collective: then this process reports, and its end lets the launcher
+    stop the others.
+
+    Likewise the first process, when it stops, ends those it has launched: they could wait for it in
+    a collective for long.
+    """
+    launcher = trainer.strategy.launcher
+    launched = (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and trainer.local_rank > 0
+        and LAUNCHED_NAME in os.environ
+    )
+    parent = os.getppid()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that ends others, too
+    try:
+        yield
+    except BaseException as error:
+        if launched and isinstance(error, UserError):
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while time.monotonic() < deadline:
+                if os.getppid() != parent:
+                    raise SystemExit(error.exit_code) from error
+                time.sleep(0.05)
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            others = list(launcher.procs)
+            launcher.procs.clear()  # or the launcher's observer takes their end for a failure and kills this process, too
+            # Of a KeyboardInterrupt Lightning makes an exit, and has killed the others already.
+            interrupted = isinstance(error.__context__, KeyboardInterrupt)
+            code = None if interrupted or isinstance(error, UserError) else _failure(others)
+            for process in others:
+                process.kill()
+            if code is not None:
+                raise SystemExit(
+                    code
+                ) from error  # all that happened here is that a collective lost its partner
+        raise
+
+
+def _failure(processes: Sequence["subprocess.Popen[bytes]"]) -> Optional[int]:
+    """The exit code of a process that has failed by itself, or is about to end; None if all go
+    on.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while processes and time.monotonic() < deadline:
+        failed = [code for code in (process.poll() for process in processes) if code]
+        if failed:
+            return failed[0] if failed[0] > 0 else 1
+        time.sleep(0.05)
+    return None

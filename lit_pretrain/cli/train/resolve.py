@@ -1,0 +1,274 @@
+"""Adapter cost: what is trained and what it takes to keep it, before anything is built."""
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from lit_pretrain.adapter import LoRA
+from lit_pretrain.adapter.lora import AdaptedLinear
+from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
+from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.cli.parser import raw_option
+from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.scaling.flops import flops_per_token
+
+
+class AdapterCost(NamedTuple):
+    """Sizes of training with an adapter, without activations; bytes as in 32-true and
+    bf16-mixed, which keep weights in fp32.
+    """
+
+    matrices: int
+    """Adapted matrices."""
+    trained: int
+    """Parameters that are trained."""
+    quantized: int
+    """Parameters of the network that are kept in four bits."""
+    total: int
+    """Parameters of the network without the adapter."""
+    weight_bytes: int
+    """Weights of network and adapter."""
+    state_bytes: int
+    """Gradients and AdamW's two moments."""
+    full_bytes: int
+    """Weights, gradients and moments if everything were trained."""
+
+    def line(self, adapter: LoRA) -> str:
+        """All of it in one line."""
+        kind = ("DoRA" if adapter.dora else "LoRA") + (" on NF4" if adapter.quantize else "")
+        return (
+            f"adapter: {kind}, rank {adapter.rank}, on {self.matrices} matrices: {self.trained:,}"
+            f" of {self.total:,} parameters trained ({self.trained / self.total:.2%}) | weights"
+            f" {_mb(self.weight_bytes)}, gradients and moments {_mb(self.state_bytes)} (all"
+            f" trained: {_mb(self.full_bytes)} together)"
+        )
+
+
+def adapter_cost(shape: ModelConfig, adapter: LoRA) -> AdapterCost:
+    """Count what an adapter of a network costs, without memory of its own."""
+    with torch.device("meta"):
+        net = Transformer(shape)
+    total = sum(p.numel() for p in net.parameters())
+    # Quantisation would need the weights; its size follows from their number.
+    plain = LoRA(**{**adapter.__dict__, "quantize": None})
+    names = plain.apply(net)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    weights = sum(t.numel() * 4 for t in net.state_dict().values())
+    quantized = 0
+    if adapter.quantize is not None:
+        for module in net.modules():
+            if isinstance(module, AdaptedLinear):
+                count = module.weight.numel()
+                quantized += count
+                blocks = -(-count // BLOCK)
+                weights -= 4 * count - (-(-count // 2) + blocks + 4 * -(-blocks // SCALE_BLOCK) + 4)
+    return AdapterCost(len(names), trained, quantized, total, weights, 12 * trained, 16 * total)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+# Data choice: which data module a command line names, and its settings, whichever way a config
+# writes them.
+#
+# `data` holds the settings of TextData directly, as it always has, or names another class by
+# `class_path` and `init_args`.
+
+
+Data = Union[TextData, PostTrainingData]
+
+
+def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> bool:
+    """Whether raw arguments, a file among them, or a saved config name a class of data."""
+    if saved is not None and "class_path" in saved.get("data", {}):
+        return True
+    for i, arg in enumerate(args):
+        file = (
+            args[i + 1]
+            if arg in ("-c", "--config") and i + 1 < len(args)
+            else arg[9:]
+            if arg.startswith("--config=")
+            else None
+        )
+        if file is None or not Path(file).is_file():
+            continue
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # the parser reads the file, too, and says what is wrong with it
+        data = content.get("data") if isinstance(content, dict) else None
+        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+            return True
+    return (
+        raw_option(args, "--data") is not None or raw_option(args, "--data.class_path") is not None
+    )
+
+
+def settings_of(data: Any) -> Any:
+    """The settings in the `data` of a config, parsed or plain."""
+    return data["init_args"] if "class_path" in data else data
+
+
+def build(data: Namespace) -> Data:
+    """The data module of a parsed config.
+
+    Raises:
+        UserError: Its class is none of ours, or its settings contradict each other.
+    """
+    settings = settings_of(data)
+    values = settings.as_dict() if isinstance(settings, Namespace) else dict(settings)
+    if "class_path" not in data:
+        return TextData(**values)
+    module, _, name = data["class_path"].rpartition(".")
+    cls = getattr(import_module(module), name)
+    if not (isinstance(cls, type) and issubclass(cls, (TextData, PostTrainingData))):
+        raise UserError(
+            f"data.class_path={data['class_path']!r} is not one of the data classes of"
+            " lit_pretrain.data"
+        )
+    made: Data = cls(**values)
+    return made
+
+
+# Precision: the default that the device computes fast without losing the optimizer's accuracy.
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def default_precision(accelerator: str) -> str:
+    """bf16-mixed where the device computes in bf16, else 32-true.
+
+    bf16-true is never the default: it would keep the optimizer's moments and the weights themselves
+    in bf16.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
+    return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+
+def check_precision(precision: str) -> None:
+    """Refuse fp16: it needs its loss scaled, and that would reach the backward pass of the last
+    micro-batch of a step only.
+
+    Raises:
+        UserError: Names what to take in its place.
+    """
+    if str(precision).startswith("16"):
+        raise UserError(
+            f"trainer.precision={precision}: fp16 is not supported, on no device; take bf16-mixed"
+            " (the exponents of fp32, so that nothing need be scaled), 32-true, or leave it out to"
+            " have what the device computes fast"
+        )
+
+
+def peak_dtype(precision: str) -> str:
+    """The dtype of matrix products on a GPU in a precision: what its peak is counted in."""
+    if precision.startswith("bf16"):
+        return "bf16"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+
+
+# Parsed: the network and the adapter that a parsed config describes, as plain values or made
+# already, and what they cost.
+
+
+def net_of(config: Namespace) -> ModelConfig:
+    """The shape of the network in a parsed config."""
+    values = config.model.net
+    return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
+
+
+def adapter_of(config: Namespace) -> Optional[LoRA]:
+    """The adapter in a parsed config."""
+    values = config.model.adapter
+    return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
+
+
+def instantiate(values: Any) -> Any:
+    """What a parsed config describes by class_path and init_args, made now if it is not yet."""
+    if not isinstance(values, Namespace):
+        return values
+    module, _, name = str(values.class_path).rpartition(".")
+    arguments = values.get("init_args")
+    return getattr(import_module(module), name)(
+        **(arguments.as_dict() if isinstance(arguments, Namespace) else arguments or {})
+    )
+
+
+def adapter_parameters(config: Namespace) -> Optional[int]:
+    """Parameters of its adapter; None without one."""
+    adapter = adapter_of(config)
+    return None if adapter is None else adapter_cost(net_of(config), adapter).trained
+
+
+def training_flops(config: Namespace, *, seq_len: int) -> float:
+    """FLOPs of training on one token.
+
+    Args:
+        config: Parsed config.
+        seq_len: Inputs per row.
+    """
+    return flops_per_token(
+        net_of(config), seq_len, adapter_parameters=adapter_parameters(config)
+    ).training
+
+
+# Run length: steps, epochs, tokens or FLOPs, of which a run is given exactly one, as optimizer
+# steps.
+
+
+UNITS = ("max_steps", "max_epochs", "max_tokens", "max_flops")
+
+
+def resolve_length(config: Namespace, data: Data) -> None:
+    """Let `max_steps` say it, and nothing else.
+
+    Args:
+        config: Parsed config; it is changed.
+        data: Its data.
+
+    Raises:
+        UserError: The length is given in no unit or in several, or is not positive.
+    """
+    given = {name: config[name] for name in UNITS if config[name] is not None}
+    if not given and data.usual_steps is not None:
+        given = {"max_steps": data.usual_steps}
+    if len(given) != 1:
+        raise UserError(
+            "give exactly one of max_steps, max_epochs, max_tokens and max_flops; found"
+            f" {given or 'none'}"
+        )
+    name, value = next(iter(given.items()))
+    if not 0 < value < math.inf:
+        raise UserError(f"{name}={value} must be positive and finite")
+    if name == "max_steps":
+        steps = int(value)
+    elif name == "max_epochs":
+        steps = data.steps_of(value)
+    else:
+        tokens = (
+            value / training_flops(config, seq_len=data.seq_len) if name == "max_flops" else value
+        )
+        steps = math.ceil(tokens / data.tokens_per_step)
+    config.max_steps = steps
+    config.max_epochs = config.max_tokens = config.max_flops = None

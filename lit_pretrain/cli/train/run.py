@@ -1,0 +1,251 @@
+"""Train: what `fit`, `posttrain` and `finetune` do, from arguments to a finished run folder."""
+
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
+from lit_pretrain.checkpoint.contract import KEY
+from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME as LINEAGE
+from lit_pretrain.checkpoint.lineage import Lineage
+from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.lineage import data_record, home_of, lineage_of, stage_record
+from lit_pretrain.cli.messages import quiet_libraries, warn
+from lit_pretrain.cli.train.fit_plan import fit_plan
+from lit_pretrain.cli.train.ranks import one_voice
+from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, peak_dtype
+from lit_pretrain.cli.train.train_cli import TrainCLI
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import DivergedError
+from lit_pretrain.model.config import count_parameters
+from lit_pretrain.report.run_folder import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    MetricsFile,
+    make_run_folder,
+    provenance,
+    write_whole,
+)
+from lit_pretrain.report.summary import Foreseen, write_summary
+from lit_pretrain.report.tensorboard_layout import layout, rollout_layout
+from lit_pretrain.scaling.hardware import peak_flops
+
+
+def train(verb: str, argv: list[str]) -> int:
+    """Run one of the training verbs.
+
+    Args:
+        verb: fit, posttrain or finetune.
+        argv: Its arguments.
+
+    Returns:
+        The exit code.
+    """
+    quiet_libraries()
+    cli = TrainCLI(verb, argv)
+    trainer, stage, data = cli.trainer, cli.model, cli.datamodule
+    # Before anything is written: a run that is refused leaves nothing behind.
+    stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
+    data.setup("fit")
+    stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
+    cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
+    first_step = (
+        int(read_metadata(cli.place.checkpoint)[KEY]["step"]) if cli.place.checkpoint else 0
+    )
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    plan = fit_plan(
+        cli.config,
+        net_of(cli.config),
+        cli.layout,
+        data,
+        gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None,
+    )
+    adapter = adapter_of(cli.config)
+    lines = [plan.line, *([] if cli.lowered is None else [cli.lowered])]
+    if adapter is not None:
+        lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
+    said = "\n".join(lines)
+    mixture = data.exposure(cli.config.max_steps)
+    foreseen = plan.expected
+    cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values
+    if trainer.is_global_zero:
+        start_run(cli, first_step, None if foreseen is None else foreseen.metric)
+        print(said, mixture, sep="\n", flush=True)
+        if cli.place.checkpoint:
+            print(f"resume: {cli.place.checkpoint}, step {first_step}")
+    began = time.perf_counter()
+    try:
+        with one_voice(trainer):
+            trainer.fit(
+                stage,
+                datamodule=data,
+                ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None,
+                weights_only=True,
+            )
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error}\nthe step read: {data.describe(error.samples)}", error.samples
+        ) from error
+    if trainer.is_global_zero:
+        summary = write_summary(
+            cli.place.folder,
+            seconds=time.perf_counter() - began,
+            train_seconds=cli.callbacks.metrics.train_seconds,
+            plan=said,
+            forecast=(
+                None
+                if foreseen is None
+                else Foreseen(foreseen.metric, foreseen.end.loss, foreseen.interval, foreseen.text)
+            ),
+            mixture=mixture,
+            samples=cli.callbacks.samples.latest,
+        )
+        if isinstance(trainer.logger, TensorBoardLogger):
+            # Names of their own: TensorBoard stores them at step 0, where they would spoil the
+            # curves.
+            final = {f"final/{name.replace('/', '_')}": value for name, value in summary.items()}
+            trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
+            trainer.logger.finalize("success")
+        bits = (
+            f", {summary['val/bits_per_byte']:.4f} bits per byte"
+            if "val/bits_per_byte" in summary
+            else ""
+        )
+        found = (
+            f"val loss {summary['val/loss']:.4f}{bits}"
+            if stage.rollout is None
+            else f"val reward {0.0 - summary['val/loss']:.4f}"
+        )
+        print(f"done: {cli.place.folder}: {found}")
+    return 0
+
+
+def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
+    """Write what the run is before it begins, and open its logs.
+
+    Args:
+        cli: The run.
+        first_step: Of this attempt.
+        forecast: The validation metric that a law forecasts; None where none does.
+    """
+    folder, config = cli.place.folder, cli.plain_config()
+    make_run_folder(folder)
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would
+    # have to agree with.
+    attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
+    latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
+    write_whole(latest, text)
+    command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
+    cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
+    data, adapter = cli.datamodule, adapter_of(cli.config)
+    facts = provenance(
+        verb=cli.verb,
+        manifest_hash=data.manifest_hash,
+        tokenizer_hash=data.tokenizer_hash,
+        template_hash=data.template_hash,
+        data=data.where,
+        parent=config["model"]["init_from"]
+        or (str(cli.place.checkpoint) if cli.settings.fork else None),
+        resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
+        precision=config["trainer"]["precision"],
+        unique_tokens=(
+            data.unique_tokens(config["max_steps"]) if isinstance(data, TextData) else None
+        ),
+        parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
+        adapter=(
+            None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter)
+        ),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    write_whole(
+        folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"),
+        json.dumps(facts, indent=1) + "\n",
+    )
+    write_language(folder, cli, facts)
+    file = MetricsFile(folder / METRICS, first_step=first_step)
+    cli.callbacks.metrics.sinks.append(file.write)
+    for logger in cli.trainer.loggers:
+        cli.callbacks.metrics.sinks.append(partial(log_to, logger))
+        if isinstance(logger, TensorBoardLogger):
+            rollout = (
+                {} if cli.model.rollout is None else rollout_layout(list(cli.model.rollout.rewards))
+            )
+            logger.experiment.add_custom_scalars(
+                rollout | layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names)
+            )
+            logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
+            cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
+
+
+def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> None:
+    """Write tokenizer, template and lineage: what the run's text looks like, and all that lies
+    behind it.
+    """
+    cli.datamodule.save(folder)
+    behind = () if facts["parent"] is None else lineage_of(facts["parent"]).stages
+    inherited = (
+        None
+        if facts["parent"] is None or cli.datamodule.template_hash is not None
+        else ModelTokenizer.found(home_of(facts["parent"]))
+    )
+    if (
+        inherited is not None
+        and inherited.template is not None
+        and inherited.tokenizer.hash == cli.datamodule.tokenizer_hash
+    ):
+        write_whole(
+            folder / TEMPLATE, inherited.template.source
+        )  # text has no template; the network still knows its parent's
+    stage = stage_record(str(folder), facts, data_record(cli.datamodule))
+    write_whole(
+        folder / LINEAGE, Lineage(ModelTokenizer.of(folder).record(), (stage, *behind)).dump()
+    )
+
+
+def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
+    """A sink of `Metrics` that writes to a Lightning logger."""
+    logger.log_metrics(values, step)
+
+
+def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat, printable part of a config for TensorBoard's hparams page."""
+    flat: dict[str, Any] = {}
+    for group in ("model", "data"):
+        stack = [(group, config[group])]
+        while stack:
+            prefix, value = stack.pop()
+            if isinstance(value, Mapping):
+                stack += [(f"{prefix}.{k}", v) for k, v in value.items()]
+            elif isinstance(value, (int, float, str, bool)):
+                flat[prefix] = value
+    return flat | {"max_steps": config["max_steps"], "precision": config["trainer"]["precision"]}
+
+
+def peak_of(trainer: Trainer, precision: str) -> Optional[float]:
+    """Peak of all devices of a run together, where it is known."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = peak_flops(name, peak_dtype(precision))
+    if peak is None:
+        warn(
+            f"the peak of {name!r} in {precision} is not known: no model-FLOPs utilisation will be"
+            " reported"
+        )
+        return None
+    return peak * trainer.world_size

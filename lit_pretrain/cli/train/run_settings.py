@@ -1,0 +1,195 @@
+"""Run place: the folder of a run, and the checkpoint that it goes on from."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from jsonargparse import Namespace
+
+from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, data_of
+from lit_pretrain.checkpoint.find import newest_complete, resolve
+from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
+from lit_pretrain.cli.train.resolve import Data
+from lit_pretrain.data.text.mixture import check_past
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import check_run_unused
+
+# Run settings: where a run lives, what it starts from, how long it goes, and how often it looks
+# around.
+
+
+@dataclass
+class RunSettings:
+    """Options of `fit`, `posttrain` and `finetune` that belong to the run as a whole. Every
+    "every" counts optimizer steps.
+    """
+
+    name: Optional[str] = None
+    """Name of the run; its folder is <runs>/<name>. Default: the verb and the time."""
+    runs: str = "runs"
+    """Folder that holds the run folders."""
+    resume: str = "never"
+    """never: a new run. auto: go on from the newest complete checkpoint of the run, or start
+    it. Or the path of one checkpoint.
+    """
+    fork: Optional[str] = None
+    """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on
+    from, with its own schedule and length.
+    """
+    accept: tuple[str, ...] = ()
+    """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary,
+    bos_id, eos_id, template.
+    """
+    max_steps: Optional[int] = None
+    """Length of the run in optimizer steps. At most one of max_steps, max_epochs, max_tokens and
+    max_flops; with none, a run on prepared text takes 100 steps.
+    """
+    max_epochs: Optional[float] = None
+    """Length of the run in epochs of post-training data, rounded up to whole steps."""
+    max_tokens: Optional[float] = None
+    """Length of the run in input tokens, rounded up to whole steps."""
+    max_flops: Optional[float] = None
+    """Length of the run in training FLOPs (6 per matmul parameter and token, plus attention),
+    rounded up to whole steps.
+    """
+    forecast: Optional[str] = None
+    """What loss to expect, drawn beside the validation's in TensorBoard and compared in summary.md:
+    a law of your own runs, kept by `lit_pretrain scaling fit ... --out FILE`, or a published one by
+    name. Default: the published `besiroglu`, where it covers the run.
+    """
+    allow_oom: bool = False
+    """Start even if the planned peak of memory is more than the device has; else such a run is
+    refused before its weights are made.
+    """
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    validate_every: int = 100
+    """Steps between two validations; there is always one at the end. 0: only that one."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; there is always one at the end. 0: only that one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the one with the best validation is kept beside them."""
+    sharded_checkpoints: bool = False
+    """With strategy fsdp: one checkpoint folder written by all ranks, instead of one file
+    gathered on rank 0.
+    """
+    sample_every: int = 0
+    """Steps between two text samples; there are always some at the end. 0: only those."""
+    sample_prompts: tuple[str, ...] = ("", "def ", "The ")
+    """Prompts of the text samples."""
+    sample_tokens: int = 96
+    """Longest text sample in tokens."""
+    evaluate_every: int = 0
+    """Steps between two evaluations of evaluate_tasks; with tasks there is always one at the
+    end. 0: only that one.
+    """
+    evaluate_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, names or YAML files, measured in training as
+    `lit_pretrain evaluate` does; keep them light.
+    """
+    evaluate_include: Optional[str] = None
+    """A folder of more task files."""
+    evaluate_limit: Optional[int] = 100
+    """Only the first so many items of each task."""
+
+
+class RunPlace(NamedTuple):
+    """Where a run lives."""
+
+    folder: Path
+    checkpoint: Optional[Path]
+    """What it goes on from, its own or another run's; None: it starts with step 0."""
+
+
+def resolve_place(config: Namespace, settings: RunSettings, verb: str) -> RunPlace:
+    """Find the folder and the checkpoint.
+
+    Args:
+        config: Parsed config; its `name` and `runs` are filled in.
+        settings: Those of the run in it.
+        verb: Begins the name of a run that is given none.
+
+    Raises:
+        UserError: The name cannot be, or there is no such checkpoint.
+    """
+    checkpoint: Optional[Path] = None
+    launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+    if settings.resume not in ("never", "auto"):
+        checkpoint = resolve(settings.resume)
+        run = checkpoint.parent.parent
+        if config.name is None:
+            config.runs, config.name = str(run.parent), run.name
+        elif (Path(config.runs) / config.name).resolve() != run.resolve():
+            raise UserError(
+                f"--resume {settings.resume} goes on with the run {run}, but --name is"
+                f" {config.name!r}; leave --name out, or start another run from that checkpoint"
+                " with --fork or --from"
+            )
+    if config.name is None and launched:
+        config.name = os.environ.get(LAUNCHED_NAME)
+    if config.name is None:
+        if launched:
+            raise UserError("several processes need one run folder: give --name")
+        config.name = f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if Path(config.name).name != config.name:
+        raise UserError(
+            f"--name {config.name!r} must be a plain name without {os.sep!r}; --runs says in which"
+            " folder runs lie"
+        )
+    folder = Path(config.runs) / config.name
+    if settings.resume == "auto":
+        checkpoint = newest_complete(folder, warn)
+    if settings.fork is not None and checkpoint is None:
+        checkpoint = resolve(settings.fork)
+    return RunPlace(folder, checkpoint)
+
+
+def check_place(
+    place: RunPlace,
+    config: Namespace,
+    settings: RunSettings,
+    *,
+    contract: Mapping[str, Any],
+    data: Data,
+) -> None:
+    """Refuse a checkpoint that the run cannot go on from, and a folder that holds another run.
+
+    Args:
+        place: From `resolve_place`.
+        config: Resolved config.
+        settings: Those of the run in it.
+        contract: What decides the numbers of the run.
+        data: Its data.
+
+    Raises:
+        UserError: Says what differs, or that there is nothing left to do.
+    """
+    if place.checkpoint is not None:
+        saved = read_metadata(place.checkpoint).get(KEY, {})
+        if "contract" not in saved:
+            raise UserError(
+                f"{place.checkpoint} was not written by lit_pretrain: it carries no contract"
+            )
+        forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
+        (check_fork if forks else check_resume)(saved["contract"], contract, str(place.checkpoint))
+        if forks and isinstance(data, TextData):
+            before, now = data_of(saved["contract"]), data_of(contract)
+            check_past(data.manifest, before, now, step=saved["step"], where=str(place.checkpoint))
+        only_validates = saved["step"] == config.max_steps and saved.get("validation_due")
+        if saved["step"] >= config.max_steps and not only_validates:
+            raise UserError(
+                f"{place.checkpoint} stands at step {saved['step']} and the run ends at"
+                f" {config.max_steps}: nothing is left to do"
+            )
+    if is_first_process():
+        if settings.resume == "never":
+            check_run_unused(place.folder)
+        # Processes that Lightning launches parse the same command line and must not choose a name
+        # of their own.
+        os.environ[LAUNCHED_NAME] = config.name

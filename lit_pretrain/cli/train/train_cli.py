@@ -1,0 +1,287 @@
+"""TrainCLI: from arguments to a resolved config, a Trainer, a stage and its data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
+from lit_pretrain.checkpoint.contract import contract_of
+from lit_pretrain.checkpoint.network import Parent, find_parent
+from lit_pretrain.cli.lineage import check_files
+from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.parser import Suggesting, asks_only, parser_options, raw_parent
+from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
+from lit_pretrain.cli.train.resolve import (
+    Data,
+    build,
+    check_precision,
+    default_precision,
+    names_class,
+    net_of,
+    resolve_length,
+    settings_of,
+    training_flops,
+)
+from lit_pretrain.cli.train.run_settings import RunPlace, RunSettings, check_place, resolve_place
+from lit_pretrain.cli.train.trainer import (
+    RunCallbacks,
+    check_owned,
+    make_trainer,
+    time_limit,
+    world_of,
+)
+from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.scaling.memory import Layout
+from lit_pretrain.stage.stage import Stage
+from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZER
+
+# Parent: whether the data speaks the language of the weights that a run starts from.
+
+
+def check_parent(
+    parent: Parent, data: Data, *, accept: Sequence[str] = (), mend: Optional[str] = None
+) -> None:
+    """Refuse data whose token ids, separators or conversations mean something else to the parent.
+
+    Args:
+        parent: The parent.
+        data: The data.
+        accept: Fields that may differ.
+        mend: What to do about another tokenizer; null: prepare the data again.
+
+    Raises:
+        UserError: They differ, or the parent's own files are no longer those of its record; names
+            each field and both values.
+    """
+    language = check_files(parent.path, accept=tuple(accept))
+    if language is None and parent.tokenizer_hash is None:
+        warn(
+            f"{parent.path} holds no {TOKENIZER}: whether the data's token ids mean the same to it"
+            " cannot be checked"
+        )
+        return
+    expected: dict[str, object] = {"tokenizer": parent.tokenizer_hash}
+    if language is not None:
+        own = language.tokenizer
+        expected = {
+            "tokenizer": own.hash,
+            "vocabulary": own.vocab_size,
+            "bos_id": own.bos_id,
+            "eos_id": own.eos_id,
+        }
+        if language.template is not None and data.template_hash is not None:
+            expected["template"] = language.template.hash
+    if (
+        parent.tokenizer_hash is not None
+        and expected["tokenizer"] != parent.tokenizer_hash
+        and "tokenizer" not in accept
+    ):
+        raise UserError(
+            f"{tokenizer_folder(parent)} does not fit its own checkpoint {parent.path}:\n "
+            f" tokenizer (sha256 of tokenizer.json): expected {parent.tokenizer_hash}, found"
+            f" {expected['tokenizer']}\nPut its tokenizer back, or accept it by name: --accept"
+            " '[tokenizer]'"
+        )
+    tokenizer = data.tokenizer
+    found = {
+        "tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size, "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "template": data.template_hash,
+    }  # fmt: skip
+    if expected["tokenizer"] == found["tokenizer"]:
+        mend = (
+            "Leave data.template: auto, which takes the parent's."
+            if expected.get("template", found["template"]) != found["template"]
+            else ""
+        )
+    check_model_tokenizer(
+        expected, found, owner=f"the parent {parent.path}", other=f"the data {data.where}",
+        accept=accept,
+        mend=_prepare_again(parent) if mend is None else mend,
+    )  # fmt: skip
+
+
+def _prepare_again(parent: Parent) -> str:
+    return (
+        "Prepare the data with the parent's: lit_pretrain prepare ... --tokenizer.kind file"
+        f" --tokenizer.path {tokenizer_folder(parent)}."
+    )
+
+
+def tokenizer_folder(parent: Parent) -> Path:
+    """Where the tokenizer of a parent lies."""
+    return parent.path if parent.tokenizer_hash is None else parent.path.parent.parent
+
+
+CONFIG_PRESETS = Path(__file__).parent / "presets"
+NEEDS_PARENT = ("posttrain", "finetune")
+
+
+class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
+    """LightningCLI's parser with hints for misspelt names."""
+
+
+class TrainCLI(LightningCLI):
+    """Parses, resolves and instantiates; running is left to `train`."""
+
+    def __init__(self, verb: str, args: ArgsType) -> None:
+        self.verb = verb
+        self.place: RunPlace
+        self.callbacks: RunCallbacks
+        self.parent: Optional[Parent] = None
+        self.settings: RunSettings
+        self.layout: Layout
+        self.data: Data
+        """The data as the config says it, before anything else is made."""
+        self.lowered: Optional[str] = None
+        """Why the micro-batch is smaller than the config says; None where it is not."""
+        assert isinstance(args, list)
+        chosen = names_class(args)
+        super().__init__(
+            Stage,
+            LightningDataModule if chosen else TextData,
+            subclass_mode_data=chosen,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            load_from_checkpoint_support=False,  # checkpoints hold no hyper-parameters that could overrule the config
+            parser_class=TrainParser,
+            parser_kwargs=parser_options(verb),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with the shape of the parent's network as the default."""
+        assert isinstance(args, list)
+        assert isinstance(parser, TrainParser)
+        parser.refuse_unknown(args)  # before it is said that there is no such parent
+        parent = raw_parent(args)
+        if parent is None and self.verb in NEEDS_PARENT and not asks_only(args):
+            raise UserError(
+                f"{self.verb} needs a parent: give --from RUN, the folder of a finished run or one"
+                " of its checkpoints, or --from FOLDER, a Hugging Face model"
+            )
+        if parent is not None:
+            self.parent = find_parent(parent)
+            parser.set_defaults(
+                {f"model.net.{field}": value for field, value in self.parent.shape.items()}
+            )
+        preset = CONFIG_PRESETS / f"{self.verb}.yaml"
+        self.config = parser.parse_args(
+            [*(["--config", str(preset)] if preset.exists() else []), *args]
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of the run as a whole."""
+        parser.add_class_arguments(RunSettings, None)
+        text = (
+            "Parent whose weights the run starts from: a run folder, one of its checkpoints, or a"
+            " Hugging Face folder."
+        )
+        parser.add_argument("--from", type=Optional[str], default=None, help=text)
+        parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
+
+    # ------------------------------------------------------------------ resolve
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what depends on the data, the machine and the parent, so that the saved
+        config says it all.
+        """
+        config = self.config
+        self.settings = RunSettings(
+            **{field: config[field] for field in RunSettings.__dataclass_fields__}
+        )
+        check_owned(config.trainer)
+        time_limit(config.trainer.max_time)
+        self.take_tokenizer()
+        self.data = data = build(config.data)
+        self.divide_step()
+        if config.model.net.vocab_size is None:
+            config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
+        if config.trainer.precision is None:
+            config.trainer.precision = default_precision(config.trainer.accelerator)
+        check_precision(config.trainer.precision)
+        if self.parent is not None:
+            config.model.init_from = str(self.parent.path)
+            mend = (
+                None
+                if isinstance(data, TextData)
+                else "Leave data.tokenizer out to take the parent's."
+            )
+            check_parent(self.parent, data, accept=self.settings.accept, mend=mend)
+        if config.model.adapter is not None and config.sharded_checkpoints:
+            raise UserError(
+                "sharded_checkpoints is for large checkpoints; that of model.adapter is small: set"
+                " sharded_checkpoints: false"
+            )
+        resolve_length(config, data)
+        self.contract = contract_of(
+            self.plain_config(),
+            manifest_hash=data.manifest_hash,
+            tokenizer_hash=data.tokenizer_hash,
+            template_hash=data.template_hash,
+        )
+        data.check_length(config.max_steps)
+        self.layout = layout_of(config, data, world_of(config.trainer))
+        check_memory(
+            net_of(config),
+            self.layout,
+            ranks_here=self.layout.devices // int(config.trainer.num_nodes),
+            allow=self.settings.allow_oom,
+        )
+        self.place = resolve_place(config, self.settings, self.verb)
+        check_place(self.place, config, self.settings, contract=self.contract, data=data)
+
+    def take_tokenizer(self) -> None:
+        """Let rows be encoded by the parent's tokenizer where the config names none."""
+        settings = settings_of(self.config.data)
+        if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
+            settings["tokenizer"] = str(tokenizer_folder(self.parent))
+
+    def divide_step(self) -> None:
+        """Divide the step over the devices, with a smaller micro-batch where that takes one."""
+        data, division = self.data, self.data.divide(world_of(self.config.trainer))
+        self.lowered = data.step_size.lowered(division, data.micro_batch_size)
+        data.micro_batch_size = division.micro_batch_size
+        settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved config as nested plain values, as it is saved."""
+        try:
+            text = self.parser.dump(self.config, skip_unset=False)
+        except ValueError as error:
+            raise UserError(f"config.yaml cannot hold this config: {error}") from error
+        loaded: dict[str, Any] = yaml.safe_load(text)
+        return loaded
+
+    # ------------------------------------------------------------------ instantiate
+
+    def instantiate_classes(self) -> None:
+        """Make everything; rows that were read to resolve the config are not read again."""
+        super().instantiate_classes()
+        if isinstance(self.data, PostTrainingData):
+            self.datamodule.share(self.data)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with our callbacks, logger and checkpoint route."""
+        self.callbacks = RunCallbacks(
+            self.place.folder,
+            self.settings,
+            sources=self.datamodule.sources,
+            tokens_per_step=self.data.tokens_per_step,
+            flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
+            contract=self.contract,
+            seconds=time_limit(self.config.trainer.max_time),
+        )
+        values = self.config_init["trainer"]
+        instantiated = values.as_dict() if isinstance(values, Namespace) else values
+        return make_trainer(self.config, instantiated, self.place, self.callbacks.in_order())

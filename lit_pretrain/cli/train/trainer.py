@@ -1,0 +1,331 @@
+"""Trainer: Lightning's, with what a run decides and what is left to its config."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
+
+from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
+from lit_pretrain.callbacks.evaluations import Evaluations
+from lit_pretrain.callbacks.graceful_stop import GracefulStop
+from lit_pretrain.callbacks.metrics import Metrics
+from lit_pretrain.callbacks.progress import ProgressLine
+from lit_pretrain.callbacks.text_samples import AnswersShown, TextSamples
+from lit_pretrain.checkpoint.contract import KEY
+from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.cli.train.run_settings import RunPlace, RunSettings
+from lit_pretrain.errors import UserError
+from lit_pretrain.evaluate.harness import EvaluationRequest
+from lit_pretrain.parallel.fsdp import ShardedStrategy
+from lit_pretrain.report.run_folder import TENSORBOARD
+
+# Run callbacks: what watches a run, as its settings say.
+
+
+class RunCallbacks:
+    """The callbacks of one run; what they take time for is no time of training.
+
+    Args:
+        folder: Of the run.
+        settings: How often each looks around.
+        sources: Names of the data's sources.
+        tokens_per_step: Inputs per optimizer step over all ranks.
+        flops_per_token: Of training.
+        contract: What a checkpoint carries.
+        seconds: Wall time after which the run saves itself and stops; None: never.
+
+    Raises:
+        UserError: Evaluations are asked for, and no task is named.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: RunSettings,
+        *,
+        sources: Sequence[str],
+        tokens_per_step: int,
+        flops_per_token: float,
+        contract: Mapping[str, Any],
+        seconds: Optional[float],
+    ) -> None:
+        self.progress = ProgressLine()
+        self.metrics = Metrics(
+            every=settings.log_every,
+            sources=sources,
+            tokens_per_step=tokens_per_step,
+            flops_per_token=flops_per_token,
+            peak=None,
+            sinks=[self.progress],
+        )
+        self.checkpoints = Checkpoints(
+            folder,
+            every=settings.checkpoint_every,
+            keep=settings.keep_checkpoints,
+            contract=contract,
+            on_saved=self.metrics.pause,
+        )
+        self.samples = TextSamples(
+            folder,
+            every=settings.sample_every,
+            prompts=settings.sample_prompts,
+            tokens=settings.sample_tokens,
+            on_done=self.metrics.pause,
+        )
+        self.stop = GracefulStop(self.checkpoints, seconds=seconds)
+        self.answers_shown = AnswersShown(settings.log_every)
+        self.evaluations = self._evaluations(folder, settings)
+
+    def in_order(self) -> list[Callback]:
+        """All of them, in the order in which they are called."""
+        return [
+            self.metrics, self.progress, self.samples, self.answers_shown, *self.evaluations,
+            self.checkpoints, self.stop,
+        ]  # fmt: skip
+
+    def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:
+        if not settings.evaluate_tasks:
+            if settings.evaluate_every:
+                raise UserError(
+                    f"evaluate_every={settings.evaluate_every}, but evaluate_tasks names no task"
+                )
+            return []
+        request = EvaluationRequest(
+            settings.evaluate_tasks,
+            include=settings.evaluate_include,
+            limit=settings.evaluate_limit,
+        )
+        return [
+            Evaluations(
+                folder,
+                every=settings.evaluate_every,
+                request=request,
+                sinks=self.metrics.sinks,
+                on_done=self.metrics.pause,
+            )
+        ]
+
+
+# Ours to decide, because a stage counts optimizer steps and normalises and clips by itself: what is
+# accepted besides None, and what to do instead. tests/cli/test_trainer.py knows of every other
+# option.
+OWNED = {
+    "fast_dev_run": (False, "set --max_steps 2 and a --name to throw away"),
+    "min_epochs": (
+        None,
+        "a run has exactly the length of --max_steps, --max_epochs, --max_tokens or --max_flops",
+    ),
+    "min_steps": (
+        None,
+        "a run has exactly the length of --max_steps, --max_epochs, --max_tokens or --max_flops",
+    ),
+    "limit_test_batches": (None, "training does not test; `lit_pretrain test --run RUN` does"),
+    "limit_predict_batches": (None, "training does not predict"),
+    "overfit_batches": (0.0, "to overfit, prepare a small dataset and read it often (--max_steps)"),
+    "num_sanity_val_steps": (
+        0,
+        "data and settings are checked before the first step; set --validate_every",
+    ),
+    "enable_checkpointing": (
+        True,
+        "a run keeps at least its last step; set --checkpoint_every 0 for no other",
+    ),
+    "enable_model_summary": (False, "the plan before a run says its parameters"),
+    "gradient_clip_algorithm": (None, "gradients are clipped by their norm; set model.clip_norm"),
+    "inference_mode": (True, "validation within training computes no gradients anyway"),
+    "use_distributed_sampler": (True, "each rank reads its share of every step by itself"),
+    "barebones": (
+        False,
+        (
+            "set --log_every, --checkpoint_every 0 and --trainer.logger false for less beside the"
+            " steps"
+        ),
+    ),
+    "sync_batchnorm": (False, "no network here has a batch norm"),
+    "reload_dataloaders_every_n_epochs": (0, "the data is one stream without epochs of the loader"),
+    "enable_autolog_hparams": (
+        True,
+        "hyperparameters are logged once, with the final figures; set --trainer.logger false",
+    ),
+    "model_registry": (None, "see `lit_pretrain export --help`"),
+    "accumulate_grad_batches": (
+        1,
+        "accumulation is derived from data.global_batch_tokens and data.micro_batch_size",
+    ),
+    "gradient_clip_val": (None, "set model.clip_norm"),
+    "val_check_interval": (None, "set --validate_every (optimizer steps)"),
+    "check_val_every_n_epoch": (1, "set --validate_every (optimizer steps)"),
+    "max_epochs": (None, "set --max_steps, --max_epochs, --max_tokens or --max_flops"),
+    "max_steps": (-1, "set --max_steps, --max_tokens or --max_flops"),
+    "limit_train_batches": (None, "set --max_steps, --max_tokens or --max_flops"),
+    "limit_val_batches": (None, "set data.val_tokens, and --validate_every"),
+    "log_every_n_steps": (None, "set --log_every"),
+    "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
+    "default_root_dir": (None, "set --runs and --name"),
+}
+STRATEGIES = ("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true", "single_device")
+PROFILERS: dict[str, Any] = {
+    "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler,
+}  # fmt: skip
+
+
+def check_owned(trainer: Namespace) -> None:
+    """Refuse what a config says of the Trainer that is not its to say.
+
+    Args:
+        trainer: The Trainer's part of a parsed config.
+
+    Raises:
+        UserError: Names the setting and what to set instead.
+    """
+    for name, (default, instead) in OWNED.items():
+        if trainer[name] not in (default, None):
+            raise UserError(f"trainer.{name}={trainer[name]!r} is not for you to set: {instead}")
+    if isinstance(trainer.strategy, str) and trainer.strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise UserError(
+            f"trainer.strategy={trainer.strategy!r} is not tried here: set one of {names}"
+        )
+
+
+def time_limit(max_time: Any) -> Optional[float]:
+    """Give the seconds of wall time after which a run stops by itself; None: it does not.
+
+    Args:
+        max_time: The Trainer's option. Lightning would end the run as if it were done.
+
+    Raises:
+        UserError: It is no time, or not positive.
+    """
+    try:
+        seconds = Timer(max_time).time_remaining()
+    except (MisconfigurationException, TypeError) as error:
+        form = "write DD:HH:MM:SS, such as 00:01:30:00, or {minutes: 90}"
+        raise UserError(f"trainer.max_time={max_time!r} is no time: {form}") from error
+    if seconds is not None and seconds <= 0:
+        raise UserError(
+            f"trainer.max_time={max_time!r} must be positive; leave it out for no limit"
+        )
+    return seconds
+
+
+class LastValidation(Callback):
+    """Resumes a run that stopped within its last validation.
+
+    Lightning does nothing for a run that stands at its last step, so this one gets a step more
+    until the validation has begun.
+    """
+
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        """Take the step away again."""
+        trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+
+def world_of(trainer: Namespace) -> int:
+    """Devices of a run over all of its machines, known before there is a Trainer."""
+    devices = trainer.devices
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        local = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        local = devices
+    else:
+        local = (
+            torch.cuda.device_count()
+            if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            else 1
+        )
+    return local * int(trainer.num_nodes)
+
+
+def make_trainer(
+    config: Namespace,
+    instantiated: Mapping[str, Any],
+    place: RunPlace,
+    callbacks: Sequence[Callback],
+) -> Trainer:
+    """The Trainer of a run.
+
+    Args:
+        config: Resolved config.
+        instantiated: The Trainer's part of it, with its objects made.
+        place: Where the run lives.
+        callbacks: Ours; those of the config come after them.
+
+    Raises:
+        UserError: Lightning refuses the settings.
+    """
+    every, callbacks = config.validate_every or config.max_steps, list(callbacks)
+    first_step = read_metadata(place.checkpoint)[KEY]["step"] if place.checkpoint else 0
+    only_validates = first_step == config.max_steps
+    if only_validates:
+        callbacks.insert(0, LastValidation())
+        every = config.max_steps
+    options = dict(instantiated) | {
+        "max_steps": config.max_steps + only_validates,
+        "max_epochs": -1,
+        "max_time": None,
+        "val_check_interval": every,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(place.folder),
+        "strategy": _strategy(config),
+    }
+    if options["logger"] in (None, True):
+        options["logger"] = TensorBoardLogger(
+            str(place.folder), name="", version=TENSORBOARD, default_hp_metric=False,
+            purge_step=first_step + 1 if place.checkpoint else None,
+        )  # fmt: skip
+    if isinstance(options["profiler"], str):
+        options["profiler"] = _profiler(options["profiler"], place)
+    options["callbacks"] = [*callbacks, *list(options["callbacks"] or [])]
+    options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
+    try:
+        return Trainer(**options)
+    except (
+        MisconfigurationException,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ModuleNotFoundError,
+    ) as error:
+        raise UserError(f"the Trainer refuses its settings: {error}") from error
+
+
+def _profiler(name: str, place: RunPlace) -> Profiler:
+    """Make one that writes into the run's folder: what Lightning logs, nobody sees here."""
+    if name not in PROFILERS:
+        raise UserError(f"trainer.profiler={name!r} is not one of {', '.join(PROFILERS)}")
+    profiler: Profiler = PROFILERS[name](dirpath=str(place.folder), filename="profile")
+    return profiler
+
+
+def _strategy(config: Namespace) -> Any:
+    name = config.trainer.strategy
+    world = world_of(config.trainer)
+    if name == "fsdp":
+        return ShardedStrategy(
+            data_parallel_size=world,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=config.sharded_checkpoints,
+        )
+    if name == "ddp" or (name == "auto" and world > 1):
+        # The only buffers are tables that every rank derives by itself.
+        return DDPStrategy(broadcast_buffers=False)
+    return name
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

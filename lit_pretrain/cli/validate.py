@@ -1,0 +1,213 @@
+"""Measure a finished run on its data's validation split, in nats per token and bits per byte."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
+from lit_pretrain.checkpoint.find import config_of, resolve
+from lit_pretrain.cli.lineage import check_files
+from lit_pretrain.cli.messages import quiet_libraries
+from lit_pretrain.cli.parser import parser_options, raw_option
+from lit_pretrain.cli.train.resolve import build, check_precision, names_class
+from lit_pretrain.cli.train.train_cli import TrainParser
+from lit_pretrain.cli.verb import Verb
+from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.errors import UserError
+from lit_pretrain.stage.stage import Stage
+
+# Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text.
+
+
+class EvaluateCLI(LightningCLI):
+    """The network and data of a run, from its own config, with the weights of one of its
+    checkpoints.
+    """
+
+    def __init__(self, verb: str, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        run = raw_option(args, "--run")
+        # A run that is not there is said after a misspelt option is.
+        self.chosen = names_class(
+            args, config_of(resolve(run)) if run is not None and Path(run).exists() else None
+        )
+        """Whether the data is given by its class, and not as the settings of TextData."""
+        super().__init__(
+            Stage,
+            LightningDataModule if self.chosen else TextData,
+            subclass_mode_data=self.chosen,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            load_from_checkpoint_support=False,
+            parser_class=TrainParser,
+            parser_kwargs=parser_options(verb),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Which run, and which of its checkpoints."""
+        parser.add_argument(
+            "--run", type=str, required=True, help="A run folder, or one checkpoint of a run."
+        )
+        parser.add_argument(
+            "--checkpoint", type=str, default="last", help="For a run folder: last or best."
+        )
+        parser.add_argument(
+            "--accept",
+            type=list[str],
+            default=[],
+            help="Fields in which the data may differ from the run, such as tokenizer.",
+        )
+        parser.add_argument(
+            "--json", type=Optional[str], default=None, help="Also write the figures to this file."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with the config of the run as the default."""
+        assert isinstance(args, list)
+        assert isinstance(parser, TrainParser)
+        parser.refuse_unknown(args)  # before it is said that there is no such run
+        run = raw_option(args, "--run")
+        if run is not None:
+            saved = config_of(resolve(run))
+            parser.set_defaults(
+                _defaults(saved, own_data=not names_class(args), chosen=self.chosen)
+            )
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Evaluate trained weights, never random ones."""
+        if self.config.checkpoint not in ("last", "best"):
+            raise UserError(
+                f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint"
+                " is named by --run itself"
+            )
+        if self.config.model.reference is None:
+            self.config.model.reference = (
+                self.config.model.init_from
+            )  # a policy is compared with what its run started from
+        self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
+        self.config.model.adapter = None  # its checkpoint is read with the base, as one network
+        self.config.model.freeze = ()
+        self.config.model.reference_cache = None  # held-out rows alone are looked at
+        self.config.model.compile = "off"
+        check_precision(self.config.trainer.precision)
+        build(
+            self.config.data
+        )  # says plainly what is wrong with its settings; the parser would hide it in an error of its own
+
+    def instantiate_classes(self) -> None:
+        """Make everything, and refuse data that does not speak the language of the run."""
+        super().instantiate_classes()
+        place, accept = self.config.model.init_from, tuple(self.config.accept)
+        language = check_files(place, accept=accept)
+        if language is not None:
+            data = self.datamodule
+            check_model_tokenizer(
+                {"tokenizer": language.tokenizer.hash, "vocabulary": language.tokenizer.vocab_size},
+                {"tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size},
+                owner=f"the run of {place}", other=f"the data {data.where}", accept=accept,
+                mend="Measure on data that was prepared with the run's tokenizer.",
+            )  # fmt: skip
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that writes nothing."""
+        wanted = self.config.trainer
+        return Trainer(
+            accelerator=wanted.accelerator,
+            devices=1,
+            precision=wanted.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+def evaluate(verb: str, argv: list[str]) -> int:
+    """Run `validate` or `test`.
+
+    Returns:
+        The exit code.
+    """
+    quiet_libraries()
+    cli = EvaluateCLI(verb, argv)
+    run = cli.trainer.validate if verb == "validate" else cli.trainer.test
+    run(cli.model, datamodule=cli.datamodule, verbose=False)
+    figures = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    name = "val" if verb == "validate" else "test"
+    print(
+        f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of"
+        f" {cli.datamodule.where}:"
+    )
+    for line in evaluation_table(figures, name, cli.datamodule.sources):
+        print(line)
+    if cli.config.json is not None:
+        Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def evaluation_table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:
+    """Loss and bits per byte by source; of other objectives the loss by source, and their own
+    means.
+
+    Args:
+        figures: What the stage published.
+        name: val or test.
+        sources: Names of the data's sources.
+    """
+    bits = f"{name}/bits_per_byte" in figures
+    lines = [
+        f"{'':12} {'nats/token' if bits else 'loss':>10}" + (f" {'bits/byte':>10}" if bits else "")
+    ]
+    for label, end in (("all", ""), *((source, f"/{source}") for source in sources)):
+        keys = [
+            f"{name}_{key}{end}" if end else f"{name}/{key}"
+            for key in (("loss", "bits_per_byte") if bits else ("loss",))
+        ]
+        if keys[0] in figures:
+            lines.append(f"{label:12} " + " ".join(f"{figures[key]:10.4f}" for key in keys))
+    if not bits:
+        lines += [
+            f"{key.removeprefix(f'{name}/')}: {value:.4f}"
+            for key, value in figures.items()
+            if key.startswith(f"{name}/")
+        ]
+    return lines
+
+
+def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[str, Any]:
+    """The run's model and precision as parser defaults, and its data unless other data is named,
+    which then has settings of its own.
+
+    Args:
+        saved: Config of the run.
+        own_data: Whether the arguments name no class of data.
+        chosen: Whether data is a class here, and not the settings of TextData.
+    """
+    flat: dict[str, Any] = {"trainer.precision": saved["trainer"]["precision"]}
+    whole = {"data": saved["data"]} if own_data and "class_path" in saved["data"] else {}
+    for group in ("model",) if chosen else ("model", "data"):
+        for key, value in saved[group].items():
+            if key in ("adapter", "freeze"):
+                continue  # for training only
+            if key == "net":
+                flat |= {f"model.net.{k}": v for k, v in value.items()}
+            else:
+                flat[f"{group}.{key}"] = value
+    return flat | whole
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain validate`."""
+    return evaluate("validate", argv)
+
+
+VERB = Verb(main, example="lit_pretrain validate --run runs/quickstart")

@@ -1,1 +1,0 @@
-"""Verbs: one file each, found by its name."""

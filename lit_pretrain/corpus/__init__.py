@@ -1,0 +1,1 @@
+"""Corpus: a prepared dataset on disk, as `prepare` writes it and `data` reads it."""

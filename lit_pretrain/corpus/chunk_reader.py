@@ -1,0 +1,125 @@
+"""Stored text: how often a split holds each id, and a sample of its documents, read from the
+chunks with numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.errors import UserError
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+_BLOCK_TOKENS = 1 << 22
+_SAMPLED_CHUNKS = 16
+
+
+def token_counts(path: Path, manifest: Manifest, split: str = "train") -> npt.NDArray[np.int64]:
+    """How often each id is stored in a split, over all sources, [vocab_size]. Separators count too.
+
+    Holds 4 Mi tokens at a time.
+
+    Raises:
+        UserError: A chunk is missing or damaged, or holds an id that the tokenizer does not have.
+    """
+    size = manifest.tokenizer.vocab_size
+    counts = np.zeros(size, dtype=np.int64)
+    for name, source in manifest.sources.items():
+        for chunk in source.splits[split].chunks:
+            file = path / split / name / chunk.filename
+            tokens, _ = open_chunk(file, manifest.dtype, chunk.bytes)
+            for begin in range(0, len(tokens), _BLOCK_TOKENS):
+                block = np.asarray(tokens[begin : begin + _BLOCK_TOKENS])
+                if int(block.max()) >= size or int(block.min()) < 0:
+                    raise UserError(
+                        f"chunk {file} holds token ids from {block.min()} to {block.max()} but the"
+                        f" tokenizer has only ids 0 to {size - 1}; the data and its tokenizer do"
+                        " not belong together: run `lit_pretrain prepare` again"
+                    )
+                counts += np.bincount(block, minlength=size)
+    return counts
+
+
+def sample_documents(
+    path: Path,
+    manifest: Manifest,
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    size: int,
+    split: str = "train",
+) -> Iterator[str]:
+    """Text of documents of one source, drawn at random with a fixed seed until they make about
+    `size` UTF-8 bytes.
+
+    They come from at most 16 chunks, spread evenly over the source, an equal share of each; a
+    document longer than what is still wanted is cut. A tokenizer that normalises gives the
+    normalised text back.
+
+    Args:
+        path: The dataset's directory.
+        manifest: Its manifest.
+        source: Name of the source.
+        tokenizer: The tokenizer of the dataset.
+        size: UTF-8 bytes.
+        split: Name of the split.
+
+    Raises:
+        UserError: A chunk is missing or damaged.
+    """
+    chunks = manifest.sources[source].splits[split].chunks
+    chosen = [
+        chunks[n * len(chunks) // min(_SAMPLED_CHUNKS, len(chunks))]
+        for n in range(min(_SAMPLED_CHUNKS, len(chunks)))
+    ]
+    left = size
+    for number, chunk in enumerate(chosen):
+        share = left // (
+            len(chosen) - number
+        )  # what a small chunk could not give, the next ones do
+        tokens, begins = open_chunk(
+            path / split / source / chunk.filename, manifest.dtype, chunk.bytes
+        )
+        for row in np.random.default_rng(number).permutation(len(begins) - 1).tolist():
+            if share <= 0:
+                break
+            # A token is at least a byte: of a long document, no more than is wanted is read.
+            ids = np.asarray(tokens[begins[row] : min(begins[row + 1], begins[row] + share + 1)])
+            # Where a document was cut between two chunks, half a character may be left of it.
+            data = tokenizer.decode(ids.tolist()).strip("\ufffd").encode()[:share]
+            share -= len(data)
+            left -= len(data)
+            if text := data.decode(errors="ignore"):
+                yield text
+
+
+def open_chunk(file: Path, dtype: str, size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The mapped tokens of a chunk, and the offsets at which its rows begin, then its end (see
+    `corpus/rows.py` on the format).
+    """
+    mend = "Copy it again from where the dataset came from, or run `lit_pretrain prepare` again."
+    try:
+        with file.open("rb") as opened:
+            found = opened.seek(0, 2)
+            opened.seek(0)
+            count = int.from_bytes(opened.read(4), "little")
+            offsets = np.frombuffer(opened.read(4 * (count + 1)), dtype="<u4").astype(np.int64)
+    except OSError as error:
+        raise UserError(f"chunk {file} cannot be read: {error.strerror or error}. {mend}") from None
+    if (
+        found != size
+        or len(offsets) != count + 1
+        or offsets[-1] != found
+        or np.any(np.diff(offsets) < 0)
+    ):
+        raise UserError(
+            f"chunk {file} is damaged: {found:,} bytes on disk, {size:,} in the manifest, {count}"
+            f" rows in its header. {mend}"
+        )
+    tokens = np.memmap(file, dtype=dtype, mode="r", offset=int(offsets[0]))
+    return tokens, (offsets - offsets[0]) // np.dtype(dtype).itemsize

@@ -1,0 +1,392 @@
+"""Manifest: what a prepared dataset holds, where each part came from, and the sha256 that each
+chunk must have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.errors import UserError
+from lit_pretrain.files import canonical_hash, file_sha256
+
+MANIFEST_FILENAME = "manifest.json"
+MANIFEST_VERSION = 3
+SPLITS = ("train", "validation", "test")
+"""The splits of every dataset, in the order in which they are listed and stored."""
+
+
+_MEND = (
+    "Copy it again from where the dataset came from, or delete the dataset's directory and run"
+    " `lit_pretrain prepare` again."
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One LitData chunk file."""
+
+    filename: str
+    """File name within `<split>/<source>/`."""
+    tokens: int
+    """Stored tokens, separators included."""
+    documents: int
+    """Rows of the chunk header: documents, or pieces of a document longer than a chunk."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the whole file, header included."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """What one source gives to one split."""
+
+    documents: int
+    """Documents, each counted once even where it was cut into pieces."""
+    tokens: int
+    """Stored tokens, separators included."""
+    bytes: int
+    """UTF-8 bytes of the documents' text: the denominator of bits per byte."""
+    chunks: tuple[Chunk, ...]
+    """In the order of the data; empty when the split holds no document of this source."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the preparation let through: together the steps of a source are its
+    funnel.
+    """
+
+    name: str
+    """read, then the steps of the config in their order (a filter's name, exact, near, ...),
+    then store.
+    """
+    documents: int
+    """Documents that left the step."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+    tokens: int
+    """Of their text, separators included."""
+    tokens_estimated: bool
+    """Whether `tokens` comes from a sample of what left the step. False: counted."""
+    removed: Mapping[str, int]
+    """Documents taken out, by reason."""
+    changed: Mapping[str, int]
+    """Documents kept but altered, by what happened."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one source came from, what was left out, and what it holds."""
+
+    kind: str
+    """As in the config: embedded, text, jsonl, parquet, ..."""
+    origin: str | None
+    """Where the text came from, in the words of the config."""
+    licence: str | None
+    """Its licence, in the words of the config."""
+    files: int
+    """Input files read."""
+    input_bytes: int
+    """Their size on disk."""
+    content_sha256: str
+    """Of the input: over one line `<name>\\0<sha256>` for every file, in reading order
+    (`content_hash`). Shows that it changed since.
+    """
+    path: str | None
+    """Where the files lay, in the words of the config; origins of documents are relative to it.
+    None: the embedded corpus.
+    """
+    funnel: tuple[Step, ...]
+    """In the order of the work; the last step is what the splits hold."""
+    splits: Mapping[str, SourceSplit]
+    """By split name."""
+    held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """How the text of each held-out split was chosen. hash: each document by the hash of its text.
+    bytes: documents in the order of their hash, up to the share. tail: the end of one among them.
+    """
+    remote_sha256: str | None = None
+    """Of remote input: the same over what its server said of each file when it was read (its ETag,
+    else the time of its last change). Shows that it changed without fetching it. None: all files
+    were local.
+    """
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all splits."""
+        return sum(split.tokens for split in self.splits.values())
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The contract of the tokenizer that encoded the data."""
+
+    hash: str
+    """sha256 of the canonical tokenizer.json (`Tokenizer.hash`)."""
+    vocab_size: int
+    """Highest id + 1, special tokens included: the rows an embedding needs."""
+    bos: str
+    """Spelling of the token that starts every document."""
+    eos: str
+    """Spelling of the one that ends it."""
+    bos_id: int
+    """Id of `bos`."""
+    eos_id: int
+    """Id of `eos`; equal to `bos_id` when one separator does both."""
+    pattern: str | None
+    """Name of the pre-tokenizer's regex (cl100k, gpt2, ...); None when it is not one that is
+    known by name.
+    """
+    kind: str
+    """train or file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a finished dataset. It is written last: a directory without one is not a
+    dataset.
+    """
+
+    tokenizer: TokenizerRecord
+    dtype: str
+    """Of the stored tokens: uint16 or int32."""
+    splits: Mapping[str, float]
+    """The asked share of bytes per split."""
+    sources: Mapping[str, Source]
+    """By name, in the order of the config."""
+    config: Mapping[str, Any]
+    """The resolved config of `prepare`, without what cannot change the data (`out`, `workers`)."""
+    config_hash: str
+    """sha256 of the canonical JSON of `config`."""
+    versions: Mapping[str, str]
+    """Of lit_pretrain, Python, its Unicode tables and the libraries that made the bytes."""
+    files: Mapping[str, str]
+    """sha256 of every other file of the dataset, by its path in it: tokenizer.json, index.json and
+    documents.jsonl of every split, and the reports. They are no part of `hash`.
+    """
+    gate: tuple[GateRecord, ...] = ()
+    """Evaluation sets that the documents were held against, and what was found."""
+    format_version: int = MANIFEST_VERSION
+
+    @property
+    def hash(self) -> str:
+        """The identity of the data: sha256 over the stored tokens and the contract to read them,
+        and nothing else.
+
+        Two datasets with the same hash give the same training run. Paths, licences, versions and
+        the config may differ between them; one token, a chunk boundary, a source's name or the
+        tokenizer may not.
+        """
+        identity = {
+            "format_version": self.format_version,
+            "dtype": self.dtype,
+            "tokenizer": [
+                self.tokenizer.hash,
+                self.tokenizer.vocab_size,
+                self.tokenizer.bos_id,
+                self.tokenizer.eos_id,
+            ],
+            "sources": {
+                name: {split: dataclasses.asdict(part) for split, part in source.splits.items()}
+                for name, source in self.sources.items()
+            },
+        }
+        return canonical_hash(identity)
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split over all sources."""
+        return sum(source.splits[split].tokens for source in self.sources.values())
+
+    def dump(self) -> str:
+        """The text of manifest.json: the fields in their order, plus the `hash` for readers
+        without this library.
+        """
+        return (
+            json.dumps(
+                {"hash": self.hash, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Manifest:
+        """Reads the text of a manifest.json.
+
+        Args:
+            text: The JSON.
+            where: Path or URL of the file, for messages.
+
+        Raises:
+            UserError: It is not JSON, misses a field, was edited by hand, or has another format
+                version.
+        """
+
+        def damaged(what: str) -> NoReturn:
+            raise UserError(
+                f"{where} is damaged: {what}. Copy it again from where the dataset came from, or"
+                " delete the dataset's directory and run `lit_pretrain prepare` again."
+            )
+
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            damaged(f"not JSON ({error})")
+        if not isinstance(raw, dict):
+            damaged(f"expected a JSON object, found {type(raw).__name__}")
+        if raw.get("format_version") != MANIFEST_VERSION:
+            raise UserError(
+                f"{where} has format_version {raw.get('format_version')!r}; this lit_pretrain reads"
+                f" {MANIFEST_VERSION}. Prepare the data again with this version, or use the version"
+                " that wrote it."
+            )
+        try:
+            manifest = cls(
+                tokenizer=TokenizerRecord(**raw["tokenizer"]),
+                dtype=raw["dtype"],
+                splits=raw["splits"],
+                sources={name: _source(source) for name, source in raw["sources"].items()},
+                config=raw["config"],
+                config_hash=raw["config_hash"],
+                versions=raw["versions"],
+                files=raw["files"],
+                gate=tuple(GateRecord.from_json(record) for record in raw["gate"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            damaged(f"a field is missing or has the wrong type ({error})")
+        if raw.get("hash") != manifest.hash:
+            damaged(f"its content has the hash {manifest.hash} but it says {raw.get('hash')!r}")
+        return manifest
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Manifest:
+        """Reads `<directory>/manifest.json`.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        path = Path(directory) / MANIFEST_FILENAME
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"no prepared dataset at {directory}: {path} does not exist. Make it with"
+                f" `lit_pretrain prepare --config configs/prepare/embedded.yaml --out {directory}`"
+                " (or another prepare config)."
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is damaged: {error}. Delete {directory} and run `lit_pretrain prepare`"
+                " again."
+            ) from None
+
+
+def _source(raw: Mapping[str, Any]) -> Source:
+    """One entry of `sources` from its JSON."""
+    splits = {
+        name: SourceSplit(**{**split, "chunks": tuple(Chunk(**chunk) for chunk in split["chunks"])})
+        for name, split in raw["splits"].items()
+    }
+    return Source(
+        **{**raw, "splits": splits, "funnel": tuple(Step(**step) for step in raw["funnel"])}
+    )
+
+
+def rows_in(chunk_tokens: int, seq_len: int) -> int:
+    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens
+    holds.
+    """
+    return max(0, (chunk_tokens - 1) // seq_len)
+
+
+def held_out_rows(chunk_tokens: Sequence[int], seq_len: int) -> list[int]:
+    """How many rows each chunk of a source holds that are read of text that is held out.
+
+    Complete ones; of text that fills none, one shorter row of each chunk, so that little text is
+    measured rather than refused.
+    """
+    complete = [rows_in(tokens, seq_len) for tokens in chunk_tokens]
+    return complete if any(complete) else [int(tokens > 1) for tokens in chunk_tokens]
+
+
+def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """Compares every file of a dataset with its manifest.
+
+    Args:
+        path: The dataset's directory.
+        manifest: Of the dataset.
+
+    Returns:
+        What is wrong, one message for every bad file: missing, unreadable, of another size, or of
+        another content. Empty: all is well.
+    """
+    path = Path(path)
+    bad = []
+    for name, source in manifest.sources.items():
+        for split, part in source.splits.items():
+            for chunk in part.chunks:
+                try:
+                    verify_chunk(path / split / name / chunk.filename, chunk)
+                except UserError as error:
+                    bad.append(str(error))
+    for name, sha256 in manifest.files.items():
+        try:
+            found = file_sha256(path / name)
+        except FileNotFoundError:
+            bad.append(f"{path / name} is missing (expected sha256 {sha256}). {_MEND}")
+        except OSError as error:
+            bad.append(
+                f"{path / name} cannot be read: {error.strerror or error} (expected sha256"
+                f" {sha256}). {_MEND}"
+            )
+        else:
+            if found != sha256:
+                bad.append(
+                    f"{path / name} is corrupted: sha256 is {found}, the manifest says {sha256}."
+                    f" {_MEND}"
+                )
+    return bad
+
+
+def verify_chunk(path: str | os.PathLike[str], expected: Chunk) -> None:
+    """Checks a chunk file against the manifest.
+
+    Args:
+        path: The file.
+        expected: Its entry in the manifest.
+
+    Raises:
+        UserError: It is missing, has another size, or other content. The message names the sha256
+            it should have.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        found = file_sha256(path) if size == expected.bytes else None
+    except FileNotFoundError:
+        raise UserError(
+            f"chunk {path} is missing (expected {expected.bytes:,} bytes, sha256"
+            f" {expected.sha256}). {_MEND}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"chunk {path} cannot be read: {error.strerror or error} (expected sha256"
+            f" {expected.sha256}). {_MEND}"
+        ) from None
+    if found is None:
+        raise UserError(
+            f"chunk {path} {'is truncated' if size < expected.bytes else 'is too long'}: {size:,}"
+            f" bytes on disk, {expected.bytes:,} in the manifest (expected sha256"
+            f" {expected.sha256}). {_MEND}"
+        )
+    if found != expected.sha256:
+        raise UserError(
+            f"chunk {path} is corrupted: sha256 is {found}, the manifest says {expected.sha256}."
+            f" {_MEND}"
+        )

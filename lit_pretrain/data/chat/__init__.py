@@ -1,0 +1,1 @@
+"""Chat data: rows of post-training as batches."""

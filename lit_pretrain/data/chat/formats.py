@@ -1,0 +1,472 @@
+"""Formats: how rows of known datasets, and of yours by field names, become messages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os.path import commonprefix
+from typing import Any
+
+from lit_pretrain.chat.messages import (
+    BadRow,
+    Conversation,
+    JudgedAnswer,
+    Message,
+    Preference,
+    Problem,
+    TrainingRow,
+    check_answer,
+    check_messages,
+    joined_text,
+)
+from lit_pretrain.errors import UserError
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+_TURNS = {"messages": "messages", "role": "role", "content": "content"}
+_SHAREGPT_TURNS = {"messages": "conversations", "role": "from", "content": "value"}
+_INSTRUCTION = {"prompt": "instruction", "input": "input"}
+_REFERENCE = {"ref_chosen_logp": "ref_chosen_logp", "ref_rejected_logp": "ref_rejected_logp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """Which fields of a row hold which part of it.
+
+    The parts: `messages` (a list of messages, whose `role` and `content` are named, too) or
+    `prompt` (a text or a list of messages) with `input`; `system`, `tools` and `history`; then
+    `completion`, or `chosen` and `rejected` with `margin`, or `completion` and `label`, or
+    `answer`; and the columns `ref_logp`, `ref_chosen_logp` and `ref_rejected_logp`.
+    """
+
+    fields: Mapping[str, str]
+    """Part -> field of the row; a dot looks into an object."""
+    optional: frozenset[str] = frozenset(
+        {"system", "tools", "input", "history", "margin", *_REFERENCE, "ref_logp"}
+    )
+    """Parts that a row may lack."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Names that the format gives to roles -> ours, beside ours themselves."""
+    answer_after: str | None = None
+    """The checkable answer is what follows the last such mark in the completion."""
+
+    def kinds(self) -> list[str]:
+        """What rows of this format can be read as."""
+        kinds = (
+            ["conversation"]
+            if self.fields.keys() & {"messages", "completion"} and "label" not in self.fields
+            else []
+        )
+        kinds += ["preference"] if {"chosen", "rejected"} <= self.fields.keys() else []
+        kinds += ["verdict"] if "label" in self.fields else []
+        kinds += (
+            ["problem"]
+            if "prompt" in self.fields
+            and self.fields.keys() & {"answer", "completion"}
+            and "label" not in self.fields
+            else []
+        )
+        return kinds if "preference" not in kinds else ["preference"]
+
+
+ROW_FORMATS: Mapping[str, RowFormat] = {
+    # OpenAI's fine-tuning files, and TRL's conversational ones
+    "messages": RowFormat(fields={**_TURNS, "tools": "tools", "system": "system"}, roles={"developer": "system"}),
+    "sharegpt": RowFormat(fields={**_SHAREGPT_TURNS, "tools": "tools", "system": "system"}, roles=_SHAREGPT_ROLES),
+    "alpaca": RowFormat(fields={**_INSTRUCTION, "completion": "output", "system": "system", "history": "history"}),
+    "prompt_completion": RowFormat(fields={"prompt": "prompt", "completion": "completion", "system": "system", "tools": "tools"}),
+    "qa": RowFormat(fields={"prompt": "question", "completion": "answer", "system": "system"}),
+    "gsm8k": RowFormat(fields={"prompt": "question", "completion": "answer"}, answer_after="####"),
+    "prompt_answer": RowFormat(fields={"prompt": "prompt", "answer": "answer", "system": "system", "tools": "tools"}),
+    # texts or lists of messages; without a prompt it is what both answers begin with
+    "preference": RowFormat(
+        fields={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "margin": "margin", "tools": "tools", **_REFERENCE},
+        optional=frozenset({"prompt", "margin", "tools", *_REFERENCE}),
+    ),
+    "alpaca_preference": RowFormat(fields={**_INSTRUCTION, "chosen": "chosen", "rejected": "rejected", "system": "system", **_REFERENCE}),
+    "sharegpt_preference": RowFormat(
+        fields={**_SHAREGPT_TURNS, "chosen": "chosen", "rejected": "rejected", "system": "system", "tools": "tools", **_REFERENCE},
+        roles=_SHAREGPT_ROLES,
+    ),
+    "kto": RowFormat(fields={"prompt": "prompt", "completion": "completion", "label": "label", "system": "system", "ref_logp": "ref_logp"}),
+    "kto_messages": RowFormat(fields={**_TURNS, "label": "label", "system": "system", "tools": "tools", "ref_logp": "ref_logp"}),
+    "kto_sharegpt": RowFormat(fields={**_SHAREGPT_TURNS, "label": "label", "system": "system", "ref_logp": "ref_logp"}, roles=_SHAREGPT_ROLES),
+}  # fmt: skip
+
+
+def find_format(
+    name: str,
+    *,
+    kind: str,
+    fields: Mapping[str, str] | None,
+    roles: Mapping[str, str] | None,
+    where: str,
+) -> RowFormat:
+    """A format by name, with a user's own field and role names.
+
+    Args:
+        name: One of `FORMATS`.
+        kind: conversation, preference, verdict or problem.
+        fields: Part -> field, over the format's own.
+        roles: Role in the file -> ours, over the format's own.
+        where: The setting, for messages.
+
+    Raises:
+        UserError: The name or a part is unknown, or rows of the format are not of the kind.
+    """
+    fitting = [other for other, format in ROW_FORMATS.items() if kind in format.kinds()]
+    if name not in ROW_FORMATS:
+        raise UserError(
+            f"{where}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}"
+        )
+    format = ROW_FORMATS[name]
+    if kind not in format.kinds():
+        raise UserError(
+            f"{where}.format={name!r} gives a {' or a '.join(format.kinds())}, here a {kind} is"
+            f" wanted: {', '.join(fitting)}"
+        )
+    unknown = sorted((fields or {}).keys() - format.fields.keys())
+    if unknown:
+        raise UserError(
+            f"{where}.fields names {', '.join(unknown)}; the parts of {name!r} are"
+            f" {', '.join(format.fields)}"
+        )
+    wrong = sorted(set((roles or {}).values()) - {"system", "user", "assistant", "tool"})
+    if wrong:
+        raise UserError(
+            f"{where}.roles maps to {', '.join(wrong)}; roles are system, user, assistant, tool"
+        )
+    return replace(
+        format, fields={**format.fields, **(fields or {})}, roles={**format.roles, **(roles or {})}
+    )
+
+
+def read_row(
+    row: Mapping[str, Any], format: RowFormat, *, kind: str, system: str | None = None
+) -> TrainingRow:
+    """One row of a file in the internal form.
+
+    Args:
+        row: The row.
+        format: How to read it.
+        kind: conversation, preference, verdict or problem.
+        system: System message of rows that have none.
+
+    Raises:
+        BadRow: It cannot be read so, or holds nothing to learn.
+    """
+    parts = {
+        part: value
+        for part, name in format.fields.items()
+        if (value := _value(row, name, part, format)) is not None
+    }
+    result = _READERS[kind](parts, format, row)
+    if system is None:
+        return result
+    if isinstance(result, Conversation):
+        if result.messages[0]["role"] == "system":
+            return result
+        return replace(
+            result,
+            messages=({"role": "system", "content": system}, *result.messages),
+            prompt=result.prompt + 1,
+        )
+    if result.prompt and result.prompt[0]["role"] == "system":
+        return result
+    return replace(result, prompt=({"role": "system", "content": system}, *result.prompt))
+
+
+# ---------------------------------------------------------------------- the kinds
+
+
+def _conversation(
+    parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]
+) -> Conversation:
+    if "completion" in parts:
+        prompt = _prompt(parts, format)
+        messages = (*prompt, *_completion(parts["completion"], format, "the completion"))
+        count = len(prompt)
+    else:
+        messages = _prompt(parts, format)
+        count = max(
+            (i for i, message in enumerate(messages) if message.get("role") == "assistant"),
+            default=len(messages),
+        )
+    check_messages(messages)
+    check_answer(messages, "the row")
+    return Conversation(messages=messages, prompt=count, tools=_tools(parts))
+
+
+def _preference(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> Preference:
+    prompt: tuple[Message, ...]
+    if parts.keys() & {"prompt", "messages"}:
+        prompt = _prompt(parts, format)
+        chosen, rejected = (
+            _completion(parts[name], format, name) for name in ("chosen", "rejected")
+        )
+        # Some files repeat the prompt at the beginning of both answers.
+        if len(prompt) and all(
+            len(answer) > len(prompt) and answer[: len(prompt)] == prompt
+            for answer in (chosen, rejected)
+        ):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    else:
+        prompt, chosen, rejected = _implicit(parts["chosen"], parts["rejected"], format)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        check_messages((*prompt, *answer))
+        check_answer(answer, name)
+    if not prompt:
+        raise BadRow(
+            "empty_prompt",
+            "the answers have no prompt in common, and there is no other",
+            mistake=False,
+        )
+    if chosen == rejected:
+        raise BadRow("same_answers", "chosen and rejected are the same", mistake=False)
+    given = [name for name in _REFERENCE if name in parts]
+    if len(given) == 1:
+        raise BadRow(
+            "missing_field",
+            f"the row has {given[0]} alone; both reference columns are needed, or none",
+        )
+    ref = (
+        (
+            _number(parts["ref_chosen_logp"], "ref_chosen_logp"),
+            _number(parts["ref_rejected_logp"], "ref_rejected_logp"),
+        )
+        if given
+        else None
+    )
+    margin = _number(parts["margin"], "margin") if "margin" in parts else None
+    return Preference(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=margin,
+        ref_logp=ref,
+        tools=_tools(parts),
+    )
+
+
+def _verdict(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> JudgedAnswer:
+    label = parts["label"]
+    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
+        raise BadRow("label", f"the label is {label!r}; it must be true or false (or 1 or 0)")
+    prompt = _prompt(parts, format)
+    if "completion" in parts:
+        completion = _completion(parts["completion"], format, "the completion")
+    else:
+        last = max(
+            (i for i, message in enumerate(prompt) if message.get("role") == "assistant"),
+            default=len(prompt),
+        )
+        prompt, completion = prompt[:last], prompt[last:]
+    check_messages((*prompt, *completion))
+    check_answer(completion, "the row")
+    ref = _number(parts["ref_logp"], "ref_logp") if "ref_logp" in parts else None
+    return JudgedAnswer(
+        prompt=prompt,
+        completion=completion,
+        desirable=bool(label),
+        ref_logp=ref,
+        tools=_tools(parts),
+    )
+
+
+def _problem(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> Problem:
+    prompt = _prompt(parts, format)
+    check_messages(prompt)
+    answer = parts["answer"] if "answer" in parts else parts["completion"]
+    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
+        raise BadRow(
+            "not_text", f"the answer is a {type(answer).__name__}; it must be text or a number"
+        )
+    text = str(answer)
+    if format.answer_after is not None:
+        if format.answer_after not in text:
+            raise BadRow(
+                "no_mark",
+                f"the answer holds no {format.answer_after!r}, after which the checkable answer"
+                " stands",
+            )
+        text = text.rsplit(format.answer_after, 1)[1].replace(",", "")
+    if not text.strip():
+        raise BadRow("empty_answer", "the answer is empty", mistake=False)
+    return Problem(prompt=prompt, answer=text.strip(), facts=row, tools=_tools(parts))
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], RowFormat, Mapping[str, Any]], TrainingRow]] = {
+    "conversation": _conversation,
+    "preference": _preference,
+    "verdict": _verdict,
+    "problem": _problem,
+}
+
+# ---------------------------------------------------------------------- the parts
+
+
+def _value(row: Mapping[str, Any], name: str, part: str, format: RowFormat) -> Any:
+    """The value of a field; None where an optional one is missing."""
+    if part in ("role", "content"):
+        return name
+    value: Any = row
+    there = True
+    for piece in name.split("."):
+        there = isinstance(value, Mapping) and piece in value
+        if not there:
+            value = None
+            break
+        value = value[piece]
+    if value is None and part not in format.optional and there:
+        raise BadRow("missing_field", f"the field {name!r} ({part}) of the row is null")
+    if value is None and part not in format.optional:
+        found = ", ".join(map(repr, row)) or "none"
+        fits = [
+            other
+            for other, f in ROW_FORMATS.items()
+            if all(
+                n in row for p, n in f.fields.items() if p not in {*f.optional, "role", "content"}
+            )
+        ]
+        hint = f"; its fields are those of the format {' or '.join(fits)}" if fits else ""
+        raise BadRow(
+            "missing_field",
+            f"the row has no field {name!r} ({part}); it has {found}{hint}. Set `format`, or name"
+            " it in `fields`.",
+        )
+    return value
+
+
+def _prompt(parts: Mapping[str, Any], format: RowFormat) -> tuple[Message, ...]:
+    """What is given: system, history, and the messages or the prompt with its input."""
+    before: list[Message] = []
+    if parts.get("system"):
+        before.append({"role": "system", "content": parts["system"]})
+    for turn in parts.get("history") or ():
+        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+            raise BadRow("not_text", "the history must be a list of pairs [question, answer]")
+        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    if "messages" in parts:
+        return (*before, *_messages(parts["messages"], format, format.fields["messages"]))
+    prompt = parts["prompt"]
+    if isinstance(prompt, str):
+        extra = parts.get("input")
+        if extra is not None and not isinstance(extra, str):
+            raise BadRow("not_text", f"the input is a {type(extra).__name__}; it must be text")
+        text = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
+        if not text.strip():
+            raise BadRow("empty_prompt", "the prompt is empty", mistake=False)
+        return (*before, {"role": "user", "content": text})
+    return (*before, *_messages(prompt, format, "the prompt"))
+
+
+def _completion(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return ({"role": "assistant", "content": value},)
+    if isinstance(value, Mapping):  # one message, as in LLaMA-Factory's pairs
+        value = [value]
+    return _messages(value, format, what)
+
+
+def _messages(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(isinstance(message, Mapping) for message in value)
+    ):
+        raise BadRow(
+            "not_text",
+            f"{what} is a {type(value).__name__}; it must be a text or a list of messages",
+        )
+    if not value:
+        raise BadRow("no_answer", f"{what} holds no message", mistake=False)
+    role_field, content_field = (
+        format.fields.get("role", "role"),
+        format.fields.get("content", "content"),
+    )
+    messages = []
+    for message in value:
+        # TRL's and OpenAI's names are understood where a format's own are missing, as in prompts
+        # that are lists of messages.
+        mine = {
+            key: item
+            for key, item in message.items()
+            if key not in (role_field, content_field) and item is not None
+        }
+        if role_field in message:
+            role = message[role_field]
+            mine["role"] = format.roles.get(role, role) if isinstance(role, str) else role
+        if content_field in message:
+            mine["content"] = _text_of(message[content_field])
+        messages.append(mine)
+    return tuple(messages)
+
+
+def _text_of(content: Any) -> Any:
+    """Parts of text as one text; everything else as it is."""
+    if isinstance(content, Sequence) and not isinstance(content, str) and content:
+        parts = [
+            part
+            for part in content
+            if isinstance(part, Mapping)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ]
+        if len(parts) == len(content):
+            return joined_text([part["text"] for part in parts])
+    return content
+
+
+def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Message, ...], ...]:
+    """The prompt that two whole conversations begin with, and what they add to it."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        same = commonprefix([chosen, rejected])  # noqa: RUF071  (character by character is meant)
+        # Back to the last blank, so that a word is not cut where two answers begin alike.
+        cut = max(same.rfind(" "), same.rfind("\n"))
+        if cut <= 0 or not same[:cut].strip():
+            return (
+                (),
+                _completion(chosen, format, "chosen"),
+                _completion(rejected, format, "rejected"),
+            )
+        prompt: tuple[Message, ...] = ({"role": "user", "content": chosen[:cut]},)
+        return (
+            prompt,
+            _completion(chosen[cut:], format, "chosen"),
+            _completion(rejected[cut:], format, "rejected"),
+        )
+    a, b = _completion(chosen, format, "chosen"), _completion(rejected, format, "rejected")
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    # The answers begin with the assistant; a common beginning that ends in one is part of the
+    # prompt only if something follows it.
+    while n and (
+        n >= min(len(a), len(b))
+        or a[n].get("role") != "assistant"
+        or b[n].get("role") != "assistant"
+    ):
+        n -= 1
+    return a[:n], a[n:], b[n:]
+
+
+def _tools(parts: Mapping[str, Any]) -> Any:
+    tools = parts.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise BadRow("tools", f"the tools are not JSON: {error}") from None
+    return tools or None
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRow("not_a_number", f"{name} is {value!r}; it must be a finite number")
+    return float(value)

@@ -1,0 +1,457 @@
+"""PostTrainingData: files of rows as micro-batches, in an order that is a pure function of the
+step. What its children share.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Optional
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lit_pretrain.batch import Asking, DataContract
+from lit_pretrain.chat.messages import TrainingRow
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.chat.render import Renderer, Truncation
+from lit_pretrain.chat.template import ChatTemplate, find_template
+from lit_pretrain.data.batches import (
+    PAD_ROW,
+    StepSampler,
+    held_out_batches,
+    make_loader,
+    replica_of,
+)
+from lit_pretrain.data.chat.encoded_rows import EncodedRows, RowGate, as_decontaminate, read_encoded
+from lit_pretrain.data.chat.row_source import (
+    RowSource,
+    RowTally,
+    as_sources,
+    check_sources,
+    rows_identity,
+)
+from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
+from lit_pretrain.decontaminate.index import DecontaminateConfig
+from lit_pretrain.errors import UserError
+from lit_pretrain.files import canonical_hash
+from lit_pretrain.step_size import Division, StepSize
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+
+class PostTrainingData(L.LightningDataModule):
+    """Rows of several files, rendered by a chat template; no loader state is ever saved.
+
+    Args:
+        sources: Files of rows by name.
+        path: One file, in place of `sources`.
+        format: Its format.
+        fields: Part of a row -> field that holds it, where it differs from the format's.
+        tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
+        template: A preset (chatml, llama3, qwen, plain), a file or a folder; auto takes the one
+            beside the tokenizer, else chatml.
+        template_options: What the template may ask for besides messages, such as {enable_thinking:
+            false}.
+        seq_len: Longest row in tokens.
+        truncation: What becomes of longer ones.
+        global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
+            to reach it.
+        micro_batch_size: The most rows that one device processes at once; it is lowered where it
+            does not divide a device's rows of a step.
+        validation: Share of the rows held out for validation, by a hash of what they say.
+        test: Share of the rows held out for `lit_pretrain test`.
+        val_rows: Held-out rows of each source used by a validation; null uses all.
+        on_bad_row: What becomes of rows that are a mistake. refuse: an error names the first. drop:
+            they are left out and counted.
+        decontaminate: Evaluation sets of which no row may hold an item; a score of the run on
+            another set is not said to be clean.
+        seed: Seed of the order.
+    """
+
+    kind: ClassVar[str]
+    """What rows are read as: conversation, preference, verdict or problem."""
+    unit: ClassVar[str] = "rows"
+    """What a sample is called."""
+    sequences_per_row: int = 1
+    """Sequences that the network sees for each sample."""
+    usual_steps: ClassVar[Optional[int]] = None
+    """A run on rows must be given its length."""
+    updates: int = 1
+    """Optimizer steps that read the same samples."""
+    micro_batch_is_fixed: ClassVar[bool] = False
+    """Whether the loss depends on the micro-batch, so that it is never lowered."""
+
+    def __init__(
+        self,
+        sources: Optional[dict[str, RowSource]] = None,
+        path: Optional[str] = None,
+        format: str = "messages",
+        fields: Optional[dict[str, str]] = None,
+        tokenizer: Optional[str] = None,
+        template: str = "auto",
+        template_options: Optional[dict[str, Any]] = None,
+        seq_len: int = 1024,
+        truncation: Truncation = "keep_start",
+        global_batch_rows: Optional[int] = 32,
+        micro_batch_size: int = 4,
+        validation: float = 0.05,
+        test: float = 0.0,
+        val_rows: Optional[int] = 512,
+        on_bad_row: Literal["refuse", "drop"] = "refuse",
+        decontaminate: Optional[DecontaminateConfig] = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.row_sources = as_sources(sources, path=path, format=format, fields=fields)
+        for name, value in (
+            ("seq_len", seq_len),
+            ("micro_batch_size", micro_batch_size),
+            ("global_batch_rows", global_batch_rows),
+        ):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
+        if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+            raise UserError(
+                f"data.validation={validation} and data.test={test} are shares: not negative,"
+                " together below 1"
+            )
+        if truncation not in ("keep_start", "keep_end", "drop"):
+            raise UserError(f"data.truncation={truncation!r} must be keep_start, keep_end or drop")
+        self.tokenizer_path = tokenizer
+        self.template_name = template
+        self.template_options = template_options
+        self.seq_len = seq_len
+        self.truncation: Truncation = truncation
+        self.global_batch_rows = global_batch_rows
+        self.micro_batch_size = micro_batch_size
+        self.validation = validation
+        self.test = test
+        self.val_rows = val_rows
+        self.on_bad_row: Literal["refuse", "drop"] = on_bad_row
+        self.decontaminate = as_decontaminate(decontaminate)
+        self.seed = seed
+        check_sources(self.row_sources)
+
+    # ------------------------------------------------------------------ what the children say
+
+    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Any]:
+        """Rows as a collation wants them, each or the `BadRow` that it turned out to be."""
+        raise NotImplementedError
+
+    def places(self, item: Any) -> int:
+        """Places that an encoded row takes in a pack."""
+        return 1
+
+    @property
+    def capacity(self) -> Optional[int]:
+        """Places in a pack; None where every row is a sample."""
+        return None
+
+    def collate(self, samples: Sequence[EncodedSample]) -> list[Any]:
+        """Samples as micro-batches."""
+        raise NotImplementedError
+
+    def note(self, row: TrainingRow, item: Any, tally: RowTally) -> None:
+        """Count what is worth knowing about a row that is used."""
+        if row.tools and not self.template.shows_tools:
+            tally.noted["tools_not_shown"] += 1
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the batches hold, as `DataContract.provides` names it."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What else decides the numbers."""
+        return {}
+
+    # ------------------------------------------------------------------ what the data is
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        if self.tokenizer_path is None:
+            raise UserError(
+                "data.tokenizer is not set and there is no parent (--from) to take it from: name a"
+                " tokenizer.json or its folder"
+            )
+        return Tokenizer.load(self.tokenizer_path)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        assert self.tokenizer is not None
+        return find_template(self.template_name, self.tokenizer_path or ".")
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What turns conversations into tokens."""
+        return Renderer(self.tokenizer, self.template, options=self.template_options)
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of `source_B`."""
+        return list(self.row_sources)
+
+    @cached_property
+    def manifest_hash(self) -> str:
+        """The identity of the data: the content of its files, how they are read, rendered and
+        split, and with which tokenizer.
+        """
+        return canonical_hash(
+            {
+                "kind": self.kind, "sources": rows_identity(self.row_sources),
+                "tokenizer": self.tokenizer.hash, "template": self.template.hash,
+                "options": self.template_options, "seq_len": self.seq_len,
+                "truncation": self.truncation, "validation": self.validation,
+                "test": self.test, "on_bad_row": self.on_bad_row, **self.settings(),
+                **({} if self.gate is None else {"gate": self.gate.identity}),
+            }
+        )  # fmt: skip
+
+    @cached_property
+    def gate(self) -> Optional[RowGate]:
+        """What looks for evaluation items; None where the config names no set."""
+        return (
+            RowGate(self.decontaminate)
+            if self.decontaminate is not None and self.decontaminate.against
+            else None
+        )
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.tokenizer.hash
+
+    @property
+    def template_hash(self) -> Optional[str]:
+        """Identity of the chat template."""
+        return self.template.hash
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        """What fills up rows; it is never a label."""
+        return self.tokenizer.special_tokens.get("<|pad|>", self.tokenizer.eos_id)
+
+    @property
+    def rows(self) -> int:
+        """Samples per optimizer step over all devices."""
+        return self.step_size.rows
+
+    @property
+    def where(self) -> str:
+        """Where the data lie."""
+        return ", ".join(
+            source.path or f"{name} (made)" for name, source in self.row_sources.items()
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Places per optimizer step over all ranks; in batches that are not packed the most
+        there can be.
+        """
+        return self.rows * self.seq_len * self.sequences_per_row
+
+    @property
+    def contract(self) -> DataContract:
+        """What this data promises to a stage."""
+        return DataContract(
+            sources=tuple(self.sources),
+            vocab_size=self.vocab_size,
+            tokenizer_hash=self.tokenizer.hash,
+            manifest_hash=self.manifest_hash,
+            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
+            seq_len=self.seq_len,
+            global_batch_tokens=self.tokens_per_step,
+            provides=self.provides,
+            asking=self.asking,
+        )
+
+    @property
+    def asking(self) -> Optional[Asking]:
+        """How prompts are to be answered; None where rows are no prompts."""
+        return None
+
+    # ------------------------------------------------------------------ rows
+
+    @cached_property
+    def encoded(self) -> EncodedRows:
+        """The rows, read and encoded once.
+
+        Raises:
+            UserError: A file or row is a mistake, or no training row is left.
+        """
+        return read_encoded(
+            self.row_sources,
+            kind=self.kind,
+            validation=self.validation,
+            test=self.test,
+            on_bad_row=self.on_bad_row,
+            encode=self.encode,
+            note=self.note,
+            gate=self.gate,
+        )
+
+    @cached_property
+    def samples(self) -> RowSamples:
+        """The rows as samples by number."""
+        weights = {name: source.weight for name, source in self.row_sources.items()}
+        return RowSamples(
+            self.encoded,
+            weights=weights,
+            places=self.places,
+            capacity=self.capacity,
+            seed=self.seed,
+        )
+
+    def held_out(self, split: str) -> list[EncodedSample]:
+        """The samples of a held-out split.
+
+        Raises:
+            UserError: The split is empty.
+        """
+        samples = self.samples.held_out(
+            split, limit=self.val_rows if split == "validation" else None
+        )
+        if not samples:
+            setting = "data.validation" if split == "validation" else "data.test"
+            raise UserError(
+                f"no row is held out for the {split}: raise {setting} ({getattr(self, split)} of"
+                f" {sum(tally.read for tally in self.encoded.tallies.values())} rows), or give a"
+                " source a validation_path"
+            )
+        return samples
+
+    # ------------------------------------------------------------------ what the command line asks
+
+    @property
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step.
+
+        Raises:
+            UserError: The config does not state it.
+        """
+        if self.global_batch_rows is None:
+            raise UserError("data.global_batch_rows must be set")
+        return StepSize(self.global_batch_rows, unit=self.unit)
+
+    def divide(self, devices: int) -> Division:
+        """Divide a step over devices.
+
+        Raises:
+            UserError: The rows of a step do not divide.
+        """
+        fixed = self.micro_batch_is_fixed
+        return self.step_size.divide(devices, self.micro_batch_size, fixed=fixed)
+
+    def batch_line(self, devices: int) -> str:
+        """Describe a step in words."""
+        division = self.divide(devices).text(self.unit)
+        return f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step = {division}"
+
+    def epochs(self, steps: int) -> float:
+        """How often a run reads its rows."""
+        return self.samples.order.in_epochs(math.ceil(steps / self.updates) * self.rows)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of a number of epochs; the last step is filled up from the next one."""
+        return math.ceil(self.samples.order.until(epochs) / self.rows) * self.updates
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a run that could not be validated; rows are read as often as it is long.
+
+        Raises:
+            UserError: A row is a mistake, or none is held out.
+        """
+        self.held_out("validation")
+
+    def exposure(self, steps: int) -> str:
+        """What the run reads, as lines to print before it begins."""
+        lines = self.encoded.lines()
+        lines.append(
+            f"template {self.template.name} ({self.template.hash[:12]}),"
+            f" {self.samples.order.first(1):,} {self.unit} an epoch"
+        )
+        return "\n".join(lines)
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows of some samples, a few of them."""
+        found = [where for n in samples[:16] for where in self.samples.wheres(n)]
+        more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
+        return ", ".join(found) + more
+
+    def step_batches(self, step: int, rows: int) -> list[Any]:
+        """The first rows of an optimizer step, as micro-batches."""
+        first = step // self.updates * self.rows
+        return self.collate(
+            [self.samples.train(n) for n in range(first, first + min(rows, self.rows))]
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and template to a run's folder."""
+        ModelTokenizer(self.tokenizer, self.template).save(folder)
+
+    def share(self, other: "PostTrainingData") -> None:
+        """Take over what another instance of the same settings has read."""
+        for name in (
+            "tokenizer",
+            "template",
+            "renderer",
+            "manifest_hash",
+            "gate",
+            "encoded",
+            "samples",
+        ):
+            if name in other.__dict__:
+                self.__dict__[name] = other.__dict__[name]
+
+    # ------------------------------------------------------------------ loaders
+
+    def setup(self, stage: str) -> None:
+        """Read the rows, and refuse what cannot be trained on before the first step."""
+        self.renderer  # noqa: B018
+        self.encoded  # noqa: B018
+
+    def _loader(self, at: Callable[[int], EncodedSample], batches: Any) -> DataLoader[Any]:
+        # No workers: what a step reads is in memory, and copying it between processes costs more.
+        return make_loader(Samples(at), batches, self.collate, trainer=self.trainer)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """One batch per optimizer step, from the trainer's step on, without end."""
+        assert self.trainer is not None
+        rank, replicas = replica_of(self.trainer)
+        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
+        sampler = StepSampler(
+            rows=self.rows,
+            rank=rank,
+            world_size=replicas,
+            first_step=self.trainer.global_step,
+            updates=self.updates,
+        )
+        return self._loader(self.samples.train, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The rows held out for validation."""
+        return self._held_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The rows held out for the test."""
+        return self._held_loader("test")
+
+    @property
+    def held_out_at_once(self) -> int:
+        """Held-out samples that one device is given at once."""
+        return self.micro_batch_size
+
+    def _held_loader(self, split: str) -> DataLoader[Any]:
+        samples = self.held_out(split)
+        rank, replicas = replica_of(self.trainer)
+        batches = held_out_batches(
+            len(samples), size=self.held_out_at_once, rank=rank, replicas=replicas
+        )
+        return self._loader(lambda n: samples[n] if n != PAD_ROW else FILLER, batches)

@@ -1,0 +1,310 @@
+"""KTOData: answers that were judged one by one, for KTO."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Optional
+
+import torch
+
+from lit_pretrain.batch import LabelledBatch, PreferenceBatch
+from lit_pretrain.chat.messages import (
+    BadRow,
+    Conversation,
+    JudgedAnswer,
+    Message,
+    Preference,
+    TrainingRow,
+)
+from lit_pretrain.chat.render import Rendered, truncate
+from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.chat.row_source import ROW_SPLITS, RowTally
+from lit_pretrain.data.chat.samples import EncodedSample, pad_rows
+from lit_pretrain.errors import UserError
+
+
+class Judged(NamedTuple):
+    """An answer with its prompt as it is read by the network, and what another answer to the
+    prompt is made from.
+    """
+
+    rendered: Rendered
+    verdict: JudgedAnswer
+
+
+class KTOData(PostTrainingData):
+    """Answers with a verdict, desirable or not.
+
+    A micro-batch of N holds N answers to their prompts and N to other prompts of the same
+    micro-batch, from which KTO estimates the divergence from the reference: so N decides the loss,
+    and must be above 1. A mismatched answer is rendered with its new prompt.
+
+    Args:
+        global_batch_rows: Answers per optimizer step over all devices; micro-batches are
+            accumulated to reach it.
+        micro_batch_size: Answers that one device processes at once, at least 2.
+        common: What all post-training data take.
+    """
+
+    kind: ClassVar[str] = "verdict"
+    unit: ClassVar[str] = "answers"
+    sequences_per_row: int = 2
+    micro_batch_is_fixed: ClassVar[bool] = True
+
+    def __init__(
+        self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 8, **common: Any
+    ) -> None:
+        super().__init__(
+            global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common
+        )
+        if micro_batch_size < 2:
+            raise UserError(
+                f"data.micro_batch_size={micro_batch_size}: KTO compares the answers of a"
+                " micro-batch, so it must be at least 2"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The micro-batch, because it decides the loss."""
+        return {"micro_batch_size": self.micro_batch_size}
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Labels and verdicts. A reference column says nothing about mismatched answers, so it
+        is not passed on.
+        """
+        return frozenset({"labels", "verdicts"})
+
+    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Judged | BadRow]:
+        """Answers rendered and cut."""
+        verdicts = [row for row in rows if isinstance(row, JudgedAnswer)]
+        whole = [self._conversation(row, row.completion) for row in verdicts]
+        encoded: list[Judged | BadRow] = []
+        for row, rendered in zip(
+            verdicts, self.renderer.render(whole, train_on="completion"), strict=True
+        ):
+            try:
+                encoded.append(
+                    rendered
+                    if isinstance(rendered, BadRow)
+                    else Judged(truncate(rendered, self.seq_len, self.truncation), row)
+                )
+            except BadRow as bad:
+                encoded.append(bad)
+        return encoded
+
+    @staticmethod
+    def _conversation(row: JudgedAnswer, completion: tuple[Message, ...]) -> Conversation:
+        return Conversation(
+            messages=row.prompt + completion, prompt=len(row.prompt), tools=row.tools
+        )
+
+    def note(self, row: TrainingRow, item: Judged, tally: RowTally) -> None:
+        """Count what was cut, too."""
+        super().note(row, item, tally)
+        if item.rendered.cut:
+            tally.noted["truncated"] += 1
+
+    def collate(self, samples: Sequence[EncodedSample]) -> list[LabelledBatch]:
+        """Answers, and in the second half of the rows each prompt with the answer before it."""
+        size = self.micro_batch_size
+        return [self._micro_batch(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def _micro_batch(self, samples: Sequence[EncodedSample]) -> LabelledBatch:
+        answers: list[Optional[Judged]] = [
+            sample.items[0] if sample.items else None for sample in samples
+        ]
+        present = [answer for answer in answers if answer is not None]
+        twins = iter(self._mismatched(present))
+        sequences = [answer and answer.rendered for answer in answers] + [
+            next(twins) if answer else None for answer in answers
+        ]
+        rows = pad_rows(sequences, pad_id=self.pad_id, seq_len=self.seq_len)
+        source, index = (
+            [sample.source for sample in samples] * 2,
+            [sample.number for sample in samples] * 2,
+        )
+        desirable = [answer is not None and answer.verdict.desirable for answer in answers] * 2
+        return LabelledBatch(
+            *rows, torch.tensor(source), torch.tensor(index), torch.tensor(desirable)
+        )
+
+    def _mismatched(self, present: Sequence[Judged]) -> list[Optional[Rendered]]:
+        """Each prompt with the answer of the row before it. One of which the answer is cut off
+        altogether holds nothing.
+        """
+        others = [present[i - 1].verdict.completion for i in range(len(present))]
+        whole = [
+            self._conversation(item.verdict, other)
+            for item, other in zip(present, others, strict=True)
+        ]
+        twins: list[Optional[Rendered]] = []
+        for rendered in self.renderer.render(whole, train_on="completion"):
+            if isinstance(rendered, BadRow):
+                raise UserError(f"the mismatched answers of KTO cannot be rendered: {rendered}")
+            try:
+                # Not dropped: that would depend on the neighbour. What does not fit is cut.
+                twins.append(
+                    truncate(
+                        rendered,
+                        self.seq_len,
+                        "keep_start" if self.truncation == "drop" else self.truncation,
+                    )
+                )
+            except BadRow:
+                twins.append(None)
+        return twins
+
+    def exposure(self, steps: int) -> str:
+        """What the run reads, and how the verdicts are shared out."""
+        items = self.encoded.items("train")
+        good = sum(item.verdict.desirable for item in items)
+        return (
+            super().exposure(steps)
+            + f"\n{good:,} answers are desirable, {len(items) - good:,} are not"
+        )
+
+
+# PreferenceData: pairs of answers, one better than the other, for DPO, SimPO, ORPO, CPO and reward
+# models.
+
+
+class Pair(NamedTuple):
+    """Both answers with their prompt, each as it is read by the network."""
+
+    chosen: Rendered
+    rejected: Rendered
+    ref_logp: Optional[tuple[float, float]]
+    margin: Optional[float]
+
+
+class PreferenceData(PostTrainingData):
+    """Pairs of a chosen and a rejected answer to the same prompt; what follows the prompt counts.
+
+    `global_batch_rows` and `micro_batch_size` count pairs; `seq_len` limits a prompt with one of
+    its answers.
+
+    Args:
+        global_batch_rows: Pairs per optimizer step over all devices; micro-batches are accumulated
+            to reach it.
+        micro_batch_size: The most pairs that one device processes at once.
+        common: What all post-training data take.
+    """
+
+    kind: ClassVar[str] = "preference"
+    unit: ClassVar[str] = "pairs"
+    sequences_per_row: int = 2
+
+    def __init__(
+        self, *, global_batch_rows: Optional[int] = 32, micro_batch_size: int = 4, **common: Any
+    ) -> None:
+        super().__init__(
+            global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common
+        )
+
+    @cached_property
+    def provides(
+        self,
+    ) -> frozenset[str]:  # as a property, it would look at every row for every batch
+        """Labels and pairs, and the columns that every row has, those held out too."""
+        items = [item for split in ROW_SPLITS for item in self.encoded.items(split)]
+        columns = {
+            "ref_logp": all(item.ref_logp is not None for item in items),
+            "margin": all(item.margin is not None for item in items),
+        }
+        return frozenset({"labels", "pairs"} | {name for name, there in columns.items() if there})
+
+    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Pair | BadRow]:
+        """Both answers rendered and cut; a pair goes if one of them does."""
+        pairs = [row for row in rows if isinstance(row, Preference)]
+        sides = []
+        for name in ("chosen", "rejected"):
+            whole = [
+                Conversation(
+                    messages=row.prompt + getattr(row, name),
+                    prompt=len(row.prompt),
+                    tools=row.tools,
+                )
+                for row in pairs
+            ]
+            sides.append(self.renderer.render(whole, train_on="completion"))
+        encoded: list[Pair | BadRow] = []
+        for row, chosen, rejected in zip(pairs, *sides, strict=True):
+            try:
+                both = []
+                for side in (chosen, rejected):
+                    if isinstance(side, BadRow):
+                        raise side
+                    both.append(truncate(side, self.seq_len, self.truncation))
+                encoded.append(Pair(both[0], both[1], row.ref_logp, row.margin))
+            except BadRow as bad:
+                encoded.append(bad)
+        return encoded
+
+    def note(self, row: TrainingRow, item: Pair, tally: RowTally) -> None:
+        """Count what was cut, too."""
+        super().note(row, item, tally)
+        if item.chosen.cut or item.rejected.cut:
+            tally.noted["truncated"] += 1
+
+    def collate(self, samples: Sequence[EncodedSample]) -> list[PreferenceBatch]:
+        """Pairs, the chosen ones in the first half of the rows."""
+        size, provides = self.micro_batch_size, self.provides
+        return [
+            self._micro_batch(samples[i : i + size], provides) for i in range(0, len(samples), size)
+        ]
+
+    def _micro_batch(
+        self, samples: Sequence[EncodedSample], provides: frozenset[str]
+    ) -> PreferenceBatch:
+        pairs: list[Optional[Pair]] = [
+            sample.items[0] if sample.items else None for sample in samples
+        ]
+        sequences = [pair and pair.chosen for pair in pairs] + [
+            pair and pair.rejected for pair in pairs
+        ]
+        rows = pad_rows(sequences, pad_id=self.pad_id, seq_len=self.seq_len)
+        ref = margin = None
+        if "ref_logp" in provides:
+            known = [pair.ref_logp or (0.0, 0.0) if pair else (0.0, 0.0) for pair in pairs]
+            ref = torch.tensor([k[0] for k in known] + [k[1] for k in known], dtype=torch.float32)
+        if "margin" in provides:
+            margin = torch.tensor(
+                [pair.margin or 0.0 if pair else 0.0 for pair in pairs], dtype=torch.float32
+            )
+        source, index = (
+            [sample.source for sample in samples] * 2,
+            [sample.number for sample in samples] * 2,
+        )
+        return PreferenceBatch(*rows, torch.tensor(source), torch.tensor(index), ref, margin)
+
+    def reference_batches(self) -> list[PreferenceBatch]:
+        """Every pair once, those held out too, in a fixed order: what a reference has to look
+        at.
+        """
+        pairs = [item for split in ROW_SPLITS for item in self.encoded.items(split)]
+        return self.collate([EncodedSample(n, 0, (pair,)) for n, pair in enumerate(pairs)])
+
+    def take_reference(self, logp_B2: torch.Tensor) -> None:
+        """Take over the reference's log-probabilities of all pairs, in the order of
+        `reference_batches`.
+        """
+        sources = [held for split in ROW_SPLITS for held in self.encoded.splits[split]]
+        assert len(logp_B2) == sum(len(held.items) for held in sources), "a column of other pairs"
+        known = iter(logp_B2.tolist())
+        for held in sources:
+            held.items[:] = [pair._replace(ref_logp=tuple(next(known))) for pair in held.items]
+        self.__dict__.pop("provides", None)
+
+    def exposure(self, steps: int) -> str:
+        """What the run reads, and how long the answers are: a preference for length shows here
+        first.
+        """
+        items = self.encoded.items("train")
+        lengths = [
+            sum(int(getattr(item, side).learned.sum()) for item in items) / len(items)
+            for side in ("chosen", "rejected")
+        ]
+        return (
+            super().exposure(steps)
+            + f"\nanswers have {lengths[0]:.1f} (chosen) and {lengths[1]:.1f} (rejected) tokens on"
+            " average"
+        )

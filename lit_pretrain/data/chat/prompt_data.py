@@ -1,0 +1,131 @@
+"""PromptData: prompts with answers that a reward can check, for reinforcement learning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Optional
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lit_pretrain.batch import Asking, PromptBatch
+from lit_pretrain.chat.messages import BadRow, Problem, TrainingRow
+from lit_pretrain.chat.render import Rendered
+from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.chat.samples import EncodedSample, pad_rows
+from lit_pretrain.errors import UserError
+
+
+class Asked(NamedTuple):
+    """A prompt as tokens, and what a reward may look at."""
+
+    ids: npt.NDArray[np.int32]
+    facts: Mapping[str, Any]
+
+
+class PromptData(PostTrainingData):
+    """Prompts, rendered up to where the assistant begins to write, with their rows.
+
+    Args:
+        group_size: Answers to each prompt; each is judged by its group, so there must be at least
+            2.
+        updates: Optimizer steps that learn from the same answers. From the second on they are
+            off-policy, and the objective's clipping is active; an epoch takes as many times more
+            steps.
+        max_prompt_tokens: Longer prompts are left out and counted (a cut one would be another
+            problem); null: half of `seq_len`.
+        global_batch_rows: Prompts per optimizer step over all devices.
+        micro_batch_size: The most prompts whose answers one device processes at once.
+        common: What all post-training data take. `seq_len` limits a prompt with its completion.
+    """
+
+    kind: ClassVar[str] = "problem"
+    unit: ClassVar[str] = "prompts"
+
+    def __init__(
+        self,
+        *,
+        group_size: int = 8,
+        updates: int = 1,
+        max_prompt_tokens: Optional[int] = None,
+        global_batch_rows: Optional[int] = 16,
+        micro_batch_size: int = 4,
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            global_batch_rows=global_batch_rows, micro_batch_size=micro_batch_size, **common
+        )
+        if group_size < 2:
+            raise UserError(
+                f"data.group_size={group_size} must be at least 2: an answer is judged by the"
+                " others to its prompt; 8 is usual"
+            )
+        if updates < 1:
+            raise UserError(f"data.updates={updates} must be at least 1")
+        self.sequences_per_row = group_size
+        self.updates = updates
+        self.max_prompt_tokens = (
+            max_prompt_tokens if max_prompt_tokens is not None else max(1, self.seq_len // 2)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The limit of a prompt."""
+        return {"max_prompt_tokens": self.max_prompt_tokens}
+
+    @property
+    def asking(self) -> Asking:
+        """How the prompts are to be answered."""
+        return Asking(
+            self.sequences_per_row, self.updates, self.max_prompt_tokens, self.pad_id,
+            self.renderer.stop_ids,
+            lambda ids, special=False: self.tokenizer.decode(ids, skip_special=not special),
+        )  # fmt: skip
+
+    @property
+    def held_out_at_once(self) -> int:
+        """As many answers as in training: each held-out prompt is answered once."""
+        return self.micro_batch_size * self.sequences_per_row
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Prompts."""
+        return frozenset({"prompts"})
+
+    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Asked | BadRow]:
+        """Prompts as tokens."""
+        encoded: list[Asked | BadRow] = []
+        for row in rows:
+            assert isinstance(row, Problem)
+            try:
+                ids = self.renderer.prompt(row.prompt, tools=row.tools)
+                if len(ids) > self.max_prompt_tokens:
+                    raise BadRow(
+                        "prompt_too_long",
+                        f"the prompt has {len(ids)} tokens, {self.max_prompt_tokens} allowed",
+                        mistake=False,
+                    )
+                encoded.append(Asked(ids, {**row.facts, "answer": row.answer}))
+            except BadRow as bad:
+                encoded.append(bad)
+        return encoded
+
+    def collate(self, samples: Sequence[EncodedSample]) -> list[PromptBatch]:
+        """Prompts, padded, with their rows."""
+        size = self.micro_batch_size
+        return [self._micro_batch(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def _micro_batch(self, samples: Sequence[EncodedSample]) -> PromptBatch:
+        asked: list[Optional[Asked]] = [
+            sample.items[0] if sample.items else None for sample in samples
+        ]
+        prompts = [
+            Rendered(item.ids, np.zeros(len(item.ids), dtype=np.bool_)) if item else None
+            for item in asked
+        ]
+        rows = pad_rows(prompts, pad_id=self.pad_id, seq_len=self.seq_len)
+        source, index = (
+            torch.tensor([sample.source for sample in samples]),
+            torch.tensor([sample.number for sample in samples]),
+        )
+        return PromptBatch(
+            *rows, source, index, tuple(dict(item.facts) if item else {} for item in asked)
+        )

@@ -1,0 +1,195 @@
+"""Order: global sample number n -> (source, epoch, block), a pure function of (blocks, mixture,
+seed, n).
+
+Nothing is remembered between calls, so a checkpoint stores one integer, prefetching cannot matter,
+and any step can be traced to its documents. Four levels:
+
+1. Stretches (`stretches.py`), between two changes of the mixture.
+2. Cycles of `cycle` samples. Every cycle of a stretch holds exactly `quota[s]` samples of source s,
+   in a shuffled order of its own.
+3. Epochs. The i-th sample of a source, counted over all stretches, lies in its epoch i // blocks;
+   every epoch holds every block once, reshuffled. So a mixture decides when a source is read, never
+   in which order.
+4. Groups. An epoch visits the source's chunks in shuffled order, `shuffle_chunks` at a time, and
+   shuffles blocks only within such a group: a remote reader downloads each chunk once per epoch, in
+   sequence.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_pretrain.data.text.stretches import (
+    Change,
+    MaxEpochs,
+    SourceBlocks,
+    Stretch,
+    checked_weights,
+    count_until,
+    cycle_plan,
+    lay_stretches,
+    limits_of,
+)
+from lit_pretrain.errors import UserError
+from lit_pretrain.hashing import permutation
+
+
+class OrderedSample(NamedTuple):
+    """Where one sample comes from."""
+
+    source: int
+    """Index into the order's sources."""
+    epoch: int
+    """How often the source had been read completely before."""
+    block: int
+    """Number of the block (row) within the source, in stored order."""
+
+
+class Order:
+    """The data order of a run.
+
+    Args:
+        sources: The sources that the data holds.
+        weights: Share of the samples by source name, in any scale; 0 or a missing name leaves a
+            source out. None: in proportion to blocks, so that every source reaches the end of its
+            epoch at about the same time.
+        changes: Other weights from later samples on, by rising `begin`; one at sample 0 replaces
+            `weights`.
+        max_epochs: How often a source may be read. One that has been read as often leaves its place
+            to the others, in proportion.
+        seed: Another seed is another order.
+        cycle: Samples per cycle; the resolution of the weights is 1 / cycle.
+        shuffle_chunks: Chunks whose blocks are shuffled together.
+
+    Raises:
+        UserError: Negative weights, unknown names, no weight at all, a weight too small for the
+            cycle, or a cap that cannot be.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceBlocks],
+        *,
+        weights: Mapping[str, float] | None = None,
+        changes: Sequence[Change] = (),
+        max_epochs: MaxEpochs = None,
+        seed: int = 0,
+        cycle: int = 1024,
+        shuffle_chunks: int = 1,
+    ) -> None:
+        if cycle < 1 or shuffle_chunks < 1:
+            raise UserError(f"data order: {cycle=} and {shuffle_chunks=} must be at least 1")
+        if not changes or changes[0].begin > 0:
+            changes = [Change(0, weights, "data.weights"), *changes]
+        self.sources = tuple(sources)
+        self.seed = seed
+        self.cycle = cycle
+        self.shuffle_chunks = shuffle_chunks
+        self.changes = tuple(changes)
+        self.weights = tuple(checked_weights(self.sources, change) for change in changes)
+        """Of every change, the weight of every source, in the scale in which it was given."""
+        self.limits = limits_of(self.sources, max_epochs)
+        """How many samples each source may give; None without a limit."""
+        self.stretches, self.end = lay_stretches(
+            self.sources, self.changes, self.weights, self.limits, seed=seed, cycle=cycle
+        )
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        self._blocks = [source.blocks for source in self.sources]
+        self._begins = [stretch.begin for stretch in self.stretches]
+        # Per instance: the functions are pure, and neighbouring samples ask for the same cycle,
+        # epoch and group.
+        self._cycle_plan = lru_cache(maxsize=8)(self._make_cycle_plan)
+        self._epoch_plan = lru_cache(maxsize=4 * len(self.sources))(self._make_epoch_plan)
+        self._group_blocks = lru_cache(maxsize=4 * len(self.sources))(self._make_group_blocks)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._make_caches()
+
+    def __call__(self, n: int) -> OrderedSample:
+        """Where global sample n comes from.
+
+        Raises:
+            UserError: No source may be read any more at sample n.
+        """
+        j = self._stretch_at(n, n)
+        stretch = self.stretches[j]
+        k, position = divmod(n - stretch.begin, self.cycle)
+        source_of, rank_of = self._cycle_plan(j, k)
+        s = int(source_of[position])
+        i = stretch.before[s] + k * stretch.quotas[s] + int(rank_of[position])
+        epoch, place = divmod(i, self._blocks[s])
+        _, ends = self._epoch_plan(s, epoch)
+        group = int(np.searchsorted(ends, place, side="right"))
+        begin = int(ends[group - 1]) if group else 0
+        return OrderedSample(s, epoch, int(self._group_blocks(s, epoch, group)[place - begin]))
+
+    def counts(self, n: int) -> tuple[int, ...]:
+        """How many of the samples 0..n-1 come from each source.
+
+        Raises:
+            UserError: No source may be read any more before sample n - 1.
+        """
+        return count_until(self.stretches[self._stretch_at(n, n - 1)], n, seed=self.seed)
+
+    def begins_as(self, other: "Order", n: int) -> bool:
+        """Whether the samples 0..n-1 are those of another order over the same sources."""
+        same = [
+            getattr(self, name) == getattr(other, name)
+            for name in ("sources", "seed", "cycle", "shuffle_chunks")
+        ]
+        return all(same) and self._until(n) == other._until(n)
+
+    def _until(self, n: int) -> tuple[Stretch, ...]:
+        return self.stretches[: bisect_right(self._begins, n - 1)]
+
+    def _stretch_at(self, n: int, last: int) -> int:
+        """Index of the stretch in which sample n lies, or that it ends; `last` is the last
+        sample that is asked for.
+        """
+        if n < 0:
+            raise ValueError(f"sample numbers start at 0, got {n}")
+        if self.end is not None and last >= self.end:
+            raise UserError(
+                f"there is no sample {last}: the order ends after {self.end} samples, because every"
+                " source of the mixture has then been read as often as data.max_epochs allows"
+            )
+        return bisect_right(self._begins, n) - 1
+
+    def _make_cycle_plan(
+        self, j: int, k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The k-th cycle of stretch j."""
+        return cycle_plan(self.stretches[j].quotas, self.seed, self.stretches[j].first_cycle + k)
+
+    def _make_epoch_plan(
+        self, s: int, epoch: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The chunks of one epoch in the order they are visited, and the running block count
+        after each group.
+        """
+        source = self.sources[s]
+        chunks = permutation(len(source.chunk_blocks), self.seed, "chunks", source.name, epoch)
+        blocks = np.asarray(source.chunk_blocks, dtype=np.int64)[chunks]
+        ends = np.cumsum(np.add.reduceat(blocks, np.arange(0, len(blocks), self.shuffle_chunks)))
+        return chunks, ends
+
+    def _make_group_blocks(self, s: int, epoch: int, group: int) -> npt.NDArray[np.int64]:
+        """The blocks of one group of chunks, in the order they are read."""
+        source = self.sources[s]
+        chunks, _ = self._epoch_plan(s, epoch)
+        begins = np.concatenate([[0], np.cumsum(source.chunk_blocks)])
+        mine = chunks[group * self.shuffle_chunks : (group + 1) * self.shuffle_chunks]
+        blocks = np.concatenate([np.arange(begins[c], begins[c + 1]) for c in mine])
+        return blocks[
+            permutation(len(blocks), self.seed, "blocks", source.name, epoch, group)
+        ].astype(np.int64)

@@ -1,0 +1,354 @@
+"""TextData: prepared text as micro-batches of packed rows, in an order that is a pure function
+of the step.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Optional, Union
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lit_pretrain.batch import Batch, DataContract
+from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.corpus.prepared import PreparedText
+from lit_pretrain.data.batches import (
+    Collate,
+    ListedRows,
+    OrderedRows,
+    StepSampler,
+    held_out_batches,
+    make_loader,
+    replica_of,
+    start_worker,
+)
+from lit_pretrain.data.held_out import rows_held_out, spread_rows
+from lit_pretrain.data.text.mixture import (
+    Mixture,
+    Phase,
+    check_amount,
+    check_length,
+    exposure,
+    make_order,
+    unique_tokens,
+)
+from lit_pretrain.data.text.order import Order
+from lit_pretrain.data.text.trace import named_rows
+from lit_pretrain.errors import UserError
+from lit_pretrain.step_size import Division, StepSize
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+
+class TextData(L.LightningDataModule):
+    """Streams a prepared dataset; no loader state is ever saved.
+
+    Args:
+        path: A directory made by `lit_pretrain prepare`, or an s3:// URL of one.
+        seq_len: Inputs per row, T.
+        global_batch_tokens: Inputs per optimizer step over all devices; micro-batches are
+            accumulated to reach it.
+        micro_batch_size: The most rows that one device processes at once; limits memory and changes
+            nothing else. It is lowered where it does not divide a device's rows of a step.
+        weights: Share of the samples by source name; null follows the amount of text in each
+            source.
+        temperature: Shares in proportion to tokens^(1/temperature), in place of weights: 1 follows
+            the amount of text, larger evens the sources out.
+        max_epochs: How often a source may be read, one number for all or by source name; one that
+            has been read as often leaves its place to the others, in proportion to their weights.
+            null reads on for ever.
+        phases: Changes of the mixture, each with from_tokens and weights or temperature; the first
+            may begin at 0 in place of weights.
+        seed: Seed of the data order.
+        cycle: Samples per cycle of the mixture; every cycle holds exactly its share of every
+            source.
+        shuffle_chunks: Chunks whose rows are shuffled together; 1 reads remote chunks one after the
+            other.
+        cross_documents: Let attention and targets cross the edges of documents.
+        val_tokens: Held-out inputs used by each validation, spread evenly over the sources; null
+            uses all.
+        num_workers: Loader processes; 0 is fastest for tokens, because copying between processes
+            costs more than reading. With remote data 1 hides the time in which a chunk is fetched.
+        cache_dir: Where remote chunks are kept.
+        max_cache_size: Limit of the chunks in that cache, such as 20GB; null for none.
+        storage_options: Passed to the object store's client, such as {endpoint_url:
+            http://127.0.0.1:5000}.
+    """
+
+    unit = "rows"
+
+    sequences_per_row: ClassVar[int] = 1
+    """Sequences that the network sees for each sample."""
+    usual_steps: ClassVar[Optional[int]] = 100
+    """Length of a run that is given none: minutes on a laptop, enough to see text take shape."""
+
+    def __init__(
+        self,
+        path: str = "data/embedded",
+        seq_len: int = 512,
+        global_batch_tokens: int = 4096,
+        micro_batch_size: int = 8,
+        weights: Optional[dict[str, float]] = None,
+        temperature: Optional[float] = None,
+        max_epochs: Optional[Union[float, dict[str, float]]] = None,
+        phases: Optional[list[Phase]] = None,
+        seed: int = 0,
+        cycle: int = 1024,
+        shuffle_chunks: int = 1,
+        cross_documents: bool = False,
+        val_tokens: Optional[int] = 262_144,
+        num_workers: int = 0,
+        cache_dir: Optional[str] = None,
+        max_cache_size: Optional[str] = None,
+        storage_options: Optional[dict[str, Any]] = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("seq_len", seq_len), ("micro_batch_size", micro_batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers={num_workers} must not be negative")
+        self.path = path
+        self.seq_len = seq_len
+        self.global_batch_tokens = global_batch_tokens
+        self.micro_batch_size = micro_batch_size
+        self.mixture = Mixture(
+            weights=weights, temperature=temperature, max_epochs=max_epochs, phases=_phases(phases)
+        )
+        self.seed = seed
+        self.cycle = cycle
+        self.shuffle_chunks = shuffle_chunks
+        self.cross_documents = cross_documents
+        self.val_tokens = val_tokens
+        self.num_workers = num_workers
+        self.prepared = PreparedText(
+            path,
+            cache_dir=cache_dir,
+            max_cache_size=max_cache_size,
+            storage_options=storage_options,
+        )
+
+    # ------------------------------------------------------------------ what the data is
+
+    @property
+    def manifest(self) -> Manifest:
+        """The dataset's manifest."""
+        return self.prepared.manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The dataset's tokenizer."""
+        return self.prepared.tokenizer
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of `Batch.source_B`."""
+        return list(self.manifest.sources)
+
+    @property
+    def contract(self) -> DataContract:
+        """What this data promises to a stage."""
+        return DataContract(
+            sources=tuple(self.sources),
+            vocab_size=self.manifest.tokenizer.vocab_size,
+            tokenizer_hash=self.manifest.tokenizer.hash,
+            manifest_hash=self.manifest.hash,
+            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
+            seq_len=self.seq_len,
+            global_batch_tokens=self.global_batch_tokens,
+        )
+
+    @property
+    def manifest_hash(self) -> str:
+        """Identity of the data."""
+        return self.manifest.hash
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.manifest.tokenizer.hash
+
+    @property
+    def template_hash(self) -> Optional[str]:
+        """None: text has no chat template."""
+        return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.manifest.tokenizer.vocab_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Inputs per optimizer step over all ranks."""
+        return self.global_batch_tokens
+
+    @property
+    def where(self) -> str:
+        """Where the data lies."""
+        return self.path
+
+    def order(self) -> Order:
+        """The data order of training."""
+        return make_order(
+            self.manifest,
+            self.mixture,
+            seq_len=self.seq_len,
+            global_batch_tokens=self.global_batch_tokens,
+            seed=self.seed,
+            cycle=self.cycle,
+            shuffle_chunks=self.shuffle_chunks,
+        )
+
+    # ------------------------------------------------------------------ what the command line asks
+
+    def _rows(self) -> int:
+        return max(1, self.global_batch_tokens // self.seq_len)
+
+    @property
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step."""
+        return StepSize(self.global_batch_tokens, self.seq_len)
+
+    def divide(self, devices: int) -> Division:
+        """Divide a step over devices.
+
+        Raises:
+            UserError: The rows of a step do not divide.
+        """
+        return self.step_size.divide(devices, self.micro_batch_size)
+
+    def batch_line(self, devices: int) -> str:
+        """Describe a step in words."""
+        division = self.divide(devices).text(self.unit, self.seq_len)
+        return f"{self.global_batch_tokens:,} tokens a step = {division}"
+
+    def epochs(self, steps: int) -> float:
+        """How often a run reads as much text as there is."""
+        return steps * self.global_batch_tokens / max(self.manifest.tokens("train"), 1)
+
+    def steps_of(self, epochs: float) -> int:
+        """Refuse: sources are read at their own pace.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            f"max_epochs={epochs}: epochs of prepared text differ by source; set max_steps,"
+            " max_tokens or max_flops"
+        )
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a run that goes on when no source may be read any more."""
+        check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def exposure(self, steps: int) -> str:
+        """How much of every source a run reads, as a table."""
+        return exposure(
+            self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len
+        )
+
+    def unique_tokens(self, steps: int) -> int:
+        """Distinct training tokens that a run reads; fewer than it trains on where sources are
+        read again.
+        """
+        return unique_tokens(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows of some samples, a few of them: source, epoch, row and, of local data,
+        documents.
+        """
+        return named_rows(
+            samples,
+            path=self.path,
+            manifest=self.manifest,
+            order=self.order(),
+            seq_len=self.seq_len,
+        )
+
+    def step_batches(self, step: int, rows: int) -> list[Batch]:
+        """The first rows of an optimizer step, as micro-batches."""
+        ordered, first = OrderedRows(self.order(), self.readers("train")), step * self._rows()
+        return self._collate()([ordered[n] for n in range(first, first + min(rows, self._rows()))])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer to a run's folder."""
+        self.tokenizer.save(folder)
+
+    # ------------------------------------------------------------------ loaders
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before the first step: that there is enough text, and that
+        local chunks are there and whole.
+        """
+        if stage == "fit":
+            check_amount(
+                self.order(),
+                seq_len=self.seq_len,
+                global_batch_tokens=self.global_batch_tokens,
+                where=self.path,
+            )
+            rows_held_out(self.manifest, "validation", seq_len=self.seq_len, where=self.path)
+        self.prepared.check_whole(
+            ("train", "validation") if stage == "fit" else ("validation", "test")
+        )
+
+    def readers(self, split: str) -> list[Any]:
+        """One row reader per source; None where the split holds nothing of it."""
+        return self.prepared.open(split, seq_len=self.seq_len, shuffle_chunks=self.shuffle_chunks)
+
+    def _loader(self, dataset: Any, batches: Any, *, workers: int) -> DataLoader[list[Batch]]:
+        start = partial(start_worker, self.prepared.storage_options)
+        return make_loader(
+            dataset,
+            batches,
+            self._collate(),
+            trainer=self.trainer,
+            workers=workers,
+            start_worker=start,
+        )
+
+    def _collate(self) -> Collate:
+        eos = self.manifest.tokenizer.eos_id
+        return Collate(
+            micro_batch_size=self.micro_batch_size, eos_id=eos, cross_documents=self.cross_documents
+        )
+
+    def train_dataloader(self) -> DataLoader[list[Batch]]:
+        """One batch per optimizer step, from the trainer's step on, without end."""
+        assert self.trainer is not None
+        rank, replicas = replica_of(self.trainer)
+        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
+        rows, order, first = self.step_size.rows, self.order(), self.trainer.global_step
+        sampler = StepSampler(
+            rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end
+        )
+        return self._loader(
+            OrderedRows(order, self.readers("train")), sampler, workers=self.num_workers
+        )
+
+    def val_dataloader(self) -> DataLoader[list[Batch]]:
+        """A fixed selection of held-out rows, the same at every validation and for every number
+        of ranks.
+        """
+        return self._held_out("validation", self.val_tokens)
+
+    def test_dataloader(self) -> DataLoader[list[Batch]]:
+        """All rows of the test split."""
+        return self._held_out("test", None)
+
+    def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
+        listed = spread_rows(
+            self.manifest, split, seq_len=self.seq_len, tokens=tokens, where=self.path
+        )
+        rank, replicas = replica_of(self.trainer)
+        batches = held_out_batches(
+            len(listed), size=self.micro_batch_size, rank=rank, replicas=replicas
+        )
+        # The start of a process costs more than it takes to read what is held out.
+        return self._loader(ListedRows(listed, self.readers(split)), batches, workers=0)
+
+
+def _phases(phases: Optional[Sequence[Any]]) -> list[Phase]:
+    """Phases, also as plain values of a config."""
+    return [phase if isinstance(phase, Phase) else Phase(**phase) for phase in phases or ()]

@@ -1,0 +1,426 @@
+"""The index of evaluation items: which of their runs of words stand in a text.
+
+Built once from the files, written to one file, loaded by every task. A document costs the hashing
+of its words and one look-up per n-gram in a bitmap that is nearly empty; only what passes that is
+searched for, and then compared word by word, so that a hit is never a matter of two hashes being
+equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records, texts_of
+from lit_pretrain.errors import UserError
+from lit_pretrain.files import canonical_hash, file_sha256, whole
+from lit_pretrain.hashing import hash_ngrams, hash_words, plain_words
+
+# The config of the gate between training data and evaluation sets.
+
+
+@dataclass(kw_only=True)
+class EvaluationSet:
+    """One file of items that models are scored on."""
+
+    path: str
+    """jsonl, json (a list of objects), parquet or txt; all but parquet also packed (.gz, .zst,
+    .bz2).
+    """
+    fields: list[str] = field(default_factory=lambda: ["text"])
+    """What counts of an item. Each field is looked for on its own, because a leak may hold the
+    question without the answer, and words across their seam stand in a row in one layout only. `a +
+    b` joins fields that are read as one text (a stem and its endings). A field with a list gives
+    one text per element; `a.b` looks into an object. Txt files have the field `text`.
+    """
+    separator: str = "\n"
+    """Txt only: what stands between items; "\\n\\n" makes each paragraph one."""
+    licence: Optional[str] = None
+    """Goes into the manifest."""
+    origin: Optional[str] = None
+    """Goes into the manifest: where the set came from, for a reader."""
+
+
+@dataclass(kw_only=True)
+class DecontaminateConfig:
+    """Which evaluation sets the data are held against. A document is hit when it holds `ngram`
+    words in a row of an item, or the whole of a shorter text; case, punctuation and white space
+    make no difference (`words.plain_words`).
+    """
+
+    against: dict[str, EvaluationSet] = field(default_factory=dict)
+    """Name -> file. What is not named here cannot get a clean score later."""
+    ngram: int = 13
+    """Words in a row that make a hit. 13 as in GPT-3 (Brown et al. 2020, appendix C)."""
+    min_words: int = 8
+    """Texts shorter than `ngram` are looked for as a whole when they have at least so many words.
+    Shorter ones ("the toilet filled with water") stand in innocent documents too; an item with no
+    longer text is counted as unchecked.
+    """
+    action: Literal["remove", "mark"] = "remove"
+    """remove: the document is left out. mark: it stays, with the names of the sets in its field
+    `contamination`.
+    """
+
+    def validate(self) -> None:
+        """Checks what the types cannot say.
+
+        Raises:
+            UserError: A value is out of range, or a set has no fields.
+        """
+        if not 2 <= self.ngram <= 100:
+            raise UserError(
+                f"decontaminate.ngram={self.ngram} must lie between 2 and 100 words; 13 is usual"
+            )
+        if not 1 <= self.min_words <= self.ngram:
+            raise UserError(
+                f"decontaminate.min_words={self.min_words} must lie between 1 and"
+                f" ngram={self.ngram}; at ngram, shorter texts go unchecked"
+            )
+        for name, evaluation_set in self.against.items():
+            if not name:
+                raise UserError("decontaminate.against: a set has an empty name")
+            if not evaluation_set.fields or not all(
+                part.strip() for item in evaluation_set.fields for part in item.split("+")
+            ):
+                raise UserError(
+                    f"decontaminate.against.{name}.fields={evaluation_set.fields!r} must name at"
+                    " least one field, e.g. [question]"
+                )
+            if not evaluation_set.separator:
+                raise UserError(
+                    f"decontaminate.against.{name}.separator is empty; give the text between items,"
+                    " or leave it out"
+                )
+
+
+_FORMAT = 1
+_SPARSE = 32
+"""Bitmap cells per n-gram, at least: one n-gram in 32 of an innocent text is searched for."""
+_EXCERPT_WORDS = 8
+"""Words of context on each side of a match."""
+_WORD_SHOWN = 40
+"""Letters of a word that an excerpt shows: encoded data count as one word and can be megabytes."""
+
+
+@dataclass(frozen=True)
+class IndexedSet:
+    """One evaluation set of an index."""
+
+    name: str
+    file_sha256: str
+    content_sha256: str
+    fields: tuple[str, ...]
+    items: int
+    unchecked_items: int
+    licence: str | None
+    origin: str | None
+
+
+@dataclass(frozen=True)
+class ContaminationHit:
+    """One item that a text holds words of."""
+
+    set: str
+    """Name of the evaluation set."""
+    item: int
+    """Record of the set, from 1."""
+    ngrams: int
+    """Places in the text at which an n-gram of the item, or the whole of a shorter text, begins."""
+    excerpt: str
+    """The first of them with its surroundings, in plain words: the text's side."""
+    evaluation: str
+    """The same place in the item: the set's side."""
+
+
+class _Table:
+    """Sorted hashes of runs of `n` words, and the text and word at which each begins."""
+
+    def __init__(
+        self,
+        n: int,
+        hashes: npt.NDArray[np.uint64],
+        texts: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int32],
+    ) -> None:
+        self.n, self.hashes, self.texts, self.offsets = n, hashes, texts, offsets
+        bits = max(10, (_SPARSE * len(hashes)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._present = np.zeros(1 << bits, dtype=np.bool_)
+        self._present[hashes >> self._shift] = True
+
+    def find(self, hashes: npt.NDArray[np.uint64]) -> list[tuple[int, int, int]]:
+        """(place, first entry, end of the entries) of every run of a text whose hash is in the
+        table; `hashes` are of its words.
+        """
+        if len(self.hashes) == 0 or len(hashes) < self.n:
+            return []
+        runs = hash_ngrams(hashes, self.n)
+        places = np.flatnonzero(self._present[runs >> self._shift])
+        if len(places) == 0:
+            return []
+        wanted = runs[places]
+        first = np.searchsorted(self.hashes, wanted, side="left")
+        end = np.searchsorted(self.hashes, wanted, side="right")
+        found = np.flatnonzero(end > first)
+        return list(
+            zip(places[found].tolist(), first[found].tolist(), end[found].tolist(), strict=True)
+        )
+
+
+class Index:
+    """Runs of words of evaluation items. Held: 48 to 80 bytes per n-gram, and the items' texts."""
+
+    def __init__(
+        self,
+        ngram: int,
+        min_words: int,
+        sets: tuple[IndexedSet, ...],
+        texts: list[str],
+        owners: npt.NDArray[np.int32],
+        runs: _Table,
+        heads: _Table,
+    ) -> None:
+        self.ngram = ngram
+        self.min_words = min_words
+        self.sets = sets
+        self._texts = texts  # plain words, one space between
+        self._owners = owners  # [texts, 2]: number of the set, item from 1
+        self._runs = runs
+        self._heads = heads  # the first `min_words` words of texts shorter than `ngram`
+
+    @classmethod
+    def build(cls, config: DecontaminateConfig) -> Index:
+        """Reads the evaluation sets.
+
+        Raises:
+            UserError: The config is wrong, a file cannot be read, or a field is missing.
+        """
+        config.validate()
+        sets: list[IndexedSet] = []
+        texts: list[str] = []
+        owners: list[tuple[int, int]] = []
+        for name, evaluation_set in sorted(config.against.items()):
+            described, found = _read(name, evaluation_set, config.min_words)
+            for item, text in found:
+                texts.append(text)
+                owners.append((len(sets), item))
+            sets.append(described)
+        owner_of = np.array(owners, dtype=np.int32).reshape(-1, 2)
+        hashes = [hash_words(text.split(" ")) for text in texts]
+        long = [n for n, found in enumerate(hashes) if len(found) >= config.ngram]
+        short = [n for n, found in enumerate(hashes) if len(found) < config.ngram]
+        runs = _table(config.ngram, {n: hashes[n] for n in long}, owner_of)
+        heads = _table(config.min_words, {n: hashes[n][: config.min_words] for n in short}, None)
+        return cls(config.ngram, config.min_words, tuple(sets), texts, owner_of, runs, heads)
+
+    def check(self, text: str) -> list[ContaminationHit]:
+        """Items that the text holds `ngram` words in a row of, or a whole shorter text of; by
+        set and item.
+        """
+        found = plain_words(text)
+        hashes = hash_words(found)
+        long, short = self._runs.find(hashes), self._heads.find(hashes)
+        if not long and not short:
+            return []
+        places: defaultdict[tuple[int, int], dict[int, tuple[int, int, int]]] = defaultdict(
+            dict
+        )  # owner -> place -> entry
+        for table, candidates in ((self._runs, long), (self._heads, short)):
+            for place, first, end in candidates:
+                for number, offset in zip(
+                    table.texts[first:end].tolist(), table.offsets[first:end].tolist(), strict=True
+                ):
+                    item = self._texts[number].split(" ")
+                    length = self.ngram if table is self._runs else len(item)
+                    if found[place : place + length] == item[offset : offset + length]:
+                        owner = (int(self._owners[number, 0]), int(self._owners[number, 1]))
+                        places[owner].setdefault(place, (number, offset, length))
+        hits = []
+        for (set_number, item_number), at in sorted(places.items()):
+            place = min(at)
+            number, offset, length = at[place]
+            hits.append(
+                ContaminationHit(
+                    set=self.sets[set_number].name,
+                    item=item_number,
+                    ngrams=len(at),
+                    excerpt=_excerpt(found, place, length),
+                    evaluation=_excerpt(self._texts[number].split(" "), offset, length),
+                )
+            )
+        return hits
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what decides about hits: the sets' content, fields, and the lengths."""
+        return canonical_hash(
+            [
+                _FORMAT,
+                self.ngram,
+                self.min_words,
+                [[s.name, s.content_sha256, s.fields] for s in self.sets],
+                self._texts,
+            ]
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the index to one file, which appears whole or not at all. The same index gives
+        the same bytes.
+        """
+        about = {
+            "format": _FORMAT,
+            "ngram": self.ngram,
+            "min_words": self.min_words,
+            "sets": [dataclasses.asdict(described) for described in self.sets],
+            "texts": self._texts,
+        }
+        arrays = {
+            f"{name}_{part}": getattr(table, part)
+            for name, table in self._tables()
+            for part in ("hashes", "texts", "offsets")
+        }
+        with whole(Path(path)) as scratch, scratch.open("wb") as file:
+            np.savez(
+                file,
+                about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+                owners=self._owners,
+                **arrays,
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Index:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged or of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                about = json.loads(stored["about"].tobytes())
+                if about["format"] != _FORMAT:
+                    raise UserError(
+                        f"{path} is an index of format {about['format']}; this version reads"
+                        f" {_FORMAT}. Build it again."
+                    )
+                lengths = {"runs": about["ngram"], "heads": about["min_words"]}
+                tables = {
+                    name: _Table(
+                        n,
+                        stored[f"{name}_hashes"],
+                        stored[f"{name}_texts"],
+                        stored[f"{name}_offsets"],
+                    )
+                    for name, n in lengths.items()
+                }
+                owners = stored["owners"]
+        except FileNotFoundError:
+            raise UserError(
+                f"the index of evaluation sets {path} does not exist. Run the preparation from its"
+                " start."
+            ) from None
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # a damaged archive fails in as many ways as zipfile, numpy and json know
+            raise UserError(
+                f"the index of evaluation sets {path} is damaged ({error}). Delete it and run the"
+                " preparation again."
+            ) from None
+        sets = tuple(
+            IndexedSet(**{**described, "fields": tuple(described["fields"])})
+            for described in about["sets"]
+        )
+        return cls(
+            about["ngram"],
+            about["min_words"],
+            sets,
+            about["texts"],
+            owners,
+            tables["runs"],
+            tables["heads"],
+        )
+
+    def _tables(self) -> tuple[tuple[str, _Table], ...]:
+        return (("runs", self._runs), ("heads", self._heads))
+
+
+def _read(
+    name: str, evaluation_set: EvaluationSet, min_words: int
+) -> tuple[IndexedSet, list[tuple[int, str]]]:
+    """One set: its description, and (item, plain words) of every text that is long enough."""
+    records = read_json_records(evaluation_set.path, evaluation_set.separator)
+    if not records:
+        raise UserError(f"decontaminate.against.{name}: {evaluation_set.path} holds no item")
+    found: list[tuple[int, str]] = []
+    unchecked = 0
+    for item, record in enumerate(records, start=1):
+        checked = [
+            text
+            for raw in texts_of(
+                record, evaluation_set.fields, f"{evaluation_set.path}, record {item}"
+            )
+            if len(text := plain_words(raw)) >= min_words
+        ]
+        unchecked += not checked
+        found += [(item, " ".join(text)) for text in checked]
+    described = IndexedSet(
+        name=name,
+        file_sha256=file_sha256(Path(evaluation_set.path).expanduser()),
+        content_sha256=content_sha256(records),
+        fields=tuple(evaluation_set.fields),
+        items=len(records),
+        unchecked_items=unchecked,
+        licence=evaluation_set.licence,
+        origin=evaluation_set.origin,
+    )
+    return described, found
+
+
+def _table(
+    n: int, hashes: dict[int, npt.NDArray[np.uint64]], owners: npt.NDArray[np.int32] | None
+) -> _Table:
+    """The runs of texts, by hash. With `owners`, a run that an item repeats (its stem, in each
+    of its choices) is entered once.
+    """
+    runs = {number: hash_ngrams(found, n) for number, found in hashes.items()}
+    values = np.concatenate([np.empty(0, dtype=np.uint64), *runs.values()])
+    texts = np.repeat(np.array(list(runs), dtype=np.int32), [len(found) for found in runs.values()])
+    offsets = np.concatenate(
+        [
+            np.empty(0, dtype=np.int32),
+            *(np.arange(len(found), dtype=np.int32) for found in runs.values()),
+        ]
+    )
+    order = np.lexsort((offsets, texts, values))
+    values, texts, offsets = values[order], texts[order], offsets[order]
+    if owners is not None and len(values):
+        # texts of an item are neighbours, so that equal runs of one item are neighbours too
+        same = (values[1:] == values[:-1]) & (owners[texts[1:]] == owners[texts[:-1]]).all(axis=1)
+        kept = np.concatenate([[True], ~same])
+        values, texts, offsets = values[kept], texts[kept], offsets[kept]
+    return _Table(n, values, texts, offsets)
+
+
+def _excerpt(found: list[str], place: int, length: int) -> str:
+    """Words around a match, the match in brackets."""
+    start = max(0, place - _EXCERPT_WORDS)
+    shown = [
+        word if len(word) <= _WORD_SHOWN else f"{word[:_WORD_SHOWN]}\u2026"
+        for word in found[start : place + length + _EXCERPT_WORDS]
+    ]
+    before, match, after = (
+        shown[: place - start],
+        shown[place - start : place - start + length],
+        shown[place - start + length :],
+    )
+    return " ".join([*before, f"[{' '.join(match)}]", *after])

@@ -1,0 +1,1 @@
+"""Parallel: how a network is laid over the devices of a run."""

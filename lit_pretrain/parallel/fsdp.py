@@ -1,0 +1,128 @@
+"""Shard: a network built on the meta device, sharded with FSDP2, then filled with the same
+weights on every world size.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.transformer import Transformer
+
+
+def shard_(
+    net: Transformer, mesh: DeviceMesh, *, device: torch.device, fill: Callable[[Transformer], None]
+) -> Transformer:
+    """Shard each block and the root over the data-parallel mesh and give the parts their weights.
+
+    The whole network is filled on rank 0 and broadcast part by part: random initialisation of
+    DTensors draws the same numbers on every rank's own part, which is not the initialisation that
+    was asked for.
+
+    Args:
+        net: A network on the meta device.
+        mesh: Lightning's mesh with the dimensions data_parallel and tensor_parallel.
+        device: Where the parts live.
+        fill: Gives a whole network its first weights.
+    """
+    if mesh["tensor_parallel"].size() > 1:
+        raise UserError(
+            f"tensor_parallel_size={mesh['tensor_parallel'].size()} is not supported; "
+            "set tensor_parallel_size: 1 and data_parallel_size to the number of devices"
+        )
+    data = mesh["data_parallel"]
+    for block in net.blocks:
+        fully_shard(block, mesh=data)
+    # The head is used right after the root's forward: keeping the root gathered saves gathering it
+    # twice.
+    fully_shard(net, mesh=data, reshard_after_forward=False)
+    net.to_empty(device=device)
+    whole = {}
+    if torch.distributed.get_rank() == 0:
+        with torch.device("cpu"):
+            full = Transformer(net.config)
+        fill(full)
+        whole = full.state_dict()
+    set_model_state_dict(
+        net, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    )
+    return net
+
+
+# Sharded strategy: FSDP2 through Lightning, with optimizer state that comes back to the parameters
+# it belongs to.
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy, which reads the state of a whole (unsharded) optimizer in the order of
+    the network's parameters.
+
+    An optimizer counts its parameters group by group. Ours groups them by role, so Lightning 2.6.6
+    would give many a moment to a wrong parameter: with an error where the shapes differ, silently
+    where they do not.
+    """
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: Optional[bool] = None
+    ) -> dict[str, Any]:
+        """Restore network and optimizers from a folder or a file, and return the rest of the
+        checkpoint.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        assert self.model is not None
+        checkpoint: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=True
+        )
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        # The checkpoint of an adapter lacks the base, which the network has already.
+        strict = self.lightning_module is None or self.lightning_module.strict_loading
+        whole_or_adapter = StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=True, strict=strict
+        )
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole_or_adapter)
+        for optimizer, state in zip(
+            self.optimizers, checkpoint.pop("optimizer_states"), strict=True
+        ):
+            set_optimizer_state_dict(
+                self.model, optimizer, by_name(state, optimizer, self.model), options=options
+            )
+        return checkpoint
+
+
+def by_name(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module
+) -> dict[str, Any]:
+    """An optimizer's state keyed by parameter names instead of numbers.
+
+    Args:
+        state: As `Optimizer.state_dict()` gives it; its numbers are counted in the order of its
+            groups.
+        optimizer: One with the same groups.
+        module: Whose names are used.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    own = [
+        names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+    ]
+    saved = [number for group in state["param_groups"] for number in group["params"]]
+    name_of = dict(zip(saved, own, strict=True))
+    return {
+        "state": {name_of[number]: value for number, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [name_of[number] for number in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }

@@ -1,0 +1,152 @@
+"""Document: one text on its way from a source to the shards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from lit_pretrain.files import scratch_name
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and where it came from. Steps that alter the text make a new document with
+    `dataclasses.replace`.
+    """
+
+    text: str
+    """What is encoded; never empty, and always encodable as UTF-8."""
+    origin: str
+    """Where it came from, relative to the source: file, or file:row (jsonl and separator: from 1;
+    tables and records of a WARC file: from 0).
+    """
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What else the source tells about it, by our names: url, id, language, date (see
+    `SourceConfig.fields`), and title of a page.
+    """
+
+    @property
+    def utf8(self) -> bytes:
+        """The text as bytes."""
+        return self.text.encode()
+
+
+# Store: documents between two stages, as Parquet files that appear whole.
+
+
+_GROUP_BYTES = 8 << 20
+"""Text held in memory by a writer or a reader: one row group."""
+
+
+class DocumentWriter:
+    """Writes documents in order; the file gets its name when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path = path
+        self._scratch = scratch_name(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = pyarrow.schema(
+            [
+                ("text", pyarrow.large_string()),
+                ("origin", pyarrow.string()),
+                ("fields", pyarrow.string()),
+            ]
+        )
+        self._writer = pyarrow.parquet.ParquetWriter(
+            self._scratch, self._schema, compression="zstd", compression_level=1
+        )
+        self._rows: list[Document] = []
+        self._size = 0
+
+    def add(self, document: Document) -> None:
+        """Takes a document."""
+        self._rows.append(document)
+        self._size += len(document.text)
+        if self._size >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        columns = [
+            [document.text for document in self._rows],
+            [document.origin for document in self._rows],
+            [
+                json.dumps(dict(document.fields), ensure_ascii=False) if document.fields else None
+                for document in self._rows
+            ],
+        ]
+        arrays = [
+            pyarrow.array(column, field.type)
+            for column, field in zip(columns, self._schema, strict=True)
+        ]
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows, self._size = [], 0
+
+    def __enter__(self) -> DocumentWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                if self._rows:
+                    self._flush()
+                self._writer.close()
+                with self._scratch.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(self._scratch, self._path)
+        finally:
+            with contextlib.suppress(
+                OSError
+            ):  # after a failure: what is buffered cannot be written, and nobody wants it
+                self._writer.close()
+            self._scratch.unlink(missing_ok=True)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file, in order."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            texts, origins, fields = (table.column(n) for n in range(3))
+            for text, origin, extra in zip(texts, origins, fields, strict=True):
+                more = extra.as_py()
+                yield Document(text.as_py(), origin.as_py(), json.loads(more) if more else {})
+
+
+def read_some(path: Path, wanted: Iterable[int]) -> dict[int, Document]:
+    """Some documents of a file by their place in it; only the row groups that hold them are
+    read.
+    """
+    import pyarrow.parquet
+
+    left = sorted(set(wanted))
+    found: dict[int, Document] = {}
+    with pyarrow.parquet.ParquetFile(path) as file:
+        begin = 0
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            if here := [place for place in left if begin <= place < end]:
+                table = file.read_row_group(group)
+                for place in here:
+                    text, origin, fields = (
+                        table.column(n)[place - begin].as_py() for n in range(3)
+                    )
+                    found[place] = Document(text, origin, json.loads(fields) if fields else {})
+            begin = end
+    return found

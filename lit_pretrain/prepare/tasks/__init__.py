@@ -1,1 +1,0 @@
-"""Tasks: what an engine runs for each part of the input."""

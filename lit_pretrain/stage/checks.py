@@ -1,0 +1,272 @@
+"""First step: what must hold before anything is learned, looked at once in a run."""
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from lit_pretrain.batch import IGNORE_INDEX, DataContract, PolicyBatch
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.objective import GRPO, Objective
+from lit_pretrain.reward import Rewards
+from lit_pretrain.rollout import Rollout
+from lit_pretrain.stage.reference import Place, evaluating, label_logp
+
+
+def check_policy(
+    net: Transformer, batch: PolicyBatch, *, temperature: float, same_policy: bool, step: int
+) -> None:
+    """The policy that sampled is the network that learns, or every ratio to it is wrong from the
+    beginning.
+
+    Args:
+        net: What learns.
+        batch: Answers, with the log-probabilities that the rollout engine found for them.
+        temperature: At which it sampled.
+        same_policy: Whether the engine computes with the network itself.
+        step: For the message.
+
+    Raises:
+        RuntimeError: The log-probabilities differ by more than arithmetic explains.
+    """
+    assert batch.old_logp_BT is not None
+    with evaluating(net):
+        logp_BT = label_logp(net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, temperature)
+    gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(
+        min=1
+    )
+    if gap.item() > (0.1 if _half(net) or not same_policy else 1e-3):
+        raise RuntimeError(
+            f"step {step}: the log-probabilities of the rollout engine and of the network differ by"
+            f" {gap.item():.4g} nats a token: they are not the same policy"
+        )
+
+
+def check_start(
+    objective: Objective,
+    means: dict[str, float],
+    *,
+    net: Transformer,
+    place: Place,
+    parent: Optional[str],
+) -> None:
+    """At step 0 a policy is its own reference, and the loss is known.
+
+    Args:
+        objective: What knows it.
+        means: `StepSums.means` of the step, over all ranks.
+        net: What learns; its precision decides how exact a start can be.
+        place: Where the reference comes from.
+        parent: What training starts from.
+
+    Raises:
+        UserError: A column of the data is of another network.
+        RuntimeError: A reference that we made is.
+    """
+    # Kernels differ with the shape of a batch and with compilation: by about as much as the last
+    # digits of the precision.
+    if math.isnan(means["loss"]):
+        return
+    wrong = objective.start(
+        means, tolerance=(5e-2 if _half(net) else 1e-3) * max(1.0, means["tokens_per_term"])
+    )
+    if wrong is not None and place == "column":
+        raise UserError(
+            "step 0: the column ref_logp of the data is not of the network that training starts"
+            f" from ({parent}): {wrong}; compute it again with that network, tokenizer and"
+            " template, or leave it out"
+        )
+    if wrong is not None:
+        raise RuntimeError(f"step 0: the reference is not what training starts from: {wrong}")
+
+
+def _half(net: Transformer) -> bool:
+    weight: Tensor = net.token_embedding.weight
+    return torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
+
+
+# Needs: whether the data holds what an objective computes from, checked before anything is
+# computed.
+
+
+DATA_KINDS = frozenset({"pairs", "verdicts", "rollout", "prompts"})
+"""Data whose rows are not simply to be learned; an objective that knows nothing of their kind
+would learn the wrong ones too.
+"""
+COMPUTED = frozenset({"ref_logp", "score"})
+"""What the stage adds to every batch."""
+
+
+def check_needs(
+    objective: Objective,
+    data: object,
+    provides: frozenset[str],
+    *,
+    teacher: bool,
+    rollout: bool = False,
+) -> None:
+    """Refuse data that an objective cannot learn from.
+
+    Args:
+        objective: What is minimised.
+        data: The data module, for its name.
+        provides: `DataContract.provides`.
+        teacher: Whether the stage has a teacher network.
+        rollout: Whether the stage answers prompts by itself.
+
+    Raises:
+        UserError: Names both sides, what is missing or unused, and what would help.
+    """
+    computed = (
+        COMPUTED
+        | ({"teacher"} if teacher else set())
+        | ({"rollout"} if rollout and "prompts" in provides else set())
+    )
+    if rollout and "rollout" not in objective.needs:
+        raise UserError(
+            "model.rollout answers prompts for objectives that learn from answers, such as GRPO;"
+            f" model.objective {type(objective).__name__} needs {_listed(objective.needs)}: remove"
+            " model.rollout, or change the objective"
+        )
+    if rollout and "rollout" in provides:
+        raise UserError(
+            f"data {type(data).__name__} holds sampled answers already, so that model.rollout has"
+            " nothing to answer: remove one of them"
+        )
+    missing = objective.needs - provides - computed
+    answered = {"prompts"} if "rollout" in objective.needs else set()
+    unused = (provides & DATA_KINDS) - objective.needs - answered
+    if not missing and not unused:
+        return
+    sides = (
+        f"model.objective {type(objective).__name__} needs {_listed(objective.needs)}, and data"
+        f" {type(data).__name__} provides {_listed(provides)}"
+    )
+    if missing:
+        raise UserError(f"{sides}: {_listed(missing)} is missing; {_advice(missing)}")
+    raise UserError(
+        f"{sides}: it would learn all rows alike, and knows nothing of {_listed(unused)};"
+        f" {_advice(unused)}"
+    )
+
+
+def check_rollout(
+    rollout: Rollout,
+    contract: DataContract,
+    objective: Objective,
+    *,
+    sharded: bool,
+    evaluates: bool,
+) -> None:
+    """Refuse a rollout that could not be done, or could teach nothing.
+
+    Args:
+        rollout: How prompts are answered.
+        contract: What the data promises.
+        objective: What is minimised.
+        sharded: Whether the network is spread over ranks.
+        evaluates: Whether nothing is trained.
+
+    Raises:
+        UserError: A reward cannot be asked, the network is sharded, answers do not fit into a row,
+            or settings contradict each other.
+    """
+    Rewards(rollout.rewards)
+    asking = contract.asking
+    if asking is None:
+        return  # check_needs has refused it
+    if sharded:
+        raise UserError(
+            "model.rollout: a sharded network (trainer.strategy fsdp) would be gathered again for"
+            " every token; use trainer.strategy ddp, or one device"
+        )
+    longest = asking.max_prompt_tokens + rollout.max_completion_tokens
+    if longest > contract.seq_len:
+        raise UserError(
+            f"data.max_prompt_tokens={asking.max_prompt_tokens} and"
+            f" model.rollout.max_completion_tokens={rollout.max_completion_tokens} are together"
+            f" more than data.seq_len={contract.seq_len}, which holds a prompt with its answer:"
+            f" raise it to {longest}, or lower them"
+        )
+    if rollout.temperature == 0 and not evaluates:
+        raise UserError(
+            "model.rollout.temperature=0 gives every answer of a group alike, from which nothing is"
+            " learned; 1 is usual"
+        )
+    if isinstance(objective, GRPO) and objective.max_completion_tokens not in (
+        None,
+        rollout.max_completion_tokens,
+    ):
+        raise UserError(
+            f"GRPO: max_completion_tokens={objective.max_completion_tokens} is not"
+            f" model.rollout.max_completion_tokens={rollout.max_completion_tokens}: make them equal"
+        )
+
+
+def check_unused_data(objective: Objective, given: Sequence[str]) -> None:
+    """Refuse settings of the stage that the objective never looks at.
+
+    Args:
+        objective: What is minimised.
+        given: Which of reference, reference_cache and teacher are set.
+
+    Raises:
+        UserError: One has no effect.
+    """
+    for name in given:
+        need, who = (
+            ("teacher", "Distillation")
+            if name == "teacher"
+            else ("ref_logp", "DPO, KTO, or GRPO with beta above 0")
+        )
+        if need not in objective.needs:
+            raise UserError(
+                f"model.{name} is set, and model.objective {type(objective).__name__} never looks"
+                f" at it: remove it, or use {who}"
+            )
+
+
+def check_reference_cache(contract: DataContract, data: object, *, sharded: bool) -> None:
+    """Refuse to precompute what cannot be.
+
+    Raises:
+        UserError: The data has no pairs, or the network is sharded.
+    """
+    if "pairs" not in contract.provides:
+        raise UserError(
+            "model.reference_cache keeps a column for pairs (PreferenceData); data"
+            f" {type(data).__name__} provides {_listed(contract.provides)}, of which answers change"
+            " from step to step: remove it"
+        )
+    if sharded:
+        raise UserError(
+            "model.reference_cache cannot be computed by a sharded network (trainer.strategy fsdp):"
+            " use ddp, or remove it"
+        )
+
+
+_ADVICE = {
+    "pairs": "pairs go with DPO, SimPO, ORPO, CPO and RewardModel",
+    "verdicts": "verdicts go with KTO",
+    "rollout": (
+        "sampled answers come from data of prompts (PromptData) and model.rollout, which says how"
+        " they are answered and rewarded"
+    ),
+    "prompts": "prompts go with GRPO",
+    "teacher": (
+        "set model.teacher to a run or a Hugging Face folder of the same vocabulary, or give data"
+        " with teacher columns"
+    ),
+    "labels": "rows to learn go with CrossEntropy and Distillation",
+}
+
+
+def _advice(names: frozenset[str]) -> str:
+    return "; ".join(_ADVICE[name] for name in sorted(names) if name in _ADVICE)
+
+
+def _listed(names: frozenset[str]) -> str:
+    return " and ".join(sorted(names)) or "nothing"

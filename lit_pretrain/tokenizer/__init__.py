@@ -1,0 +1,1 @@
+"""Tokenizer: text to ids and back."""

@@ -1,0 +1,465 @@
+"""Tokenizer: one tokenizer.json, encoded through tiktoken where that is proven equal."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.files import canonical_hash
+from lit_pretrain.tokenizer import byte_level, tokenizer_files
+from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, TOKENIZER_FILENAME
+
+# Ids to text one at a time, without ever giving out half a character.
+
+
+if TYPE_CHECKING:
+    pass
+
+
+class StreamDecoder:
+    """Ids to text one at a time; what it gave out concatenates to `Tokenizer.decode` of all of
+    them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._ids: list[int] = []
+        self._given = ""
+
+    def push(self, index: int) -> str:
+        """Takes one id; gives out the text that is complete now, which may be empty."""
+        tokenizer = self._tokenizer
+        if tokenizer._bytes_of is not None:
+            return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
+        # Other kinds decode in context (a space before a word): decode all, hold back what may
+        # still change.
+        self._ids.append(index)
+        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
+        if text.endswith("\ufffd"):
+            return ""
+        new, self._given = text[len(self._given) :], text
+        return new
+
+    def flush(self) -> str:
+        """The end: whatever is held back, half characters as U+FFFD."""
+        if self._tokenizer._bytes_of is not None:
+            return self._utf8.decode(b"", final=True)
+        return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[
+            len(self._given) :
+        ]
+
+
+if TYPE_CHECKING:
+    import tiktoken
+    import tokenizers
+
+_SELF_CHECK = (
+    (
+        "The quick brown fox can't; we'LL see: it's 3.14159, 1234567 or 0x1F.\r\n\r\n  def"
+        " f(x):\n\t\treturn x  # ok   \n\n\n"
+    ),
+    "Grüße, naïve café — “quoted”… 中文字符 テスト 한국어 العربية हिन्दी עברית ไทย",
+    (
+        "\u0301combining e\u0301 \u212b ﬁ Ⅷ ½ ٣٤٥ \U0001d518\U0001d52b"
+        " \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea"
+    ),
+    "\x00\x01\x7f\x85\xa0\u2028\u2029\ufeff\ufffd\U0010ffff  \t \n \r a\u200bb  ",
+    "aaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 65 + "!!!!!!????====----____" + "\n" * 9 + "ÿþ" * 7,
+)
+
+
+class Spelt(NamedTuple):
+    """A text in which special tokens are spelt, as tokens."""
+
+    ids: npt.NDArray[np.int32]
+    begins: npt.NDArray[np.int64]
+    """Of each token, the character of the text with which it begins."""
+    ends: npt.NDArray[np.int64]
+    """The character after its last. Tokens that share a character, which is cut within its
+    bytes, overlap.
+    """
+    special: npt.NDArray[np.bool_]
+    """Whether it is a special token."""
+
+    def part(self, begin: int, end: int) -> Spelt:
+        """Tokens begin to end - 1."""
+        return Spelt(
+            self.ids[begin:end],
+            self.begins[begin:end],
+            self.ends[begin:end],
+            self.special[begin:end],
+        )
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Text is data: the spelling of a special token within a text is encoded as ordinary text, never
+    as that token. (Added tokens that their tokenizer.json does not call special, such as Qwen 3's
+    <think>, are matched, as everywhere.)
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        where: str = TOKENIZER_FILENAME,
+    ) -> None:
+        """Builds a tokenizer from the text of a tokenizer.json.
+
+        Args:
+            text: The JSON.
+            bos: Token that starts a document. Default: guessed from the names of the special
+                tokens.
+            eos: Token that ends it. A tokenizer with only one of both uses it for both.
+            where: Name of the file, for messages.
+
+        Raises:
+            UserError: Not a tokenizer.json, or no token can separate documents.
+        """
+        import tokenizers
+
+        try:
+            self._spec: dict[str, Any] = json.loads(text)
+            self._hf: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise UserError(
+                f"{where} is not a tokenizer.json that `tokenizers` can read: {error}"
+            ) from None
+        self._text = text
+        # Some published files carry the limits of the model they were saved with.
+        self._hf.no_truncation()
+        self._hf.no_padding()
+        self._hf.encode_special_tokens = True
+        # The ids as `tokenizers` gives them: it renumbers added tokens whose stored ids leave a
+        # gap.
+        self._added = self._hf.get_added_tokens_decoder()
+        self.special_tokens: dict[str, int] = {
+            token.content: index for index, token in self._added.items() if token.special
+        }
+        """Spelling -> id."""
+        self.bos, self.eos = tokenizer_files.separators(self.special_tokens, bos, eos, where)
+        self.bos_id = self._id(self.bos, where)
+        """Starts every stored document."""
+        self.eos_id = self._id(self.eos, where)
+        """Ends it; equal to `bos_id` when one separator does both."""
+        self.vocab_size: int = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
+        """Highest id + 1, special tokens included."""
+        self.pattern_name: str | None = byte_level.pattern_name(self._spec)
+        """Name of the pre-tokenizer's regex, None when unknown."""
+        self._nfc = False
+        self._plain: frozenset[str] = frozenset()
+        self._tiktoken: tiktoken.Encoding | None = None
+        self.fallback_reason: str | None = None
+        """Why `tokenizers` encodes and not tiktoken, None where tiktoken does."""
+        self._try_tiktoken()
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, bos: str | None = None, eos: str | None = None
+    ) -> Tokenizer:
+        """Loads a tokenizer.json, or a folder that holds one (a prepared dataset, a Hugging Face
+        model).
+
+        The folder's tokenizer_config.json names the bos and eos tokens, else its
+        special_tokens_map.json, unless they are given here.
+
+        Raises:
+            UserError: It does not exist, cannot be read, or has no token that could separate
+                documents.
+        """
+        file, text = tokenizer_files.read_tokenizer_file(path)
+        if bos is None and eos is None:
+            bos, eos = tokenizer_files.stated_separators(file.parent)
+        return cls(text, bos=bos, eos=eos, where=str(file))
+
+    def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Writes tokenizer.json, unchanged, and the tokenizer_config.json that lets transformers'
+        AutoTokenizer load the folder.
+
+        Returns:
+            The two files.
+        """
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "clean_up_tokenization_spaces": False,
+        }
+        files = Path(directory) / TOKENIZER_FILENAME, Path(directory) / CONFIG_FILENAME
+        files[0].write_text(self._text, encoding="utf-8")
+        files[1].write_text(
+            json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        return files
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._text, self.bos, self.eos, self.fallback_reason)
+
+    @property
+    def backend(self) -> str:
+        """What encodes: tiktoken or tokenizers."""
+        return "tokenizers" if self._tiktoken is None else "tiktoken"
+
+    @property
+    def one_separator(self) -> bool:
+        """Whether one token both starts and ends documents."""
+        return self.bos_id == self.eos_id
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether it alters text before encoding it, so that decoding may not give the text
+        back.
+        """
+        return self._spec.get("normalizer") is not None
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the canonical tokenizer.json: the same for any spacing and order of keys."""
+        return canonical_hash(self._spec)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without separators."""
+        ids: list[int] = self._encode(text).tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of many texts, without separators, in order. Releases the GIL while it works, so
+        threads scale.
+        """
+        if self._tiktoken is None:
+            return self._encode_hf(texts)
+        return [self._encode(text) for text in texts]
+
+    def encode_spelt(self, texts: Sequence[str], *, special: bool = True) -> list[Spelt]:
+        """Ids of texts in which special tokens are spelt, as chat templates write them, with the
+        place of every token in its text.
+
+        Args:
+            texts: The texts.
+            special: Take the spelling of a special token for the token; otherwise it is text, as in
+                `encode`.
+        """
+        self._hf_places.encode_special_tokens = not special
+        encodings = self._hf_places.encode_batch(list(texts), add_special_tokens=False)
+        spelt = []
+        for encoding in encodings:
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            places = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            spelt.append(Spelt(ids, places[:, 0], places[:, 1], self._special_ids[ids]))
+        return spelt
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of ids; bytes that are not UTF-8 (a character cut in half) become U+FFFD.
+
+        Args:
+            ids: Token ids.
+            skip_special: Leave special tokens out; otherwise they are spelt.
+        """
+        if self._bytes_of is None:
+            return str(self._hf.decode([int(i) for i in ids], skip_special_tokens=skip_special))
+        return b"".join(self._token_bytes(int(i), skip_special) for i in ids).decode(
+            "utf-8", errors="replace"
+        )
+
+    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
+        """A decoder that takes one id at a time and never gives out half a character."""
+        return StreamDecoder(self, skip_special=skip_special)
+
+    def spellings(self) -> dict[int, str]:
+        """Id -> token as its file spells it, special tokens included; ids without a token are
+        left out.
+        """
+        return {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
+
+    def pieces(self) -> dict[int, bytes]:
+        """Id -> the UTF-8 bytes that it stands for, of every ordinary token; special tokens and
+        unused ids are left out.
+
+        Raises:
+            UserError: The tokenizer is lossy (WordPiece, Unigram without bytes), so that its tokens
+                stand for no bytes.
+        """
+        if self._bytes_of is not None:
+            return dict(self._bytes_of)
+        decoder = json.dumps(self._spec.get("decoder"))
+        if "ByteFallback" not in decoder:
+            raise UserError(
+                "bits per byte need a tokenizer whose tokens spell bytes (byte-level BPE, or BPE"
+                f" with byte fallback); this one's decoder is {decoder}. Use another tokenizer, or"
+                " train one with `tokenizer: {kind: train}` in the prepare config."
+            )
+        pieces = {}
+        for token, index in self._hf.get_vocab(with_added_tokens=True).items():
+            if token not in self.special_tokens:
+                byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+                pieces[index] = (
+                    bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+                )
+        return pieces
+
+    def token_bytes(self) -> npt.NDArray[np.int32]:
+        """UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens and unused ids.
+
+        The sum over a document is its length in bytes: the denominator of bits per byte.
+        SentencePiece-like tokenizers put a space in front of a text, which counts as one byte.
+
+        Raises:
+            UserError: The tokenizer is lossy (WordPiece, Unigram without bytes), so that its tokens
+                have no byte length.
+        """
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        for index, piece in self.pieces().items():
+            lengths[index] = len(piece)
+        return lengths
+
+    def check_equality(self, texts: Sequence[str]) -> None:
+        """Encodes texts both ways and gives tiktoken up, with the reason, at the first
+        difference. No-op on the fallback.
+        """
+        if self._tiktoken is None:
+            return
+        for text, reference in zip(texts, self._encode_hf(texts), strict=True):
+            if not np.array_equal(self._encode(text), reference):
+                self._tiktoken = None
+                self.fallback_reason = f"tiktoken and tokenizers disagree on {text[:80]!r}"
+                return
+
+    def _id(self, token: str, where: str) -> int:
+        """Id of a special token."""
+        if token not in self.special_tokens:
+            kind = (
+                "calls it an ordinary token, which text could spell"
+                if self._hf.token_to_id(token) is not None
+                else "does not have it"
+            )
+            raise UserError(
+                f"{where} has no special token {token!r}, which is to separate documents: it"
+                f" {kind}. Set `tokenizer.bos` and `tokenizer.eos` in the prepare config to others;"
+                f" it has {tokenizer_files.listed(self.special_tokens)}"
+            )
+        return self.special_tokens[token]
+
+    def _try_tiktoken(self) -> None:
+        """Goes over to tiktoken where the file allows it and both give the same ids on hard
+        text.
+        """
+        try:
+            bpe = byte_level.analyse(self._spec)
+        except byte_level.NotByteLevel as reason:
+            self.fallback_reason = str(reason)
+            return
+        import tiktoken
+
+        self._nfc = bpe.nfc
+        self._plain = bpe.plain
+        self._tiktoken = tiktoken.Encoding(
+            "lit_pretrain",
+            pat_str=byte_level.PATTERNS[bpe.pattern_name],
+            mergeable_ranks=dict(bpe.ranks),
+            special_tokens={token.content: index for index, token in self._added.items()},
+        )
+        self.check_equality(_SELF_CHECK)
+
+    def _encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Ids of one text."""
+        if self._tiktoken is None:
+            return self._encode_hf([text])[0]
+        if self._nfc and not text.isascii():
+            if any(
+                token in text for token in self._plain
+            ):  # the reference cuts these out before it normalises
+                return self._encode_hf([text])[0]
+            # Not unicodedata: its Unicode version is Python's, the reference's is that of
+            # `tokenizers`.
+            text = self._hf.normalizer.normalize_str(text)
+        try:
+            return self._tiktoken.encode_to_numpy(
+                text, allowed_special=self._plain, disallowed_special=()
+            ).view(np.int32)
+        except ValueError:
+            # tiktoken's regex gives up on about a million spaces in a row; the reference's does
+            # not.
+            return self._encode_hf([text])[0]
+
+    def _encode_hf(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids by the reference implementation."""
+        encodings = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @cached_property
+    def _hf_places(self) -> tokenizers.Tokenizer:
+        """The reference implementation as it tells the places of tokens."""
+        import tokenizers
+
+        # A post-processor would add tokens that a template writes itself, and trim blanks off the
+        # places of tokens.
+        hf = tokenizers.Tokenizer.from_str(json.dumps({**self._spec, "post_processor": None}))
+        hf.no_truncation()
+        hf.no_padding()
+        return hf
+
+    @cached_property
+    def _special_ids(self) -> npt.NDArray[np.bool_]:
+        """Whether each id is a special token, [vocab_size]."""
+        special = np.zeros(self.vocab_size, dtype=np.bool_)
+        special[list(self.special_tokens.values())] = True
+        return special
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes] | None:
+        """Id -> bytes of every ordinary token of a byte-level tokenizer, None for other kinds."""
+        if "ByteLevel" not in json.dumps(self._spec.get("decoder")):
+            return None
+        bytes_of: dict[int, bytes] = {}
+        table = byte_level.BYTE_OF_CHARACTER
+        for token, index in self._hf.get_vocab(with_added_tokens=True).items():
+            if token in self.special_tokens:
+                continue
+            # An added token that is not special is spelt as text, not in the byte alphabet.
+            is_bytes = index in self._model_ids and all(character in table for character in token)
+            bytes_of[index] = (
+                bytes(table[character] for character in token) if is_bytes else token.encode()
+            )
+        return bytes_of
+
+    @cached_property
+    def _model_ids(self) -> frozenset[int]:
+        """Ids that the model itself spells: the vocabulary without added tokens."""
+        return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - self._added.keys()
+
+    @cached_property
+    def _special_spelling(self) -> dict[int, bytes]:
+        """Id -> spelling of the special tokens."""
+        return {index: token.encode() for token, index in self.special_tokens.items()}
+
+    def _token_bytes(self, index: int, skip_special: bool) -> bytes:
+        """Bytes of one id; unused ids have none."""
+        assert self._bytes_of is not None
+        return self._bytes_of.get(index) or (
+            b"" if skip_special else self._special_spelling.get(index, b"")
+        )
+
+
+def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:
+    """Unpickles: the native parts are built again from the JSON; tiktoken stays given up where
+    it was.
+    """
+    tokenizer = Tokenizer(text, bos=bos, eos=eos)
+    if fallback_reason is not None and tokenizer.fallback_reason is None:
+        tokenizer._tiktoken, tokenizer.fallback_reason = None, fallback_reason
+    return tokenizer

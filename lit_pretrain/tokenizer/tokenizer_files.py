@@ -1,0 +1,142 @@
+"""Tokenizer files: which file of a folder is the tokenizer, and which of its tokens separate
+documents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from lit_pretrain.errors import UserError
+
+TOKENIZER_FILENAME = "tokenizer.json"
+CONFIG_FILENAME = "tokenizer_config.json"
+MAP_FILENAME = "special_tokens_map.json"
+
+_KNOWN_SEPARATORS = (
+    ("<|begin_of_text|>", "<|end_of_text|>"),
+    ("<|endoftext|>", "<|endoftext|>"),
+    ("<s>", "</s>"),
+    ("<bos>", "<eos>"),
+)
+"""(bos, eos) by the names that published tokenizers use, tried in this order where no
+tokenizer_config.json tells.
+"""
+
+
+def read_tokenizer_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """A tokenizer.json, or that of a folder: where it is, and its text.
+
+    Raises:
+        UserError: It does not exist or cannot be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / TOKENIZER_FILENAME
+    try:
+        return file, file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        )
+        raise UserError(f"tokenizer {file} {reason}; {_other_kind(file.parent)}") from None
+
+
+def stated_separators(folder: Path) -> tuple[str | None, str | None]:
+    """(bos, eos) as tokenizer_config.json says, else special_tokens_map.json.
+
+    Raises:
+        UserError: One of these files is damaged.
+    """
+    bos = eos = None
+    for name in (CONFIG_FILENAME, MAP_FILENAME):
+        config = _json_object(folder / name)
+        bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+        if bos or eos:
+            break
+    return bos, eos
+
+
+def separators(
+    special_tokens: Collection[str], bos: str | None, eos: str | None, where: str
+) -> tuple[str, str]:
+    """The tokens that start and end a document: as told, else by their usual names.
+
+    Args:
+        special_tokens: Of the tokenizer.
+        bos: As told; one of both is used for both.
+        eos: Likewise.
+        where: Name of the file, for messages.
+
+    Raises:
+        UserError: Nothing is told and none of the usual names is there.
+    """
+    if bos is None and eos is None:
+        for pair in _KNOWN_SEPARATORS:
+            if all(token in special_tokens for token in pair):
+                return pair
+        if not special_tokens:
+            raise UserError(
+                f"{where} has no special token, and documents need one to separate them. Add one to"
+                " it with the `tokenizers` library (`Tokenizer.from_file(...)`,"
+                " `add_special_tokens(['<|endoftext|>'])`, `save(...)`), or train a tokenizer."
+            )
+        raise UserError(
+            f"{where} names no token that separates documents: it has neither a {CONFIG_FILENAME}"
+            f" nor a {MAP_FILENAME} beside it that says bos_token or eos_token, and none of the"
+            f" usual names ({listed({t for pair in _KNOWN_SEPARATORS for t in pair})}). Set"
+            " `tokenizer.bos` and `tokenizer.eos`, or one of them, in the prepare config to its"
+            f" special tokens: {listed(special_tokens)}"
+        )
+    one = bos or eos
+    assert one is not None
+    return bos or one, eos or one
+
+
+def _content(token: Any) -> str | None:
+    """The spelling of a token in a tokenizer_config.json: a string, or an object that holds it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is damaged: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def listed(tokens: Iterable[str]) -> str:
+    """Spellings for a message: published tokenizers reserve hundreds of special tokens."""
+    spellings = sorted(tokens)
+    return (
+        ", ".join(spellings[:12])
+        + (f" and {len(spellings) - 12} more" if len(spellings) > 12 else "")
+        or "none"
+    )
+
+
+def _other_kind(folder: Path) -> str:
+    """What to do about a missing tokenizer.json, by what lies there instead."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [
+        n
+        for n in names
+        if n.endswith((".tiktoken", ".model")) or n in ("vocab.json", "vocab.txt", "merges.txt")
+    ]
+    if not others:
+        return "give a tokenizer.json or a folder that holds one"
+    return (
+        f"{folder} holds {', '.join(others)}, which is another tokenizer's format (tiktoken,"
+        " SentencePiece, ...). Convert it with the `transformers` library:"
+        f" AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER) writes a"
+        " tokenizer.json"
+    )

@@ -1,0 +1,204 @@
+"""Encoded rows: split by what they say, the same from files of every kind, and counted or
+refused where they cannot be used.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_pretrain.data.chat.chat_data import ChatData
+from lit_pretrain.data.chat.row_source import RowSource, RowTally, row_split_of
+from lit_pretrain.errors import UserError
+
+WriteRows = Callable[..., str]
+QA = [
+    {"question": f"What is {i} + {i % 7}?", "answer": "ha " * (i % 9) + str(i + i % 7)}
+    for i in range(120)
+]
+
+
+def load(
+    rows: list[dict[str, Any]], write_rows: WriteRows, folder: Path, **options: Any
+) -> tuple[ChatData, RowTally]:
+    data = ChatData(
+        **{
+            "path": write_rows(rows),
+            "format": "qa",
+            "tokenizer": str(folder),
+            "seq_len": 128,
+            "global_batch_rows": 2,
+            **options,
+        }
+    )
+    data.setup("fit")
+    return data, next(iter(data.encoded.tallies.values()))
+
+
+def test_splits_are_fixed_by_what_a_row_says(write_rows: WriteRows, tokenizer_folder: Path) -> None:
+    def rows(data: ChatData, split: str) -> set[tuple[int, ...]]:
+        return {tuple(item.ids.tolist()) for item in data.encoded.items(split)}
+
+    data, _ = load(QA, write_rows, tokenizer_folder, validation=0.1)
+    assert 4 <= len(rows(data, "validation")) <= 30
+    assert not rows(data, "validation") & rows(data, "train")
+    shuffled = write_rows(
+        [dict(reversed(row.items())) for row in QA[::-1]] + [{"question": "new", "answer": "row"}],
+        "shuffled.jsonl",
+    )
+    other = ChatData(
+        path=shuffled,
+        format="qa",
+        tokenizer=str(tokenizer_folder),
+        seq_len=128,
+        global_batch_rows=8,
+        validation=0.1,
+        seed=9,
+    )
+    assert rows(other, "validation") <= rows(data, "validation") | rows(other, "validation") - rows(
+        data, "train"
+    )
+    shares = Counter(row_split_of({"n": i}, validation=0.2, test=0.1) for i in range(5000))
+    assert [round(shares[name] / 5000, 1) for name in ("train", "validation", "test")] == [
+        0.7,
+        0.2,
+        0.1,
+    ]
+
+
+def test_a_separate_file_can_be_held_out(write_rows: WriteRows, tokenizer_folder: Path) -> None:
+    sources = {
+        "qa": RowSource(
+            path=write_rows(QA[:50]),
+            format="qa",
+            validation_path=write_rows(QA[50:60], "held.jsonl"),
+        )
+    }
+    data = ChatData(
+        sources=sources, tokenizer=str(tokenizer_folder), seq_len=128, global_batch_rows=4
+    )
+    assert [len(data.encoded.items(split)) for split in ("train", "validation", "test")] == [
+        50,
+        10,
+        0,
+    ]
+    with pytest.raises(
+        UserError, match=r"no row is held out for the test: raise data.test \(0.0 of 60 rows\)"
+    ):
+        data.held_out("test")
+
+
+def test_files_of_every_kind_give_the_same_rows(
+    tmp_path: Path, write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    import gzip
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    (tmp_path / "rows.json").write_text(json.dumps(QA))
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(Path(write_rows(QA)).read_bytes()))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(QA), tmp_path / "rows.parquet")
+    found = []
+    for name in ("rows.jsonl", "rows.json", "packed.jsonl.gz", "rows.parquet"):
+        data = ChatData(
+            path=str(tmp_path / name),
+            format="qa",
+            tokenizer=str(tokenizer_folder),
+            seq_len=128,
+            global_batch_rows=2,
+        )
+        found.append([item.ids.tolist() for item in data.encoded.items("train")])
+    assert all(rows == found[0] for rows in found)
+    (tmp_path / "rows.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"rows.csv is not .jsonl, .json, .parquet"):
+        ChatData(
+            path=str(tmp_path / "rows.csv"), tokenizer=str(tokenizer_folder), global_batch_rows=2
+        )
+    (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"')
+    with pytest.raises(UserError, match=r"torn.jsonl:2 is not JSON"):
+        ChatData(
+            path=str(tmp_path / "torn.jsonl"),
+            format="qa",
+            tokenizer=str(tokenizer_folder),
+            global_batch_rows=2,
+        ).setup("fit")
+
+
+def test_rows_without_anything_to_learn_are_counted(
+    write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    rows = [
+        {"question": "a" * 200, "answer": "b"},
+        {"question": "a", "answer": ""},
+        {"question": "a", "answer": "b " * 200},
+        *QA[:20],
+    ]
+    for truncation, dropped, noted in (
+        ("keep_start", {"empty_answer": 1, "prompt_too_long": 1}, {"truncated": 1}),
+        ("keep_end", {"empty_answer": 1}, {"truncated": 2}),
+        ("drop", {"empty_answer": 1, "too_long": 2}, {}),
+    ):
+        data, tally = load(rows, write_rows, tokenizer_folder, truncation=truncation)
+        assert (tally.read, dict(tally.dropped), dict(tally.noted)) == (
+            23,
+            dropped,
+            noted,
+        ), truncation
+        total = sum(dropped.values())
+        assert data.encoded.lines()[0].startswith(
+            f"rows: 23 rows, {23 - total} used, dropped {total} (empty_answer 1"
+        )
+
+
+def test_mistakes_are_refused_by_row_or_counted(
+    write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    rows = [*QA[:20], {"question": "a"}, {"question": 3, "answer": "b"}]
+    with pytest.raises(
+        UserError, match=r"rows.jsonl, row 21: the row has no field 'answer'.*data.on_bad_row=drop"
+    ) as caught:
+        load(rows, write_rows, tokenizer_folder)
+    assert "it has 'question'" in str(caught.value)
+    _, tally = load(rows, write_rows, tokenizer_folder, on_bad_row="drop")
+    assert dict(tally.dropped) == {"missing_field": 1, "not_text": 1}
+
+
+def test_a_file_of_which_no_row_is_left_is_refused(
+    write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=(
+            r"no row is left to train on:\n  rows: 5 rows, 0 used, dropped 5 \(prompt_too_long 5\)"
+        ),
+    ):
+        load(
+            [{"question": "a" * 200 + str(i), "answer": "b"} for i in range(5)],
+            write_rows,
+            tokenizer_folder,
+        )
+
+
+def test_tools_that_a_template_does_not_show_are_noted(
+    write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": str(i)},
+                {"role": "assistant", "content": "b"},
+            ],
+            "tools": [{"name": "f"}],
+        }
+        for i in range(9)
+    ]
+    _, tally = load(rows, write_rows, tokenizer_folder, format="messages", template="llama3")
+    assert tally.noted["tools_not_shown"] == 9
+    _, tally = load(
+        rows, write_rows, tokenizer_folder, format="messages", template="qwen", seq_len=512
+    )
+    assert not tally.noted

@@ -1,0 +1,353 @@
+"""Formats: each known layout becomes the same messages, and each mistake is named."""
+
+from typing import Any
+
+import pytest
+
+from lit_pretrain.chat.messages import BadRow, Conversation, JudgedAnswer, Preference, Problem
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, read_row
+from lit_pretrain.errors import UserError
+
+
+def read(
+    row: dict[str, Any],
+    name: str,
+    kind: str = "conversation",
+    *,
+    fields: Any = None,
+    roles: Any = None,
+    system: Any = None,
+) -> Any:
+    return read_row(
+        row,
+        find_format(name, kind=kind, fields=fields, roles=roles, where="data"),
+        kind=kind,
+        system=system,
+    )
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "fields"),
+    [
+        ("messages", {"messages": [user("Hi"), said("Ho")]}, None),
+        ("messages", {"dialogue": {"turns": [user("Hi"), said("Ho")]}}, {"messages": "dialogue.turns"}),
+        ("messages", {"messages": [{"speaker": "user", "text": "Hi"}, {"speaker": "assistant", "text": "Ho"}]},
+         {"role": "speaker", "content": "text"}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, said("Ho")]}, None),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, None),
+        ("alpaca", {"instruction": "Hi", "input": "", "output": "Ho"}, None),
+        ("alpaca", {"instruction": "Hi", "output": "Ho"}, None),
+        ("prompt_completion", {"prompt": "Hi", "completion": "Ho"}, None),
+        ("prompt_completion", {"prompt": [user("Hi")], "completion": [said("Ho")]}, None),
+        ("prompt_completion", {"q": "Hi", "a": "Ho"}, {"prompt": "q", "completion": "a"}),
+        ("qa", {"question": "Hi", "answer": "Ho"}, None),
+    ],
+)  # fmt: skip
+def test_known_layouts_become_the_same_conversation(
+    name: str, row: dict[str, Any], fields: Any
+) -> None:
+    assert read(row, name, fields=fields) == Conversation(
+        messages=(user("Hi"), said("Ho")), prompt=1
+    )
+
+
+def test_alpaca_joins_its_input_and_keeps_its_history() -> None:
+    row = {
+        "instruction": "Sum",
+        "input": "1 2",
+        "output": "3",
+        "system": "Be brief.",
+        "history": [["Hi", "Ho"]],
+    }
+    system = {"role": "system", "content": "Be brief."}
+    assert read(row, "alpaca").messages == (
+        system,
+        user("Hi"),
+        said("Ho"),
+        user("Sum\n\n1 2"),
+        said("3"),
+    )
+    assert read(row, "alpaca").prompt == 4
+
+
+def test_parts_of_text_are_lines_and_developers_are_the_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts},
+            said("Ho"),
+        ]
+    }
+    assert read(row, "messages").messages == (
+        {"role": "system", "content": "Be brief."},
+        user("a\nb"),
+        said("Ho"),
+    )
+
+
+def test_sharegpt_maps_calls_results_and_tools() -> None:
+    turns = [("human", "a"), ("function_call", "{}"), ("observation", "1"), ("gpt", "b")]
+    row = {"conversations": [{"from": f, "value": v} for f, v in turns], "tools": '[{"name": "f"}]'}
+    conversation = read(row, "sharegpt")
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    assert (conversation.tools, conversation.prompt) == ([{"name": "f"}], 3)
+
+
+def test_a_system_message_is_added_only_where_there_is_none() -> None:
+    own = {"messages": [{"role": "system", "content": "mine"}, user("Hi"), said("Ho")]}
+    assert read(own, "messages", system="given").messages[0]["content"] == "mine"
+    added = read({"prompt": "Hi", "completion": "Ho"}, "prompt_completion", system="given")
+    assert (added.messages[0]["content"], added.prompt) == ("given", 2)
+
+
+PAIR = Preference(prompt=(user("Hi"),), chosen=(said("Ho"),), rejected=(said("No"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("preference", {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}),
+        ("preference", {"prompt": [user("Hi")], "chosen": [said("Ho")], "rejected": [said("No")]}),
+        ("preference", {"chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]}),  # implicit
+        ("preference", {"prompt": [user("Hi")], "chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]}),  # repeated
+        ("alpaca_preference", {"instruction": "Hi", "input": "", "output": "x", "chosen": "Ho", "rejected": "No"}),
+        ("sharegpt_preference", {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Ho"},
+                                 "rejected": {"from": "gpt", "value": "No"}}),
+    ],
+)  # fmt: skip
+def test_pairs(name: str, row: dict[str, Any]) -> None:
+    assert read(row, name, "preference") == PAIR
+
+
+def test_an_implicit_prompt_of_texts_ends_at_a_blank() -> None:
+    pair = read(
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hoho",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Hohum",
+        },
+        "preference",
+        "preference",
+    )
+    assert pair.prompt == (user("\n\nHuman: Hi\n\nAssistant:"),)
+    assert (pair.chosen, pair.rejected) == ((said(" Hoho"),), (said(" Hohum"),))
+
+
+def test_an_implicit_prompt_keeps_the_last_answers_apart_even_where_they_begin_alike() -> None:
+    same = [user("a"), said("b"), user("c")]
+    pair = read(
+        {"chosen": [*same, said("d")], "rejected": [*same, said("e")]}, "preference", "preference"
+    )
+    assert pair.prompt == tuple(same)
+    longer = read(
+        {"chosen": [*same, said("d")], "rejected": [user("a"), said("B")]},
+        "preference",
+        "preference",
+    )
+    assert (longer.prompt, longer.rejected) == ((user("a"),), (said("B"),))
+
+
+def test_columns_of_pairs() -> None:
+    row = {
+        "prompt": "Hi",
+        "chosen": "Ho",
+        "rejected": "No",
+        "margin": 2,
+        "ref_chosen_logp": -3.5,
+        "ref_rejected_logp": -4,
+    }
+    pair = read(row, "preference", "preference")
+    assert (pair.margin, pair.ref_logp) == (2.0, (-3.5, -4.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("kto", {"prompt": "Hi", "completion": "Ho", "label": True}),
+        ("kto", {"prompt": "Hi", "completion": "Ho", "label": 1}),
+        ("kto_messages", {"messages": [user("Hi"), said("Ho")], "label": True}),
+        (
+            "kto_sharegpt",
+            {
+                "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}],
+                "label": True,
+            },
+        ),
+    ],
+)
+def test_verdicts(name: str, row: dict[str, Any]) -> None:
+    assert read(row, name, "verdict") == JudgedAnswer(
+        prompt=(user("Hi"),), completion=(said("Ho"),), desirable=True
+    )
+
+
+def test_gsm8k_answers_stand_after_the_mark_without_commas() -> None:
+    row = {"question": "How many?", "answer": "It is 3*500=<<3*500=1500>>1500\n#### 1,500"}
+    assert read(row, "gsm8k", "problem") == Problem(
+        prompt=(user("How many?"),), answer="1500", facts=row
+    )
+    assert read(row, "gsm8k").messages[1]["content"] == row["answer"]
+    with pytest.raises(BadRow, match="####") as caught:
+        read({**row, "answer": "1500"}, "gsm8k", "problem")
+    assert (caught.value.reason, caught.value.mistake) == ("no_mark", True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "mistake", "name", "row"),
+    [
+        ("empty_answer", False, "alpaca", {"instruction": "Hi", "output": "  "}),
+        ("empty_answer", False, "messages", {"messages": [user("Hi"), said("")]}),
+        ("empty_prompt", False, "prompt_completion", {"prompt": " ", "completion": "Ho"}),
+        ("no_answer", False, "messages", {"messages": [user("Hi")]}),
+        ("no_answer", False, "messages", {"messages": []}),
+        ("missing_role", True, "messages", {"messages": [{"content": "Hi"}, said("Ho")]}),
+        (
+            "two_systems",
+            True,
+            "messages",
+            {"messages": [{"role": "system", "content": "x"}] * 2 + [user("Hi"), said("Ho")]},
+        ),
+        (
+            "two_systems",
+            True,
+            "messages",
+            {
+                "system": "y",
+                "messages": [{"role": "system", "content": "x"}, user("Hi"), said("Ho")],
+            },
+        ),
+        (
+            "late_system",
+            True,
+            "messages",
+            {"messages": [user("Hi"), {"role": "system", "content": "x"}, said("Ho")]},
+        ),
+        (
+            "unknown_role",
+            True,
+            "messages",
+            {"messages": [{"role": "bot", "content": "Hi"}, said("Ho")]},
+        ),
+        (
+            "missing_field",
+            True,
+            "messages",
+            {"messages": [{"role": "user", "value": "Hi"}, said("Ho")]},
+        ),
+        ("missing_field", True, "alpaca", {"instruction": "Hi"}),
+        ("missing_field", True, "messages", {"messages": None}),
+        ("not_text", True, "messages", {"messages": "Hi"}),
+        (
+            "not_text",
+            True,
+            "messages",
+            {"messages": [user("Hi"), {"role": "assistant", "content": [{"type": "text"}]}]},
+        ),
+        (
+            "not_text",
+            True,
+            "messages",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+                    said("Ho"),
+                ]
+            },
+        ),
+        ("weight", True, "messages", {"messages": [user("Hi"), {**said("Ho"), "weight": 0.5}]}),
+        ("not_text", True, "prompt_completion", {"prompt": 3, "completion": "Ho"}),
+        ("noncharacter", True, "messages", {"messages": [user("Hi \ufdd1"), said("Ho")]}),
+        ("tools", True, "messages", {"messages": [user("Hi"), said("Ho")], "tools": "{"}),
+    ],
+)
+def test_bad_conversations(reason: str, mistake: bool, name: str, row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow) as caught:
+        read(row, name)
+    assert (caught.value.reason, caught.value.mistake) == (reason, mistake)
+
+
+@pytest.mark.parametrize(
+    ("reason", "mistake", "row"),
+    [
+        ("same_answers", False, {"prompt": "Hi", "chosen": "Ho", "rejected": "Ho"}),
+        ("empty_answer", False, {"prompt": "Hi", "chosen": "Ho", "rejected": ""}),
+        ("empty_prompt", False, {"chosen": "Ho", "rejected": "No"}),
+        ("missing_field", True, {"prompt": "Hi", "chosen": "Ho"}),
+        (
+            "missing_field",
+            True,
+            {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "ref_chosen_logp": -1.0},
+        ),
+        ("not_a_number", True, {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": "big"}),
+    ],
+)
+def test_bad_pairs(reason: str, mistake: bool, row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow) as caught:
+        read(row, "preference", "preference")
+    assert (caught.value.reason, caught.value.mistake) == (reason, mistake)
+
+
+@pytest.mark.parametrize("label", ["true", "yes", 2, 0.5, [True]])
+def test_a_label_typo(label: Any) -> None:
+    with pytest.raises(BadRow, match="must be true or false") as caught:
+        read({"prompt": "Hi", "completion": "Ho", "label": label}, "kto", "verdict")
+    assert caught.value.mistake
+
+
+def test_messages_name_what_would_help() -> None:
+    with pytest.raises(
+        BadRow, match=r"it has 'conversations'; its fields are those of the format sharegpt"
+    ):
+        read({"conversations": []}, "messages")
+    with pytest.raises(BadRow, match=r"'bot'; known are .* roles: \{bot: user\}"):
+        read({"messages": [{"role": "bot", "content": "x"}]}, "messages")
+    assert (
+        read(
+            {"messages": [{"role": "bot", "content": "x"}, said("y")]},
+            "messages",
+            roles={"bot": "user"},
+        ).messages[0]["role"]
+        == "user"
+    )
+
+
+def test_null_is_not_called_missing() -> None:
+    with pytest.raises(
+        BadRow, match="the field 'output' \\(completion\\) of the row is null"
+    ) as caught:
+        read({"instruction": "Hi", "output": None}, "alpaca")
+    assert caught.value.reason == "missing_field"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "sharegtp"},
+            r"data.format='sharegtp' is unknown; for a conversation there are messages, sharegpt",
+        ),
+        ({"name": "kto"}, r"data.format='kto' gives a verdict, here a conversation is wanted"),
+        (
+            {"name": "alpaca", "fields": {"answer": "x"}},
+            r"data.fields names answer; the parts of 'alpaca' are prompt",
+        ),
+        ({"name": "messages", "roles": {"bot": "robot"}}, "data.roles maps to robot"),
+    ],
+)
+def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_format(
+            **{"kind": "conversation", "fields": None, "roles": None, "where": "data", **options}
+        )
+
+
+def test_every_format_is_of_some_kind() -> None:
+    assert all(format.kinds() for format in ROW_FORMATS.values())
