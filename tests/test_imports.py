@@ -67,8 +67,7 @@ LIGHTNING = (
     "stage/",
     "parallel/",
     "callbacks/",
-    "data/text/text_data.py",
-    "data/chat/post_training_data.py",
+    "data/data_module.py",
     "cli/",
 )
 LITDATA = ("corpus/", "prepare/")
@@ -89,6 +88,7 @@ TORCH_FREE = (
     "corpus.documents",
     "corpus.manifest",
     "corpus.prepared",
+    "data.data_record",
     "data.held_out",
     "data.text.order",
     "data.text.mixture",

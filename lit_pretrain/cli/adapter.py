@@ -40,7 +40,8 @@ def export_peft(
     from lit_pretrain.checkpoint.peft_format import PEFT_CONFIG, PEFT_WEIGHTS, to_peft
     from lit_pretrain.checkpoint.weights import read_record, read_stored
     from lit_pretrain.cli.exchange import write_folder
-    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of, stage_record
+    from lit_pretrain.cli.lineage import check_files, lineage_of, stage_record
+    from lit_pretrain.data.data_record import NO_DATA
     from lit_pretrain.report.run_folder import provenance, write_whole
 
     path = resolve(run, which=checkpoint)
@@ -61,7 +62,7 @@ def export_peft(
         made = provenance(
             verb="adapter export", parent=str(path), started=time.strftime("%Y-%m-%dT%H:%M:%S%z")
         )
-        stages = (stage_record(Path(out).name, made, NOTHING), *lineage_of(path).stages)
+        stages = (stage_record(Path(out).name, made, NO_DATA), *lineage_of(path).stages)
         write_whole(
             folder / LINEAGE_FILENAME,
             Lineage({} if language is None else language.record(), stages).dump(),
@@ -105,8 +106,9 @@ def import_peft(folder: str, out: str, base: str, accept: list[str] = []) -> int
     from lit_pretrain.checkpoint.peft_format import PEFT_CONFIG, PEFT_WEIGHTS, from_peft
     from lit_pretrain.checkpoint.weights import weights_identity
     from lit_pretrain.cli.exchange import write_run
-    from lit_pretrain.cli.lineage import NOTHING, check_files, home_of, lineage_of
+    from lit_pretrain.cli.lineage import check_files, home_of, lineage_of
     from lit_pretrain.cli.train.resolve import adapter_cost
+    from lit_pretrain.data.data_record import NO_DATA
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.report.run_folder import PROVENANCE
 
@@ -176,7 +178,7 @@ def import_peft(folder: str, out: str, base: str, accept: list[str] = []) -> int
             "precision": facts.get("precision", "32-true"),
         },
         record={RECORD: record.plain()},
-        data=NOTHING if told is not None else None,
+        data=NO_DATA if told is not None else None,
         behind=lineage_of(parent.path).stages if told is None else told.stages,
     )
     print(f"done: {out}, rank {adapter.rank}, {len(ours)} tensors on {parent.path}")

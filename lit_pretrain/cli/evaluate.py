@@ -221,7 +221,7 @@ def _held_out(
         source: {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
         for source, (loss, bits) in figures.items()
     }
-    return named, str(cli.datamodule.where)
+    return named, str(cli.datamodule.location)
 
 
 def main(argv: list[str]) -> int:

@@ -67,7 +67,8 @@ def export_hf(
         probe_tokens,
         write_folder,
     )
-    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of, stage_record
+    from lit_pretrain.cli.lineage import check_files, lineage_of, stage_record
+    from lit_pretrain.data.data_record import NO_DATA
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.model.transformer import Transformer
     from lit_pretrain.report.run_folder import PROVENANCE, provenance, write_whole
@@ -144,7 +145,7 @@ def export_hf(
         )
         parent = lineage_of(path)
         made = provenance(verb="export", parent=str(path), started=_now())
-        stage = stage_record(Path(out).name, made, NOTHING) | {
+        stage = stage_record(Path(out).name, made, NO_DATA) | {
             "weights": weights_identity(str(folder)),
             "logit_difference": difference,
         }
@@ -199,7 +200,8 @@ def import_hf(
     from lit_pretrain.checkpoint.network import load_network, model_config
     from lit_pretrain.checkpoint.weights import load_weights, weights_identity
     from lit_pretrain.cli.exchange import check_same, hf_logits, probe_tokens, write_run
-    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of
+    from lit_pretrain.cli.lineage import check_files, lineage_of
+    from lit_pretrain.data.data_record import NO_DATA
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.model.transformer import Transformer
 
@@ -274,7 +276,7 @@ def import_hf(
             "template_hash": None if language.template is None else language.template.hash,
         },
         record={},
-        data=NOTHING,
+        data=NO_DATA,
         behind=behind.stages,
         check=check,
     )  # fmt: skip

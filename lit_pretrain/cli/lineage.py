@@ -1,10 +1,7 @@
-"""Lineage as the command line writes it: the record of a stage's data, and the stages that lie
-behind a parent.
-"""
+"""Lineage as the command line writes it: the record of a stage, and the stages behind a parent."""
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -12,73 +9,8 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokeni
 from lit_pretrain.checkpoint.find import step_of
 from lit_pretrain.checkpoint.hf_import import HF_CONFIG
 from lit_pretrain.checkpoint.lineage import Lineage
-from lit_pretrain.cli.train.resolve import Data
-from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.data.chat.row_source import RowSource, rows_identity
-from lit_pretrain.data.text.text_data import TextData
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import PROVENANCE
-
-NOTHING: dict[str, Any] = {"where": None, "hash": None, "sources": {}, "gate": []}
-"""The data of a stage that reads none, such as merge and export; data that is not known is None."""
-
-
-def prepared_record(where: str, manifest: Manifest) -> dict[str, Any]:
-    """What a stage says of prepared text: its sources, and the evaluation sets that they were
-    held against.
-    """
-    sources = {
-        name: {
-            "kind": source.kind, "origin": source.origin, "licence": source.licence,
-            "path": source.path,
-            "documents": sum(split.documents for split in source.splits.values()),
-            "tokens": source.tokens,
-            "sha256": source.content_sha256,
-        }
-        for name, source in manifest.sources.items()
-    }  # fmt: skip
-    return {
-        "where": where,
-        "hash": manifest.hash,
-        "sources": sources,
-        "gate": [dataclasses.asdict(record) for record in manifest.gate],
-    }
-
-
-def rows_record(
-    where: str, data_hash: str, row_sources: Mapping[str, RowSource], gate: Iterable[GateRecord]
-) -> dict[str, Any]:
-    """What a stage says of rows, and the evaluation sets that they were held against."""
-    facts = rows_identity(row_sources)
-    sources = {
-        name: {
-            "kind": "rows" if source.path else "made",
-            "format": facts[name]["format"],
-            "path": source.path,
-            "sha256": facts[name]["sha256"],
-        }
-        for name, source in row_sources.items()
-    }
-    return {
-        "where": where,
-        "hash": data_hash,
-        "sources": sources,
-        "gate": [dataclasses.asdict(record) for record in gate],
-    }
-
-
-def data_record(data: Data) -> dict[str, Any]:
-    """What a stage says of the data that it reads."""
-    if isinstance(data, TextData):
-        return prepared_record(data.where, data.manifest)
-    data.encoded  # noqa: B018  # what the gate found is known once the rows have been read
-    return rows_record(
-        data.where,
-        data.manifest_hash,
-        data.row_sources,
-        () if data.gate is None else data.gate.records(),
-    )
 
 
 def home_of(place: Union[str, Path]) -> Path:

@@ -52,7 +52,8 @@ def merge(
     from lit_pretrain.checkpoint.network import load_adapted
     from lit_pretrain.checkpoint.weights import read_metadata, read_score, read_weights
     from lit_pretrain.cli.exchange import write_run
-    from lit_pretrain.cli.lineage import NOTHING, check_files, lineage_of
+    from lit_pretrain.cli.lineage import check_files, lineage_of
+    from lit_pretrain.data.data_record import NO_DATA
     from lit_pretrain.report.run_folder import PROVENANCE
 
     path = resolve(run, which=checkpoint)
@@ -106,7 +107,7 @@ def merge(
         },
         record={},
         score=read_score(path),
-        data=NOTHING,
+        data=NO_DATA,
         behind=lineage_of(path).stages,
     )
     print(

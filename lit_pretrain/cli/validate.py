@@ -112,7 +112,7 @@ class EvaluateCLI(LightningCLI):
             check_model_tokenizer(
                 {"tokenizer": language.tokenizer.hash, "vocabulary": language.tokenizer.vocab_size},
                 {"tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size},
-                owner=f"the run of {place}", other=f"the data {data.where}", accept=accept,
+                owner=f"the run of {place}", other=f"the data {data.location}", accept=accept,
                 mend="Measure on data that was prepared with the run's tokenizer.",
             )  # fmt: skip
 
@@ -145,7 +145,7 @@ def evaluate(verb: str, argv: list[str]) -> int:
     name = "val" if verb == "validate" else "test"
     print(
         f"{cli.config.model.init_from} on the {'validation' if name == 'val' else 'test'} split of"
-        f" {cli.datamodule.where}:"
+        f" {cli.datamodule.location}:"
     )
     for line in evaluation_table(figures, name, cli.datamodule.sources):
         print(line)

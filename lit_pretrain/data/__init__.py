@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _CLASSES = {
+    "BaseData": "data_module",
     "TextData": "text.text_data",
     "ChatData": "chat.chat_data",
     "PreferenceData": "chat.preference_data",

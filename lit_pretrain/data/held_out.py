@@ -21,14 +21,14 @@ def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> lis
     return sorted(permutation(n, "held-out", split, source).tolist()[:limit])
 
 
-def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, where: str) -> list[int]:
+def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, location: str) -> list[int]:
     """Rows that each source of prepared text has in a split that is held out (`held_out_rows`).
 
     Args:
         manifest: The data.
         split: validation or test.
         seq_len: Inputs per row.
-        where: Where the data lie, for the message.
+        location: Where the data lies, for the message.
 
     Raises:
         UserError: There is none at all.
@@ -39,14 +39,14 @@ def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, where: str) -
     ]
     if not any(rows):
         raise UserError(
-            f"the {split} split of {where} holds no text; prepare it again with more text, or with"
-            f" a larger splits.{split} in the prepare config"
+            f"the {split} split of {location} holds no text; prepare it again with more text,"
+            f" or with a larger splits.{split} in the prepare config"
         )
     return rows
 
 
 def spread_rows(
-    manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], where: str
+    manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], location: str
 ) -> list[tuple[int, int]]:
     """(source, row) of what is read of a split of prepared text, spread evenly over the sources.
 
@@ -55,12 +55,12 @@ def spread_rows(
         split: validation or test.
         seq_len: Inputs per row.
         tokens: Inputs to read over all sources; None reads all rows.
-        where: Where the data lie, for the message.
+        location: Where the data lies, for the message.
 
     Raises:
         UserError: The split holds no text.
     """
-    rows = rows_held_out(manifest, split, seq_len=seq_len, where=where)
+    rows = rows_held_out(manifest, split, seq_len=seq_len, location=location)
     share = max(rows) if tokens is None else max(1, tokens // seq_len // sum(n > 0 for n in rows))
     return [
         (s, row)

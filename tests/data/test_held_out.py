@@ -23,9 +23,9 @@ def test_fewer_rows_are_some_of_the_same_and_never_the_first_ones_only() -> None
 
 def test_tokens_are_spread_evenly_over_the_sources(dataset: Path) -> None:
     manifest = Manifest.load(dataset)
-    rows = rows_held_out(manifest, "validation", seq_len=64, where="here")
+    rows = rows_held_out(manifest, "validation", seq_len=64, location="here")
     for tokens in (64, 64 * 20, 64 * 1000, None):
-        read = spread_rows(manifest, "validation", seq_len=64, tokens=tokens, where="here")
+        read = spread_rows(manifest, "validation", seq_len=64, tokens=tokens, location="here")
         share = max(rows) if tokens is None else max(1, tokens // 64 // 3)
         assert [sum(s == source for s, _ in read) for source in range(3)] == [
             min(n, share) for n in rows
@@ -36,8 +36,8 @@ def test_tokens_are_spread_evenly_over_the_sources(dataset: Path) -> None:
 
 def test_text_that_fills_no_row_gives_what_there_is(dataset: Path) -> None:
     manifest = Manifest.load(dataset)
-    assert rows_held_out(manifest, "validation", seq_len=100_000, where="here") == [1, 1, 1]
-    assert spread_rows(manifest, "validation", seq_len=100_000, tokens=64, where="here") == [
+    assert rows_held_out(manifest, "validation", seq_len=100_000, location="here") == [1, 1, 1]
+    assert spread_rows(manifest, "validation", seq_len=100_000, tokens=64, location="here") == [
         (0, 0),
         (1, 0),
         (2, 0),
@@ -55,5 +55,8 @@ def test_a_split_without_text_is_refused(dataset: Path) -> None:
         UserError, match=r"validation split of here holds no text; .*splits\.validation"
     ):
         rows_held_out(
-            dataclasses.replace(manifest, sources=sources), "validation", seq_len=64, where="here"
+            dataclasses.replace(manifest, sources=sources),
+            "validation",
+            seq_len=64,
+            location="here",
         )

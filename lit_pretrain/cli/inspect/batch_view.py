@@ -8,9 +8,10 @@ from typing import Any, Optional
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_pretrain.batch import IGNORE_INDEX, LabelledBatch, PreferenceBatch, PromptBatch
+from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.cli.train.resolve import build
 from lit_pretrain.cli.train.train_cli import TrainCLI
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -58,34 +59,27 @@ def show_batch(argv: list[str]) -> int:
         + ("what is learned is green" if color else f"what is learned stands in {_OPEN}{_CLOSE}")
     )
     for batch in batches:
-        for line in _lines(batch, cli.data.tokenizer, cli.data.sources, color=color):
+        for line in _lines(batch, cli.data, color=color):
             print(line)
     return 0
 
 
-def _lines(batch: Any, tokenizer: Tokenizer, sources: list[str], *, color: bool) -> list[str]:
+def _lines(batch: Any, data: BaseData, *, color: bool) -> list[str]:
     """A micro-batch as lines."""
     lines = []
-    size = len(batch.index_B)
-    for b in range(size):
+    for b in range(len(batch.index_B)):
         labels = batch.labels_BT[b]
         learned = int((labels != IGNORE_INDEX).sum())
-        head = f"sample {int(batch.index_B[b])}, {sources[int(batch.source_B[b])]}"
-        if isinstance(batch, PreferenceBatch):
-            head += ", chosen" if b < size // 2 else ", rejected"
-        elif isinstance(batch, LabelledBatch):
-            good = "desirable" if batch.desirable_B[b] else "undesirable"
-            head += f", {good}" if b < size // 2 else ", prompt with the answer of another row"
-        lines += ["", f"{head}: {learned} of {len(labels)} places learned"]
+        head = [f"sample {int(batch.index_B[b])}", data.sources[int(batch.source_B[b])]]
+        head += [note] if (note := data.row_note(batch, b)) else []
+        lines += ["", f"{', '.join(head)}: {learned} of {len(labels)} places learned"]
         lines += _row(
             batch.tokens_BT[b].tolist(),
             labels.tolist(),
             batch.doc_BT[b].tolist(),
-            tokenizer,
+            data.tokenizer,
             color=color,
         )
-        if isinstance(batch, PromptBatch):
-            lines.append(f"  answer {batch.rows[b].get('answer')!r}")
     return lines
 
 

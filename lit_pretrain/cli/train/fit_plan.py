@@ -15,15 +15,13 @@ from lit_pretrain.callbacks.progress import clock, short
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.train.resolve import (
-    Data,
     adapter_cost,
     adapter_of,
     instantiate,
     net_of,
     peak_dtype,
 )
-from lit_pretrain.data import PromptData
-from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
@@ -47,7 +45,7 @@ class FitPlan:
     """None where no law covers the run."""
 
 
-def layout_of(config: Namespace, data: Data, world: int) -> Layout:
+def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
     """How a resolved config lays a run out on its devices.
 
     Args:
@@ -93,7 +91,7 @@ def _trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
     )
 
 
-def _frozen_parameters(config: Namespace, data: Data) -> int:
+def _frozen_parameters(config: Namespace, data: BaseData) -> int:
     """Parameters of the networks that are kept beside the one that is trained: a reference's
     copy, a teacher.
     """
@@ -115,21 +113,21 @@ def _frozen_parameters(config: Namespace, data: Data) -> int:
     return sum(count_parameters(shape).total for shape in shapes)
 
 
-def _answering(config: Namespace, data: Data, world: int) -> Optional[Answering]:
+def _answering(config: Namespace, data: BaseData, world: int) -> Optional[Answering]:
     """What the network answers at once; None where it answers nothing, or another engine does,
     whose memory is its own.
     """
     rollout = config.model.rollout
-    if rollout is None or not isinstance(data, PromptData):
+    if rollout is None or data.asking is None:
         return None
     engine = rollout.engine
     if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
         return None
-    prompts = -(-data.rows // world)
+    prompts = -(-data.step_size.rows // world)
     every = Answering(
         prompts * data.sequences_per_row,
         prompts,
-        data.max_prompt_tokens,
+        data.asking.max_prompt_tokens,
         rollout.max_completion_tokens,
     )
     most = None if engine is None else (engine.get("init_args") or {}).get("rows")
@@ -206,7 +204,7 @@ def device_memory(device: str) -> Optional[float]:
 
 
 def fit_plan(
-    config: Namespace, net: ModelConfig, layout: Layout, data: Data, *, gpu: Optional[str]
+    config: Namespace, net: ModelConfig, layout: Layout, data: BaseData, *, gpu: Optional[str]
 ) -> FitPlan:
     """What is about to happen, in one line.
 
@@ -226,7 +224,7 @@ def fit_plan(
     foreseen: Optional[Expected] = None
     forecast: list[str] = []
     if (
-        isinstance(data, TextData) and config.model.init_from is None
+        data.scaling_laws_apply and config.model.init_from is None
     ):  # laws are of networks trained from nothing on text
         law = expected(counts, tokens, given=config.forecast, tokenizer=data.tokenizer_hash)
         if config.forecast is None and law.outside:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import torch
 import yaml
@@ -15,7 +15,7 @@ from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.cli.parser import raw_option
-from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
@@ -86,9 +86,6 @@ def _mb(count: int) -> str:
 # `class_path` and `init_args`.
 
 
-Data = Union[TextData, PostTrainingData]
-
-
 def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> bool:
     """Whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
@@ -120,7 +117,7 @@ def settings_of(data: Any) -> Any:
     return data["init_args"] if "class_path" in data else data
 
 
-def build(data: Namespace) -> Data:
+def build(data: Namespace) -> BaseData:
     """The data module of a parsed config.
 
     Raises:
@@ -132,13 +129,12 @@ def build(data: Namespace) -> Data:
         return TextData(**values)
     module, _, name = data["class_path"].rpartition(".")
     cls = getattr(import_module(module), name)
-    if not (isinstance(cls, type) and issubclass(cls, (TextData, PostTrainingData))):
+    if not (isinstance(cls, type) and issubclass(cls, BaseData)):
         raise UserError(
             f"data.class_path={data['class_path']!r} is not one of the data classes of"
             " lit_pretrain.data"
         )
-    made: Data = cls(**values)
-    return made
+    return cls(**values)
 
 
 # Precision: the default that the device computes fast without losing the optimizer's accuracy.
@@ -240,7 +236,7 @@ def training_flops(config: Namespace, *, seq_len: int) -> float:
 UNITS = ("max_steps", "max_epochs", "max_tokens", "max_flops")
 
 
-def resolve_length(config: Namespace, data: Data) -> None:
+def resolve_length(config: Namespace, data: BaseData) -> None:
     """Let `max_steps` say it, and nothing else.
 
     Args:
@@ -251,8 +247,8 @@ def resolve_length(config: Namespace, data: Data) -> None:
         UserError: The length is given in no unit or in several, or is not positive.
     """
     given = {name: config[name] for name in UNITS if config[name] is not None}
-    if not given and data.usual_steps is not None:
-        given = {"max_steps": data.usual_steps}
+    if not given and data.default_steps is not None:
+        given = {"max_steps": data.default_steps}
     if len(given) != 1:
         raise UserError(
             "give exactly one of max_steps, max_epochs, max_tokens and max_flops; found"

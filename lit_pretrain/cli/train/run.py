@@ -21,13 +21,12 @@ from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME as LINEAGE
 from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.checkpoint.weights import read_metadata
-from lit_pretrain.cli.lineage import data_record, home_of, lineage_of, stage_record
+from lit_pretrain.cli.lineage import home_of, lineage_of, stage_record
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.ranks import one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, peak_dtype
 from lit_pretrain.cli.train.train_cli import TrainCLI
-from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.run_folder import (
@@ -157,14 +156,12 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         manifest_hash=data.manifest_hash,
         tokenizer_hash=data.tokenizer_hash,
         template_hash=data.template_hash,
-        data=data.where,
+        data=data.location,
         parent=config["model"]["init_from"]
         or (str(cli.place.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
         precision=config["trainer"]["precision"],
-        unique_tokens=(
-            data.unique_tokens(config["max_steps"]) if isinstance(data, TextData) else None
-        ),
+        unique_tokens=data.unique_tokens(config["max_steps"]),
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         adapter=(
             None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter)
@@ -210,7 +207,7 @@ def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> Non
         write_whole(
             folder / TEMPLATE, inherited.template.source
         )  # text has no template; the network still knows its parent's
-    stage = stage_record(str(folder), facts, data_record(cli.datamodule))
+    stage = stage_record(str(folder), facts, cli.datamodule.record())
     write_whole(
         folder / LINEAGE, Lineage(ModelTokenizer.of(folder).record(), (stage, *behind)).dump()
     )

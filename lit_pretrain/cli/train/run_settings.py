@@ -14,9 +14,7 @@ from lit_pretrain.checkpoint.find import newest_complete, resolve
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
-from lit_pretrain.cli.train.resolve import Data
-from lit_pretrain.data.text.mixture import check_past
-from lit_pretrain.data.text.text_data import TextData
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import check_run_unused
 
@@ -156,7 +154,7 @@ def check_place(
     settings: RunSettings,
     *,
     contract: Mapping[str, Any],
-    data: Data,
+    data: BaseData,
 ) -> None:
     """Refuse a checkpoint that the run cannot go on from, and a folder that holds another run.
 
@@ -178,9 +176,9 @@ def check_place(
             )
         forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
         (check_fork if forks else check_resume)(saved["contract"], contract, str(place.checkpoint))
-        if forks and isinstance(data, TextData):
+        if forks:
             before, now = data_of(saved["contract"]), data_of(contract)
-            check_past(data.manifest, before, now, step=saved["step"], where=str(place.checkpoint))
+            data.check_fork(before, now, step=saved["step"], checkpoint=str(place.checkpoint))
         only_validates = saved["step"] == config.max_steps and saved.get("validation_due")
         if saved["step"] >= config.max_steps and not only_validates:
             raise UserError(

@@ -17,7 +17,6 @@ from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.resolve import (
-    Data,
     build,
     check_precision,
     default_precision,
@@ -35,7 +34,7 @@ from lit_pretrain.cli.train.trainer import (
     time_limit,
     world_of,
 )
-from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import padded_vocab_size
@@ -47,7 +46,7 @@ from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZ
 
 
 def check_parent(
-    parent: Parent, data: Data, *, accept: Sequence[str] = (), mend: Optional[str] = None
+    parent: Parent, data: BaseData, *, accept: Sequence[str] = (), mend: Optional[str] = None
 ) -> None:
     """Refuse data whose token ids, separators or conversations mean something else to the parent.
 
@@ -103,7 +102,7 @@ def check_parent(
             else ""
         )
     check_model_tokenizer(
-        expected, found, owner=f"the parent {parent.path}", other=f"the data {data.where}",
+        expected, found, owner=f"the parent {parent.path}", other=f"the data {data.location}",
         accept=accept,
         mend=_prepare_again(parent) if mend is None else mend,
     )  # fmt: skip
@@ -139,7 +138,7 @@ class TrainCLI(LightningCLI):
         self.parent: Optional[Parent] = None
         self.settings: RunSettings
         self.layout: Layout
-        self.data: Data
+        self.data: BaseData
         """The data as the config says it, before anything else is made."""
         self.lowered: Optional[str] = None
         """Why the micro-batch is smaller than the config says; None where it is not."""
@@ -212,11 +211,7 @@ class TrainCLI(LightningCLI):
         check_precision(config.trainer.precision)
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
-            mend = (
-                None
-                if isinstance(data, TextData)
-                else "Leave data.tokenizer out to take the parent's."
-            )
+            mend = data.tokenizer_advice
             check_parent(self.parent, data, accept=self.settings.accept, mend=mend)
         if config.model.adapter is not None and config.sharded_checkpoints:
             raise UserError(
@@ -268,8 +263,7 @@ class TrainCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make everything; rows that were read to resolve the config are not read again."""
         super().instantiate_classes()
-        if isinstance(self.data, PostTrainingData):
-            self.datamodule.share(self.data)
+        self.datamodule.share(self.data)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our callbacks, logger and checkpoint route."""

@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Optional
 
-import lightning as L
 from torch.utils.data import DataLoader
 
-from lit_pretrain.batch import Asking, DataContract
 from lit_pretrain.chat.messages import TrainingRow
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.render import Renderer, Truncation
@@ -32,14 +30,16 @@ from lit_pretrain.data.chat.row_source import (
     rows_identity,
 )
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
+from lit_pretrain.data.data_module import BaseData
+from lit_pretrain.data.data_record import DataRecord, rows_record
 from lit_pretrain.decontaminate.index import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
-from lit_pretrain.step_size import Division, StepSize
+from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
-class PostTrainingData(L.LightningDataModule):
+class PostTrainingData(BaseData):
     """Rows of several files, rendered by a chat template; no loader state is ever saved.
 
     Args:
@@ -70,16 +70,8 @@ class PostTrainingData(L.LightningDataModule):
 
     kind: ClassVar[str]
     """What rows are read as: conversation, preference, verdict or problem."""
-    unit: ClassVar[str] = "rows"
-    """What a sample is called."""
-    sequences_per_row: int = 1
-    """Sequences that the network sees for each sample."""
-    usual_steps: ClassVar[Optional[int]] = None
-    """A run on rows must be given its length."""
     updates: int = 1
     """Optimizer steps that read the same samples."""
-    micro_batch_is_fixed: ClassVar[bool] = False
-    """Whether the loss depends on the micro-batch, so that it is never lowered."""
 
     def __init__(
         self,
@@ -156,11 +148,6 @@ class PostTrainingData(L.LightningDataModule):
         if row.tools and not self.template.shows_tools:
             tally.noted["tools_not_shown"] += 1
 
-    @property
-    def provides(self) -> frozenset[str]:
-        """What the batches hold, as `DataContract.provides` names it."""
-        raise NotImplementedError
-
     def settings(self) -> dict[str, Any]:
         """What else decides the numbers."""
         return {}
@@ -219,19 +206,9 @@ class PostTrainingData(L.LightningDataModule):
         )
 
     @property
-    def tokenizer_hash(self) -> str:
-        """Identity of the tokenizer."""
-        return self.tokenizer.hash
-
-    @property
     def template_hash(self) -> Optional[str]:
         """Identity of the chat template."""
         return self.template.hash
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return self.tokenizer.vocab_size
 
     @property
     def pad_id(self) -> int:
@@ -244,8 +221,8 @@ class PostTrainingData(L.LightningDataModule):
         return self.step_size.rows
 
     @property
-    def where(self) -> str:
-        """Where the data lie."""
+    def location(self) -> str:
+        """Where the data lies."""
         return ", ".join(
             source.path or f"{name} (made)" for name, source in self.row_sources.items()
         )
@@ -256,26 +233,6 @@ class PostTrainingData(L.LightningDataModule):
         there can be.
         """
         return self.rows * self.seq_len * self.sequences_per_row
-
-    @property
-    def contract(self) -> DataContract:
-        """What this data promises to a stage."""
-        return DataContract(
-            sources=tuple(self.sources),
-            vocab_size=self.vocab_size,
-            tokenizer_hash=self.tokenizer.hash,
-            manifest_hash=self.manifest_hash,
-            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
-            seq_len=self.seq_len,
-            global_batch_tokens=self.tokens_per_step,
-            provides=self.provides,
-            asking=self.asking,
-        )
-
-    @property
-    def asking(self) -> Optional[Asking]:
-        """How prompts are to be answered; None where rows are no prompts."""
-        return None
 
     # ------------------------------------------------------------------ rows
 
@@ -340,15 +297,6 @@ class PostTrainingData(L.LightningDataModule):
             raise UserError("data.global_batch_rows must be set")
         return StepSize(self.global_batch_rows, unit=self.unit)
 
-    def divide(self, devices: int) -> Division:
-        """Divide a step over devices.
-
-        Raises:
-            UserError: The rows of a step do not divide.
-        """
-        fixed = self.micro_batch_is_fixed
-        return self.step_size.divide(devices, self.micro_batch_size, fixed=fixed)
-
     def batch_line(self, devices: int) -> str:
         """Describe a step in words."""
         division = self.divide(devices).text(self.unit)
@@ -396,8 +344,19 @@ class PostTrainingData(L.LightningDataModule):
         """Write tokenizer and template to a run's folder."""
         ModelTokenizer(self.tokenizer, self.template).save(folder)
 
-    def share(self, other: "PostTrainingData") -> None:
-        """Take over what another instance of the same settings has read."""
+    @property
+    def tokenizer_advice(self) -> str:
+        """What to change when the tokenizer is not the parent's."""
+        return "Leave data.tokenizer out to take the parent's."
+
+    def record(self) -> DataRecord:
+        """Return what the lineage of a run says of this data; reads the rows if need be."""
+        self.encoded  # noqa: B018  (evaluation items are counted while rows are read)
+        gate = () if self.gate is None else self.gate.records()
+        return rows_record(self.location, self.manifest_hash, self.row_sources, gate)
+
+    def share(self, other: BaseData) -> None:
+        """Take over what another instance with the same settings has already read."""
         for name in (
             "tokenizer",
             "template",

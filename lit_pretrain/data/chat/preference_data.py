@@ -127,6 +127,12 @@ class KTOData(PostTrainingData):
             *rows, torch.tensor(source), torch.tensor(index), torch.tensor(desirable)
         )
 
+    def row_note(self, batch: Any, row: int) -> str:
+        """Say how the answer was judged, or that it belongs to another prompt."""
+        if row >= len(batch.index_B) // 2:
+            return "prompt with the answer of another row"
+        return "desirable" if batch.desirable_B[row] else "undesirable"
+
     def _mismatched(self, present: Sequence[Judged]) -> list[Optional[Rendered]]:
         """Each prompt with the answer of the row before it. One of which the answer is cut off
         altogether holds nothing.
@@ -275,6 +281,10 @@ class PreferenceData(PostTrainingData):
             [sample.number for sample in samples] * 2,
         )
         return PreferenceBatch(*rows, torch.tensor(source), torch.tensor(index), ref, margin)
+
+    def row_note(self, batch: Any, row: int) -> str:
+        """Say which answer of its pair a row holds."""
+        return "chosen" if row < len(batch.index_B) // 2 else "rejected"
 
     def reference_batches(self) -> list[PreferenceBatch]:
         """Every pair once, those held out too, in a fixed order: what a reference has to look

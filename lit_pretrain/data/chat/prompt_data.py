@@ -113,6 +113,10 @@ class PromptData(PostTrainingData):
         size = self.micro_batch_size
         return [self._micro_batch(samples[i : i + size]) for i in range(0, len(samples), size)]
 
+    def row_note(self, batch: Any, row: int) -> str:
+        """Give the checkable answer to a prompt."""
+        return f"answer {batch.rows[row].get('answer')!r}"
+
     def _micro_batch(self, samples: Sequence[EncodedSample]) -> PromptBatch:
         asked: list[Optional[Asked]] = [
             sample.items[0] if sample.items else None for sample in samples

@@ -22,14 +22,14 @@ it is worth less and less (Muennighoff et al. 2023, "Scaling Data-Constrained La
 """
 
 
-def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, where: str) -> None:
+def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, location: str) -> None:
     """Refuse text that does not fill one batch.
 
     Args:
         order: The order of the run.
         seq_len: Inputs per row.
         global_batch_tokens: Inputs per optimizer step.
-        where: Where the data lie, for the message.
+        location: Where the data lies, for the message.
 
     Raises:
         UserError: The sources of the mixture hold less.
@@ -40,8 +40,8 @@ def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, where:
     )
     if rows * seq_len < global_batch_tokens:
         raise UserError(
-            f"{where} holds {rows:,} rows × {seq_len} = {rows * seq_len:,} training tokens in the"
-            " sources of the mixture, fewer than one batch of"
+            f"{location} holds {rows:,} rows × {seq_len} = {rows * seq_len:,} training tokens in"
+            " the sources of the mixture, fewer than one batch of"
             f" data.global_batch_tokens={global_batch_tokens:,}; add text, or lower it"
         )
 
@@ -275,7 +275,12 @@ def order_of(manifest: Manifest, data: Mapping[str, Any]) -> Order:
 
 
 def check_past(
-    manifest: Manifest, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, where: str
+    manifest: Manifest,
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    step: int,
+    checkpoint: str,
 ) -> None:
     """Refuse a fork that would have read other samples until the step at which it begins: it would
     skip some text and repeat other.
@@ -285,7 +290,7 @@ def check_past(
         saved: The `data` of the run that is forked.
         now: The `data` of the fork.
         step: Optimizer steps of the checkpoint.
-        where: The checkpoint, for the message.
+        checkpoint: Its path, for the message.
 
     Raises:
         UserError: Says how the fork can have its mixture.
@@ -298,9 +303,9 @@ def check_past(
         or "weights, temperature, max_epochs and phases null"
     )
     raise UserError(
-        f"cannot fork {where} with this mixture: its {step:,} steps were read in another one, and a"
-        f" fork reads every source on from where it was. Keep the mixture of the run ({settings})"
-        f" and say what changes as a phase from token {step * tokens} on, such as data.phases:"
+        f"cannot fork {checkpoint} with this mixture: its {step:,} steps were read in another"
+        " one, and a fork reads every source on from where it was. Keep the mixture of the run"
+        f" ({settings}) and say what changes as a phase from token {step * tokens} on, such as data.phases:"
         f" [{{from_tokens: {step * tokens}, weights: {{...}}}}]"
     )
 

@@ -2,15 +2,14 @@
 of the step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Optional, Union
 
-import lightning as L
 from torch.utils.data import DataLoader
 
-from lit_pretrain.batch import Batch, DataContract
+from lit_pretrain.batch import Batch
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.corpus.prepared import PreparedText
 from lit_pretrain.data.batches import (
@@ -23,12 +22,15 @@ from lit_pretrain.data.batches import (
     replica_of,
     start_worker,
 )
+from lit_pretrain.data.data_module import BaseData
+from lit_pretrain.data.data_record import DataRecord, prepared_record
 from lit_pretrain.data.held_out import rows_held_out, spread_rows
 from lit_pretrain.data.text.mixture import (
     Mixture,
     Phase,
     check_amount,
     check_length,
+    check_past,
     exposure,
     make_order,
     unique_tokens,
@@ -36,11 +38,11 @@ from lit_pretrain.data.text.mixture import (
 from lit_pretrain.data.text.order import Order
 from lit_pretrain.data.text.trace import named_rows
 from lit_pretrain.errors import UserError
-from lit_pretrain.step_size import Division, StepSize
+from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
-class TextData(L.LightningDataModule):
+class TextData(BaseData):
     """Streams a prepared dataset; no loader state is ever saved.
 
     Args:
@@ -75,12 +77,9 @@ class TextData(L.LightningDataModule):
             http://127.0.0.1:5000}.
     """
 
-    unit = "rows"
-
-    sequences_per_row: ClassVar[int] = 1
-    """Sequences that the network sees for each sample."""
-    usual_steps: ClassVar[Optional[int]] = 100
-    """Length of a run that is given none: minutes on a laptop, enough to see text take shape."""
+    # Minutes on a laptop, enough to see text take shape.
+    default_steps: ClassVar[int | None] = 100
+    scaling_laws_apply: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -146,19 +145,6 @@ class TextData(L.LightningDataModule):
         return list(self.manifest.sources)
 
     @property
-    def contract(self) -> DataContract:
-        """What this data promises to a stage."""
-        return DataContract(
-            sources=tuple(self.sources),
-            vocab_size=self.manifest.tokenizer.vocab_size,
-            tokenizer_hash=self.manifest.tokenizer.hash,
-            manifest_hash=self.manifest.hash,
-            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
-            seq_len=self.seq_len,
-            global_batch_tokens=self.global_batch_tokens,
-        )
-
-    @property
     def manifest_hash(self) -> str:
         """Identity of the data."""
         return self.manifest.hash
@@ -167,11 +153,6 @@ class TextData(L.LightningDataModule):
     def tokenizer_hash(self) -> str:
         """Identity of the tokenizer."""
         return self.manifest.tokenizer.hash
-
-    @property
-    def template_hash(self) -> Optional[str]:
-        """None: text has no chat template."""
-        return None
 
     @property
     def vocab_size(self) -> int:
@@ -184,9 +165,23 @@ class TextData(L.LightningDataModule):
         return self.global_batch_tokens
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Where the data lies."""
         return self.path
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the batches hold: rows to learn as they are."""
+        return frozenset({"labels"})
+
+    @property
+    def tokenizer_advice(self) -> None:
+        """None: prepared text is bound to the tokenizer that encoded it."""
+        return None
+
+    def record(self) -> DataRecord:
+        """Return what the lineage of a run says of this data."""
+        return prepared_record(self.path, self.manifest)
 
     def order(self) -> Order:
         """The data order of training."""
@@ -209,14 +204,6 @@ class TextData(L.LightningDataModule):
     def step_size(self) -> StepSize:
         """Size of an optimizer step."""
         return StepSize(self.global_batch_tokens, self.seq_len)
-
-    def divide(self, devices: int) -> Division:
-        """Divide a step over devices.
-
-        Raises:
-            UserError: The rows of a step do not divide.
-        """
-        return self.step_size.divide(devices, self.micro_batch_size)
 
     def batch_line(self, devices: int) -> str:
         """Describe a step in words."""
@@ -241,6 +228,12 @@ class TextData(L.LightningDataModule):
     def check_length(self, steps: int) -> None:
         """Refuse a run that goes on when no source may be read any more."""
         check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+
+    def check_fork(
+        self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, checkpoint: str
+    ) -> None:
+        """Refuse a fork whose mixture would have read other samples before its first step."""
+        check_past(self.manifest, saved, now, step=step, checkpoint=checkpoint)
 
     def exposure(self, steps: int) -> str:
         """How much of every source a run reads, as a table."""
@@ -286,9 +279,9 @@ class TextData(L.LightningDataModule):
                 self.order(),
                 seq_len=self.seq_len,
                 global_batch_tokens=self.global_batch_tokens,
-                where=self.path,
+                location=self.path,
             )
-            rows_held_out(self.manifest, "validation", seq_len=self.seq_len, where=self.path)
+            rows_held_out(self.manifest, "validation", seq_len=self.seq_len, location=self.path)
         self.prepared.check_whole(
             ("train", "validation") if stage == "fit" else ("validation", "test")
         )
@@ -339,7 +332,7 @@ class TextData(L.LightningDataModule):
 
     def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
         listed = spread_rows(
-            self.manifest, split, seq_len=self.seq_len, tokens=tokens, where=self.path
+            self.manifest, split, seq_len=self.seq_len, tokens=tokens, location=self.path
         )
         rank, replicas = replica_of(self.trainer)
         batches = held_out_batches(

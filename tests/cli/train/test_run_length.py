@@ -18,7 +18,10 @@ def config(**given: Any) -> Namespace:
 
 
 DATA: Any = SimpleNamespace(
-    tokens_per_step=1024, seq_len=32, usual_steps=None, steps_of=lambda epochs: round(100 * epochs)
+    tokens_per_step=1024,
+    seq_len=32,
+    default_steps=None,
+    steps_of=lambda epochs: round(100 * epochs),
 )
 
 
@@ -40,7 +43,7 @@ def test_every_unit_becomes_steps(given: dict[str, Any], steps: int) -> None:
 
 def test_text_has_a_usual_length() -> None:
     resolved = config()
-    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"usual_steps": 100}))  # type: ignore[arg-type]
+    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_steps": 100}))  # type: ignore[arg-type]
     assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
 
 

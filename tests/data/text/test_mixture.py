@@ -178,11 +178,11 @@ def test_a_fork_must_have_read_what_the_run_read(
 ) -> None:
     manifest = Manifest.load(dataset)
     if same:
-        check_past(manifest, BATCH | run, BATCH | fork, step=10, where="x")
+        check_past(manifest, BATCH | run, BATCH | fork, step=10, checkpoint="x")
         assert [order(dataset, **run)(n) for n in range(80)] == [
             order(dataset, **fork)(n) for n in range(80)
         ]
     else:
         with pytest.raises(UserError, match="cannot fork x with this mixture") as caught:
-            check_past(manifest, BATCH | run, BATCH | fork, step=10, where="x")
+            check_past(manifest, BATCH | run, BATCH | fork, step=10, checkpoint="x")
         assert "data.phases: [{from_tokens: 2560, weights: {...}}]" in str(caught.value)

@@ -1,0 +1,207 @@
+"""BaseData: the interface of every data module, which commands use without knowing its class."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+
+from lit_pretrain.batch import Asking, DataContract
+from lit_pretrain.data.data_record import DataRecord
+from lit_pretrain.step_size import Division, StepSize
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+
+class BaseData(L.LightningDataModule, ABC):
+    """Samples in an order that is a pure function of the step, so no loader state is ever saved.
+
+    A data module yields one Lightning batch, a list of micro-batches, per optimizer step. A class
+    of its own implements what is abstract here; the other members have defaults.
+    """
+
+    unit: ClassVar[str] = "rows"
+    """What messages call the samples."""
+    default_steps: ClassVar[int | None] = None
+    """Length of a run whose config gives none; None requires a length."""
+    micro_batch_is_fixed: ClassVar[bool] = False
+    """Whether the loss depends on the micro-batch size, so that it must never be lowered."""
+    scaling_laws_apply: ClassVar[bool] = False
+    """Whether published scaling laws, which are fitted to pretraining on text, can forecast the
+    loss of a network that starts from random weights.
+    """
+
+    seq_len: int
+    """Inputs per row, T."""
+    micro_batch_size: int
+    """Samples that one device processes at once."""
+    sequences_per_row: int = 1
+    """Sequences that the network sees for each sample."""
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """Where the data lies, for messages and records."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of `Batch.source_B`."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the token ids."""
+
+    @property
+    @abstractmethod
+    def manifest_hash(self) -> str:
+        """Identity of the data: two modules with the same hash hold the same samples."""
+
+    @property
+    def template_hash(self) -> str | None:
+        """Identity of the chat template; None without one."""
+        return None
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Identity of the tokenizer."""
+        return self.tokenizer.hash
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    @abstractmethod
+    def provides(self) -> frozenset[str]:
+        """What the batches hold, as `DataContract.provides` names it."""
+
+    @property
+    def asking(self) -> Asking | None:
+        """How prompts are to be answered; None unless the samples are prompts."""
+        return None
+
+    @property
+    def contract(self) -> DataContract:
+        """What this data promises to a stage."""
+        return DataContract(
+            sources=tuple(self.sources),
+            vocab_size=self.vocab_size,
+            tokenizer_hash=self.tokenizer_hash,
+            manifest_hash=self.manifest_hash,
+            token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
+            seq_len=self.seq_len,
+            global_batch_tokens=self.tokens_per_step,
+            provides=self.provides,
+            asking=self.asking,
+        )
+
+    @abstractmethod
+    def record(self) -> DataRecord:
+        """Return what the lineage of a run says of this data."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write to a run's folder what its network needs to read and write text."""
+
+    # ------------------------------------------------------------------ size of a step and a run
+
+    @property
+    @abstractmethod
+    def step_size(self) -> StepSize:
+        """Size of an optimizer step over all devices."""
+
+    @property
+    @abstractmethod
+    def tokens_per_step(self) -> int:
+        """Inputs per optimizer step over all devices."""
+
+    def divide(self, devices: int) -> Division:
+        """Divide a step over devices.
+
+        Raises:
+            UserError: The samples of a step do not divide evenly.
+        """
+        return self.step_size.divide(
+            devices, self.micro_batch_size, fixed=self.micro_batch_is_fixed
+        )
+
+    @abstractmethod
+    def batch_line(self, devices: int) -> str:
+        """Describe the size of a step in words."""
+
+    @abstractmethod
+    def epochs(self, steps: int) -> float:
+        """Return how many epochs a run of `steps` optimizer steps reads."""
+
+    @abstractmethod
+    def steps_of(self, epochs: float) -> int:
+        """Return how many optimizer steps a number of epochs takes.
+
+        Raises:
+            UserError: This data has no common epoch.
+        """
+
+    @abstractmethod
+    def check_length(self, steps: int) -> None:
+        """Refuse a run of `steps` optimizer steps that this data cannot feed.
+
+        Raises:
+            UserError: Says what runs out.
+        """
+
+    def check_fork(
+        self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, checkpoint: str
+    ) -> None:
+        """Refuse a fork whose settings would have read other samples before its first step.
+
+        Args:
+            saved: The `data` config of the run that is forked.
+            now: The `data` config of the fork.
+            step: The optimizer step of the checkpoint.
+            checkpoint: Its path, for the message.
+
+        Raises:
+            UserError: Says which settings keep the order.
+        """
+
+    # ------------------------------------------------------------------ what users read
+
+    @abstractmethod
+    def exposure(self, steps: int) -> str:
+        """Describe what a run of `steps` optimizer steps reads, as lines to print before it."""
+
+    def unique_tokens(self, steps: int) -> int | None:
+        """Count the distinct training tokens that a run reads; None if this data does not tell."""
+        return None
+
+    @abstractmethod
+    def describe(self, samples: Sequence[int]) -> str:
+        """Name the rows of a few samples, for a message about a step."""
+
+    @abstractmethod
+    def step_batches(self, step: int, rows: int) -> list[Any]:
+        """Return the first samples of an optimizer step, as micro-batches."""
+
+    def row_note(self, batch: Any, row: int) -> str:
+        """Say what a row of a micro-batch is among the others of its sample; empty if it is alone.
+
+        Args:
+            batch: A micro-batch of this data.
+            row: Number of the row in it.
+        """
+        return ""
+
+    @property
+    @abstractmethod
+    def tokenizer_advice(self) -> str | None:
+        """What to change when the tokenizer is not the parent's; None if only other data helps."""
+
+    # ------------------------------------------------------------------ instances
+
+    def share(self, other: "BaseData") -> None:
+        """Take over what another instance with the same settings has already read."""
