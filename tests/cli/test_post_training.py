@@ -293,7 +293,7 @@ def test_the_batch_view_shows_prepared_text(
 def test_mistakes(
     options: list[str], message: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.data.conftest import make_tokenizer
+    from tests.conftest import make_tokenizer
 
     make_tokenizer().save(tmp_path)
     options = [option.replace("{other}", str(tmp_path)) for option in options]
