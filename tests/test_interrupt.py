@@ -231,11 +231,20 @@ def test_before_there_is_anything_to_save_the_first_ends_at_once(
     assert not list((folder / name).glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("seen", ["", "plan: "], ids=["imports", "data"])
-def test_while_it_starts(folder: Path, dataset: Path, seen: str) -> None:
-    terminal = fit(
-        folder, dataset, f"starts-{len(seen)}", "on_fit_start", 0, "--trainer.callbacks.seconds=600"
-    )
+@pytest.mark.parametrize(
+    ("seen", "extra"),
+    [
+        pytest.param("", [], id="imports"),
+        pytest.param("plan: ", [], id="data"),
+        pytest.param(
+            "GLOBAL_RANK: 0", ["--trainer.devices=2", "--data.micro_batch_size=4"], id="waits"
+        ),
+    ],
+)
+def test_while_it_starts(folder: Path, dataset: Path, seen: str, extra: list[str]) -> None:
+    """Leaves no process behind: the terminal is read until nobody writes to it any more."""
+    name, forever = f"starts-{len(seen)}", "--trainer.callbacks.seconds=600"
+    terminal = fit(folder, dataset, name, "on_fit_start", 0, forever, *extra)
     if not seen:
         time.sleep(1)
     terminal.press_at(seen)

@@ -15,6 +15,7 @@ from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options, raw_option
 from lit_pretrain.cli.train.resolve import build, check_precision, names_class
 from lit_pretrain.cli.train.train_cli import TrainParser
+from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.cli.verb import Verb
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
@@ -30,6 +31,7 @@ class EvaluateCLI(LightningCLI):
 
     def __init__(self, verb: str, args: ArgsType) -> None:
         assert isinstance(args, list)
+        self.verb = verb
         run = raw_option(args, "--run")
         # A run that is not there is said after a misspelt option is.
         self.chosen = names_class(
@@ -83,6 +85,7 @@ class EvaluateCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Evaluate trained weights, never random ones."""
+        check_evaluation(self.verb, self.config.trainer)
         if self.config.checkpoint not in ("last", "best"):
             raise UserError(
                 f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint"

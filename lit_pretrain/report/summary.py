@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import SUMMARY, read_metrics, write_whole
 
 
@@ -59,6 +60,11 @@ def write_summary(
     lines = read_metrics(run)
     train = [line for line in lines if "train/loss" in line]
     held_out = [line for line in lines if "val/loss" in line]
+    if not train or not held_out:
+        raise UserError(
+            f"{run} ended without a {'validation' if train else 'step'}: a callback of"
+            " trainer.callbacks has stopped it"
+        )
     last, final = train[-1], held_out[-1]
     best = min(held_out, key=lambda line: line["val/loss"])
     bits = {key: final[key] for key in ("val/bits_per_byte",) if key in final}

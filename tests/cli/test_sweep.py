@@ -168,8 +168,9 @@ def test_failures_are_named_and_a_mistake_stops_the_rest(
     assert "launcher: 'no-such-word' cannot be started" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
-    config: str, pretend: Path, tmp_path: Path
+    number: signal.Signals, exit_code: int, config: str, pretend: Path, tmp_path: Path
 ) -> None:
     (pretend / "seconds").write_text("60")
     code = (
@@ -185,12 +186,12 @@ def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
             time.sleep(0.05)
         assert len(made(pretend)) == 2
         assert sweep(config) == 2  # the lock
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 75
-    assert "stopped by SIGTERM; what was being made has saved itself" in told
+    assert process.returncode == exit_code
+    assert f"stopped by {number.name}; what was being made has saved itself" in told
     (pretend / "seconds").unlink()
     assert sweep(config) == 0
     assert sorted(set(made(pretend))) == NAMES

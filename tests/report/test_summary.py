@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import METRICS, SUMMARY
 from lit_pretrain.report.summary import Foreseen, write_summary
 
@@ -99,3 +100,13 @@ def test_forecast_interval_and_actual(tmp_path: Path, foreseen: Foreseen, says: 
         tmp_path, seconds=1.0, train_seconds=1.0, plan="", mixture="", samples={}, forecast=foreseen
     )
     assert says in (tmp_path / SUMMARY).read_text()
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("val/loss", "step"), ("train/loss", "validation")])
+def test_a_run_that_a_callback_has_stopped_too_early(
+    tmp_path: Path, kept: str, missing: str
+) -> None:
+    lines = [line for line in write(tmp_path) if kept in line]
+    (tmp_path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=f"ended without a {missing}: a callback"):
+        write_summary(tmp_path, seconds=1.0, train_seconds=1.0, plan="", mixture="", samples={})

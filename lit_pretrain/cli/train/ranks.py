@@ -1,8 +1,10 @@
 """Ranks: the processes of one run, as one process to the person who started it."""
 
+import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +13,8 @@ from typing import Optional
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.callbacks.graceful_stop import ECHO_SECONDS
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Environment variables in which torchrun, Lightning and Slurm number their processes."""
@@ -21,6 +24,8 @@ run's name.
 """
 PATIENCE_SECONDS = 10.0
 """How long a launched process waits for the first one to report."""
+ANSWER_SECONDS = 2.0
+"""How long a Ctrl-C may remain without an answer."""
 GRACE_SECONDS = 3.0
 """How long the first process looks whether another one has failed before it."""
 
@@ -30,6 +35,49 @@ def is_first_process() -> bool:
     Trainer.
     """
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+@contextmanager
+def listening(trainer: Trainer) -> Iterator[None]:
+    """End for a Ctrl-C that Python does not get to: its main thread waits for other ranks in C++.
+
+    So it does until they have started, and for ever when one of them hangs.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher) or not is_first_process():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    left = threading.Event()
+
+    def listen() -> None:
+        before = -math.inf
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT:
+                continue
+            now = time.monotonic()
+            # Once training has begun, GracefulStop answers the first one, after the step.
+            starting = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            again = ECHO_SECONDS < now - before < math.inf
+            before = now
+            if (starting or again) and not left.wait(ANSWER_SECONDS):
+                for process in launcher.procs:
+                    process.kill()
+                os.write(2, b"interrupted\n")
+                os._exit(INTERRUPTED_EXIT_CODE)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    others = signal.set_wakeup_fd(writer)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(others)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.lineage import home_of, lineage_of, stage_record
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
-from lit_pretrain.cli.train.ranks import one_voice
+from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, peak_dtype
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.errors import DivergedError
@@ -87,7 +87,7 @@ def train(verb: str, argv: list[str]) -> int:
             print(f"resume: {cli.place.checkpoint}, step {first_step}")
     began = time.perf_counter()
     try:
-        with one_voice(trainer):
+        with one_voice(trainer), listening(trainer):
             trainer.fit(
                 stage,
                 datamodule=data,

@@ -1,5 +1,6 @@
 """Trainer: Lightning's, with what a run decides and what is left to its config."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -194,6 +195,20 @@ def check_owned(trainer: Namespace) -> None:
         raise UserError(
             f"trainer.strategy={trainer.strategy!r} is not tried here: set one of {names}"
         )
+
+
+def check_evaluation(verb: str, trainer: Namespace) -> None:
+    """Refuse options of the Trainer that an evaluation does not read.
+
+    Raises:
+        UserError: Names the first that is not left as it was.
+    """
+    for name, parameter in inspect.signature(Trainer).parameters.items():
+        if name not in ("accelerator", "precision") and trainer[name] != parameter.default:
+            raise UserError(
+                f"trainer.{name}={trainer[name]!r} has no effect on {verb}, which runs on one"
+                " device: of the Trainer set accelerator and precision only"
+            )
 
 
 def time_limit(max_time: Any) -> Optional[float]:

@@ -13,7 +13,14 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.train.trainer import OWNED, STRATEGIES, check_owned, time_limit, world_of
+from lit_pretrain.cli.train.trainer import (
+    OWNED,
+    STRATEGIES,
+    check_evaluation,
+    check_owned,
+    time_limit,
+    world_of,
+)
 from lit_pretrain.errors import UserError
 
 TINY = [
@@ -215,3 +222,15 @@ def test_a_run_that_a_callback_ends_early_keeps_its_last_step(
         "step=00000002.ckpt",
     ]
     assert "| training loss, last window |" in (tmp_path / "run" / "summary.md").read_text()
+
+
+def test_an_evaluation_refuses_what_it_does_not_read() -> None:
+    check_evaluation("validate", trainer_options(accelerator="cpu", precision="32-true"))
+    for name, value in {
+        "devices": 2,
+        "limit_val_batches": 3,
+        "max_time": "00:00:01:00",
+        "logger": False,
+    }.items():
+        with pytest.raises(UserError, match=f"trainer.{name}={value!r} has no effect on validate"):
+            check_evaluation("validate", trainer_options(**{name: value}))
