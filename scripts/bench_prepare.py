@@ -125,22 +125,34 @@ def bench_filters(megabytes: float, repeats: int) -> None:
 
 
 def bench_dedup(megabytes: float, repeats: int) -> None:
-    """Sketches, buckets, comparison."""
+    """Sketches, buckets, comparison: the stages of `prepare` in this process."""
     from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig
-    from lit_pretrain.prepare.dedup.run import deduplicate
+    from lit_pretrain.prepare.document_store import DocumentWriter, clean_file
+    from lit_pretrain.prepare.engine.task_stage import PrepareTask, Result
+    from lit_pretrain.prepare.stages.compare import Comparison, find_duplicates
 
     documents = texts(megabytes)
 
-    def run(config: DedupConfig) -> None:
-        with tempfile.TemporaryDirectory() as work:
-            deduplicate([documents], config, Path(work))
+    def do(
+        name: str, title: str, task: PrepareTask[Result], sizes: Sequence[int], unit: str = "bytes"
+    ) -> list[Result]:
+        return [task(number, lambda done: None) for number in range(len(sizes))]
 
-    jobs: Jobs = {
-        "exact": lambda: run(DedupConfig(near=None)),
-        "exact + near": lambda: run(DedupConfig()),
-        "exact + near + containment": lambda: run(DedupConfig(containment=ContainmentConfig())),
-    }
-    race(jobs, size_of(documents), "MB", repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        with DocumentWriter(clean_file(Path(folder), 0)) as writer:
+            for document in documents:
+                writer.add(document)
+
+        def run(config: DedupConfig) -> None:
+            corpus = Comparison(config, Path(folder), (0,), len(documents), (len(documents),))
+            find_duplicates(corpus, do)
+
+        jobs: Jobs = {
+            "exact": lambda: run(DedupConfig(near=None)),
+            "exact + near": lambda: run(DedupConfig()),
+            "exact + near + containment": lambda: run(DedupConfig(containment=ContainmentConfig())),
+        }
+        race(jobs, size_of(documents), "MB", repeats)
 
 
 def bench_gate(megabytes: float, repeats: int) -> None:
@@ -168,18 +180,18 @@ def bench_bpe(megabytes: float, repeats: int) -> None:
     """
     import regex  # type: ignore[import-untyped]
 
-    from lit_pretrain.prepare import tokenize
     from lit_pretrain.prepare.prepare_config import TokenizerConfig
+    from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
     from lit_pretrain.tokenizer.byte_level import PATTERNS
 
     documents = [document.text for document in texts(megabytes)]
     size = sum(len(text.encode()) for text in documents) / 1e6
     split = regex.compile(PATTERNS["cl100k"])
     jobs: Jobs = {
-        f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: tokenize.train_bpe(
+        f"train a BPE of 32,768 ids on {size:.0f} MB": lambda: train_bpe(
             documents, TokenizerConfig(vocab_size=32768)
         ),
-        "one merge: splitting and counting": lambda: tokenize.train_bpe(
+        "one merge: splitting and counting": lambda: train_bpe(
             documents, TokenizerConfig(vocab_size=261)
         ),
         "splitting and counting, regex": lambda: Counter(
@@ -192,14 +204,15 @@ def bench_bpe(megabytes: float, repeats: int) -> None:
 def bench_encode(megabytes: float, repeats: int) -> None:
     """Encoding and storing."""
     from lit_pretrain.corpus.chunk_writer import ShardWriter, assemble_chunks
-    from lit_pretrain.prepare import tokenize
     from lit_pretrain.prepare.prepare_config import TokenizerConfig
+    from lit_pretrain.prepare.stages.encode import encode_documents
+    from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
     documents = texts(megabytes)
-    tokenizer = tokenize.train_bpe(
+    tokenizer = train_bpe(
         [document.text for document in documents[:2000]], TokenizerConfig(vocab_size=16384)
     )
-    count = sum(len(encoded.ids) for encoded in tokenize.encode(documents, tokenizer, "uint16"))
+    count = sum(len(encoded.ids) for encoded in encode_documents(documents, tokenizer, "uint16"))
 
     def store() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +223,7 @@ def bench_encode(megabytes: float, repeats: int) -> None:
                 chunk_tokens=8_000_000,
                 vocab_size=tokenizer.vocab_size,
             )
-            for encoded in tokenize.encode(documents, tokenizer, "uint16"):
+            for encoded in encode_documents(documents, tokenizer, "uint16"):
                 writer.add(
                     encoded.ids,
                     origin=encoded.document.origin,

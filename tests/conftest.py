@@ -219,7 +219,7 @@ TEXT = [
 def make_tokenizer(*special: str) -> Tokenizer:
     """A small byte-level tokenizer with the usual special tokens and some more."""
     from lit_pretrain.prepare.prepare_config import TokenizerConfig
-    from lit_pretrain.prepare.tokenize import train_bpe
+    from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
     return train_bpe(
         TEXT,

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
-from lit_pretrain.prepare.tokenize import train_bpe
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

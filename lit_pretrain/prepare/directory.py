@@ -1,6 +1,4 @@
-"""The directories of a preparation: the dataset exists whole or not at all, and what was done
-before a fault is kept.
-"""
+"""The directories of a preparation: a dataset appears whole, and finished tasks outlive a fault."""
 
 from __future__ import annotations
 
@@ -16,21 +14,20 @@ from lit_pretrain.corpus.chunk_writer import write_durably
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import sync
 from lit_pretrain.prepare.engine.cluster import cancel_left
-from lit_pretrain.prepare.engine.task_stage import STATE as _STATE
-from lit_pretrain.prepare.engine.task_stage import read_state
+from lit_pretrain.prepare.engine.task_stage import STATE, read_state
 from lit_pretrain.prepare.progress_table import say
 
 DATASET = "dataset"
-"""Below the working directory: what becomes `out`."""
+"""Directory below the working directory that becomes `out`."""
 
 
 def partial(out: Path) -> Path:
-    """Where a dataset is made: beside its final place, so that one rename finishes it."""
+    """Name the directory that a dataset grows in: beside `out`, so that one rename finishes it."""
     return out.parent / f".{out.name}.partial"
 
 
 def check_free(out: Path) -> None:
-    """Refuses a place that holds something else.
+    """Refuse a place that holds something else.
 
     Raises:
         UserError: It is a file, or a directory with content.
@@ -50,33 +47,31 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def workspace(out: Path, state: str) -> Iterator[Path]:
-    """Gives the directory to work in; when the block ends well, its `dataset` becomes `out` and the
-    rest is removed.
+    """Yield a directory to work in, and turn its `dataset` into `out` when the block succeeds.
 
-    It is named by the state, and holds it: a task of another config that a cluster runs late finds
-    neither its directory nor its state, and cannot reach this one. What a run with the same state
-    left there after a fault is still in it; what other states left is removed. A lock, which dies
-    with its process, keeps two runs from sharing it.
+    The state names the directory and lies in it: a task of another config that a cluster runs late
+    finds neither its directory nor its state, and cannot reach this one. What a run with the same
+    state left there after a fault is still in it; what other states left is removed. A lock, which
+    dies with its process, keeps two runs from sharing it.
 
     Args:
-        out: Where the dataset goes.
-        state: Hash that two runs share if one may go on with the other's files: of config, input,
-            versions.
+        out: The dataset's directory.
+        state: Hash of config, input and versions: two runs with the same one can go on with each
+            other's files.
 
     Raises:
-        UserError: The place cannot be written, the disk is full, or another process is at work
-            there.
+        UserError: The place cannot be written, the disk is full, or another process works there.
     """
     root = partial(out)
     work = root / state[:16]
     try:
-        lock = _take(root, out)
+        lock = _lock_directory(root, out)
         for child in root.iterdir():
             if child != work or read_state(work) != state:
                 _remove(child)
         if not work.exists():
             work.mkdir()
-            write_durably(work / _STATE, state)
+            write_durably(work / STATE, state)
         else:
             cancel_left(work)
             if _worth_keeping(work):
@@ -106,8 +101,9 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
 
 
 def clear(out: Path) -> None:
-    """Removes what is left beside a finished dataset by a run that was killed after its last
-    rename; not while another run works there.
+    """Remove what a run that was killed after its last rename has left beside a finished dataset.
+
+    While another run works there, nothing is removed.
     """
     root = partial(out)
     if not root.is_dir():
@@ -127,15 +123,15 @@ def clear(out: Path) -> None:
 
 
 def _worth_keeping(work: Path) -> bool:
-    """Whether a task has ended here, or a cluster has left its logs."""
+    """Check whether a task has ended here, or a cluster has left its logs."""
     return any(work.glob("*/*.json")) or any(work.glob("*/logs"))
 
 
-def _take(work: Path, out: Path) -> int:
-    """Creates and locks the directory, and returns the descriptor of the lock."""
+def _lock_directory(root: Path, out: Path) -> int:
+    """Create and lock the directory, and return the descriptor of the lock."""
     while True:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,13 +140,13 @@ def _take(work: Path, out: Path) -> int:
                 f"another `prepare` is writing {out} right now; wait for it, or choose another"
                 " `out`"
             ) from None
-        if work.exists() and _same(work, lock):
+        if root.exists() and _same(root, lock):
             return lock
         os.close(lock)  # the other run finished between the two calls
 
 
 def _remove(path: Path) -> None:
-    """Removes what an earlier run left, its jobs first."""
+    """Remove what an earlier run left, its jobs first."""
     if path.is_dir() and not path.is_symlink():
         cancel_left(path)
         shutil.rmtree(path)
@@ -159,5 +155,5 @@ def _remove(path: Path) -> None:
 
 
 def _same(path: Path, descriptor: int) -> bool:
-    """Whether a path still names the directory that was opened."""
+    """Check whether a path still names the directory that was opened."""
     return os.path.samestat(os.stat(path), os.fstat(descriptor))

@@ -1,4 +1,7 @@
-"""Document: one text on its way from a source to the shards."""
+"""Documents on their way from a source to the shards, and the files that hold them in between.
+
+These are Parquet files that appear whole: the contract between two stages.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +18,34 @@ from lit_pretrain.files import scratch_name
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and where it came from. Steps that alter the text make a new document with
-    `dataclasses.replace`.
+    """One text and where it came from.
+
+    A step that alters the text makes a new document with `dataclasses.replace`.
     """
 
     text: str
-    """What is encoded; never empty, and always encodable as UTF-8."""
+    """The text that is encoded; never empty, and always encodable as UTF-8."""
     origin: str
     """Where it came from, relative to the source: file, or file:row (jsonl and separator: from 1;
     tables and records of a WARC file: from 0).
     """
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What else the source tells about it, by our names: url, id, language, date (see
-    `SourceConfig.fields`), and title of a page.
+    """Further fields of the source, by our names: url, id, language, date (see
+    `SourceConfig.fields`), and the title of a page.
     """
 
     @property
     def utf8(self) -> bytes:
-        """The text as bytes."""
+        """Encode the text."""
         return self.text.encode()
 
 
-# Store: documents between two stages, as Parquet files that appear whole.
-
-
 _GROUP_BYTES = 8 << 20
-"""Text held in memory by a writer or a reader: one row group."""
+"""Size of a row group, the text that a writer or a reader holds in memory."""
 
 
 class DocumentWriter:
-    """Writes documents in order; the file gets its name when the block ends well."""
+    """Write documents in order; the file gets its name when the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -67,7 +68,7 @@ class DocumentWriter:
         self._size = 0
 
     def add(self, document: Document) -> None:
-        """Takes a document."""
+        """Append a document."""
         self._rows.append(document)
         self._size += len(document.text)
         if self._size >= _GROUP_BYTES:
@@ -109,15 +110,19 @@ class DocumentWriter:
                     os.fsync(file.fileno())
                 os.replace(self._scratch, self._path)
         finally:
-            with contextlib.suppress(
-                OSError
-            ):  # after a failure: what is buffered cannot be written, and nobody wants it
+            # After a failure the buffered rows cannot be written, and nobody needs them.
+            with contextlib.suppress(OSError):
                 self._writer.close()
             self._scratch.unlink(missing_ok=True)
 
 
+def clean_file(work: Path, number: int) -> Path:
+    """Name the file with the documents of a part that passed its filters."""
+    return work / "clean" / f"{number:05d}.parquet"
+
+
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file, in order."""
+    """Yield the documents of a file, in order."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -130,9 +135,7 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 
 def read_some(path: Path, wanted: Iterable[int]) -> dict[int, Document]:
-    """Some documents of a file by their place in it; only the row groups that hold them are
-    read.
-    """
+    """Read some documents of a file by their position, and only the row groups that hold them."""
     import pyarrow.parquet
 
     left = sorted(set(wanted))

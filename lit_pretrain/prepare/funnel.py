@@ -1,5 +1,9 @@
-"""Funnel: documents, bytes and tokens that leave each step of a source, and the reasons for
-what stayed behind.
+"""Funnel: documents, bytes and tokens that leave each step of a source, and why others stayed.
+
+Tokens are estimated from a sample of what a step let through. A text is cut into blocks of 2 KiB,
+and those with the smallest hashes are kept. So every byte has the same chance, long documents and
+short ones count by their size, and the sample depends neither on the order of the documents nor on
+their parts. Rejected documents are sampled likewise, for a person to read.
 """
 
 from __future__ import annotations
@@ -9,29 +13,22 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 import xxhash
 
 from lit_pretrain.corpus.manifest import Step
 from lit_pretrain.prepare.filters.load import Outcome
 
-# Blocks: a sample of what a step let through, by which its tokens are estimated.
-#
-# A text is cut into blocks of 2 KiB, and those with the smallest hashes are kept. So every byte has
-# the same chance, long documents and short ones count by their size, and the sample depends neither
-# on the order of the documents nor on how they lie in parts.
-
-
 BLOCK_BYTES = 2048
 """A cut may split a word, which makes one token more in about 500."""
 MOST = 64
-"""Blocks of a sample: 128 KiB. Where blocks differ by 15 % in their bytes per token, the mean
-of 64 is right to 2 %.
+"""Most blocks of a sample: 128 KiB. If blocks differ by 15 % in their bytes per token, the mean of
+64 is right to 2 %.
 """
 _SLACK = 16
-"""How many more blocks than wanted have hashes that count, so that a step which takes most of a
-source still leaves enough.
+"""How many more blocks than a sample needs have hashes that count, so that a step which takes most
+of a source still leaves enough.
 """
 
 TextBlock: TypeAlias = tuple[int, str, int]
@@ -39,34 +36,34 @@ TextBlock: TypeAlias = tuple[int, str, int]
 
 
 def block_threshold(total_bytes: int) -> int:
-    """Below which hash a block of a source of this size may count: bounds what the parts of a
-    large source write down.
+    """Compute below which hash a block of a source of this size may count.
+
+    This bounds what the parts of a large source write.
     """
     return round(min(1.0, _SLACK * MOST * BLOCK_BYTES / max(1, total_bytes)) * 2**64)
 
 
 def blocks(text: str, below: int) -> list[tuple[int, str]]:
-    """Hash and text of the blocks whose hash lies below a threshold."""
+    """List the hash and text of the blocks whose hash lies below a threshold."""
     utf8 = memoryview(text.encode())
     found = []
     for begin in range(0, len(utf8), BLOCK_BYTES):
         block = utf8[begin : begin + BLOCK_BYTES]
         key = xxhash.xxh3_64_intdigest(block)
         if key < below:
-            found.append(
-                (key, bytes(block).decode(errors="ignore"))
-            )  # a character that is cut is left out
+            # A character that the cut divides is left out.
+            found.append((key, bytes(block).decode(errors="ignore")))
     return found
 
 
 class BlockSample:
-    """The blocks with the smallest hashes."""
+    """Keep the blocks with the smallest hashes."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, str, int]] = []  # (-hash, text, -document)
 
     def offer(self, block: TextBlock) -> None:
-        """Takes a block."""
+        """Consider a block."""
         entry = (-block[0], block[1], -block[2])
         if len(self._heap) < MOST:
             heapq.heappush(self._heap, entry)
@@ -74,27 +71,34 @@ class BlockSample:
             heapq.heapreplace(self._heap, entry)
 
     def update(self, found: Iterable[TextBlock]) -> None:
-        """Takes several."""
+        """Consider several blocks."""
         for key, text, document in found:
             self.offer((key, text, document))
 
     def __iter__(self) -> Iterator[TextBlock]:
-        """By hash."""
+        """Yield the blocks by hash."""
         for key, text, document in sorted(self._heap, reverse=True):
             yield -key, text, -document
 
 
-# Rejects: a few of the documents that each step left behind, to be read.
-
-
 REJECTS_FILENAME = "rejects.jsonl"
 _TEXT_CHARACTERS = 2_000
-"""Kept of each."""
+"""Characters kept of each."""
+
+
+class RejectRecord(TypedDict):
+    """A rejected document as JSON; with its source, a line of rejects.jsonl."""
+
+    step: str
+    reason: str
+    origin: str
+    text: str
 
 
 class Rejects:
-    """A sample of fixed size per (step, reason) that does not depend on the order of the
-    documents: those with the smallest hashes.
+    """Keep a sample of fixed size per (step, reason): the documents with the smallest hashes.
+
+    The order in which they come makes no difference.
     """
 
     def __init__(self, keep: int) -> None:
@@ -102,7 +106,7 @@ class Rejects:
         self._heaps: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
 
     def offer(self, step: str, reason: str, origin: str, text: str) -> None:
-        """Takes a rejected document."""
+        """Consider a rejected document."""
         if not self._keep:
             return
         content = f"{origin}\0{text[:_TEXT_CHARACTERS]}".encode(errors="replace")
@@ -114,32 +118,44 @@ class Rejects:
         elif entry > heap[0]:
             heapq.heapreplace(heap, entry)
 
-    def dump(self) -> list[dict[str, Any]]:
-        """By step and reason."""
+    def dump(self) -> list[RejectRecord]:
+        """List the documents by step and reason."""
         return [
-            {"step": step, "reason": reason, "origin": origin, "text": text}
+            RejectRecord(step=step, reason=reason, origin=origin, text=text)
             for (step, reason), heap in sorted(self._heaps.items())
             for _, origin, text in sorted(heap, reverse=True)
         ]
 
-    def add(self, dumped: Iterable[dict[str, Any]]) -> None:
-        """Takes what another part kept."""
+    def add(self, dumped: Iterable[RejectRecord]) -> None:
+        """Consider what another part kept."""
         for entry in dumped:
             self.offer(entry["step"], entry["reason"], entry["origin"], entry["text"])
 
 
 CUT = "cut"
-"""Change of the step store: a document became several rows, which makes no token more."""
+"""Change of the step store: a document became several rows, which adds no token."""
 
 END_HELD_OUT = "end_held_out"
-"""Change of the step store: a document is two or three in the splits, which makes one or two
-separators more.
+"""Change of the step store: a document became two or three in the splits, which adds one or two
+separators.
 """
+
+
+class StepRecord(TypedDict):
+    """The `StepCount` of a part as JSON."""
+
+    name: str
+    documents: int
+    bytes: int
+    removed: dict[str, int]
+    changed: dict[str, int]
+    sample: list[TextBlock]
+    base: str
 
 
 @dataclass
 class StepCount:
-    """One step while it is counted."""
+    """Count what one step lets through."""
 
     name: str
     documents: int = 0
@@ -148,22 +164,22 @@ class StepCount:
     changed: Counter[str] = field(default_factory=Counter)
     sample: BlockSample = field(default_factory=BlockSample)
     base: str = ""
-    """Step whose sample this one's was taken out of; empty: it has its own."""
+    """Step whose sample this step's is a part of; empty if it has its own."""
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "name": self.name,
-            "documents": self.documents,
-            "bytes": self.bytes,
-            "removed": dict(sorted(self.removed.items())),
-            "changed": dict(sorted(self.changed.items())),
-            "sample": list(self.sample),
-            "base": self.base,
-        }
+    def dump(self) -> StepRecord:
+        """Write the step as JSON."""
+        return StepRecord(
+            name=self.name,
+            documents=self.documents,
+            bytes=self.bytes,
+            removed=dict(sorted(self.removed.items())),
+            changed=dict(sorted(self.changed.items())),
+            sample=list(self.sample),
+            base=self.base,
+        )
 
     def same_text(self, before: StepCount) -> bool:
-        """Whether it let through, unchanged, all that the step before it did."""
+        """Check whether it let through, unchanged, all that the step before it did."""
         return (
             not +self.removed
             and not {what for what in +self.changed if what != CUT}
@@ -172,12 +188,12 @@ class StepCount:
 
 
 class Funnel:
-    """The steps of one source, or of one part of it, in their order.
+    """Count the steps of one source, or of one part of it, in their order.
 
     Args:
-        names: Of the steps.
-        below: Hash below which a block of text counts for the samples (`blocks.threshold`); 0: no
-            samples.
+        names: Names of the steps.
+        below: Hash below which a block of text counts for the samples (`block_threshold`); 0 for
+            no samples.
     """
 
     def __init__(self, names: Iterable[str], below: int = 0) -> None:
@@ -186,11 +202,11 @@ class Funnel:
         self._text, self._blocks = "", blocks("", 0)
 
     def passed(self, name: str, text: str, size: int) -> None:
-        """A document left a step.
+        """Count a document that left a step.
 
         Args:
-            name: Of the step.
-            text: As the step left it.
+            name: Name of the step.
+            text: The text as the step left it.
             size: Its UTF-8 bytes.
         """
         step = self.steps[name]
@@ -202,22 +218,21 @@ class Funnel:
         step.bytes += size
 
     def judged(self, names: Sequence[str], outcome: Outcome) -> None:
-        """The filters of these names looked at a document."""
-        for name, text, size in zip(
-            names, outcome.texts, outcome.passed, strict=False
-        ):  # a removed one passed only the first of them
+        """Count the outcome of the filters of these names for a document."""
+        # A document that was removed passed only the first of them.
+        for name, text, size in zip(names, outcome.texts, outcome.passed, strict=False):
             self.passed(name, text, size)
         for name, what in outcome.changed:
             self.steps[name].changed[what] += 1
         if not outcome.kept:
             self.steps[outcome.removed_by].removed[outcome.reason] += 1
 
-    def dump(self) -> list[dict[str, Any]]:
-        """As JSON."""
+    def dump(self) -> list[StepRecord]:
+        """Write the steps as JSON."""
         return [step.dump() for step in self.steps.values()]
 
-    def add(self, dumped: Iterable[Mapping[str, Any]]) -> None:
-        """Adds what another part counted."""
+    def add(self, dumped: Iterable[StepRecord]) -> None:
+        """Add what another part counted."""
         for raw in dumped:
             step = self.steps.setdefault(raw["name"], StepCount(raw["name"]))
             step.documents += raw["documents"]
@@ -228,14 +243,14 @@ class Funnel:
             step.base = raw["base"]
 
     def record(self, count: Callable[[str], int], separators: int, stored: int) -> tuple[Step, ...]:
-        """As the manifest holds it.
+        """Write the steps as the manifest holds them.
 
         Tokens are exact for the last step, and for those before it after which nothing was removed
         or changed. For the others they are the bytes times the tokens per byte of the step's own
-        sample, and the separators.
+        sample, plus the separators.
 
         Args:
-            count: Tokens of a text.
+            count: Counts the tokens of a text.
             separators: Tokens that every document has besides its text.
             stored: Tokens of the last step.
         """
@@ -248,8 +263,8 @@ class Funnel:
                 if not after.same_text(step):
                     sample = self._sample(step)
                     size = sum(len(text.encode()) for text in sample)
-                    # Without a sample (a step that took nearly all of a huge source) what is left
-                    # at the end must serve.
+                    # A step that took nearly all of a huge source leaves no sample; the ratio of
+                    # what is left at the end must serve.
                     ratio = sum(map(count, sample)) / size if size else tokens / max(1, after.bytes)
                     tokens, estimated = (
                         round(step.bytes * ratio) + separators * step.documents,
@@ -270,40 +285,41 @@ class Funnel:
         return tuple(reversed(found))
 
     def _sample(self, step: StepCount) -> list[str]:
-        """The texts of a step's sample. One that was taken out of another is cut where that one
-        is full, wherever its parts were cut.
+        """List the texts of a step's sample.
+
+        A sample that is a part of another one ends where that one is full, wherever its parts
+        ended.
         """
         highest = [key for key, _, _ in self.steps[step.base].sample] if step.base else []
         cut = highest[-1] if len(highest) == MOST else 2**64
         return [text for key, text, _ in step.sample if key < cut]
 
 
-def without(
-    step: Mapping[str, Any],
+def step_after_removal(
+    step: StepRecord,
     name: str,
+    *,
     documents: int,
     size: int,
     gone: Collection[int],
     removed: Mapping[str, int],
-) -> dict[str, Any]:
-    """The dumped step of a part that follows another one and takes documents out.
+) -> StepRecord:
+    """Record the step of a part that follows another one and takes documents out.
 
     Args:
         step: The one before.
-        name: Of the new one.
-        documents: Left.
-        size: UTF-8 bytes left.
-        gone: Numbers of the documents taken out, among those that left the step before.
-        removed: Reason -> documents taken out.
+        name: The name of the new one.
+        documents: Documents that are left.
+        size: UTF-8 bytes that are left.
+        gone: Numbers of the documents that were removed, among those that left the step before.
+        removed: Reason -> documents that were removed.
     """
-    sample = [block for block in step["sample"] if block[2] not in gone]
-    base = step["base"] or step["name"]
-    return {
-        "name": name,
-        "documents": documents,
-        "bytes": size,
-        "removed": dict(removed),
-        "changed": {},
-        "sample": sample,
-        "base": base,
-    }
+    return StepRecord(
+        name=name,
+        documents=documents,
+        bytes=size,
+        removed=dict(removed),
+        changed={},
+        sample=[block for block in step["sample"] if block[2] not in gone],
+        base=step["base"] or step["name"],
+    )

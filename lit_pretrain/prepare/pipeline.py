@@ -1,4 +1,4 @@
-"""The pipeline: find → clean → compare → hold out → learn a tokenizer → encode → record."""
+"""The pipeline: find → clean → compare → hold out → train a tokenizer → encode → record."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.decontaminate.index import Index
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
-from lit_pretrain.prepare import directory, tokenize
-from lit_pretrain.prepare.hold_out import hold_out
+from lit_pretrain.prepare import directory
 from lit_pretrain.prepare.inputs import Inputs, find_inputs
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.prepare_config import PrepareConfig
@@ -19,19 +18,25 @@ from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.record import record
 from lit_pretrain.prepare.rerun import refuse_difference
 from lit_pretrain.prepare.stages.clean import CleanTask, check_read, gate_file
-from lit_pretrain.prepare.stages.compare import compare_corpus, drop_ids
+from lit_pretrain.prepare.stages.compare import compare_corpus
 from lit_pretrain.prepare.stages.encode import EncodeTask
-from lit_pretrain.prepare.stages.train_tokenizer import check_encoder, learn_tokenizer
+from lit_pretrain.prepare.stages.hold_out import hold_out
+from lit_pretrain.prepare.stages.ids import drop_ids
+from lit_pretrain.prepare.stages.train_tokenizer import (
+    check_encoder,
+    load_tokenizer,
+    train_tokenizer,
+)
 from lit_pretrain.prepare.versions import versions
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Manifest:
-    """Turns raw text into a finished dataset directory, or finds that it is there already.
+    """Turn raw text into a finished dataset directory, or find that it is there already.
 
     The result is a function of the config and the input: the same bytes for any engine and number
-    of workers, on any day. `config.out` appears at the end, as a whole. Tasks that finished before
-    a fault are kept beside it, and the same call goes on from there.
+    of workers, on any day. `config.out` appears whole, at the end. Tasks that finished before a
+    fault are kept beside it, and the same call goes on from there.
 
     Args:
         config: What to prepare.
@@ -40,8 +45,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         The manifest of `config.out`.
 
     Raises:
-        UserError: Something in the config, the input or the disk stands in the way; the message
-            says what to do.
+        UserError: The config, the input or the disk is at fault; the message says what to do.
     """
     config.validate()
     out = Path(config.out).expanduser()
@@ -56,16 +60,17 @@ def prepare(config: PrepareConfig) -> Manifest:
         return existing
     inputs = _find(config)
     index = None if config.decontaminate is None else Index.build(config.decontaminate)
-    given = tokenize.load_tokenizer(config.tokenizer)
+    given = load_tokenizer(config.tokenizer)
     directory.check_free(out)
-    made_by = versions(config)
-    state = _state(config, inputs, given, index, made_by)
+    library_versions = versions(config)
+    state = _state(config, inputs, given, index, library_versions)
     with directory.workspace(out, state) as work:
-        return _run(Preparation(config, inputs, work.absolute(), state, made_by), index, given)
+        run = Preparation(config, inputs, work.absolute(), state, library_versions)
+        return _run(run, index, given)
 
 
 def _run(run: Preparation, index: Index | None, tokenizer: Tokenizer | None) -> Manifest:
-    """All stages; returns the manifest that was written."""
+    """Run all stages; return the manifest that the last one has written."""
     config, parts, work = run.config, run.parts, run.work
     run.dataset.mkdir(exist_ok=True)
     if index is not None:
@@ -79,9 +84,9 @@ def _run(run: Preparation, index: Index | None, tokenizer: Tokenizer | None) -> 
     compare_corpus(run)
     hold_out(run)
     if tokenizer is None:
-        tokenizer = learn_tokenizer(run)
+        tokenizer = train_tokenizer(run)
     check_encoder(run, tokenizer)
-    # 65,536 ids fit uint16; above, int32, for torch has few operations on uint32.
+    # 65,536 ids fit uint16. Larger vocabularies get int32, for torch has few operations on uint32.
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
     encoded = run.do(
         "encode",
@@ -93,7 +98,7 @@ def _run(run: Preparation, index: Index | None, tokenizer: Tokenizer | None) -> 
 
 
 def _check_documents(run: Preparation) -> None:
-    """Refuses a source that nothing is left of."""
+    """Refuse a source of which no document is left."""
     for name in run.inputs:
         check_read(
             name, [run.clean[number] for number in run.of(name)], run.config.max_bad_fraction
@@ -115,8 +120,9 @@ def _check_documents(run: Preparation) -> None:
 
 
 def _find(config: PrepareConfig) -> dict[str, Inputs]:
-    """The files of every source, by name. Some distributions ship Python without its tests:
-    that source is then left out, and said so.
+    """Find the files of every source.
+
+    Some distributions ship Python without its tests: that source is left out with a warning.
     """
     inputs: dict[str, Inputs] = {}
     for name, source in config.sources.items():
@@ -138,12 +144,12 @@ def _state(
     inputs: dict[str, Inputs],
     given: Tokenizer | None,
     index: Index | None,
-    made_by: dict[str, str],
+    library_versions: dict[str, str],
 ) -> str:
-    """Hash of what two runs must share for one to go on with the other's files."""
+    """Hash what two runs must share for one to go on with the other's files."""
     files = {
         name: [
-            (file.name, file.location, file.bytes, file.version, _changed(file.location))
+            (file.name, file.location, file.bytes, file.version, _last_change(file.location))
             for file in found.files
         ]
         for name, found in inputs.items()
@@ -154,17 +160,18 @@ def _state(
         "files": files,
         "tokenizer": None if given is None else given.hash,
         "gate": None if index is None else index.hash,
-        "versions": made_by,
+        "versions": library_versions,
     }
     return canonical_hash(facts)
 
 
-def _changed(location: str) -> tuple[int, int] | None:
-    """Times of a local file's last change, ns: of its content, which anybody can set, and of
-    its entry, which the system alone can.
+def _last_change(location: str) -> tuple[int, int] | None:
+    """Read when a local file last changed, in ns; None for a remote one.
+
+    Anybody can set the time of its content, but only the system that of its entry.
     """
     try:
-        facts = os.stat(location)
+        status = os.stat(location)
     except OSError:
         return None
-    return facts.st_mtime_ns, facts.st_ctime_ns
+    return status.st_mtime_ns, status.st_ctime_ns

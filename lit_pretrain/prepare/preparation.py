@@ -1,22 +1,60 @@
-"""Preparation: what one run of the pipeline works on, and what its stages have found of every
-part so far.
-"""
+"""One run of the pipeline: its inputs and directory, and what its stages found of every part."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from lit_pretrain.prepare import directory
-from lit_pretrain.prepare.engine.run_stage import run_stage
-from lit_pretrain.prepare.engine.task_stage import EngineConfig, PrepareTask, TaskStage
-from lit_pretrain.prepare.funnel import Funnel
+from lit_pretrain.prepare.engine import cluster, local
+from lit_pretrain.prepare.engine.task_stage import EngineConfig, PrepareTask, Result, TaskStage
+from lit_pretrain.prepare.funnel import Funnel, RejectRecord, StepRecord
 from lit_pretrain.prepare.inputs import Inputs, cut
 from lit_pretrain.prepare.prepare_config import PrepareConfig
+from lit_pretrain.prepare.progress_table import working
+
+
+class CountsRecord(TypedDict):
+    """The `ReadCounts` of a part as JSON."""
+
+    input_bytes: int
+    records: int
+    documents: int
+    bytes: int
+    empty: dict[str, int]
+    bad: dict[str, int]
+    changed: dict[str, int]
+    unread_bytes: int
+
+
+class ExampleRecord(TypedDict):
+    """A `BadRecord` as JSON."""
+
+    origin: str
+    reason: str
+    detail: str
+    excerpt: str
+    unread_bytes: int
+
+
+class CleanResult(TypedDict):
+    """What reading and cleaning found of a part: the result of a CleanTask."""
+
+    funnel: list[StepRecord]
+    """The steps of the part; later stages add theirs."""
+    files: list[tuple[str, str]]
+    """Name and sha256 of each of its files."""
+    rejects: list[RejectRecord]
+    """A sample of the documents that its steps left out."""
+    gate: Mapping[str, Any]
+    """The `ContaminationTally` of its documents as JSON."""
+    read: CountsRecord
+    bad: dict[str, ExampleRecord]
+    """Reason -> the first record that could not be used."""
 
 
 class Preparation:
@@ -26,8 +64,8 @@ class Preparation:
         config: What to prepare.
         inputs: The files of every source.
         work: The directory.
-        state: Hash of what the run is made of (`directory.workspace`).
-        versions: Of what makes the bytes; workers on other machines must have the same.
+        state: Hash of all that decides the files in it (`directory.workspace`).
+        versions: Versions of what makes the bytes; workers on other machines must have the same.
     """
 
     def __init__(
@@ -43,24 +81,20 @@ class Preparation:
         self.work = work
         self.versions = versions
         self.parts = tuple(cut(inputs, config.part_bytes))
-        self.clean: list[dict[str, Any]] = []
-        """Of each part: what reading and cleaning found, and its `funnel`, to which later
-        stages add their steps.
-        """
+        self.clean: list[CleanResult] = []
+        """By part: what reading and cleaning found."""
         self.left: list[int] = []
-        """Of each part: bytes that are left before documents are compared."""
+        """By part: bytes that are left before documents are compared."""
         self.begins: tuple[int, ...] = ()
-        """Of each part: number of its first document in the corpus, before documents are
-        compared.
-        """
+        """By part: number of its first document in the corpus, before documents are compared."""
         self.documents = 0
-        """Of the corpus, likewise."""
+        """Documents of the corpus, before they are compared."""
         self.held_out: dict[str, dict[str, str]] = {}
-        """Of each source and held-out split: how its text was chosen (`Source.held_out`)."""
+        """By source and held-out split: how its text was chosen (`Source.held_out`)."""
         self._state = state
         self._engine = EngineConfig(
             engine=config.engine,
-            workers=config.workers or _processors(),
+            workers=config.workers or _usable_processors(),
             ray=config.ray,
             slurm=config.slurm,
         )
@@ -68,18 +102,34 @@ class Preparation:
 
     @property
     def dataset(self) -> Path:
-        """What becomes `out`."""
+        """Name the directory that becomes `out`."""
         return self.work / directory.DATASET
 
     def do(
         self,
         name: str,
         title: str,
-        task: PrepareTask,
+        task: PrepareTask[Result],
         sizes: Sequence[int],
         unit: Literal["bytes", "tasks"] = "bytes",
-    ) -> list[dict[str, Any]]:
-        """Runs one stage to its end; returns the results of its tasks (`Stage`)."""
+    ) -> list[Result]:
+        """Run one stage to its end on the engine of the config, with a progress bar.
+
+        Args:
+            name: Names the directory of the results, with the number of the stage before it.
+            title: What the stage does, for the user.
+            task: What to do for each number below `len(sizes)`.
+            sizes: Work per task.
+            unit: Unit of the sizes.
+
+        Returns:
+            The results of all tasks; those that an earlier run finished are not done again.
+
+        Raises:
+            UserError: A task failed for a reason that the user can mend, was killed, or the engine
+                cannot be used.
+            RuntimeError: A task failed for another reason.
+        """
         self._stages += 1
         stage = TaskStage(
             name=f"{self._stages:02d}-{name}",
@@ -90,35 +140,46 @@ class Preparation:
             state=self._state,
             unit=unit,
         )
-        return run_stage(stage, self._engine, self.versions)
+        open_tasks = stage.open_tasks()
+        if not open_tasks:
+            return stage.results()
+        work = sum(sizes[number] for number in open_tasks)
+        with working(title, work, unit) as (advance, figures):
+            if len(open_tasks) < len(sizes):
+                figures.append(
+                    f"{len(sizes) - len(open_tasks)} of {len(sizes)} tasks were done before"
+                )
+            if self._engine.engine == "local":
+                local.run_locally(stage, self._engine.workers, advance)
+            else:
+                cluster.run_on_cluster(stage, advance, self._engine, self.versions)
+        return stage.results()
 
     def number_documents(self) -> None:
-        """Notes what is left of every part: from here on documents go by their number in the
-        corpus.
-        """
+        """Note what is left of every part: from here on a document has a number in the corpus."""
         self.left = self.bytes_left()
         counts = [result["funnel"][-1]["documents"] for result in self.clean]
         self.begins = tuple(itertools.accumulate(counts[:-1], initial=0))
         self.documents = sum(counts)
 
     def bytes_left(self) -> list[int]:
-        """Of each part, after the last step of its funnel."""
+        """List, by part, the bytes that are left after the last step of its funnel."""
         return [result["funnel"][-1]["bytes"] for result in self.clean]
 
     def of(self, name: str) -> list[int]:
-        """Numbers of the parts of a source."""
+        """List the numbers of the parts of a source."""
         return [number for number, part in enumerate(self.parts) if part.source == name]
 
     def funnel(self, name: str) -> Funnel:
-        """The steps of a source, over its parts."""
+        """Add up the steps of a source over its parts."""
         funnel = Funnel([])
         for number in self.of(name):
             funnel.add(self.clean[number]["funnel"])
         return funnel
 
 
-def _processors() -> int:
-    """Those that this process may use, which on a cluster is not all that there are."""
+def _usable_processors() -> int:
+    """Count the processors that this process may use, which on a cluster is not all of them."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,4 @@
-"""Record: the parts put together as a dataset, and its manifest, which says where everything
-came from.
-"""
+"""Record: assemble the parts to a dataset, and write the manifest that says where it came from."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below, write_durably
@@ -21,22 +18,27 @@ from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.decontaminate.index import Index
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, content_hash, file_sha256, sync
-from lit_pretrain.prepare import funnel as rejects
-from lit_pretrain.prepare.funnel import CUT, END_HELD_OUT, Rejects
+from lit_pretrain.prepare.funnel import (
+    CUT,
+    END_HELD_OUT,
+    REJECTS_FILENAME,
+    Rejects,
+    StepRecord,
+)
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.progress_table import say
-from lit_pretrain.prepare.stages.compare import emptied
-from lit_pretrain.prepare.stages.encode import document_split_of, part_directory
+from lit_pretrain.prepare.stages.compare import all_duplicates
+from lit_pretrain.prepare.stages.encode import EncodeResult, encoded_split, part_directory
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 STEP_TOKENS = 4096
-"""Least text for a step of `fit` without a config: `data.global_batch_tokens` of `TextData`."""
+"""Tokens that a step of `fit` reads by default: `data.global_batch_tokens` of `TextData`."""
 FEW_TOKENS = 1000
 """Held-out tokens below which the loss is hardly worth a look: its standard error, with a deviation
 of 3 nats a token, is a tenth of a nat."""
 CONTAMINATION_FILENAME = "contamination.json"
-"""Of the dataset: hits of evaluation sets, with both sides of a few."""
+"""File of the dataset that counts the hits of evaluation sets, and shows both sides of a few."""
 
 
 def record(
@@ -44,16 +46,16 @@ def record(
     index: Index | None,
     tokenizer: Tokenizer,
     dtype: str,
-    encoded: Sequence[dict[str, Any]],
+    encoded: Sequence[EncodeResult],
 ) -> Manifest:
-    """Finishes the dataset of a run.
+    """Finish the dataset of a run.
 
     Args:
-        run: All stages of which have ended.
-        index: Of the evaluation sets.
-        tokenizer: That encoded the parts.
-        dtype: Of the stored tokens.
-        encoded: What encoding found of each part.
+        run: The run, whose stages have all ended.
+        index: Index of the evaluation sets.
+        tokenizer: The tokenizer that encoded the parts.
+        dtype: Type of the stored tokens.
+        encoded: Result of encoding each part.
 
     Returns:
         The manifest, which is written last.
@@ -103,9 +105,9 @@ def record(
 
 
 def _source(
-    run: Preparation, name: str, encoded: Sequence[dict[str, Any]], tokenizer: Tokenizer, dtype: str
+    run: Preparation, name: str, encoded: Sequence[EncodeResult], tokenizer: Tokenizer, dtype: str
 ) -> Source:
-    """Puts the parts of a source together, and records it."""
+    """Assemble the parts of a source, and record it."""
     mine = run.of(name)
     splits = {
         split: assemble_chunks(
@@ -114,7 +116,7 @@ def _source(
                 (
                     run.parts[n].number,
                     part_directory(run.work, n) / split,
-                    document_split_of(encoded[n], split),
+                    encoded_split(encoded[n], split),
                 )
                 for n in mine
             ],
@@ -128,27 +130,27 @@ def _source(
         step = _lines_step(splits, [encoded[n] for n in mine])
         funnel.add([step])
         if not step["documents"]:
-            raise emptied(
+            raise all_duplicates(
                 run,
                 name,
                 (funnel.steps["dedup"].removed if "dedup" in funnel.steps else Counter())
                 + Counter(step["removed"]),
             )
+    changes = {
+        CUT: sum(encoded[n]["cut"] for n in mine),
+        END_HELD_OUT: sum(encoded[n]["end_held_out"] for n in mine),
+    }
     funnel.add(
         [
-            {
-                "name": "store",
-                "documents": sum(encoded[n]["documents"] for n in mine),
-                "bytes": sum(split.bytes for split in splits.values()),
-                "removed": {},
-                "changed": {
-                    what: count
-                    for what in (CUT, END_HELD_OUT)
-                    if (count := sum(encoded[n][what] for n in mine))
-                },
-                "sample": [],
-                "base": "",
-            }
+            StepRecord(
+                name="store",
+                documents=sum(encoded[n]["documents"] for n in mine),
+                bytes=sum(split.bytes for split in splits.values()),
+                removed={},
+                changed={what: count for what, count in changes.items() if count},
+                sample=[],
+                base="",
+            )
         ]
     )
     _check_splits(name, splits, run)
@@ -175,7 +177,7 @@ def _source(
 
 
 def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
-    """The record of the evaluation sets; hits with both sides go to a file of the dataset."""
+    """Record the evaluation sets; a file of the dataset shows both sides of some hits."""
     if index is None:
         return ()
     assert run.config.decontaminate is not None
@@ -190,7 +192,7 @@ def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
 
 
 def _write_rejects(run: Preparation) -> None:
-    """The samples of what was left out, by source."""
+    """Write the samples of what each step left out, by source."""
     lines = []
     for name in run.inputs:
         kept = Rejects(run.config.keep_rejects)
@@ -201,29 +203,27 @@ def _write_rejects(run: Preparation) -> None:
             for entry in kept.dump()
         ]
     if lines:
-        write_durably(run.dataset / rejects.REJECTS_FILENAME, "".join(lines))
+        write_durably(run.dataset / REJECTS_FILENAME, "".join(lines))
 
 
-def _lines_step(
-    splits: dict[str, SourceSplit], results: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """What taking out repeated lines left of a source."""
-    lines, changed, emptied = (
-        sum(result["lines"][name] for result in results) for name in ("lines", "changed", "emptied")
+def _lines_step(splits: dict[str, SourceSplit], results: Sequence[EncodeResult]) -> StepRecord:
+    """Record what taking out repeated lines left of a source."""
+    lines = sum(result["lines"]["lines"] for result in results)
+    changed = sum(result["lines"]["changed"] for result in results)
+    emptied = sum(result["lines"]["emptied"] for result in results)
+    return StepRecord(
+        name="lines",
+        documents=sum(result["documents"] for result in results),
+        bytes=sum(split.bytes for split in splits.values()),
+        removed={"nothing_left": emptied} if emptied else {},
+        changed={f"lost {lines:,} lines": changed} if changed else {},
+        sample=[],  # no later step removes anything, so its tokens are exact
+        base="",
     )
-    return {
-        "name": "lines",
-        "documents": sum(result["documents"] for result in results),
-        "bytes": sum(split.bytes for split in splits.values()),
-        "removed": {"nothing_left": emptied} if emptied else {},
-        "changed": {f"lost {lines:,} lines": changed} if changed else {},
-        "sample": [],  # it is counted: nothing follows that removes
-        "base": "",
-    }
 
 
 def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
-    """sha256 of every file but the chunks, which have theirs already."""
+    """Hash every file but the chunks, whose hashes the splits hold."""
     chunks = {
         dataset / split / name / chunk.filename
         for name, source in sources.items()
@@ -239,7 +239,7 @@ def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
 
 
 def _origin(source: SourceConfig) -> str | None:
-    """Of the embedded corpus, the version that decides what it holds goes with it."""
+    """Describe the origin; the version of Python decides what the embedded corpus holds."""
     if source.kind != "embedded":
         return source.origin
     return (

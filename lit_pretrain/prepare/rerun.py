@@ -11,11 +11,11 @@ from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash, file_sha256
-from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.progress_table import say, working
 from lit_pretrain.prepare.remote_input import is_remote_input
+from lit_pretrain.prepare.stages.train_tokenizer import load_tokenizer
 from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
@@ -115,7 +115,7 @@ def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[st
     """The given tokenizer, where it is another than the one that encoded the data."""
     path = config.tokenizer.path
     if path is not None and Path(path).expanduser().exists():
-        given = tokenize.load_tokenizer(config.tokenizer)
+        given = load_tokenizer(config.tokenizer)
         if given is not None and given.hash != existing.tokenizer.hash:
             yield (
                 f"content of tokenizer.path: sha256 {existing.tokenizer.hash} there, {given.hash}"

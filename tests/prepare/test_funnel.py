@@ -15,7 +15,7 @@ from lit_pretrain.prepare.funnel import (
     Funnel,
     StepCount,
     block_threshold,
-    without,
+    step_after_removal,
 )
 
 
@@ -105,13 +105,13 @@ def test_a_sample_taken_out_of_another_does_not_show_the_parts(texts: list[str])
             joined.add(
                 [
                     read,
-                    without(
+                    step_after_removal(
                         read,
                         "ids",
-                        len(left),
-                        sum(len(text.encode()) for text in left),
-                        gone,
-                        {"x": len(gone)},
+                        documents=len(left),
+                        size=sum(len(text.encode()) for text in left),
+                        gone=gone,
+                        removed={"x": len(gone)},
                     ),
                 ]
             )
@@ -124,7 +124,7 @@ def test_a_sample_taken_out_of_another_does_not_show_the_parts(texts: list[str])
 
 def test_documents_taken_out_leave_the_sample() -> None:
     (read, _) = counted(["a b c", "d e f g", "h"]).dump()
-    step = without(read, "dedup", 2, 6, {1}, {"exact": 1})
+    step = step_after_removal(read, "dedup", documents=2, size=6, gone={1}, removed={"exact": 1})
     assert sorted(text for _, text, _ in step["sample"]) == ["a b c", "h"]
     assert (step["name"], step["documents"], step["bytes"], step["removed"]) == (
         "dedup",

@@ -16,7 +16,6 @@ from lit_pretrain.data.text.trace import Tracer
 from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
-from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.join import join
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import (
@@ -25,6 +24,7 @@ from lit_pretrain.prepare.prepare_config import (
     SplitsConfig,
     TokenizerConfig,
 )
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
 QUESTIONS = [" ".join(f"question{n}word{m}" for m in range(15)) for n in range(3)]
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f"Text {n} of {name}, which says {n * 37 % 101}. " * 5
             )
     (folder / "tokenizer").mkdir()
-    tokenize.train_bpe(rows, TokenizerConfig(vocab_size=300)).save(folder / "tokenizer")
+    train_bpe(rows, TokenizerConfig(vocab_size=300)).save(folder / "tokenizer")
     for name in ("a", "b"):
         prepare(config(folder, name))
     return folder
@@ -159,7 +159,7 @@ def test_a_row_is_traced_to_its_file(
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     a, out = str(folder / "a"), str(tmp_path / "all")
-    tokenize.train_bpe(
+    train_bpe(
         ["other words than these, again and again"] * 9, TokenizerConfig(vocab_size=270)
     ).save(tmp_path)
     other = TokenizerConfig(kind="file", path=str(tmp_path / "tokenizer.json"))

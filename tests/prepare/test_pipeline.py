@@ -21,7 +21,7 @@ from lit_pretrain.corpus.chunk_writer import chunk_offsets
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
-from lit_pretrain.prepare import embedded, tokenize
+from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig, LinesConfig
 from lit_pretrain.prepare.filters.load import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
@@ -34,6 +34,7 @@ from lit_pretrain.prepare.prepare_config import (
 from lit_pretrain.prepare.progress_table import dataset_table, funnel_table
 from lit_pretrain.prepare.read import lines as jsonl
 from lit_pretrain.prepare.read import reader
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 STORY = [
@@ -201,7 +202,7 @@ def test_litdata_reads_the_whole_of_a_split(corpus: Path) -> None:
 def test_same_bytes_for_any_number_of_workers(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_pretrain.prepare.tokenize._BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("lit_pretrain.prepare.stages.encode._BATCH_DOCUMENTS", 7)
     assert (
         prepare(config(corpus, "one", workers=1)).hash
         == prepare(config(corpus, "three", workers=3)).hash
@@ -297,13 +298,13 @@ def test_work_of_other_versions_is_not_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_pretrain.prepare.tokenize.train_bpe", stop)
+        patch.setattr("lit_pretrain.prepare.stages.train_tokenizer.train_bpe", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus))
     (before,) = (corpus / ".data.partial").iterdir()
     monkeypatch.setattr("unicodedata.unidata_version", "99.0.0")
     with monkeypatch.context() as patch:
-        patch.setattr("lit_pretrain.prepare.tokenize.train_bpe", stop)
+        patch.setattr("lit_pretrain.prepare.stages.train_tokenizer.train_bpe", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus))
     (after,) = (corpus / ".data.partial").iterdir()
@@ -312,6 +313,23 @@ def test_work_of_other_versions_is_not_gone_on_with(
     assert prepare(config(corpus)).versions["unicode"] == "99.0.0"
     assert "going on" in capsys.readouterr().err
     assert not (corpus / ".data.partial").exists()
+
+
+def test_encoded_parts_outlive_a_fault_after_the_tokenizer(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    def encode_again(*arguments: object) -> None:
+        raise AssertionError("the part was encoded before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_pretrain.prepare.pipeline.record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(corpus))
+    monkeypatch.setattr("lit_pretrain.prepare.stages.encode.EncodeTask.__call__", encode_again)
+    assert prepare(config(corpus)).tokens("train")
 
 
 def test_the_table_shows_no_absurd_tokens(corpus: Path) -> None:
@@ -323,7 +341,7 @@ def test_the_table_shows_no_absurd_tokens(corpus: Path) -> None:
     lines = DedupConfig(exact=False, near=None, lines=LinesConfig(min_words=5))
     given = TokenizerConfig(kind="file", path=str(corpus / "tokenizer"))
     (corpus / "tokenizer").mkdir()
-    tokenize.train_bpe([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(
+    train_bpe([notice, "é0123456789"] * 2, TokenizerConfig(vocab_size=290)).save(
         corpus / "tokenizer"
     )
     manifest = prepare(config(corpus, sources=sources, dedup=lines, tokenizer=given))

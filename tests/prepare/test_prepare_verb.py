@@ -20,8 +20,9 @@ import pytest
 import zstandard
 
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.prepare import embedded, tokenize
+from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "prepare").glob("*.yaml"))
@@ -172,7 +173,7 @@ def test_shipped_configs_run(
         name = {"text_folder": "mine"}.get(file.stem, "web")
         extra += [f"--sources.{name}.path={tmp_path}"]
     if file.stem == "parquet":
-        tokenize.train_bpe(rows, TokenizerConfig(vocab_size=290)).save(tmp_path)
+        train_bpe(rows, TokenizerConfig(vocab_size=290)).save(tmp_path)
         extra[0] = f"--tokenizer.path={tmp_path}"
     assert main(["prepare", "--config", str(file), f"--out={tmp_path / 'data'}", *extra]) == 0
     manifest = Manifest.load(tmp_path / "data")

@@ -48,19 +48,6 @@ class Removed:
     similarity: npt.NDArray[np.float64]
     """Jaccard similarity, of a contained one the share of its shingles in the other."""
 
-    @classmethod
-    def join(cls, parts: Sequence[Removed]) -> Removed:
-        """Those of several groups."""
-        if not parts:
-            return cls(
-                np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0)
-            )
-        columns = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
-        }
-        order = np.argsort(columns["document"], kind="stable")
-        return cls(**{name: column[order] for name, column in columns.items()})
-
 
 @dataclass(frozen=True)
 class Edges:

@@ -1,3 +1,1 @@
-"""Engines: what runs the tasks of the preparation: processes of this machine, a Ray cluster, a
-Slurm cluster.
-"""
+"""Engines run the tasks of the preparation: processes of this machine, Ray, or Slurm."""

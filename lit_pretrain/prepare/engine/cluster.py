@@ -1,5 +1,6 @@
-"""Cluster engines: the same tasks through datatrove's executors for Ray and Slurm (extra
-`cluster`).
+"""Cluster engines: run the same tasks by datatrove's executors for Ray and Slurm.
+
+They need the extra `cluster`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from lit_pretrain.prepare.versions import difference
 
 _POLL_SECONDS = 0.5
 _GROUP_BYTES = 32 << 20
-"""Small tasks share a process on the cluster, whose start takes seconds: about half a minute of
-cleaning.
+"""Small tasks share a process on the cluster, whose start takes seconds, up to this size: about
+half a minute of cleaning.
 """
 _GROUPS_PER_WORKER = 4
-"""At least so many groups where there is enough work: the last ones decide how long all of it
-takes.
+"""At least so many groups per worker if there is enough work: the last ones decide how long all of
+it takes.
 """
 _GRACE_SECONDS = 10.0
 """How long a job whose tasks are all done may take to leave the queue."""
 _JOBS = "jobs"
-"""In the logs of a stage: the name and the numbers of its job arrays."""
+"""File in the logs of a stage with the name and the numbers of its job arrays."""
 _PATIENCE_SECONDS = 600.0
 """How long `squeue` may fail before the run gives up."""
 _END_SECONDS = 90.0
@@ -43,8 +44,9 @@ _END_SECONDS = 90.0
 def group_tasks(
     sizes: Sequence[int], workers: int, *, limit: int = _GROUP_BYTES
 ) -> list[list[int]]:
-    """Which tasks share a process: consecutive ones, of at most `limit` together, in no fewer
-    groups than there are workers.
+    """Group consecutive tasks of at most `limit` together, in no fewer groups than workers.
+
+    The tasks of a group share a process.
 
     Args:
         sizes: Work per task.
@@ -68,17 +70,17 @@ def group_tasks(
 
 
 class ClusterTask:
-    """Some tasks of a stage as datatrove's executors call them: a group per rank."""
+    """Present the tasks of a stage as datatrove's executors call them: a group per rank."""
 
-    def __init__(self, stage: TaskStage, groups: list[list[int]], versions: dict[str, str]) -> None:
+    def __init__(
+        self, stage: TaskStage[Any], groups: list[list[int]], versions: dict[str, str]
+    ) -> None:
         self._stage = stage
         self._groups = groups
         self._versions = versions
 
     def __call__(self, data: object, rank: int, world_size: int) -> tuple[()]:
-        """Does the tasks of a rank that are not done: an earlier process may have died among
-        them.
-        """
+        """Do the tasks of a rank that are not done: an earlier process may have died among them."""
         if what := difference(self._versions):
             raise RuntimeError(
                 f"this machine would make other bytes than the one that started the run: {what}"
@@ -88,9 +90,8 @@ class ClusterTask:
             if not self._stage.done(number):
                 try:
                     self._stage.run(number, lambda size: None)
-                except (
-                    Exception
-                ) as error:  # written down; the others of the group are none the worse for it
+                # `run` has written the failure, and the other tasks of the group can still be done.
+                except Exception as error:
                     failure = failure or error
         if failure is not None:
             raise failure
@@ -98,11 +99,11 @@ class ClusterTask:
 
 
 def run_on_cluster(
-    stage: TaskStage, workers: int, advance: Advance, config: EngineConfig, versions: dict[str, str]
+    stage: TaskStage[Any], advance: Advance, config: EngineConfig, versions: dict[str, str]
 ) -> None:
-    """Does the open tasks of a stage on a cluster; see `local.run`.
+    """Do the open tasks of a stage on a cluster, as `run_locally` does them here.
 
-    Progress comes with whole tasks. Completion is judged by the results alone.
+    Progress comes with whole tasks. The results alone say which tasks are done.
 
     Raises:
         UserError: datatrove, Ray or Slurm is missing or refuses.
@@ -118,7 +119,8 @@ def run_on_cluster(
         ) from None
     sizes = [stage.sizes[number] for number in numbers]
     groups = [
-        [numbers[position] for position in positions] for positions in group_tasks(sizes, workers)
+        [numbers[position] for position in positions]
+        for positions in group_tasks(sizes, config.workers)
     ]
     task = ClusterTask(stage, groups, versions)
     # datatrove remembers finished ranks by directory: another set of open tasks is another
@@ -127,13 +129,13 @@ def run_on_cluster(
     logs.mkdir(parents=True)
     with _reporting(stage, numbers, advance):
         if config.engine == "ray":
-            _ray(task, len(groups), workers, str(logs), config)
+            _ray(task, len(groups), str(logs), config)
         else:
-            _slurm(task, len(groups), workers, logs, config, stage)
+            _slurm(task, len(groups), logs, config, stage)
 
 
-def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineConfig) -> None:
-    """On the Ray cluster at `ray.address`, or on one of this machine's processes if none runs."""
+def _ray(task: ClusterTask, tasks: int, logs: str, config: EngineConfig) -> None:
+    """Run on the Ray cluster at `ray.address`, or start one on this machine if none runs."""
     try:
         import ray
     except ImportError:
@@ -148,7 +150,7 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
                     address="local" if own else config.ray.address,
                     # Of this machine, no more than the run was given, and no dashboard, which takes
                     # seconds to come up.
-                    num_cpus=workers if own else None,
+                    num_cpus=config.workers if own else None,
                     include_dashboard=False if own else None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -162,7 +164,7 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
             RayPipelineExecutor(
                 pipeline=[task],
                 tasks=tasks,
-                workers=workers,
+                workers=config.workers,
                 logging_dir=logs,
                 cpus_per_task=1,
                 mem_per_cpu_gb=config.ray.memory_gb,
@@ -171,15 +173,15 @@ def _ray(task: ClusterTask, tasks: int, workers: int, logs: str, config: EngineC
 
 
 class RankWorker:
-    """The actor that runs ranks, in its own process.
+    """Run ranks in an actor of one process.
 
     datatrove's own forks a pool in the actor, and a pool waits for ever for a process that the
-    kernel killed (seen: `kill -9`, no end after minutes). The end of an actor is noticed, and its
-    ranks are done again.
+    kernel killed (seen: `kill -9`, no end after minutes). Ray notices when an actor ends, and
+    does its ranks again.
     """
 
     def get_node_ip(self) -> str:
-        """Address of the machine that the actor is on."""
+        """Find the address of the machine that the actor is on."""
         import ray
 
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -188,14 +190,14 @@ class RankWorker:
     def run_for_rank(
         self, executor: Any, ranks: list[int], node_ips: list[str], node_idx: int
     ) -> None:
-        """What datatrove's executor calls."""
+        """Run some ranks; datatrove's executor calls this."""
         for rank in ranks:
             executor._run_for_rank(rank, 1)  # 0 would log to the terminal
 
 
 @contextlib.contextmanager
 def _one_process_per_rank() -> Iterator[None]:
-    """Puts our actor in the place of datatrove's, which has no option for it."""
+    """Put our actor in the place of datatrove's, which has no option for it."""
     import datatrove.executor.ray as module
 
     before = module.RankWorker
@@ -207,8 +209,9 @@ def _one_process_per_rank() -> Iterator[None]:
 
 
 class _JobNumbers:
-    """Reads what `sbatch` prints, and writes each number down at once: another run may have to
-    cancel the job.
+    """Read what `sbatch` prints, and write each number to a file at once.
+
+    Another run may have to cancel the job.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -216,7 +219,7 @@ class _JobNumbers:
         path.write_text(f"{name}\n", encoding="utf-8")
 
     def __call__(self, printed: str) -> str:
-        """The number of the job array that was submitted."""
+        """Read the number of the job array that `sbatch` has taken."""
         number = printed.rsplit(maxsplit=1)[-1]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{number}\n")
@@ -224,20 +227,19 @@ class _JobNumbers:
 
 
 def _slurm(
-    task: ClusterTask, tasks: int, workers: int, logs: Path, config: EngineConfig, stage: TaskStage
+    task: ClusterTask, tasks: int, logs: Path, config: EngineConfig, stage: TaskStage[Any]
 ) -> None:
-    """As job arrays; returns when they have left the queue, and cancels what is left of them
-    however it is ended.
-    """
+    """Run as job arrays until they have left the queue; cancel what is left of them in any case."""
     from datatrove.executor import SlurmPipelineExecutor
 
     class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
-        """Without the job that merges statistics: it waits in the queue for ever when a task
-        fails.
+        """Leave out the job that merges statistics.
+
+        It waits in the queue for ever when a task fails.
         """
 
         def launch_merge_stats(self) -> None:
-            """Launches nothing."""
+            """Launch nothing."""
 
     slurm = config.slurm
     if slurm.partition is None:
@@ -247,7 +249,7 @@ def _slurm(
     executor = Executor(
         pipeline=[task],
         tasks=tasks,
-        workers=workers,
+        workers=config.workers,
         time=slurm.time,
         partition=slurm.partition,
         cpus_per_task=1,
@@ -283,16 +285,15 @@ def _slurm(
 
 
 def cancel_left(work: Path) -> None:
-    """Cancels the job arrays that a run which was killed has left in the queue, by what it
-    wrote down in its working directory.
-    """
+    """Cancel the job arrays that a killed run has left in the queue, by its notes in `work`."""
     for jobs in work.glob(f"*/logs/*/{_JOBS}"):
         _cancel(jobs)
 
 
 def _cancel(jobs: Path) -> None:
-    """Cancels job arrays by number, and by name where one was submitted but its number never
-    read; waits until they have gone.
+    """Cancel job arrays by name and number, and wait until they have gone.
+
+    The name alone finds one that was submitted but whose number was never read.
     """
     name, *numbers = jobs.read_text(encoding="utf-8").split()
     try:
@@ -313,8 +314,7 @@ def _cancel(jobs: Path) -> None:
 
 
 def _queued(name: str, patience: float = _PATIENCE_SECONDS) -> bool:
-    """Whether a job of this name waits or runs; there may be several, for an array has a largest
-    size.
+    """Check whether a job of this name waits or runs; an array has a largest size, so several may.
 
     Raises:
         UserError: `squeue` has failed for longer than the controller of a cluster is busy or
@@ -338,15 +338,16 @@ def _queued(name: str, patience: float = _PATIENCE_SECONDS) -> bool:
 
 
 def _pause(tasks: int) -> float:
-    """Seconds between two looks at the results of so many tasks: a shared file system has other
-    things to do.
+    """Compute the seconds between two looks at the results of so many tasks.
+
+    A shared file system has other things to do.
     """
     return _POLL_SECONDS * (1 + tasks / 1000)
 
 
 @contextlib.contextmanager
-def _reporting(stage: TaskStage, numbers: list[int], advance: Advance) -> Iterator[None]:
-    """Advances by the size of each task whose result appears."""
+def _reporting(stage: TaskStage[Any], numbers: list[int], advance: Advance) -> Iterator[None]:
+    """Advance by the size of each task whose result appears."""
     left, stop = set(numbers), threading.Event()
 
     def look() -> None:
@@ -370,8 +371,9 @@ def _reporting(stage: TaskStage, numbers: list[int], advance: Advance) -> Iterat
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Keeps datatrove's and Ray's own reports off the terminal; each task's log is in the
-    stage's directory.
+    """Keep datatrove's and Ray's own reports off the terminal.
+
+    The log of each task lies in the directory of its stage.
     """
     from datatrove.utils.logging import logger
 

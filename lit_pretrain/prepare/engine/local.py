@@ -1,4 +1,4 @@
-"""Local engine: tasks in this process, or in processes of this machine, one each.
+"""Local engine: run tasks in this process, or each in a process of its own on this machine.
 
 Not datatrove's LocalPipelineExecutor: its pool waits for ever for a worker that the kernel killed
 (seen: `kill -9` of a worker, no end after minutes), and its tasks outlive a parent that was killed.
@@ -14,6 +14,7 @@ import threading
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import parent_process
 from multiprocessing.sharedctypes import Synchronized
+from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.engine.task_stage import Advance, TaskStage
@@ -29,18 +30,18 @@ _PRELOAD = [
 """Imported once by the server that tasks are forked from."""
 _POLL_SECONDS = 0.2
 _DISK_CODE = 74
-"""Exit code of a task that could not write, perhaps not even that it could not (EX_IOERR of
-sysexits.h).
+"""Exit code of a task that met a full or broken disk (EX_IOERR of sysexits.h): it may not have
+been able to write its failure.
 """
 
 
-def run_locally(stage: TaskStage, workers: int, advance: Advance) -> None:
-    """Does the open tasks of a stage.
+def run_locally(stage: TaskStage[Any], workers: int, advance: Advance) -> None:
+    """Do the open tasks of a stage.
 
     Args:
-        stage: What to do. Its results say how each task ended.
+        stage: What to do; its files say how each task ended.
         workers: Tasks at a time; with one, they run in this process.
-        advance: Told of progress.
+        advance: Takes the work that was done since its last call.
     """
     tasks = stage.open_tasks()
     # The largest first: with few tasks the last one decides how long all of it takes.
@@ -55,7 +56,7 @@ def run_locally(stage: TaskStage, workers: int, advance: Advance) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     done: Synchronized[int] = context.Value("q", 0)
-    told = 0
+    reported = 0
     running: dict[int, ForkServerProcess] = {}
     try:
         while tasks or running:
@@ -69,15 +70,15 @@ def run_locally(stage: TaskStage, workers: int, advance: Advance) -> None:
             multiprocessing.connection.wait(
                 [process.sentinel for process in running.values()], timeout=_POLL_SECONDS
             )
-            advance(done.value - told)
-            told = done.value
+            advance(done.value - reported)
+            reported = done.value
             for number, process in list(running.items()):
                 if process.exitcode is not None:
                     process.join()
                     del running[number]
                     if process.exitcode:
                         _explain(stage, number, process.exitcode)
-        advance(done.value - told)  # what the last ones did after they were last looked at
+        advance(done.value - reported)  # what the last tasks did after the last look
     finally:
         for process in running.values():
             process.terminate()
@@ -85,8 +86,8 @@ def run_locally(stage: TaskStage, workers: int, advance: Advance) -> None:
             process.join()
 
 
-def _explain(stage: TaskStage, number: int, code: int) -> None:
-    """Raises what a task that failed has written, or how it was killed."""
+def _explain(stage: TaskStage[Any], number: int, code: int) -> None:
+    """Raise the failure that a task has written, or say which signal killed it."""
     failure = stage.failure(number)
     if failure is not None:
         raise failure
@@ -101,11 +102,10 @@ def _explain(stage: TaskStage, number: int, code: int) -> None:
     )
 
 
-def _child(stage: TaskStage, number: int, done: Synchronized[int]) -> None:
-    """A task in a process of its own."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's; the process that started it ends it
+def _child(stage: TaskStage[Any], number: int, done: Synchronized[int]) -> None:
+    """Run a task in a process of its own."""
+    # A terminal sends Ctrl-C to all processes; the one that started this task ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def advance(size: int) -> None:
@@ -117,11 +117,11 @@ def _child(stage: TaskStage, number: int, done: Synchronized[int]) -> None:
     except OSError:
         os._exit(_DISK_CODE)
     except Exception:
-        os._exit(1)  # written down by `run`; a traceback on the terminal helps nobody
+        os._exit(1)  # `run` has written the failure; a traceback on the terminal helps nobody
 
 
 def _end_with_parent() -> None:
-    """Ends the task when the process that started it has gone, however it went."""
+    """End the task when the process that started it has gone, however it ended."""
     parent = parent_process()
     assert parent is not None
     parent.join()

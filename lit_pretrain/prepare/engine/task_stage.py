@@ -1,4 +1,16 @@
-"""The config of the engine: what runs the tasks. Nothing here changes the result."""
+"""Stages of independent tasks: what a task is, how it is marked as done, and what runs the tasks.
+
+A task is a pure function of the config and of files that earlier stages finished, so any engine
+may run it, at any time, again. It writes its files under temporary names and renames them; when
+it has returned, its result is written, likewise, and *that file is the mark that it is done*. A
+run that goes on after a fault does the tasks without one. An engine's exit code is never
+believed: Ray's was seen to be 0 with a task missing.
+
+A cluster may run a task late, after its preparation was stopped and another one was begun in the
+same place. So the working directory is named by a hash of all that a task may depend on (`state`)
+and holds it; a task that does not find it there does nothing; and a result that does not carry it
+does not count.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +19,30 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Generic, Literal, TypeVar
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import whole
 
+Advance = Callable[[int], None]
+"""Takes how many bytes were done since the last call."""
+Result = TypeVar("Result")
+"""What a task finds: a TypedDict, for it is written as JSON. JSON turns tuples into lists; whoever
+reads a result unpacks them and does not compare them.
+"""
+PrepareTask = Callable[[int, Advance], Result]
+"""(number of the task, advance) -> its result. Picklable: it may run in another process or on
+another machine.
+"""
+
 
 @dataclass(kw_only=True)
 class RayConfig:
-    """Engine ray."""
+    """Options of the engine `ray`."""
 
-    address: Optional[str] = None
-    """Of a running cluster, or `auto`. Default: the one that RAY_ADDRESS names, else one on
-    this machine for the time of the run.
+    address: str | None = None
+    """Address of a running cluster, or `auto`. Default: the one that RAY_ADDRESS names, else a
+    cluster on this machine that lasts as long as the run.
     """
     memory_gb: float = 2.0
     """Memory that a task reserves, GB."""
@@ -27,19 +50,20 @@ class RayConfig:
 
 @dataclass(kw_only=True)
 class SlurmConfig:
-    """Engine slurm: every stage is a job array; this process waits for it, on a machine that
-    has `sbatch`.
+    """Options of the engine `slurm`.
+
+    Every stage is a job array; this process waits for it, on a machine that has `sbatch`.
     """
 
-    partition: Optional[str] = None
-    """See `sinfo`."""
+    partition: str | None = None
+    """Partition that the jobs run in; `sinfo` lists them."""
     time: str = "04:00:00"
     """Time limit of a task."""
     memory_gb: int = 4
     """Memory of a task, GB."""
-    qos: Optional[str] = None
+    qos: str | None = None
     """Quality of service, where the cluster has them."""
-    environment: Optional[str] = None
+    environment: str | None = None
     """Command that activates the Python environment on the nodes. Default: the directory of
     this Python comes first in PATH.
     """
@@ -49,7 +73,7 @@ class SlurmConfig:
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """What runs the tasks."""
+    """What runs the tasks. Nothing here changes the result."""
 
     engine: Literal["local", "ray", "slurm"] = "local"
     """local: processes of this machine. ray, slurm: a cluster whose machines see the inputs and
@@ -61,45 +85,23 @@ class EngineConfig:
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
-# Stage: independent tasks that share a name, and what is left of each that has ended.
-#
-# A task is a pure function of the config and of files that earlier stages finished, so any engine
-# may run it, at any time, again. It writes its files under temporary names and renames them; when
-# it has returned, its result is written, likewise, and *that file is the mark that it is done*. A
-# run that goes on after a fault does the tasks without one. An engine's exit code is never
-# believed: Ray's was seen to be 0 with a task missing.
-#
-# A cluster may run a task late, after its preparation was stopped and another one was begun in the
-# same place. So the working directory is named by a hash of all that a task may depend on (`state`)
-# and holds it, a task that does not find it there does nothing, and a result that does not carry it
-# is none.
-
-
-Advance = Callable[[int], None]
-"""Told how many bytes were done since the last call."""
-PrepareTask = Callable[[int, Advance], dict[str, Any]]
-"""(number of the task, advance) -> its result, as JSON can hold it. Picklable: it may run in
-another process or on another machine.
-"""
-
-
 STATE = "state"
-"""Of the working directory: the file that holds its state."""
+"""Name of the file that holds the state of a working directory."""
 
 
 class StaleTask(Exception):
-    """A task whose preparation has ended or is another one by now."""
+    """A task belongs to a preparation that has ended, or that another one has replaced."""
 
 
 @dataclass(frozen=True)
-class TaskStage:
-    """Tasks 0 to len(sizes) - 1 of one kind."""
+class TaskStage(Generic[Result]):
+    """Independent tasks of one kind, numbered from 0 to len(sizes) - 1."""
 
     name: str
     """Names the directory of the results, in the order of the work: 01-clean."""
     title: str
-    """For the user, while it runs: what is being done."""
-    task: PrepareTask
+    """What the stage does, for the user."""
+    task: PrepareTask[Result]
     sizes: Sequence[int]
     """Work per task, in `unit`: what the progress bar counts."""
     work: Path
@@ -107,19 +109,19 @@ class TaskStage:
     state: str
     """Hash of what the preparation is made of: config, input, versions."""
     unit: Literal["bytes", "tasks"] = "bytes"
-    """Of the sizes."""
+    """Unit of the sizes."""
 
     @property
     def directory(self) -> Path:
-        """Where the results go."""
+        """Name the directory of the results."""
         return self.work / self.name
 
     def open_tasks(self) -> list[int]:
-        """Tasks that are not done."""
+        """List the tasks that are not done."""
         return [number for number in range(len(self.sizes)) if not self.done(number)]
 
     def done(self, number: int) -> bool:
-        """Whether a task has its result, of this state."""
+        """Check whether a task has a result of this state."""
         begin = self._begin()
         try:
             with self._result(number).open("rb") as file:
@@ -128,11 +130,10 @@ class TaskStage:
             return False
 
     def run(self, number: int, advance: Advance) -> None:
-        """Does one task and writes its result; a failure is written down for whoever waits, and
-        raised.
+        """Do one task and write its result; write a failure to a file for the driver, and raise it.
 
         Raises:
-            StaleTask: The preparation is not there any more.
+            StaleTask: The working directory belongs to another preparation by now.
         """
         if read_state(self.work) != self.state:
             raise StaleTask(
@@ -157,12 +158,11 @@ class TaskStage:
             _write(self._failure(number), json.dumps(facts))
             raise
 
-    def results(self) -> list[dict[str, Any]]:
-        """Of all tasks, by number.
+    def results(self) -> list[Result]:
+        """Read the results of all tasks, by number.
 
         Raises:
-            UserError: A task failed for a reason that the user can mend, or did not come to its
-                end.
+            UserError: A task failed for a reason that the user can mend, or did not end.
             RuntimeError: A task failed for another reason: our mistake.
         """
         missing = self.open_tasks()
@@ -183,8 +183,10 @@ class TaskStage:
         ]
 
     def failure(self, number: int) -> Exception | None:
-        """Why a task failed, where it could still write that down: a UserError if the user can
-        mend it.
+        """Read why a task failed, if it could still write that.
+
+        Returns:
+            A UserError if the user can mend it.
         """
         try:
             facts = json.loads(self._failure(number).read_text(encoding="utf-8"))
@@ -197,14 +199,14 @@ class TaskStage:
         return RuntimeError(f"task {number} of {self.name} failed:\n{facts['message']}")
 
     def disk_trouble(self, number: int, what: str) -> UserError:
-        """For a task that an OSError has ended."""
+        """Explain a task that an OSError has ended."""
         return UserError(
             f"task {number} of {self.name} could not write or read: {what}. Free some space, then"
             " run again: finished tasks are kept."
         )
 
     def _begin(self) -> bytes:
-        """Of a result: the state comes first, so that looking at a result need not read it."""
+        """Spell the beginning of a result: with the state first, `done` need not read the rest."""
         return f'{{"state": "{self.state}", "result": '.encode()
 
     def _result(self, number: int) -> Path:
@@ -215,7 +217,7 @@ class TaskStage:
 
 
 def read_state(work: Path) -> str | None:
-    """The state that a working directory belongs to; None where it has gone."""
+    """Read the state that a working directory belongs to; None when the directory has gone."""
     try:
         return (work / STATE).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -223,6 +225,6 @@ def read_state(work: Path) -> str | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all, also where two machines write it."""
+    """Write a file that appears whole or not at all, even when two machines write it."""
     with whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Stages of `prepare`: what the engine runs for each part of the input, and what drives it."""
+"""Stages of the preparation: each file holds the driver of a stage and the tasks that it runs."""

@@ -1,6 +1,4 @@
-"""Clean: everything that looks at one document at a time, from the raw files of a part to
-documents worth comparing.
-"""
+"""Clean: all steps that look at one document at a time, from raw files to documents to compare."""
 
 from __future__ import annotations
 
@@ -10,55 +8,39 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lit_pretrain.decontaminate.contamination import ContaminationTally
 from lit_pretrain.decontaminate.index import ContaminationHit, DecontaminateConfig, Index
-from lit_pretrain.prepare.document_store import Document, DocumentWriter
+from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.filters.load import Chain
 from lit_pretrain.prepare.funnel import Funnel, Rejects, block_threshold
 from lit_pretrain.prepare.inputs import Part
 from lit_pretrain.prepare.pii.redact import Redactor
+from lit_pretrain.prepare.preparation import CleanResult, CountsRecord, ExampleRecord
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy, check_bad
-from lit_pretrain.prepare.stages.ids import hashes_file, id_hash, save_hashes, with_ids_file
-from lit_pretrain.prepare.survivors import clean_file
-
-# Contamination: what becomes of a document that holds what a model will be examined on.
-
-
-def removed_or_marked(
-    document: Document, hits: Sequence[ContaminationHit], config: DecontaminateConfig
-) -> Document | None:
-    """The document under the config's action: None to remove it, or with the names of the sets
-    in its field `contamination`.
-    """
-    if not hits:
-        return document
-    if config.action == "remove":
-        return None
-    names = ",".join(sorted({hit.set for hit in hits}))
-    return dataclasses.replace(document, fields={**document.fields, "contamination": names})
+from lit_pretrain.prepare.stages.ids import (
+    has_ids,
+    hashes_file,
+    id_hash,
+    save_hashes,
+    with_ids_file,
+)
 
 
 @dataclass(frozen=True)
 class CleanTask:
-    """Reads one part: read → filters → decontaminate → pii."""
+    """Clean one part: read → filters → decontaminate → pii."""
 
     config: PrepareConfig
     parts: tuple[Part, ...]
     work: Path
 
-    def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<number>.parquet, or what `tasks.ids` needs where documents have ids.
-
-        Returns:
-            The funnel of the part, samples of what it left behind, hits of evaluation sets, and the
-            hashes of its files.
-        """
+    def __call__(self, number: int, advance: Advance) -> CleanResult:
+        """Write clean/<number>.parquet, or the files of `stages.ids` if documents have ids."""
         part, config = self.parts[number], self.config
-        pass_ = _Pass(
+        steps = _Steps(
             config,
             part.source,
             self.work,
@@ -75,13 +57,11 @@ class CleanTask:
         with DocumentWriter(
             clean_file(self.work, number) if place is None else with_ids_file(self.work, number)
         ) as writer:
-            ends, told = (
-                list(itertools.accumulate((file.bytes for file in part.files), initial=0)),
-                0,
-            )
+            ends = list(itertools.accumulate((file.bytes for file in part.files), initial=0))
+            reported = 0
             for document in reader:
                 if isinstance(document, BadRecord):
-                    pass_.rejects.offer(
+                    steps.rejects.offer(
                         "read",
                         document.reason,
                         document.origin,
@@ -89,40 +69,35 @@ class CleanTask:
                     )
                     continue
                 size = len(document.utf8)
-                pass_.funnel.passed("read", document.text, size)
-                if (kept := pass_.judge(document)) is not None:
+                steps.funnel.passed("read", document.text, size)
+                if (kept := steps.judge(document)) is not None:
                     writer.add(kept)
                     if place is not None and (key := id_hash(kept, place)) is not None:
                         ids.append(key)
-                # Packed text is more than its file, and there is more in a table than text: what
-                # counts is the file, once it is done.
+                # Packed text is larger than its file, and a table holds more than text. So the
+                # text moves the bar within its file, and the end of the file sets it right.
                 file = len(reader.files)
-                now = min(ends[file], max(ends[file - 1], told + size))
-                advance(now - told)
-                told = now
-            advance(part.bytes - told)
+                now = min(ends[file], max(ends[file - 1], reported + size))
+                advance(now - reported)
+                reported = now
+            advance(part.bytes - reported)
         if place is not None:
             save_hashes(hashes_file(self.work, number), ids)
-        read = pass_.funnel.steps["read"]
+        read = steps.funnel.steps["read"]
         read.removed.update(reader.counts.removed)
         read.changed.update(reader.counts.changed)
-        return {
-            "funnel": pass_.funnel.dump(),
-            "files": reader.files,
-            "rejects": pass_.rejects.dump(),
-            "gate": pass_.tally.to_json(),
-            "read": {
-                name: dict(value) if isinstance(value, Counter) else value
-                for name, value in vars(reader.counts).items()
-            },
-            "bad": {
-                reason: dataclasses.asdict(record) for reason, record in reader.examples.items()
-            },
-        }
+        return CleanResult(
+            funnel=steps.funnel.dump(),
+            files=reader.files,
+            rejects=steps.rejects.dump(),
+            gate=steps.tally.to_json(),
+            read=_counts_record(reader.counts),
+            bad={reason: _example_record(record) for reason, record in reader.examples.items()},
+        )
 
 
-class _Pass:
-    """The steps that follow reading, with what they count."""
+class _Steps:
+    """Run the steps that follow reading, and count what they do."""
 
     def __init__(self, config: PrepareConfig, source: str, work: Path, below: int) -> None:
         self._source = source
@@ -136,7 +111,7 @@ class _Pass:
         self.tally = ContaminationTally()
 
     def judge(self, document: Document) -> Document | None:
-        """The document as the steps leave it, None when one of them removes it."""
+        """Return the document as the steps leave it; None when one of them removes it."""
         outcome = self._chain(document)
         self.funnel.judged(self._chain.names, outcome)
         if not outcome.kept:
@@ -176,34 +151,81 @@ class _Pass:
         return document
 
 
-def has_ids(config: PrepareConfig, source: str) -> bool:
-    """Whether the documents of a source are told apart by an id."""
-    return "id" in config.sources[source].fields
+def removed_or_marked(
+    document: Document, hits: Sequence[ContaminationHit], config: DecontaminateConfig
+) -> Document | None:
+    """Apply the config's action to a document that holds evaluation items.
+
+    Returns:
+        None to remove it, or the document with the names of the sets in its field `contamination`.
+    """
+    if not hits:
+        return document
+    if config.action == "remove":
+        return None
+    names = ",".join(sorted({hit.set for hit in hits}))
+    return dataclasses.replace(document, fields={**document.fields, "contamination": names})
 
 
-def check_read(name: str, results: Iterable[dict[str, Any]], limit: float) -> None:
-    """Refuses a source too much of which could not be used.
+def _counts_record(counts: ReadCounts) -> CountsRecord:
+    """Write the counts of a reader as JSON; the inverse of `_read_counts`."""
+    return CountsRecord(
+        input_bytes=counts.input_bytes,
+        records=counts.records,
+        documents=counts.documents,
+        bytes=counts.bytes,
+        empty=dict(counts.empty),
+        bad=dict(counts.bad),
+        changed=dict(counts.changed),
+        unread_bytes=counts.unread_bytes,
+    )
+
+
+def _example_record(record: BadRecord) -> ExampleRecord:
+    """Write a record that could not be used as JSON."""
+    return ExampleRecord(
+        origin=record.origin,
+        reason=record.reason,
+        detail=record.detail,
+        excerpt=record.excerpt,
+        unread_bytes=record.unread_bytes,
+    )
+
+
+def _read_counts(raw: CountsRecord) -> ReadCounts:
+    """Read the counts of a reader from JSON."""
+    return ReadCounts(
+        input_bytes=raw["input_bytes"],
+        records=raw["records"],
+        documents=raw["documents"],
+        bytes=raw["bytes"],
+        empty=Counter(raw["empty"]),
+        bad=Counter(raw["bad"]),
+        changed=Counter(raw["changed"]),
+        unread_bytes=raw["unread_bytes"],
+    )
+
+
+def check_read(name: str, results: Iterable[CleanResult], limit: float) -> None:
+    """Refuse a source if too many of its records could not be used.
 
     Args:
-        name: The source's.
-        results: Of its parts, in order.
+        name: Name of the source.
+        results: Results of its parts, in order.
         limit: `max_bad_fraction`.
 
     Raises:
-        UserError: More is bad.
+        UserError: More than that is bad.
     """
     counts = ReadCounts()
     examples: dict[str, BadRecord] = {}
     for result in results:
-        raw = result["read"]
-        counts += ReadCounts(
-            **{**raw, **{name: Counter(raw[name]) for name in ("empty", "bad", "changed")}}
-        )
+        counts += _read_counts(result["read"])
         for reason, record in result["bad"].items():
             examples.setdefault(reason, BadRecord(**record))
     check_bad(name, counts, examples, limit)
 
 
 def gate_file(work: Path) -> Path:
-    """Where the index of the evaluation sets lies while tasks run."""
+    """Name the file with the index of the evaluation sets that tasks load."""
     return work / "gate.npz"

@@ -1,7 +1,7 @@
-"""Ids: documents of a source whose `id` an earlier one has, in whatever file.
+"""Ids: a document whose `id` an earlier one of its source has is left out, in whatever file.
 
-Within one file the reader sees them. Over files and parts, each part writes down a 64-bit hash of
-the id of every document that its filters kept; tasks that see a range of the hashes each, of at
+Within one file the reader notices them. Over files and parts, each part writes a 64-bit hash of
+the id of every document that its filters kept; tasks that read a range of the hashes each, of at
 most 2^23 at a time (about 250 MB), find those that occur twice; and each part leaves out what it
 holds of them, except where it is the first to hold it. Two ids of 10^9 share a hash with a chance
 of 3 %.
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,62 +22,87 @@ import xxhash
 
 from lit_pretrain.files import whole
 from lit_pretrain.prepare.dedup.columns import save_column
-from lit_pretrain.prepare.document_store import Document, DocumentWriter, read_documents
+from lit_pretrain.prepare.document_store import (
+    Document,
+    DocumentWriter,
+    clean_file,
+    read_documents,
+)
 from lit_pretrain.prepare.engine.task_stage import Advance
-from lit_pretrain.prepare.survivors import clean_file
+from lit_pretrain.prepare.funnel import step_after_removal
+from lit_pretrain.prepare.preparation import Preparation
+from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 _RANGE = 2**23
-"""Hashes that a task looks at."""
+"""Hashes that a task compares at a time."""
 
 
-def with_ids_file(work: Path, number: int) -> Path:
-    """Where the documents of a part lie that passed its filters, until those with the id of
-    another one are taken out.
-    """
-    return work / "ids" / f"{number:05d}.parquet"
+def has_ids(config: PrepareConfig, source: str) -> bool:
+    """Check whether the documents of a source have ids."""
+    return "id" in config.sources[source].fields
 
 
-def hashes_file(work: Path, number: int) -> Path:
-    """Where the hashes of the ids of a part lie, sorted."""
-    return work / "ids" / f"{number:05d}.npy"
-
-
-def twice_file(work: Path, number: int) -> Path:
-    """Where the hashes of a range lie that occur twice, with the first part that has them."""
-    return work / "ids" / f"twice-{number:05d}.npy"
-
-
-def id_ranges(documents: int) -> int:
-    """How many ranges the hashes are cut into."""
-    return 1 + documents // _RANGE
-
-
-def id_hash(document: Document, source: int) -> int | None:
-    """Hash of a document's id; the same id is another one in another source. None: it has no id."""
-    identity = document.fields.get("id")
-    return (
-        None
-        if identity is None
-        else xxhash.xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed=source)
+def drop_ids(run: Preparation) -> None:
+    """Take out the documents whose id an earlier one of their source has, in whatever file."""
+    parts = tuple(
+        number for number, part in enumerate(run.parts) if has_ids(run.config, part.source)
     )
+    if not parts:
+        return
+    last = [run.clean[part]["funnel"][-1] for part in parts]
+    ranges = 1 + sum(step["documents"] for step in last) // _RANGE
+    run.do(
+        "twice",
+        "find ids that occur twice",
+        TwiceTask(run.work, parts, ranges),
+        [1] * ranges,
+        "tasks",
+    )
+    names = list(run.config.sources)
+    task = DropTask(
+        run.work,
+        parts,
+        tuple(names.index(run.parts[part].source) for part in parts),
+        tuple(step["bytes"] for step in last),
+        tuple(frozenset(document for _, _, document in step["sample"]) for step in last),
+        ranges,
+    )
+    results = run.do("ids", "remove documents with a repeated id", task, task.sizes)
+    for part, step, found in zip(parts, last, results, strict=True):
+        numbers = dict(found["sampled"])
+        after = step_after_removal(
+            step,
+            "ids",
+            documents=step["documents"] - found["removed"],
+            size=step["bytes"] - found["bytes"],
+            gone={document for _, _, document in step["sample"] if document not in numbers},
+            removed={"duplicate_id": found["removed"]} if found["removed"] else {},
+        )
+        after["sample"] = [
+            (key, text, numbers[document]) for key, text, document in after["sample"]
+        ]
+        run.clean[part]["funnel"].append(after)
+        with_ids_file(run.work, part).unlink(missing_ok=True)
 
 
-def save_hashes(path: Path, hashes: Iterable[int]) -> None:
-    """Writes them sorted; the file appears whole."""
-    save_column(path, np.sort(np.fromiter(hashes, dtype=np.uint64)))
+class TwiceResult(TypedDict):
+    """The result of a TwiceTask."""
+
+    twice: int
+    """Ids that occur twice or more."""
 
 
 @dataclass(frozen=True)
 class TwiceTask:
-    """Finds what occurs twice in one range."""
+    """Find the ids that occur twice, in one range of their hashes."""
 
     work: Path
     parts: tuple[int, ...]
     """Those whose source has ids."""
     ranges: int
 
-    def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes ids/twice-<number>.npy: [N, 2], hash and part, sorted by hash."""
+    def __call__(self, number: int, advance: Advance) -> TwiceResult:
+        """Write ids/twice-<number>.npy: [N, 2], hash and first part, sorted by hash."""
         low, high = (2**64 * bound // self.ranges for bound in (number, number + 1))
         hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for part in self.parts:
@@ -87,9 +112,8 @@ class TwiceTask:
             hashes.append(np.array(found[begin:end]))
             owners.append(np.full(len(hashes[-1]), part, dtype=np.uint64))
         flat, owner = np.concatenate(hashes), np.concatenate(owners)
-        order = np.argsort(
-            flat, kind="stable"
-        )  # of equal hashes, that of the first part comes first
+        # The sort is stable: of equal hashes, that of the first part stays first.
+        order = np.argsort(flat, kind="stable")
         flat, owner = flat[order], owner[order]
         again = flat[1:] == flat[:-1]
         first = (
@@ -99,12 +123,23 @@ class TwiceTask:
         )
         save_column(twice_file(self.work, number), np.stack([flat[first], owner[first]], axis=1))
         advance(1)
-        return {"twice": len(first)}
+        return TwiceResult(twice=len(first))
+
+
+class DropResult(TypedDict):
+    """The result of a DropTask."""
+
+    removed: int
+    """Documents that were removed."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+    sampled: list[tuple[int, int]]
+    """Old and new number of each sampled document that is left."""
 
 
 @dataclass(frozen=True)
 class DropTask:
-    """Takes the documents of one part out whose id an earlier one has."""
+    """Take the documents of one part out whose id an earlier one has."""
 
     work: Path
     parts: tuple[int, ...]
@@ -114,13 +149,11 @@ class DropTask:
     sizes: tuple[int, ...]
     """UTF-8 bytes of each of them."""
     sampled: tuple[frozenset[int], ...]
-    """Numbers of the documents of each of them that the funnel's sample looks at."""
+    """Numbers of the documents of each of them that the funnel's sample holds text of."""
     ranges: int
 
-    def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
-        """Writes clean/<part>.parquet; returns how much is gone, and the old and new number of
-        sampled documents that are left.
-        """
+    def __call__(self, number: int, advance: Advance) -> DropResult:
+        """Write clean/<part>.parquet."""
         part = self.parts[number]
         before, after = with_ids_file(self.work, part), clean_file(self.work, part)
         own: npt.NDArray[np.uint64] = np.load(hashes_file(self.work, part), mmap_mode="r")
@@ -129,13 +162,10 @@ class DropTask:
             twice = np.load(twice_file(self.work, range_), mmap_mode="r")
             owner.update(twice[np.isin(twice[:, 0], own)].tolist())
         if not owner:
-            _link(before, after)
+            _link_or_copy(before, after)
             advance(self.sizes[number])
-            return {
-                "removed": 0,
-                "bytes": 0,
-                "sampled": [(position, position) for position in sorted(self.sampled[number])],
-            }
+            unmoved = [(position, position) for position in sorted(self.sampled[number])]
+            return DropResult(removed=0, bytes=0, sampled=unmoved)
         removed = size = 0
         kept: list[tuple[int, int]] = []
         seen: set[int | None] = set()
@@ -150,11 +180,39 @@ class DropTask:
                         kept.append((position, position - removed))
                 seen.add(key)
                 advance(len(document.utf8))
-        return {"removed": removed, "bytes": size, "sampled": kept}
+        return DropResult(removed=removed, bytes=size, sampled=kept)
 
 
-def _link(before: Path, after: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+def id_hash(document: Document, source: int) -> int | None:
+    """Hash a document's id, which is another one in another source; None when it has no id."""
+    identity = document.fields.get("id")
+    if identity is None:
+        return None
+    return xxhash.xxh3_64_intdigest(identity.encode("utf-8", "surrogatepass"), seed=source)
+
+
+def save_hashes(path: Path, hashes: Iterable[int]) -> None:
+    """Write the hashes of a part sorted; the file appears whole."""
+    save_column(path, np.sort(np.fromiter(hashes, dtype=np.uint64)))
+
+
+def with_ids_file(work: Path, number: int) -> Path:
+    """Name the file of a part that passed its filters, before repeated ids are taken out."""
+    return work / "ids" / f"{number:05d}.parquet"
+
+
+def hashes_file(work: Path, number: int) -> Path:
+    """Name the file with the sorted hashes of the ids of a part."""
+    return work / "ids" / f"{number:05d}.npy"
+
+
+def twice_file(work: Path, number: int) -> Path:
+    """Name the file with the hashes of a range that occur twice, and the first part of each."""
+    return work / "ids" / f"twice-{number:05d}.npy"
+
+
+def _link_or_copy(before: Path, after: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
     with whole(after) as scratch:
         try:
             os.link(before, scratch)

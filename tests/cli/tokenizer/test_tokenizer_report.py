@@ -15,8 +15,8 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.cli.tokenizer.compare_tokenizers import characters_outside, find_contestant, use
 from lit_pretrain.corpus.chunk_reader import sample_documents, token_counts
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.prepare import tokenize
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 WORDS = [
@@ -29,7 +29,7 @@ WORDS = [
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers") / "small"
     folder.mkdir()
-    tokenize.train_bpe(WORDS, TokenizerConfig(vocab_size=300, pattern="gpt2")).save(folder)
+    train_bpe(WORDS, TokenizerConfig(vocab_size=300, pattern="gpt2")).save(folder)
     return folder
 
 

@@ -5,8 +5,7 @@ order of the work.
 import itertools
 import random
 import re
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from lit_pretrain.prepare.dedup.dedup_config import (
     LinesConfig,
     NearConfig,
 )
-from lit_pretrain.prepare.dedup.run import deduplicate
 from lit_pretrain.prepare.dedup.sketch import min_hashes, shingles
 from lit_pretrain.prepare.document_store import Document
 
@@ -28,9 +26,15 @@ NEAR = DedupConfig()
 WITH_CONTAINMENT = DedupConfig(containment=ContainmentConfig())
 
 
-def run(parts: list[list[Document]], config: DedupConfig = NEAR) -> Removed:
-    with tempfile.TemporaryDirectory() as work:
-        return deduplicate(parts, config, Path(work))
+Run = Callable[..., Removed]
+
+
+@pytest.fixture(scope="module")
+def run(deduplicate: Callable[..., Removed]) -> Run:
+    def removed(parts: list[list[Document]], config: DedupConfig = NEAR) -> Removed:
+        return deduplicate(parts, config)
+
+    return removed
 
 
 def jaccard(one: str, other: str, words: int = 5) -> float:
@@ -82,7 +86,7 @@ def drop(text: str, share: float, rng: random.Random) -> str:
 
 @pytest.mark.parametrize(("share", "least"), [(0.01, 0.99), (0.03, 0.90)])
 def test_planted_copies_are_found_and_nothing_else(
-    real: list[str], share: float, least: float
+    run: Run, real: list[str], share: float, least: float
 ) -> None:
     rng = random.Random(7)
     copies = [drop(text, share, rng) for text in real]
@@ -99,7 +103,7 @@ def test_planted_copies_are_found_and_nothing_else(
         assert true >= 0.7
 
 
-def test_nobody_is_removed_over_a_chain() -> None:
+def test_nobody_is_removed_over_a_chain(run: Run) -> None:
     """b is like a, c is like b, and c is not like a: c stays, for b is gone."""
     rng = random.Random(0)
     words = [f"word{n}" for n in rng.sample(range(10_000), 600)]
@@ -113,7 +117,7 @@ def test_nobody_is_removed_over_a_chain() -> None:
     assert run([documents], config).document.tolist() == [1]
 
 
-def test_form_letters_are_not_merged() -> None:
+def test_form_letters_are_not_merged(run: Run) -> None:
     """A template makes half of each text: what LSH alone would merge stays."""
     rng = random.Random(3)
     form = " ".join(f"form{n}" for n in range(100))
@@ -124,7 +128,7 @@ def test_form_letters_are_not_merged() -> None:
     assert not len(run([letters]).document)
 
 
-def test_a_chapter_goes_and_its_book_stays(real: list[str]) -> None:
+def test_a_chapter_goes_and_its_book_stays(run: Run, real: list[str]) -> None:
     book = Document("\n\n".join(real[:40]), "book")
     chapter = Document("\n\n".join(real[10:14]), "chapter")
     other = Document("\n\n".join(real[50:54]), "other")
@@ -138,7 +142,7 @@ def test_a_chapter_goes_and_its_book_stays(real: list[str]) -> None:
     assert not len(run([[chapter, book]]).document)  # which Jaccard similarity alone does not see
 
 
-def test_what_went_for_a_chapter_is_compared_with_its_book(real: list[str]) -> None:
+def test_what_went_for_a_chapter_is_compared_with_its_book(run: Run, real: list[str]) -> None:
     """A text like the chapter, with 250 words of its own, is not in the book: those words stand
     nowhere else.
     """
@@ -159,7 +163,7 @@ def test_what_went_for_a_chapter_is_compared_with_its_book(real: list[str]) -> N
         ] == [("chapter", kept)]
 
 
-def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) -> None:
+def test_a_container_that_went_is_replaced_by_what_it_went_for(run: Run, real: list[str]) -> None:
     """The chapter lies in two editions of a book; of these the first stays, though the second
     is longer.
     """
@@ -175,7 +179,7 @@ def test_a_container_that_went_is_replaced_by_what_it_went_for(real: list[str]) 
 
 
 @pytest.mark.parametrize("count", [3, 60])
-def test_copies_of_a_chapter_go_for_its_book(real: list[str], count: int) -> None:
+def test_copies_of_a_chapter_go_for_its_book(run: Run, real: list[str], count: int) -> None:
     """However many there are: in one run, and a second one finds nothing."""
     chapter, book = "\n".join(real[:4]), "\n".join(real[:30])
     removed = run(
@@ -186,7 +190,7 @@ def test_copies_of_a_chapter_go_for_its_book(real: list[str], count: int) -> Non
     assert {REASONS[code] for code in removed.reason} == {"contained"}
 
 
-def test_a_chapter_of_many_books_is_found(real: list[str]) -> None:
+def test_a_chapter_of_many_books_is_found(run: Run, real: list[str]) -> None:
     chapter = real[0]
     books = [f"{' '.join(real[1 + n : 4 + n])} {chapter} {real[100 + n]}" for n in range(0, 80)]
     own = DedupConfig(near=None, containment=ContainmentConfig())
@@ -195,7 +199,7 @@ def test_a_chapter_of_many_books_is_found(real: list[str]) -> None:
     assert removed.kept.tolist() == [max(range(80), key=lambda n: (len(shingles(books[n], 5)), -n))]
 
 
-def test_a_copy_of_a_near_duplicate_says_so(real: list[str]) -> None:
+def test_a_copy_of_a_near_duplicate_says_so(run: Run, real: list[str]) -> None:
     """It is the same as what went, and 0.8 like what stays."""
     like = drop(real[0], 0.02, random.Random(3))
     removed = run([[Document(text, "") for text in (real[0], like, like)]])
@@ -204,14 +208,14 @@ def test_a_copy_of_a_near_duplicate_says_so(real: list[str]) -> None:
     assert removed.similarity.tolist() == pytest.approx([jaccard(real[0], like)] * 2)
 
 
-def test_short_and_wordless_texts_are_compared_exactly() -> None:
+def test_short_and_wordless_texts_are_compared_exactly(run: Run) -> None:
     texts = ["hi", "hi", "Hi", "...", "---", "...", "one two three four", "one two three four!"]
     removed = run([[Document(text, "") for text in texts]])
     assert removed.document.tolist() == [1, 5]
     assert removed.kept.tolist() == [0, 3]
 
 
-def test_each_switch_works_alone(real: list[str]) -> None:
+def test_each_switch_works_alone(run: Run, real: list[str]) -> None:
     rng = random.Random(1)
     documents = [Document(text, "") for text in (real[0], real[0], drop(real[0], 0.01, rng))]
     assert run([documents], DedupConfig(near=None)).document.tolist() == [1]

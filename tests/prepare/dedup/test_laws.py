@@ -26,7 +26,6 @@ from lit_pretrain.prepare.dedup.dedup_config import (
     NearConfig,
 )
 from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
-from lit_pretrain.prepare.dedup.run import deduplicate
 from lit_pretrain.prepare.document_store import Document
 
 # One row a band: whoever shares a shingle or two meets in some of them, so that candidates leave
@@ -40,21 +39,28 @@ Small = tuple[int, int, int, int]
 BOUNDS = st.tuples(st.integers(6, 9), st.integers(1, 5), st.integers(1, 6), st.integers(1, 9))
 
 
-def run(
-    parts: list[list[str]], config: DedupConfig = CONFIG, bounds: Small | None = None
-) -> Removed:
+Run = Callable[..., Removed]
+
+
+@pytest.fixture(scope="module")
+def run(deduplicate: Callable[..., Removed]) -> Run:
     """With `bounds`, cut as a large corpus would be: keys of a range, documents of a group,
     edges of a batch, shingles of a slab.
     """
-    with tempfile.TemporaryDirectory() as work, pytest.MonkeyPatch.context() as patch:
-        if bounds is not None:
-            patch.setattr(arrays, "RANGE_KEYS", bounds[0])
-            patch.setattr(candidates, "GROUP", bounds[1])
-            patch.setattr(candidates, "BATCH_EDGES", bounds[2])
-            patch.setattr(overlap, "_SLAB", bounds[3])
-            patch.setattr(candidates, "_OPEN_FILES", 1)
-        documents = [[Document(text, "") for text in part] for part in parts]
-        return deduplicate(documents, config, Path(work))
+
+    def removed(
+        parts: list[list[str]], config: DedupConfig = CONFIG, bounds: Small | None = None
+    ) -> Removed:
+        with pytest.MonkeyPatch.context() as patch:
+            if bounds is not None:
+                patch.setattr(arrays, "RANGE_KEYS", bounds[0])
+                patch.setattr(candidates, "GROUP", bounds[1])
+                patch.setattr(candidates, "BATCH_EDGES", bounds[2])
+                patch.setattr(overlap, "_SLAB", bounds[3])
+                patch.setattr(candidates, "_OPEN_FILES", 1)
+            return deduplicate([[Document(text, "") for text in part] for part in parts], config)
+
+    return removed
 
 
 def shingle_set(text: str) -> set[tuple[str, ...]]:
@@ -167,7 +173,7 @@ def cut(texts: list[str], cuts: list[int]) -> list[list[str]]:
 @settings(max_examples=25)
 @given(texts=corpora(), cuts=st.lists(st.integers(0, 14), max_size=4), bounds=BOUNDS)
 def test_equal_to_the_definition_however_it_is_cut(
-    texts: list[str], cuts: list[int], bounds: Small
+    run: Run, texts: list[str], cuts: list[int], bounds: Small
 ) -> None:
     found = rows(run(cut(texts, cuts), bounds=bounds))
     wanted = expected(texts, CONFIG)
@@ -177,7 +183,9 @@ def test_equal_to_the_definition_however_it_is_cut(
 
 @settings(max_examples=15)
 @given(texts=corpora(), holders=st.integers(1, 4), seed=st.integers(0, 9))
-def test_what_went_went_for_something_that_stays(texts: list[str], holders: int, seed: int) -> None:
+def test_what_went_went_for_something_that_stays(
+    run: Run, texts: list[str], holders: int, seed: int
+) -> None:
     """Whatever chance and bounds leave out of the candidates: everybody's partner is there, and
     is what the report says.
     """
@@ -207,7 +215,7 @@ def test_what_went_went_for_something_that_stays(texts: list[str], holders: int,
 
 @settings(max_examples=15)
 @given(texts=corpora(), seed=st.integers(0, 9))
-def test_a_second_run_finds_nothing(texts: list[str], seed: int) -> None:
+def test_a_second_run_finds_nothing(run: Run, texts: list[str], seed: int) -> None:
     config = DedupConfig(
         near=NearConfig(threshold=0.6, shingle_words=2, bands=3, rows=2, seed=seed),
         containment=CONFIG.containment,
@@ -248,7 +256,7 @@ def without_lines(parts: list[list[str]], ranges: int) -> list[str]:
     bounds=BOUNDS,
 )
 def test_documents_then_lines(
-    texts: list[str], cuts: list[int], ranges: int, bounds: Small
+    run: Run, texts: list[str], cuts: list[int], ranges: int, bounds: Small
 ) -> None:
     """All kinds at once: what is left does not depend on the cuts, and no long line is in it
     twice.
@@ -274,7 +282,9 @@ def test_documents_then_lines(
 
 @settings(max_examples=12)
 @given(texts=corpora(), seed=st.integers(0, 2**32))
-def test_of_copies_the_order_decides_which_stays_and_not_what(texts: list[str], seed: int) -> None:
+def test_of_copies_the_order_decides_which_stays_and_not_what(
+    run: Run, texts: list[str], seed: int
+) -> None:
     shuffled = random.Random(seed).sample(texts, len(texts))
     left = []
     for order in (texts, shuffled):

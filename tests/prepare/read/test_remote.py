@@ -282,7 +282,7 @@ def test_work_on_other_remote_files_is_not_gone_on_with(
     server.headers = {"ETag": "one"}
     with monkeypatch.context() as patch:
         patch.setattr(
-            "lit_pretrain.prepare.tokenize.train_bpe",
+            "lit_pretrain.prepare.stages.train_tokenizer.train_bpe",
             lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):

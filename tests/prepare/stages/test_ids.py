@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.prepare.document_store import Document, DocumentWriter, read_documents
+from lit_pretrain.prepare.document_store import (
+    Document,
+    DocumentWriter,
+    clean_file,
+    read_documents,
+)
 from lit_pretrain.prepare.stages.ids import (
     DropTask,
     TwiceTask,
@@ -18,7 +23,6 @@ from lit_pretrain.prepare.stages.ids import (
     twice_file,
     with_ids_file,
 )
-from lit_pretrain.prepare.survivors import clean_file
 
 
 def drop(

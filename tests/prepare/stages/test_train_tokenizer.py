@@ -1,21 +1,20 @@
-"""Training is deterministic and honest about its size; encoding keeps the order on any number
-of threads.
-"""
+"""Training is deterministic, honest about its size, and its sample uniform and bounded."""
 
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import tokenize
-from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.prepare.prepare_config import SplitsConfig, TokenizerConfig
+from lit_pretrain.prepare.stages.hold_out import Splitter
+from lit_pretrain.prepare.stages.train_tokenizer import TokenizerSample, train_bpe
 from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -26,18 +25,14 @@ TEXTS = [
 ]
 
 
-def document(text: str, n: int = 0) -> Document:
-    return Document(text, f"file:{n}")
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300))
+    return train_bpe(TEXTS, TokenizerConfig(vocab_size=300))
 
 
 @pytest.mark.parametrize("pattern", sorted([*PATTERNS, *ALIASES]))
 def test_trained_tokenizer(pattern: str) -> None:
-    trained = tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
+    trained = train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern=pattern))
     assert (trained.vocab_size, trained.pattern_name, trained.backend) == (
         300,
         ALIASES.get(pattern, pattern),
@@ -57,11 +52,13 @@ def test_trained_tokenizer(pattern: str) -> None:
 
 
 def test_same_tokenizer_on_any_number_of_threads() -> None:
-    code = (
-        "import sys, hashlib; from tests_texts import TEXTS; from lit_pretrain.prepare import"
-        " tokenize, config;t = tokenize.train(TEXTS * 20, config.TokenizerConfig(vocab_size=400));"
-        " print(hashlib.sha256(t._text.encode()).hexdigest())"
-    ).replace("from tests_texts import TEXTS", f"TEXTS = {TEXTS!r}")
+    code = f"""
+import hashlib
+from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
+tokenizer = train_bpe({TEXTS!r} * 20, TokenizerConfig(vocab_size=400))
+print(hashlib.sha256(tokenizer._text.encode()).hexdigest())
+"""
     hashes = set()
     for threads, parallel in (("1", "true"), ("2", "true"), ("7", "true"), ("2", "false")):
         env = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
@@ -79,21 +76,16 @@ def test_llama3_is_cl100k() -> None:
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
-    named = tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="llama3"))
-    assert (
-        named.hash == tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, regex=regex)).hash
-    )
-    assert named.hash == tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300)).hash
-    assert (
-        named.hash
-        != tokenize.train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="qwen2")).hash
-    )
+    named = train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="llama3"))
+    assert named.hash == train_bpe(TEXTS, TokenizerConfig(vocab_size=300, regex=regex)).hash
+    assert named.hash == train_bpe(TEXTS, TokenizerConfig(vocab_size=300)).hash
+    assert named.hash != train_bpe(TEXTS, TokenizerConfig(vocab_size=300, pattern="qwen2")).hash
 
 
 def test_further_special_tokens() -> None:
     config = TokenizerConfig(vocab_size=300, special_tokens=["<|tool|>", "<think>"])
     config.validate()
-    trained = tokenize.train_bpe(TEXTS, config)
+    trained = train_bpe(TEXTS, config)
     assert list(trained.special_tokens.items())[:6] == [
         ("<|endoftext|>", 0), ("<|im_start|>", 1), ("<|im_end|>", 2), ("<|pad|>", 3),
         ("<|tool|>", 4), ("<think>", 5),
@@ -106,7 +98,7 @@ def test_further_special_tokens() -> None:
 def test_own_regex(capsys: pytest.CaptureFixture[str]) -> None:
     config = TokenizerConfig(vocab_size=300, regex=r"\p{L}+|[0-9]")
     config.validate()
-    trained = tokenize.train_bpe(TEXTS, config)
+    trained = train_bpe(TEXTS, config)
     assert "converters to GGUF refuse the tokenizer" in capsys.readouterr().err
     assert (trained.pattern_name, trained.backend, trained.vocab_size) == (None, "tokenizers", 300)
     assert len(trained.encode("1234567")) == 7
@@ -147,69 +139,48 @@ def test_vocabulary_too_large() -> None:
     with pytest.raises(
         UserError, match=r"vocab_size=5000 is too large for this text: it yields (\d+) tokens"
     ) as caught:
-        tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=5000))
+        train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=5000))
     most = int(str(caught.value).split("it yields ")[1].split()[0])
-    assert tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
+    assert train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=most)).vocab_size == most
 
 
 def test_little_text_gets_half_of_what_it_yields(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as caught:
-        tokenize.train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=8192))
+        train_bpe(TEXTS[:5], TokenizerConfig(vocab_size=8192))
     most = int(str(caught.value).split("it yields ")[1].split()[0])
     told: list[int] = []
-    trained = tokenize.train_bpe(TEXTS[:5], TokenizerConfig(), told.append)
+    trained = train_bpe(TEXTS[:5], TokenizerConfig(), told.append)
     assert trained.vocab_size == max(260, most // 2)
     assert f"vocab_size is {trained.vocab_size}: half of the tokens" in capsys.readouterr().err
     assert sum(told) == sum(len(text.encode()) for text in TEXTS[:5])
-    assert tokenize.train_bpe(["ab"], TokenizerConfig()).vocab_size == 260, (
-        "bytes and special tokens alone"
-    )
-
-
-def test_encoding_keeps_the_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 3)
-    documents = [document(text, n) for n, text in enumerate(TEXTS)]
-    encoded = list(tokenize.encode(documents, tokenizer, "uint16"))
-    assert [e.document for e in encoded] == documents
-    for e in encoded:
-        assert e.ids.dtype == np.uint16
-        assert e.ids.tolist() == [0, *tokenizer.encode(e.document.text)]
-
-
-def test_two_separators_enclose_a_document(tokenizer: Tokenizer) -> None:
-    other = Tokenizer(tokenizer._text, bos="<|im_start|>", eos="<|im_end|>")
-    (encoded,) = tokenize.encode([document("abc")], other, "int32")
-    assert encoded.ids.tolist() == [1, *tokenizer.encode("abc"), 2]
-    assert encoded.ids.dtype == np.int32
-
-
-def test_memory_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "_BATCH_DOCUMENTS", 1)
-    taken = 0
-
-    def endless() -> Iterator[Document]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield document("abc")
-
-    stream = tokenize.encode(endless(), tokenizer, "uint16")
-    for given_out in range(1, 50):
-        next(stream)
-        assert taken - given_out <= 1
-    stream.close()
-    assert (
-        "TOKENIZERS_PARALLELISM" not in os.environ
-        or os.environ["TOKENIZERS_PARALLELISM"] != "false"
-    )
-
-
-def test_lost_bytes_are_noticed(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tokenizer.encode_batch
-    monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: [ids[:-1] for ids in whole(texts)])
-    with pytest.raises(RuntimeError, match="file:0: its tokens do not spell its 5 bytes"):
-        list(tokenize.encode([Document("abcde", "file:0")], tokenizer, "uint16"))
+    assert train_bpe(["ab"], TokenizerConfig()).vocab_size == 260, "bytes and special tokens alone"
 
 
 def test_saved_json_is_readable(tokenizer: Tokenizer) -> None:
     assert json.loads(tokenizer._text)["model"]["type"] == "BPE"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60),
+    limit=st.integers(1, 400),
+    shuffle=st.randoms(),
+)
+def test_sample_is_bounded_and_does_not_depend_on_the_order(
+    sizes: list[int], limit: int, shuffle: random.Random
+) -> None:
+    splitter = Splitter(SplitsConfig(), 0)
+    documents = [f"{n:03d}" + "é" * size for n, size in enumerate(sizes)]
+    orders = [documents, shuffle.sample(documents, len(documents))]
+    samples = []
+    for order in orders:
+        sample = TokenizerSample(limit)
+        for text in order:
+            sample.offer(splitter.key(text.encode()), text, len(text.encode()))
+        samples.append(sample.texts())
+    assert samples[0] == samples[1]
+    size = sum(len(text.encode()) for text in samples[0])
+    total = sum(len(text.encode()) for text in documents)
+    assert min(limit, total) - 1 <= size <= limit  # the last document is cut at a whole character
+    ranked = sorted(documents, key=lambda text: splitter.key(text.encode()))
+    assert samples[0][:-1] == ranked[: len(samples[0]) - 1]
