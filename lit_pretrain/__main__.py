@@ -2,7 +2,6 @@
 one message.
 """
 
-import difflib
 import importlib
 import os
 import signal
@@ -13,7 +12,7 @@ from typing import Optional
 
 from lit_pretrain import __version__
 from lit_pretrain.cli.verb import dispatch
-from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, message_of
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, did_you_mean, message_of
 
 CLI = Path(__file__).parent / "cli"
 
@@ -128,9 +127,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in verbs():
-        near = difflib.get_close_matches(verb, verbs(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UserError(f"there is no verb {verb!r}{hint} `lit_pretrain --help` lists them.")
+        hint = did_you_mean(verb, verbs())
+        raise UserError(f"there is no verb {verb!r}.{hint} `lit_pretrain --help` lists them.")
     module = importlib.import_module(f"lit_pretrain.cli.{verb}")
     return dispatch(f"lit_pretrain {verb}", module.VERB, rest)
 

@@ -1,10 +1,16 @@
-"""UserError: a mistake the user can mend, reported in one message and without a traceback."""
+"""Errors: mistakes that a user can mend, told in one message without a traceback."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+
+PREEMPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: a signal or the time limit stopped the run, which can be resumed."""
+INTERRUPTED_EXIT_CODE = 130
+"""128 + SIGINT, as shells count: somebody pressed Ctrl-C."""
 
 
 class UserError(ValueError):
-    """What was wrong, where, what was found, and what to do about it.
+    """Say what was wrong, where, what was found, and what to do about it.
 
     The command line prints the message and exits with `exit_code`; every other exception keeps its
     traceback, because it is our mistake.
@@ -14,8 +20,9 @@ class UserError(ValueError):
 
 
 class DivergedError(UserError):
-    """A loss or gradient that is not finite: training stopped before the update, the last good
-    checkpoint is kept.
+    """Stop training before an update whose loss or gradient is not finite.
+
+    The last good checkpoint is kept.
 
     Args:
         message: Names the step and the values.
@@ -30,8 +37,9 @@ class DivergedError(UserError):
 
 
 def message_of(error: UserError) -> str:
-    """What to tell the user: torch passes an exception of a loader's worker on with the
-    worker's traceback as its message.
+    """Return the message for the user, without the traceback of a loader's worker.
+
+    torch passes the exception of a worker on with the worker's traceback as its message.
     """
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
@@ -39,7 +47,36 @@ def message_of(error: UserError) -> str:
     return text
 
 
-PREEMPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: a signal or the time limit stopped the run, which can be resumed."""
-INTERRUPTED_EXIT_CODE = 130
-"""128 + SIGINT, as shells count: somebody pressed Ctrl-C."""
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 1, cutoff: float = 0.6) -> str:
+    """Return " Did you mean 'x'?" for a misspelt name, or "" if no known name is near it.
+
+    Takes the arguments of `nearest`; the space in front lets it follow a sentence.
+    """
+    near = nearest(name, known, limit=limit, cutoff=cutoff)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names that a misspelt name most likely meant, the best first.
+
+    Case does not count. If no whole name is near, the last part of dotted names decides, so that
+    `learning_rat` finds `model.optimizer.learning_rate`.
+
+    Args:
+        name: What was given.
+        known: The valid names; of those that differ in case alone, the first counts.
+        limit: Return at most this many.
+        cutoff: Similarity from 0 to 1 that a known name must reach (`difflib.get_close_matches`).
+    """
+    whole: dict[str, str] = {}
+    last_part: dict[str, str] = {}
+    for candidate in known:
+        whole.setdefault(candidate.lower(), candidate)
+        last_part.setdefault(candidate.lower().rsplit(".", 1)[-1], candidate)
+    for query, names in (
+        (name.lower(), whole),
+        (name.lower().rsplit(".", 1)[-1], last_part),
+    ):
+        if near := difflib.get_close_matches(query, names, n=limit, cutoff=cutoff):
+            return [names[match] for match in near]
+    return []

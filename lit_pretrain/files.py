@@ -1,4 +1,4 @@
-"""Files: written so that they appear at once under their name or not at all, and their hashes."""
+"""Files: atomic writes that survive a power cut, and hashes of content."""
 
 from __future__ import annotations
 
@@ -13,46 +13,47 @@ from pathlib import Path
 from typing import Any
 
 
-def scratch_name(path: Path) -> Path:
-    """Where a file that appears whole is written first: no other process has this name, on
-    whatever machine.
-    """
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives the name to write a file or a directory to, which gets its own when the block ends
-    well.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a scratch path for a file or folder, which takes its final name when the block ends.
 
-    The disk has it by then. Where the block fails, on a full disk say, nothing is left of it.
-
-    Args:
-        path: The name it gets; what is there is replaced.
+    The block writes to the scratch path, which lies beside the final one. What stands at the final
+    path is replaced only when the disk holds the new content; if the block fails, on a full disk
+    for example, it stays as it was and the scratch is removed. A folder on the way is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_name(path)
-    _remove(scratch)  # of a process that was killed and had this number
+    scratch = scratch_path(path)
+    remove_path(scratch)  # a killed process that had the same number may have left one
     try:
         yield scratch
         for written in [*scratch.rglob("*"), scratch]:
             sync(written)
         if scratch.is_dir():
-            _remove(path)  # a directory cannot be renamed onto one that holds files
-        os.replace(scratch, path)
+            remove_path(path)  # a folder cannot be renamed onto one that holds files
+        rename_durably(scratch, path)
     finally:
-        _remove(scratch)  # also after a rename to another link of the same file, which does nothing
+        remove_path(scratch)  # a rename onto a hard link of the same file leaves it
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, and wait until the disk holds it; text is stored as UTF-8."""
+    with atomic_path(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def scratch_path(path: Path) -> Path:
+    """Return the scratch path beside `path` that no other process uses, on whatever machine."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename a file or folder within a folder's file system, and wait until the disk knows it."""
+    os.rename(source, target)
+    sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk has the content of a file, or the names in a directory."""
+    """Wait until the disk holds the content of a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,14 +61,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_path(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def canonical_hash(value: Any) -> str:
-    """sha256 of a JSON value, whatever the order of its keys and its spacing."""
+    """Return the sha256 of a JSON value, whatever the order of its keys and its spacing."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, read in pieces."""
+    """Return the sha256 of a file; reads it in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -76,7 +85,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def content_hash(files: Iterable[tuple[str, str]]) -> str:
-    """sha256 over (name, sha256) of files, in their order."""
+    """Return the sha256 over the pairs (name, sha256) of files, in the order given."""
     digest = hashlib.sha256()
     for name, sha256 in files:
         digest.update(f"{name}\0{sha256}\n".encode())

@@ -168,7 +168,7 @@ def test_a_group_lists_its_parts_and_hints_at_misspelt_ones(command):
     name = next(iter(parts))
     result = here(command, f"{name}x")
     assert (result.code, result.out) == (2, "")
-    assert f"{command} has no part '{name}x'; did you mean {name!r}?" in result.err
+    assert f"{command} has no part '{name}x'. Did you mean {name!r}?" in result.err
 
 
 def test_a_required_option_is_named_as_it_is_typed():
@@ -224,8 +224,8 @@ def test_version_and_nothing():
 def test_misspelt_verb(typed, meant):
     result = here(typed)
     assert (result.code, result.out) == (2, "")
-    assert f"did you mean {meant!r}" in result.err
-    assert "did you mean" not in here("xyzzy").err
+    assert f"Did you mean {meant!r}" in result.err
+    assert "Did you mean" not in here("xyzzy").err
 
 
 def declare(monkeypatch, run) -> None:

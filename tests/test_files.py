@@ -1,6 +1,4 @@
-"""What appears whole: at once and durable where the block ends well, and nothing of it where
-the block fails.
-"""
+"""Atomic writes: all of a file or folder at once if the block ends well, else nothing of it."""
 
 import errno
 from pathlib import Path
@@ -8,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_pretrain.files import whole
+from lit_pretrain.files import atomic_path, write_file
 from lit_pretrain.prepare.dedup import columns as arrays
 from lit_pretrain.prepare.dedup.candidates import Shingles, store_shingles
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig
@@ -20,9 +18,9 @@ DOCUMENTS = [Document(" ".join(f"word{n}x{m}" for m in range(60)), f"file:{n}") 
 
 def test_a_file_and_a_directory_take_the_place_of_what_was_there(tmp_path: Path) -> None:
     for content in ("one", "two"):
-        with whole(tmp_path / "new" / "file") as scratch:
+        with atomic_path(tmp_path / "new" / "file") as scratch:
             scratch.write_text(content)
-        with whole(tmp_path / "new" / "folder") as scratch:
+        with atomic_path(tmp_path / "new" / "folder") as scratch:
             scratch.mkdir()
             (scratch / content).write_text(content)
         assert (tmp_path / "new" / "file").read_text() == content
@@ -32,11 +30,11 @@ def test_a_file_and_a_directory_take_the_place_of_what_was_there(tmp_path: Path)
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, folder: bool) -> None:
-    with whole(tmp_path / "it") as scratch:
+    with atomic_path(tmp_path / "it") as scratch:
         scratch.write_text("before")
 
     def fail() -> None:
-        with whole(tmp_path / "it") as scratch:
+        with atomic_path(tmp_path / "it") as scratch:
             if folder:
                 scratch.mkdir()
             (scratch / "part" if folder else scratch).write_text("half")
@@ -46,6 +44,22 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, folder: bool) -> None:
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["it"]
     assert (tmp_path / "it").read_text() == "before"
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "summary.md"
+    write_file(file, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_file(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
 
 
 def test_deduplication_leaves_no_scratch_files_on_a_full_disk(

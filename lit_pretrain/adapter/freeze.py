@@ -1,12 +1,11 @@
 """Freeze: parameters that training leaves as they are, by name."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, nearest
 
 # Match: which names a list of regular expressions means; one that means nothing is a mistake.
 
@@ -57,7 +56,7 @@ def _near(pattern: str, names: Sequence[str]) -> list[str]:
         pieces = kind.split(".")
         for part in {kind, *pieces, *(".".join(pieces[i:]) for i in range(1, len(pieces)))}:
             parts.setdefault(part, []).append(kind)
-    close = difflib.get_close_matches(plain, parts, n=3, cutoff=0.6)
+    close = nearest(plain, parts, limit=3)
     return list(dict.fromkeys(kind for part in close for kind in parts[part]))[:6] or kinds[:8]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from lit_pretrain.checkpoint.find import (
 )
 from lit_pretrain.checkpoint.weights import consolidated
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.run_folder import write_whole
+from lit_pretrain.files import remove_path, rename_durably, sync, write_file
 
 # Checkpoint input and output: tensors and primitives only, straight to the path that was asked for,
 # then fsync.
@@ -45,8 +44,7 @@ class PlainCheckpointIO(CheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: Optional[bool] = True
@@ -152,7 +150,7 @@ class Checkpoints(Checkpoint):
         record = self.run / CHECKPOINTS_FOLDER / BEST
         before = json.loads(record.read_text())["loss"] if record.is_file() else math.inf
         if loss < before:
-            write_whole(
+            write_file(
                 record,
                 json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step})
                 + "\n",
@@ -198,11 +196,7 @@ class Checkpoints(Checkpoint):
             ):
                 raise
             if trainer.is_global_zero:
-                (
-                    shutil.rmtree(scratch, ignore_errors=True)
-                    if scratch.is_dir()
-                    else scratch.unlink(missing_ok=True)
-                )
+                remove_path(scratch)
             free = shutil.disk_usage(self.run).free / 1e6
             raise UserError(
                 f"checkpoint {path} could not be written: {cause or error} ({free:,.0f} MB free);"
@@ -212,12 +206,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             if path.is_dir():
                 shutil.rmtree(path)
-            os.replace(scratch, path)
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # the rename itself must survive a power cut
-            finally:
-                os.close(descriptor)
+            rename_durably(scratch, path)
             self._prune(path)
         trainer.strategy.barrier("checkpoint")
         self.on_saved(time.perf_counter() - began)

@@ -42,7 +42,8 @@ def export_peft(
     from lit_pretrain.cli.exchange import write_folder
     from lit_pretrain.cli.lineage import check_files, lineage_of, stage_record
     from lit_pretrain.data.data_record import NO_DATA
-    from lit_pretrain.report.run_folder import provenance, write_whole
+    from lit_pretrain.files import write_file
+    from lit_pretrain.report.run_folder import provenance
 
     path = resolve(run, which=checkpoint)
     record = read_record(path)
@@ -55,7 +56,7 @@ def export_peft(
     language = check_files(path, accept=tuple(accept))
 
     def fill(folder: Path) -> None:
-        write_whole(folder / PEFT_CONFIG, json.dumps(config, indent=2) + "\n")
+        write_file(folder / PEFT_CONFIG, json.dumps(config, indent=2) + "\n")
         save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
         if language is not None:
             language.save(folder)
@@ -63,7 +64,7 @@ def export_peft(
             verb="adapter export", parent=str(path), started=time.strftime("%Y-%m-%dT%H:%M:%S%z")
         )
         stages = (stage_record(Path(out).name, made, NO_DATA), *lineage_of(path).stages)
-        write_whole(
+        write_file(
             folder / LINEAGE_FILENAME,
             Lineage({} if language is None else language.record(), stages).dump(),
         )

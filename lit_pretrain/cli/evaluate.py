@@ -88,7 +88,8 @@ def evaluate_run(
         page,
         run_tasks,
     )
-    from lit_pretrain.report.run_folder import TENSORBOARD, write_whole
+    from lit_pretrain.files import write_file
+    from lit_pretrain.report.run_folder import TENSORBOARD
 
     quiet_libraries()
     path = resolve(run, which=checkpoint)
@@ -131,7 +132,7 @@ def evaluate_run(
     step = step_of(path) or 0
     name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
     file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
-    write_whole(
+    write_file(
         file,
         _dump(
             evaluation_json(

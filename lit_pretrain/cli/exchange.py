@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +21,9 @@ from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.checkpoint.weights import PREFIX, SCORE
 from lit_pretrain.cli.lineage import stage_record
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import atomic_path, write_file
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.report.run_folder import CONFIG, PROVENANCE, provenance, write_whole
+from lit_pretrain.report.run_folder import CONFIG, PROVENANCE, provenance
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
@@ -36,15 +35,12 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another place, or remove it")
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        scratch.mkdir(parents=True)
-        fill(scratch)
-        os.rename(scratch, out)
+        with atomic_path(out) as scratch:
+            scratch.mkdir()
+            fill(scratch)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_run(
@@ -80,16 +76,16 @@ def write_run(
 
     def fill(folder: Path) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)
-        write_whole(folder / CONFIG, text)
+        write_file(folder / CONFIG, text)
         if language is not None:
             language.save(folder)
         made = provenance(**facts, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        write_whole(folder / PROVENANCE, json.dumps(made, indent=1) + "\n")
+        write_file(folder / PROVENANCE, json.dumps(made, indent=1) + "\n")
         lineage = Lineage(
             {} if language is None else language.record(),
             (stage_record(str(out), made, data), *behind),
         )
-        write_whole(folder / LINEAGE, lineage.dump())
+        write_file(folder / LINEAGE, lineage.dump())
         state = {PREFIX + name: tensor for name, tensor in tensors.items()} | (
             {} if score is None else {SCORE: score}
         )

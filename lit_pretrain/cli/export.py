@@ -69,9 +69,10 @@ def export_hf(
     )
     from lit_pretrain.cli.lineage import check_files, lineage_of, stage_record
     from lit_pretrain.data.data_record import NO_DATA
+    from lit_pretrain.files import write_file
     from lit_pretrain.model.config import count_parameters
     from lit_pretrain.model.transformer import Transformer
-    from lit_pretrain.report.run_folder import PROVENANCE, provenance, write_whole
+    from lit_pretrain.report.run_folder import PROVENANCE, provenance
 
     if is_hf_folder(Path(run)):
         raise UserError(f"{run} is a Hugging Face folder already")
@@ -116,7 +117,7 @@ def export_hf(
         config = to_config(
             written, dtype=name, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=pad_id
         )
-        write_whole(folder / HF_CONFIG, _json(config))
+        write_file(folder / HF_CONFIG, _json(config))
         files = write_tensors(tensors, folder, max_shard_bytes=int(max_shard_gb * 1e9))
         _write_language(folder, language, length=written.max_seq_len)
         generation = {
@@ -124,7 +125,7 @@ def export_hf(
             "eos_token_id": sorted(language.stop_ids),
             "pad_token_id": pad_id,
         }
-        write_whole(
+        write_file(
             folder / "generation_config.json",
             _json({**generation, "do_sample": True, "temperature": 0.8, "top_p": 0.95}),
         )
@@ -150,7 +151,7 @@ def export_hf(
             "logit_difference": difference,
         }
         stages = (stage, *parent.stages)
-        write_whole(folder / LINEAGE_FILENAME, Lineage(language.record(), stages).dump())
+        write_file(folder / LINEAGE_FILENAME, Lineage(language.record(), stages).dump())
         card = model_card(
             title=Path(out).name, kind=kind, parameters=count_parameters(written).total, dtype=name,
             language=language.record(),
@@ -158,7 +159,7 @@ def export_hf(
             compared=said[0],
             versions=made["versions"],
         )  # fmt: skip
-        write_whole(folder / "README.md", card)
+        write_file(folder / "README.md", card)
         if (other := other_ids(folder, tokenizer)) is not None:
             said.append(
                 f"tokenizer: {other}; PreTrainedTokenizerFast.from_pretrained reads it as it is"
@@ -289,7 +290,7 @@ def _write_language(folder: Path, language: Any, *, length: int) -> None:
     """Tokenizer and template as transformers 4 and 5 both read them: the template within the
     config and in its own file.
     """
-    from lit_pretrain.report.run_folder import write_whole
+    from lit_pretrain.files import write_file
     from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, MAP_FILENAME
 
     language.save(folder)
@@ -302,8 +303,8 @@ def _write_language(folder: Path, language: Any, *, length: int) -> None:
     config |= {**names, "additional_special_tokens": extra, "model_max_length": length}
     if language.template is not None:
         config["chat_template"] = language.template.source
-    write_whole(folder / CONFIG_FILENAME, _json(config))
-    write_whole(folder / MAP_FILENAME, _json({**names, "additional_special_tokens": extra}))
+    write_file(folder / CONFIG_FILENAME, _json(config))
+    write_file(folder / MAP_FILENAME, _json({**names, "additional_special_tokens": extra}))
 
 
 def _measured(home: Path) -> dict[str, float]:

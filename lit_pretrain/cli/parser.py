@@ -1,6 +1,5 @@
 """Parser: jsonargparse as every verb uses it, with the nearest valid name for a misspelt one."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -14,6 +13,8 @@ import yaml
 from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
+
+from lit_pretrain.errors import nearest
 
 MODE = "omegaconf+"
 # What follows keeps `--help` below half a second: one style of docstrings is tried and not four;
@@ -126,10 +127,9 @@ class Suggesting:
         ):
             return f"\nDid you mean --run {found['name']}?"
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
-        near = nearest(
-            name, _parameters(found["owner"]) if found.get("owner") else self._known_names()
-        )
-        return f"\nDid you mean {near!r}?" if near else ""
+        known = _parameters(found["owner"]) if found.get("owner") else self._known_names()
+        near = nearest(name, known, cutoff=0.75)
+        return f"\nDid you mean {near[0]!r}?" if near else ""
 
     def _known_names(self) -> list[str]:
         names: list[str] = []
@@ -147,9 +147,7 @@ def _path_hint(message: str) -> str:
     classes = [name for name, value in vars(parent).items() if inspect.isclass(value)]
     modules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
     name = match["name"]
-    near = difflib.get_close_matches(name, classes, n=1, cutoff=0.75) or difflib.get_close_matches(
-        name, modules, n=1, cutoff=0.75
-    )
+    near = nearest(name, classes, cutoff=0.75) or nearest(name, modules, cutoff=0.75)
     return f"\nDid you mean '{match['parent']}.{near[0]}'?" if near else ""
 
 
@@ -165,7 +163,7 @@ def _name_hint(message: str) -> str:
         for name, value in members.items()
         if inspect.isclass(value)
     }
-    near = difflib.get_close_matches(match["name"], list(homes), n=1, cutoff=0.6)
+    near = nearest(match["name"], homes)
     return f"\nDid you mean '{homes[near[0]]}.{near[0]}'?" if near else ""
 
 
@@ -173,16 +171,6 @@ def _parameters(path: str) -> list[str]:
     """Names that a class takes."""
     module, _, name = path.rpartition(".")
     return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-
-
-def nearest(name: str, known: list[str]) -> Optional[str]:
-    """The known name that a misspelt one most likely meant: by the whole, else by its last part."""
-    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    if whole:
-        return whole[0]
-    last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-    part = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.75)
-    return last[part[0]] if part else None
 
 
 class VerbParser(Suggesting, ArgumentParser):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Optional
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file
 from lit_pretrain.generate.conversation import Talk
-from lit_pretrain.report.run_folder import write_whole
 
 CHAT_HELP = """\
 /reset          begin anew; the system message stays
@@ -144,7 +144,7 @@ class Terminal:
         if path.exists() and path not in self.saved:
             raise UserError(f"{where} exists already; choose another name")
         try:
-            write_whole(path, json.dumps({"messages": self.talk.whole}, ensure_ascii=False) + "\n")
+            write_file(path, json.dumps({"messages": self.talk.whole}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"{where} cannot be written: {error.strerror or error}") from None
         self.saved.add(path)

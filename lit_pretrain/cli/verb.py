@@ -1,12 +1,11 @@
 """Verb: what the file of a verb declares, and how the dispatcher runs it."""
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Union
 
-from lit_pretrain.errors import UserError, message_of
+from lit_pretrain.errors import UserError, did_you_mean, message_of
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ def dispatch(command: str, verb: Union[Verb, Group], arguments: list[str]) -> in
         print(_listing(command, verb))
         return 0
     if name not in verb.parts:
-        near = difflib.get_close_matches(name, verb.parts, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UserError(f"{command} has no part {name!r}{hint} Parts: {names}")
+        hint = did_you_mean(name, verb.parts)
+        raise UserError(f"{command} has no part {name!r}.{hint} Parts: {names}")
     return dispatch(f"{command} {name}", verb.parts[name], rest)
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lit_pretrain.corpus.documents import DOCUMENTS_FILENAME
 from lit_pretrain.corpus.manifest import Chunk, SourceSplit
+from lit_pretrain.files import sync, write_file
 
 INDEX_FILENAME = "index.json"
 _DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
@@ -115,9 +116,8 @@ class ShardWriter:
         """Writes what is left, makes all files durable, and returns their record."""
         if self._rows:
             self._finish()
-        self._log.flush()
-        os.fsync(self._log.fileno())
         self._log.close()
+        sync(self._directory / _documents_part(self._part))
         tokens = sum(chunk.tokens for chunk in self._chunks)
         return SourceSplit(
             documents=self._documents, tokens=tokens, bytes=self._bytes, chunks=tuple(self._chunks)
@@ -143,7 +143,7 @@ class ShardWriter:
             ]
         )
         filename = f"chunk-{self._part}-{len(self._chunks)}.bin"
-        write_bytes_durably(self._directory / filename, data)
+        write_file(self._directory / filename, data)
         self._chunks.append(
             Chunk(
                 filename=filename,
@@ -200,7 +200,7 @@ def assemble_chunks(
                 size + split.bytes,
             )
     if chunks:
-        write_durably(directory / INDEX_FILENAME, _index(chunks, dtype, chunk_tokens))
+        write_file(directory / INDEX_FILENAME, _index(chunks, dtype, chunk_tokens))
     return SourceSplit(documents=documents, tokens=tokens, bytes=size, chunks=tuple(chunks))
 
 
@@ -287,19 +287,6 @@ def chunk_offsets(data: bytes) -> npt.NDArray[np.int64]:
     ):
         raise ValueError(f"not a chunk: its header counts {count} rows, its size is {len(data)}")
     return offsets
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a file and waits until the disk has it."""
-    write_bytes_durably(path, text.encode())
-
-
-def write_bytes_durably(path: Path, data: bytes) -> None:
-    """Writes a file and waits until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def directories_below(path: Path) -> Iterator[Path]:

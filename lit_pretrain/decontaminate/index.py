@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records, texts_of
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, file_sha256, whole
+from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.hashing import hash_ngrams, hash_words, plain_words
 
 # The config of the gate between training data and evaluation sets.
@@ -288,7 +288,7 @@ class Index:
             for name, table in self._tables()
             for part in ("hashes", "texts", "offsets")
         }
-        with whole(Path(path)) as scratch, scratch.open("wb") as file:
+        with atomic_path(Path(path)) as scratch, scratch.open("wb") as file:
             np.savez(
                 file,
                 about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),

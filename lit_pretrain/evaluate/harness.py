@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional, TextIO
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.evaluate.decontamination import Status, status_of
 
 if TYPE_CHECKING:
@@ -115,13 +115,8 @@ def load_tasks(request: EvaluationRequest) -> Any:
         manager = TaskManager(include_path=request.include)  # reads some ten thousand files
     unknown = sorted(set(request.tasks) - files - set(manager.all_tasks))
     if unknown:
-        import difflib
-
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
-        raise UserError(
-            f"there is no task {unknown[0]!r}"
-            + (f"; did you mean {', '.join(near)}?" if near else "; name one, or a YAML file")
-        )
+        hint = did_you_mean(unknown[0], manager.all_tasks, limit=3)
+        raise UserError(f"there is no task {unknown[0]!r}.{hint or ' Name one, or a YAML file.'}")
     try:
         with redirect_stderr(WithoutBars(sys.stderr)):
             return manager.load(list(request.tasks))

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_pretrain.corpus import manifest
-from lit_pretrain.corpus.chunk_writer import write_durably
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import sync
+from lit_pretrain.files import rename_durably, sync, write_file
 from lit_pretrain.prepare.engine.cluster import cancel_left
 from lit_pretrain.prepare.engine.task_stage import STATE, read_state
 from lit_pretrain.prepare.progress_table import say
@@ -71,7 +70,7 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
                 _remove(child)
         if not work.exists():
             work.mkdir()
-            write_durably(work / STATE, state)
+            write_file(work / STATE, state)
         else:
             cancel_left(work)
             if _worth_keeping(work):
@@ -86,8 +85,7 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
         yield work
         sync(work / DATASET)
         out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work / DATASET, out)  # replaces an empty directory
-        sync(out.parent)
+        rename_durably(work / DATASET, out)  # replaces an empty directory
         finished = True
     except OSError as error:
         raise UserError(

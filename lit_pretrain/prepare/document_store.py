@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from lit_pretrain.files import scratch_name
+from lit_pretrain.files import rename_durably, scratch_path, sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class DocumentWriter:
         import pyarrow.parquet
 
         self._path = path
-        self._scratch = scratch_name(path)
+        self._scratch = scratch_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = pyarrow.schema(
             [
@@ -106,9 +105,8 @@ class DocumentWriter:
                 if self._rows:
                     self._flush()
                 self._writer.close()
-                with self._scratch.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(self._scratch, self._path)
+                sync(self._scratch)
+                rename_durably(self._scratch, self._path)
         finally:
             # After a failure the buffered rows cannot be written, and nobody needs them.
             with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from lit_pretrain.corpus.manifest import Manifest, Source
 from lit_pretrain.decontaminate.contamination import ContaminationTally
 from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, file_sha256, whole
+from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.prepare import directory
 from lit_pretrain.prepare import funnel as rejects
 from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME as DUPLICATES_FILENAME
@@ -72,7 +72,7 @@ def join(out: str, datasets: Sequence[str]) -> Manifest:
                 " it, too"
             )
     try:
-        with whole(target) as scratch:
+        with atomic_path(target) as scratch:
             return _write(scratch, paths, found, labels, names)
     except OSError as error:
         raise UserError(

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_pretrain.corpus import manifest as manifests
-from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below, write_durably
+from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
 from lit_pretrain.decontaminate.contamination import ContaminationTally, gate_records
 from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.decontaminate.index import Index
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, content_hash, file_sha256, sync
+from lit_pretrain.files import canonical_hash, content_hash, file_sha256, sync, write_file
 from lit_pretrain.prepare.funnel import (
     CUT,
     END_HELD_OUT,
@@ -94,7 +94,7 @@ def record(
     )
     for path in directories_below(dataset):
         sync(path)
-    write_durably(dataset / manifests.MANIFEST_FILENAME, manifest.dump())
+    write_file(dataset / manifests.MANIFEST_FILENAME, manifest.dump())
     if (tokens := manifest.tokens("train")) < STEP_TOKENS:
         say(
             f"the {tokens:,} tokens to train on are less than a step of `fit` reads by default"
@@ -184,7 +184,7 @@ def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
     tally = ContaminationTally()
     for result in run.clean:
         tally.merge(ContaminationTally.from_json(result["gate"]))
-    write_durably(
+    write_file(
         run.dataset / CONTAMINATION_FILENAME,
         json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n",
     )
@@ -203,7 +203,7 @@ def _write_rejects(run: Preparation) -> None:
             for entry in kept.dump()
         ]
     if lines:
-        write_durably(run.dataset / REJECTS_FILENAME, "".join(lines))
+        write_file(run.dataset / REJECTS_FILENAME, "".join(lines))
 
 
 def _lines_step(splits: dict[str, SourceSplit], results: Sequence[EncodeResult]) -> StepRecord:

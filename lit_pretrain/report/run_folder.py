@@ -9,9 +9,10 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -30,22 +31,6 @@ PACKAGES = (
     "tiktoken",
     "numpy",
 )
-
-
-def write_whole(path: Path, content: Union[str, bytes]) -> None:
-    """Write a file so that it appears whole or not at all; text as UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def check_run_unused(path: Path) -> None:
@@ -135,7 +120,7 @@ class MetricsFile:
                         kept.append(line)
                 except json.JSONDecodeError:
                     break  # the line that was being written when the run was killed
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+            write_file(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.run_folder import SUMMARY, read_metrics, write_whole
+from lit_pretrain.files import write_file
+from lit_pretrain.report.run_folder import SUMMARY, read_metrics
 
 
 class Foreseen(NamedTuple):
@@ -119,5 +120,5 @@ def write_summary(
         "",
         *(["## Samples", "", *texts] if texts else []),
     ]
-    write_whole(run / SUMMARY, "\n".join(page))
+    write_file(run / SUMMARY, "\n".join(page))
     return figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -13,7 +12,7 @@ from typing import Any, Optional
 
 import yaml
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
 from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
@@ -265,10 +264,9 @@ def _choose(
     """The column of every quantity that is there; the loss under its unit."""
     for quantity, name in columns.items():
         if name not in header:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, header)
             raise UserError(
-                f"--columns {quantity}={name}: {path} has no column {name!r}{hint} Columns:"
+                f"--columns {quantity}={name}: {path} has no column {name!r}.{hint} Columns:"
                 f" {', '.join(map(repr, header))}"
             )
     chosen = {quantity: name for quantity, name in columns.items() if quantity != "loss"}

@@ -7,7 +7,6 @@ copy costs a forward pass and the memory of a network.
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, LabelledBatch, PolicyBatch, PreferenceBatch
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import atomic_path
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
@@ -261,11 +261,8 @@ def _read(file: Path) -> Tensor:
 
 
 def _write(file: Path, logp_B2: Tensor) -> None:
-    scratch = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(logp_B2, scratch)
-        os.replace(scratch, file)
+        with atomic_path(file) as scratch:
+            torch.save(logp_B2, scratch)
     except (OSError, RuntimeError) as error:
-        scratch.unlink(missing_ok=True)
         raise UserError(f"model.reference_cache: {file} cannot be written: {error}") from None

@@ -105,7 +105,7 @@ def test_help_and_misspelt_option(capsys):
         assert stop.value.code == code
     said = capsys.readouterr()
     assert "--verify" in said.out
-    assert "did you mean '--verify'?" in said.err
+    assert "Did you mean '--verify'?" in said.err
 
 
 @pytest.mark.usefixtures("no_probe")

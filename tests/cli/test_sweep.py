@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     "field": (
         {"sizes": {"w16": {"widht": 16}}},
         [],
-        "sizes: w16 has 'widht', which no shape has; did you mean 'width'?",
+        "sizes: w16 has 'widht', which no shape has. Did you mean 'width'?",
     ),
     "name": ({"sizes": {"a/b": {"width": 16}}}, [], "the name 'a/b' becomes a part of a folder's"),
     "shape": (

@@ -240,10 +240,10 @@ def test_a_conversation_is_put_as_one(trained: Path, tasks: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks=[fox_choise]"], "there is no task 'fox_choise'; did you mean fox_choice"),
+        (["--tasks=[fox_choise]"], "there is no task 'fox_choise'. Did you mean 'fox_choice'"),
         (
             ["--tasks=fox_choice, fox_choise"],
-            "there is no task 'fox_choise'; did you mean fox_choice",
+            "there is no task 'fox_choise'. Did you mean 'fox_choice'",
         ),
         (["--tasks=[missing.yaml]"], "the task file missing.yaml does not exist"),
         (["--tasks=[fox_choice]", "--batch_size=0"], "batch_size=0 must be at least 1"),

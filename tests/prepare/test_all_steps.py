@@ -214,9 +214,9 @@ from pathlib import Path
 import numpy, pyarrow.parquet, tiktoken, tokenizers
 from lit_pretrain.__main__ import main
 from lit_pretrain.prepare import pipeline
-from lit_pretrain.prepare.engine import stage as stages
+from lit_pretrain.prepare.engine import task_stage as stages
 
-write, rename = stages._write, os.rename
+write, rename = stages.write_file, os.rename
 config, folder, *places = sys.argv[1:]
 
 def die():
@@ -233,7 +233,7 @@ def prepare_until(where):
         if where == "assemble" and Path(target).name == "chunk-2-0.bin" or where == "finish" and Path(target).name == "data":
             die()
 
-    stages._write, os.rename = write_and_die, rename_and_die
+    stages.write_file, os.rename = write_and_die, rename_and_die
     main(["prepare", "--config", config, f"--out={folder}/{where}/data", "--workers=1"])
 
 for where in places:  # before any thread was started

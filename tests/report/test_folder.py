@@ -1,6 +1,4 @@
-"""The run folder: whole files, no overwriting, and a metrics file that continues where a
-checkpoint stands.
-"""
+"""The run folder: no overwriting, and metrics that continue where a checkpoint stands."""
 
 import json
 from pathlib import Path
@@ -16,24 +14,7 @@ from lit_pretrain.report.run_folder import (
     provenance,
     read_metrics,
     revision,
-    write_whole,
 )
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "summary.md"
-    write_whole(file, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(file, "new")
-    assert file.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.md"]
 
 
 def test_a_folder_with_a_run_is_not_given_to_another(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_units(tmp_path: Path) -> None:
             {"loss": "final"},
             "--columns loss=final: .* has no column 'final'.* Columns: 'Model Size', ",
         ),
-        (ROWS, {"n": "Model size"}, "did you mean 'Model Size'"),
+        (ROWS, {"n": "Model size"}, "Did you mean 'Model Size'"),
         ([{"a": 1, "b": 2, "loss": 3}], {}, r"no column is known as two of n \(parameters\)"),
         ([{"n": 1, "d": 2, "perplexity": 3}], {}, "no column is known as loss"),
         ([{"n": 1, "d": 2, "loss": 3, "val_loss": 3}], {}, "'loss', 'val_loss' could each be loss"),

@@ -1,12 +1,12 @@
 """Examine this machine (versions, devices, compiler, disk, data) and say what to mend."""
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from lit_pretrain.cli.verb import Verb
+from lit_pretrain.errors import did_you_mean
 
 VERDICTS = (
     "Verdicts: ok; note (works, but could be better); trouble (will fail). "
@@ -41,11 +41,8 @@ def main(argv: list[str]) -> int:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        parser.error(
-            f"unrecognized argument {unknown[0]!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        hint = did_you_mean(unknown[0].split("=")[0], known)
+        parser.error(f"unrecognized argument {unknown[0]!r}.{hint}")
 
     from lit_pretrain.cli.doctor import finding, folders, install, machine
     from lit_pretrain.cli.doctor.probe import IMPORTS, probe

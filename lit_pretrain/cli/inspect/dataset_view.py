@@ -269,7 +269,7 @@ def _draw(
 ) -> list[str]:
     """Writes the picture and the event files; says where."""
     from lit_pretrain.cli.inspect.dataset_figure import figure
-    from lit_pretrain.report.run_folder import write_whole
+    from lit_pretrain.files import write_file
 
     tokenizer = _tokenizer(where, manifest)
     shapes = {
@@ -283,7 +283,7 @@ def _draw(
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png")
         try:
-            write_whole(Path(png), buffer.getvalue())
+            write_file(Path(png), buffer.getvalue())
         except OSError as error:
             raise UserError(
                 f"--figure={png} cannot be written: {error.strerror or error}; choose another place"

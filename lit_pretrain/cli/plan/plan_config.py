@@ -13,7 +13,7 @@ from typing import Any, Literal, Optional
 import yaml
 from jsonargparse import Namespace
 
-from lit_pretrain.cli.parser import VerbParser, make_parser, nearest
+from lit_pretrain.cli.parser import VerbParser, make_parser
 from lit_pretrain.cli.signatures import (
     data_parameters,
     optimizer_parameters,
@@ -22,7 +22,7 @@ from lit_pretrain.cli.signatures import (
     trainer_parameters,
 )
 from lit_pretrain.cli.train.run_settings import RunSettings
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig
 
 # Settings: what a plan is asked beside the config of a run.
@@ -204,7 +204,9 @@ def _without_inner(arguments: list[str]) -> tuple[list[str], Optional[str]]:
                 raise UserError(f"{name} has no value")
             value = arguments[i + 1]
         if parts[1] not in stage_parameters():
-            raise UserError(f"there is no option {name}" + _hint(parts[1], stage_parameters()))
+            raise UserError(
+                f"there is no option {name}.{did_you_mean(parts[1], stage_parameters())}"
+            )
         if parts[1] == "schedule":
             _check({parts[2]: value}, set(schedule_parameters()), "model.schedule.")
         if parts[1] == "optimizer" and not whole and parts[2] != "class_path":
@@ -233,12 +235,7 @@ def _check(values: dict[str, Any], known: Iterable[str], prefix: str) -> None:
     names = sorted(known)
     for name in values:
         if name not in names:
-            raise UserError(f"{prefix}{name} is not an option of `fit`{_hint(name, names)}")
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, list(known))
-    return f"; did you mean {near!r}?" if near else ""
+            raise UserError(f"{prefix}{name} is not an option of `fit`.{did_you_mean(name, names)}")
 
 
 def _contents(arguments: list[str]) -> list[dict[str, Any]]:

@@ -10,10 +10,9 @@ from typing import Any, Optional, Union
 from jsonargparse import Namespace
 
 from lit_pretrain.cli.messages import warn
-from lit_pretrain.cli.parser import nearest
 from lit_pretrain.cli.signatures import data_parameters
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters, padded_vocab_size
 from lit_pretrain.scaling.flops import stage_cost
 from lit_pretrain.scaling.hardware import (
@@ -184,10 +183,9 @@ def _device(name: Optional[str]) -> Optional[Device]:
         return None
     device = find_device(name)
     if device is None:
-        near = nearest(name, known_devices())
         warn(
             f"the device {name!r} is not known: no peak, so no time from an MFU, and no limit of"
-            " memory but --memory_gib" + (f"; did you mean {near!r}?" if near else "")
+            f" memory but --memory_gib.{did_you_mean(name, known_devices())}"
         )
     return device
 

@@ -4,7 +4,6 @@ the same budget could train.
 
 from __future__ import annotations
 
-import os
 import textwrap
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +11,7 @@ from typing import Any, Optional
 import numpy as np
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import atomic_path
 from lit_pretrain.scaling.hardware import GIB
 from lit_pretrain.scaling.published import find_law
 from lit_pretrain.step_size import counted
@@ -41,16 +41,13 @@ def draw_plan(plan: dict[str, Any], path: str) -> None:
     _memory_figure(axes[0, 0], plan["memory"])
     if plan["loss"] is not None:
         _loss_figure(axes[0, 1], plan["loss"], plan["length"]["tokens"])
-    scratch = target.with_name(f".{target.stem}.tmp.png")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(scratch, dpi=130)
-        os.replace(scratch, target)
+        with atomic_path(target) as scratch:
+            figure.savefig(scratch, format="png", dpi=130)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         plt.close(figure)
-        scratch.unlink(missing_ok=True)
 
 
 def _memory_figure(axes: Any, m: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Optional
 from lit_pretrain.cli.scaling.options import duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
-from lit_pretrain.report.run_folder import write_whole
+from lit_pretrain.files import write_file
 
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
 SCRIPT, LIST = "sweep.sbatch", "sweep.txt"
@@ -55,7 +55,7 @@ def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> P
         _text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True))
         for name in names
     ]
-    write_whole(out / LIST, "".join(f"{line}\n" for line in lines))
+    write_file(out / LIST, "".join(f"{line}\n" for line in lines))
     return out / LIST
 
 
@@ -102,7 +102,7 @@ def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> 
         run.replace(f"'{out / CONFIGS}/$run.yaml'", f'"{out / CONFIGS}/$run.yaml"'),
     ]
     (out / LOGS).mkdir(parents=True, exist_ok=True)
-    write_whole(out / SCRIPT, "\n".join(script) + "\n")
+    write_file(out / SCRIPT, "\n".join(script) + "\n")
     return out / SCRIPT
 
 

@@ -134,10 +134,10 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
 def write_text(option: str, path: str, text: str) -> None:
     """Keep a result in a file that appears whole."""
     from lit_pretrain.errors import UserError
-    from lit_pretrain.report.run_folder import write_whole
+    from lit_pretrain.files import write_file
 
     try:
-        write_whole(Path(path), text)
+        write_file(Path(path), text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
 

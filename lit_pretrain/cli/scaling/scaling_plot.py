@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.report.run_folder import write_whole
+    from lit_pretrain.files import write_file
     from lit_pretrain.scaling.figures import png
 
     unknown = [name for name in options.figures if name not in FIGURES]
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     images = {name: png(figure) for name, figure in _draw(options, read_runs(options)).items()}
     try:
         for name, content in images.items():
-            write_whole(Path(options.out) / f"{name}.png", content)
+            write_file(Path(options.out) / f"{name}.png", content)
             print(Path(options.out) / f"{name}.png")
         if options.tensorboard:
             from lit_pretrain.scaling.figures import write_images

@@ -17,7 +17,7 @@ from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
-from lit_pretrain.report.run_folder import write_whole
+from lit_pretrain.files import write_file
 from lit_pretrain.scaling.planner import HOUR
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if settings.dry_run or not missing:
         return 0
     for run in missing:
-        write_whole(
+        write_file(
             out / CONFIGS / f"{run.name}.yaml",
             yaml.safe_dump(configs[run.name], sort_keys=False, allow_unicode=True, width=120),
         )
@@ -92,8 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: SweepSettings) -> None:
-    from lit_pretrain.cli.parser import nearest
-    from lit_pretrain.errors import UserError
+    from lit_pretrain.errors import UserError, did_you_mean
     from lit_pretrain.model.config import ModelConfig
 
     least = 0 if settings.engine == "slurm" else 1
@@ -125,10 +124,8 @@ def _check(settings: SweepSettings) -> None:
             )
         for field in own:
             if field not in known:
-                near = nearest(field, known)
                 raise UserError(
-                    f"sizes: {size} has {field!r}, which no shape has"
-                    + (f"; did you mean {near!r}?" if near else "")
+                    f"sizes: {size} has {field!r}, which no shape has.{did_you_mean(field, known)}"
                 )
 
 

@@ -28,6 +28,7 @@ from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, peak_dtype
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.errors import DivergedError
+from lit_pretrain.files import write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.report.run_folder import (
     CONFIG,
@@ -36,7 +37,6 @@ from lit_pretrain.report.run_folder import (
     MetricsFile,
     make_run_folder,
     provenance,
-    write_whole,
 )
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard_layout import layout, rollout_layout
@@ -147,7 +147,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     # have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
-    write_whole(latest, text)
+    write_file(latest, text)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
     cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
     data, adapter = cli.datamodule, adapter_of(cli.config)
@@ -168,7 +168,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         ),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    write_whole(
+    write_file(
         folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"),
         json.dumps(facts, indent=1) + "\n",
     )
@@ -204,11 +204,11 @@ def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> Non
         and inherited.template is not None
         and inherited.tokenizer.hash == cli.datamodule.tokenizer_hash
     ):
-        write_whole(
+        write_file(
             folder / TEMPLATE, inherited.template.source
         )  # text has no template; the network still knows its parent's
     stage = stage_record(str(folder), facts, cli.datamodule.record())
-    write_whole(
+    write_file(
         folder / LINEAGE, Lineage(ModelTokenizer.of(folder).record(), (stage, *behind)).dump()
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.files import whole
+from lit_pretrain.files import atomic_path
 from lit_pretrain.hashing import splitmix64
 from lit_pretrain.prepare.dedup.columns import Numbers, load_columns, save_columns
 from lit_pretrain.prepare.dedup.sketch import shingles
@@ -127,7 +127,7 @@ def store_shingles(
     mine = np.asarray(compared[here])
     wanted = set(mine.tolist())
     lengths = [0]
-    with whole(out) as scratch:
+    with atomic_path(out) as scratch:
         scratch.mkdir()
         with (scratch / _FLAT).open("wb") as flat:
             for number, document in enumerate(documents if wanted else (), start=begin):

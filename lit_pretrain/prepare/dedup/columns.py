@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.files import whole
+from lit_pretrain.files import atomic_path
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 
 RANGE_KEYS = 1 << 24
@@ -20,7 +20,7 @@ RANGE_KEYS = 1 << 24
 
 def save_columns(out: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Writes a directory with one .npy file an array, which appears whole or not at all."""
-    with whole(out) as scratch:
+    with atomic_path(out) as scratch:
         scratch.mkdir()
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array)
@@ -28,7 +28,7 @@ def save_columns(out: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> No
 
 def save_column(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Writes one array to a .npy file, which appears whole or not at all."""
-    with whole(path) as scratch, scratch.open("wb") as file:
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
         np.save(file, array)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import whole
+from lit_pretrain.files import write_file
 
 Advance = Callable[[int], None]
 """Takes how many bytes were done since the last call."""
@@ -144,7 +144,7 @@ class TaskStage(Generic[Result]):
         self._failure(number).unlink(missing_ok=True)
         try:
             result = self.task(number, advance)
-            _write(
+            write_file(
                 self._result(number),
                 f"{self._begin().decode()}{json.dumps(result, ensure_ascii=False)}}}",
             )
@@ -155,7 +155,7 @@ class TaskStage(Generic[Result]):
                 "disk": isinstance(error, OSError),
                 "message": str(error) if user else traceback.format_exc(),
             }
-            _write(self._failure(number), json.dumps(facts))
+            write_file(self._failure(number), json.dumps(facts))
             raise
 
     def results(self) -> list[Result]:
@@ -222,9 +222,3 @@ def read_state(work: Path) -> str | None:
         return (work / STATE).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, even when two machines write it."""
-    with whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")

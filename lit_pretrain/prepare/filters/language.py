@@ -11,10 +11,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Optional
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
-from lit_pretrain.prepare.filters.load import did_you_mean
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from jsonargparse.typing import register_type
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
-
-# Nearest: the name that a misspelt one most likely meant, for messages.
-
-
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """A question " Did you mean ...?" with a space before it, blind to case; empty when nothing
-    comes near.
-    """
-    by_lower = {spelling.lower(): spelling for spelling in sorted(known)}
-    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=cutoff)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
-
 
 # FilterSpec: a filter in a config, as class and arguments.
 

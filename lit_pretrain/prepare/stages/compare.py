@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
-from lit_pretrain.corpus.chunk_writer import write_durably
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file
 from lit_pretrain.prepare.dedup import candidates, columns, decide, lines, sketch
 from lit_pretrain.prepare.dedup.columns import ranges_for, save_columns
 from lit_pretrain.prepare.dedup.decide import REASONS, Places, stretches
@@ -76,7 +76,7 @@ def _compare_documents(run: Preparation, corpus: Comparison) -> None:
         return shown
 
     report = dedup_report(found, removed, look_up)
-    write_durably(
+    write_file(
         run.dataset / DEDUP_FILENAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     )
     for name in run.inputs:

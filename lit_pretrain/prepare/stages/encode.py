@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lit_pretrain.corpus.chunk_writer import ShardWriter
 from lit_pretrain.corpus.manifest import SPLITS, Chunk, SourceSplit
-from lit_pretrain.files import scratch_name
+from lit_pretrain.files import rename_durably, scratch_path
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.inputs import Part
@@ -89,7 +89,7 @@ class EncodeTask:
         """Write shards/<number>/<split>/."""
         config, part = self.config, self.parts[number]
         final = part_directory(self.work, number)
-        scratch = scratch_name(final)
+        scratch = scratch_path(final)
         splitter = Splitter.load(config, self.work)
         documents = end_held_out = 0
         writers: dict[str, ShardWriter] = {}
@@ -134,7 +134,7 @@ class EncodeTask:
             if writers:
                 # A run that was killed before it wrote its result may have left them.
                 shutil.rmtree(final, ignore_errors=True)
-                os.rename(scratch, final)
+                rename_durably(scratch, final)
         finally:
             for writer in writers.values():
                 writer.abort()

@@ -19,7 +19,7 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.corpus.chunk_writer import write_durably
+from lit_pretrain.files import write_file
 from lit_pretrain.prepare.dedup.columns import save_column
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance
@@ -159,7 +159,7 @@ def hold_out(run: Preparation) -> None:
         keys, sizes = np.concatenate([np.load(_keys_file(run.work, n)) for n in parts]).T
         found, run.held_out[name] = choose(keys, sizes, config.splits, chosen)
         chosen |= found
-    write_durably(_chosen_file(run.work), json.dumps(chosen))
+    write_file(_chosen_file(run.work), json.dumps(chosen))
 
 
 def wished(total: int, splits: SplitsConfig) -> dict[str, int]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from lit_pretrain.files import whole
+from lit_pretrain.files import atomic_path
 from lit_pretrain.prepare.dedup.columns import save_column
 from lit_pretrain.prepare.document_store import (
     Document,
@@ -213,7 +213,7 @@ def twice_file(work: Path, number: int) -> Path:
 
 def _link_or_copy(before: Path, after: Path) -> None:
     """Give a file a second name, or copy it where the file system has no links."""
-    with whole(after) as scratch:
+    with atomic_path(after) as scratch:
         try:
             os.link(before, scratch)
         except OSError:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from lit_pretrain.corpus.chunk_writer import write_durably
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file
 from lit_pretrain.prepare.document_store import (
     Document,
     DocumentWriter,
@@ -91,7 +91,7 @@ def train_tokenizer(run: Preparation) -> Tokenizer:
         figures.append(f"{tokenizer.vocab_size:,} ids")
     saved.mkdir(exist_ok=True)
     tokenizer.save(saved)
-    write_durably(saved / "done", "")
+    write_file(saved / "done", "")
     return tokenizer
 
 
