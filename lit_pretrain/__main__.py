@@ -77,7 +77,8 @@ def main(argv: Optional[list[str]] = None) -> int:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's, which exits with 1
                 raise KeyboardInterrupt from error
             raise
-        sys.stdout.flush()  # here and not at the interpreter's end, where a reader that has gone could not be dealt with
+        # Not at the interpreter's end, where a reader that has gone could no longer be handled.
+        sys.stdout.flush()
         return code
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)

@@ -67,7 +67,8 @@ def test_one_device_takes_the_micro_batch_that_divides() -> None:
         (
             StepSize(12, unit="pairs"), 2, 4,
             "data.micro_batch_size lowered from 4 to 3: "
-            "a step of 12 pairs leaves 6 to each of 2 devices; data.global_batch_rows=16 would keep 4",
+            "a step of 12 pairs leaves 6 to each of 2 devices; "
+            "data.global_batch_rows=16 would keep 4",
         ),
         (StepSize(4), 1, 8, "data.micro_batch_size lowered from 8 to 4: a step of 4 rows"),
         (StepSize(4096, 512), 4, 2, None),
@@ -88,7 +89,8 @@ def test_a_lowered_micro_batch_is_explained(
         (
             StepSize(4096, 512), 16, False,
             "data.global_batch_tokens=4096 must be a multiple of devices × data.seq_len = "
-            "16 × 512 = 8192; the nearest is 8192, or take 8 devices (trainer.devices × trainer.num_nodes)",
+            "16 × 512 = 8192; the nearest is 8192, "
+            "or take 8 devices (trainer.devices × trainer.num_nodes)",
         ),
         (
             StepSize(32), 3, False,
@@ -98,7 +100,8 @@ def test_a_lowered_micro_batch_is_explained(
         (
             StepSize(8, unit="answers"), 4, True,
             "data.global_batch_rows=8 must be a multiple of devices × data.micro_batch_size = "
-            "4 × 4 = 16; the nearest is 16, or take 2 devices (trainer.devices × trainer.num_nodes)",
+            "4 × 4 = 16; the nearest is 16, "
+            "or take 2 devices (trainer.devices × trainer.num_nodes)",
         ),
         (
             StepSize(300, 32), 1, False,

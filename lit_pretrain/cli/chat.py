@@ -7,8 +7,6 @@ from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.verb import Verb
 from lit_pretrain.errors import UserError
 
-# Chatting: what `lit_pretrain chat` does. Heavy imports wait until the options have been read.
-
 
 def chat(
     run: str,

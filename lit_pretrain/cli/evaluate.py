@@ -9,10 +9,6 @@ from typing import Any, Literal, Optional, Union
 from lit_pretrain.cli.verb import Verb
 from lit_pretrain.errors import UserError
 
-# Evaluation: what `lit_pretrain evaluate` does. Heavy imports wait until the options have been
-# read.
-
-
 EVALUATIONS_FOLDER = "evaluations"
 """Of a run, where reports are kept."""
 

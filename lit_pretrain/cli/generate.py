@@ -6,10 +6,6 @@ from typing import Optional
 
 from lit_pretrain.cli.verb import Verb
 
-# Generation: what `lit_pretrain generate` does. Heavy imports wait until the options have been
-# read.
-
-
 LONGEST = 256
 """Tokens of a completion, if the model has room for them."""
 

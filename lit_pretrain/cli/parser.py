@@ -216,7 +216,7 @@ def make_parser(verb: str, description: str = "") -> VerbParser:
     return parser
 
 
-# Raw arguments: what must be known before the parser can be built.
+# ---------------------------------------------------------------- before there is a parser
 
 
 def raw_option(args: list[str], name: str) -> Optional[str]:

@@ -17,10 +17,12 @@ from lit_pretrain.generate.conversation import Talk
 CHAT_HELP = """\
 /reset          begin anew; the system message stays
 /system TEXT    begin anew with another system message; without TEXT with none
-/save FILE      write the conversation to FILE as one line of JSON, which `posttrain` reads with format: messages
+/save FILE      write the conversation to FILE as one line of JSON, which `posttrain` reads with
+                format: messages
 /help           this
 /quit           leave; so does the end of the input
-A line that ends in \\ goes on in the next. A message that begins with a slash is written with two. Ctrl-C stops an answer."""
+A line that ends in \\ goes on in the next. Write a message that begins with a slash with two.
+Ctrl-C stops an answer."""
 
 
 class Terminal:

@@ -1,4 +1,7 @@
-"""Measure a finished run on its data's validation split, in nats per token and bits per byte."""
+"""Measure a finished run on its data's validation split, in nats per token and bits per byte.
+
+`test` is the same on the test split.
+"""
 
 import json
 from collections.abc import Sequence
@@ -20,8 +23,6 @@ from lit_pretrain.cli.verb import Verb
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.stage.stage import Stage
-
-# Evaluate: what `validate` and `test` do, the loss of a finished run on its held-out text.
 
 
 class EvaluateCLI(LightningCLI):
@@ -101,9 +102,8 @@ class EvaluateCLI(LightningCLI):
         self.config.model.reference_cache = None  # held-out rows alone are looked at
         self.config.model.compile = "off"
         check_precision(self.config.trainer.precision)
-        build(
-            self.config.data
-        )  # says plainly what is wrong with its settings; the parser would hide it in an error of its own
+        # Built here for its error messages, which the parser would hide in one of its own.
+        build(self.config.data)
 
     def instantiate_classes(self) -> None:
         """Make everything, and refuse data that does not speak the language of the run."""

@@ -22,7 +22,8 @@ NET = [
 QUIET = [
     "--model.compile=off", "--log_every=1", "--validate_every=0", "--sample_prompts=[]",
     "--trainer.accelerator=cpu",
-    "--trainer.precision=32-true",  # in bf16 an adapter beside its base and merged into it differ in the fourth digit
+    # In bf16 an adapter beside its base and one merged into it differ in the fourth digit.
+    "--trainer.precision=32-true",
 ]  # fmt: skip
 OBJECTIVE = "lit_pretrain.objective."
 FORMATS = {"PreferenceData": "preference", "KTOData": "kto", "ChatData": "messages"}
@@ -83,7 +84,10 @@ def posttrain(
     config = {
         "model": {
             "objective": objective,
-            "optimizer": {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.0}},
+            "optimizer": {
+                "class_path": "lit_pretrain.optim.AdamW",
+                "init_args": {"lr": 0.01, "weight_decay": 0.0},
+            },
             **model,
         },
         "data": {

@@ -71,7 +71,10 @@ def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 },
                 "max_completion_tokens": 4,
             },
-            "optimizer": {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.0}},
+            "optimizer": {
+                "class_path": "lit_pretrain.optim.AdamW",
+                "init_args": {"lr": 0.01, "weight_decay": 0.0},
+            },
         },
         "data": {
             "class_path": "lit_pretrain.data.PromptData",

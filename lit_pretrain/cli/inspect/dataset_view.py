@@ -92,7 +92,7 @@ def quality(text: str) -> tuple[float, float, float]:
     return length, int(view.counts[lettered].sum()) / total, repeated / len(text)
 
 
-# View: what a prepared dataset holds, as text, as a picture and in TensorBoard.
+# ---------------------------------------------------------------- the view
 
 
 _EXCERPT_CHARACTERS = 240

@@ -153,10 +153,12 @@ class Api:
         if len(prompt) + (asked or 1) > context:
             wanted = "" if asked is None else f" and max_tokens={asked} more were asked for"
             raise Refusal(
-                400, f"the model reads {context} tokens, its reply included; {param} has {len(prompt)}{wanted}: shorten it",
+                400,
+                f"the model reads {context} tokens, its reply included; {param} has"
+                f" {len(prompt)}{wanted}: shorten it",
                 param=param if len(prompt) >= context else "max_tokens",
                 code="context_length_exceeded",
-            )  # fmt: skip
+            )
         return asked or default
 
     async def _answer(

@@ -1,4 +1,4 @@
-"""Requests: what clients may ask for, in OpenAI's words, and what is refused."""
+"""Requests as OpenAI's clients send them, and refusals in the shape that these clients expect."""
 
 from typing import Any, Literal, Optional, Union
 
@@ -6,8 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lit_pretrain.chat.messages import joined_text
 from lit_pretrain.generate.conversation import ReplySampling
-
-# Refusal: errors in OpenAI's shape, so that its clients understand them.
 
 
 class Refusal(Exception):

@@ -196,7 +196,7 @@ def _table(size: int, values: dict[int, int]) -> npt.NDArray[np.int64]:
     return table
 
 
-# Measurement: what tokenizers make of the same text, and which ids of one of them are used.
+# ---------------------------------------------------------------- measurement
 
 
 RARE = 10

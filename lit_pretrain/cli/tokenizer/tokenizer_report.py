@@ -152,7 +152,7 @@ def _read(name: str, size: int) -> str:
         ) from None
 
 
-# Table: the report for reading, at most 140 columns wide.
+# ---------------------------------------------------------------- the table, at most 140 columns
 
 
 _WIDTH = 140

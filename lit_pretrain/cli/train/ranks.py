@@ -113,7 +113,9 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
                 time.sleep(0.05)
         if isinstance(launcher, _SubprocessScriptLauncher):
             others = list(launcher.procs)
-            launcher.procs.clear()  # or the launcher's observer takes their end for a failure and kills this process, too
+            # Otherwise the launcher's observer takes their end for a failure and kills this
+            # process, too.
+            launcher.procs.clear()
             # Of a KeyboardInterrupt Lightning makes an exit, and has killed the others already.
             interrupted = isinstance(error.__context__, KeyboardInterrupt)
             code = None if interrupted or isinstance(error, UserError) else _failure(others)

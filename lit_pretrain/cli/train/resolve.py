@@ -1,4 +1,7 @@
-"""Adapter cost: what is trained and what it takes to keep it, before anything is built."""
+"""What a parsed config means: data, precision, network, adapter and its cost, length in steps.
+
+Everything here is computed before weights or a Trainer exist, so that a mistake costs seconds.
+"""
 
 import math
 from collections.abc import Mapping
@@ -79,11 +82,7 @@ def _mb(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-# Data choice: which data module a command line names, and its settings, whichever way a config
-# writes them.
-#
-# `data` holds the settings of TextData directly, as it always has, or names another class by
-# `class_path` and `init_args`.
+# ---------------------------------------------------------------- data
 
 
 def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> bool:
@@ -137,7 +136,7 @@ def build(data: Namespace) -> BaseData:
     return cls(**values)
 
 
-# Precision: the default that the device computes fast without losing the optimizer's accuracy.
+# ---------------------------------------------------------------- precision
 
 
 def cpu_has_bf16() -> bool:
@@ -184,8 +183,7 @@ def peak_dtype(precision: str) -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
 
 
-# Parsed: the network and the adapter that a parsed config describes, as plain values or made
-# already, and what they cost.
+# ---------------------------------------------------------------- network and adapter
 
 
 def net_of(config: Namespace) -> ModelConfig:
@@ -229,8 +227,7 @@ def training_flops(config: Namespace, *, seq_len: int) -> float:
     ).training
 
 
-# Run length: steps, epochs, tokens or FLOPs, of which a run is given exactly one, as optimizer
-# steps.
+# ---------------------------------------------------------------- length
 
 
 UNITS = ("max_steps", "max_epochs", "max_tokens", "max_flops")

@@ -1,4 +1,4 @@
-"""Run place: the folder of a run, and the checkpoint that it goes on from."""
+"""Settings of a run as a whole, its folder, and the checkpoint that it goes on from."""
 
 import os
 import time
@@ -17,9 +17,6 @@ from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import check_run_unused
-
-# Run settings: where a run lives, what it starts from, how long it goes, and how often it looks
-# around.
 
 
 @dataclass

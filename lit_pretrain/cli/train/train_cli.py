@@ -42,8 +42,6 @@ from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZER
 
-# Parent: whether the data speaks the language of the weights that a run starts from.
-
 
 def check_parent(
     parent: Parent, data: BaseData, *, accept: Sequence[str] = (), mend: Optional[str] = None
@@ -153,7 +151,8 @@ class TrainCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,
             seed_everything_default=False,
-            load_from_checkpoint_support=False,  # checkpoints hold no hyper-parameters that could overrule the config
+            # Checkpoints hold no hyper-parameters that could overrule the config.
+            load_from_checkpoint_support=False,
             parser_class=TrainParser,
             parser_kwargs=parser_options(verb),
         )

@@ -1,4 +1,8 @@
-"""Trainer: Lightning's, with what a run decides and what is left to its config."""
+"""The Trainer of a run: Lightning's, with the callbacks of the run and the options that it owns.
+
+Options that a run decides by itself are refused with what to set instead (`OWNED`); the others are
+Lightning's own and reach it as they are.
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -27,8 +31,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest
 from lit_pretrain.parallel.fsdp import ShardedStrategy
 from lit_pretrain.report.run_folder import TENSORBOARD
-
-# Run callbacks: what watches a run, as its settings say.
 
 
 class RunCallbacks:

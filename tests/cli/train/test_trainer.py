@@ -73,7 +73,8 @@ class Watch(L.Callback):
             "detect_anomaly": torch.is_anomaly_enabled(),
             "plugins": type(connector._cluster_environment_flag) is LightningEnvironment,
         }
-        print("seen:", sorted(name for name, is_so in self.seen.items() if is_so), trainer.global_step)
+        seen = sorted(name for name, is_so in self.seen.items() if is_so)
+        print("seen:", seen, trainer.global_step)
 """
 
 
