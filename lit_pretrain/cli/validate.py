@@ -16,7 +16,8 @@ from lit_pretrain.checkpoint.find import config_of, resolve
 from lit_pretrain.cli.lineage import check_files
 from lit_pretrain.cli.messages import quiet_libraries
 from lit_pretrain.cli.parser import parser_options, raw_option
-from lit_pretrain.cli.train.resolve import build, check_precision, names_class
+from lit_pretrain.cli.train.precision import check_precision
+from lit_pretrain.cli.train.resolve import build, names_class
 from lit_pretrain.cli.train.train_cli import TrainParser
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.cli.verb import Verb

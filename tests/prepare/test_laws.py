@@ -171,7 +171,7 @@ def test_what_has_no_say(
         for number in rng.sample(tasks, len(tasks)):
             stage.run(number, advance)
 
-    monkeypatch.setattr(local, "run", in_any_order)
+    monkeypatch.setattr(local, "run_locally", in_any_order)
     out = tmp_path_factory.mktemp("again") / "data"
     manifest = prepare(config(folder, out, list(order), part_bytes=part_bytes, workers=3))
     if part_bytes == 10**9:

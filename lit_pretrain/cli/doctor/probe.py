@@ -122,7 +122,7 @@ def _inner(out: str, names: list[str]) -> None:
 def _ask_torch(tell: Any) -> None:
     import torch
 
-    from lit_pretrain.cli.train.resolve import default_precision
+    from lit_pretrain.cli.train.precision import default_precision
 
     tell(
         torch={

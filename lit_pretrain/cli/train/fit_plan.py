@@ -14,13 +14,8 @@ from lit_pretrain.adapter import freeze_
 from lit_pretrain.callbacks.progress import clock, short
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.cli.messages import warn
-from lit_pretrain.cli.train.resolve import (
-    adapter_cost,
-    adapter_of,
-    instantiate,
-    net_of,
-    peak_dtype,
-)
+from lit_pretrain.cli.train.precision import peak_dtype
+from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, instantiate, net_of
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters

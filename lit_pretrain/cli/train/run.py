@@ -24,8 +24,9 @@ from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.lineage import home_of, lineage_of, stage_record
 from lit_pretrain.cli.messages import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
+from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice
-from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, peak_dtype
+from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.files import write_file

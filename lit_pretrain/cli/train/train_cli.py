@@ -16,17 +16,17 @@ from lit_pretrain.cli.lineage import check_files
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
+from lit_pretrain.cli.train.precision import check_precision, default_precision
 from lit_pretrain.cli.train.resolve import (
     build,
-    check_precision,
-    default_precision,
     names_class,
     net_of,
     resolve_length,
     settings_of,
     training_flops,
 )
-from lit_pretrain.cli.train.run_settings import RunPlace, RunSettings, check_place, resolve_place
+from lit_pretrain.cli.train.run_place import RunPlace, check_place, resolve_place
+from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.cli.train.trainer import (
     RunCallbacks,
     check_owned,

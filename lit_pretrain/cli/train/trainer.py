@@ -26,7 +26,8 @@ from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.text_samples import AnswersShown, TextSamples
 from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.weights import read_metadata
-from lit_pretrain.cli.train.run_settings import RunPlace, RunSettings
+from lit_pretrain.cli.train.run_place import RunPlace
+from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest
 from lit_pretrain.parallel.fsdp import ShardedStrategy

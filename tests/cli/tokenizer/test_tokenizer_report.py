@@ -277,7 +277,7 @@ def test_usage_and_imports(capsys: pytest.CaptureFixture[str], dataset: Path) ->
     assert main(["tokenizer", "--help"]) == 0
     assert "report" in capsys.readouterr().out
     assert main(["tokenizer", "reprot"]) == 2
-    assert "no view 'reprot'" in capsys.readouterr().err
+    assert "no part 'reprot'" in capsys.readouterr().err
     code = (
         "import sys; from lit_pretrain.__main__ import main;"
         f"assert main(['tokenizer', 'report', {str(dataset)!r}, '--sample_bytes', '1000']) == 0;"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_pretrain.cli.train import resolve as precision
-from lit_pretrain.cli.train.resolve import (
+from lit_pretrain.cli.train import precision
+from lit_pretrain.cli.train.precision import (
     check_precision,
     cpu_has_bf16,
     default_precision,

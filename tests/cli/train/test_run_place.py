@@ -8,7 +8,8 @@ import pytest
 from jsonargparse import Namespace
 
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
-from lit_pretrain.cli.train.run_settings import RunPlace, RunSettings, resolve_place
+from lit_pretrain.cli.train.run_place import RunPlace, resolve_place
+from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
 
 
