@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,33 +10,9 @@ from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.remote_input import (
-    RemoteFile,
-    hub_files,
-    is_remote_input,
-    s3_objects,
-    url_file,
-)
-
-PACKED = (".gz", ".zst", ".bz2")
-"""Suffixes of files that are unpacked as they are read."""
-
-
-def _packed_or_not(*suffixes: str) -> tuple[str, ...]:
-    return tuple(f"{suffix}{packed}" for suffix in suffixes for packed in ("", *PACKED))
-
-
-_SUFFIXES = {
-    "text": _packed_or_not(".txt", ".md"),
-    "html": _packed_or_not(".html", ".htm"),
-    "jsonl": _packed_or_not(".jsonl"),
-    "parquet": (".parquet",),
-    "dataset": (".arrow",),
-    "warc": _packed_or_not(".warc", ".wet"),
-}
-"""Which files of a directory are read where the source has no `glob`."""
+from lit_pretrain.prepare.read.file_reader import reader_class
+from lit_pretrain.prepare.remote_input import RemoteFile, is_remote_input, s3_objects, url_file
 
 
 @dataclass(frozen=True)
@@ -98,20 +73,11 @@ def find_inputs(name: str, source: SourceConfig) -> Inputs:
     Raises:
         UserError: There are none, a path does not exist, or an address cannot be reached.
     """
-    if source.kind == "embedded":
-        assert source.part is not None
-        return _inputs(name, [(str(embedded.root()), _local(embedded.files(source.part)))])
-    if source.hub is not None:
-        assert source.split is not None
-        files = hub_files(
-            f"sources.{name}",
-            source.hub,
-            subset=source.subset,
-            split=source.split,
-            revision=source.revision,
-        )
-        return _inputs(name, [(str(files[0].parent), _local(files))])
-    return _inputs(name, [_find(f"sources.{name}", path, source) for path in source.paths])
+    where = f"sources.{name}"
+    if not source.paths:
+        base, files = reader_class(source.kind, where).files_without_path(where, source)
+        return _inputs(name, [(str(base), _local(files))])
+    return _inputs(name, [_find(where, path, source) for path in source.paths])
 
 
 _Found = tuple[str, list[RemoteFile]]
@@ -147,50 +113,15 @@ def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
         raise UserError(
             f"{where}.path: {path} does not exist (relative paths start at {Path.cwd()})"
         )
-    if source.kind == "dataset" and source.glob is None:
-        return _saved_dataset(where, path, source.split)
-    try:
-        found = [file for file in path.glob(source.glob or "**/*") if file.is_file()]
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{where}.glob={source.glob!r} is not a pattern below {path}: {error}"
-        ) from None
-    if source.glob is None:
-        found = [file for file in found if file.name.endswith(_SUFFIXES[source.kind])]
-    _check_any(where, str(path), found, source)
-    return str(path), _local(found)
-
-
-def _saved_dataset(where: str, path: Path, split: str | None) -> _Found:
-    """The files that `save_to_disk` wrote, as its state names them: a cache may lie beside them."""
-    splits = path / "dataset_dict.json"
-    if splits.is_file():
-        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
-        if split not in names:
-            raise UserError(
-                f"{where}: {path} has the splits {', '.join(names)}; set `split` to one of them (it"
-                f" is {split!r})"
-            )
-        path /= str(split)
-    elif split is not None:
-        raise UserError(
-            f"{where}.split={split!r}, but {path} was saved without splits; leave it out"
-        )
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        files = [path / entry["filename"] for entry in state["_data_files"]]
-        return str(path), _local(files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}.path: {path} is not a dataset as `save_to_disk` writes it ({error}); for a"
-            " folder of tables use kind parquet"
-        ) from None
+    base, files = reader_class(source.kind, where).files_below(where, path, source)
+    _check_any(where, str(base), files, source)
+    return str(base), _local(files)
 
 
 def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
     """An object, or those below a prefix."""
     base = path.rstrip("/")
-    if source.kind == "dataset" and source.split is not None:
+    if source.split is not None:
         base += f"/{source.split}"
     listed = s3_objects(base, source.storage_options)
     if base == path and (itself := [found for found in listed if found.address == base]):
@@ -203,7 +134,7 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
     fits: Callable[[str], Any] = (
         re.compile(_regex(source.glob)).fullmatch
         if source.glob
-        else lambda n: n.endswith(_SUFFIXES[source.kind])
+        else lambda n: n.endswith(reader_class(source.kind, where).suffixes)
     )
     found = [each for each in below if fits(each.address[len(base) + 1 :])]
     _check_any(where, base, found, source)
@@ -216,7 +147,7 @@ def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) ->
         wanted = (
             f"matches {source.glob!r}"
             if source.glob
-            else f"ends in {' or '.join(_SUFFIXES[source.kind])}"
+            else f"ends in {' or '.join(reader_class(source.kind, where).suffixes)}"
         )
         raise UserError(f"{where}: no file below {base} {wanted}; set `glob`, or correct `path`")
 

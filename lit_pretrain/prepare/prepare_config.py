@@ -57,6 +57,8 @@ def check_kind(
 
 TEXT_FIELDS = ("text", "url", "id", "language", "date")
 """What a source can tell about a document, by our names."""
+COMMON_SOURCE_FIELDS = ("kind", "filters", "licence", "origin")
+"""Fields of `SourceConfig` that go with every kind."""
 
 
 @dataclass(kw_only=True)
@@ -65,11 +67,12 @@ class SourceConfig:
     as they stand.
     """
 
-    kind: Literal["embedded", "text", "html", "jsonl", "parquet", "dataset", "warc"]
+    kind: str
     """embedded: the Python standard library, needs no path. text: plain files and Markdown. html:
     pages, their main text is extracted. jsonl: one JSON object a line. parquet: tables. dataset: a
     Hugging Face dataset, saved to disk or on the hub. warc: WARC or WET files, as Common Crawl has
-    them. Files ending in .gz, .zst or .bz2 are unpacked as they are read.
+    them. Files ending in .gz, .zst or .bz2 are unpacked as they are read. Or the dotted path of a
+    reader of your own, a subclass of lit_pretrain.prepare.read.file_reader.FileReader.
     """
     path: Optional[Union[str, list[str]]] = None
     """A file, or a directory that is searched with `glob`, or an s3:// address of either, or the
@@ -152,15 +155,11 @@ class SourceConfig:
         Raises:
             UserError: A field does not go with the kind, or is missing; or the name cannot be used.
         """
+        from lit_pretrain.prepare.read.file_reader import reader_class  # it imports this file
+
         _check_name(name)
         where = f"sources.{name}"
-        check_kind(
-            where,
-            self,
-            _SOURCE_FIELDS[self.kind],
-            _NEEDED[self.kind],
-            common=("kind", "filters", "licence", "origin"),
-        )
+        reader_class(self.kind, where).validate_source(where, self)
         if self.separator == "":
             raise UserError(
                 f"{where}.separator is empty; give the text between documents, or leave it out"
@@ -174,8 +173,6 @@ class SourceConfig:
                 f"{where}.path is an empty list; name at least one file, directory or address"
             )
         self._check_fields(where)
-        if self.kind == "dataset":
-            self._check_dataset(where)
 
     def _check_fields(self, where: str) -> None:
         """Our names are known, theirs are given."""
@@ -194,44 +191,6 @@ class SourceConfig:
                     f"{where}.fields.{ours}={theirs!r} is a list; only text is made of several"
                     " fields"
                 )
-
-    def _check_dataset(self, where: str) -> None:
-        """On disk or on the hub."""
-        if (self.path is None) == (self.hub is None):
-            raise UserError(
-                f"{where} is of kind dataset and needs either `path` (saved to disk) or `hub` (a"
-                " name on the Hugging Face hub)"
-            )
-        if self.hub is not None and self.split is None:
-            raise UserError(f"{where}.hub={self.hub!r} needs `split`, e.g. train")
-        if self.hub is not None and "[" in str(self.split):
-            raise UserError(
-                f"{where}.split={self.split!r} is a slice; files are read whole, so name the split"
-                " alone"
-            )
-        for label in ("subset", "revision"):
-            if self.hub is None and getattr(self, label) is not None:
-                raise UserError(
-                    f"{where}.{label} has no meaning for a dataset on disk; it goes with `hub`"
-                )
-
-
-_FILES = ("path", "glob", "storage_options")
-_SOURCE_FIELDS: dict[str, tuple[str, ...]] = {
-    "embedded": ("part",),
-    "text": (*_FILES, "separator"),
-    "html": _FILES,
-    "jsonl": (*_FILES, "fields"),
-    "parquet": (*_FILES, "fields"),
-    "dataset": (*_FILES, "fields", "hub", "subset", "split", "revision"),
-    "warc": _FILES,
-}
-_NEEDED: dict[str, tuple[str, ...]] = {
-    kind: ("path",) for kind in ("text", "html", "jsonl", "parquet", "warc")
-} | {
-    "embedded": ("part",),
-    "dataset": (),
-}
 
 
 def _check_name(name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from lit_pretrain.prepare.funnel import (
     StepRecord,
 )
 from lit_pretrain.prepare.preparation import Preparation
-from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.progress_table import say
+from lit_pretrain.prepare.read.file_reader import reader_class
 from lit_pretrain.prepare.stages.compare import all_duplicates
 from lit_pretrain.prepare.stages.encode import EncodeResult, encoded_split, part_directory
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -159,12 +158,13 @@ def _source(
     sha256s = dict(contents)
     return Source(
         kind=source.kind,
-        origin=_origin(source),
+        origin=reader_class(source.kind).describe_origin(source),
         licence=source.licence,
         files=len(run.inputs[name].files),
         input_bytes=run.inputs[name].bytes,
         content_sha256=content_hash(contents),
-        path=None if source.kind == "embedded" else run.inputs[name].base,
+        # A source without a path, such as the embedded corpus, lies elsewhere on each machine.
+        path=None if source.path is None and source.hub is None else run.inputs[name].base,
         funnel=funnel.record(
             functools.cache(lambda text: len(tokenizer.encode(text))),
             1 if tokenizer.one_separator else 2,
@@ -236,16 +236,6 @@ def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
         if path.is_file() and path not in chunks and path.name != manifests.MANIFEST_FILENAME
     )
     return {path.relative_to(dataset).as_posix(): file_sha256(path) for path in found}
-
-
-def _origin(source: SourceConfig) -> str | None:
-    """Describe the origin; the version of Python decides what the embedded corpus holds."""
-    if source.kind != "embedded":
-        return source.origin
-    return (
-        f"{source.origin or 'Python standard library'} ({platform.python_implementation()}"
-        f" {platform.python_version()})"
-    )
 
 
 def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -> None:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lit_pretrain
+from lit_pretrain.prepare.class_path import distributions_of
+from lit_pretrain.prepare.filters.load import FILTERS, expand
+from lit_pretrain.prepare.read.file_reader import READERS, reader_class
 
 if TYPE_CHECKING:
     from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 _ALWAYS = ("numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash")
-_OF_KIND = {"html": ("lxml", "trafilatura"), "warc": ("lxml", "trafilatura", "warcio")}
-"""Kind of a source -> libraries that decide what its text is. Those that only unpack or fetch
-are left out: they give what was stored.
-"""
 _MODULE = "module "
-"""Begins the name of a filter's module that belongs to no installed package: its version is the
+"""Begins the name of a user's module that belongs to no installed package: its version is the
 sha256 of its file.
 """
 _LIST = "file "
@@ -37,13 +36,12 @@ def versions(config: PrepareConfig) -> dict[str, str]:
     """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say,
     which have a version of their own.
     """
-    names = {
-        *_ALWAYS,
-        *(name for source in config.sources.values() for name in _OF_KIND.get(source.kind, ())),
-    }
-    contents: set[str] = set()
-    for source in config.sources:
-        _filters(config, source, names, contents)
+    names, contents = set(_ALWAYS), set[str]()
+    for name, source in config.sources.items():
+        names.update(reader_class(source.kind).packages)
+        if source.kind not in READERS:
+            _class_path(source.kind, names, contents)
+        _filters(config, name, names, contents)
     if config.dedup is not None and config.dedup.near is not None:
         names.add("rensa")
     return {
@@ -74,8 +72,6 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
     """Adds what the filters of a source stand on: libraries, and modules and lists of the
     user's own.
     """
-    from lit_pretrain.prepare.filters.load import FILTERS, expand
-
     for spec in expand(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
@@ -87,11 +83,15 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
         elif spec.class_path == "Url" and spec.init_args.get("datatrove_lists"):
             names.add("datatrove")
         elif spec.class_path not in FILTERS:
-            module = spec.class_path.rpartition(".")[0]
-            owners = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
-            names.update(owner for owner in owners if owner != "lit_pretrain")
-            if not owners:
-                contents.add(f"{_MODULE}{module}")
+            _class_path(spec.class_path, names, contents)
+
+
+def _class_path(path: str, names: set[str], contents: set[str]) -> None:
+    """Add the package that a user's class comes from; its module's file if it has none."""
+    packages = distributions_of(path)
+    names.update(package for package in packages if package != "lit_pretrain")
+    if not packages:
+        contents.add(f"{_MODULE}{path.rpartition('.')[0]}")
 
 
 def _version(name: str) -> str:

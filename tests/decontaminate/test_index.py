@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet, Index
 from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import plain_words
-from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare.read import embedded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -50,7 +50,7 @@ def index_of(folder: Path, questions: list[str], **config: object) -> Index:
 
 def library(limit: int = 3_000_000) -> list[str]:
     texts, size = [], 0
-    for _, text in embedded.documents("code", embedded.files("code")):
+    for _, text in embedded.module_documents("code", embedded.module_files("code")):
         texts.append(text)
         size += len(text)
         if size > limit:

@@ -17,10 +17,10 @@ import yaml
 
 from lit_pretrain.corpus.chunk_writer import chunk_offsets
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
+from lit_pretrain.prepare.read import embedded
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def passages(count: int) -> list[str]:
     some Pythons repeat themselves.
     """
     text = " ".join(
-        text for _, text in embedded.documents("prose", embedded.files("prose")) if text.isascii()
+        text for _, text in embedded.module_documents("prose", embedded.module_files("prose")) if text.isascii()
     )
     found = text.split()
     judge = GopherQuality()

@@ -102,12 +102,13 @@ HUGE = """
 import json, sys
 from pathlib import Path
 from lit_pretrain.prepare.inputs import find_inputs
-from lit_pretrain.prepare.read import BadRecord, Reader
+from lit_pretrain.prepare.read.records import BadRecord
+from lit_pretrain.prepare.read.source_reader import SourceReader
 from lit_pretrain.prepare.read.records import ReadPolicy
 from lit_pretrain.prepare.prepare_config import SourceConfig
 
 source = SourceConfig(kind="jsonl", path=sys.argv[1])
-reader = Reader(source, find_inputs("a", source).files, ReadPolicy())
+reader = SourceReader(source, find_inputs("a", source).files, ReadPolicy())
 found = [[item.reason, item.detail] if isinstance(item, BadRecord) else item.text for item in reader]
 # Not of getrusage: its peak is that of the process before exec, too, which is as large as the tests are.
 peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

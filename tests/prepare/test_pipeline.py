@@ -21,7 +21,6 @@ from lit_pretrain.corpus.chunk_writer import chunk_offsets
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig, LinesConfig
 from lit_pretrain.prepare.filters.load import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
@@ -32,8 +31,8 @@ from lit_pretrain.prepare.prepare_config import (
     TokenizerConfig,
 )
 from lit_pretrain.prepare.progress_table import dataset_table, funnel_table
-from lit_pretrain.prepare.read import lines as jsonl
-from lit_pretrain.prepare.read import reader
+from lit_pretrain.prepare.read import embedded
+from lit_pretrain.prepare.read.lines import JsonlReader
 from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -276,7 +275,7 @@ def test_a_file_that_changes_while_it_is_read(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = corpus / "code.jsonl"
-    read = jsonl.jsonl_records
+    read = JsonlReader.records
 
     def with_a_writer(*arguments: Any) -> Iterator[Any]:
         for number, found in enumerate(read(*arguments)):
@@ -284,7 +283,7 @@ def test_a_file_that_changes_while_it_is_read(
                 path.write_text(path.read_text().replace("return", "RETURN"))
             yield found
 
-    monkeypatch.setitem(reader._FORMATS, "jsonl", with_a_writer)
+    monkeypatch.setattr(JsonlReader, "records", with_a_writer)
     with pytest.raises(UserError, match=r"code\.jsonl changed while the run was at work on it"):
         prepare(config(corpus))
 
@@ -475,7 +474,7 @@ def test_copies_fall_to_one_split(corpus: Path) -> None:
 def test_missing_standard_library_tests_are_said(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(embedded, "files", lambda part: [])
+    monkeypatch.setattr(embedded, "module_files", lambda part: [])
     sources = {**config(corpus).sources, "tests": SourceConfig(kind="embedded", part="tests")}
     assert list(prepare(config(corpus, sources=sources)).sources) == ["story", "code"]
     assert "sources.tests is left out" in capsys.readouterr().err
@@ -486,8 +485,8 @@ def test_missing_standard_library_tests_are_said(
 
 
 def test_embedded_source_names_its_python(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [path for path in embedded.files("code") if path.parent.name in ("json", "email")]
-    monkeypatch.setattr(embedded, "files", lambda part: few)
+    few = [path for path in embedded.module_files("code") if path.parent.name in ("json", "email")]
+    monkeypatch.setattr(embedded, "module_files", lambda part: few)
     manifest = prepare(
         config(
             corpus, sources={"code": SourceConfig(kind="embedded", part="code", licence="PSF-2.0")}

@@ -20,8 +20,8 @@ import pytest
 import zstandard
 
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
+from lit_pretrain.prepare.read import embedded
 from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[2]
@@ -158,8 +158,8 @@ def test_shipped_configs_run(
             pyarrow.table({"text": rows}), folder / "a.parquet"
         ),
     }
-    few = {part: embedded.files(part)[:40] for part in ("code", "prose", "tests")}
-    monkeypatch.setattr(embedded, "files", few.__getitem__)
+    few = {part: embedded.module_files(part)[:40] for part in ("code", "prose", "tests")}
+    monkeypatch.setattr(embedded, "module_files", few.__getitem__)
     extra = ["--tokenizer.vocab_size=300", "--workers=1"]
     if file.stem == "open_100mb":  # what scripts/corpus.sh fetches, in little
         make_corpus(tmp_path)
@@ -201,7 +201,7 @@ def test_second_run_says_that_there_is_nothing_to_do(
     [
         (["--tokenizer.vocab_siz=300"], "tokenizer.vocab_siz"),
         (["--sources.mine.pth=x", "--sources.mine.kind=text"], "'pth' is not accepted"),
-        (["--sources.mine.kind=txt"], "'jsonl', 'parquet', 'dataset', 'warc'"),
+        (["--sources.mine.kind=txt"], "kind='txt' is unknown. Did you mean 'text'?"),
         (["--splits.validation=-1"], "splits.validation=-1.0 must be a share"),
         (["--errors=ignore"], "'replace', 'skip'"),
     ],

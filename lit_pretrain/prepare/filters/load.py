@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Union
 from jsonargparse.typing import register_type
 
 from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.prepare.class_path import import_class_path
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
 
@@ -256,35 +256,15 @@ def verdict_of(value: Any, name: str) -> Verdict:
 
 
 def _find(path: str) -> Any:
-    """The class or function behind a name."""
+    """Find the class or function behind a name."""
     if path in FILTERS:
-        return getattr(
-            importlib.import_module(f"lit_pretrain.prepare.filters.{FILTERS[path]}"), path
-        )
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
+        path = f"lit_pretrain.prepare.filters.{FILTERS[path]}.{path}"
+    elif "." not in path:
         raise UserError(
             f"filters: unknown class_path {path!r}.{did_you_mean(path, FILTERS)} Ours:"
             f" {', '.join(FILTERS)}; others need their dotted path."
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, and misses another one: its own error says so best
-        raise UserError(
-            f"filters: class_path {path}: there is no module {error.name!r}. Correct it, or put its"
-            " directory on PYTHONPATH."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"filters: class_path {path!r} is no dotted path ({error})") from None
-    if not hasattr(module, name):
-        public = [known for known in dir(module) if not known.startswith("_")]
-        raise UserError(
-            f"filters: class_path {path}: module {module_name} has no"
-            f" {name!r}.{did_you_mean(name, public)}"
-        )
-    return getattr(module, name)
+    return import_class_path(path, "filters: class_path")
 
 
 def _check_names(spec: FilterSpec, signature: inspect.Signature, *, skip: int) -> None:

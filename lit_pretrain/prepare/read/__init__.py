@@ -1,11 +1,5 @@
-"""Reading: the documents of input files, one at a time, in an order that does not depend on the
-machine.
+"""Reading: the documents of a source's files, in an order that does not depend on the machine.
 
-Each format has a file of its own and yields what `records` defines; `reader` applies the policies
-that all share.
+`file_reader` says what a reader is and lists ours; every other module holds readers for formats
+that belong together. `source_reader` applies the policies that all formats share.
 """
-
-from lit_pretrain.prepare.read.reader import Reader
-from lit_pretrain.prepare.read.records import BadRecord, ReadCounts, ReadPolicy, check_bad
-
-__all__ = ["BadRecord", "ReadCounts", "ReadPolicy", "Reader", "check_bad"]

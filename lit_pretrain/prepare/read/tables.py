@@ -1,38 +1,191 @@
-"""Arrow: the files of a saved Hugging Face dataset, whose rows are documents. They are read
-without the package `datasets`.
+"""Tables: Parquet files, and the Arrow files of a saved Hugging Face dataset; a row is a document.
+
+Datasets are read without the package `datasets`, unless they have to be fetched from the hub.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.read.file_reader import FileReader
 from lit_pretrain.prepare.read.records import (
     BadRecord,
-    Damaged,
-    Raw,
+    DamagedFile,
+    RawText,
     ReadPolicy,
     as_text,
-    join_fields,
+    join_texts,
 )
+from lit_pretrain.prepare.remote_input import hub_files
 
-# Columns: from the batches of a table to records, for Parquet and Arrow files.
+_BATCH_ROWS = 256
+"""Rows made into Python objects at a time: they need the memory of a few documents."""
+_COLUMN_BUFFER = 1 << 20
+"""Bytes of a Parquet column read ahead; without it pyarrow holds a whole row group's column."""
 
 
-BATCH_ROWS = 256
-"""Rows made into Python objects at a time: they share the memory of a few documents."""
+class ParquetReader(FileReader):
+    """Read Parquet files. Holds a few hundred rows and a page of each column."""
+
+    suffixes: ClassVar = (".parquet",)
+    options: ClassVar = (*FileReader.options, "fields")
+
+    def records(self, path: Path, name: str) -> Iterator[RawText | BadRecord]:
+        """See `FileReader`."""
+        import pyarrow
+        import pyarrow.parquet
+
+        size, group = path.stat().st_size, 0
+        group_bytes = [size]
+        try:
+            with pyarrow.parquet.ParquetFile(path, buffer_size=_COLUMN_BUFFER) as file:
+                columns = _Columns(file.schema_arrow, self.source)
+                if columns.problem is not None:
+                    yield BadRecord.of(name, *columns.problem, unread_bytes=size)
+                    return
+                metadata, row = file.metadata, 0
+                groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+                group_bytes = [
+                    sum(g.column(c).total_compressed_size for c in range(g.num_columns))
+                    for g in groups
+                ]
+                for group in range(len(groups)):
+                    for batch in file.iter_batches(
+                        batch_size=_BATCH_ROWS, row_groups=[group], columns=columns.names
+                    ):
+                        yield from columns.rows(batch, name, row, self.policy)
+                        row += batch.num_rows
+        except (PermissionError, FileNotFoundError):
+            raise
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DamagedFile(
+                f"{_first_line(error)} (row group {group})", sum(group_bytes[group:])
+            ) from None
 
 
-class Columns:
-    """Which columns of a schema the source's fields are, as paths: a field of that name, else along
-    the dots.
+class DatasetReader(FileReader):
+    """Read a Hugging Face dataset that was saved to disk, or fetch it from the hub.
+
+    Holds a few hundred rows; a file is mapped, so its pages belong to the operating system.
+    """
+
+    suffixes: ClassVar = (".arrow",)
+    options: ClassVar = (*FileReader.options, "fields", "hub", "subset", "split", "revision")
+    required: ClassVar = ()
+
+    @classmethod
+    def validate_source(cls, where: str, source: SourceConfig) -> None:
+        """Refuse also fields that go with the hub alone, or with a disk alone."""
+        super().validate_source(where, source)
+        if (source.path is None) == (source.hub is None):
+            raise UserError(
+                f"{where} is of kind dataset and needs either `path` (saved to disk) or `hub` (a"
+                " name on the Hugging Face hub)"
+            )
+        if source.hub is not None and source.split is None:
+            raise UserError(f"{where}.hub={source.hub!r} needs `split`, e.g. train")
+        if source.hub is not None and "[" in str(source.split):
+            raise UserError(
+                f"{where}.split={source.split!r} is a slice; files are read whole, so name the"
+                " split alone"
+            )
+        for name, value in (("subset", source.subset), ("revision", source.revision)):
+            if source.hub is None and value is not None:
+                raise UserError(
+                    f"{where}.{name} has no meaning for a dataset on disk; it goes with `hub`"
+                )
+
+    @classmethod
+    def files_without_path(cls, where: str, source: SourceConfig) -> tuple[Path, list[Path]]:
+        """Download the dataset to the cache of `datasets`, and find its files there."""
+        assert source.hub is not None
+        assert source.split is not None
+        files = hub_files(
+            where,
+            source.hub,
+            subset=source.subset,
+            split=source.split,
+            revision=source.revision,
+        )
+        return files[0].parent, files
+
+    @classmethod
+    def files_below(
+        cls, where: str, directory: Path, source: SourceConfig
+    ) -> tuple[Path, list[Path]]:
+        """Find the files that the state of `save_to_disk` names: a cache may lie beside them."""
+        if source.glob is not None:
+            return super().files_below(where, directory, source)
+        split, splits = source.split, directory / "dataset_dict.json"
+        if splits.is_file():
+            names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+            if split not in names:
+                raise UserError(
+                    f"{where}: {directory} has the splits {', '.join(names)}; set `split` to one of"
+                    f" them (it is {split!r})"
+                )
+            directory /= str(split)
+        elif split is not None:
+            raise UserError(
+                f"{where}.split={split!r}, but {directory} was saved without splits; leave it out"
+            )
+        try:
+            state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+            return directory, [directory / entry["filename"] for entry in state["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{where}.path: {directory} is not a dataset as `save_to_disk` writes it ({error});"
+                " for a folder of tables use kind parquet"
+            ) from None
+
+    def records(self, path: Path, name: str) -> Iterator[RawText | BadRecord]:
+        """See `FileReader`."""
+        import pyarrow
+
+        size = path.stat().st_size
+        if not size:
+            raise DamagedFile("the file is empty", 0)
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                stream, row = pyarrow.ipc.open_stream(file), 0
+                columns = _Columns(stream.schema, self.source)
+                if columns.problem is not None:
+                    yield BadRecord.of(name, *columns.problem, unread_bytes=size)
+                    return
+                for batch in stream:
+                    for start in range(0, batch.num_rows, _BATCH_ROWS):
+                        part = batch.slice(start, _BATCH_ROWS)
+                        yield from columns.rows(part, name, row, self.policy)
+                        row += part.num_rows
+                if not _has_end_mark(path):
+                    raise DamagedFile("the file ends too early", 0)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise DamagedFile(_first_line(error), size - file.tell()) from None
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().splitlines()[0]
+
+
+def _has_end_mark(path: Path) -> bool:
+    """Check for the stream's end mark: pyarrow takes a file cut between two batches for whole."""
+    with path.open("rb") as file:
+        file.seek(-8, 2)
+        return file.read() == b"\xff\xff\xff\xff\0\0\0\0"
+
+
+class _Columns:
+    """The columns of a table that a source's `fields` name, as paths into nested columns.
 
     Args:
         schema: A pyarrow schema.
-        source: Whose `fields` are looked up.
+        source: The source whose `fields` are looked up.
     """
 
     def __init__(self, schema: Any, source: SourceConfig) -> None:
@@ -47,52 +200,48 @@ class Columns:
                     "missing_field",
                     f"no column {field!r}; it has {', '.join(map(repr, schema.names))}",
                 )
-            elif not _holds_text(kind := _kind(schema, path)):
-                self.problem = ("wrong_type", f"the column {field!r} holds {kind}, not text")
+            elif not _holds_text(column_type := _type_at(schema, path)):
+                self.problem = ("wrong_type", f"the column {field!r} holds {column_type}, not text")
 
     @property
     def names(self) -> list[str]:
-        """Dotted, to be read from the file."""
+        """Dotted names of the columns to read from the file."""
         return list(dict.fromkeys(".".join(path) for path in (*self._text, *self._others.values())))
 
     def rows(
         self, batch: Any, name: str, first: int, policy: ReadPolicy
-    ) -> Iterator[Raw | BadRecord]:
-        """The rows of a batch, the first of which is `first`."""
+    ) -> Iterator[RawText | BadRecord]:
+        """Yield the rows of a batch, of which `first` is the number of the first in its file."""
         texts = [_as_bytes(batch, path).to_pylist() for path in self._text]
         others = {ours: _values(batch, path) for ours, path in self._others.items()}
         for n in range(batch.num_rows):
             origin = f"{name}:{first + n}"
             fields = as_text({ours: values[n] for ours, values in others.items()})
             if len(texts) == 1:
-                yield Raw(origin, texts[0][n] or b"", fields)
+                yield RawText(origin, texts[0][n] or b"", fields)
             else:
                 yield _join(origin, [column[n] for column in texts], fields, policy)
 
 
 def _join(
     origin: str, parts: list[bytes | None], fields: dict[str, str], policy: ReadPolicy
-) -> Raw | BadRecord:
-    """Several texts as one, each decoded for itself."""
+) -> RawText | BadRecord:
+    """Join several texts into one, each decoded by itself."""
     replaced, decoded = False, []
     for part in parts:
         try:
             decoded.append((part or b"").decode())
         except UnicodeDecodeError as error:
             if policy.errors == "skip":
-                return BadRecord.of(
-                    origin,
-                    "undecodable",
-                    f"byte at offset {error.start} is not UTF-8 ({error.reason})",
-                    part or b"",
-                )
+                detail = f"byte at offset {error.start} is not UTF-8 ({error.reason})"
+                return BadRecord.of(origin, "undecodable", detail, part or b"")
             decoded.append((part or b"").decode(errors="replace"))
             replaced = True
-    return Raw(origin, join_fields(decoded), fields, replaced)
+    return RawText(origin, join_texts(decoded), fields, replaced)
 
 
 def _path(schema: Any, field: str) -> list[str]:
-    """Names from the table's column inwards, empty where there is no such field."""
+    """Find a column of that name, else along the dots; return [] if there is none."""
     import pyarrow
 
     if field in schema.names:
@@ -100,29 +249,30 @@ def _path(schema: Any, field: str) -> list[str]:
     path = field.split(".")
     if path[0] not in schema.names:
         return []
-    kind = schema.field(path[0]).type
+    column_type = schema.field(path[0]).type
     for part in path[1:]:
-        if not pyarrow.types.is_struct(kind) or kind.get_field_index(part) < 0:
+        if not pyarrow.types.is_struct(column_type) or column_type.get_field_index(part) < 0:
             return []
-        kind = kind.field(part).type
+        column_type = column_type.field(part).type
     return path
 
 
-def _kind(schema: Any, path: list[str]) -> Any:
-    """The type at a path."""
-    kind = schema.field(path[0]).type
+def _type_at(schema: Any, path: list[str]) -> Any:
+    """Return the pyarrow type at a path."""
+    column_type = schema.field(path[0]).type
     for part in path[1:]:
-        kind = kind.field(part).type
-    return kind
+        column_type = column_type.field(part).type
+    return column_type
 
 
-def _holds_text(kind: Any) -> bool:
-    """Strings or bytes, as they are or through a dictionary; a column of nulls is text that is
-    not there.
+def _holds_text(column_type: Any) -> bool:
+    """Tell whether values are strings or bytes, plain or dictionary-encoded.
+
+    A column of nulls counts as text that is absent.
     """
     from pyarrow import types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
+    column_type = column_type.value_type if types.is_dictionary(column_type) else column_type
     tests = (
         types.is_string,
         types.is_large_string,
@@ -131,11 +281,11 @@ def _holds_text(kind: Any) -> bool:
         types.is_string_view,
         types.is_null,
     )
-    return any(test(kind) for test in tests)
+    return any(test(column_type) for test in tests)
 
 
 def _column(batch: Any, path: list[str]) -> Any:
-    """The values at a path, without dictionaries."""
+    """Return the values at a path, with dictionaries decoded."""
     import pyarrow
     import pyarrow.compute
 
@@ -146,21 +296,20 @@ def _column(batch: Any, path: list[str]) -> Any:
 
 
 def _as_bytes(batch: Any, path: list[str]) -> Any:
-    """As bytes: a damaged string column must meet the policy on encoding, not an exception."""
+    """Return texts as bytes, so that a damaged string meets the policy and raises nothing."""
     import pyarrow
 
     values = _column(batch, path)
     if values.type == pyarrow.null():
         values = values.cast(pyarrow.string())
     values = values.cast(pyarrow.large_binary())
-    values.validate(
-        full=True
-    )  # an Arrow file has no checksums, and a wrong offset would end the process
+    # An Arrow file has no checksums, and a wrong offset would end the process.
+    values.validate(full=True)
     return values
 
 
 def _values(batch: Any, path: list[str]) -> list[Any]:
-    """Whatever they are."""
+    """Return the values of any column as Python objects, with text decoded leniently."""
     values = _column(batch, path)
     if _holds_text(values.type):
         return [
@@ -168,80 +317,3 @@ def _values(batch: Any, path: list[str]) -> list[Any]:
             for value in _as_bytes(batch, path).to_pylist()
         ]
     return list(values.to_pylist())
-
-
-def arrow_records(
-    path: Path, name: str, source: SourceConfig, policy: ReadPolicy
-) -> Iterator[Raw | BadRecord]:
-    """Holds a few hundred rows; the file is mapped, so its pages are the operating system's."""
-    import pyarrow
-
-    size = path.stat().st_size
-    if not size:
-        raise Damaged("the file is empty", 0)
-    with pyarrow.memory_map(str(path)) as file:
-        try:
-            stream, row = pyarrow.ipc.open_stream(file), 0
-            columns = Columns(stream.schema, source)
-            if columns.problem is not None:
-                yield dataclasses.replace(BadRecord.of(name, *columns.problem), unread_bytes=size)
-                return
-            for batch in stream:
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    part = batch.slice(start, BATCH_ROWS)
-                    yield from columns.rows(part, name, row, policy)
-                    row += part.num_rows
-            if not _ended(path):
-                raise Damaged("the file ends too early", 0)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise Damaged(str(error).strip().splitlines()[0], size - file.tell()) from None
-
-
-def _ended(path: Path) -> bool:
-    """Whether the stream has its end mark: a reader takes a file cut between two batches for a
-    whole one.
-    """
-    with path.open("rb") as file:
-        file.seek(-8, 2)
-        return file.read() == b"\xff\xff\xff\xff\0\0\0\0"
-
-
-# Parquet: a row of a table is a document.
-
-
-_BUFFER = 1 << 20
-"""Bytes of a column read ahead; without it pyarrow holds the column of a whole row group."""
-
-
-def parquet_records(
-    path: Path, name: str, source: SourceConfig, policy: ReadPolicy
-) -> Iterator[Raw | BadRecord]:
-    """Holds a few hundred rows and a page of each column."""
-    import pyarrow
-    import pyarrow.parquet
-
-    size, group = path.stat().st_size, 0
-    left = [size]  # bytes of each row group from the current one on
-    try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
-            columns = Columns(file.schema_arrow, source)
-            if columns.problem is not None:
-                yield dataclasses.replace(BadRecord.of(name, *columns.problem), unread_bytes=size)
-                return
-            metadata, row = file.metadata, 0
-            groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-            left = [
-                sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups
-            ]
-            for group in range(len(groups)):
-                for batch in file.iter_batches(
-                    batch_size=BATCH_ROWS, row_groups=[group], columns=columns.names
-                ):
-                    yield from columns.rows(batch, name, row, policy)
-                    row += batch.num_rows
-    except (PermissionError, FileNotFoundError):
-        raise
-    except (OSError, pyarrow.ArrowException) as error:
-        raise Damaged(
-            f"{str(error).strip().splitlines()[0]} (row group {group})", sum(left[group:])
-        ) from None

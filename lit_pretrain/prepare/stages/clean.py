@@ -19,7 +19,9 @@ from lit_pretrain.prepare.inputs import Part
 from lit_pretrain.prepare.pii.redact import Redactor
 from lit_pretrain.prepare.preparation import CleanResult, CountsRecord, ExampleRecord
 from lit_pretrain.prepare.prepare_config import PrepareConfig
-from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy, check_bad
+from lit_pretrain.prepare.read.read_counts import ReadCounts, check_bad
+from lit_pretrain.prepare.read.records import BadRecord, ReadPolicy
+from lit_pretrain.prepare.read.source_reader import SourceReader
 from lit_pretrain.prepare.stages.ids import (
     has_ids,
     hashes_file,
@@ -49,7 +51,7 @@ class CleanTask:
             ),
         )
         policy = ReadPolicy(config.errors, config.too_large, config.max_document_bytes)
-        reader = Reader(
+        reader = SourceReader(
             config.sources[part.source], part.files, policy, self.work / "fetched" / f"{number:05d}"
         )
         place = list(config.sources).index(part.source) if has_ids(config, part.source) else None

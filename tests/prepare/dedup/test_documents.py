@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
 from lit_pretrain.prepare.dedup.dedup_config import (
     ContainmentConfig,
@@ -21,6 +20,7 @@ from lit_pretrain.prepare.dedup.dedup_config import (
 )
 from lit_pretrain.prepare.dedup.sketch import min_hashes, shingles
 from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.read import embedded
 
 NEAR = DedupConfig()
 WITH_CONTAINMENT = DedupConfig(containment=ContainmentConfig())
@@ -54,7 +54,7 @@ def passages(count: int, words: int = 400) -> list[str]:
         r"[\w.,;:'()-]+",
         " ".join(
             text
-            for _, text in embedded.documents("prose", embedded.files("prose"))
+            for _, text in embedded.module_documents("prose", embedded.module_files("prose"))
             if text.isascii()
         ),
     )

@@ -21,13 +21,13 @@ from datatrove.pipeline.filters import (
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from lit_pretrain.prepare import embedded
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.c4 import C4
 from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict, View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
 from lit_pretrain.prepare.filters.gopher_repetition import GopherRepetition
+from lit_pretrain.prepare.read import embedded
 
 
 class WhiteSpace(WordTokenizer):
@@ -241,10 +241,10 @@ def texts() -> list[str]:
     all shorter than 8,000 characters.
     """
     rng = random.Random(0)
-    prose_files = embedded.files("prose")
+    prose_files = embedded.module_files("prose")
     reference = [path for path in prose_files if path.name == "topics.py"]
-    prose = [text for _, text in embedded.documents("prose", [*prose_files[:40], *reference])]
-    code = [text for _, text in embedded.documents("tests", embedded.files("tests")[:40])]
+    prose = [text for _, text in embedded.module_documents("prose", [*prose_files[:40], *reference])]
+    code = [text for _, text in embedded.module_documents("tests", embedded.module_files("tests")[:40])]
     chosen = rng.sample([text for text in prose if text.strip()], 60) + rng.sample(
         [text for text in code if text.strip()], 10
     )

@@ -10,7 +10,9 @@ import pytest
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.inputs import find_inputs
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read import BadRecord, ReadCounts, Reader, ReadPolicy
+from lit_pretrain.prepare.read.read_counts import ReadCounts
+from lit_pretrain.prepare.read.records import BadRecord, ReadPolicy
+from lit_pretrain.prepare.read.source_reader import SourceReader
 
 
 @dataclass
@@ -51,7 +53,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         source.validate("mine")
         inputs = find_inputs("mine", source)
         scratch = tmp_path_factory.mktemp("scratch")
-        reader = Reader(source, inputs.files, policy or ReadPolicy(), scratch)
+        reader = SourceReader(source, inputs.files, policy or ReadPolicy(), scratch)
         found = list(reader)
         documents = [item for item in found if isinstance(item, Document)]
         bad = [item for item in found if isinstance(item, BadRecord)]

@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.read import ReadPolicy
-from lit_pretrain.prepare.read import lines as text
-from lit_pretrain.prepare.read.records import ReadCounts
+from lit_pretrain.prepare.inputs import find_inputs
+from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.read import lines as lines_module
+from lit_pretrain.prepare.read.read_counts import ReadCounts
+from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.read.source_reader import SourceReader
 
 ROWS = ["one", "zwei Grüße", "中\n文", "x" * 10_000]
 PACK = {
@@ -240,11 +243,12 @@ def test_an_id_that_occurred_before_is_bad_where_ids_are_mapped(tmp_path: Path, 
     limit=st.integers(0, 50),
 )
 def test_pieces_between_separators(data: str, separator: str, block: int, limit: int) -> None:
-    original, text._BLOCK_text = text._BLOCK_text, block
+    original, lines_module.BLOCK_BYTES = lines_module.BLOCK_BYTES, block
     try:
-        pieces = list(text.pieces(io.BytesIO(data.encode()), separator.encode(), limit))
+        stream = io.BytesIO(data.encode())
+        pieces = list(lines_module.split_stream(stream, separator.encode(), limit))
     finally:
-        text._BLOCK_text = original
+        lines_module.BLOCK_BYTES = original
     expected = data.encode().split(separator.encode())
     assert len(pieces) == len(expected)
     for piece, whole in zip(pieces, expected, strict=True):
@@ -263,18 +267,16 @@ def test_separator_makes_documents(tmp_path: Path, read: Any) -> None:
 
 
 def test_a_slice_of_the_files_gives_its_part_of_the_documents(tmp_path: Path) -> None:
-    from lit_pretrain.prepare.inputs import find_inputs
-    from lit_pretrain.prepare.prepare_config import SourceConfig
-    from lit_pretrain.prepare.read import Reader
-
     for n in range(5):
         (tmp_path / f"{n}.jsonl").write_bytes(
             lines([{"text": f"{n} {k}"} for k in range(3)]) + b"bad\n" * n
         )
     source = SourceConfig(kind="jsonl", path=str(tmp_path))
     files = find_inputs("mine", source).files
-    whole = Reader(source, files, ReadPolicy())
-    parts = [Reader(source, part, ReadPolicy()) for part in (files[:2], files[2:3], files[3:])]
+    whole = SourceReader(source, files, ReadPolicy())
+    parts = [
+        SourceReader(source, part, ReadPolicy()) for part in (files[:2], files[2:3], files[3:])
+    ]
     assert list(whole) == [item for part in parts for item in part]
     assert sum((part.counts for part in parts), ReadCounts()) == whole.counts
 
@@ -300,14 +302,17 @@ def test_a_line_of_any_length_takes_no_more_memory_than_the_limit(
     long = b'{"text": "' + b"x" * 60_000_000 + b'"}\n{"text": "end"}\n'
     path.write_bytes(PACK[suffix](long))
     code = (
-        "import resource, sys\nfrom lit_pretrain.prepare.inputs import find_inputs as find\nfrom"
-        " lit_pretrain.prepare.read import Reader, ReadPolicy\nfrom lit_pretrain.prepare.prepare_config"
-        " import SourceConfig\nimport zstandard, xxhash\nsource = SourceConfig(kind='jsonl',"
-        " path=sys.argv[1])\nbefore ="
-        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nprint([type(item).__name__ for item"
-        " in Reader(source, find('a', source).files,"
-        " ReadPolicy(max_document_bytes=100_000))])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-        " - before)\n"
+        "import resource, sys\n"
+        "from lit_pretrain.prepare.inputs import find_inputs\n"
+        "from lit_pretrain.prepare.prepare_config import SourceConfig\n"
+        "from lit_pretrain.prepare.read.records import ReadPolicy\n"
+        "from lit_pretrain.prepare.read.source_reader import SourceReader\n"
+        "import zstandard, xxhash\n"
+        "source = SourceConfig(kind='jsonl', path=sys.argv[1])\n"
+        "files, policy = find_inputs('a', source).files, ReadPolicy(max_document_bytes=100_000)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print([type(item).__name__ for item in SourceReader(source, files, policy)])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True

@@ -25,7 +25,8 @@ from lit_pretrain.prepare import remote_input as remote
 from lit_pretrain.prepare.inputs import InputFile, find_inputs
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig, TokenizerConfig
-from lit_pretrain.prepare.read import Reader, ReadPolicy
+from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.read.source_reader import SourceReader
 
 ROWS = [f"row {n} {n * 7919 % 10007}" for n in range(2000)]
 BODY = "".join(json.dumps({"text": row}) + "\n" for row in ROWS).encode()
@@ -120,7 +121,9 @@ def test_a_connection_that_always_breaks_is_an_error_and_no_half_file(
     server: Server, tmp_path: Path
 ) -> None:
     source = SourceConfig(kind="jsonl", path=address(server, "broken/a.jsonl"))
-    reader = Reader(source, find_inputs("mine", source).files, ReadPolicy(), tmp_path / "scratch")
+    reader = SourceReader(
+        source, find_inputs("mine", source).files, ReadPolicy(), tmp_path / "scratch"
+    )
     with pytest.raises(
         UserError,
         match=(
@@ -166,7 +169,7 @@ def test_a_file_that_changed_since_it_was_listed_is_not_read(
 ) -> None:
     url = address(server, "files/a.jsonl")
     for size in (len(BODY) - 1, len(BODY) + 1):
-        reader = Reader(
+        reader = SourceReader(
             SourceConfig(kind="jsonl", path=url),
             [InputFile("a.jsonl", url, size)],
             ReadPolicy(),
@@ -187,7 +190,7 @@ def test_a_full_disk_is_not_taken_for_the_network(
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(UserError, match=r"a\.jsonl.*No space left on device"):
         list(
-            Reader(
+            SourceReader(
                 SourceConfig(kind="jsonl", path=url),
                 [InputFile("a.jsonl", url, len(BODY))],
                 ReadPolicy(),
@@ -416,7 +419,7 @@ def test_an_object_that_vanished_is_said(store: tuple[Any, dict[str, str]], tmp_
     with pytest.raises(
         UserError, match=r"cannot fetch s3://raw/gone/a\.txt: .*NoSuchKey"
     ) as caught:
-        list(Reader(source, files, ReadPolicy(), tmp_path))
+        list(SourceReader(source, files, ReadPolicy(), tmp_path))
     assert "aws_secret" not in str(caught.value)
 
 

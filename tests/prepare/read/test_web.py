@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.read import ReadPolicy
+from lit_pretrain.prepare.read.records import ReadPolicy
 
 pytest.importorskip("trafilatura")
 pytest.importorskip("warcio")
@@ -32,9 +32,9 @@ def page(paragraphs: list[str] = PARAGRAPHS, *, head: str = "", title: str = "Th
     body = "".join(f"<p>{text}</p>" for text in paragraphs)
     menu = "".join(f'<li><a href="/{n}">Menu entry {n}</a></li>' for n in range(10))
     return (
-        "<!DOCTYPE"
-        f" html><html><head>{head}<title>{title}</title></head><body><nav><ul>{menu}</ul></nav><article><h1>A"
-        f" morning</h1>{body}</article><footer>Copyright, imprint, cookies</footer></body></html>"
+        f"<!DOCTYPE html><html><head>{head}<title>{title}</title></head>"
+        f"<body><nav><ul>{menu}</ul></nav><article><h1>A morning</h1>{body}</article>"
+        "<footer>Copyright, imprint, cookies</footer></body></html>"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_pretrain.prepare import embedded
+from lit_pretrain.prepare.read import embedded
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr(embedded, "root", lambda: tmp_path)
+    monkeypatch.setattr(embedded, "library_root", lambda: tmp_path)
     return tmp_path
 
 
 def documents(part: str) -> dict[str, str]:
-    return dict(embedded.documents(part, embedded.files(part)))
+    return dict(embedded.module_documents(part, embedded.module_files(part)))
 
 
 def test_code_is_the_modules(library: Path) -> None:
@@ -69,18 +69,18 @@ def test_prose_is_docstrings_and_topics(library: Path) -> None:
 
 
 def test_a_distribution_without_tests_has_none(library: Path) -> None:
-    for path in embedded.files("tests"):
+    for path in embedded.module_files("tests"):
         path.unlink()
-    assert embedded.files("tests") == []
+    assert embedded.module_files("tests") == []
 
 
 def test_this_python() -> None:
-    code, tests = embedded.files("code"), embedded.files("tests")
+    code, tests = embedded.module_files("code"), embedded.module_files("tests")
     assert not set(code) & set(tests)
-    assert [path for path in embedded.files("prose") if path.name != "topics.py"] == code
+    assert [path for path in embedded.module_files("prose") if path.name != "topics.py"] == code
     assert {"json/decoder.py", "ast.py"} <= {
-        path.relative_to(embedded.root()).as_posix() for path in code
+        path.relative_to(embedded.library_root()).as_posix() for path in code
     }
     assert not any("site-packages" in path.parts for path in [*code, *tests])
     some = [path for path in code if path.parent.name == "json"]
-    assert "JSON" in dict(embedded.documents("prose", some))["json/__init__.py"]
+    assert "JSON" in dict(embedded.module_documents("prose", some))["json/__init__.py"]

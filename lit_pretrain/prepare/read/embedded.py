@@ -13,36 +13,69 @@ import ast
 import functools
 import io
 import os
+import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
+
+from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.read.file_reader import FileReader
+from lit_pretrain.prepare.read.records import RawText
 
 _TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 _TOPICS = "pydoc_data/topics.py"
 
 
-@functools.cache  # sysconfig takes a quarter of a millisecond
-def root() -> Path:
-    """Directory of the standard library."""
+class EmbeddedReader(FileReader):
+    """Read the modules of a part of the standard library."""
+
+    options: ClassVar = ("part",)
+    required: ClassVar = ("part",)
+
+    @classmethod
+    def files_without_path(cls, where: str, source: SourceConfig) -> tuple[Path, list[Path]]:
+        """List the modules of the part."""
+        assert source.part is not None
+        return library_root(), module_files(source.part)
+
+    @classmethod
+    def describe_origin(cls, source: SourceConfig) -> str:
+        """Name the interpreter, whose version decides what the corpus holds."""
+        return (
+            f"{source.origin or 'Python standard library'} ({platform.python_implementation()}"
+            f" {platform.python_version()})"
+        )
+
+    def records(self, path: Path, name: str) -> Iterator[RawText]:
+        """See `FileReader`."""
+        assert self.source.part is not None
+        for origin, text in module_documents(self.source.part, [path]):
+            yield RawText(origin, text)
+
+
+@functools.cache  # sysconfig takes a quarter of a millisecond.
+def library_root() -> Path:
+    """Return the directory of the standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
-def files(part: str) -> list[Path]:
-    """The modules that a part is made of, by name, wherever the library lies.
+def module_files(part: str) -> list[Path]:
+    """List the modules that a part is made of, by name, wherever the library lies.
 
     `prose` is made of the same modules as `code`, and of the file that holds the language
     reference. What describes this machine rather than Python (build settings) is left out.
     """
     found: list[tuple[str, Path]] = []
-    for directory, children, names in os.walk(root()):
+    for directory, children, names in os.walk(library_root()):
         children[:] = [
             name
             for name in children
             if name not in _NOT_THE_LIBRARY and not name.startswith("config-")
         ]
-        relative = Path(directory).relative_to(root())
+        relative = Path(directory).relative_to(library_root())
         if (part == "tests") != bool(_TEST_DIRECTORIES.intersection(relative.parts)):
             continue
         for name in names:
@@ -56,12 +89,13 @@ def files(part: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """(origin, text) of every document of some modules of a part. Files that are not text, as
-    some test data, are left out.
+def module_documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Yield (origin, text) of every document of some modules of a part.
+
+    Files that are not text, as some test data, are left out.
     """
     for path in modules:
-        origin = path.relative_to(root()).as_posix()
+        origin = path.relative_to(library_root()).as_posix()
         source = _source(path)
         if source is None:
             continue
@@ -75,7 +109,7 @@ def documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _source(path: Path) -> str | None:
-    """A module's text in the encoding that it declares; None where that fails, as some test
+    """Return a module's text in the encoding that it declares; None where that fails, as some test
     data must.
     """
     try:
@@ -87,7 +121,7 @@ def _source(path: Path) -> str | None:
 
 
 def _topics(source: str) -> dict[str, str]:
-    """The dictionary that the module of the language reference consists of."""
+    """Parse the dictionary that the module of the language reference consists of."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign):
             topics: dict[str, str] = ast.literal_eval(node.value)
@@ -95,10 +129,10 @@ def _topics(source: str) -> dict[str, str]:
     return {}
 
 
-@functools.cache  # two passes read the corpus: the result is 2 MB, parsing takes 2 s
+@functools.cache  # Two passes read the corpus: the result is 2 MB, parsing takes 2 s.
 def _docstrings(source: str) -> str:
-    """The docstrings of a module, its classes and functions, in the order of the text, a blank
-    line between them.
+    """Join the docstrings of a module, its classes and functions in the order of the text, with a
+    blank line between them.
     """
     try:
         tree = ast.parse(source)
@@ -110,8 +144,9 @@ def _docstrings(source: str) -> str:
 def _documented(
     node: ast.AST,
 ) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Whatever can have a docstring, in the order of the text. Expressions hold none, and are
-    most of a tree.
+    """Yield whatever can have a docstring, in the order of the text.
+
+    Expressions hold none, and are most of a tree.
     """
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield node
