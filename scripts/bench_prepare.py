@@ -85,8 +85,8 @@ def bench_filters(megabytes: float, repeats: int) -> None:
     )
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-    from lit_pretrain.prepare.filters.c4 import sentences
-    from lit_pretrain.prepare.filters.load import Chain
+    from lit_pretrain.prepare.filters.c4 import count_sentences
+    from lit_pretrain.prepare.filters.chain import Chain
 
     class WhiteSpace(WordTokenizer):  # type: ignore[misc]
         def word_tokenize(self, text: str) -> list[str]:
@@ -98,7 +98,7 @@ def bench_filters(megabytes: float, repeats: int) -> None:
         def span_tokenize(
             self, text: str
         ) -> list[tuple[int, int]]:  # as many as ours has: C4 only counts them
-            return [(0, 0)] * sentences(text)
+            return [(0, 0)] * count_sentences(text)
 
     documents = texts(megabytes)
     splitter = WhiteSpace()

@@ -9,8 +9,8 @@ from lit_pretrain.decontaminate.index import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.engine.task_stage import RayConfig, SlurmConfig
-from lit_pretrain.prepare.filters.load import FilterEntry
-from lit_pretrain.prepare.pii.redact import PiiConfig
+from lit_pretrain.prepare.filters.filter_spec import FilterEntry
+from lit_pretrain.prepare.pii.pii_config import PiiConfig
 
 
 def refuse_null(config: Any, where: str = "") -> None:
@@ -390,7 +390,7 @@ class PrepareConfig:
         Raises:
             UserError: A value is out of range, or a field does not go with its kind.
         """
-        from lit_pretrain.prepare.filters.load import Chain  # numpy, which --help can do without
+        from lit_pretrain.prepare.filters.chain import Chain  # numpy, which --help can do without
 
         refuse_null(self)
         if not self.sources:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import lit_pretrain
 from lit_pretrain.prepare.class_path import distributions_of
-from lit_pretrain.prepare.filters.load import FILTERS, expand
+from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
 from lit_pretrain.prepare.read.file_reader import READERS, reader_class
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
     """Adds what the filters of a source stand on: libraries, and modules and lists of the
     user's own.
     """
-    for spec in expand(config.filters_of(source)):
+    for spec in expand_filters(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
                 contents.update(

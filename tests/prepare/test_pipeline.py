@@ -22,7 +22,7 @@ from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig, LinesConfig
-from lit_pretrain.prepare.filters.load import FilterSpec
+from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import (
     PrepareConfig,

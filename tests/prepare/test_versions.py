@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, NearConfig
-from lit_pretrain.prepare.filters.load import FilterSpec
+from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.versions import difference, versions
 

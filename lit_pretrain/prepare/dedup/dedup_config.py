@@ -1,7 +1,6 @@
 """The config of deduplication."""
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 from lit_pretrain.errors import UserError
 
@@ -62,11 +61,11 @@ class DedupConfig:
 
     exact: bool = True
     """Remove documents whose text is the same."""
-    near: Optional[NearConfig] = field(default_factory=NearConfig)
+    near: NearConfig | None = field(default_factory=NearConfig)
     """Remove documents that are nearly the same. Null: off."""
-    containment: Optional[ContainmentConfig] = None
+    containment: ContainmentConfig | None = None
     """Remove documents that lie within a longer one. Null: off."""
-    lines: Optional[LinesConfig] = None
+    lines: LinesConfig | None = None
     """Remove lines that stood in an earlier document. Null: off."""
 
     def validate(self) -> None:

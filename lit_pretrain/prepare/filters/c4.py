@@ -16,7 +16,6 @@ matters only for pages of fewer kept lines than `min_sentences`, since a line ha
 from __future__ import annotations
 
 import re
-from typing import Optional
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
@@ -36,8 +35,9 @@ _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
 
 
 class C4:
-    """Drops lines, then removes pages with too little left. The text that is kept has its lines
-    stripped and joined by a line feed.
+    """Drop lines, then remove pages with too little left.
+
+    The lines of a kept text are stripped and joined by a line feed.
 
     Reasons: lorem_ipsum, curly_bracket, too_few_sentences, nothing_left. Changes: lines_dropped,
     citations_removed, white_space.
@@ -45,11 +45,11 @@ class C4:
     Args:
         terminal_punctuation: Keep only lines that end in one of . ? ! " ' and not in "...".
             FineWeb's recipe switches it off.
-        min_sentences: Fewest sentences in the lines that are kept; null: any number.
-        min_words_per_line: Fewest words of a line; null: any number.
-        max_word_length: Longest word of a line, in characters; null: any length.
+        min_sentences: Fewest sentences in the lines that are kept; null for any number.
+        min_words_per_line: Fewest words of a line; null for any number.
+        max_word_length: Longest word of a line, in characters; null for any length.
         curly_brackets: Remove pages with "{" in such a line.
-        javascript: Drop lines that name it.
+        javascript: Drop lines that mention JavaScript.
         policy: Drop lines about cookies, terms of use and privacy policies.
         lorem_ipsum: Remove pages with this phrase in such a line.
         citations: Take out Wikipedia's marks: [1], [], [edit], [citation needed].
@@ -59,9 +59,9 @@ class C4:
         self,
         *,
         terminal_punctuation: bool = True,
-        min_sentences: Optional[int] = 5,
-        min_words_per_line: Optional[int] = 3,
-        max_word_length: Optional[int] = 1000,
+        min_sentences: int | None = 5,
+        min_words_per_line: int | None = 3,
+        max_word_length: int | None = 1000,
         curly_brackets: bool = True,
         javascript: bool = True,
         policy: bool = True,
@@ -80,9 +80,8 @@ class C4:
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
-        suspect = (
-            _PHRASES.search(view.lowered) is not None
-        )  # most pages hold none of the phrases: one search instead of one a line
+        # Most pages hold none of the phrases: search once instead of once a line.
+        suspect = _PHRASES.search(view.lowered) is not None
         kept: list[str] = []
         dropped = cited = False
         for whole in view.lines:
@@ -105,7 +104,7 @@ class C4:
             ):
                 dropped = dropped or bool(stripped)
                 continue
-            if suspect or line is not stripped:  # taking a mark out may join a phrase
+            if suspect or line is not stripped:  # Taking a mark out may join a phrase.
                 removal, drop = self._phrases(line.lower())
                 if removal:
                     return remove(removal)
@@ -114,24 +113,25 @@ class C4:
                     continue
             cited = cited or len(line) != len(stripped)
             kept.append(line)
-        if len(kept) < self._min_sentences and sum(map(sentences, kept)) < self._min_sentences:
+        if (
+            len(kept) < self._min_sentences
+            and sum(map(count_sentences, kept)) < self._min_sentences
+        ):
             return remove("too_few_sentences")
         text = "\n".join(kept).strip()
         if not text:
             return remove("nothing_left")
         if text == view.text:
             return KEEP
-        return Verdict(
-            True,
-            "lines_dropped" if dropped else "citations_removed" if cited else "white_space",
-            text,
-        )
+        change = "lines_dropped" if dropped else "citations_removed" if cited else "white_space"
+        return Verdict(True, change, text)
 
     def _has_long_word(self, line: str) -> bool:
+        """Tell whether a line has a word above `max_word_length`."""
         return max(map(len, line.split()), default=0) > (self._max_word_length or 0)
 
     def _phrases(self, line: str) -> tuple[str, bool]:
-        """(why the page goes, whether the line does), in the order of the authors' code."""
+        """Say why the page goes, and whether the line does, in the order of the authors' code."""
         if self._lorem_ipsum and "lorem ipsum" in line:
             return "lorem_ipsum", True
         if self._javascript and "javascript" in line:
@@ -141,9 +141,11 @@ class C4:
         return "", self._policy and any(phrase in line for phrase in _POLICY)
 
 
-def sentences(line: str) -> int:
-    """Sentences of a line: runs of . ? ! with what closes after them, before white space or the
-    end; an unfinished rest is one more.
+def count_sentences(line: str) -> int:
+    """Count the sentences of a line.
+
+    A sentence ends with a run of . ? ! and what closes after it, before white space or the end of
+    the line; an unfinished rest is one more.
     """
     line = line.rstrip()
     count, end = 0, 0

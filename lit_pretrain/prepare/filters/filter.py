@@ -1,11 +1,7 @@
-"""Punctuation: which characters end a sentence, and which make a word of symbols.
-
-Code points in hexadecimal, so that the result does not depend on the Unicode version of a library.
-"""
+"""Filter: what judges one document, what it is given, and what it says."""
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -17,49 +13,54 @@ import numpy.typing as npt
 from lit_pretrain.hashing import words
 from lit_pretrain.prepare.document_store import Document
 
-_SENTENCE_ENDS = """
-21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6 17d9-17da 1803
-1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f 203c-203d 2047-2049 2e2e 2e3c 2e53-2e54 3002 a4ff
-a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 abeb fe52 fe56-fe57 ff01 ff0e ff1f ff61
-10a56-10a57 10f55-10f59 10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df 11238-11239 1123b-1123c
-112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c 11c41-11c42 11ef7-11ef8
-11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88
-"""
-_SYMBOLS = """
-0-1f 7f-9f ab b4 bb 2013-2014 2019 201c-201e 2026 2236 2501 25ba
-3001-3002 3008-300d 3010-3011 ff01 ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e
-"""
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
-def _ranges(text: str) -> frozenset[str]:
-    """Characters of a list of code points and ranges."""
-    found: set[str] = set()
-    for part in text.split():
-        low, _, high = part.partition("-")
-        found.update(map(chr, range(int(low, 16), int(high or low, 16) + 1)))
-    return frozenset(found)
+class Filter(Protocol):
+    """Judge documents. The same document gets the same verdict in every process and order."""
+
+    def __call__(self, document: Document, view: View) -> Verdict:
+        """Judge one document.
+
+        Args:
+            document: The document as the filters before left it.
+            view: Its text, split and counted; all filters of a chain share it.
+        """
+        ...
 
 
-SENTENCE_ENDS = _ranges(_SENTENCE_ENDS)
-"""Unicode's Sentence_Terminal (159 characters of many scripts), as FineWeb's line rule uses it;
-an ellipsis is none.
-"""
+class Verdict(NamedTuple):
+    """Keep or remove a document, and why."""
 
-SYMBOLS = SENTENCE_ENDS | _ranges(_SYMBOLS) | frozenset(string.punctuation)
-"""Punctuation and control characters: a word of nothing else is no word for Gopher's counts
-(datatrove's reading of the paper, its full-width digit one included).
-"""
+    keep: bool
+    """False removes the document."""
+    reason: str = ""
+    """Of a removal, the rule that was broken, in lower case with underscores. Of an edited text,
+    what was done to it.
+    """
+    text: str | None = None
+    """The text after the filter; None if the filter leaves it as it is."""
+    fields: Mapping[str, str] = _NO_FIELDS
+    """What the filter found out about the document (its language); it replaces the document's own
+    fields of the same name.
+    """
 
 
-# View: what several filters look at in one text, each part computed once and only if asked for.
+KEEP = Verdict(keep=True)
+"""The verdict on a document that breaks no rule."""
+
+
+def remove(reason: str) -> Verdict:
+    """Return the verdict that removes a document."""
+    return Verdict(keep=False, reason=reason)
 
 
 class View:
-    """One text, split and counted. Words are white-space words everywhere (see
-    `lit_pretrain.hashing`).
+    """One text, split and counted; each part is computed once, when a filter first needs it.
 
-    Held for one document at a time: words and lines as strings and a few integers for each word;
-    for Gopher's filters 17 times the text was measured on 0.9 MB of code.
+    Words are white-space words everywhere (see `lit_pretrain.hashing`). A view is held for one
+    document at a time: words and lines as strings, and a few integers for each word. For Gopher's
+    filters 17 times the text was measured on 0.9 MB of code.
     """
 
     def __init__(self, text: str) -> None:
@@ -72,7 +73,7 @@ class View:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Different words -> id, numbered from 0 in the order in which they first appear."""
+        """Distinct words -> id, numbered from 0 in the order in which they first appear."""
         return {word: number for number, word in enumerate(dict.fromkeys(self.words))}
 
     @cached_property
@@ -99,8 +100,9 @@ class View:
 
     @cached_property
     def lines(self) -> list[str]:
-        """Lines as `str.splitlines` cuts them: at every line boundary of Unicode, without an
-        empty last one.
+        """Lines as `str.splitlines` cuts them.
+
+        It cuts at every line boundary of Unicode, and leaves no empty last line.
         """
         return self.text.splitlines()
 
@@ -108,50 +110,3 @@ class View:
     def lowered(self) -> str:
         """The text in lower case."""
         return self.text.lower()
-
-
-# Verdict: what a filter says about one document.
-
-
-_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
-
-
-class Verdict(NamedTuple):
-    """Keep or remove, and why."""
-
-    keep: bool
-    """False removes the document."""
-    reason: str = ""
-    """Of a removal: the rule that was broken, in lower case with underscores. Of an edited
-    text: what was done to it.
-    """
-    text: str | None = None
-    """The text after the filter; None where the filter leaves it as it is."""
-    fields: Mapping[str, str] = _NO_FIELDS
-    """What the filter found out about the document (its language); goes over the document's own
-    fields.
-    """
-
-
-KEEP = Verdict(keep=True)
-"""Nothing to object to."""
-
-
-def remove(reason: str) -> Verdict:
-    """A removal."""
-    return Verdict(keep=False, reason=reason)
-
-
-class Filter(Protocol):
-    """Anything that judges a document. The same document gives the same verdict, in every
-    process and order.
-    """
-
-    def __call__(self, document: Document, view: View) -> Verdict:
-        """Judges one document.
-
-        Args:
-            document: As the filters before left it.
-            view: Its text, split and counted; shared by all filters of a chain.
-        """
-        ...

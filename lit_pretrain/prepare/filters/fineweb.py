@@ -6,20 +6,20 @@ datatrove 0.10.1, with which the dataset was made.
 
 The paper gives 0.1 for characters in repeated lines; their code runs with 0.01, and so do we by
 default. Bounds are strict as in the code. FineWeb ran these after other rules; the whole recipe is
-in `lit_pretrain.prepare.filters.load`.
+in `lit_pretrain.prepare.filters.filter_spec`.
 """
 
 from __future__ import annotations
 
-from typing import Optional
-
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
+from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS
 
 
 class FineWeb:
-    """Removes pages by the look of their lines. Blank lines are not counted. A threshold of null
-    switches its rule off.
+    """Remove pages by the look of their lines.
+
+    Blank lines do not count. A threshold of null switches its rule off.
 
     Reasons, in the order of the checks: blank, too_few_lines_end_a_sentence, too_many_short_lines,
     duplicate_line_characters, too_many_line_breaks.
@@ -35,11 +35,11 @@ class FineWeb:
     def __init__(
         self,
         *,
-        min_sentence_end_lines: Optional[float] = 0.12,
-        max_short_lines: Optional[float] = 0.67,
+        min_sentence_end_lines: float | None = 0.12,
+        max_short_lines: float | None = 0.67,
         short_line: int = 30,
-        max_duplicate_line_characters: Optional[float] = 0.01,
-        max_line_breaks_per_word: Optional[float] = 0.3,
+        max_duplicate_line_characters: float | None = 0.01,
+        max_line_breaks_per_word: float | None = 0.3,
     ) -> None:
         self._min_sentence_end_lines = min_sentence_end_lines
         self._max_short_lines = max_short_lines

@@ -11,19 +11,18 @@ without words fails as too_few_words where datatrove, with that rule off, divide
 
 from __future__ import annotations
 
-from typing import Optional
-
 import numpy as np
 
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import KEEP, SYMBOLS, Verdict, View, remove
+from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
+from lit_pretrain.prepare.filters.punctuation import SYMBOLS
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """The eight English words of the paper."""
 
 
 class GopherQuality:
-    """Removes texts by simple counts. A threshold of null switches its rule off.
+    """Remove texts by simple counts. A threshold of null switches its rule off.
 
     Reasons, in the order of the checks: too_few_words, too_many_words, short_words, long_words,
     too_many_hashes, too_many_ellipses, too_many_bullets, too_many_ellipsis_lines,
@@ -31,30 +30,30 @@ class GopherQuality:
 
     Args:
         min_words: Fewest words, not counting words of symbols alone.
-        max_words: Most of them.
-        min_mean_word_length: Shortest mean length of them, in characters.
-        max_mean_word_length: Longest mean length of them.
+        max_words: Most words, counted likewise.
+        min_mean_word_length: Smallest mean length of these words, in characters.
+        max_mean_word_length: Largest mean length of these words.
         max_symbols_per_word: Most hash signs per word, and most ellipses ("..." or "…") per word.
         max_bullet_lines: Largest fraction of lines that start with "•" or "-".
         max_ellipsis_lines: Largest fraction of lines that end with an ellipsis.
         min_alphabetic_words: Smallest fraction of words with at least one letter.
         min_stop_words: Fewest different stop words.
-        stop_words: Which words these are; others for other languages. Default: `STOP_WORDS`.
+        stop_words: The stop words; give others for other languages. Default: `STOP_WORDS`.
     """
 
     def __init__(
         self,
         *,
-        min_words: Optional[int] = 50,
-        max_words: Optional[int] = 100_000,
-        min_mean_word_length: Optional[float] = 3,
-        max_mean_word_length: Optional[float] = 10,
-        max_symbols_per_word: Optional[float] = 0.1,
-        max_bullet_lines: Optional[float] = 0.9,
-        max_ellipsis_lines: Optional[float] = 0.3,
-        min_alphabetic_words: Optional[float] = 0.8,
-        min_stop_words: Optional[int] = 2,
-        stop_words: Optional[list[str]] = None,
+        min_words: int | None = 50,
+        max_words: int | None = 100_000,
+        min_mean_word_length: float | None = 3,
+        max_mean_word_length: float | None = 10,
+        max_symbols_per_word: float | None = 0.1,
+        max_bullet_lines: float | None = 0.9,
+        max_ellipsis_lines: float | None = 0.3,
+        min_alphabetic_words: float | None = 0.8,
+        min_stop_words: int | None = 2,
+        stop_words: list[str] | None = None,
     ) -> None:
         self._min_words = min_words
         self._max_words = max_words
@@ -73,7 +72,7 @@ class GopherQuality:
         return remove(reason) if reason else KEEP
 
     def _words(self, view: View) -> str:
-        """Number and mean length of the words that are not symbols alone."""
+        """Check the number and mean length of the words that are not symbols alone."""
         symbols = np.array(
             [
                 number
@@ -97,8 +96,10 @@ class GopherQuality:
         return ""
 
     def _lines(self, view: View) -> str:
-        """Symbols, and the lines that start or end with them. A text has at least as many of a
-        symbol as lines that show it.
+        """Check symbols, and the lines that start or end with them.
+
+        A text has at least as many of a symbol as lines that show it, so the lines are looked at
+        only where the symbols are many.
         """
         text, total, lines = view.text, len(view.words), len(view.lines)
         ellipses = text.count("...") + text.count("…")
@@ -121,7 +122,7 @@ class GopherQuality:
         return ""
 
     def _vocabulary(self, view: View) -> str:
-        """Letters and stop words: each different word is looked at once."""
+        """Check letters and stop words; each distinct word is looked at once."""
         if self._min_alphabetic_words is not None:
             letterless = np.array(
                 [

@@ -8,8 +8,8 @@ appear is the top one; the duplicates of an n-gram are counted from left to righ
 One difference. datatrove compares runs of 5 to 10 words by their letters without the spaces, so
 that "ab c" repeats "a bc". Here two runs are equal when their words are.
 
-And one thing that is theirs and stays: an n-gram that occurs once counts as top, so that a text of
-a handful of words always fails.
+One oddity of theirs stays: an n-gram that occurs once counts as top, so that a text of a handful of
+words always fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +34,9 @@ DUPLICATE_NGRAMS: Mapping[int, float] = MappingProxyType(
 
 
 class GopherRepetition:
-    """Removes texts with too many repeated lines, paragraphs or n-grams. A threshold of null
-    switches its rule off.
+    """Remove texts with too many repeated lines, paragraphs or n-grams.
+
+    A threshold of null switches its rule off.
 
     Reasons, in the order of the checks: duplicate_paragraphs, duplicate_paragraph_characters,
     duplicate_lines, duplicate_line_characters, top_2_gram (3, 4), duplicate_5_grams (6 ... 10).
@@ -55,12 +55,12 @@ class GopherRepetition:
     def __init__(
         self,
         *,
-        max_duplicate_paragraphs: Optional[float] = 0.30,
-        max_duplicate_paragraph_characters: Optional[float] = 0.20,
-        max_duplicate_lines: Optional[float] = 0.30,
-        max_duplicate_line_characters: Optional[float] = 0.20,
-        top_ngrams: Optional[dict[int, float]] = None,
-        duplicate_ngrams: Optional[dict[int, float]] = None,
+        max_duplicate_paragraphs: float | None = 0.30,
+        max_duplicate_paragraph_characters: float | None = 0.20,
+        max_duplicate_lines: float | None = 0.30,
+        max_duplicate_line_characters: float | None = 0.20,
+        top_ngrams: dict[int, float] | None = None,
+        duplicate_ngrams: dict[int, float] | None = None,
     ) -> None:
         self._max_paragraphs = max_duplicate_paragraphs
         self._max_paragraph_characters = max_duplicate_paragraph_characters
@@ -93,11 +93,9 @@ class GopherRepetition:
         return self._ngrams(view, size)
 
     def _ngrams(self, view: View, size: int) -> Verdict:
-        """The rules on n-grams, from the shortest to the longest: what repeats is rare, and
-        rarer the longer it is.
-        """
+        """Check n-grams from the shortest to the longest: the longer, the rarer are repeats."""
         total = len(view.ids)
-        ends = np.zeros(total + 1, dtype=np.int64)  # characters of the words before each word
+        ends = np.zeros(total + 1, dtype=np.int64)  # Characters of the words before each word.
         np.cumsum(view.lengths[view.ids], out=ends[1:])
         repeats = _Repeats.of_words(view)
         for n in range(2, max((*self._top, *self._duplicate), default=0) + 1):
@@ -137,20 +135,21 @@ class _Repeats:
 
     @classmethod
     def of_words(cls, view: View) -> _Repeats:
-        """Words that repeat (n = 1); a word's id says how often it occurs, so that nothing is
-        sorted yet.
+        """Find the words that repeat (n = 1).
+
+        A word's id says how often it occurs, so that nothing is sorted yet.
         """
         several = view.counts > 1
         number = np.cumsum(several) - 1
         places = np.flatnonzero(several[view.ids])
         groups = number[view.ids[places]]
         firsts = np.empty(int(several.sum()), dtype=np.int64)
-        firsts[groups[::-1]] = places[::-1]  # the last one written is the first one of the text
+        firsts[groups[::-1]] = places[::-1]  # The last one written is the first one of the text.
         return cls(places, groups, firsts, view.counts[several])
 
     @classmethod
     def _of(cls, places: npt.NDArray[np.int64], keys: npt.NDArray[np.int64]) -> _Repeats:
-        """Groups places by their keys and drops what stands alone."""
+        """Group places by their keys and drop what stands alone."""
         if not len(places):
             return cls(places, keys, places, places)
         order = keys.argsort()
@@ -158,17 +157,16 @@ class _Repeats:
         starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
         counts = np.diff(starts, append=len(keys))
         several = counts > 1
-        number = np.where(several, np.cumsum(several) - 1, -1)  # groups of one get -1
+        number = np.where(several, np.cumsum(several) - 1, -1)  # Groups of one get -1.
         groups = np.empty_like(keys)
         groups[order] = np.repeat(number, counts)
         kept = groups >= 0
-        firsts = np.minimum.reduceat(order, starts)[
-            several
-        ]  # the sort is not stable: the first is the smallest
+        # The sort is not stable: the first place of a group is the smallest.
+        firsts = np.minimum.reduceat(order, starts)[several]
         return cls(places[kept], groups[kept], places[firsts], counts[several])
 
     def longer(self) -> _Repeats:
-        """The same for n + 1."""
+        """Find the (n + 1)-grams that repeat."""
         following = np.flatnonzero(self.places[1:] == self.places[:-1] + 1)
         return self._of(
             self.places[following],
@@ -176,8 +174,9 @@ class _Repeats:
         )
 
     def top(self) -> tuple[int, int]:
-        """(place, count) of the most frequent n-gram; of several, the first to appear. All
-        different: the first of the text.
+        """Return (place, count) of the most frequent n-gram; of several, the first to appear.
+
+        If all are different, it is the first of the text.
         """
         if not len(self.counts):
             return 0, 1
@@ -185,8 +184,9 @@ class _Repeats:
         return int(self.firsts[self.counts == most].min()), most
 
     def duplicate_characters_at_most(self, ends: npt.NDArray[np.int64], n: int) -> int:
-        """An upper bound on `duplicate_characters`, cheap and mostly enough: all that later
-        occurrences cover.
+        """Bound `duplicate_characters` from above by all that later occurrences cover.
+
+        It is cheap, and mostly enough.
         """
         later = self.places[self.firsts[self.groups] != self.places]
         if not len(later):
@@ -197,11 +197,10 @@ class _Repeats:
         return int((ends[lasts + n] - ends[starts]).sum())
 
     def duplicate_characters(self, ends: npt.NDArray[np.int64], n: int) -> int:
-        """Characters in n-grams that appeared before, read from left to right: a repeated one is
-        counted and jumped over.
+        """Count the characters in n-grams that appeared before, from left to right.
 
-        What is jumped over is not remembered as seen. Only the places in `self` can be repeated or
-        be the first of a repeated one.
+        A repeated n-gram is counted and skipped; what is skipped is not remembered as seen. Only
+        the places in `self` can be repeated or be the first of a repeated one.
         """
         seen: set[int] = set()
         characters, next_place = 0, 0
@@ -217,29 +216,31 @@ class _Repeats:
 
 
 def _above(value: float, limit: float | None) -> bool:
+    """Compare with a threshold, which may be switched off."""
     return limit is not None and value > limit
 
 
 def _paragraphs(stripped: str) -> list[str]:
-    """Between runs of two and more line feeds. A third of the time that the regular expression
-    takes, which was the costliest line here.
+    """Split at runs of two and more line feeds.
+
+    It takes a third of the time of a regular expression, which was the costliest line here.
     """
     return [paragraph for part in stripped.split("\n\n") if (paragraph := part.lstrip("\n"))]
 
 
 def _lines(view: View) -> list[str]:
-    """Between runs of line feeds; text that begins or ends with one has an empty line there, as
-    in datatrove.
+    """Split at runs of line feeds.
+
+    Text that begins or ends with one has an empty line there, as in datatrove.
     """
     lines = [row for row in view.rows if row]
     return lines + [""] * (view.text.startswith("\n") + view.text.endswith("\n"))
 
 
 def _repeated(parts: list[str]) -> tuple[int, float]:
-    """(characters in parts that appeared before, fraction of parts that did)."""
+    """Return the characters in parts that appeared before, and the fraction of such parts."""
     different = set(parts)
     if len(different) == len(parts):
         return 0, 0.0
-    return sum(map(len, parts)) - sum(map(len, different)), (len(parts) - len(different)) / len(
-        parts
-    )
+    repeated = sum(map(len, parts)) - sum(map(len, different))
+    return repeated, (len(parts) - len(different)) / len(parts)

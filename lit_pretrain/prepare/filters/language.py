@@ -1,4 +1,4 @@
-"""Language: which language a text is in, by a model that comes inside a package.
+"""Language: which language a text is in, by a model that ships inside a package.
 
 py3langid (Lui and Baldwin 2012, langid.py; 140 languages): naive Bayes over byte n-grams, 5 MB, no
 download. Measured on passages of 23 languages from manuals, it was right on 96.5 % of passages of
@@ -9,7 +9,7 @@ download.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.document_store import Document
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 
 
 class Language:
-    """Removes texts in other languages, and records the language of each as its field `language`.
+    """Remove texts in other languages, and record the language of each as its field `language`.
 
-    Reasons: language_de (whatever it is in), low_score.
+    Reasons: language_de (or whatever it is in), low_score.
 
     Args:
         keep: Codes of the languages to keep, mostly of two letters (en, de, pt; zxx: not a
-            language, such as code or tables). Null: all of them, the language is only recorded.
+            language, such as code or tables). Null keeps all, and only records the language.
         min_score: Least probability of the best language, from 0 to 1. Short texts score low: of
             807 English documents of the Python standard library that were recognised, 79 stayed
-            below 0.5. The default asks for none.
-        characters: How many are looked at, from the start of the text: half a millisecond for the
-            default.
+            below 0.5. The default demands nothing.
+        characters: Length of the beginning that is looked at; the default takes half a millisecond.
         languages: The languages to choose among; fewer are more accurate where the others cannot
             occur. Null: all.
 
@@ -42,10 +41,10 @@ class Language:
     def __init__(
         self,
         *,
-        keep: Optional[list[str]] = None,
+        keep: list[str] | None = None,
         min_score: float = 0.0,
         characters: int = 1000,
-        languages: Optional[list[str]] = None,
+        languages: list[str] | None = None,
     ) -> None:
         known = _identifier(None).labels
         for name, codes in (("keep", keep), ("languages", languages)):
@@ -82,8 +81,10 @@ class Language:
         return Verdict(True, fields=fields)
 
 
-@functools.cache  # half a second and 20 MB; one a process, shared by all filters that choose among the same languages
+# Loading takes half a second and 20 MB: filters that choose among the same languages share one.
+@functools.cache
 def _identifier(languages: tuple[str, ...] | None) -> LanguageIdentifier:
+    """Load the model."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -17,7 +17,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,25 +33,27 @@ _ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
 
 
 class Url:
-    """Removes documents by their field `url`. Every list may also name files: one entry a line,
-    empty lines and those with # left out.
+    """Remove documents by their field `url`.
+
+    Every list may also name files with one entry a line; empty lines and those that begin with #
+    are left out.
 
     Reasons, in the order of the checks: no_url, domain, address, word, soft_words, substring.
 
     Args:
-        domains: Hosts; what lies under one is meant too (example.org covers www.example.org).
-        domain_files: Files of them. A domain or address is held as 8 bytes, so that millions fit.
+        domains: Hosts, with all that lies under them (example.org covers www.example.org).
+        domain_files: Files of domains. A domain or address takes 8 bytes, so that millions fit.
         addresses: Whole URLs.
-        address_files: Files of them.
-        words: Words of the URL, whatever stands between them.
-        word_files: Files of them.
+        address_files: Files of addresses.
+        words: Words of the URL; whatever is no letter or digit separates words.
+        word_files: Files of words.
         soft_words: Words of which `min_soft_words` different ones must occur.
-        soft_word_files: Files of them.
-        substrings: What may occur anywhere once all but letters and digits is taken out of the URL.
-        substring_files: Files of them.
+        soft_word_files: Files of soft words.
+        substrings: What occurs anywhere in the URL once all but letters and digits is taken out.
+        substring_files: Files of substrings.
         min_soft_words: See `soft_words`.
         datatrove_lists: Add the lists inside the datatrove package: 4.6 million domains, read in
-            some seconds, held in 37 MB.
+            some seconds and held in 37 MB.
         without_url: What to do with a document that has no URL.
 
     Raises:
@@ -61,24 +63,24 @@ class Url:
     def __init__(
         self,
         *,
-        domains: Optional[list[str]] = None,
-        domain_files: Optional[list[str]] = None,
-        addresses: Optional[list[str]] = None,
-        address_files: Optional[list[str]] = None,
-        words: Optional[list[str]] = None,
-        word_files: Optional[list[str]] = None,
-        soft_words: Optional[list[str]] = None,
-        soft_word_files: Optional[list[str]] = None,
-        substrings: Optional[list[str]] = None,
-        substring_files: Optional[list[str]] = None,
+        domains: list[str] | None = None,
+        domain_files: list[str] | None = None,
+        addresses: list[str] | None = None,
+        address_files: list[str] | None = None,
+        words: list[str] | None = None,
+        word_files: list[str] | None = None,
+        soft_words: list[str] | None = None,
+        soft_word_files: list[str] | None = None,
+        substrings: list[str] | None = None,
+        substring_files: list[str] | None = None,
         min_soft_words: int = 2,
         datatrove_lists: bool = False,
         without_url: Literal["keep", "remove"] = "keep",
     ) -> None:
-        self._domains = [_hashes(map(_host, _entries("domain_files", domains, domain_files)))]
-        self._addresses = [
-            _hashes(map(_address, _entries("address_files", addresses, address_files)))
-        ]
+        domain_entries = _entries("domain_files", domains, domain_files)
+        address_entries = _entries("address_files", addresses, address_files)
+        self._domains = [_hashes(map(_host, domain_entries))]
+        self._addresses = [_hashes(map(_address, address_entries))]
         found = {
             "words": set(map(_squeezed, _entries("word_files", words, word_files))),
             "soft_words": set(
@@ -139,7 +141,7 @@ class Url:
 
 
 def _host(url: str) -> str:
-    """Host name of a URL or of an entry of a list, without user, port and closing dot."""
+    """Return the host of a URL or of a list's entry, without user, port and closing dot."""
     authority = re.split(r"[/?#]", _SCHEME.sub("", url.strip().lower()), maxsplit=1)[0].rpartition(
         "@"
     )[2]
@@ -147,26 +149,24 @@ def _host(url: str) -> str:
 
 
 def _address(url: str) -> str:
-    """A URL as it is compared: in lower case, without scheme, "www.", fragment and closing
-    slash.
-    """
+    """Normalise a URL: lower case, without scheme, "www.", fragment and closing slash."""
     return _SCHEME.sub("", url.strip().lower()).partition("#")[0].removeprefix("www.").rstrip("/")
 
 
 def _squeezed(text: str) -> str:
-    """Letters and digits alone, in lower case."""
+    """Keep letters and digits only, in lower case."""
     return _NO_WORD.sub("", text.lower())
 
 
 def _entries(name: str, given: list[str] | None, files: list[str] | None) -> Iterator[str]:
-    """Entries of the config, then of its files."""
+    """Yield the entries of the config, then those of its files."""
     yield from given or ()
     for file in files or ():
         yield from _lines(Path(file), name)
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
-    """Entries of a file."""
+    """Yield the entries of a file."""
     try:
         with path.open(encoding="utf-8") as lines:
             yield from (line.strip() for line in lines if line.strip() and not line.startswith("#"))
@@ -177,8 +177,9 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 
 
 def _hashes(entries: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """64-bit hashes in ascending order, each once: millions of entries in 8 bytes each. Two
-    meet by chance once in 10^12 look-ups.
+    """Hash entries to 64 bits, sorted and each once, so that millions take 8 bytes each.
+
+    Two entries share a hash by chance once in 10^12 look-ups.
     """
     return np.unique(
         np.fromiter((_hash(entry.encode()) for entry in entries if entry), dtype=np.uint64)
@@ -186,10 +187,12 @@ def _hashes(entries: Iterable[str]) -> npt.NDArray[np.uint64]:
 
 
 def _hash(entry: bytes) -> int:
+    """Hash one entry."""
     return xxhash.xxh3_64_intdigest(entry)
 
 
 def _within(entry: str, lists: list[npt.NDArray[np.uint64]]) -> bool:
+    """Look an entry up in sorted lists of hashes."""
     value = np.uint64(_hash(entry.encode("utf-8", "surrogatepass")))
     return any(
         place < len(known) and known[place] == value
@@ -199,7 +202,7 @@ def _within(entry: str, lists: list[npt.NDArray[np.uint64]]) -> bool:
 
 
 def _datatrove_assets() -> Path:
-    """Where the package keeps its lists; found without importing it, which takes seconds."""
+    """Find where the package keeps its lists, without importing it, which takes seconds."""
     spec = importlib.util.find_spec("datatrove")
     folder = (
         Path(spec.submodule_search_locations[0], "assets")
@@ -216,10 +219,11 @@ def _datatrove_assets() -> Path:
     return folder
 
 
-@functools.cache  # some seconds; one a process
+@functools.cache  # Reading them takes some seconds.
 def _datatrove_hashes() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """(domains, addresses) of the package. Its entries are in lower case and without scheme,
-    one a line.
+    """Return the domains and addresses of the package, hashed.
+
+    Its entries are in lower case and without scheme, one a line.
     """
     found: list[npt.NDArray[np.uint64]] = []
     with tarfile.open(_datatrove_assets() / _ARCHIVE, "r:gz") as archive:

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterator
 
 Span = tuple[int, int]
+"""Start and end of a finding in the text, in characters."""
 
 # RFC 5321 §4.5.3.1.1: at most 64 characters before the @. RFC 5322 allows more signs there than
-# anybody has.
+# anybody uses.
 _LOCAL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,62}[A-Za-z0-9_+-])?\Z")
 _LOCAL_RUN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+'-")
 _DOMAIN = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})){1,8}"
 )
 # The generic top-level domains that addresses are seen under; those of countries have two letters.
-# A list, because `icon@2x.png` and `a@b.shape` have an address's form.
+# It takes a list, because `icon@2x.png` and `a@b.shape` have an address's form.
 _GENERIC = frozenset(
     "academy ac aero agency app art asia bank bio biz blog buzz care cat center chat city click"
     " cloud club co codes college com company consulting coop cool design dev digital directory edu"
@@ -29,24 +30,26 @@ _GENERIC = frozenset(
     " training travel tv university vip website wiki win work works world wtf xyz zone".split()
 )
 _NOT_A_COUNTRY = frozenset({"rs", "py", "md", "pl", "sh", "so", "cc"})
-"""Suffixes of files and countries alike: believed below a domain of at least three letters only
+"""Suffixes of files and of countries: they count only below a domain of at least three letters
 (`a@b.py` is code).
 """
+# RFC 2606.
 _RESERVED_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|localhost)", re.IGNORECASE
-)  # RFC 2606
+)
 
 
 def find_emails(text: str) -> Iterator[Span]:
-    """Email addresses. Left alone: RFC 2606's example domains, and `git@host:path`, which is
-    nobody's.
+    """Find email addresses.
+
+    RFC 2606's example domains stay, and `git@host:path`, which belongs to nobody.
     """
     at, done = text.find("@"), 0
     while at >= 0:
         start = _run_start(text, max(done, at - 65), at)
         if (domain := _DOMAIN.match(text, at + 1)) and at - start <= 64:
             while start < at and not (text[start].isalnum() or text[start] == "_"):
-                start += 1  # quotes, dots and dashes before an address are not part of it
+                start += 1  # Quotes, dots and dashes before an address are not part of it.
             end = _domain_end(text, at + 1, domain.end())
             if (
                 end
@@ -60,7 +63,7 @@ def find_emails(text: str) -> Iterator[Span]:
 
 
 def _run_start(text: str, low: int, at: int) -> int:
-    """Where the characters that may stand before an @ begin."""
+    """Find where the characters that may stand before an @ begin."""
     start = at
     while start > low and text[start - 1] in _LOCAL_RUN:
         start -= 1
@@ -68,8 +71,9 @@ def _run_start(text: str, low: int, at: int) -> int:
 
 
 def _domain_end(text: str, start: int, end: int) -> int:
-    """End of the domain name; 0 when there is none. A sentence may go on after a full stop
-    without a space: `me@site.com.Then`.
+    """Find the end of the domain name; return 0 if there is none.
+
+    A sentence may go on after a full stop without a space: `me@site.com.Then`.
     """
     while text[end - 1] == "-":
         end -= 1
@@ -86,14 +90,14 @@ def _domain_end(text: str, start: int, end: int) -> int:
 
 
 def _is_top_level(label: str, below: int) -> bool:
-    """Whether a name may end so; `below` is the length of what stands before."""
+    """Tell whether a name may end in a label; `below` is the length of what stands before it."""
     if label in _NOT_A_COUNTRY:
         return below >= 3
     return label in _GENERIC or (len(label) == 2 and label.isalpha()) or label.startswith("xn--")
 
 
-# IANA's IPv4 special-purpose registry (RFC 6890 and later): not the address of anybody on the
-# Internet.
+# IANA's IPv4 special-purpose registry (RFC 6890 and later): nobody on the Internet has one of these
+# addresses.
 _NOBODYS_V4 = [
     (int(network.network_address), int(network.broadcast_address))
     for network in map(
@@ -118,7 +122,8 @@ _SMALL = 32
 otherwise; of all addresses 1 in 512 does.
 """
 _VERSION = re.compile(
-    r"version|\bver\b|release|\brev(?:ision)?\b|\bbuild\b|updat|upgrad|downgrad|patch|firmware|driver|install|plugin|\boids?\b|section|chapter|clause|"
+    r"version|\bver\b|release|\brev(?:ision)?\b|\bbuild\b|updat|upgrad|downgrad|patch|firmware|"
+    r"driver|install|plugin|\boids?\b|section|chapter|clause|"
     r"\bsec\.|\u00a7|\bfig(?:ure)?\b|\btable\b",
     re.IGNORECASE,
 )
@@ -144,12 +149,12 @@ _BEFORE_ADDRESS = _ADDRESS | frozenset(
 
 
 def find_ipv4(text: str) -> Iterator[Span]:
-    """IPv4 addresses of the public Internet.
+    """Find IPv4 addresses of the public Internet.
 
-    A dotted quad is left alone where it may be a version, a section number or an OID: after a word
-    that is not one that stands before addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`),
-    where the words before it speak of versions, or with three small numbers in front. What has a
-    port (8.8.8.8:53) is no version, unless it is called one.
+    A dotted quad stays where it may be a version, a section number or an OID: after a word that
+    does not usually stand before addresses (`OpenSSL 1.0.2.11`, but `from 93.184.215.14`), where
+    the words before it speak of versions, or with three small numbers in front. A quad with a port
+    (8.8.8.8:53) is no version, unless it is called one.
     """
     if text.count(".") < 3:
         return
@@ -175,28 +180,25 @@ def find_ipv4(text: str) -> Iterator[Span]:
 
 
 def _of_this(before: str) -> str:
-    """The words before a quad that speak of it: those after the number before it, where they
-    say something new.
-    """
+    """Return the words that speak of a quad: those after the number before it, if they add any."""
     *_, last = (0, *(match.end() for match in _NUMBER.finditer(before)))
     after = before[last:]
     return after if last and set(re.findall(r"[a-z]+", after.lower())) - _AMONG_VERSIONS else before
 
 
-# RFC 4291 §2.2, in 2000::/3: all that is given out (IANA). So no `std::vector`, no MAC address, no
-# link-local fe80::, no loopback.
+# RFC 4291 §2.2, in 2000::/3: all that is assigned (IANA). So no `std::vector`, no MAC address, no
+# link-local fe80::, no loopback. The digit comes before the look-behind: a search skips to digits.
 _GROUPS = re.compile(
-    r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?:::|(?::{1,2}[0-9A-Fa-f]{1,4}){1,7}(?:::)?)(?![\w:]|\.\w)"  # digit first: a search skips to those
+    r"[23](?<![\w:.].)[0-9A-Fa-f]{3}(?:::|(?::{1,2}[0-9A-Fa-f]{1,4}){1,7}(?:::)?)(?![\w:]|\.\w)"
 )
-_DOCUMENTATION_V6 = [
-    ipaddress.IPv6Network("2001:db8::/32"),
-    ipaddress.IPv6Network("3fff::/20"),
-]  # RFC 3849, RFC 9637
+# RFC 3849, RFC 9637.
+_DOCUMENTATION_V6 = [ipaddress.IPv6Network("2001:db8::/32"), ipaddress.IPv6Network("3fff::/20")]
 
 
 def find_ipv6(text: str) -> Iterator[Span]:
-    """IPv6 addresses of the public Internet. `2000::2` needs a third group or a hex letter: it
-    may be a slice.
+    """Find IPv6 addresses of the public Internet.
+
+    `2000::2` needs a third group or a hex letter, for it may be a slice.
     """
     if text.count(":") < 2:
         return

@@ -38,9 +38,9 @@ _NANP = re.compile(rf"1?{_AREA}{_EXCHANGE}\d{{4}}", re.ASCII)
 
 
 def find_phones(text: str) -> Iterator[Span]:
-    """Telephone numbers: international ones with their +, and North American ones with separators.
+    """Find telephone numbers: international ones with +, North American ones with separators.
 
-    Left alone: 555-01xx, and other countries' numbers without a +. Their forms (030 901820, 020
+    555-01xx stays, and so do other countries' numbers without a +. Their forms (030 901820, 020
     7946 0018, 01 42 68 53 00) are also those of quantities, codes and dates, and no rule of the
     digits tells them apart.
     """
@@ -64,11 +64,12 @@ def find_phones(text: str) -> Iterator[Span]:
 
 
 def _is_fiction(digits: str) -> bool:
-    """555-0100 to 555-0199 of any area code (ATIS-0300115)."""
+    """Recognise 555-0100 to 555-0199 of any area code (ATIS-0300115)."""
     return digits[-7:-2] == "55501"
 
 
 def _is_international(found: str) -> bool:
+    """Tell whether a number with + is a telephone number, by its digits and their groups."""
     groups = re.findall(r"\d+", found)
     digits = "".join(groups)
     if digits[0] == "1":
@@ -76,9 +77,10 @@ def _is_international(found: str) -> bool:
     if not any(digits[:length] in _COUNTRY_CODES for length in (1, 2, 3)):
         return False
     if len(groups) == 1:
-        return 10 <= len(digits) <= 15  # a shorter one may be a signed number, or a date in a patch
+        # A shorter one may be a signed number, or a date in a patch.
+        return 10 <= len(digits) <= 15
     if "." in found and found.count(".") < 2:
-        return False  # a signed decimal
+        return False  # It is a signed decimal.
     # A list of small numbers is not a number with its digits spread out.
     return (
         9 <= len(digits) <= 15
@@ -108,7 +110,7 @@ _CARD = re.compile(
 
 
 def find_cards(text: str) -> Iterator[Span]:
-    """Payment card numbers: issuer's prefix, its length, and Luhn's check digit."""
+    """Find payment card numbers, by the issuer's prefix and length and by Luhn's check digit."""
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
         if (
@@ -120,8 +122,9 @@ def find_cards(text: str) -> Iterator[Span]:
 
 
 def _luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1 annex B: every second digit from the right counts double, its own digits
-    summed.
+    """Check the last digit by ISO/IEC 7812-1 annex B.
+
+    Every second digit from the right counts double, with its own digits summed.
     """
     doubled = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
     return (
@@ -152,8 +155,9 @@ _IBAN_REST = {
 
 
 def find_ibans(text: str) -> Iterator[Span]:
-    """International bank account numbers (ISO 13616), in one piece or in groups of four:
-    country's length, and check digits modulo 97.
+    """Find international bank account numbers (ISO 13616), in one piece or in groups of four.
+
+    The length must be the country's, and the check digits must be right modulo 97.
     """
     done = 0
     for match in _IBAN_START.finditer(text):

@@ -13,7 +13,7 @@ from lit_pretrain.decontaminate.contamination import ContaminationTally
 from lit_pretrain.decontaminate.index import ContaminationHit, DecontaminateConfig, Index
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
-from lit_pretrain.prepare.filters.load import Chain
+from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.funnel import Funnel, Rejects, block_threshold
 from lit_pretrain.prepare.inputs import Part
 from lit_pretrain.prepare.pii.redact import Redactor

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.c4 import C4, sentences
+from lit_pretrain.prepare.filters.c4 import C4, count_sentences
 from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View
-from lit_pretrain.prepare.filters.load import FILTER_PRESETS
+from lit_pretrain.prepare.filters.filter_spec import FILTER_PRESETS
 
 PAGE = "\n".join(f"Line number {n} of this page says something." for n in range(5))
 
@@ -126,4 +126,4 @@ def test_nothing_left() -> None:
     ],
 )
 def test_sentences(line: str, count: int) -> None:
-    assert sentences(line) == count
+    assert count_sentences(line) == count

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters import load as loading
+from lit_pretrain.prepare.filters import chain as loading
+from lit_pretrain.prepare.filters.chain import Chain, Outcome
 from lit_pretrain.prepare.filters.filter import Verdict, View
-from lit_pretrain.prepare.filters.load import Chain, FilterSpec, Outcome
+from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.funnel import MOST, Funnel
 
 HERE = "made_for_the_tests"

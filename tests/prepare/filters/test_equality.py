@@ -23,10 +23,11 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.c4 import C4
-from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict, View
+from lit_pretrain.prepare.filters.filter import Verdict, View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
 from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
 from lit_pretrain.prepare.filters.gopher_repetition import GopherRepetition
+from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS, SYMBOLS
 from lit_pretrain.prepare.read import embedded
 
 
@@ -203,6 +204,12 @@ def mutations(text: str, rng: random.Random) -> list[str]:
     words, lines = text.split(), text.split("\n")
     some = rng.sample(words, min(len(words), 60))
     block = " ".join(words[: rng.randint(3, 40)])
+    phrases = [
+        "See [12] this",
+        "Enable JavaScript",
+        "Our cookie policy",
+        "As [edit] of java[1]script",
+    ]
     return [
         text,
         " ".join(words),  # one line
@@ -225,11 +232,7 @@ def mutations(text: str, rng: random.Random) -> list[str]:
             " ".join(words[place : place + 12]) + rng.choice([".", "!", '"', "...", ""])
             for place in range(0, len(words), 12)
         ),
-        "\n".join(
-            f"  {rng.choice(['See [12] this', 'Enable JavaScript', 'Our cookie policy', 'As [edit] of java[1]script'])}"
-            f" {word} here."
-            for word in some
-        ),
+        "\n".join(f"  {rng.choice(phrases)} {word} here." for word in some),
         ". ".join(words[:20])
         + rng.choice([" lorem ipsum.", " {.", " [citation needed].", " lorem[3] ipsum."]),
     ]
@@ -243,8 +246,12 @@ def texts() -> list[str]:
     rng = random.Random(0)
     prose_files = embedded.module_files("prose")
     reference = [path for path in prose_files if path.name == "topics.py"]
-    prose = [text for _, text in embedded.module_documents("prose", [*prose_files[:40], *reference])]
-    code = [text for _, text in embedded.module_documents("tests", embedded.module_files("tests")[:40])]
+    prose = [
+        text for _, text in embedded.module_documents("prose", [*prose_files[:40], *reference])
+    ]
+    code = [
+        text for _, text in embedded.module_documents("tests", embedded.module_files("tests")[:40])
+    ]
     chosen = rng.sample([text for text in prose if text.strip()], 60) + rng.sample(
         [text for text in code if text.strip()], 10
     )

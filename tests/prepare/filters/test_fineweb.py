@@ -7,8 +7,8 @@ import pytest
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
+from lit_pretrain.prepare.filters.filter_spec import FILTER_PRESETS
 from lit_pretrain.prepare.filters.fineweb import FineWeb
-from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 PUBLISHED: dict[str, Any] = {
     "min_sentence_end_lines": 0.12,

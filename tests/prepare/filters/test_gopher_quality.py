@@ -9,8 +9,8 @@ import pytest
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
+from lit_pretrain.prepare.filters.filter_spec import FILTER_PRESETS
 from lit_pretrain.prepare.filters.gopher_quality import STOP_WORDS, GopherQuality
-from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 PUBLISHED: dict[str, Any] = {
     "min_words": 50,

@@ -10,12 +10,12 @@ import pytest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View
+from lit_pretrain.prepare.filters.filter_spec import FILTER_PRESETS
 from lit_pretrain.prepare.filters.gopher_repetition import (
     DUPLICATE_NGRAMS,
     TOP_NGRAMS,
     GopherRepetition,
 )
-from lit_pretrain.prepare.filters.load import FILTER_PRESETS
 
 TABLE_A1: dict[str, Any] = {
     "max_duplicate_paragraphs": 0.30,

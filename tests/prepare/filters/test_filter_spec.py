@@ -8,7 +8,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_pretrain.cli.parser import make_parser
-from lit_pretrain.prepare.filters.load import Chain, FilterEntry, FilterSpec
+from lit_pretrain.prepare.filters.chain import Chain
+from lit_pretrain.prepare.filters.filter_spec import FilterEntry, FilterSpec
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Load: names to filters; what is misspelt is answered with what was probably meant."""
+"""load_filter: names to filters; a misspelt name is answered with what was probably meant."""
 
 import sys
 from pathlib import Path
@@ -8,14 +8,13 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.prepare.filters.chain import load_filter, verdict_of
 from lit_pretrain.prepare.filters.filter import Verdict, View
-from lit_pretrain.prepare.filters.load import (
+from lit_pretrain.prepare.filters.filter_spec import (
     FILTER_PRESETS,
     FILTERS,
     FilterSpec,
-    expand,
-    load_filters,
-    verdict_of,
+    expand_filters,
 )
 
 MINE = """
@@ -53,7 +52,7 @@ def _my_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(class_path: str, text: str = "two words", **init_args: Any) -> Verdict:
     return verdict_of(
-        load_filters(FilterSpec(class_path=class_path, init_args=init_args))(
+        load_filter(FilterSpec(class_path=class_path, init_args=init_args))(
             Document(text=text, origin=""), View(text)
         ),
         class_path,
@@ -62,7 +61,7 @@ def run(class_path: str, text: str = "two words", **init_args: Any) -> Verdict:
 
 def test_presets_and_names_are_expanded_in_their_order() -> None:
     spec = FilterSpec(class_path="C4", init_args={"min_sentences": 2})
-    found = expand(["fineweb", spec, "gopher", "Language", "mine.Filter"])
+    found = expand_filters(["fineweb", spec, "gopher", "Language", "mine.Filter"])
     assert [each.class_path for each in found] == [
         "FineWeb",
         "C4",
@@ -76,13 +75,13 @@ def test_presets_and_names_are_expanded_in_their_order() -> None:
 
 def test_every_preset_loads() -> None:
     for name in FILTER_PRESETS:
-        assert all(callable(load_filters(spec)) for spec in expand([name]))
+        assert all(callable(load_filter(spec)) for spec in expand_filters([name]))
 
 
 def test_every_name_of_ours_is_a_class() -> None:
     pytest.importorskip("py3langid")
     for name in FILTERS:
-        made = load_filters(
+        made = load_filter(
             FilterSpec(class_path=name, init_args={"words": ["x"]} if name == "Url" else {})
         )
         assert type(made).__name__ == name
@@ -152,12 +151,12 @@ def test_what_it_may_not(value: Any) -> None:
 )
 def test_what_cannot_be_loaded(class_path: str, init_args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_filters(FilterSpec(class_path=class_path, init_args=init_args))
+        load_filter(FilterSpec(class_path=class_path, init_args=init_args))
 
 
 def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library_anywhere"):
-        load_filters(FilterSpec(class_path="my_broken.Filter"))
+        load_filter(FilterSpec(class_path="my_broken.Filter"))
 
 
 @pytest.mark.parametrize(
@@ -170,4 +169,4 @@ def test_an_error_inside_the_users_module_keeps_its_traceback() -> None:
 )
 def test_unknown_names(entry: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
-        expand([entry])
+        expand_filters([entry])
