@@ -45,7 +45,9 @@ def passages(count: int) -> list[str]:
     some Pythons repeat themselves.
     """
     text = " ".join(
-        text for _, text in embedded.module_documents("prose", embedded.module_files("prose")) if text.isascii()
+        text
+        for _, text in embedded.module_documents("prose", embedded.module_files("prose"))
+        if text.isascii()
     )
     found = text.split()
     judge = GopherQuality()

@@ -138,7 +138,7 @@ def test_what_it_may_not(value: Any) -> None:
         ("my_filters.Shrot", {}, "module my_filters has no 'Shrot'. Did you mean 'Short'"),
         ("my_filtres.Short", {}, "there is no module 'my_filtres'"),
         ("my_filters.sub.Short", {}, "there is no module 'my_filters.sub'"),
-        (".Short", {}, "unknown class_path"),
+        (".Short", {}, "is no dotted path"),
         ("my_filters..Short", {}, "no dotted path|no module"),
         ("my_filters.Short", {}, "my_filters.Short needs init_args: limit"),
         ("my_filters.Short", {"limit": 1, "nam": "y"}, "no argument 'nam'. Did you mean 'name'"),
