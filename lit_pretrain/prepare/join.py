@@ -1,4 +1,4 @@
-"""Join: finished datasets of one tokenizer as one dataset, without encoding anything again."""
+"""Join finished datasets of one tokenizer into one, without encoding anything again."""
 
 from __future__ import annotations
 
@@ -17,39 +17,37 @@ from lit_pretrain.decontaminate.evaluation_set import GateRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.prepare import directory
-from lit_pretrain.prepare import funnel as rejects
-from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME as DUPLICATES_FILENAME
+from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME
+from lit_pretrain.prepare.funnel import REJECTS_FILENAME
 from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.record import CONTAMINATION_FILENAME
 from lit_pretrain.tokenizer import tokenizer_files
 
 JOINED = "joined"
-"""Of the dataset: a folder with the manifest and the reports of each of those that it was
-joined from.
-"""
+"""Folder of the dataset with the manifest and the reports of each of its parts."""
 _REPORTS = (
     manifests.MANIFEST_FILENAME,
-    rejects.REJECTS_FILENAME,
-    DUPLICATES_FILENAME,
+    REJECTS_FILENAME,
+    DEDUP_FILENAME,
     CONTAMINATION_FILENAME,
 )
 
 
 def join(out: str, datasets: Sequence[str]) -> Manifest:
-    """Writes a dataset that holds the sources of several.
+    """Write a dataset that holds the sources of several.
 
-    Chunks are linked where the file system can, so that they take no more room; else copied.
-    Nothing is compared: a document that two of them hold is in the result twice.
+    Chunks are linked if the file system can do that, so that they take no more room, and otherwise
+    copied. Documents are not compared: one that two of the datasets hold is in the result twice.
 
     Args:
-        out: The directory of the new dataset; appears whole.
-        datasets: Directories that `prepare` made, with the same tokenizer, splits and seed.
+        out: The directory of the new dataset; it appears whole.
+        datasets: Prepared datasets with the same tokenizer, splits and seed.
 
     Returns:
         The manifest of `out`.
 
     Raises:
-        UserError: They do not fit together, or a file is missing or cannot be written.
+        UserError: The datasets do not fit together, or a file is missing or cannot be written.
     """
     target = Path(out).expanduser()
     directory.check_free(target)
@@ -81,7 +79,7 @@ def join(out: str, datasets: Sequence[str]) -> Manifest:
 
 
 def _check_fit(paths: Sequence[Path], found: Sequence[Manifest]) -> None:
-    """Refuses datasets whose tokens, or whose splits, do not mean the same."""
+    """Refuse datasets whose tokens, or whose splits, do not mean the same."""
     first = found[0]
     for place, (path, manifest) in enumerate(zip(paths, found, strict=True)):
         for what, theirs, ours in (
@@ -89,7 +87,7 @@ def _check_fit(paths: Sequence[Path], found: Sequence[Manifest]) -> None:
             ("tokenizer.bos", manifest.tokenizer.bos, first.tokenizer.bos),
             ("tokenizer.eos", manifest.tokenizer.eos, first.tokenizer.eos),
             ("dtype", manifest.dtype, first.dtype),
-            # Else a document that one trains on may be held out by the other.
+            # With other splits, one may train on a document that the other holds out.
             ("splits", dict(manifest.splits), dict(first.splits)),
             ("seed", manifest.config.get("seed"), first.config.get("seed")),
         ):
@@ -106,7 +104,7 @@ def _check_fit(paths: Sequence[Path], found: Sequence[Manifest]) -> None:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """What the datasets are called in the result: the names of their folders."""
+    """Name the datasets in the result by their folders."""
     labels = [path.resolve().name for path in paths]
     for label, count in Counter(labels).items():
         if count > 1:
@@ -118,8 +116,9 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _source_names(labels: Sequence[str], found: Sequence[Manifest]) -> list[dict[str, str]]:
-    """Of each dataset, its name of a source -> the one in the result: one that occurs in
-    several is put behind its dataset's.
+    """Map, for each dataset, the names of its sources to those in the result.
+
+    A name that occurs in several datasets is prefixed with the name of its dataset.
     """
     counts = Counter(name for manifest in found for name in manifest.sources)
     names = [
@@ -141,7 +140,7 @@ def _write(
     labels: Sequence[str],
     names: Sequence[Mapping[str, str]],
 ) -> Manifest:
-    """Everything, the manifest last."""
+    """Write all files, the manifest last."""
     out.mkdir()
     files: dict[str, str] = {}
     sources: dict[str, Source] = {}
@@ -192,7 +191,7 @@ def _write(
 
 
 def _link(source: Path, target: Path, size: int | None = None) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """Give a file a second name, or copy it where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -209,8 +208,9 @@ def _link(source: Path, target: Path, size: int | None = None) -> None:
 
 
 def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateRecord]:
-    """The evaluation sets that all datasets were held against in the same way: of others nobody
-    can say that the whole is clean.
+    """Yield the evaluation sets that all datasets were checked against in the same way.
+
+    For any other set, nobody can say that the whole is clean.
     """
 
     def way(record: GateRecord) -> tuple[object, ...]:
@@ -224,7 +224,7 @@ def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateReco
                 str(path) for path, mine in zip(paths, by_way, strict=True) if key not in mine
             )
             say(
-                f"the result counts as not held against the evaluation set {records[0].name}, for"
+                f"the result counts as not checked against the evaluation set {records[0].name}:"
                 f" {without} was not, or not in the same way"
             )
             continue

@@ -1,4 +1,4 @@
-"""What `prepare` says: its steps while it works, and the table at the end."""
+"""Progress of `prepare` on stderr, and the tables that it prints at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Advance = Callable[[int], None]
 
 
 def say(text: str) -> None:
-    """One line about the work, on stderr: stdout is for the result."""
+    """Print one line about the work to stderr, for stdout is for the result."""
     print(f"prepare: {text}", file=sys.stderr, flush=True)
 
 
@@ -22,17 +22,16 @@ def say(text: str) -> None:
 def working(
     title: str, total: int, unit: Literal["bytes", "tasks"] = "bytes"
 ) -> Iterator[tuple[Advance, list[str]]]:
-    """A step of the work: a bar with rate and time left on a terminal, else one line when it is
-    done.
+    """Show a step of the work: a bar on a terminal, and one line when it is done.
 
     Args:
-        title: What is being done.
+        title: What the step does.
         total: Work, in `unit`.
-        unit: What is counted.
+        unit: Unit of the work.
 
     Yields:
-        A function that takes the work done since its last call, and a list of figures for the line
-        at the end.
+        A function that takes the work that was done since its last call, and a list to which the
+        caller may add figures for the line at the end.
     """
     begin = time.perf_counter()
     figures: list[str] = []
@@ -53,7 +52,7 @@ def working(
         counted: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
         if unit == "bytes":
             counted = [DownloadColumn(), TransferSpeedColumn()]
-        times = [TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()]
+        times = [TimeElapsedColumn(), TextColumn("remaining:"), TimeRemainingColumn()]
         with Progress(
             TextColumn("prepare: {task.description}"),
             BarColumn(),
@@ -79,7 +78,7 @@ def working(
 
 
 def dataset_table(manifest: Manifest) -> str:
-    """Documents, bytes and tokens of every source and split."""
+    """Format documents, bytes and tokens of every source and split."""
     rows = [
         (
             "source",
@@ -138,19 +137,19 @@ HELD_OUT = {
     "bytes": "documents up to the share",
     "tail": "end of a document",
 }
-"""How the text of a split was chosen, by its name in the manifest."""
+"""In words, how the text of a split was chosen, by its name in the manifest."""
 
 
 def _figures(documents: int, size: int, whole: int, tokens: int) -> tuple[str, str, str, str, str]:
-    """Counts with separators, the share of all bytes, and the bytes of a token."""
+    """Format counts with separators, the share of all bytes, and the bytes of a token."""
     ratio = f"{size / tokens:.3f}" if tokens else "-"
     return f"{documents:,}", f"{size:,}", f"{size / max(1, whole):.1%}", f"{tokens:,}", ratio
 
 
 def funnel_table(manifest: Manifest) -> str:
-    """What each step of each source let through, and why the rest stayed behind.
+    """Format what each step of each source let through, and why it removed the rest.
 
-    Tokens with ≈ are estimated, from a sample of what left the step.
+    Tokens with ≈ are estimates from a sample of what left the step.
     """
     lines = [
         f"{'source':<12} {'step':<18} {'documents':>11} {'bytes':>15} {'tokens':>15} {'left':>7} "
@@ -179,17 +178,17 @@ def funnel_table(manifest: Manifest) -> str:
 
 WORDS = {
     "undecodable": "not UTF-8",
-    "duplicate_id": "with the id of another",
+    "duplicate_id": "with a repeated id",
     "too_large": "too large",
     "replaced": "with bytes replaced by U+FFFD",
     "cut": "cut at the chunk limit",
-    "end_held_out": "with the end held out",
+    "end_held_out": "with a held-out end",
 }
-"""Reasons that need more words than their name."""
+"""Reasons that need other words than their name."""
 
 
 def _most(counts: Mapping[str, int], most: int = 4) -> list[tuple[str, int]]:
-    """The commonest reasons, the rest as one."""
+    """List the commonest reasons, and the rest as one."""
     found = sorted(
         ((reason, count) for reason, count in counts.items() if count),
         key=lambda pair: (-pair[1], pair[0]),

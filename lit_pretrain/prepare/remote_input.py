@@ -1,4 +1,4 @@
-"""Remote input: what lies behind an address, and a local copy of it that is whole."""
+"""Remote input: list the files behind an address, and fetch whole local copies of them."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from lit_pretrain.errors import UserError
 
 PAUSES = (1.0, 4.0, 15.0)
-"""Seconds before each further attempt: an object store that is busy recovers within them, and a
-person still waits for them.
+"""Seconds before each further attempt: a busy object store recovers in this time, and a person is
+still willing to wait.
 """
 _TIMEOUT = 60.0
 _BLOCK = 1 << 20
-_FOR_GOOD = frozenset({400, 401, 403, 404, 405, 410})
-"""HTTP answers that another attempt does not change."""
+_PERMANENT = frozenset({400, 401, 403, 404, 405, 410})
+"""HTTP status codes that another attempt does not change."""
 _T = TypeVar("_T")
 
 
-class _Broken(Exception):
-    """A transfer that ended too early or went on too long."""
+class _IncompleteTransfer(Exception):
+    """A transfer ended too early or went on too long."""
 
 
 def is_remote_input(location: str) -> bool:
-    """Whether a location is an address such as s3://bucket/folder."""
+    """Check whether a location is an address such as s3://bucket/folder."""
     return "://" in location
 
 
 class RemoteFile(NamedTuple):
-    """What a store or a server says of a file."""
+    """What a store or a server says about a file."""
 
     address: str
     bytes: int
     version: str
-    """What differs when it holds something else: its ETag, else the time of its last change;
-    empty where neither is said.
+    """Its ETag, else the time of its last change: another content has another one. Empty if the
+    server sends neither.
     """
 
 
 def s3_objects(address: str, storage_options: Mapping[str, Any]) -> list[RemoteFile]:
-    """Every object whose key begins like the address.
+    """List every object whose key begins like the address.
 
     Raises:
         UserError: The store cannot be reached, or refuses.
@@ -75,10 +75,10 @@ def s3_objects(address: str, storage_options: Mapping[str, Any]) -> list[RemoteF
 
 
 def url_file(address: str) -> RemoteFile:
-    """A file on a web server.
+    """Describe a file on a web server.
 
     Raises:
-        UserError: It is not there, the server cannot be reached, or does not say.
+        UserError: It does not exist, the server cannot be reached, or does not say how large it is.
     """
 
     def headers() -> Mapping[str, str]:
@@ -99,7 +99,7 @@ def url_file(address: str) -> RemoteFile:
 def local_copy(
     location: str, size: int, *, scratch: Path, storage_options: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """A whole copy of a remote file for as long as it is read; a local file is itself.
+    """Yield a whole copy of a remote file while the block runs, or a local file as it is.
 
     Args:
         location: Path or address.
@@ -108,7 +108,7 @@ def local_copy(
         storage_options: For the client of the object store.
 
     Raises:
-        UserError: It could not be fetched whole; names the address and the cause.
+        UserError: It cannot be fetched whole; the message names the address and the cause.
     """
     if not is_remote_input(location):
         yield Path(location)
@@ -122,7 +122,9 @@ def local_copy(
             _attempts(
                 location, "fetch", lambda: _fetch(location, size, Path(path), storage_options)
             )
-        except OSError as error:  # of this disk: the network's are told by then
+        except (
+            OSError
+        ) as error:  # of this disk: `_attempts` has turned the network's into UserError
             raise UserError(
                 f"cannot store a copy of {location} below {scratch}: {error.strerror or error}"
             ) from None
@@ -132,7 +134,7 @@ def local_copy(
 
 
 def _fetch(location: str, size: int, target: Path, storage_options: Mapping[str, Any]) -> None:
-    """One attempt, from the beginning."""
+    """Make one attempt to fetch a file, from the beginning."""
     if location.startswith("s3://"):
         bucket, _, key = location.removeprefix("s3://").partition("/")
         body: contextlib.AbstractContextManager[BinaryIO] = contextlib.closing(
@@ -148,13 +150,13 @@ def _fetch(location: str, size: int, target: Path, storage_options: Mapping[str,
             if done > size:
                 break
     if done != size:
-        raise _Broken(
+        raise _IncompleteTransfer(
             f"{'more than ' if done > size else ''}{done:,} bytes came where {size:,} were listed"
         )
 
 
 def _get(address: str) -> Any:
-    """An open answer."""
+    """Open the answer to a request."""
     request = urllib.request.Request(
         address, headers={"User-Agent": "lit_pretrain", "Accept-Encoding": "identity"}
     )
@@ -162,7 +164,7 @@ def _get(address: str) -> Any:
 
 
 def _s3(storage_options: Mapping[str, Any]) -> Any:
-    """A client of the object store."""
+    """Make a client of the object store."""
     try:
         import boto3
     except ImportError:
@@ -171,16 +173,17 @@ def _s3(storage_options: Mapping[str, Any]) -> Any:
 
 
 def _attempts(address: str, verb: str, do: Callable[[], _T]) -> _T:
-    """Does it, again after a pause where the cause may pass."""
+    """Run `do`, and again after a pause while the cause of a failure may pass."""
     for pause in (*PAUSES, None):
         try:
             return do()
         except UserError:
             raise
-        except Exception as error:  # the clients of stores have exceptions of their own; those of the disk are raised below
+        # The clients of stores have exceptions of their own; those of the disk are raised below.
+        except Exception as error:
             if not _is_transfer(error):
                 raise
-            if pause is None or _status(error) in _FOR_GOOD:
+            if pause is None or _status(error) in _PERMANENT:
                 raise UserError(
                     f"cannot {verb} {address}: {_cause(error)}; check the address, the network, and"
                     " for s3:// the credentials and the source's `storage_options`"
@@ -190,11 +193,11 @@ def _attempts(address: str, verb: str, do: Callable[[], _T]) -> _T:
 
 
 def _is_transfer(error: Exception) -> bool:
-    """Whether it comes from the network or a store rather than from this disk or this program."""
+    """Check whether an error comes from the network or a store, not this disk or program."""
     if isinstance(
         error,
         (
-            _Broken,
+            _IncompleteTransfer,
             http.client.HTTPException,
             urllib.error.URLError,
             ssl.SSLError,
@@ -207,8 +210,9 @@ def _is_transfer(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status that an exception carries; 400 for what the client itself finds wrong,
-    such as missing credentials.
+    """Read the HTTP status that an exception carries.
+
+    What the client itself finds wrong, such as missing credentials, counts as 400.
     """
     if isinstance(error, urllib.error.HTTPError):
         return error.code
@@ -229,7 +233,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _cause(error: Exception) -> str:
-    """One line."""
+    """Describe an error in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0] or type(error).__name__
 
 

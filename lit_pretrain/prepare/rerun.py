@@ -1,4 +1,4 @@
-"""Rerun: whether a finished dataset is the one that is asked for."""
+"""Rerun: check that a finished dataset is the one that the config describes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from lit_pretrain.prepare.versions import CONTENTS, versions
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
-    """Compares what was prepared with what is asked for: the config, and the input as far as it is
-    still there.
+    """Compare a finished dataset with a config, and with its input as far as that still exists.
 
     Raises:
         UserError: They differ; names each field with both values.
@@ -36,7 +35,7 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
         differences = [
             *_changed_inputs(existing, config),
             *_changed_tokenizer(existing, config),
-            *_changed_exams(existing, config),
+            *_changed_evaluation_sets(existing, config),
             *_changed_filters(existing, config),
         ]
     if differences:
@@ -48,12 +47,13 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
 
 
 def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Sources whose files are others than those that were read, or hold something else. Raw text
-    may be gone: the dataset is complete.
+    """Find sources with other files than those that were read, or with other content.
+
+    Raw text may be gone: the dataset is complete.
 
     Every local file is read. Sizes and times alone would be quicker and sometimes wrong: an edit
-    may keep both (`cp -p`, `rsync -t`). Remote files are not fetched: what their server says of
-    them decides, so that an upload of the same bytes may count as a change.
+    may keep both (`cp -p`, `rsync -t`). Remote files are not fetched: their server's ETag or time
+    of change decides, so that an upload of the same bytes may count as a change.
     """
     for name, source in config.sources.items():
         remote = any(is_remote_input(path) for path in source.paths)
@@ -68,8 +68,8 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
             if not remote:
                 raise
             say(
-                f"sources.{name} is not compared with what was read, for it cannot be had any more:"
-                f" {error}"
+                f"sources.{name} is not compared with what was read, because it cannot be reached"
+                f" any more: {error}"
             )
             continue
         record = existing.sources.get(name)
@@ -78,11 +78,11 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
             here = f"{len(found.files):,} files of {found.bytes:,} bytes here"
             yield f"input of sources.{name}: {there[0]:,} files of {there[1]:,} bytes there, {here}"
         elif record is not None and remote:
-            said = found.remote_hash(lambda file: file_sha256(file.location))
-            if record.remote_sha256 is not None and said != record.remote_sha256:
+            remote_sha256 = found.remote_hash(lambda file: file_sha256(file.location))
+            if record.remote_sha256 is not None and remote_sha256 != record.remote_sha256:
                 yield (
                     f"files of sources.{name}, as their server tells them apart (ETag, else time of"
-                    f" change): sha256 {record.remote_sha256} there, {said} here"
+                    f" change): sha256 {record.remote_sha256} there, {remote_sha256} here"
                 )
         elif record is not None and (content := _content(name, found)) != record.content_sha256:
             yield (
@@ -92,9 +92,7 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
 
 
 def _content(name: str, found: Inputs) -> str:
-    """Hash of the files of a source; hashing needs no lock of the interpreter, so threads share
-    the work.
-    """
+    """Hash the files of a source, in threads: hashing releases the lock of the interpreter."""
 
     def read(file: InputFile) -> tuple[str, str]:
         sha256 = file_sha256(file.location)
@@ -112,7 +110,7 @@ def _content(name: str, found: Inputs) -> str:
 
 
 def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """The given tokenizer, where it is another than the one that encoded the data."""
+    """Find whether the tokenizer file is another than the one that encoded the data."""
     path = config.tokenizer.path
     if path is not None and Path(path).expanduser().exists():
         given = load_tokenizer(config.tokenizer)
@@ -123,8 +121,8 @@ def _changed_tokenizer(existing: Manifest, config: PrepareConfig) -> Iterator[st
             )
 
 
-def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Evaluation sets with other records than those that the data were held against."""
+def _changed_evaluation_sets(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
+    """Find evaluation sets with other records than those that the data was checked against."""
     if config.decontaminate is None:
         return
     there = {record.name: record.content_sha256 for record in existing.gate}
@@ -139,7 +137,7 @@ def _changed_exams(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
 
 
 def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
-    """Filters of the user's own and lists that filters read, where they hold something else."""
+    """Find the user's own filters, and lists that filters read, with another content."""
     for name, here in versions(config).items():
         there = existing.versions.get(name)
         if name.startswith(CONTENTS) and here not in (there, "missing"):
@@ -147,7 +145,7 @@ def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Flatten nested mappings to dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix: value}
     return {

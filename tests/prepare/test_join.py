@@ -135,7 +135,7 @@ def test_a_set_that_one_part_was_not_held_against_is_not_declared(
     prepare(config(folder, "b", out=str(tmp_path / "free"), decontaminate=None))
     assert join(str(tmp_path / "all"), [str(folder / "a"), str(tmp_path / "free")]).gate == ()
     assert (
-        f"not held against the evaluation set exam, for {tmp_path / 'free'} was not"
+        f"not checked against the evaluation set exam: {tmp_path / 'free'} was not"
         in capsys.readouterr().err
     )
 

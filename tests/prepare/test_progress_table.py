@@ -18,17 +18,17 @@ ROOT = Path(__file__).parents[2]
 BYTES = [
     "read and clean",
     "measure the splits",
-    "take out what has the id of another",
+    "remove documents with a repeated id",
     "sketch documents",
-    "read them again",
+    "read similar documents again",
     "hash lines",
     "sample text for the tokenizer",
 ]
 TASKS = [
     "find ids that occur twice",
-    "find documents that may be duplicates",
-    "group them",
-    "compare them",
+    "find pairs of similar documents",
+    "group similar documents",
+    "compare similar documents",
     "find repeated lines",
 ]
 
@@ -83,13 +83,15 @@ def test_every_step_has_a_bar(tmp_path: Path) -> None:
     assert code == 0, frames
     bars = {
         title: [
-            frame for frame in frames if frame.startswith(f"prepare: {title} ") and "left:" in frame
+            frame
+            for frame in frames
+            if frame.startswith(f"prepare: {title} ") and "remaining:" in frame
         ]
         for title in [*BYTES, *TASKS, "encode", "train a tokenizer"]
     }
     for title, shown in bars.items():
         assert shown, f"{title}: {frames}"
-        assert re.search(r"\d:\d\d:\d\d left: (\d+:\d\d:\d\d|-:--:--)", shown[-1]), shown[-1]
+        assert re.search(r"\d:\d\d:\d\d remaining: (\d+:\d\d:\d\d|-:--:--)", shown[-1]), shown[-1]
         if title in TASKS:
             assert re.search(r" (\d+)/\1 ", shown[-1]), shown[-1]
             assert not any(re.search(r"bytes|[kM]B", frame) for frame in shown), shown

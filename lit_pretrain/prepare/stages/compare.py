@@ -126,9 +126,9 @@ def find_duplicates(
             [1] * places.ranges,
             "tasks",
         )
-    groups = do("group", "group these documents", GroupTask(corpus), [1], "tasks")[0]["groups"]
-    do("shingles", "read their text again", ShinglesTask(corpus), corpus.sizes)
-    found = do("decide", "compare them in full", DecideTask(corpus), [1] * groups, "tasks")
+    groups = do("group", "group similar documents", GroupTask(corpus), [1], "tasks")[0]["groups"]
+    do("shingles", "read similar documents again", ShinglesTask(corpus), corpus.sizes)
+    found = do("decide", "compare similar documents", DecideTask(corpus), [1] * groups, "tasks")
     count = len(stretches(places.begins, places.documents))
     settle = SettleTask(corpus, groups)
     settled = do("settle", "list the duplicates of each part", settle, [1] * count, "tasks")

@@ -269,8 +269,8 @@ def test_remote_text_may_be_gone(
     server.server_close()
     assert prepare_from(url, tmp_path / "data") == first
     assert (
-        "sources.mine is not compared with what was read, for it cannot be had any more: cannot"
-        " fetch" in capsys.readouterr().err
+        "sources.mine is not compared with what was read, because it cannot be reached any more:"
+        " cannot fetch" in capsys.readouterr().err
     )
 
 
