@@ -1,1 +1,1 @@
-"""Scaling: arithmetic over shapes and devices, without torch."""
+"""Scaling laws and plans: arithmetic over shapes and devices, without torch."""

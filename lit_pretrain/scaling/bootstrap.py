@@ -1,10 +1,9 @@
-"""Bootstrap: how much a fitted law depends on which runs happened to be there."""
+"""Bootstrap intervals: how much a fitted law depends on the runs that it was fitted to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +13,19 @@ from lit_pretrain.scaling.law import PARAMETERS, Floats, Law, from_coordinates
 from lit_pretrain.scaling.regression import DELTA, Loss, fit
 
 LEVEL = 0.95
+"""Coverage of every interval that this package reports."""
 _ATTEMPTS = 1000
+"""Resamples to try before giving up on one with enough distinct runs."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Laws of resampled runs."""
+    """Laws fitted to resamples of the runs."""
 
     laws: tuple[Law, ...]
     failed: int
-    """Resamples whose fit did not end in a usable law: not finite, or an exponent that is not
-    positive. They are left out of the laws.
+    """Number of resamples whose fit gave no usable law, with a parameter that is not finite or not
+    positive. `laws` leaves them out.
     """
 
 
@@ -33,28 +34,28 @@ def bootstrap(
     n: Floats,
     d: Floats,
     loss: Floats,
-    unique: Optional[Floats] = None,
+    unique: Floats | None = None,
     *,
     draws: int,
     seed: int,
     kind: Loss = "huber",
     delta: float = DELTA,
 ) -> Draws:
-    """Fit the form of a law again to resamples of its runs, with replacement, each from the law's
-    own parameters.
+    """Refit a law to resamples of its runs, drawn with replacement.
 
-    Resamples with fewer distinct runs than would determine the law are drawn again.
+    Every refit starts from the law's own parameters. A resample with fewer distinct runs than
+    determine the law is drawn again.
 
     Args:
-        law: The fit of all runs.
+        law: The law fitted to all runs.
         n: Parameters of every run.
-        d: Training tokens.
-        loss: Final losses.
-        unique: Distinct training tokens (data form).
-        draws: How many resamples.
-        seed: Of the resampling.
-        kind: As for the fit.
-        delta: As for the fit.
+        d: Training tokens of every run.
+        loss: Final loss of every run.
+        unique: Distinct training tokens of every run (data form).
+        draws: Number of resamples.
+        seed: Seed of the resampling.
+        kind: Objective of the fit: Huber, or least absolute deviations.
+        delta: Huber threshold of the fit, in ln L.
     """
     if draws < 2:
         raise UserError(
@@ -86,6 +87,7 @@ def bootstrap(
 
 
 def _resample(rng: np.random.Generator, size: int, distinct: int) -> NDArray[np.int64]:
+    """Draw indices of `size` runs with replacement, at least `distinct` of them different."""
     for _ in range(_ATTEMPTS):
         i = rng.integers(size, size=size)
         if len(np.unique(i)) >= distinct:
@@ -96,14 +98,14 @@ def _resample(rng: np.random.Generator, size: int, distinct: int) -> NDArray[np.
 
 
 def usable(law: Law) -> bool:
-    """Whether all parameters are finite and positive."""
+    """Tell whether all parameters of a law are finite and positive."""
     return all(np.isfinite(value) and value > 0 for value in law.params.values())
 
 
 def normal_draws(
     law: Law, coordinates: Floats, covariance: Sequence[Sequence[float]], *, draws: int, seed: int
 ) -> Draws:
-    """Draws of a law whose runs are not at hand, from the covariance of its coordinates."""
+    """Draw laws from the covariance of a law's coordinates, for a law without its runs."""
     points = np.random.default_rng(seed).multivariate_normal(
         coordinates, np.asarray(covariance), size=draws
     )
@@ -112,13 +114,13 @@ def normal_draws(
 
 
 def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """The central share of values: a percentile interval."""
+    """Return the percentile interval that holds the central `level` of the values."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def param_intervals(draws: Draws) -> dict[str, tuple[float, float]]:
-    """95 % interval of every parameter."""
+    """Compute the 95 % interval of every parameter."""
     return {
         name: interval(np.array([law.params[name] for law in draws.laws]))
         for name in draws.laws[0].params
@@ -126,6 +128,6 @@ def param_intervals(draws: Draws) -> dict[str, tuple[float, float]]:
 
 
 def exponent_intervals(draws: Draws) -> dict[str, tuple[float, float]]:
-    """95 % intervals of a and b."""
+    """Compute the 95 % intervals of the exponents a and b."""
     a = np.array([law.exponents.a for law in draws.laws])
     return {"a": interval(a), "b": interval(1 - a)}

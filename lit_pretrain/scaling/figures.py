@@ -1,6 +1,4 @@
-"""Figures: a fit and an IsoFLOP analysis as one looks at them, in colours that the colour-blind
-can tell apart.
-"""
+"""Figures of a fit and of an IsoFLOP analysis, in colours that the colour-blind can tell apart."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from matplotlib import colormaps
@@ -28,52 +25,20 @@ from lit_pretrain.scaling.isoflop import IsoFlop
 from lit_pretrain.scaling.law import EXPONENTS, FLOPS_PER_PARAMETER_TOKEN, PARAMETERS, Floats, Law
 from lit_pretrain.scaling.runs import UNIT_TEXT, Runs
 
-# Event images: pictures into a TensorBoard run with TensorBoard's own writer, without torch.
-
-
-def write_images(folder: Path, images: Mapping[str, bytes], step: int = 0) -> None:
-    """Add PNG files to a TensorBoard run.
-
-    Args:
-        folder: The run's event folder.
-        images: PNG by tag.
-        step: Where on TensorBoard's slider.
-    """
-    writer = EventFileWriter(str(folder))
-    try:
-        for tag, content in images.items():
-            width, height, _, kind = struct.unpack(">IIBB", content[16:26])  # of the IHDR chunk
-            image = Summary.Image(
-                height=height,
-                width=width,
-                colorspace={0: 1, 2: 3, 6: 4}[kind],
-                encoded_image_string=content,
-            )
-            writer.add_event(
-                Event(
-                    wall_time=time.time(),
-                    step=step,
-                    summary=Summary(value=[Summary.Value(tag=tag, image=image)]),
-                )
-            )
-    finally:
-        writer.close()
-
-
 # Okabe and Ito (2008), "Color Universal Design"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 SEQUENCE = "cividis"
 _AHEAD = 100.0
-"""Figures against compute go on to this multiple of the largest run's."""
+"""Axes of compute end at this multiple of the largest run's compute."""
 _MARKERS = "osD^vPXdp*h<>"
 _DPI = 130
 _SHOWN = 0.98
-"""Of the resamples, in the figure of pairs."""
+"""Share of the resamples that the figure of pairs shows."""
 COUNTS = {"total": "total", "matmul": "matmul", "nonembed": "non-embedding"}
 
 
 def isoflop_figure(found: IsoFlop) -> Figure:
-    """Loss against size at every budget: runs, parabolas, starred minima."""
+    """Draw loss against size at every budget: runs, parabolas, and a star at each minimum."""
     figure, axes = _panels(1)
     ax = axes[0]
     for k, m in enumerate(found.minima):
@@ -118,8 +83,8 @@ def isoflop_figure(found: IsoFlop) -> Figure:
     return figure
 
 
-def optimum_figure(fitted: Fitted, found: Optional[IsoFlop] = None) -> Figure:
-    """N* and D* against compute: the law with its band, and the minima of the parabolas."""
+def optimum_figure(fitted: Fitted, found: IsoFlop | None = None) -> Figure:
+    """Draw N* and D* against compute: the law with its band, and the minima of the parabolas."""
     figure, axes = _panels(2)
     c = _compute_axis(fitted.runs)
     law, draws = fitted.fit.law, fitted.draws
@@ -162,7 +127,7 @@ def optimum_figure(fitted: Fitted, found: Optional[IsoFlop] = None) -> Figure:
 
 
 def envelope_figure(fitted: Fitted) -> Figure:
-    """Loss against compute: the runs, and the law's envelope below them."""
+    """Draw loss against compute: the runs, and the law's envelope below them."""
     figure, axes = _panels(1)
     ax, runs, law = axes[0], fitted.runs, fitted.fit.law
     c = _compute_axis(runs)
@@ -189,14 +154,14 @@ def envelope_figure(fitted: Fitted) -> Figure:
 
 
 def contour_figure(fitted: Fitted) -> Figure:
-    """L(N, D) as a map with the runs, lines of equal compute and the efficient frontier."""
+    """Draw a map of L(N, D) with the runs, lines of equal compute and the efficient frontier."""
     figure, axes = _panels(1)
     ax, runs, law = axes[0], fitted.runs, fitted.fit.law
     n = np.geomspace(runs.n.min() / 2, runs.n.max() * 10, 160)
     d = np.geomspace(runs.d.min() / 2, runs.d.max() * 10, 160)
     loss = law.loss(n[None, :], d[:, None])
-    # Equal steps in the reducible part, which spans decades: equal steps in the loss would all lie
-    # in one corner.
+    # Space the levels evenly in the logarithm of the reducible loss, which spans decades. Levels
+    # at equal steps of the loss would all lie in one corner.
     floor = law.params.get("E", 0.0)
     levels = floor + np.geomspace(
         float(loss.min()) - floor,
@@ -217,7 +182,7 @@ def contour_figure(fitted: Fitted) -> Figure:
             linewidth=0.7,
             alpha=0.7,
         )
-        # at the left edge, or where the line comes in from above
+        # Label the line at the left edge, or where it enters from above.
         x, y = n[4], 10**power / FLOPS_PER_PARAMETER_TOKEN / n[4]
         if y > d[-8]:
             x, y = 10**power / FLOPS_PER_PARAMETER_TOKEN / d[-8], d[-8]
@@ -266,8 +231,9 @@ def contour_figure(fitted: Fitted) -> Figure:
 
 
 def residual_figure(fitted: Fitted) -> Figure:
-    """Residuals against compute and against tokens per parameter: what the form of the law does
-    not say.
+    """Draw the residuals against compute and against tokens per parameter.
+
+    A trend shows what the form of the law does not capture.
     """
     figure, axes = _panels(2)
     runs, percent = fitted.runs, 100 * fitted.fit.residuals
@@ -304,14 +270,15 @@ def residual_figure(fitted: Fitted) -> Figure:
 
 
 def pairs_figure(fitted: Fitted) -> Figure:
-    """Bootstrap resamples, every parameter against every other: which of them the runs cannot
-    tell apart.
+    """Draw every parameter against every other over the bootstrap resamples.
+
+    Correlated pairs are parameters that the runs cannot tell apart.
     """
     if fitted.draws is None:
         raise UserError("the figure of bootstrap pairs needs resamples: --bootstrap 1000")
     names, law = PARAMETERS[fitted.fit.law.form], fitted.fit.law
     values = np.array([[drawn.params[name] for name in names] for drawn in fitted.draws.laws])
-    # Runs that hardly determine a parameter send some resamples to 1e300, where no axis can follow.
+    # Runs that hardly determine a parameter send some resamples to 1e300, beyond any axis.
     low, high = np.quantile(values, [(1 - _SHOWN) / 2, (1 + _SHOWN) / 2], axis=0)
     values = np.where((values >= low) & (values <= high), values, np.nan)
     size = len(names)
@@ -365,7 +332,7 @@ def pairs_figure(fitted: Fitted) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Render a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
@@ -390,8 +357,9 @@ def _compute_axis(runs: Runs) -> Floats:
 
 
 def _optima(law: Law, c: Floats) -> tuple[Floats, Floats]:
-    """N* and D* along an axis of compute, which are power laws in all forms while no data is
-    repeated.
+    """Compute N* and D* along an axis of compute.
+
+    Both are power laws of C in every form while no data is repeated.
     """
     n = law.optimum(1e20).n * (c / 1e20) ** law.exponents.a
     return n, c / (FLOPS_PER_PARAMETER_TOKEN * n)
@@ -405,7 +373,7 @@ def _band(ax: Axes, x: Floats, curves: Floats) -> None:
 
 
 def _shade(ax: Axes, runs: Runs, c: Floats) -> None:
-    """What lies beyond ten times the largest fitted compute."""
+    """Shade the region beyond ten times the largest fitted compute."""
     ax.axvspan(
         FAR * runs.largest_compute,
         float(c[-1]),
@@ -425,5 +393,34 @@ def _loss_label(runs: Runs) -> str:
     return f"validation loss ({UNIT_TEXT[runs.unit]})"
 
 
-def _interval(found: Optional[tuple[float, float]]) -> str:
+def _interval(found: tuple[float, float] | None) -> str:
     return "" if found is None else f" (95 % {found[0]:.3f} to {found[1]:.3f})"
+
+
+def write_images(folder: Path, images: Mapping[str, bytes], step: int = 0) -> None:
+    """Add PNG images to a TensorBoard run, with TensorBoard's own writer and without torch.
+
+    Args:
+        folder: The run's event folder.
+        images: Content of a PNG file by tag.
+        step: Step at which TensorBoard shows the images.
+    """
+    writer = EventFileWriter(str(folder))
+    try:
+        for tag, content in images.items():
+            width, height, _, kind = struct.unpack(">IIBB", content[16:26])  # the IHDR chunk
+            image = Summary.Image(
+                height=height,
+                width=width,
+                colorspace={0: 1, 2: 3, 6: 4}[kind],
+                encoded_image_string=content,
+            )
+            writer.add_event(
+                Event(
+                    wall_time=time.time(),
+                    step=step,
+                    summary=Summary(value=[Summary.Value(tag=tag, image=image)]),
+                )
+            )
+    finally:
+        writer.close()

@@ -1,6 +1,4 @@
-"""Fitted law: runs, the law that they follow, how sure it is, and the document that keeps all
-of it.
-"""
+"""A fitted law: the runs, the law that they follow, its intervals, and the JSON file of a fit."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -25,11 +23,12 @@ class Fitted:
 
     runs: Runs
     dropped: tuple[str, ...]
+    """Labels of the runs that were left out for their high loss."""
     fit: Fit
     kind: Loss
     delta: float
-    draws: Optional[Draws]
-    """None without a bootstrap."""
+    draws: Draws | None
+    """Laws of the bootstrap resamples; None without a bootstrap."""
     seed: int
 
 
@@ -47,12 +46,12 @@ def fit_runs(
 
     Args:
         runs: At least three budgets and a factor of four in N.
-        form: Which law.
-        kind: Huber, or least absolute deviations.
-        delta: The Huber threshold, in ln L.
+        form: Form of the law.
+        kind: Objective: Huber, or least absolute deviations.
+        delta: Huber threshold, in ln L.
         drop_highest: Leave out the runs whose loss is among this many highest.
-        draws: Bootstrap resamples; 0 for no intervals.
-        seed: Of the bootstrap.
+        draws: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
 
     Raises:
         UserError: The runs do not allow a law, or the law that they follow has an exponent that is
@@ -106,7 +105,7 @@ def fit_runs(
 
 
 def fit_document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
-    """Everything about a fit as plain JSON values."""
+    """Describe a fit completely in plain JSON values."""
     runs, law, draws = fitted.runs, fitted.fit.law, fitted.draws
     exponents = exponent_intervals(draws) if draws is not None else None
     found: dict[str, Any] = {
@@ -150,17 +149,17 @@ def _range(values: Floats) -> list[float]:
 
 @dataclass(frozen=True)
 class StoredFit:
-    """What a forecast needs of a document."""
+    """The part of a fit that a forecast needs."""
 
     law: Law
-    draws: Optional[Draws]
+    draws: Draws | None
     residuals: Floats
     largest_compute: float
     counts: Counts
     unit: str
-    """Of Unit, or in words where others have fitted it."""
-    tokenizer: Optional[str] = None
-    """Hash of the tokenizer that all its runs have, where it is known."""
+    """One of `Unit`, or words for a published law."""
+    tokenizer: str | None = None
+    """Hash of the tokenizer that all runs share, where it is known."""
     parameters: tuple[float, float] = (0.0, np.inf)
     """Smallest and largest N among the runs, where they are known."""
     tokens: tuple[float, float] = (0.0, np.inf)
@@ -168,7 +167,7 @@ class StoredFit:
 
 
 def read_document(path: Path) -> StoredFit:
-    """A fit that `scaling fit --out` has written.
+    """Read a fit that `scaling fit --out` has written.
 
     Raises:
         UserError: The file cannot be read or holds no fit.

@@ -1,8 +1,8 @@
-"""FLOPs: what one training token costs, counted from the shape alone."""
+"""Training FLOPs per token, counted from the shape alone, for each kind of training."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
 
@@ -13,7 +13,7 @@ class FlopsPerToken(NamedTuple):
     training: float
     """6 N_matmul + full attention scores, as `torch.utils.flop_counter` counts: 12 L H K T."""
     causal: float
-    """The same with only the scores that causal masking needs: half of the attention term."""
+    """`training` with only the scores that a causal mask needs: half of the attention term."""
     dense: float
     """6 N_matmul alone."""
     six_n: float
@@ -21,23 +21,22 @@ class FlopsPerToken(NamedTuple):
     Hoffmann et al. 2022, appendix F).
     """
     attention: float
-    """The scores alone: training - dense."""
+    """Attention scores alone: training - dense."""
 
 
 def flops_per_token(
-    config: ModelConfig, seq_len: int, *, adapter_parameters: Optional[int] = None
+    config: ModelConfig, seq_len: int, *, adapter_parameters: int | None = None
 ) -> FlopsPerToken:
-    """FLOPs per token of a shape at a sequence length.
+    """Count the FLOPs per token of a shape at a sequence length.
 
-    A looked-up embedding is not a matrix product and counts nothing; a tied head counts, because it
-    multiplies. Sliding windows and document masks are not credited: kernels differ in what they
-    skip.
+    An embedding look-up is no matrix product and counts nothing; a tied head counts, because it
+    multiplies. Sliding windows and document masks get no credit: kernels differ in what they skip.
 
     Args:
         config: The shape.
-        seq_len: Inputs per row.
-        adapter_parameters: With an adapter, its size: a frozen matrix costs 4 FLOPs a parameter,
-            because it gets no gradient of its own.
+        seq_len: Tokens of a row.
+        adapter_parameters: Parameters of the adapter that is trained in place of the network. A
+            frozen matrix then costs 4 FLOPs per parameter, because it gets no gradient of its own.
     """
     counts = count_parameters(config)
     dense = (
@@ -56,55 +55,56 @@ def flops_per_token(
 
 
 def mfu(tokens_per_second: float, flops: float, peak: float) -> float:
-    """Model-FLOPs utilisation: the share of a peak that training reaches (Chowdhery et al. 2022,
-    appendix B).
+    """Compute the model-FLOPs utilisation, the share of the peak that training reaches.
+
+    The definition is that of Chowdhery et al. 2022, appendix B.
 
     Args:
-        tokens_per_second: Of as many devices as the peak is of.
-        flops: Training FLOPs per token, without what activation checkpointing computes again.
-        peak: FLOP/s.
+        tokens_per_second: Throughput, summed over the same devices as `peak`.
+        flops: Training FLOPs per token, without those that activation checkpointing recomputes.
+        peak: Dense peak in FLOP/s.
     """
     return tokens_per_second * flops / peak
 
 
-# Stages: what a kind of training costs per token and keeps in memory, as multiples of pretraining.
-
+# Kinds of training other than pretraining.
 
 StageName = Literal["pretrain", "sft", "dpo", "lora", "qlora"]
 
 
 class StageCost(NamedTuple):
-    """What a stage does with each token and each weight."""
+    """What one kind of training costs per token, and which weights it trains."""
 
     flops_per_token: float
     """Training FLOPs, with full attention."""
     trainable: float
-    """Share of the shape's own parameters that get gradients and moments."""
+    """Share of the network's own parameters that get gradients and moments."""
     added: int
-    """Parameters added and trained beside them."""
+    """Parameters that an adapter adds and trains."""
     reference: bool
-    """A frozen copy runs forward, too."""
+    """Whether a frozen copy of the network also runs forward."""
     quantized: int
-    """Frozen parameters of the shape in four bits."""
+    """Frozen parameters of the network that are stored in four bits."""
     why: str
+    """Arithmetic behind `flops_per_token`, for the reader of a plan."""
 
 
 def stage_cost(
     config: ModelConfig, seq_len: int, stage: StageName, lora_rank: int = 16
 ) -> StageCost:
-    """Cost of a stage.
+    """Count the cost of one kind of training.
 
     A matrix product costs 2 FLOPs per weight and token forward, 2 for the gradient of its input and
-    2 for that of its weight. Frozen weights spare the last; a reference adds a forward pass.
+    2 for that of its weight. Frozen weights save the last; a reference adds a forward pass.
     Attention scores have no weights: forward 4 H K T a layer, backward twice that.
 
     Args:
-        config: Shape.
+        config: Shape of the network.
         seq_len: Tokens of a row.
-        stage: pretrain and sft: all weights. dpo: the same and a frozen reference. lora: frozen
-            weights, and two factors beside each matrix of the blocks. qlora: the same, with these
-            matrices in four bits; restoring them is not counted.
-        lora_rank: Of the factors.
+        stage: pretrain and sft train all weights. dpo adds a frozen reference. lora freezes the
+            weights and trains two factors beside each matrix of the blocks. qlora also stores
+            these matrices in four bits; restoring them is not counted.
+        lora_rank: Rank of the factors.
     """
     flops = flops_per_token(config, seq_len)
     if stage == "dpo":
@@ -129,8 +129,9 @@ def stage_cost(
 
 
 def lora_parameters(config: ModelConfig, rank: int) -> int:
-    """Weights of both factors beside every matrix of the blocks: rank times the sum of its
-    sides (Hu et al. 2021, section 4.1).
+    """Count the weights of LoRA's factors beside every matrix of the blocks.
+
+    Each matrix adds rank times the sum of its sides (Hu et al. 2021, section 4.1).
     """
     d, f = config.width, config.ffn_size
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size

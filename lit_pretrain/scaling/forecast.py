@@ -1,13 +1,10 @@
-"""Forecast: the loss of a run that has not been made, with an interval and what that interval
-leaves out.
-"""
+"""Forecast the loss of a run before it is trained, with an interval and what that omits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -30,54 +27,59 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Forecast:
-    """One run to come."""
+    """Forecast loss of one run."""
 
     n: float
+    """Parameters."""
     d: float
+    """Training tokens."""
     c: float
     """6 N D."""
     loss: float
-    ci95: Optional[Interval]
-    """Of the law's value; None without resamples."""
-    run95: Optional[Interval]
-    """Of one run's loss: the law's value with the scatter of the fitted runs about it."""
-    n_ci95: Optional[Interval]
-    """Of N*, where N was asked of the law."""
-    d_ci95: Optional[Interval]
+    ci95: Interval | None
+    """95 % interval of the law's value; None without resamples."""
+    run95: Interval | None
+    """95 % interval of one run's loss: the law's value with the scatter of the fitted runs."""
+    n_ci95: Interval | None
+    """95 % interval of N*, where the law chose N; None otherwise."""
+    d_ci95: Interval | None
+    """95 % interval of D*, likewise."""
     beyond: float
     """C as a multiple of the largest fitted compute."""
 
     @property
     def far(self) -> bool:
-        """Whether this is more than ten times the largest fitted compute."""
+        """Tell whether the run needs more than ten times the largest fitted compute."""
         return self.beyond > FAR
 
 
 def forecast(
     law: Law,
     *,
-    n: Optional[float] = None,
-    d: Optional[float] = None,
-    flops: Optional[float] = None,
-    unique: Optional[float] = None,
+    n: float | None = None,
+    d: float | None = None,
+    flops: float | None = None,
+    unique: float | None = None,
     largest_compute: float,
-    draws: Optional[Draws] = None,
-    residuals: Optional[Floats] = None,
+    draws: Draws | None = None,
+    residuals: Floats | None = None,
     seed: int = 0,
 ) -> Forecast:
-    """Forecast a run by N and D, by its FLOPs alone (then it is the compute-optimal one), or by its
-    FLOPs and one of N and D.
+    """Forecast the loss of one run.
+
+    N and D describe the run, or its FLOPs and one of them, or its FLOPs alone: then it is the
+    compute-optimal run of that budget.
 
     Args:
-        law: What was fitted.
+        law: The fitted law.
         n: Parameters.
         d: Training tokens.
         flops: 6 N D.
         unique: Distinct training tokens (data form).
         largest_compute: 6 N D of the largest fitted run.
-        draws: Laws of resampled runs.
+        draws: Laws of the bootstrap resamples.
         residuals: ln L - ln L_predicted of the fitted runs, for the interval of one run.
-        seed: Of the draws of residuals.
+        seed: Seed of the draws of residuals.
 
     Raises:
         UserError: N, D and FLOPs are too many, too few or not positive.
@@ -116,10 +118,10 @@ def forecast(
 
 def _complete(
     law: Law,
-    n: Optional[float],
-    d: Optional[float],
-    flops: Optional[float],
-    unique: Optional[float],
+    n: float | None,
+    d: float | None,
+    flops: float | None,
+    unique: float | None,
 ) -> tuple[float, float]:
     if flops is None:
         assert n is not None
@@ -132,38 +134,35 @@ def _complete(
     return law.optimum(flops, unique)
 
 
-# Expected: what a law forecasts of one run, at its end and at every number of tokens on the way
-# there.
-
+# The forecast of a run that `fit` trains, at its end and at every validation on the way there.
 
 LOSS_OF_UNIT = {"bits_per_byte": "val/bits_per_byte"}
-"""The metric that a law's loss is compared with, where it is not `val/loss`."""
-FORECAST_DRAWS = 1000
+"""Validation metric that a law of this unit is compared with; `val/loss` for any other unit."""
+_DRAWS = 1000
+"""Laws to draw for a published law with a known covariance."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A law, applied to one run."""
+    """A law applied to one run."""
 
     name: str
-    """Of the law, for reading."""
+    """Name of the law, for display."""
     kept: StoredFit
     n: float
     """Parameters of the run, as the law counts them."""
     tokens: float
-    """Of the whole run."""
+    """Training tokens of the whole run."""
     outside: tuple[str, ...]
-    """In which ways the run is none of those that the law was fitted to; empty: it is among
-    them.
-    """
+    """How the run lies outside the law's runs; empty if it is among them."""
 
     @property
     def metric(self) -> str:
-        """Name of the validation metric that the law speaks of."""
+        """Name the validation metric that the law predicts."""
         return LOSS_OF_UNIT.get(self.kept.unit, "val/loss")
 
     def at(self, tokens: float) -> Forecast:
-        """Forecast of a run of the same size that ends after so many tokens."""
+        """Forecast a run of the same size that ends after `tokens` tokens."""
         kept = self.kept
         return forecast(
             kept.law,
@@ -176,11 +175,11 @@ class Expected:
 
     @cached_property
     def end(self) -> Forecast:
-        """Forecast of the run."""
+        """Forecast the whole run."""
         return self.at(self.tokens)
 
     def values(self, tokens: float) -> dict[str, float]:
-        """The forecast as metrics, to be drawn beside a validation at so many tokens."""
+        """Return the forecast at `tokens` tokens as metrics, to log beside a validation."""
         found = self.at(tokens)
         interval = _interval(found)
         return {"forecast/loss": found.loss} | (
@@ -188,15 +187,13 @@ class Expected:
         )
 
     @property
-    def interval(self) -> Optional[Interval]:
-        """95 % interval of the run's loss; where the law's runs are not at hand, of the law's
-        value alone.
-        """
+    def interval(self) -> Interval | None:
+        """Return the 95 % interval of the run's loss, or of the law's value without the runs."""
         return _interval(self.end)
 
     @property
     def text(self) -> str:
-        """Loss, interval and law in a few words."""
+        """Describe the forecast in a few words: loss, interval and law."""
         interval = (
             "" if self.interval is None else f" ({self.interval[0]:.3f}–{self.interval[1]:.3f})"
         )
@@ -208,19 +205,20 @@ def expected(
     counts: ParameterCounts,
     tokens: float,
     *,
-    given: Optional[str] = None,
-    tokenizer: Optional[str] = None,
+    given: str | None = None,
+    tokenizer: str | None = None,
 ) -> Expected:
-    """What to expect of a run.
+    """Apply a law to a run.
 
     Args:
-        counts: Its parameters.
-        tokens: It trains on, all of them new.
-        given: A fit kept by `scaling fit --out`, or a published law by name; None: the default one.
-        tokenizer: Hash of its tokenizer.
+        counts: Parameters of the run.
+        tokens: Training tokens of the run, none of them repeated.
+        given: Path of a fit that `scaling fit --out` has written, or name of a published law;
+            None for the default law.
+        tokenizer: Hash of the run's tokenizer.
 
     Raises:
-        UserError: There is no such law, or its losses are of other tokens.
+        UserError: There is no such law, or its losses are of another tokenizer's tokens.
     """
     if given is None or given in published_names():
         found = published_law(given or DEFAULT)
@@ -249,11 +247,9 @@ def expected(
 def _kept(found: PublishedLaw) -> StoredFit:
     draws = None
     if found.log_covariance is not None:
-        draws = normal_draws(
-            found, coordinates(found), found.log_covariance, draws=FORECAST_DRAWS, seed=0
-        )
+        draws = normal_draws(found, coordinates(found), found.log_covariance, draws=_DRAWS, seed=0)
     return StoredFit(found, draws, np.empty(0), found.largest_compute, found.counts, found.unit)
 
 
-def _interval(found: Forecast) -> Optional[Interval]:
+def _interval(found: Forecast) -> Interval | None:
     return found.run95 if found.run95 is not None else found.ci95

@@ -1,16 +1,17 @@
-"""Hardware: dense peak and memory of known devices, matched on the names that drivers report.
+"""Dense peak and memory of known devices, and what a process takes beside its tensors.
 
-Peaks are vendors' dense figures (never the sparse ones) in TFLOP/s, as collected by torchtitan,
-nanochat, Composer and data sheets. Memory is what `nvidia-smi` shows of a whole device where it was
-looked up, else what the vendor states. An unknown device has no peak, and so no model-FLOPs
-utilisation: a guessed denominator gives a number that means nothing.
+Devices are matched on the names that drivers report. Peaks are vendors' dense figures (never the
+sparse ones) in TFLOP/s, as collected by torchtitan, nanochat, Composer and data sheets. Memory is
+what `nvidia-smi` shows of a whole device where that was looked up, else what the vendor states. An
+unknown device has no peak, and so no model-FLOPs utilisation: a guessed denominator gives a number
+that means nothing.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 GIB = 2**30
 _MIB = 2**20
@@ -18,7 +19,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Utilization:
-    """A share of the peak that training reaches, and who says so."""
+    """A share with its source, such as the share of the peak that training reaches."""
 
     value: float
     source: str
@@ -29,19 +30,17 @@ class Device:
     """One kind of accelerator."""
 
     name: str
-    bf16: Optional[float]
-    """Dense peak of bf16 matrix products in TFLOP/s; None: it has no bf16 units."""
+    bf16: float | None
+    """Dense peak of bf16 matrix products in TFLOP/s; None for a device without bf16 units."""
     memory: int
     """Bytes of one device."""
-    fp16: Optional[float] = None
-    """Where it differs from bf16."""
-    fp8: Optional[float] = None
-    tf32: Optional[float] = None
+    fp16: float | None = None
+    """Dense peak of fp16, where it differs from bf16."""
+    fp8: float | None = None
+    tf32: float | None = None
 
-    def peak(self, dtype: str) -> Optional[float]:
-        """Dense peak in FLOP/s for matrix products in bf16, fp16, fp8 or tf32; None if not
-        known.
-        """
+    def peak(self, dtype: str) -> float | None:
+        """Return the dense peak in FLOP/s for bf16, fp16, fp8 or tf32; None if it is not known."""
         if dtype not in ("bf16", "fp16", "fp8", "tf32"):
             return None
         tera = {
@@ -53,7 +52,7 @@ class Device:
         return None if tera is None else tera * 1e12
 
     def utilization(self, dtype: str) -> Utilization:
-        """The default MFU of a plan on this device."""
+        """Return the MFU that a plan assumes on this device."""
         if dtype == "fp8":
             return Utilization(
                 0.25, "Mosaic's LLM Foundry, 12 FP8 runs on H100: 14–30 % of the FP8 peak"
@@ -75,12 +74,12 @@ class Device:
         )
 
 
-def _nvidia(name: str, bf16: float, memory: int, fp8: Optional[float] = None) -> Device:
-    # Tensor cores run TF32 at half the rate of bf16 on every NVIDIA device of the table.
+def _nvidia(name: str, bf16: float, memory: int, fp8: float | None = None) -> Device:
+    # On every NVIDIA device of the table, tensor cores run TF32 at half the rate of bf16.
     return Device(name, bf16, memory, fp8=fp8, tf32=bf16 / 2)
 
 
-# Order matters: the first pattern that is found decides.
+# Order matters: the first pattern that matches decides.
 _DEVICES: tuple[tuple[str, Device], ...] = (
     (r"GB200", _nvidia("GB200", 2500.0, 186 * 10**9, 5000.0)),
     (r"B200", _nvidia("B200", 2250.0, 183359 * _MIB, 4500.0)),
@@ -119,9 +118,10 @@ _DEVICES: tuple[tuple[str, Device], ...] = (
 )
 
 
-def find_device(name: str) -> Optional[Device]:
-    """The device that a driver's name (or the common short one) means, such as "NVIDIA H100
-    80GB HBM3"; None if it is not known.
+def find_device(name: str) -> Device | None:
+    """Find a device by its driver's name or its short name; None if it is not known.
+
+    "NVIDIA H100 80GB HBM3" and "H100" name the same device.
     """
     if " MIG " in name:  # a slice of a device has a slice of its peak
         return None
@@ -131,49 +131,51 @@ def find_device(name: str) -> Optional[Device]:
 
 
 def known_devices() -> list[str]:
-    """Names of all devices, as `find_device` takes them."""
+    """List the names of all devices, as `find_device` takes them."""
     return [device.name for _, device in _DEVICES]
 
 
-def peak_flops(device: str, dtype: str) -> Optional[float]:
-    """Dense peak in FLOP/s of a device for matrix products in a dtype; None if the device or the
-    dtype is not known.
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Return the dense peak of a device in FLOP/s; None if the device or the dtype is not known.
 
     Args:
-        device: The driver's name of it, such as "NVIDIA H100 80GB HBM3".
-        dtype: bf16, fp16, fp8 or tf32.
+        device: The driver's name of the device, such as "NVIDIA H100 80GB HBM3".
+        dtype: Type of the operands: bf16, fp16, fp8 or tf32.
     """
     found = find_device(device)
     return None if found is None else found.peak(dtype)
 
 
-# Process: what a training process takes of a device's memory beside its tensors.
-
+# Memory that a training process takes beside its tensors.
 
 BASE: dict[str, float] = {"cuda": 2 * GIB, "cpu": GIB / 2}
-"""Bytes before any tensor. CUDA: driver, communication and fragmentation, 1–3 GiB, not measured
-here. CPU: Python and its libraries; 534 MB were measured.
+"""Bytes that a process takes before any tensor.
+
+CUDA: driver, communication and fragmentation, 1–3 GiB, not measured here. CPU: Python and its
+libraries; 534 MB were measured.
 """
 HEAP: dict[str, float] = {"cuda": 0.0, "cpu": 0.3}
-"""Share of the tensors' peak that comes on top. glibc's heap keeps what is freed between blocks in
-use: the process of a `fit` took 1.29 times its planned tensors uncompiled in fp32 (1.00 with
-MALLOC_MMAP_THRESHOLD_=65536, which gives every tensor pages of its own), 1.41 times uncompiled in
-bf16, 1.17 times compiled in fp32, 1.25 times compiled in bf16.
+"""Share of the tensors' peak that the heap takes on top.
+
+glibc keeps memory that is freed between blocks in use: the process of a `fit` took 1.29 times its
+planned tensors uncompiled in fp32 (1.00 with MALLOC_MMAP_THRESHOLD_=65536, which gives every tensor
+pages of its own), 1.41 times uncompiled in bf16, 1.17 times compiled in fp32, 1.25 times compiled
+in bf16.
 """
 
 
 def beside(tensors: float, device: Literal["cpu", "cuda"]) -> float:
-    """Bytes of a process beside tensors that take so many at the peak."""
+    """Return the bytes that a process takes beside tensors with a peak of `tensors` bytes."""
     return BASE[device] + HEAP[device] * tensors
 
 
 def room(limit: float, device: Literal["cpu", "cuda"]) -> float:
-    """Bytes of tensors that a process of at most `limit` bytes can hold."""
+    """Return the bytes of tensors that a process of at most `limit` bytes can hold."""
     return (limit - BASE[device]) / (1 + HEAP[device])
 
 
 def source(device: Literal["cpu", "cuda"]) -> str:
-    """Where these numbers come from."""
+    """Say where `BASE` and `HEAP` come from."""
     if device == "cuda":
         return "driver, communication, fragmentation: 1–3 GiB on CUDA, not measured here"
     return (

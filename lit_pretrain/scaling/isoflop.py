@@ -1,17 +1,17 @@
-"""IsoFLOP: the best model size at each budget as the minimum of a parabola, and how it grows with
-compute.
+"""IsoFLOP analysis: the best model size at each FLOP budget, and how it grows with compute.
 
 Approach 2 of Hoffmann et al. (2022): at a fixed budget the loss is a parabola in ln N near its
-minimum; a line through the minima in ln C has the exponents as slopes. Nothing is assumed about the
-form of the loss, but a parabola is only a local truth: on the Hoffmann surface with sizes up to 8
-times either side of the optimum, D* at 1e24 FLOPs comes out 2.9 % low (0.4 % with 2 times).
+minimum; a line through the minima in ln C has the exponents as slopes. This assumes nothing about
+the form of the loss, but a parabola is only a local approximation: on the Hoffmann surface with
+sizes up to 8 times either side of the optimum, D* at 1e24 FLOPs comes out 2.9 % low (0.4 % with 2
+times).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,21 +21,23 @@ from lit_pretrain.scaling.law import Floats
 from lit_pretrain.scaling.runs import LEAST_BUDGETS, LEAST_SPREAD, Runs, budgets
 
 LEAST_SIZES = 3
+"""Sizes that a budget needs: a parabola has three parameters."""
 WIDE = 4.0
-"""Beyond this factor on either side of the minimum the bias of a parabola is worth a warning."""
+"""Factor on either side of the minimum above which a warning names the parabola's bias."""
 ONE_SIDED = 0.25
-"""The shorter side's share of a sweep (in ln N) below which its minimum hangs on few runs."""
+"""Share of a sweep (in ln N) below which its shorter side holds too few runs to fix the minimum."""
 _ROUNDS = 10
+"""Most rounds of cutting a sweep down to the sizes near its minimum."""
 
 
 class Line(NamedTuple):
-    """Ln y = intercept + slope ln C."""
+    """A power law: ln y = intercept + slope ln C."""
 
     intercept: float
     slope: float
 
     def at(self, c: float) -> float:
-        """Y at C FLOPs."""
+        """Evaluate the line at C FLOPs."""
         return float(np.exp(self.intercept + self.slope * np.log(c)))
 
 
@@ -44,16 +46,19 @@ class Minimum:
     """One budget: its runs, their parabola, and where that is lowest."""
 
     runs: Runs
-    """Those that the parabola was fitted to, by size."""
+    """Runs that the parabola was fitted to, smallest first."""
     c: float
-    """FLOPs: geometric mean of the runs'."""
+    """Geometric mean of the runs' FLOPs."""
     parabola: tuple[float, float, float]
     """Loss = p0 + p1 x + p2 x^2 with x = ln N."""
     n: float
+    """Size at the minimum."""
     d: float
-    """Tokens at n, from the runs on both sides of it."""
+    """Tokens at the minimum, interpolated between the runs on both sides of it."""
     loss: float
+    """Loss at the minimum."""
     residuals: Floats
+    """Loss of each run less that of the parabola."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,27 @@ class IsoFlop:
 
     minima: tuple[Minimum, ...]
     n_line: Line
-    """N* against C; its slope is a."""
+    """N* against C, with slope a."""
     d_line: Line
-    """D* against C; its slope is b."""
+    """D* against C, with slope b."""
     draws: Floats
-    """Intercept and slope of both lines for losses redrawn with the residuals of the parabolas,
-    draws × 4; empty if there are none.
+    """Intercept and slope of both lines for each redraw of the losses, draws × 4; empty without
+    redraws.
     """
     discarded: int
-    """Redraws in which some parabola had no minimum within its sweep."""
+    """Number of redraws in which some parabola had no minimum within its sweep."""
     line_interval: tuple[float, float]
     """95 % interval of a from the scatter of the minima about the line alone (Student's t,
     budgets - 2 degrees of freedom).
     """
     warnings: tuple[str, ...]
 
-    def interval_of(self, quantity: str) -> Optional[tuple[float, float]]:
-        """95 % bootstrap interval of "a" or "b"; None without draws."""
+    def interval_of(self, quantity: str) -> tuple[float, float] | None:
+        """Return the 95 % bootstrap interval of "a" or "b"; None without draws."""
         return interval(self.draws[:, {"a": 1, "b": 3}[quantity]]) if len(self.draws) else None
 
-    def optimum_interval(self, quantity: str, c: float) -> Optional[tuple[float, float]]:
-        """95 % bootstrap interval of "n" or "d" at C FLOPs; None without draws."""
+    def optimum_interval(self, quantity: str, c: float) -> tuple[float, float] | None:
+        """Return the 95 % bootstrap interval of "n" or "d" at C FLOPs; None without draws."""
         k = {"n": 0, "d": 2}[quantity]
         return (
             interval(np.exp(self.draws[:, k] + self.draws[:, k + 1] * np.log(c)))
@@ -92,16 +97,16 @@ class IsoFlop:
 
 
 def isoflop(
-    runs: Runs, *, within: Optional[float] = None, draws: int = 1000, seed: int = 0
+    runs: Runs, *, within: float | None = None, draws: int = 1000, seed: int = 0
 ) -> IsoFlop:
     """Find the minimum of every budget and the exponents.
 
     Args:
         runs: At least three sizes at each of at least three budgets.
-        within: Use only sizes within this factor of the minimum, found again after each cut; None:
-            all sizes.
-        draws: Bootstrap redraws; 0 for no interval.
-        seed: Of the redraws.
+        within: Use only sizes within this factor of the minimum, which is found again after each
+            cut; None uses all sizes.
+        draws: Number of bootstrap redraws; 0 for no interval.
+        seed: Seed of the redraws.
 
     Raises:
         UserError: Too few budgets or sizes, a minimum at the edge of its sweep, sizes within a
@@ -150,7 +155,7 @@ def _listed(groups: Sequence[Runs]) -> str:
     )
 
 
-def _minimum(group: Runs, within: Optional[float]) -> Minimum:
+def _minimum(group: Runs, within: float | None) -> Minimum:
     budget = f"budget {group.c.mean():.3g} FLOPs"
     kept = group
     for _ in range(_ROUNDS):
@@ -190,7 +195,7 @@ def _minimum(group: Runs, within: Optional[float]) -> Minimum:
     )
 
 
-def _check_sweep(kept: Runs, budget: str, within: Optional[float]) -> None:
+def _check_sweep(kept: Runs, budget: str, within: float | None) -> None:
     sizes = len(np.unique(kept.n))
     rest = f" within a factor of {within:g} of the minimum" if within is not None else ""
     if sizes < LEAST_SIZES:
@@ -223,11 +228,11 @@ def _line_interval(x: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> tuple[Floats, int]:
-    """Lines of redrawn losses: the sizes of a sweep were chosen and stay, the residuals of all
-    budgets are pooled and drawn again.
+    """Redraw the losses and fit both lines again; also count the redraws that lost a minimum.
 
-    Residuals of a least-squares fit are too small by sqrt((runs - parameters) / runs), which is put
-    back.
+    The sizes of a sweep were chosen, so they stay; the residuals are pooled over all budgets and
+    drawn again. Residuals of a least-squares fit are too small by the factor
+    sqrt((runs - parameters) / runs), which is undone.
     """
     total = sum(len(m.runs) for m in minima)
     free = total - 3 * len(minima)
@@ -255,7 +260,7 @@ def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> 
     return np.concatenate(slopes, axis=1), int((~good).sum())
 
 
-def _warnings(minima: Sequence[Minimum], within: Optional[float]) -> tuple[str, ...]:
+def _warnings(minima: Sequence[Minimum], within: float | None) -> tuple[str, ...]:
     found, wide = [], []
     for m in minima:
         below, above = m.n / float(m.runs.n.min()), float(m.runs.n.max()) / m.n

@@ -1,22 +1,24 @@
-"""Law: loss as a function of parameters N and tokens D, with its gradient, its compute-optimal
-split and what a fit needs of it.
+"""Scaling laws: loss as a function of parameters N and tokens D.
+
+A law has a gradient, a compute-optimal split, and what a fit needs: coordinates and a Jacobian.
 
 Four forms, each of N parameters, D training tokens and, where data is repeated, U unique tokens:
 
 - chinchilla: L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, approach 3)
-- tied: the same with beta = alpha
-- data: the same in effective parameters N' and tokens D', which saturate (Muennighoff et al. 2023,
-  eq. 5 and 6)
+- tied: chinchilla with beta = alpha
+- data: chinchilla in effective parameters N' and tokens D', which saturate (Muennighoff et al.
+  2023, eq. 5 and 6)
 - kaplan: L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D (Kaplan et al. 2020, eq. 1.5)
 
-A fit works on coordinates in which all forms are tame: logarithms of scales, exponents as they are.
+A fit works on coordinates in which all forms are well behaved: logarithms of scales, and exponents
+as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,8 +29,9 @@ Form = Literal["chinchilla", "tied", "data", "kaplan"]
 Floats = NDArray[np.float64]
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
-"""C = 6 N D: forward and backward of one weight for one token, attention scores not counted
-(Kaplan et al. 2020, section 2.1).
+"""C = 6 N D: forward and backward of one weight for one token, without attention scores.
+
+Kaplan et al. 2020, section 2.1.
 """
 PARAMETERS: dict[Form, tuple[str, ...]] = {
     "chinchilla": ("E", "A", "B", "alpha", "beta"),
@@ -36,19 +39,21 @@ PARAMETERS: dict[Form, tuple[str, ...]] = {
     "data": ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
     "kaplan": ("N_c", "D_c", "alpha_N", "alpha_D"),
 }
-"""What is fitted, in the order of the coordinates."""
+"""Fitted parameters of each form, in the order of the coordinates."""
 EXPONENTS = frozenset({"alpha", "beta", "alpha_N", "alpha_D"})
 
 
 class ComputeSplit(NamedTuple):
-    """How a compute budget is spent best: C = 6 n d."""
+    """The best use of a compute budget: C = 6 n d."""
 
     n: float
+    """Parameters."""
     d: float
+    """Training tokens."""
 
 
 class Exponents(NamedTuple):
-    """N* grows as C^a and D* as C^b; a + b = 1."""
+    """Growth of the optimum: N* ~ C^a and D* ~ C^b, a + b = 1."""
 
     a: float
     b: float
@@ -56,11 +61,11 @@ class Exponents(NamedTuple):
 
 @dataclass(frozen=True)
 class Law:
-    """One law: a form and its parameters, natural and not logarithms."""
+    """A form and its parameters (scales themselves, not their logarithms)."""
 
     form: Form
     params: Mapping[str, float]
-    """By the names of PARAMETERS; a tied law also shows beta."""
+    """Value by name, as in PARAMETERS; a tied law also has beta."""
 
     def __post_init__(self) -> None:
         missing = [name for name in PARAMETERS[self.form] if name not in self.params]
@@ -70,22 +75,20 @@ class Law:
                 f" {', '.join(missing)}"
             )
 
-    def loss(self, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None) -> Floats:
-        """Loss, in the unit that the law was fitted in.
+    def loss(self, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None) -> Floats:
+        """Compute the loss, in the unit that the law was fitted in.
 
         Args:
             n: Parameters, counted as the law counts them.
             d: Training tokens, repeats included.
-            unique: Distinct training tokens; None: all of them. Only the data form asks.
+            unique: Distinct training tokens (data form); None if none is repeated.
         """
         return np.exp(log_loss(self.form, coordinates(self), n, d, unique))
 
     def gradient(
-        self, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+        self, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None
     ) -> tuple[Floats, Floats]:
-        """(dL/dN, dL/dD) at fixed unique tokens; with `unique=None` every new token is a new
-        one.
-        """
+        """Compute (dL/dN, dL/dD) at fixed unique tokens; None: no token is repeated."""
         n, d = np.asarray(n, float), np.asarray(d, float)
         p = self.params
         if self.form == "kaplan":
@@ -107,7 +110,7 @@ class Law:
 
     @property
     def exponents(self) -> Exponents:
-        """How N* and D* grow with compute while no data is repeated."""
+        """Return the growth of N* and D* with compute while no data is repeated."""
         p = self.params
         if self.form == "kaplan":
             a = p["alpha_D"] / (p["alpha_N"] + p["alpha_D"])
@@ -116,12 +119,12 @@ class Law:
             a = beta / (p["alpha"] + beta)
         return Exponents(a, 1 - a)
 
-    def optimum(self, c: float, unique: Optional[float] = None) -> ComputeSplit:
-        """The split of C FLOPs into N* and D* with the lowest loss, C = 6 N D.
+    def optimum(self, c: float, unique: float | None = None) -> ComputeSplit:
+        """Split C FLOPs into the N* and D* with the lowest loss, C = 6 N D.
 
         Args:
-            c: FLOPs.
-            unique: Distinct tokens there are (data form); None: as many as wanted.
+            c: Training FLOPs.
+            unique: Distinct tokens at hand (data form); None if there are always enough.
         """
         p, nd = self.params, c / FLOPS_PER_PARAMETER_TOKEN
         if self.form == "kaplan":
@@ -129,17 +132,17 @@ class Law:
             n = (r * p["N_c"] ** r * nd / p["D_c"]) ** (1 / (1 + r))
             return ComputeSplit(float(n), float(nd / n))
         beta = p["alpha" if self.form == "tied" else "beta"]
-        g = (p["alpha"] * p["A"] / (beta * p["B"])) ** (
-            1 / (p["alpha"] + beta)
-        )  # Hoffmann et al. eq. 4
+        # Hoffmann et al. eq. 4
+        g = (p["alpha"] * p["A"] / (beta * p["B"])) ** (1 / (p["alpha"] + beta))
         n = g * nd**self.exponents.a
         if self.form == "data" and unique is not None and nd / n > unique:
             n = self._lowest(nd, unique, n)
         return ComputeSplit(float(n), float(nd / n))
 
     def _lowest(self, nd: float, unique: float, start: float) -> float:
-        """With repeated data there is no closed form: a grid over ln N, refined around its
-        lowest point.
+        """Find N* with repeated data, which has no closed form.
+
+        A grid over ln N is refined around its lowest point.
         """
         low, high = np.log(start) - 15, np.log(start) + 15
         for _ in range(8):
@@ -150,7 +153,7 @@ class Law:
 
 
 def coordinates(law: Law) -> Floats:
-    """What a fit moves: logarithms of scales, exponents as they are."""
+    """Return the coordinates of a law: logarithms of scales, plain exponents."""
     return np.array(
         [
             law.params[name] if name in EXPONENTS else np.log(law.params[name])
@@ -160,7 +163,7 @@ def coordinates(law: Law) -> Floats:
 
 
 def from_coordinates(form: Form, theta: Floats) -> Law:
-    """The inverse of `coordinates`."""
+    """Build the law at a point; the inverse of `coordinates`."""
     params = {
         name: float(x if name in EXPONENTS else np.exp(x))
         for name, x in zip(PARAMETERS[form], theta, strict=True)
@@ -171,16 +174,16 @@ def from_coordinates(form: Form, theta: Floats) -> Law:
 
 
 def log_loss(
-    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None
 ) -> Floats:
-    """Ln L at coordinates theta."""
+    """Compute ln L at coordinates theta."""
     return _log_loss_parts(form, theta, np.asarray(n, float), np.asarray(d, float), unique)[0]
 
 
 def jacobian(
-    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: Optional[ArrayLike] = None
+    form: Form, theta: Floats, n: ArrayLike, d: ArrayLike, unique: ArrayLike | None = None
 ) -> Floats:
-    """Derivatives of ln L by the coordinates, runs × parameters."""
+    """Compute the derivatives of ln L by the coordinates, runs × parameters."""
     n, d = np.asarray(n, float), np.asarray(d, float)
     if form == "kaplan":
         p, _, alpha_n, alpha_d = theta
@@ -193,9 +196,8 @@ def jacobian(
     if form == "data":
         e = _effective(theta, n, d, unique)
         alpha, beta = theta[3], theta[4]
-        pull = (
-            -alpha * w_n / e.n * e.n_by_log_useful
-        )  # of ln L by the logarithm of the parameters that the data can feed
+        # Derivative of ln L by the logarithm of the parameters that the data can feed.
+        pull = -alpha * w_n / e.n * e.n_by_log_useful
         by_a = w_n + pull / alpha
         by_b = w_d - pull / alpha
         ratio = (np.log(alpha) - np.log(beta) + theta[1] - theta[2]) / alpha
@@ -211,9 +213,9 @@ def jacobian(
 
 
 def _log_loss_parts(
-    form: Form, theta: Floats, n: Floats, d: Floats, unique: Optional[ArrayLike]
+    form: Form, theta: Floats, n: Floats, d: Floats, unique: ArrayLike | None
 ) -> tuple[Floats, tuple[Floats, ...], tuple[Floats, ...]]:
-    """Ln L as a log-sum-exp, the logarithms of its terms, and their shares of the sum."""
+    """Compute ln L as a log-sum-exp, the logarithms of its terms, and their shares of the sum."""
     if form == "kaplan":
         p, q, alpha_n, alpha_d = theta
         terms: tuple[Floats, ...] = (alpha_n / alpha_d * (p - np.log(n)), q - np.log(d))
@@ -239,7 +241,7 @@ class _Effective(NamedTuple):
     n: Floats
     d: Floats
     fresh: NDArray[np.bool_]
-    """Where no token is repeated."""
+    """Whether no token is repeated."""
     log_unique: Floats
     n_by_n: Floats
     d_by_d: Floats
@@ -248,16 +250,17 @@ class _Effective(NamedTuple):
     d_by_log_rd: Floats
 
 
-def _effective(theta: Floats, n: Floats, d: Floats, unique: Optional[ArrayLike]) -> _Effective:
-    """N' and D' (Muennighoff et al. eq. 5): repeated tokens, and parameters beyond what the
-    unique data feeds best, decay in worth.
+def _effective(theta: Floats, n: Floats, d: Floats, unique: ArrayLike | None) -> _Effective:
+    """Compute the effective N' and D' of repeated data (Muennighoff et al. eq. 5).
+
+    Repeated tokens, and parameters beyond those that the unique data feeds best, decay in worth.
     """
     _, a, b, alpha, beta = theta[:5]
     r_d, r_n = np.exp(theta[5]), np.exp(theta[6])
     u = d if unique is None else np.minimum(d, np.asarray(unique, float))
     x = (d / u - 1) / r_d
     d_eff = u * (1 + r_d * -np.expm1(-x))
-    # parameters for which u tokens are compute-optimal: N* as a function of D*
+    # Parameters for which u tokens are compute-optimal: N* as a function of D*.
     log_useful = beta / alpha * np.log(u) + (np.log(alpha) - np.log(beta) + a - b) / alpha
     scarce = np.log(n) > log_useful
     useful = np.where(scarce, np.exp(np.minimum(log_useful, np.log(n))), n)

@@ -1,12 +1,14 @@
-"""Memory: the peak of one device by phase of a step, counted from the shape, the batch and how the
-run is laid out.
+"""Peak memory of one device in each phase of a step, and changes that lower it.
+
+The peak is counted from the shape, the batch and the layout of the run.
 
 Symbols: t tokens of a micro-batch on one device, d width, k and q sizes of all key and query heads,
-f feed-forward, V vocabulary, n layers, w devices over which state is sharded. The peak is the
-largest of three phases: the loss (all activations and the head's), the backward pass of a block
-(activations go, gradients come), and the update. Which one wins depends on the shape, so all three
-are counted; and a fourth where the network answers prompts before it learns: keys and values of the
-answers.
+f feed-forward, V vocabulary, n layers, w devices over which state is sharded.
+
+The peak is the largest of three phases: the loss (all activations and the head's), the backward
+pass of a block (activations go, gradients come), and the update. Which one is largest depends on
+the shape, so all three are counted. A network that answers prompts before it learns has a fourth
+phase: the keys and values of the answers.
 """
 
 from __future__ import annotations
@@ -14,38 +16,36 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple
 
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
 from lit_pretrain.step_size import largest_divisor
 
 Sharding = Literal["none", "ddp", "fsdp"]
-# As in lit_pretrain.objective.linear_cross_entropy, which a test compares: it holds torch, and a
-# plan does not load that.
+# The values of lit_pretrain.objective.linear_cross_entropy, repeated here because a plan does not
+# import torch. A test compares them.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-"""Of a weight in four bits, with its share of the scales (Dettmers et al. 2023, section 3)."""
+"""Bytes of a four-bit weight, with its share of the scales (Dettmers et al. 2023, section 3)."""
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How many prompts the network itself answers at once, and how long they are; the defaults
-    of `sample_completions` otherwise.
-    """
+    """The prompts that the network answers at once, with the defaults of `sample_completions`."""
 
     rows: int
-    """Answers."""
+    """Answers generated at once."""
     prompts: int
-    """Different prompts among them; each is read once."""
+    """Distinct prompts among them; the network reads each once."""
     prompt_tokens: int
-    """The longest prompt."""
+    """Length of the longest prompt."""
     new_tokens: int
-    """The longest answer."""
+    """Length of the longest answer."""
 
     def fewer(self, rows: int) -> Answering:
-        """The same with so many answers at once: those of a prompt stand together."""
+        """Reduce the answers at once to `rows`; the answers to a prompt stay together."""
         group = self.rows / self.prompts
         return dataclasses.replace(
             self, rows=rows, prompts=min(self.prompts, rows, math.ceil((rows - 1) / group) + 1)
@@ -59,9 +59,10 @@ class Layout:
     rows: int
     """Rows of a micro-batch on one device."""
     seq_len: int
+    """Tokens of a row."""
     group: int = 1
-    """Rows that one row of data makes: a pair has two, a prompt one for each of its answers."""
-    step_rows: Optional[int] = None
+    """Rows that one row of data becomes: two for a pair, one per answer for a prompt."""
+    step_rows: int | None = None
     """Rows of data in an optimizer step over all devices; None where the step is not known."""
     devices: int = 1
     sharding: Sharding = "none"
@@ -74,72 +75,75 @@ class Layout:
     (FSDP2's MixedPrecisionPolicy, as torchtitan trains).
     """
     compiled: bool = True
-    """Compiled, norms are one kernel and casts are shared; uncompiled, every product casts its
-    own input.
+    """Compiled, a norm is one kernel and casts are shared; uncompiled, every product casts its own
+    input.
     """
     fused_norm: bool = True
-    """Uncompiled norms on CUDA are one kernel; on a CPU they are composed of others and keep
-    fp32 intermediates.
+    """An uncompiled norm on CUDA is one kernel; on a CPU it is composed of several operations and
+    keeps fp32 intermediates.
     """
     head: Literal["chunked", "plain"] = "chunked"
-    """chunked: gradients of the head are made chunk by chunk in the forward pass. plain: logits
-    of all tokens, in fp32 three times.
+    """chunked: the forward pass computes the head's gradients chunk by chunk. plain: the logits of
+    all tokens exist at once, in fp32 three times.
     """
     checkpointing: bool = False
-    """Keep the input of every block and compute the rest again."""
+    """Keep only the input of every block and recompute the rest."""
     muon: bool = False
-    """Matrices have one moment instead of two."""
+    """Muon trains the matrices: they have one moment instead of two."""
     accumulates: bool = False
-    """Several micro-batches a step: gradients are there while the next one runs forward."""
+    """A step has several micro-batches: gradients exist while the next one runs forward."""
     moments: bool = True
-    """False: the first step, before the optimizer has state."""
+    """False for the first step, before the optimizer has state."""
     trainable: float = 1.0
-    """Share of the parameters that are trained; the others have neither gradients nor moments."""
+    """Share of the parameters that train; the others have neither gradients nor moments."""
     added: int = 0
-    """Trained parameters beside those of the shape, such as LoRA's; replicated, in fp32."""
+    """Trained parameters that an adapter such as LoRA adds; replicated, in fp32."""
     frozen: int = 0
-    """Parameters of networks that only run forward beside it: a reference (DPO), a teacher."""
+    """Parameters of other networks that only run forward: a reference (DPO), a teacher."""
     quantized: int = 0
-    """Parameters of the shape that are kept in four bits (QLoRA); they are not trained."""
-    answering: Optional[Answering] = None
+    """Parameters of the network that are stored in four bits (QLoRA) and do not train."""
+    answering: Answering | None = None
     """The network answers prompts in each step, with a cache of keys and values (GRPO)."""
     device: Literal["cpu", "cuda"] = "cuda"
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch on one device."""
+        """Count the tokens of a micro-batch on one device."""
         return self.rows * self.seq_len
 
     @property
-    def micro_batches(self) -> Optional[int]:
-        """Micro-batches of each device in a step; None where the step is not known."""
+    def micro_batches(self) -> int | None:
+        """Count the micro-batches of each device in a step; None where the step is not known."""
         if self.step_rows is None:
             return None
         return self.step_rows * self.group // (self.rows * self.devices)
 
     @property
     def shards(self) -> int:
-        """Parts into which state is cut."""
+        """Count the parts into which state is sharded."""
         return self.devices if self.sharding == "fsdp" else 1
 
     @property
     def state_bytes(self) -> int:
-        """Of a stored weight."""
+        """Return the bytes of a stored weight."""
         return 2 if self.precision.endswith("-true") and not self.precision.startswith("32") else 4
 
     @property
     def compute_bytes(self) -> int:
-        """Of an operand of a matrix product."""
+        """Return the bytes of an operand of a matrix product."""
         return 4 if self.precision.startswith("32") else 2
 
     @property
     def residual_bytes(self) -> int:
-        """Of the residual stream: under autocast it stays fp32, because the embedding is."""
+        """Return the bytes of an element of the residual stream.
+
+        Under autocast the stream stays in fp32, because the embedding is.
+        """
         return 4 if self.precision.endswith("-mixed") else self.compute_bytes
 
     @property
     def gathered_bytes(self) -> int:
-        """Of a weight that FSDP has gathered."""
+        """Return the bytes of a weight that FSDP has gathered."""
         return self.compute_bytes if self.precision == "bf16-policy" else self.state_bytes
 
 
@@ -152,7 +156,7 @@ class States(NamedTuple):
     buckets: float
     """DDP's copy of the gradients."""
     reference: float
-    """Weights that are only read: of a reference, of a teacher."""
+    """Weights of a reference or a teacher, which are only read."""
 
 
 class Peak(NamedTuple):
@@ -160,33 +164,33 @@ class Peak(NamedTuple):
 
     states: States
     activations: float
-    """Kept by all blocks at the end of the forward pass."""
+    """Bytes that all blocks keep at the end of the forward pass."""
     loss: float
     backward: float
     optimizer: float
     answers: float = 0.0
-    """While prompts are answered; 0 where none are."""
+    """Peak while the network answers prompts; 0 where it answers none."""
 
     @property
     def phases(self) -> dict[str, float]:
-        """Bytes by name of the phase."""
+        """Return the bytes of each phase by its name."""
         found = {"loss": self.loss, "block backward": self.backward, "optimizer": self.optimizer}
         return found | ({"answers": self.answers} if self.answers else {})
 
     @property
     def bytes(self) -> float:
-        """The peak of the step."""
+        """Return the peak of the step."""
         return max(self.phases.values())
 
     @property
     def phase(self) -> str:
-        """Which phase it is in."""
+        """Name the phase with the peak of the step."""
         phases = self.phases
         return max(phases, key=lambda name: phases[name])
 
 
 def states(config: ModelConfig, layout: Layout) -> States:
-    """Weights, gradients and moments of one device."""
+    """Count the bytes of weights, gradients and moments on one device."""
     counts, size, w = count_parameters(config), layout.state_bytes, layout.shards
     trained = counts.total * layout.trainable
     matrices = counts.matmul - config.vocab_size * config.width
@@ -204,23 +208,19 @@ def states(config: ModelConfig, layout: Layout) -> States:
 
 
 def block_activations(config: ModelConfig, layout: Layout) -> float:
-    """Bytes that one block keeps for its backward pass, averaged over layers that differ."""
+    """Count the bytes that one block keeps for its backward pass, averaged over unlike layers."""
     t, d, f = layout.tokens, config.width, config.ffn_size
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
     c, r = layout.compute_bytes, layout.residual_bytes
-    per_linear = (
-        r != c and not layout.compiled
-    )  # autocast remembers casts of weights, not of activations
+    # Autocast caches casts of weights, not of activations.
+    per_linear = r != c and not layout.compiled
     inputs = (5 if config.gated else 4) if per_linear else 2
-    kept: float = (
-        2 * r * t * d + inputs * c * t * d
-    )  # residual at both norms, and what the projections read
-    kept += (
-        c * t * (2 * q + 2 * k) + 4 * t * config.n_head
-    )  # queries, keys, values, heads, and the scores' log-sum-exp
-    kept += (
-        c * t * f * ((4 if config.gated else 3) - layout.compiled)
-    )  # a compiler computes the activation again from its input
+    # The residual at both norms, and the inputs of the projections.
+    kept: float = 2 * r * t * d + inputs * c * t * d
+    # Queries, keys, values, heads, and the scores' log-sum-exp.
+    kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head
+    # Compiled, the backward pass recomputes the activation from its input.
+    kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)
     kept += 2 * _norm_extra(config, layout)
     if config.qk_norm:
         kept += c * t * (q + k)
@@ -231,15 +231,15 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
-    if (
-        r != c
-    ):  # autocast's copies of the weights are saved for the backward pass, compiled or not; those of four bits are made again
+    if r != c:
+        # Autocast's copies of the weights are saved for the backward pass, compiled or not. Weights
+        # in four bits are restored again instead.
         kept += c * max(0.0, _block_parameters(config) - layout.quantized / config.n_layer)
     return float(kept)
 
 
 def _norm_extra(config: ModelConfig, layout: Layout) -> float:
-    """What a norm keeps beside its input, where it is composed of other operations."""
+    """Count the bytes that a norm of several operations keeps beside its input."""
     if layout.compiled or layout.fused_norm:
         return 0.0
     td = layout.tokens * config.width
@@ -253,12 +253,13 @@ def _block_parameters(config: ModelConfig) -> float:
 
 
 def peak(config: ModelConfig, layout: Layout) -> Peak:
-    """Peak of each phase on one device, without what the driver, communication and fragmentation
-    take.
+    """Compute the peak of each phase on one device.
 
-    The backward pass is followed block by block: block i runs while the activations of blocks 1 to
-    i are there, the gradients of those above are done, the one before is being reduced and the next
-    one is being gathered.
+    What the driver, communication and fragmentation take is not included.
+
+    The backward pass is followed block by block. While block i runs, the activations of blocks 1 to
+    i exist, the gradients of the blocks above are complete, the previous gradient is being reduced
+    and the next block is being gathered.
     """
     s = states(config, layout)
     t, d, f, n = layout.tokens, config.width, config.ffn_size, config.n_layer
@@ -278,10 +279,10 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     )
 
     block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
-    head_gradient = (
-        config.vocab_size * d * g * layout.trainable
-    )  # not reduced before the embedding's, which is the last
-    # upstream, two wide ones, a weight's gradient or a weight that is no longer in four bits
+    # The head's gradient is not reduced before the embedding's, which comes last.
+    head_gradient = config.vocab_size * d * g * layout.trainable
+    # Within a block: the upstream gradient, two gradients of feed-forward width, and a weight's
+    # gradient or a weight restored from four bits.
     within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0 or layout.quantized > 0)
     backward = 0.0
     for i in range(n, 0, -1):
@@ -311,8 +312,10 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
 
 
 def _answers(config: ModelConfig, layout: Layout) -> float:
-    """Bytes of answering prompts: keys and values, a block while it reads them, the
-    distributions of what follows.
+    """Count the bytes of answering prompts.
+
+    These are keys and values, one block while it reads the prompts, and the distributions of the
+    next token.
     """
     a = layout.answering
     assert a is not None
@@ -323,9 +326,10 @@ def _answers(config: ModelConfig, layout: Layout) -> float:
         layout.compute_bytes,
         layout.residual_bytes,
     )
-    # On a CPU keys and values are kept in fp32. A quarter more: rows that have ended are dropped
-    # once they are half of all, and then keys are copied, and values after them. Those of a prompt
-    # are there once more while they are copied for each of its answers.
+    # On a CPU keys and values are stored in fp32. The cache needs a quarter more while it is
+    # compacted: once half of all rows have ended, they are dropped, and the keys and then the
+    # values of the others are copied. The keys and values of a prompt exist twice while they are
+    # copied for each of its answers.
     slot = (
         2
         * config.n_layer
@@ -338,16 +342,15 @@ def _answers(config: ModelConfig, layout: Layout) -> float:
         max(1.25 * slots, slots + (a.prompts * a.prompt_tokens if a.prompts < a.rows else 0)) * slot
     )
     block = 2 * r * t * d + c * t * (d + 3 * f)
-    distributions = (
-        a.rows * config.vocab_size * (c + 4 * 4)
-    )  # logits, in fp32, probabilities, cumulated, log-probabilities
-    # Under autocast the weights are cast once for all tokens.
+    # Logits, and in fp32: logits, probabilities, their cumulated sum, log-probabilities.
+    distributions = a.rows * config.vocab_size * (c + 4 * 4)
+    # Autocast casts the weights once for all tokens.
     casts = c * max(0.0, count_parameters(config).matmul - layout.quantized) if r != c else 0.0
     return cache + casts + max(block, distributions)
 
 
 def _head(config: ModelConfig, layout: Layout) -> float:
-    """Bytes of the final norm, the head and the loss."""
+    """Count the bytes of the final norm, the head and the loss."""
     t, d, v = layout.tokens, config.width, config.vocab_size
     c, r = layout.compute_bytes, layout.residual_bytes
     hidden = r * t * d + c * t * d + _norm_extra(config, layout)
@@ -358,30 +361,30 @@ def _head(config: ModelConfig, layout: Layout) -> float:
     if layout.compiled and layout.device == "cuda":
         tile = chunk
     buffers = chunk * v * c + tile * v * 4 * (1 if c == 4 else 2)
-    if layout.trainable == 0:  # a frozen head has no gradient; the weight cast
+    if layout.trainable == 0:  # a frozen head has no gradient, only the cast of its weight
         return float(hidden + c * t * d + buffers + (v * d * c if r != c else 0))
-    weight = (
-        v * d * (4 + (2 * c if r != c or c != 4 else 0))
-    )  # the gradient in fp32; the weight cast, and a product to be added
-    # then, as the backward pass begins: the gradient once more, scaled, while the buffers are gone
+    # The gradient in fp32; unless all is fp32, also the cast of the weight and a product to add.
+    weight = v * d * (4 + (2 * c if r != c or c != 4 else 0))
+    # When the backward pass begins, the buffers are gone and a scaled copy of the gradient exists.
     return float(hidden + c * t * d + max(buffers + weight, v * d * 8))
 
 
 def chunk_tokens(
     tokens: int, vocabulary: int, itemsize: int, device: Literal["cpu", "cuda"]
 ) -> int:
-    """Tokens whose logits the chunked head makes at once."""
+    """Count the tokens whose logits the chunked head computes at once."""
     least, most = CHUNK_TOKENS[device]
     chunks = -(-tokens // min(most, max(least, CHUNK_BYTES[device] // (itemsize * vocabulary))))
     return max(1, -(-tokens // max(1, chunks)))
 
 
-# Remedies: the changes to a run after which its planned peak fits into the memory of a device.
+# Changes to a run that lower its peak.
 
 
 def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
-    """What would make a run fit into `limit` bytes, the least change first; empty if nothing
-    here does.
+    """List the changes that make a run fit into `limit` bytes, the smallest change first.
+
+    The list is empty if no known change does.
     """
 
     def fits(**changes: Any) -> bool:
@@ -409,7 +412,7 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
             " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         )
         smaller = _powers_below(layout.rows // layout.group)
-        # the tokens of a step stay, so there are several micro-batches then
+        # The tokens of a step stay the same, so a step then has several micro-batches.
         rows = [
             r
             for r in smaller
@@ -418,7 +421,7 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
         if rows and (checkpointing == layout.checkpointing or not found):
             found.append(f"--data.micro_batch_size {rows[-1]}{extra}")
     if layout.answering is not None or layout.quantized:
-        return found  # they are refused by FSDP
+        return found  # FSDP refuses both
     for checkpointing in sorted({layout.checkpointing, True}):
         extra = (
             " with activation checkpointing" if checkpointing and not layout.checkpointing else ""

@@ -1,12 +1,13 @@
-"""Plan: everything that is known about a run before it, from one question to one answer of
-plain values.
+"""Plan a run: length, time, money, memory, expected loss and recommended batch and learning rate.
+
+A `Question` describes the run; `make_plan` answers it with values that JSON has.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,68 +21,13 @@ from lit_pretrain.scaling.planner import DAY, Budget, Rate, lifetime_optimum, so
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, find_law, published_law
 from lit_pretrain.step_size import StepSize, counted
 
-# Recommendations: batch and learning rate by published rules. They disagree by factors: shown as a
-# range, each rule by its name.
-
-
-class Recommendation(NamedTuple):
-    """What one rule says."""
-
-    name: str
-    batch_tokens: float
-    """Tokens of an optimizer step."""
-    lr: Optional[float]
-    """Peak learning rate of AdamW; None where the rule has none."""
-    formula: str
-    source: str
-
-
-def recommendations(n: float, d: float, loss: Optional[float] = None) -> list[Recommendation]:
-    """All rules for one run.
-
-    Args:
-        n: Parameters.
-        d: Training tokens.
-        loss: Predicted final loss in nats per token, for the critical batch.
-    """
-    c = 6.0 * n * d
-    scale = n / 108e6
-    rules = [
-        Recommendation(
-            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
-            "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
-            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1",
-        ),
-        Recommendation(
-            "Step Law", 0.58 * d**0.571, 1.79 * n**-0.713 * d**0.307,
-            "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
-            "Li et al. 2025, Predictable Scale part I; fitted up to 1 B parameters and 100 B tokens",
-        ),
-        Recommendation(
-            "OLMo ladder", 2048 * 160 * scale ** (2 / 3), 0.0047 * scale ** (-1 / 3) / 2,
-            "B = 2048 · 160 (N / 108e6)^(2/3), lr = 0.0047 (N / 108e6)^(-1/3) / 2",
-            "OLMo's model ladder; after Porian et al. 2024",
-        ),
-    ]  # fmt: skip
-    if loss is not None:
-        rules.append(
-            Recommendation(
-                "critical batch",
-                2e8 / loss ** (1 / 0.21),
-                None,
-                "B = 2e8 / L^(1/0.21)",
-                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
-            )
-        )
-    return rules
-
-
-PLAN_DRAWS = 1000
+_DRAWS = 1000
+"""Laws to draw for the intervals of a published law."""
 
 
 @dataclass(frozen=True)
 class Assumption:
-    """A number that nobody gave, and where it comes from."""
+    """A value that the user did not give, with its source."""
 
     what: str
     value: str
@@ -90,40 +36,44 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is made for. Exactly one of tokens, FLOPs, dollars and seconds, or a length
-    and seconds.
+    """The run to plan.
+
+    Exactly one of tokens, FLOPs, dollars and seconds is given, or a length (tokens or FLOPs) and
+    seconds.
     """
 
     net: ModelConfig
     layout: memory.Layout
-    devices: Optional[int]
+    devices: int | None
+    """Number of devices; None to solve for it."""
     stage: StageName = "pretrain"
     lora_rank: int = 16
-    step_tokens: Optional[int] = None
-    """Tokens of an optimizer step."""
-    device: Optional[Device] = None
+    step_tokens: int | None = None
+    """Tokens per optimizer step."""
+    device: Device | None = None
     dtype: str = "bf16"
-    mfu: Optional[Utilization] = None
-    tokens_per_second: Optional[float] = None
+    mfu: Utilization | None = None
+    tokens_per_second: float | None = None
     goodput: float = 1.0
-    price: Optional[float] = None
-    tokens: Optional[float] = None
-    flops: Optional[float] = None
-    dollars: Optional[float] = None
-    seconds: Optional[float] = None
-    limit: Optional[float] = None
-    """Bytes of one device."""
-    unique_tokens: Optional[float] = None
-    inference_tokens: Optional[float] = None
+    price: float | None = None
+    """Dollars per device-hour."""
+    tokens: float | None = None
+    flops: float | None = None
+    dollars: float | None = None
+    seconds: float | None = None
+    limit: float | None = None
+    """Memory of one device in bytes."""
+    unique_tokens: float | None = None
+    inference_tokens: float | None = None
     law: str = DEFAULT
     assumptions: tuple[Assumption, ...] = ()
 
 
 def make_plan(question: Question) -> dict[str, Any]:
-    """Answer a question, in values that JSON has.
+    """Answer a question in values that JSON has.
 
     Raises:
-        UserError: What is given does not determine a run.
+        UserError: The question does not determine a run.
     """
     q = question
     counts, per_token = count_parameters(q.net), flops_per_token(q.net, q.layout.seq_len)
@@ -136,9 +86,8 @@ def make_plan(question: Question) -> dict[str, Any]:
     )  # fmt: skip
     spread = q.devices is None and budget.devices != q.layout.devices
     layout, noted = _spread(q, budget.devices) if spread else (q.layout, ())
-    prediction = (
-        _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None
-    )  # laws are of networks trained from nothing on text
+    # The laws hold for networks that are trained from scratch on text.
+    prediction = _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None
     return {
         "parameters": {
             "total": counts.total,
@@ -167,7 +116,7 @@ def make_plan(question: Question) -> dict[str, Any]:
     }
 
 
-def _rate(q: Question, cost: StageCost) -> Optional[float]:
+def _rate(q: Question, cost: StageCost) -> float | None:
     if q.tokens_per_second is not None:
         return q.tokens_per_second
     peak = None if q.device is None else q.device.peak(q.dtype)
@@ -175,7 +124,7 @@ def _rate(q: Question, cost: StageCost) -> Optional[float]:
 
 
 def _spread(q: Question, devices: int) -> tuple[memory.Layout, tuple[Assumption, ...]]:
-    """Lay the run out on the devices that were solved for; note a smaller micro-batch."""
+    """Lay the run out on the solved number of devices; note a smaller micro-batch."""
     layout = q.layout
     sharding = "ddp" if layout.sharding == "none" and devices > 1 else layout.sharding
     layout = dataclasses.replace(layout, devices=devices, sharding=sharding)
@@ -243,7 +192,10 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
         "overhead": overhead,
         "limit": q.limit,
         "fits": fits,
-        "remedies": [] if fits is not False or q.limit is None else remedies(q.net, layout, room(q.limit, layout.device)),
+        "remedies": (
+            [] if fits is not False or q.limit is None
+            else remedies(q.net, layout, room(q.limit, layout.device))
+        ),
     }  # fmt: skip
 
 
@@ -261,8 +213,11 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
         "here": _at(found, drawn, n, tokens, unique),
         "optimum": {"n": best.n, "d": best.d, **_at(found, drawn, best.n, best.d, unique)},
         "outside": found.outside(n, tokens),
-        "interval": "95 %, from resamples of the law's runs: it omits the error of the law's form, other data and other recipes"
-        if drawn is not None else "none: the runs of this law are not at hand",
+        "interval": (
+            "95 %, from resamples of the law's runs: it omits the error of the law's form, other"
+            " data and other recipes"
+            if drawn is not None else "none: the runs of this law are not at hand"
+        ),
     }  # fmt: skip
     if drawn is not None and found.form in ("chinchilla", "tied"):
         low, high = _middle(_optima(drawn, flops))
@@ -291,31 +246,29 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
     return answer
 
 
-def _drawn(found: PublishedLaw) -> Optional[Floats]:
-    """Coordinates of the law as resampled runs would give them, coordinates × draws; None where
-    their spread is not known.
-    """
+def _drawn(found: PublishedLaw) -> Floats | None:
+    """Draw coordinates of the law, coordinates × draws; None if their covariance is not known."""
     if found.log_covariance is None:
         return None
     drawn: Floats = (
         np.random.default_rng(0)
-        .multivariate_normal(coordinates(found), np.asarray(found.log_covariance), size=PLAN_DRAWS)
+        .multivariate_normal(coordinates(found), np.asarray(found.log_covariance), size=_DRAWS)
         .T
     )
     return drawn
 
 
 def _optima(drawn: Floats, flops: float) -> Floats:
-    """N* of every draw (Hoffmann et al. 2022, eq. 4)."""
+    """Compute N* of every draw (Hoffmann et al. 2022, eq. 4)."""
     _, a, b, alpha, *rest = drawn
-    beta = rest[0] if rest else alpha  # tied
+    beta = rest[0] if rest else alpha  # a tied law has no beta of its own
     log_g = (np.log(alpha / beta) + a - b) / (alpha + beta)
     optima: Floats = np.exp(log_g + beta / (alpha + beta) * np.log(flops / 6.0))
     return optima
 
 
 def _at(
-    found: PublishedLaw, drawn: Optional[Floats], n: float, d: float, unique: Optional[float]
+    found: PublishedLaw, drawn: Floats | None, n: float, d: float, unique: float | None
 ) -> dict[str, Any]:
     interval = None if drawn is None else _middle(np.exp(log_loss(found.form, drawn, n, d)))
     return {
@@ -331,7 +284,7 @@ def _middle(values: Floats) -> list[float]:
 def _recommended(
     counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]
 ) -> dict[str, Any]:
-    nats = prediction["unit"].startswith("nats")  # which the rule of the critical batch is made of
+    nats = prediction["unit"].startswith("nats")  # the rule of the critical batch needs nats
     rules = recommendations(
         counts.total, budget.tokens, prediction["here"]["loss"] if nats else None
     )
@@ -342,3 +295,56 @@ def _recommended(
         "batch_tokens": [min(batches), max(batches)],
         "rules": [rule._asdict() for rule in rules],
     }
+
+
+class Recommendation(NamedTuple):
+    """Batch and learning rate by one published rule."""
+
+    name: str
+    batch_tokens: float
+    """Tokens per optimizer step."""
+    lr: float | None
+    """Peak learning rate of AdamW; None if the rule gives none."""
+    formula: str
+    source: str
+
+
+def recommendations(n: float, d: float, loss: float | None = None) -> list[Recommendation]:
+    """Apply all published rules to one run. They disagree by factors.
+
+    Args:
+        n: Parameters.
+        d: Training tokens.
+        loss: Predicted final loss in nats per token, for the critical batch.
+    """
+    c = 6.0 * n * d
+    scale = n / 108e6
+    rules = [
+        Recommendation(
+            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
+            "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
+            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1",
+        ),
+        Recommendation(
+            "Step Law", 0.58 * d**0.571, 1.79 * n**-0.713 * d**0.307,
+            "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
+            "Li et al. 2025, Predictable Scale part I; fitted up to 1 B parameters and 100 B"
+            " tokens",
+        ),
+        Recommendation(
+            "OLMo ladder", 2048 * 160 * scale ** (2 / 3), 0.0047 * scale ** (-1 / 3) / 2,
+            "B = 2048 · 160 (N / 108e6)^(2/3), lr = 0.0047 (N / 108e6)^(-1/3) / 2",
+            "OLMo's model ladder; after Porian et al. 2024",
+        ),
+    ]  # fmt: skip
+    if loss is not None:
+        rules.append(
+            Recommendation(
+                "critical batch",
+                2e8 / loss ** (1 / 0.21),
+                None,
+                "B = 2e8 / L^(1/0.21)",
+                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
+            )
+        )
+    return rules

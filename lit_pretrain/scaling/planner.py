@@ -1,89 +1,17 @@
-"""Planner: tokens, FLOPs, time, devices and money of a run, whichever of them is missing."""
+"""Solve for the missing tokens, FLOPs, time, devices or money of a run.
+
+Also find the size that is cheapest to train and then to serve.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.law import Law
 from lit_pretrain.step_size import counted, smallest_divisor
-
-# Inference-aware optimum: the size that costs least to train and then to serve, at the loss of a
-# given run.
-
-
-TRAINING = 6.0
-SERVING = 2.0
-"""FLOPs per parameter and token: forward and backward, and forward alone."""
-
-
-class LifetimeOptimum(NamedTuple):
-    """The cheapest model of a quality."""
-
-    n: float
-    d: float
-    """Training tokens that bring it to the loss."""
-    flops: float
-    """Training and serving."""
-    saved: float
-    """FLOPs less than those of the given run."""
-
-    @property
-    def share(self) -> float:
-        """Saved share of what the given run costs in its life."""
-        return self.saved / (self.flops + self.saved)
-
-
-def lifetime_flops(n: float, d: float, served: float) -> float:
-    """6 N D + 2 N D_inference (Sardana et al. 2024, Beyond Chinchilla-Optimal, eq. 2)."""
-    return TRAINING * n * d + SERVING * n * served
-
-
-def lifetime_optimum(law: Law, n: float, d: float, served: float) -> LifetimeOptimum:
-    """Minimise training and serving FLOPs over models that reach the loss of `n` parameters trained
-    on `d` tokens (ibid., eq. 3).
-
-    Args:
-        law: Of the form E + A / N^alpha + B / D^beta.
-        n: Parameters of the given run.
-        d: Its training tokens.
-        served: Tokens that the model will read and write in its life.
-    """
-    if law.form not in ("chinchilla", "tied"):
-        raise UserError(
-            "the inference-aware optimum needs a chinchilla law, this one is of the form"
-            f" {law.form}: choose another --law"
-        )
-    if not served >= 0:
-        raise UserError(f"inference_tokens={served} must not be negative")
-    p = law.params
-    beta = p["alpha" if law.form == "tied" else "beta"]
-    reducible = float(law.loss(n, d)) - p["E"]
-
-    def tokens(log_n: float) -> float:
-        left = reducible - p["A"] / math.exp(log_n) ** p["alpha"]
-        return (p["B"] / left) ** (1 / beta) if left > 0 else math.inf
-
-    # Below n_least no amount of data reaches the loss. The cost has one minimum in ln N: golden
-    # sections find it.
-    low, high = math.log((p["A"] / reducible) ** (1 / p["alpha"])), math.log(n) + 5
-    golden = (math.sqrt(5) - 1) / 2
-    for _ in range(200):
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        if lifetime_flops(math.exp(a), tokens(a), served) < lifetime_flops(
-            math.exp(b), tokens(b), served
-        ):
-            high = b
-        else:
-            low = a
-    best = (low + high) / 2
-    flops = lifetime_flops(math.exp(best), tokens(best), served)
-    return LifetimeOptimum(
-        math.exp(best), tokens(best), flops, lifetime_flops(n, d, served) - flops
-    )
-
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -91,63 +19,62 @@ DAY = 24 * HOUR
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one device trains, as the sum of its useful hours would have it."""
+    """The speed of one device."""
 
-    tokens_per_second: Optional[float]
-    """While it trains; None where neither a peak nor a measurement is known."""
+    tokens_per_second: float | None
+    """Speed while it trains; None if neither a peak nor a measurement is known."""
     goodput: float = 1.0
-    """Share of the time in which training moves on: not in failures, restarts, checkpoints or
-    evaluations.
+    """Share of the time in which training makes progress; failures, restarts, checkpoints and
+    evaluations take the rest.
     """
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A run as what it takes. What cannot be known without a rate or a price is None."""
+    """What a run takes. Values that need an unknown rate or price are None."""
 
     tokens: float
     flops: float
     devices: int
     goodput: float
-    seconds: Optional[float]
-    """Of wall-clock time."""
-    device_hours: Optional[float]
-    dollars: Optional[float]
+    seconds: float | None
+    """Wall-clock time."""
+    device_hours: float | None
+    dollars: float | None
     solved: str
-    """What was not given."""
+    """Name of the quantity that was solved for."""
 
 
 def solve(
     *,
     flops_per_token: float,
     rate: Rate,
-    devices: Optional[int],
-    price: Optional[float] = None,
-    tokens: Optional[float] = None,
-    flops: Optional[float] = None,
-    dollars: Optional[float] = None,
-    seconds: Optional[float] = None,
-    step_rows: Optional[int] = None,
+    devices: int | None,
+    price: float | None = None,
+    tokens: float | None = None,
+    flops: float | None = None,
+    dollars: float | None = None,
+    seconds: float | None = None,
+    step_rows: int | None = None,
 ) -> Budget:
     """Complete a budget.
 
-    One of tokens, FLOPs, dollars and seconds gives the others. With a length (tokens or FLOPs) and
-    a time, the number of devices follows where it is not given, and where it is, the goodput that
-    such a run must have had.
+    One of tokens, FLOPs, dollars and seconds determines the others. A length (tokens or FLOPs) and
+    a time determine the number of devices, or, if that is given, the goodput that the run needs.
 
     Args:
         flops_per_token: Training FLOPs of a token.
-        rate: Of one device.
-        devices: How many; None: one, or as many as the time asks for.
-        price: Dollars of a device for an hour.
+        rate: Speed of one device.
+        devices: Number of devices; None for one, or for as many as the time requires.
+        price: Dollars per device-hour.
         tokens: Training tokens.
         flops: Training FLOPs.
-        dollars: What may be spent.
+        dollars: Money to spend.
         seconds: Wall-clock time.
-        step_rows: Rows of an optimizer step; devices that follow from a time divide them.
+        step_rows: Rows of an optimizer step; a solved number of devices divides them.
 
     Raises:
-        UserError: Nothing or too much is given, or what is needed for the answer is not known.
+        UserError: Too little or too much is given, or the answer needs something unknown.
     """
     given = {"tokens": tokens, "FLOPs": flops, "dollars": dollars, "time": seconds}
     named = [name for name, value in given.items() if value is not None]
@@ -227,4 +154,82 @@ def solve(
         device_hours=device_hours,
         dollars=None if device_hours is None or price is None else device_hours * price,
         solved=solved,
+    )
+
+
+# The size that is cheapest to train and then to serve, at the loss of a given run.
+
+TRAINING = 6.0
+SERVING = 2.0
+"""FLOPs per parameter and token: training runs forward and backward, serving forward alone."""
+
+
+class LifetimeOptimum(NamedTuple):
+    """The cheapest model that reaches a given loss."""
+
+    n: float
+    """Parameters."""
+    d: float
+    """Training tokens with which it reaches the loss."""
+    flops: float
+    """FLOPs of training and serving."""
+    saved: float
+    """FLOPs saved against the given run."""
+
+    @property
+    def share(self) -> float:
+        """Return the saved share of what the given run costs in its life."""
+        return self.saved / (self.flops + self.saved)
+
+
+def lifetime_flops(n: float, d: float, served: float) -> float:
+    """Count the FLOPs of training and serving, 6 N D + 2 N D_inference.
+
+    Sardana et al. 2024, Beyond Chinchilla-Optimal, eq. 2.
+    """
+    return TRAINING * n * d + SERVING * n * served
+
+
+def lifetime_optimum(law: Law, n: float, d: float, served: float) -> LifetimeOptimum:
+    """Minimise training and serving FLOPs over models that reach the loss of a given run.
+
+    Sardana et al. 2024, eq. 3.
+
+    Args:
+        law: A law of the form E + A / N^alpha + B / D^beta.
+        n: Parameters of the given run.
+        d: Training tokens of the given run.
+        served: Tokens that the model will read and write in its life.
+    """
+    if law.form not in ("chinchilla", "tied"):
+        raise UserError(
+            "the inference-aware optimum needs a chinchilla law, this one is of the form"
+            f" {law.form}: choose another --law"
+        )
+    if not served >= 0:
+        raise UserError(f"inference_tokens={served} must not be negative")
+    p = law.params
+    beta = p["alpha" if law.form == "tied" else "beta"]
+    reducible = float(law.loss(n, d)) - p["E"]
+
+    def tokens(log_n: float) -> float:
+        left = reducible - p["A"] / math.exp(log_n) ** p["alpha"]
+        return (p["B"] / left) ** (1 / beta) if left > 0 else math.inf
+
+    # Below the lower end no amount of data reaches the loss. The cost has one minimum in ln N,
+    # which a golden-section search finds.
+    low, high = math.log((p["A"] / reducible) ** (1 / p["alpha"])), math.log(n) + 5
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(200):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if lifetime_flops(math.exp(a), tokens(a), served) < lifetime_flops(
+            math.exp(b), tokens(b), served
+        ):
+            high = b
+        else:
+            low = a
+    best = (low + high) / 2
+    flops = lifetime_flops(math.exp(best), tokens(best), served)
+    return LifetimeOptimum(
+        math.exp(best), tokens(best), flops, lifetime_flops(n, d, served) - flops
     )

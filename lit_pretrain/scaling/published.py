@@ -1,11 +1,14 @@
-"""Published laws: what others fitted, each with its source, its units and where it holds."""
+"""Published scaling laws, each with its source, its units and the range where it holds.
+
+A fit to runs of one's own takes the place of a published law in `find_law`.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional, cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from lit_pretrain.scaling.law import Law, coordinates
 
 @dataclass(frozen=True)
 class PublishedLaw(Law):
-    """A law with what must be known before it is used."""
+    """A law with what one must know before using it."""
 
     name: str
     citation: str
@@ -24,26 +27,25 @@ class PublishedLaw(Law):
     parameters: tuple[float, float]
     """Smallest and largest N among the runs that it was fitted to."""
     tokens: tuple[float, float]
-    """Fewest and most training tokens among them."""
+    """Fewest and most training tokens among these runs."""
     largest_compute: float
-    """6 N D of the largest of them; where that is not published, of the largest N and D
-    together.
-    """
+    """6 N D of the largest run; where that is not published, of the largest N and D together."""
     unit: str
-    """Unit of the loss. Nats per token depend on the tokenizer and the text: compare
-    differences and optima rather than values.
+    """Unit of the loss.
+
+    Nats per token depend on the tokenizer and the text: compare differences and optima rather than
+    values.
     """
     note: str
-    log_covariance: Optional[tuple[tuple[float, ...], ...]] = None
-    """Covariance of the coordinates (ln E, ln A, ln B, alpha, beta) over bootstraps of its runs;
-    None where the runs are not public. A normal law with it gives the interval of N* and of
-    extrapolated losses; among the runs it is up to twice too wide.
+    log_covariance: tuple[tuple[float, ...], ...] | None = None
+    """Covariance of (ln E, ln A, ln B, alpha, beta) over bootstraps, if its runs are public.
+
+    Normal draws with it give the interval of N* and of extrapolated losses; among the runs that
+    interval is up to twice too wide.
     """
 
     def outside(self, n: float, d: float) -> list[str]:
-        """In which ways a run of N parameters and D tokens is none of those that the law was
-        fitted to.
-        """
+        """Say how a run of N parameters and D tokens lies outside the law's runs."""
         said = []
         for name, value, (low, high) in (("N", n, self.parameters), ("D", d, self.tokens)):
             if value > high:
@@ -57,7 +59,7 @@ class PublishedLaw(Law):
         return said
 
 
-# as read off the figure, in Besiroglu et al.'s table
+# The runs that Besiroglu et al. read off Hoffmann's figure, from their table.
 _READ_OFF_PARAMETERS, _READ_OFF_TOKENS, _READ_OFF_COMPUTE = (
     (5.7e7, 1.62e10),
     (2.5e8, 3.2e11),
@@ -187,32 +189,28 @@ DEFAULT = "besiroglu"
 
 
 def published_names() -> tuple[str, ...]:
-    """All names, the default first."""
+    """List the names of all published laws, the default first."""
     return tuple(law.name for law in _LAWS)
 
 
 def published_law(name: str = DEFAULT) -> PublishedLaw:
-    """A published law by its name."""
+    """Find a published law by its name."""
     for found in _LAWS:
         if found.name == name:
             return found
     raise UserError(f"there is no published law {name!r}; there is: {', '.join(published_names())}")
 
 
-# Own law: a fit to runs of one's own in the place of a published law.
-
-
 def find_law(name: str) -> PublishedLaw:
-    """A published law by its name, or the fit in a file that `scaling fit --out` has written.
+    """Find a published law by its name, or read a fit that `scaling fit --out` has written.
 
     Raises:
         UserError: There is no such law and no such file, or the file holds no fit.
     """
     if name in published_names() or not Path(name).is_file():
         return published_law(name)
-    from lit_pretrain.scaling.fitted import (
-        read_document,  # and with it scipy, which a published law does not need
-    )
+    # This imports scipy, which a published law does not need.
+    from lit_pretrain.scaling.fitted import read_document
     from lit_pretrain.scaling.runs import UNIT_TEXT, Unit
 
     kept = read_document(Path(name))

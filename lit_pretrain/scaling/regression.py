@@ -1,15 +1,17 @@
-"""Regression: the law that runs follow, by robust least squares on the logarithm of the loss.
+"""Fit a law to runs by robust least squares on the logarithm of the loss.
 
 Hoffmann et al. (2022) minimise the sum of Huber(ln L_predicted - ln L) with a threshold of 1e-3.
-They and their replicators start L-BFGS from thousands of points, because on that objective it stops
-early (on its mean at once). Here Gauss-Newton steps with the analytic Jacobian reach the same
-optimum in milliseconds from starts that linear least squares provides.
+They and their replicators start L-BFGS from thousands of points, because it stops early on that
+objective, and at once on its mean. Here Gauss-Newton steps with the analytic Jacobian reach the
+same optimum in milliseconds from starts that linear least squares provides.
+
+Axes: R runs, P parameters of the law.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import least_squares, linprog, nnls
@@ -28,25 +30,26 @@ from lit_pretrain.scaling.law import (
 
 Loss = Literal["huber", "lad"]
 DELTA = 1e-3
-"""Hoffmann et al.'s threshold: residuals of ln L beyond a tenth of a percent count by their
-size and not by its square.
-"""
+"""Hoffmann et al.'s threshold: larger residuals of ln L count linearly, not by their square."""
 _QUICK, _EXACT = 1e-10, 1e-15
-"""Relative tolerances: of starts that are compared and of resamples, whose noise is far larger;
-and of the fit that is reported.
+"""Relative tolerances.
+
+The quick one serves to compare starts, and for resamples, whose noise is far larger; the exact one
+is for the reported fit.
 """
 _LAD_STEPS, _LAD_QUICK = 100, 1e-7
+"""Most steps of a least-absolute-deviations fit, and its tolerance for resamples."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The law with the lowest objective."""
+    """A fitted law: the one with the lowest objective."""
 
     law: Law
     objective: float
     """Sum of Huber(r) or of |r| over runs, r = ln L - ln L_predicted."""
     residuals: Floats
-    """r of every run, in the order given."""
+    """r of every run, in the order of the runs."""
 
 
 def fit(
@@ -54,24 +57,24 @@ def fit(
     n: Floats,
     d: Floats,
     loss: Floats,
-    unique: Optional[Floats] = None,
+    unique: Floats | None = None,
     *,
     kind: Loss = "huber",
     delta: float = DELTA,
-    start: Optional[Law] = None,
+    start: Law | None = None,
 ) -> Fit:
     """Fit a law to runs.
 
     Args:
-        form: Which law.
+        form: Form of the law.
         n: Parameters of every run.
-        d: Training tokens.
+        d: Training tokens of every run.
         loss: Final losses, all in one unit.
-        unique: Distinct training tokens (data form).
-        kind: Huber, or least absolute deviations.
-        delta: The Huber threshold, in ln L.
-        start: Where to begin, such as the fit of all runs when a resample is fitted; None: several
-            starts of its own.
+        unique: Distinct training tokens of every run (data form).
+        kind: Objective: Huber, or least absolute deviations.
+        delta: Huber threshold, in ln L.
+        start: Law to start from, such as the fit of all runs for a resample; None for several
+            starts from linear least squares.
 
     Raises:
         UserError: The runs do not determine the law.
@@ -112,7 +115,7 @@ class _Problem:
     n: Floats
     d: Floats
     log_loss: Floats
-    unique: Optional[Floats]
+    unique: Floats | None
 
     def residuals(self, theta: Floats) -> Floats:
         return log_loss(self.form, theta, self.n, self.d, self.unique) - self.log_loss
@@ -121,7 +124,7 @@ class _Problem:
         return jacobian(self.form, theta, self.n, self.d, self.unique)
 
     def huber(self, theta: Floats, delta: float, tolerance: float) -> Floats:
-        with np.errstate(all="ignore"):  # a trial step may overflow; it is then refused
+        with np.errstate(all="ignore"):  # least_squares rejects a trial step that overflows
             found = least_squares(
                 lambda x: np.nan_to_num(self.residuals(x), nan=1e6, posinf=1e6, neginf=-1e6),
                 theta,
@@ -142,8 +145,9 @@ class _Problem:
         return value if np.isfinite(value) else np.inf
 
     def absolute(self, theta: Floats, tolerance: float) -> Floats:
-        """Least absolute deviations: Gauss-Newton steps, each a linear programme, shortened
-        until the sum falls (Osborne & Watson 1971).
+        """Minimise the absolute deviations with Gauss-Newton steps (Osborne & Watson 1971).
+
+        Each step is a linear programme, shortened until the sum falls.
         """
         value = float(np.abs(self.residuals(theta)).sum())
         for _ in range(_LAD_STEPS):
@@ -164,8 +168,9 @@ class _Problem:
 
 
 def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
-    """The step that minimises sum |r + J step|, from the dual: maximise r y over |y| <= 1 with
-    J^T y = 0.
+    """Find the step that minimises sum |r + J step|.
+
+    The dual problem gives it: maximise r y over |y| <= 1 with J^T y = 0.
     """
     scale = np.linalg.norm(jacobian_RP, axis=0)
     found = linprog(
@@ -181,22 +186,21 @@ def _lad_step(jacobian_RP: Floats, residuals_R: Floats) -> Floats:
 
 
 def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
-    """A few starts: for given exponents the law is linear in E, A and B, and non-negative least
-    squares finds them.
+    """Find a few starts for a fit.
+
+    For given exponents the law is linear in E, A and B: non-negative least squares finds them.
     """
     found = []
     exponents = [0.15, 0.3, 0.5, 0.8]
     if form in ("chinchilla", "tied"):
-        exponents.append(
-            -0.1
-        )  # a loss that rises with N or D is to be found, and then refused as such
+        # A loss that rises with N or D must be found, so that the caller can refuse it.
+        exponents.append(-0.1)
     for alpha in exponents:
         for beta in (alpha,) if form in ("tied", "kaplan") else exponents:
             columns = np.stack([np.ones_like(n), n**-alpha, d**-beta], axis=-1)
             scale = columns.max(axis=0)
-            weights, _ = nnls(
-                columns / scale / loss[:, None], np.ones_like(loss)
-            )  # relative errors, as the objective has them
+            # The objective is one of relative errors, so divide by the loss.
+            weights, _ = nnls(columns / scale / loss[:, None], np.ones_like(loss))
             found.append(
                 (
                     float(np.abs(columns / scale @ weights / loss - 1).sum()),
@@ -229,9 +233,7 @@ def _starts(form: Form, n: Floats, d: Floats, loss: Floats) -> list[Floats]:
 
 
 def _check_determined(problem: _Problem, theta: Floats) -> None:
-    """Refuses runs along which some combination of parameters changes nothing, such as all at
-    one number of tokens.
-    """
+    """Refuse runs that leave some combination of parameters free, such as runs of equal length."""
     columns = problem.jacobian(theta)
     size = np.linalg.norm(columns, axis=0)
     if (

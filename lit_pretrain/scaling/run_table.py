@@ -1,4 +1,4 @@
-"""Run table: runs from a CSV, JSON Lines or JSON file, whatever its columns are called."""
+"""Read the runs that a law is fitted to, from run folders or from CSV and JSON tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 
@@ -17,15 +17,13 @@ from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
 from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
 
-# Run folders: what a law needs of our own runs, from their config and metrics.
-
 
 def read_folders(paths: Sequence[Path], counts: Counts) -> list[Record]:
-    """Runs by their folders; a folder that holds run folders stands for all of them.
+    """Read runs from their folders; a folder of run folders stands for all of them.
 
-    N is counted from the config, D is what was read (inputs, repeats included) with its distinct
-    tokens as the run has recorded them, C the run's own FLOPs with attention, and the loss that of
-    the last validation, in nats per token and in bits per byte.
+    N is counted from the config. D is the tokens that the run read, repeats included, with its
+    distinct tokens as recorded. C is the run's own FLOPs with attention. The loss is that of the
+    last validation, in nats per token and in bits per byte.
 
     Raises:
         UserError: A folder holds no run, or a run is not finished.
@@ -100,8 +98,10 @@ def _load(path: Path) -> dict[str, Any]:
     return found
 
 
+# Tables, whatever their columns are called.
+
 QUANTITIES = ("n", "d", "c", "loss", "unique", "unit")
-"""What `--columns` may name."""
+"""Quantities that `--columns` may name."""
 _NAMES = {
     "n": "n params parameters n_params num_params n_parameters num_parameters model_size size",
     "d": "d tokens n_tokens num_tokens training_tokens train_tokens",
@@ -120,18 +120,19 @@ _UNITS: dict[str, Unit] = {
 
 
 def read_table(
-    path: Path, columns: Optional[Mapping[str, str]] = None, *, unit: Optional[Unit] = None
+    path: Path, columns: Mapping[str, str] | None = None, *, unit: Unit | None = None
 ) -> list[Record]:
-    """Runs of a file, one per row.
+    """Read the runs of a table, one per row.
 
     Args:
         path: .csv with a header, .jsonl with an object per line, or .json with a list of objects.
-        columns: Names of columns by quantity (QUANTITIES); what is not named is found by its usual
+        columns: Names of columns by quantity (QUANTITIES). Other columns are found by their usual
             names.
-        unit: Of the loss column, where its name and the file do not say; default nats per token.
+        unit: Unit of the loss column, where neither its name nor the file says it; nats per token
+            by default.
 
     Raises:
-        UserError: The file cannot be read, a column is not there or not clear, or a value is no
+        UserError: The file cannot be read, a column is missing or ambiguous, or a value is not a
             number.
     """
     rows = _rows(path)
@@ -173,7 +174,7 @@ def read_table(
 
 
 def write_table(runs: Runs) -> str:
-    """Runs as a .csv that `read_table` reads."""
+    """Format runs as a .csv that `read_table` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -193,7 +194,7 @@ def write_table(runs: Runs) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """`n=params,loss=final loss` as a mapping."""
+    """Parse `n=params,loss=final loss` into columns by quantity."""
     found = {}
     for part in filter(None, text.split(",")):
         quantity, equals, name = part.partition("=")
@@ -208,7 +209,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line, values by column) of every row."""
+    """Read every row as (file and line, values by column)."""
     if path.suffix not in (".csv", ".jsonl", ".json"):
         raise UserError(f"--data {path}: a .csv, .jsonl or .json file is needed")
     try:
@@ -259,9 +260,9 @@ def _parse(where: str, text: str) -> Any:
 
 
 def _choose(
-    path: Path, header: Sequence[str], columns: dict[str, str], unit: Optional[Unit]
+    path: Path, header: Sequence[str], columns: dict[str, str], unit: Unit | None
 ) -> dict[str, str]:
-    """The column of every quantity that is there; the loss under its unit."""
+    """Find the column of every quantity in the table; the loss is keyed by its unit."""
     for quantity, name in columns.items():
         if name not in header:
             hint = did_you_mean(name, header)
@@ -304,7 +305,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _unit_of_name(name: str) -> Optional[Unit]:
+def _unit_of_name(name: str) -> Unit | None:
     return "bits_per_byte" if _plain(name) in _NAMES["bits_per_byte"].split() else None
 
 
@@ -317,7 +318,7 @@ def _unit(where: str, value: Any) -> Unit:
     return unit
 
 
-def _number(where: str, column: str, value: Any) -> Optional[float]:
+def _number(where: str, column: str, value: Any) -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

@@ -1,6 +1,4 @@
-"""Runs: what a law is fitted to, one row per finished run, checked before anything is computed
-from them.
-"""
+"""The finished runs that a law is fitted to, checked before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 
@@ -16,40 +14,42 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats
 
 Counts = Literal["total", "matmul", "nonembed"]
-"""Which parameters N counts. The exponent of N* depends on it: small models are mostly
-embedding.
-"""
+"""Parameters that N counts. The exponent of N* depends on it: small models are mostly embedding."""
 Unit = Literal["nats", "bits_per_byte"]
 UNIT_TEXT: dict[Unit, str] = {"nats": "nats per token", "bits_per_byte": "bits per byte"}
 
 LEAST_SPREAD = 4.0
+"""Smallest ratio of largest to smallest N from which an exponent can be read."""
 LEAST_BUDGETS = 3
+"""Fewest FLOP budgets that give an exponent with an error."""
 SAME_BUDGET = 0.1
-"""Runs whose FLOPs lie within this share of the smallest one's are one budget: steps and sizes
-come in whole numbers.
+"""Runs whose FLOPs lie within this share of the smallest run's form one budget.
+
+They never agree exactly, because steps and sizes are whole numbers.
 """
 _UNIT_ERROR = 10.0
+"""Factor between C and 6 N D beyond which one of them is in another unit, such as millions."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run as it was read."""
+    """One run as read from a folder or a table."""
 
     label: str
-    """Where it came from, for messages: a folder, or file and line."""
+    """Origin of the run, for messages: a folder, or file and line."""
     losses: Mapping[Unit, float]
-    """Final validation loss, in the units that are known."""
-    n: Optional[float] = None
-    d: Optional[float] = None
-    c: Optional[float] = None
-    unique: Optional[float] = None
-    vocabulary: Optional[str] = None
-    """Hash of the tokenizer: nats per token of two tokenizers are two units."""
+    """Final validation loss in each known unit."""
+    n: float | None = None
+    d: float | None = None
+    c: float | None = None
+    unique: float | None = None
+    vocabulary: str | None = None
+    """Hash of the tokenizer: nats per token of two tokenizers are different units."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs as columns."""
+    """Runs, one array per quantity."""
 
     labels: tuple[str, ...]
     n: Floats
@@ -59,18 +59,18 @@ class Runs:
     c: Floats
     """Training FLOPs: as recorded, else 6 N D."""
     loss: Floats
-    unique: Optional[Floats]
-    """Distinct training tokens; None if a run does not say."""
+    unique: Floats | None
+    """Distinct training tokens; None unless every run records them."""
     counts: Counts
     unit: Unit
-    tokenizer: Optional[str] = None
-    """Hash of the tokenizer of all runs; None if a run does not say, or where they differ."""
+    tokenizer: str | None = None
+    """Hash of the tokenizer that all runs share; None if they differ or one does not record it."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Sequence[int]) -> Runs:
-        """Some of the runs, by their places."""
+        """Select runs by their indices."""
         i = np.asarray(index, dtype=int)
         return dataclasses.replace(
             self,
@@ -84,23 +84,21 @@ class Runs:
 
     @property
     def largest_compute(self) -> float:
-        """6 N D of the largest run."""
+        """Return 6 N D of the largest run."""
         return float((FLOPS_PER_PARAMETER_TOKEN * self.n * self.d).max())
 
 
-def assemble_runs(
-    records: Sequence[Record], *, counts: Counts, unit: Optional[Unit] = None
-) -> Runs:
-    """Runs from what was read.
+def assemble_runs(records: Sequence[Record], *, counts: Counts, unit: Unit | None = None) -> Runs:
+    """Check records and assemble them into runs.
 
     Args:
         records: At least one run, each with two of n, d and c.
-        counts: What their n counts.
-        unit: Which loss to take; None: nats per token if all runs have it, else bits per byte if
-            all have that.
+        counts: Parameters that n counts in all records.
+        unit: Unit of the loss to use; None for nats per token if all runs have it, else for bits
+            per byte if all have that.
 
     Raises:
-        UserError: A value is missing, not positive or not finite; units are mixed; a run is there
+        UserError: A value is missing, not positive or not finite; units are mixed; or a run appears
             twice.
     """
     if not records:
@@ -170,7 +168,7 @@ def _check_one_tokenizer(records: Sequence[Record]) -> None:
 
 
 def _complete(record: Record) -> tuple[float, float, float]:
-    """N, D and C of a run, the third from the two others."""
+    """Return N, D and C of a run; two of them determine the third."""
     for name, value in (
         ("N (parameters)", record.n),
         ("D (tokens)", record.d),
@@ -206,9 +204,9 @@ def _positive(label: str, name: str, value: float) -> None:
 
 
 def budgets(runs: Runs, tolerance: float = SAME_BUDGET) -> list[Runs]:
-    """Runs grouped by FLOP budget, smallest budget first, each sorted by size.
+    """Group runs by FLOP budget, smallest budget first, and sort each group by size.
 
-    A group begins with the smallest C that is in none yet and holds all runs up to `tolerance`
+    A group begins with the smallest C that is in no group yet and holds all runs up to `tolerance`
     above it.
     """
     groups: list[list[int]] = []
@@ -221,10 +219,10 @@ def budgets(runs: Runs, tolerance: float = SAME_BUDGET) -> list[Runs]:
 
 
 def check_spread(runs: Runs) -> None:
-    """Refuses what no law can be read from.
+    """Refuse runs that span too little to show a law.
 
     Raises:
-        UserError: Fewer than three budgets, or sizes within a factor of four.
+        UserError: There are fewer than three budgets, or all sizes lie within a factor of four.
     """
     found = len(budgets(runs))
     if found < LEAST_BUDGETS:

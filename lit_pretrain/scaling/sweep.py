@@ -1,5 +1,6 @@
-"""Sweep: FLOP budgets × model sizes as runs, each with its length, batch and learning rate by
-one stated rule.
+"""Plan the runs of a sweep over FLOP budgets × model sizes.
+
+One published rule sets the batch and the learning rate of every run.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
@@ -17,7 +18,7 @@ from lit_pretrain.step_size import StepSize
 
 RuleName = Literal["deepseek", "step_law", "olmo", "none"]
 RULES: dict[RuleName, str] = {"deepseek": "DeepSeek", "step_law": "Step Law", "olmo": "OLMo ladder"}
-"""Published rules by the names of `recommendations`."""
+"""Name of each rule in `recommendations`."""
 LEAST_STEPS = 100
 """A run of fewer optimizer steps is mostly warm-up and decay."""
 
@@ -27,12 +28,13 @@ class SweepRule(NamedTuple):
 
     name: RuleName
     lr_factor: float = 1.0
-    """Times the rule's learning rate, for all runs alike."""
+    """Factor on the rule's learning rate, the same for all runs."""
     batch_factor: float = 1.0
+    """Factor on the rule's batch, the same for all runs."""
 
     @property
     def text(self) -> str:
-        """The rule in words, with its source."""
+        """Describe the rule in words, with its source."""
         if self.name == "none":
             return "batch and learning rate as the base has them, the same for all sizes"
         rule = next(found for found in recommendations(1e8, 1e9) if found.name == RULES[self.name])
@@ -50,43 +52,44 @@ class Shared:
 
     seq_len: int
     micro_batch_size: int
-    """Rows of one device at once: the most that a run takes."""
+    """Most rows of a micro-batch on one device."""
     devices: int
-    """Of one run."""
-    batch_tokens: Optional[int]
-    """Tokens of a step; None where a rule says them."""
-    lr: Optional[float]
-    """The base's learning rate; None where its optimizer has several."""
-    unique_tokens: Optional[float]
-    """Distinct training tokens; None where the dataset is not here."""
+    """Devices of one run."""
+    batch_tokens: int | None
+    """Tokens per optimizer step; None where the rule sets them."""
+    lr: float | None
+    """Learning rate of the base config; None if its optimizer has several."""
+    unique_tokens: float | None
+    """Distinct training tokens; None if the dataset is not on this machine."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run to make."""
+    """One run of a sweep."""
 
     name: str
     budget: float
-    """FLOPs that were asked for."""
+    """FLOPs of its budget."""
     size: str
+    """Name of its size."""
     net: ModelConfig
     counts: ParameterCounts
     steps: int
     batch_tokens: int
     micro_batch_size: int
-    lr: Optional[float]
+    lr: float | None
     flops: float
-    """Of whole steps: training FLOPs with full attention, as `fit` counts them."""
-    unique_tokens: Optional[float]
+    """Training FLOPs of its whole steps, with full attention, as `fit` counts them."""
+    unique_tokens: float | None
 
     @property
     def tokens(self) -> int:
-        """D."""
+        """Return the training tokens D."""
         return self.steps * self.batch_tokens
 
     @property
-    def epochs(self) -> Optional[float]:
-        """How often the data is read; None where it is not known how much there is."""
+    def epochs(self) -> float | None:
+        """Return how often the run reads its data; None if the size of the data is not known."""
         return None if self.unique_tokens is None else self.tokens / self.unique_tokens
 
 
@@ -96,17 +99,17 @@ def sweep_runs(
     shared: Shared,
     rule: SweepRule,
 ) -> list[SweepRun]:
-    """All runs, smallest budget first, in the order of the sizes.
+    """Plan all runs of a sweep, smallest budget first, each budget in the order of its sizes.
 
     Args:
         budgets: FLOPs and the names of the sizes that spend them.
         sizes: Shapes by name.
-        shared: What they have in common.
-        rule: For batch and learning rate.
+        shared: What all runs have in common.
+        rule: Rule for batch and learning rate.
 
     Raises:
-        UserError: A budget is not positive or there twice, names a size that is not there, or is
-            too small for a size.
+        UserError: A budget is not positive, appears twice, names an unknown size, or is too small
+            for a size.
     """
     runs: list[SweepRun] = []
     for flops, names in sorted(budgets, key=lambda budget: budget[0]):
@@ -142,8 +145,8 @@ def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: SweepR
         wanted = found.batch_tokens * rule.batch_factor / shared.seq_len / shared.devices
         batch = shared.devices * shared.seq_len * 2 ** max(0, round(math.log2(wanted)))
     division = StepSize(batch, shared.seq_len).divide(shared.devices, shared.micro_batch_size)
-    # `fit` rounds a length in FLOPs up to whole steps. Here it is the nearest: runs of one budget
-    # shall spend the same.
+    # `fit` rounds a length in FLOPs up to whole steps. Round to the nearest here, so that the runs
+    # of one budget spend as nearly the same as they can.
     steps = round(tokens / batch)
     if steps < 1:
         raise UserError(
@@ -166,7 +169,7 @@ def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: SweepR
 
 
 def warnings(runs: Sequence[SweepRun], rule: SweepRule) -> list[str]:
-    """What makes a sweep say less than it seems to."""
+    """List the reasons why a sweep says less than it seems to."""
     found = []
     if rule.name == "none":
         found.append(

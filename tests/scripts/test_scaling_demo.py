@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 import yaml
 from lit_pretrain.model.config import ModelConfig, count_parameters
-from lit_pretrain.scaling.expected import expected
+from lit_pretrain.scaling.forecast import expected
 from lit_pretrain.scaling.flops import flops_per_token
 config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
 net = {**config["model"]["net"], "vocab_size": 1024}

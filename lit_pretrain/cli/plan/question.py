@@ -5,7 +5,7 @@ for whatever nobody gave.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -104,7 +104,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True)
 
 
 def _net(
-    values: Union[ModelConfig, Namespace], manifest: Optional[Manifest], noted: list[Assumption]
+    values: ModelConfig | Namespace, manifest: Manifest | None, noted: list[Assumption]
 ) -> ModelConfig:
     fields: dict[str, Any] = (
         values.as_dict() if isinstance(values, Namespace) else dict(vars(values))
@@ -154,7 +154,7 @@ def _data(
     return found
 
 
-def _manifest(path: Optional[str], noted: list[Assumption]) -> Optional[Manifest]:
+def _manifest(path: str | None, noted: list[Assumption]) -> Manifest | None:
     """The manifest of a dataset that is here; another one may be on its way, and a plan does
     not fetch it.
     """
@@ -170,7 +170,7 @@ def _manifest(path: Optional[str], noted: list[Assumption]) -> Optional[Manifest
     return Manifest.load(Path(path))
 
 
-def _unique(given: Optional[float], manifest: Optional[Manifest]) -> Optional[float]:
+def _unique(given: float | None, manifest: Manifest | None) -> float | None:
     if given is not None and given <= 0:
         raise UserError(f"unique_tokens={given:g} must be positive")
     if given is None and manifest is not None:
@@ -178,7 +178,7 @@ def _unique(given: Optional[float], manifest: Optional[Manifest]) -> Optional[fl
     return given
 
 
-def _device(name: Optional[str]) -> Optional[Device]:
+def _device(name: str | None) -> Device | None:
     if name is None:
         return None
     device = find_device(name)
@@ -190,7 +190,7 @@ def _device(name: Optional[str]) -> Optional[Device]:
     return device
 
 
-def _precision(given: Optional[str], noted: list[Assumption]) -> tuple[str, str]:
+def _precision(given: str | None, noted: list[Assumption]) -> tuple[str, str]:
     if given is None:
         noted.append(
             Assumption(
@@ -218,7 +218,7 @@ def _precision(given: Optional[str], noted: list[Assumption]) -> tuple[str, str]
     return given, known[given]
 
 
-def _devices_of(trainer: Namespace) -> Optional[int]:
+def _devices_of(trainer: Namespace) -> int | None:
     local = trainer.devices
     if isinstance(local, str) and local.isdigit():
         local = int(local)
@@ -237,8 +237,8 @@ def _sharding(strategy: Any, devices: int) -> Sharding:
 
 
 def _utilization(
-    config: Namespace, device: Optional[Device], dtype: str, noted: list[Assumption]
-) -> Optional[Utilization]:
+    config: Namespace, device: Device | None, dtype: str, noted: list[Assumption]
+) -> Utilization | None:
     if config.mfu is not None and not 0 < config.mfu <= 1:
         raise UserError(f"mfu={config.mfu} must lie in (0, 1]: it is a share of the peak")
     if config.mfu is not None and config.tokens_per_second is not None:
@@ -274,7 +274,7 @@ def _goodput(config: Namespace, noted: list[Assumption]) -> float:
     return GOODPUT.value
 
 
-def _length(config: Namespace, step: Optional[int]) -> dict[str, Optional[float]]:
+def _length(config: Namespace, step: int | None) -> dict[str, float | None]:
     given = [name for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None]
     if len(given) > 1:
         raise UserError(
@@ -290,7 +290,7 @@ def _length(config: Namespace, step: Optional[int]) -> dict[str, Optional[float]
     return {"tokens": float(config.max_steps * step), "flops": None}
 
 
-def _seconds(config: Namespace) -> Optional[float]:
+def _seconds(config: Namespace) -> float | None:
     if config.days is not None and config.hours is not None:
         raise UserError("give days or hours, not both")
     return (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -358,7 +358,7 @@ def _recommended(r: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _interval(bounds: Optional[list[float]], form: str = "") -> str:
+def _interval(bounds: list[float] | None, form: str = "") -> str:
     return (
         ""
         if bounds is None

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Optional
+from typing import IO
 
 from lit_pretrain.cli.scaling.options import duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings
@@ -128,7 +128,7 @@ class Local:
         self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._failed: list[tuple[str, int]] = []
         self._stopped = 0
-        self._lock: Optional[IO[str]] = None
+        self._lock: IO[str] | None = None
 
     def run(self) -> None:
         """Make all runs; a signal stops them at their next step, saved.
@@ -212,7 +212,7 @@ class Local:
         self._running[name] = process, time.monotonic()
         print(f"{name}: {self._total - len(self._waiting)} of {self._total}", flush=True)
 
-    def _stop(self, number: int, frame: Optional[FrameType]) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = number
         for process, _ in self._running.values():
             os.killpg(process.pid, signal.SIGTERM)  # the launcher's processes with it

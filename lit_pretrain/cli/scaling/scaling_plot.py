@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.cli.messages import warn
 from lit_pretrain.cli.parser import make_parser
@@ -98,7 +98,7 @@ def _draw(options: Any, runs: Runs) -> dict[str, Figure]:
     return drawn
 
 
-def _isoflop(options: Any, runs: Runs) -> Optional[IsoFlop]:
+def _isoflop(options: Any, runs: Runs) -> IsoFlop | None:
     """The analysis where the runs are sweeps at fixed budgets; what cannot be had is said, and
     refused if it was asked for by name.
     """

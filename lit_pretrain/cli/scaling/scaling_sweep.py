@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -254,7 +254,7 @@ def _cost(
 
 def _seconds(
     missing: Sequence[SweepRun], settings: SweepSettings, question: Question
-) -> tuple[Optional[float], str]:
+) -> tuple[float | None, str]:
     """Time of the missing runs one after the other, and where the speed comes from."""
     from lit_pretrain.report.run_folder import METRICS, read_metrics
 
