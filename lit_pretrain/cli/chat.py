@@ -3,7 +3,7 @@
 from typing import Optional
 
 from lit_pretrain.cli.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.notices import warn
 from lit_pretrain.cli.verb import Verb
 from lit_pretrain.errors import UserError
 

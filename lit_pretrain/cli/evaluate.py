@@ -73,7 +73,7 @@ def evaluate_run(
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
     from lit_pretrain.checkpoint.find import resolve, step_of
     from lit_pretrain.cli.lineage import check_files, lineage_of
-    from lit_pretrain.cli.messages import quiet_libraries
+    from lit_pretrain.cli.notices import quiet_libraries
     from lit_pretrain.evaluate.harness import (
         EvaluationRequest,
         begins_with_bos,

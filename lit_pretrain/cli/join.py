@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
 
-    from lit_pretrain.prepare.join import join
+    from lit_pretrain.prepare.join_datasets import join
     from lit_pretrain.prepare.progress_table import dataset_table
 
     print(dataset_table(join(options.out, options.datasets)))

@@ -10,7 +10,7 @@ import socket
 from typing import Optional
 
 from lit_pretrain.cli.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.messages import warn
+from lit_pretrain.cli.notices import warn
 from lit_pretrain.errors import UserError
 
 

@@ -22,7 +22,7 @@ from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME as LINEAGE
 from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.cli.lineage import home_of, lineage_of, stage_record
-from lit_pretrain.cli.messages import quiet_libraries, warn
+from lit_pretrain.cli.notices import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice

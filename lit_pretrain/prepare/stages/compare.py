@@ -17,12 +17,12 @@ import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
-from lit_pretrain.prepare.dedup import candidates, columns, decide, lines, sketch
+from lit_pretrain.prepare.dedup import candidates, columns, decide, repeated_lines, sketch
 from lit_pretrain.prepare.dedup.columns import ranges_for, save_columns
 from lit_pretrain.prepare.dedup.decide import REASONS, Places, stretches
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME, dedup_report, findings
-from lit_pretrain.prepare.dedup.lines import Repeated
+from lit_pretrain.prepare.dedup.repeated_lines import Repeated
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
 from lit_pretrain.prepare.engine.task_stage import Advance, PrepareTask, Result
 from lit_pretrain.prepare.funnel import step_after_removal
@@ -398,7 +398,9 @@ class LinesTask:
         numbered = Survivors(
             corpus.config, corpus.work, number, corpus.begins[number], lines=False
         ).numbered()
-        count = lines.store_lines(numbered, lines_file(corpus.work, number), corpus.config.lines)
+        count = repeated_lines.store_lines(
+            numbered, lines_file(corpus.work, number), corpus.config.lines
+        )
         advance(corpus.sizes[number])
         return LinesResult(lines=count)
 
@@ -421,7 +423,7 @@ class RepeatedTask:
         corpus = self.corpus
         assert corpus.config.lines is not None
         files = [lines_file(corpus.work, part) for part in range(len(corpus.begins))]
-        count = lines.find_repeated(
+        count = repeated_lines.find_repeated(
             files, number, self.ranges, repeated_file(corpus.work, number), corpus.config.lines
         )
         advance(1)

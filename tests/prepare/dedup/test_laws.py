@@ -25,7 +25,7 @@ from lit_pretrain.prepare.dedup.dedup_config import (
     LinesConfig,
     NearConfig,
 )
-from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
+from lit_pretrain.prepare.dedup.repeated_lines import Repeated, find_repeated, store_lines
 from lit_pretrain.prepare.document_store import Document
 
 # One row a band: whoever shares a shingle or two meets in some of them, so that candidates leave

@@ -1,4 +1,4 @@
-"""Messages: what users are told besides results, and what they are spared."""
+"""Notices: what users are told beside results, and what they are spared."""
 
 import logging
 import sys

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lit_pretrain.hashing import words
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
-from lit_pretrain.prepare.dedup.lines import Repeated, find_repeated, store_lines
+from lit_pretrain.prepare.dedup.repeated_lines import Repeated, find_repeated, store_lines
 from lit_pretrain.prepare.document_store import Document
 
 

@@ -16,7 +16,7 @@ from lit_pretrain.data.text.trace import Tracer
 from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
-from lit_pretrain.prepare.join import join
+from lit_pretrain.prepare.join_datasets import join
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import (
     PrepareConfig,
