@@ -29,7 +29,10 @@ from lit_pretrain.model.transformer import Transformer
 
 VOCAB, WIDTH, HEADS, FFN, LENGTH = 48, 16, 4, 24, 12
 SHAPES = {
-    "llama": ModelConfig(vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, ffn_width=FFN, max_seq_len=32),
+    "llama": ModelConfig(
+        vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, ffn_width=FFN,
+        max_seq_len=32,
+    ),
     "qwen3": ModelConfig(
         vocab_size=VOCAB, n_layer=2, width=WIDTH, n_head=HEADS, n_kv_head=2, head_dim=8,
         ffn_width=FFN, max_seq_len=32, norm_eps=1e-6,

@@ -207,14 +207,16 @@ def main() -> None:
         for precision in args.precision or ["fp32", "bf16"]:
             print(f"\nN={tokens} D={width} V={vocabulary} {precision}")
             print(
-                f"{'':30s}{'wall ms':>9s}{'cpu ms':>9s}{'peak MiB':>10s}{'first s':>9s}{'loss/N':>11s}"
+                f"{'':30s}{'wall ms':>9s}{'cpu ms':>9s}{'peak MiB':>10s}{'first s':>9s}"
+                f"{'loss/N':>11s}"
             )
             for name, r in measure(
                 (tokens, width, vocabulary), precision, args.repeats, args.device
             ).items():
                 wall, cpu = statistics.median(r.wall_s) * 1e3, statistics.median(r.cpu_s) * 1e3
                 print(
-                    f"{name:30s}{wall:9.1f}{cpu:9.1f}{max(r.peak_mib):10.1f}{r.first_s:9.1f}{r.loss / tokens:11.6f}",
+                    f"{name:30s}{wall:9.1f}{cpu:9.1f}{max(r.peak_mib):10.1f}{r.first_s:9.1f}"
+                    f"{r.loss / tokens:11.6f}",
                     flush=True,
                 )
             torch.compiler.reset()

@@ -89,7 +89,8 @@ def ours(
             "--name", "bench", *adapter,
         ])  # fmt: skip
     assert code == 0, code
-    import bench_stages  # the module under which Lightning's parser found the callback, not __main__
+    # Lightning's parser found the callback in this module, which is not __main__.
+    import bench_stages
 
     return {"tokens": statistics.mean(bench_stages.Count.tokens)}
 

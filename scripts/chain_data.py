@@ -21,8 +21,11 @@ PUBLIC = {
     "problems.jsonl": "gsm8k/test.jsonl",
     "choices.jsonl": "eval/piqa.jsonl",
 }
-WORDS = """house river letter engine garden window teacher market story winter music answer question signal number bridge forest village
-mountain kitchen painter captain library mirror pocket summer station theatre valley harbour journey planet shadow table""".split()
+WORDS = """
+house river letter engine garden window teacher market story winter music answer question signal
+number bridge forest village mountain kitchen painter captain library mirror pocket summer station
+theatre valley harbour journey planet shadow table
+""".split()
 NAMES = "Ada Ben Clara David Emma Felix Grace Henry Ida Jonas".split()
 
 

@@ -12,13 +12,28 @@ from rich.console import Console
 from rich.table import Table
 
 LINES = (
-    ("sft", "loss on held-out answers, nats per token", "instructions-before", "instructions-after", "val/loss"),
-    ("dpo", "held-out pairs whose better answer is the likelier one per token", "ranking-before", "ranking-after", "val/rewards/accuracy"),
-    ("dpo", "held-out pairs whose better answer gained more over the reference", None, "preferences-after", "val/rewards/accuracy"),
+    (
+        "sft", "loss on held-out answers, nats per token",
+        "instructions-before", "instructions-after", "val/loss",
+    ),
+    (
+        "dpo", "held-out pairs whose better answer is the likelier one per token",
+        "ranking-before", "ranking-after", "val/rewards/accuracy",
+    ),
+    (
+        "dpo", "held-out pairs whose better answer gained more over the reference",
+        None, "preferences-after", "val/rewards/accuracy",
+    ),
     ("lora", "perplexity of held-out solutions", "problems-before", "problems-after", "perplexity"),
     ("merge", "the same, adapter merged", "problems-after", "problems-merged", "perplexity"),
-    ("base → merged", "held-out text of pretraining, bits per byte", "base-evaluated", "merged-evaluated", "held_out"),
-    ("base → merged", "questions with two answers, share of right ones", "base-evaluated", "merged-evaluated", "choices"),
+    (
+        "base → merged", "held-out text of pretraining, bits per byte",
+        "base-evaluated", "merged-evaluated", "held_out",
+    ),
+    (
+        "base → merged", "questions with two answers, share of right ones",
+        "base-evaluated", "merged-evaluated", "choices",
+    ),
 )  # fmt: skip
 
 

@@ -84,7 +84,8 @@ let curves = 0;
 const walk = (node) => {
   if (node.shadowRoot) walk(node.shadowRoot);
   for (const child of node.children || []) walk(child);
-  if (node.tagName === 'path' && node.closest('.render-area, .plot') && (node.getAttribute('d') || '').split('L').length > 2) curves += 1;
+  if (node.tagName === 'path' && node.closest('.render-area, .plot') &&
+      (node.getAttribute('d') || '').split('L').length > 2) curves += 1;
 };
 walk(document.documentElement);
 return curves;

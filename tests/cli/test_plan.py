@@ -106,7 +106,10 @@ def test_muon_has_fewer_moments_wherever_it_is_named(tmp_path: Path) -> None:
 
 def test_the_saved_config_of_a_run_is_read(dataset: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lit_pretrain", "fit", *QUICK, "--data.path", str(dataset), "--print_config"],
+        [
+            sys.executable, "-m", "lit_pretrain", "fit", *QUICK, "--data.path", str(dataset),
+            "--print_config",
+        ],
         capture_output=True, text=True, check=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
     saved = tmp_path / "config.yaml"

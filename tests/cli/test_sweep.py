@@ -36,11 +36,13 @@ signal.signal(signal.SIGTERM, stop)
 with (run.parent / "made.txt").open("a") as file:
     file.write(config["name"] + "\\n")
 try:
-    time.sleep(float((run.parent / "seconds").read_text()) if (run.parent / "seconds").exists() else 0)
+    seconds = run.parent / "seconds"
+    time.sleep(float(seconds.read_text()) if seconds.exists() else 0)
 except Stop:
     print("error: stopped by SIGTERM after step 3; saved")
     sys.exit(75)
-code = json.loads((run.parent / "codes").read_text()).get(config["name"], 0) if (run.parent / "codes").exists() else 0
+codes = run.parent / "codes"
+code = json.loads(codes.read_text()).get(config["name"], 0) if codes.exists() else 0
 print("error: it went wrong" if code else f"done: {run}: val loss 3.0000", flush=True)
 if not code:
     line = {"step": config["max_steps"], "throughput/flops_per_second": 1e9, "val/loss": 3.0}
@@ -52,7 +54,9 @@ CONFIG = {
     "run": {
         "model": {
             "net": {"vocab_size": 512, "max_seq_len": 32, "tie_embeddings": True},
-            "optimizer": {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"weight_decay": 0.1}},
+            "optimizer": {
+                "class_path": "lit_pretrain.optim.AdamW", "init_args": {"weight_decay": 0.1},
+            },
             "compile": "off",
         },
         "data": {"seq_len": 32, "micro_batch_size": 2, "val_tokens": 256},
@@ -60,7 +64,10 @@ CONFIG = {
         "sample_tokens": 2, "sample_prompts": [""], "validate_every": 0, "checkpoint_every": 0,
         "log_every": 1,
     },
-    "sizes": {"w16": {"n_layer": 1, "width": 16, "n_head": 1}, "w32": {"n_layer": 1, "width": 32, "n_head": 2}},
+    "sizes": {
+        "w16": {"n_layer": 1, "width": 16, "n_head": 1},
+        "w32": {"n_layer": 1, "width": 32, "n_head": 2},
+    },
     "budgets": [{"flops": 1e9}, {"flops": 3e9, "sizes": ["w32"]}],
     "rule": "olmo",
 }  # fmt: skip

@@ -97,7 +97,9 @@ MPT = {
     "30b": (7168, 48),
     "70b": (8192, 80),
 }
-MOSAIC = [  # LLM Foundry's tables: model, T, tokens per second of a device, MFU in per cent, parameters, peak as its code has it
+# LLM Foundry's tables: model, sequence length, tokens per second of a device, MFU in per cent,
+# parameters, and the peak that its code assumes.
+MOSAIC = [
     ("70b", 2048, 1039, 42.57, 64862437376, 989.5e12),
     ("30b", 8192, 1384, 29.92, 30019254272, 989.5e12),
     ("30b", 2048, 2308, 43.92, 29975214080, 989.5e12),

@@ -106,8 +106,14 @@ def test_the_table_shows_what_was_measured(tmp_path: Path) -> None:
         "preferences-after": {"val/rewards/accuracy": 0.9375},
         "problems-before": {"val/loss": 2.0}, "problems-after": {"val/loss": 1.0},
         "problems-merged": {"val/loss": 1.0},
-        "base-evaluated": {"held_out": {"all": {"bits_per_byte": 1.625}}, "tasks": {"choices": {"metrics": {"acc_norm": 0.5625}}}},
-        "merged-evaluated": {"held_out": {"all": {"bits_per_byte": 1.75}}, "tasks": {"choices": {"metrics": {"acc_norm": 0.4375}}}},
+        "base-evaluated": {
+            "held_out": {"all": {"bits_per_byte": 1.625}},
+            "tasks": {"choices": {"metrics": {"acc_norm": 0.5625}}},
+        },
+        "merged-evaluated": {
+            "held_out": {"all": {"bits_per_byte": 1.75}},
+            "tasks": {"choices": {"metrics": {"acc_norm": 0.4375}}},
+        },
     }  # fmt: skip
     for name, values in figures.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))

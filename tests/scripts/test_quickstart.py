@@ -85,7 +85,8 @@ def test_it_goes_from_nothing_to_text_and_on_from_where_it_ended(checkout: Path)
 
 def test_a_run_that_is_complete_is_not_trained_again(checkout: Path) -> None:
     (checkout / "env" / "bin" / "lit_pretrain").write_text('#!/bin/sh\necho "ran $1"\n')
-    assert [line for line in quickstart(checkout).stdout.splitlines() if line.startswith("ran")] == [
+    printed = quickstart(checkout).stdout.splitlines()
+    assert [line for line in printed if line.startswith("ran")] == [
         "ran prepare", "ran fit", "ran validate", "ran generate",
     ]  # fmt: skip
     (checkout / "runs" / "quickstart").mkdir(parents=True)

@@ -22,17 +22,23 @@ config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text
 net = {**config["model"]["net"], "vocab_size": 1024}
 run = Path(config["runs"]) / config["name"]
 run.mkdir()
-(run / "config.yaml").write_text(yaml.safe_dump({"model": {"net": net}, "max_steps": config["max_steps"]}))
-n, d = count_parameters(ModelConfig(**net)).total, config["max_steps"] * config["data"]["global_batch_tokens"]
+kept = {"model": {"net": net}, "max_steps": config["max_steps"]}
+(run / "config.yaml").write_text(yaml.safe_dump(kept))
+counts = count_parameters(ModelConfig(**net))
+n, d = counts.total, config["max_steps"] * config["data"]["global_batch_tokens"]
 loss = (1.5 + 37.6 / n**0.35 + 144 / d**0.35) * (1 + 0.001 * ((n + d) % 7 - 3) / 3)
 flops = d * flops_per_token(ModelConfig(**net), 128).training
-line = {"step": config["max_steps"], "val/loss": loss, "val/bits_per_byte": loss / 2, "progress/tokens": d, "progress/flops": flops}
+line = {
+    "step": config["max_steps"], "val/loss": loss, "val/bits_per_byte": loss / 2,
+    "progress/tokens": d, "progress/flops": flops,
+}
 (run / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
 (run / "provenance.json").write_text(json.dumps({"unique_tokens": d}))
-told = "plan: no forecast"
+summary = "plan: no forecast"
 if config.get("forecast"):
-    told = f"| forecast | {expected(count_parameters(ModelConfig(**net)), d, given=config['forecast']).text}; actual {loss:.4f} |"
-(run / "summary.md").write_text(told + "\\n")
+    forecast = expected(counts, d, given=config["forecast"]).text
+    summary = f"| forecast | {forecast}; actual {loss:.4f} |"
+(run / "summary.md").write_text(summary + "\\n")
 print(f"done: {run}: val loss {loss:.4f}")
 """
 

@@ -1,5 +1,6 @@
-"""Config: the options of `fit` as `plan` reads them, without torch: what it needs with types,
-the rest by name.
+"""Options of `plan`: its own, and those of `fit`, which it reads without torch.
+
+Options of `fit` that a plan needs have types; the rest are known by name.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from lit_pretrain.cli.signatures import (
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig
-
-# Settings: what a plan is asked beside the config of a run.
 
 
 @dataclass
@@ -77,9 +76,10 @@ class PlanSettings:
     your own runs: the file that `lit_pretrain scaling fit ... --out FILE` has written.
     """
     png: Optional[str] = None
-    """Where to draw it: memory by phase, and loss along the budget."""
+    """File for a picture of the plan: memory by phase, and loss along the budget."""
 
 
+# Types of the options of `fit` that a plan reads.
 LENGTHS: dict[str, Any] = {
     "max_steps": Optional[int],
     "max_tokens": Optional[float],
@@ -113,8 +113,9 @@ _HELP = {
 
 
 def plan_parser(description: str) -> VerbParser:
-    """A parser of the options of `fit` and of a plan's own. Options that a plan does not need
-    are known, and hidden from the help.
+    """Build the parser of the options of `fit` and of a plan's own.
+
+    It knows the options that a plan does not need, but hides them from the help.
     """
     parser = make_parser("plan", description)
     parser.add_class_arguments(PlanSettings)
@@ -128,8 +129,8 @@ def plan_parser(description: str) -> VerbParser:
         for name in known:
             default = False if typed.get(name) is bool else None
             text = _HELP.get(prefix + name, argparse.SUPPRESS)
-            # Any would have jsonargparse import the classes that a value names, and torch with
-            # them.
+            # With the type Any jsonargparse would import the classes that a value names, and torch
+            # with them.
             kind = {"type": typed[name]} if name in typed else {"type": _as_it_is}
             parser.add_argument(f"--{prefix}{name}", default=default, help=text, **kind)
     parser.add_class_arguments(ModelConfig, "model.net")
@@ -138,12 +139,12 @@ def plan_parser(description: str) -> VerbParser:
 
 
 def _as_it_is(value: Any) -> Any:
-    """The type of an option that no plan depends on, or only by name."""
+    """Return the value of an option unchanged: no plan depends on it, or only by name."""
     return value
 
 
 def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
-    """Parse, and name the optimizer's class.
+    """Parse the arguments; return the options and the class of the optimizer.
 
     Options within optimizer, schedule, objective and the like (`--model.schedule.warmup 2%`) are
     checked by name where their class is known; no plan depends on their values, so they are not
@@ -151,9 +152,8 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
     """
     kept, optimizer = _without_inner(arguments)
     config = parser.parse_args(kept)
-    for content in _contents(
-        arguments
-    ):  # jsonargparse passes over an unknown section that is empty
+    # jsonargparse accepts an unknown section that is empty.
+    for content in _contents(arguments):
         _check(content, {str(action.dest).split(".")[0] for action in parser._actions}, "")
     for name, known in (
         ("schedule", set(schedule_parameters())),
@@ -168,8 +168,8 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
                     _fields_of(value.get("class_path")),
                     "model.optimizer.init_args.",
                 )
-    # Over several files jsonargparse would keep the last mapping alone, and with it lose the class
-    # that an earlier file names.
+    # Of several files jsonargparse keeps the last mapping only, and would lose the class that an
+    # earlier file names.
     optimizer = optimizer or _named_in_files(arguments) or "MuonAdamW"
     optimizer = optimizer.rsplit(".", 1)[-1]
     if optimizer not in optimizer_parameters():
@@ -180,13 +180,15 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
 
 
 def describes_data(arguments: list[str]) -> bool:
-    """Whether a config file says anything about data: else it is a shape, to be planned for its
-    own sequence length.
+    """Tell whether a config file has a data section.
+
+    Without one it is a bare shape, which is planned for its own sequence length.
     """
     return any("data" in content for content in _contents(arguments))
 
 
 def _without_inner(arguments: list[str]) -> tuple[list[str], Optional[str]]:
+    """Check and remove options within model sections; return the rest and the optimizer's class."""
     kept: list[str] = []
     optimizer: Optional[str] = None
     i = 0
@@ -239,9 +241,7 @@ def _check(values: dict[str, Any], known: Iterable[str], prefix: str) -> None:
 
 
 def _contents(arguments: list[str]) -> list[dict[str, Any]]:
-    """The config files as plain values; the parser has already said what is wrong with those
-    that cannot be read.
-    """
+    """Load the config files as plain values; the parser reports those that cannot be read."""
     files = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a in ("-c", "--config")]
     files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
     loaded = [

@@ -1,6 +1,4 @@
-"""Ask: the question that a config and the options put to the planner, with an assumption noted
-for whatever nobody gave.
-"""
+"""Turn a config and the options of `plan` into a question, noting an assumption for each gap."""
 
 from __future__ import annotations
 
@@ -37,12 +35,13 @@ GOODPUT = Utilization(
 
 
 def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True) -> Question:
-    """Put the question.
+    """Build the question that the options ask.
 
     Args:
         config: Parsed options.
-        optimizer: Class of the optimizer.
-        bare: No config file speaks of data: a shape alone is planned for its own sequence length.
+        optimizer: Name of the optimizer's class.
+        bare: Whether no config file has a data section: the shape is then planned for its own
+            sequence length.
         own_step: Whether the config decides the size of a step; False where a sweep's rule does.
     """
     noted: list[Assumption] = []
@@ -96,7 +95,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True)
         mfu=utilization, tokens_per_second=config.tokens_per_second,
         goodput=_goodput(config, noted), price=config.price,
         **_length(config, step), dollars=config.dollars, seconds=_seconds(config),
-        limit=config.memory_gib * GIB if config.memory_gib is not None else device.memory if device is not None else None,
+        limit=_memory_limit(config, device),
         unique_tokens=_unique(config.unique_tokens, manifest),
         inference_tokens=config.inference_tokens, law=find_law(config.law).name,
         assumptions=tuple(noted),
@@ -155,9 +154,7 @@ def _data(
 
 
 def _manifest(path: str | None, noted: list[Assumption]) -> Manifest | None:
-    """The manifest of a dataset that is here; another one may be on its way, and a plan does
-    not fetch it.
-    """
+    """Load the manifest of a dataset on this machine; a plan does not fetch any other."""
     if path is None:
         return None
     if "://" in path or not (Path(path) / MANIFEST_FILENAME).is_file():
@@ -236,6 +233,12 @@ def _sharding(strategy: Any, devices: int) -> Sharding:
     return "ddp" if devices > 1 else "none"
 
 
+def _memory_limit(config: Namespace, device: Device | None) -> float | None:
+    if config.memory_gib is not None:
+        return float(config.memory_gib * GIB)
+    return None if device is None else device.memory
+
+
 def _utilization(
     config: Namespace, device: Device | None, dtype: str, noted: list[Assumption]
 ) -> Utilization | None:
@@ -293,10 +296,6 @@ def _length(config: Namespace, step: int | None) -> dict[str, float | None]:
 def _seconds(config: Namespace) -> float | None:
     if config.days is not None and config.hours is not None:
         raise UserError("give days or hours, not both")
-    return (
-        config.days * DAY
-        if config.days is not None
-        else config.hours * HOUR
-        if config.hours is not None
-        else None
-    )
+    if config.days is not None:
+        return float(config.days * DAY)
+    return None if config.hours is None else float(config.hours * HOUR)

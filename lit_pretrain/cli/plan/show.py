@@ -1,5 +1,7 @@
-"""Figure: a plan as a picture: memory by phase, and for pretraining the loss of every size that
-the same budget could train.
+"""Show a plan: as a table of at most 140 columns, and as a picture.
+
+The picture shows memory by phase and, for pretraining, the loss of every size that the same budget
+could train.
 """
 
 from __future__ import annotations
@@ -16,143 +18,38 @@ from lit_pretrain.scaling.hardware import GIB
 from lit_pretrain.scaling.published import find_law
 from lit_pretrain.step_size import counted
 
-# Okabe and Ito's palette: told apart by colour-blind readers
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 
 
-def draw_plan(plan: dict[str, Any], path: str) -> None:
-    """Write the picture; it appears whole or not at all.
-
-    Raises:
-        UserError: The place cannot be written, or is not a .png.
-    """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise UserError(f"png={path!r} must end in .png")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = 1 if plan["loss"] is None else 2
-    figure, axes = plt.subplots(
-        1, panels, figsize=(6 * panels, 4.8), layout="constrained", squeeze=False
-    )
-    _memory_figure(axes[0, 0], plan["memory"])
-    if plan["loss"] is not None:
-        _loss_figure(axes[0, 1], plan["loss"], plan["length"]["tokens"])
-    try:
-        with atomic_path(target) as scratch:
-            figure.savefig(scratch, format="png", dpi=130)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        plt.close(figure)
-
-
-def _memory_figure(axes: Any, m: dict[str, Any]) -> None:
-    names, sizes = list(m["phases"]), [value / GIB for value in m["phases"].values()]
-    over, kept = m["overhead"] / GIB, sum(m["states"].values()) - m["states"]["gradients"]
-    states = [min(kept / GIB, size) for size in sizes]
-    axes.bar(names, states, color=_BLUE, label="weights and moments")
-    axes.bar(
-        names,
-        [size - state for size, state in zip(sizes, states, strict=True)],
-        bottom=states,
-        color=_ORANGE,
-        label="gradients, activations, head",
-    )
-    axes.bar(names, [over] * len(names), bottom=sizes, color=_GREY, label="beside tensors")
-    for i, size in enumerate(sizes):
-        axes.text(i, size + over, f"{size + over:,.3g}", ha="center", va="bottom")
-    top = max(sizes) + over
-    if m["limit"] is not None:
-        axes.axhline(
-            m["limit"] / GIB,
-            color="black",
-            linestyle="--",
-            label=f"limit {m['limit'] / GIB:,.3g} GiB",
-        )
-        top = max(top, m["limit"] / GIB)
-    axes.set(
-        ylabel="memory of one device, GiB",
-        title="Peak memory by phase of a step",
-        ylim=(0, 1.3 * top),
-    )
-    axes.legend(loc="upper right", ncols=2, fontsize="small")
-
-
-def _loss_figure(axes: Any, loss: dict[str, Any], tokens: float) -> None:
-    found, n, best = find_law(loss["law"]), loss["n"], loss["optimum"]
-    budget = 6.0 * n * tokens
-    low, high = sorted((n, best["n"]))
-    sizes = np.geomspace(low / 8, high * 8, 200)
-    axes.plot(
-        sizes,
-        found.loss(sizes, budget / 6 / sizes),
-        color=_BLUE,
-        label=f"{budget:.3g} FLOPs (6ND), {loss['law']}",
-    )
-    for value, kind, colour, label in (
-        (loss["here"], "o", _ORANGE, "this run"),
-        (best, "*", _GREEN, "compute-optimal"),
-    ):
-        size = n if kind == "o" else best["n"]
-        bounds = value["ci95"]
-        error = (
-            None
-            if bounds is None
-            else [[max(0.0, value["loss"] - bounds[0])], [max(0.0, bounds[1] - value["loss"])]]
-        )
-        axes.errorbar(
-            [size],
-            [value["loss"]],
-            yerr=error,
-            fmt=kind,
-            color=colour,
-            markersize=11,
-            capsize=4,
-            label=label,
-        )
-    axes.set_xscale("log")
-    axes.set(
-        xlabel=f"parameters ({loss['counts']})",
-        ylabel="loss, " + loss["unit"].split(" (")[0],
-        title="Loss of every size on the same compute",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-
-
-# Table: a plan for reading, at most 140 columns wide.
-
-
 _WIDTH = 140
+"""Columns of the table."""
 NO_LAW = (
     "laws, and the rules for batch and learning rate, are of networks that are trained from nothing"
     " on text"
 )
 _LEFT = 24
+"""Columns of the names on its left."""
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """The text of a plan."""
+    """Format a plan as a table."""
     lines: list[str] = []
     for title, rows in (
-        ("model", _model(plan)),
-        ("run", _run(plan)),
-        ("memory of one device", _memory_table(plan["memory"])),
+        ("model", _model_rows(plan)),
+        ("run", _run_rows(plan)),
+        ("memory of one device", _memory_rows(plan["memory"])),
         (
             "loss",
             (
                 [("not forecast", NO_LAW)]
                 if plan["loss"] is None
-                else _loss_table(plan["loss"], plan["length"])
+                else _loss_rows(plan["loss"], plan["length"])
             ),
         ),
         (
             "batch and learning rate",
-            [] if plan["recommended"] is None else _recommended(plan["recommended"]),
+            [] if plan["recommended"] is None else _recommended_rows(plan["recommended"]),
         ),
         ("assumptions", [(a["what"], f"{a['value']}: {a['source']}") for a in plan["assumptions"]]),
     ):
@@ -168,7 +65,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def _model(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     p, f, stage = plan["parameters"], plan["flops_per_token"], plan["stage"]
     rows = [
         (
@@ -196,7 +93,7 @@ def _model(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _run(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     length, time, money = plan["length"], plan["time"], plan["money"]
     steps = (
         ""
@@ -257,7 +154,7 @@ def _run(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("money", cost)]
 
 
-def _memory_table(m: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
     layout, states = m["layout"], m["states"]
     how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
     over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
@@ -293,7 +190,7 @@ def _memory_table(m: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, *(("would fit with", remedy) for remedy in what)]
 
 
-def _loss_table(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]:
+def _loss_rows(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]:
     here, best = loss["here"], loss["optimum"]
     rows = [
         ("law", f"{loss['law']}: {loss['citation']}; N counts {loss['counts']} parameters"),
@@ -336,7 +233,7 @@ def _loss_table(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str,
     return rows
 
 
-def _recommended(r: dict[str, Any]) -> list[tuple[str, str]]:
+def _recommended_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     (low, high), (small, large) = r["lr"], r["batch_tokens"]
     rows = [
         (
@@ -379,3 +276,107 @@ def _short(number: float) -> str:
         if abs(number) >= unit:
             return f"{number / unit:.3g}{suffix}"
     return f"{number:.3g}"
+
+
+def draw_plan(plan: dict[str, Any], path: str) -> None:
+    """Write the picture, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written, or its name does not end in .png.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise UserError(f"png={path!r} must end in .png")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = 1 if plan["loss"] is None else 2
+    figure, axes = plt.subplots(
+        1, panels, figsize=(6 * panels, 4.8), layout="constrained", squeeze=False
+    )
+    _draw_memory(axes[0, 0], plan["memory"])
+    if plan["loss"] is not None:
+        _draw_loss(axes[0, 1], plan["loss"], plan["length"]["tokens"])
+    try:
+        with atomic_path(target) as scratch:
+            figure.savefig(scratch, format="png", dpi=130)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        plt.close(figure)
+
+
+def _draw_memory(axes: Any, m: dict[str, Any]) -> None:
+    names, sizes = list(m["phases"]), [value / GIB for value in m["phases"].values()]
+    over, kept = m["overhead"] / GIB, sum(m["states"].values()) - m["states"]["gradients"]
+    states = [min(kept / GIB, size) for size in sizes]
+    axes.bar(names, states, color=_BLUE, label="weights and moments")
+    axes.bar(
+        names,
+        [size - state for size, state in zip(sizes, states, strict=True)],
+        bottom=states,
+        color=_ORANGE,
+        label="gradients, activations, head",
+    )
+    axes.bar(names, [over] * len(names), bottom=sizes, color=_GREY, label="beside tensors")
+    for i, size in enumerate(sizes):
+        axes.text(i, size + over, f"{size + over:,.3g}", ha="center", va="bottom")
+    top = max(sizes) + over
+    if m["limit"] is not None:
+        axes.axhline(
+            m["limit"] / GIB,
+            color="black",
+            linestyle="--",
+            label=f"limit {m['limit'] / GIB:,.3g} GiB",
+        )
+        top = max(top, m["limit"] / GIB)
+    axes.set(
+        ylabel="memory of one device, GiB",
+        title="Peak memory by phase of a step",
+        ylim=(0, 1.3 * top),
+    )
+    axes.legend(loc="upper right", ncols=2, fontsize="small")
+
+
+def _draw_loss(axes: Any, loss: dict[str, Any], tokens: float) -> None:
+    found, n, best = find_law(loss["law"]), loss["n"], loss["optimum"]
+    budget = 6.0 * n * tokens
+    low, high = sorted((n, best["n"]))
+    sizes = np.geomspace(low / 8, high * 8, 200)
+    axes.plot(
+        sizes,
+        found.loss(sizes, budget / 6 / sizes),
+        color=_BLUE,
+        label=f"{budget:.3g} FLOPs (6ND), {loss['law']}",
+    )
+    for value, kind, colour, label in (
+        (loss["here"], "o", _ORANGE, "this run"),
+        (best, "*", _GREEN, "compute-optimal"),
+    ):
+        size = n if kind == "o" else best["n"]
+        bounds = value["ci95"]
+        error = (
+            None
+            if bounds is None
+            else [[max(0.0, value["loss"] - bounds[0])], [max(0.0, bounds[1] - value["loss"])]]
+        )
+        axes.errorbar(
+            [size],
+            [value["loss"]],
+            yerr=error,
+            fmt=kind,
+            color=colour,
+            markersize=11,
+            capsize=4,
+            label=label,
+        )
+    axes.set_xscale("log")
+    axes.set(
+        xlabel=f"parameters ({loss['counts']})",
+        ylabel="loss, " + loss["unit"].split(" (")[0],
+        title="Loss of every size on the same compute",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

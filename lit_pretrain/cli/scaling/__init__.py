@@ -6,7 +6,7 @@ from lit_pretrain.cli.verb import Group, Verb
 
 
 def _part(name: str, options: str, help: str) -> Verb:
-    """A part with a file of its own in `cli/scaling`, which is imported when it runs."""
+    """Declare a part whose module in `cli/scaling` is imported only when the part runs."""
 
     def run(argv: list[str]) -> int:
         return int(importlib.import_module(f"lit_pretrain.cli.scaling.scaling_{name}").main(argv))
@@ -19,27 +19,27 @@ VERB = Group(
         "sweep": _part(
             "sweep",
             "--config configs/scaling/embedded_cpu.yaml --dry_run",
-            "Runs of several sizes at several FLOP budgets: their cost, and making those missing.",
+            "Plan the runs of several sizes at several FLOP budgets, and train the missing ones.",
         ),
         "fit": _part(
             "fit",
             "runs/scaling --out runs/scaling/law.json",
-            "The law that runs follow, with intervals.",
+            "Fit the law that runs follow, with intervals.",
         ),
         "isoflop": _part(
             "isoflop",
             "runs/scaling",
-            "The best model size at each FLOP budget, and how it grows.",
+            "Find the best model size at each FLOP budget, and how it grows.",
         ),
         "forecast": _part(
             "forecast",
             "--published besiroglu --flops 1e21",
-            "The loss of a run that has not been made.",
+            "Forecast the loss of a run before it is trained.",
         ),
         "plot": _part(
             "plot",
             "runs/scaling --out figures",
-            "The figures of a fit and of an IsoFLOP analysis.",
+            "Draw the figures of a fit and of an IsoFLOP analysis.",
         ),
     }
 )

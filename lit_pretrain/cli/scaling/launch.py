@@ -1,6 +1,4 @@
-"""Launch: makes the runs of a sweep that are missing, on this machine or written out for
-another one to make.
-"""
+"""Train the missing runs of a sweep on this machine, or write them out for another one."""
 
 from __future__ import annotations
 
@@ -21,13 +19,14 @@ from lit_pretrain.cli.scaling.sweep_config import SweepSettings
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 from lit_pretrain.files import write_file
 
+# Folders and files in the output folder of a sweep.
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
 SCRIPT, LIST = "sweep.sbatch", "sweep.txt"
 _POLL_SECONDS = 0.2
 
 
 class Unfinished(UserError):
-    """Runs of a sweep are still missing; running it again goes on with them."""
+    """Runs of a sweep are still missing; the same command continues with them."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -35,12 +34,13 @@ class Unfinished(UserError):
 
 
 def command(config: Path, devices: int, *, launched: bool) -> list[str]:
-    """What makes one run, or goes on with it.
+    """Build the command that trains one run, or continues it.
 
     Args:
-        config: Of the run.
-        devices: That it trains on.
-        launched: By torchrun, a process per device; else the run starts its own processes.
+        config: Config file of the run.
+        devices: Devices that it trains on.
+        launched: Whether torchrun starts a process per device; else the run starts its own
+            processes.
     """
     fit = ["-m", "lit_pretrain", "fit", "--config", str(config), "--resume", "auto"]
     if launched and devices > 1:
@@ -49,7 +49,7 @@ def command(config: Path, devices: int, *, launched: bool) -> list[str]:
 
 
 def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
-    """The commands of the runs, one a line."""
+    """Write the commands of the runs, one per line."""
     out = Path(settings.out)
     lines = [
         _text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True))
@@ -60,8 +60,9 @@ def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> P
 
 
 def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
-    """A job array with a task for each run. A task's time limit is announced two minutes
-    before, and the run saves itself.
+    """Write the script of a job array with a task for each run.
+
+    Slurm signals a task two minutes before its time limit, and the run then saves itself.
     """
     out, slurm = Path(settings.out), settings.slurm
     options = {
@@ -111,13 +112,14 @@ def _text(launcher: str, words: Sequence[str]) -> str:
 
 
 class Local:
-    """Processes of this machine, some at a time; each in a session of its own, with its output in a
-    file.
+    """Train runs in processes of this machine, a few at a time.
+
+    Each process has a session of its own and writes its output to a file.
 
     Args:
-        settings: Of the sweep.
-        names: Of the runs to make, in this order.
-        devices: Of one run.
+        settings: Settings of the sweep.
+        names: Names of the runs, in the order in which to train them.
+        devices: Devices of one run.
     """
 
     def __init__(self, settings: SweepSettings, names: Sequence[str], devices: int) -> None:
@@ -131,14 +133,14 @@ class Local:
         self._lock: IO[str] | None = None
 
     def run(self) -> None:
-        """Make all runs; a signal stops them at their next step, saved.
+        """Train all runs; a signal stops them at their next step, and they save themselves.
 
         Raises:
-            UserError: Some failed, all were stopped, or another sweep makes runs here.
+            UserError: Some runs failed, a signal stopped them, or another sweep is active here.
         """
         (self.out / LOGS).mkdir(parents=True, exist_ok=True)
-        # Held by every process that makes a run, too: what a sweep that was killed has left behind
-        # still writes into its folders.
+        # The processes of the runs hold the lock, too: those that a killed sweep left behind still
+        # write into its folders.
         with (self.out / LOCK).open("a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,11 +182,10 @@ class Local:
                 ),
                 flush=True,
             )
-            if (
-                code != 0 and not self._stopped
-            ):  # a launcher may die of the signal while its run saves itself
+            # A launcher may die of the signal while its run saves itself: that is no failure.
+            if code != 0 and not self._stopped:
                 self._failed.append((name, code))
-                if code == 2:  # a mistake in what all runs share: the others would meet it, too
+                if code == 2:  # a mistake in what all runs share, so the others would fail as well
                     self._waiting.clear()
 
     def _start(self, name: str) -> None:
@@ -215,7 +216,7 @@ class Local:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = number
         for process, _ in self._running.values():
-            os.killpg(process.pid, signal.SIGTERM)  # the launcher's processes with it
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher and all its processes
 
     def _log(self, name: str) -> Path:
         return self.out / LOGS / f"{name}.log"
@@ -240,7 +241,7 @@ class Local:
 
 
 def _last_line(log: Path) -> str:
-    """What a run said last."""
+    """Return the last line that a run has printed."""
     lines = [
         line
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines()

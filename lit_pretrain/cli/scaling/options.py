@@ -1,4 +1,4 @@
-"""Options that the parts of `scaling` share, and the runs and the fit that they describe."""
+"""Options that the parts of `scaling` share: reading runs, fitting a law, printing tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # numpy and scipy are loaded after the options have been read
 
 
 def add_runs(parser: VerbParser) -> None:
-    """Where the runs come from."""
+    """Add the options that say where the runs come from."""
     parser.add_argument("runs", type=str, nargs="*", help="Run folders, or folders of run folders.")
     parser.add_argument(
         "--data",
@@ -54,7 +54,7 @@ def add_runs(parser: VerbParser) -> None:
 
 
 def add_fit(parser: VerbParser, *, bootstrap: int) -> None:
-    """How the law is fitted."""
+    """Add the options that say how to fit the law."""
     parser.add_argument(
         "--law",
         type=Literal["chinchilla", "tied", "data", "kaplan"],
@@ -87,15 +87,15 @@ def add_fit(parser: VerbParser, *, bootstrap: int) -> None:
 
 
 def add_bootstrap(parser: VerbParser, default: int) -> None:
-    """How intervals are made."""
+    """Add the options of the bootstrap."""
     parser.add_argument(
         "--bootstrap", type=int, default=default, help="Resamples for the intervals; 0 for none."
     )
-    parser.add_argument("--seed", type=int, default=0, help="Of the resampling.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the resampling.")
 
 
 def read_runs(options: Any) -> Runs:
-    """The runs that the options name."""
+    """Read the runs that the options name."""
     from lit_pretrain.errors import UserError
     from lit_pretrain.scaling.run_table import parse_columns, read_folders, read_table
     from lit_pretrain.scaling.runs import assemble_runs
@@ -117,7 +117,7 @@ def read_runs(options: Any) -> Runs:
 
 
 def fit_of(options: Any, runs: Runs) -> Fitted:
-    """The fit that the options describe."""
+    """Fit the law that the options describe."""
     from lit_pretrain.scaling.fitted import fit_runs
 
     return fit_runs(
@@ -132,7 +132,7 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
 
 
 def write_text(option: str, path: str, text: str) -> None:
-    """Keep a result in a file that appears whole."""
+    """Write a result to a file, whole or not at all."""
     from lit_pretrain.errors import UserError
     from lit_pretrain.files import write_file
 
@@ -142,8 +142,7 @@ def write_text(option: str, path: str, text: str) -> None:
         raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
 
 
-# Text: what `scaling` prints for reading.
-
+# Tables for the terminal.
 
 COUNT_NAMES = {
     "total": "total parameters",
@@ -153,7 +152,7 @@ COUNT_NAMES = {
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...] = (0,)) -> list[str]:
-    """Columns of cells, right-aligned but for those named."""
+    """Align rows of cells, to the left in the columns of `left` and to the right elsewhere."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -165,12 +164,12 @@ def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...] = (0,)) -> l
 
 
 def between(interval: Optional[Sequence[float]], digits: int = 4) -> str:
-    """An interval."""
+    """Format an interval."""
     return "-" if interval is None else f"{interval[0]:.{digits}g} to {interval[1]:.{digits}g}"
 
 
 def big(value: float) -> str:
-    """Parameters and tokens, short."""
+    """Format a number of parameters or tokens with a letter for its size."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {letter}"
@@ -178,12 +177,12 @@ def big(value: float) -> str:
 
 
 def big_between(interval: Optional[Sequence[float]]) -> str:
-    """An interval of parameters or tokens."""
+    """Format an interval of parameters or tokens."""
     return "-" if interval is None else f"{big(interval[0])} to {big(interval[1])}"
 
 
 def duration(seconds: float) -> str:
-    """A time in hours, minutes and seconds."""
+    """Format a time in hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""`scaling fit`: the law that runs follow, with intervals."""
+"""`scaling fit`: fit the law that runs follow, with intervals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_pretrain.scaling.fitted import Fitted
 
 AHEAD = (1.0, 10.0, 100.0)
-"""Multiples of the largest run's compute for which the optimum is shown."""
+"""Multiples of the largest run's compute for which the table shows the optimum."""
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def fit_table(fitted: Fitted) -> str:
-    """A fit for reading."""
+    """Format a fit as a table."""
     from lit_pretrain.scaling.fitted import fit_document
     from lit_pretrain.scaling.runs import UNIT_TEXT
 

@@ -1,4 +1,4 @@
-"""`scaling forecast`: the loss of a run that has not been made."""
+"""`scaling forecast`: forecast the loss of a run before it is trained."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 
 def forecast_table(result: dict[str, Any]) -> str:
-    """A forecast for reading."""
+    """Format a forecast as text."""
     from lit_pretrain.scaling.runs import UNIT_TEXT
 
     def around(key: str) -> str:
@@ -125,7 +125,7 @@ def forecast_table(result: dict[str, Any]) -> str:
 
 
 def _law(options: Any) -> tuple[StoredFit, list[str]]:
-    """The law that the options name, and what must be said with it."""
+    """Find the law that the options name, and the notes to print with it."""
     import numpy as np
 
     from lit_pretrain.errors import UserError

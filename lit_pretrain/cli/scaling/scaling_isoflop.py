@@ -1,4 +1,4 @@
-"""`scaling isoflop`: the best size at each FLOP budget, and how it grows."""
+"""`scaling isoflop`: find the best model size at each FLOP budget, and how it grows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def add_within(parser: Any) -> None:
-    """Which sizes the parabolas see."""
+    """Add the option that limits the sizes of a parabola."""
     parser.add_argument(
         "--within",
         type=float,
@@ -74,7 +74,7 @@ def add_within(parser: Any) -> None:
 
 
 def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> dict[str, Any]:
-    """Everything about an IsoFLOP analysis as plain JSON values."""
+    """Describe an IsoFLOP analysis completely in plain JSON values."""
     return {
         "optimum": {
             "a": found.n_line.slope,
@@ -114,7 +114,7 @@ def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> dict[str
 
 
 def isoflop_table(result: dict[str, Any], found: IsoFlop) -> str:
-    """An IsoFLOP analysis for reading."""
+    """Format an IsoFLOP analysis as tables."""
     from lit_pretrain.scaling.forecast import FAR
     from lit_pretrain.scaling.runs import UNIT_TEXT
 

@@ -1,6 +1,4 @@
-"""`scaling plot`: the figures of a fit and of an IsoFLOP analysis, as PNG files and in
-TensorBoard.
-"""
+"""`scaling plot`: draw the figures of a fit and of an IsoFLOP analysis (PNG, TensorBoard)."""
 
 from __future__ import annotations
 
@@ -41,8 +39,8 @@ def main(argv: list[str]) -> int:
         nargs="+",
         default=[],
         help=(
-            f"Which: {', '.join(FIGURES)}. Default: all that the runs allow; what is left out is"
-            " said."
+            f"Figures to draw: {', '.join(FIGURES)}. Default: all that the runs allow, with a"
+            " warning for those left out."
         ),
     )
     options = parser.parse_args(argv)
@@ -73,6 +71,7 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(options: Any, runs: Runs) -> dict[str, Figure]:
+    """Draw the figures that the options name, or all that the runs allow."""
     from lit_pretrain.scaling import figures
 
     wanted = options.figures or FIGURES
@@ -99,8 +98,10 @@ def _draw(options: Any, runs: Runs) -> dict[str, Figure]:
 
 
 def _isoflop(options: Any, runs: Runs) -> IsoFlop | None:
-    """The analysis where the runs are sweeps at fixed budgets; what cannot be had is said, and
-    refused if it was asked for by name.
+    """Analyse runs at fixed budgets; return None, with a warning, for runs that are no sweeps.
+
+    Raises:
+        UserError: The runs are no sweeps, but --figures names the IsoFLOP figure.
     """
     from lit_pretrain.errors import UserError
     from lit_pretrain.scaling.isoflop import isoflop

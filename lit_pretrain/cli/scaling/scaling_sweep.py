@@ -1,6 +1,4 @@
-"""`scaling sweep`: FLOP budgets × model sizes as runs, what they take, and the making of those
-that are missing.
-"""
+"""`scaling sweep`: plan runs of FLOP budgets × model sizes, and train those that are missing."""
 
 from __future__ import annotations
 
@@ -29,15 +27,15 @@ def main(argv: list[str]) -> int:
     """Run `lit_pretrain scaling sweep`."""
     parser = make_parser(
         "scaling sweep",
-        "Make runs of several sizes at several FLOP budgets; those that are there are not made"
-        " again.",
+        "Train models of several sizes at several FLOP budgets, leaving out the runs that are"
+        " already finished.",
     )
     parser.add_class_arguments(SweepSettings, skip={"run"})
     parser.add_argument(
         "--run",
         type=plain,
         default={},
-        help="More options of `fit` that all runs share, as a config has them; over base.",
+        help="More options of `fit` that all runs share, as a config has them; they override base.",
     )
     given = parser.instantiate(parser.parse_args(argv))
     settings = SweepSettings(**{name: given[name] for name in SweepSettings.__dataclass_fields__})
@@ -130,7 +128,7 @@ def _check(settings: SweepSettings) -> None:
 
 
 def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question, Shared]:
-    """What `plan` makes of the base, and what all runs have in common."""
+    """Put the base config to `plan` as a question, and collect what all runs have in common."""
     from lit_pretrain.cli.plan.question import ask
     from lit_pretrain.cli.scaling.sweep_config import checked
     from lit_pretrain.errors import UserError
@@ -158,7 +156,7 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
 
 
 def _agree(out: Path, configs: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse to go on with runs that were made by other settings."""
+    """Refuse to continue a sweep whose runs were trained with other settings."""
     from lit_pretrain.cli.scaling.launch import CONFIGS
     from lit_pretrain.errors import UserError
     from lit_pretrain.report.run_folder import CONFIG
@@ -185,6 +183,7 @@ def _agree(out: Path, configs: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested config into values by dotted name."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         found |= (
@@ -225,7 +224,7 @@ def _cost(
     settings: SweepSettings,
     question: Question,
 ) -> str:
-    """What all runs take together, and what is still to be paid."""
+    """Describe the cost of all runs, and of those that are missing."""
     total, left = sum(run.flops for run in runs), sum(run.flops for run in missing)
     lines = [
         f"total: {len(runs)} runs, {total:.4g} FLOPs"
@@ -233,10 +232,8 @@ def _cost(
     ]
     seconds, source = _seconds(missing, settings, question)
     if seconds is None:
-        lines.append(
-            "time: not known before a run has"
-            f" finished{'' if settings.device else '; --device H100, or the like, says it from a peak'}"
-        )
+        hint = "" if settings.device else "; --device H100, or the like, says it from a peak"
+        lines.append(f"time: not known before a run has finished{hint}")
         return "\n".join(lines)
     at_once = max(1, min(settings.processes or len(missing), len(missing)))
     hours = seconds * question.layout.devices / HOUR
@@ -255,7 +252,7 @@ def _cost(
 def _seconds(
     missing: Sequence[SweepRun], settings: SweepSettings, question: Question
 ) -> tuple[float | None, str]:
-    """Time of the missing runs one after the other, and where the speed comes from."""
+    """Estimate the time of the missing runs one after the other, and say what it is based on."""
     from lit_pretrain.report.run_folder import METRICS, read_metrics
 
     if question.mfu is not None and question.device is not None:

@@ -1,4 +1,4 @@
-"""Sweep config: what `scaling sweep` is asked, and the configs of its runs."""
+"""Options of `scaling sweep`, and the config that each run of the sweep gets."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class SweepSettings:
     all sizes alike.
     """
     lr_factor: float = 1.0
-    """Times the rule's learning rate, for all runs: what tuning one of them has shown."""
+    """Factor on the rule's learning rate for all runs, found by tuning one of them."""
     batch_factor: float = 1.0
-    """Times the rule's batch."""
+    """Factor on the rule's batch."""
     engine: Literal["local", "slurm", "list"] = "local"
     """local: processes of this machine, now. slurm: write the script of a job array. list:
     write the commands of the runs, one a line.
@@ -90,11 +90,13 @@ class SweepSettings:
     price: Optional[float] = None
     """Dollars of a device for an hour."""
     dry_run: bool = False
-    """Say what it would take, and write and start nothing."""
+    """Print what the sweep would take, and write and start nothing."""
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """The type of `run`. With dict[str, Any] jsonargparse would make the classes that it names,
+    """Parse the value of `run` as a plain mapping.
+
+    With the type dict[str, Any] jsonargparse would instantiate the classes that the mapping names,
     and import torch for them.
     """
     found = yaml.safe_load(value) if isinstance(value, str) else value
@@ -104,10 +106,10 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def merged(settings: SweepSettings) -> dict[str, Any]:
-    """The options of `fit` that all runs share.
+    """Merge the options of `fit` that all runs share.
 
     Raises:
-        UserError: A file cannot be read or holds no mapping.
+        UserError: A file cannot be read or holds no mapping, or `run` sets what the sweep sets.
     """
     found: dict[str, Any] = {}
     for file in settings.base:
@@ -150,8 +152,9 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def checked(options: Mapping[str, Any]) -> Any:
-    """Options of `fit` as `plan` reads them: every name is known, and what a plan needs has its
-    type. The optimizer's class with them.
+    """Parse options of `fit` as `plan` does; return them and the class of the optimizer.
+
+    Every name is then known, and every option that a plan needs has its type.
     """
     from lit_pretrain.cli.plan.plan_config import parse, plan_parser
 
@@ -164,11 +167,11 @@ def checked(options: Mapping[str, Any]) -> Any:
 
 
 def run_config(base: Mapping[str, Any], settings: SweepSettings, run: SweepRun) -> dict[str, Any]:
-    """The whole config of one run: `lit_pretrain fit --config` makes it."""
+    """Build the whole config of one run, for `lit_pretrain fit --config`."""
     config = copy.deepcopy(dict(base))
     data = {"global_batch_tokens": run.batch_tokens, "micro_batch_size": run.micro_batch_size}
     _merge(config, {"model": {"net": settings.sizes[run.size]}, "data": data})
     if settings.rule != "none":
-        # Rounded as the table shows it: a rule that is good to a factor needs no sixteen digits.
+        # Round it as the table does: a rule that holds to within a factor needs no sixteen digits.
         _merge(config, {"model": {"optimizer": {"init_args": {"lr": float(f"{run.lr:.4g}")}}}})
     return config | {"name": run.name, "runs": settings.out, "max_steps": run.steps}
