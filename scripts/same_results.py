@@ -327,7 +327,7 @@ def main(before: str, after: str | None, out: Path) -> int:
         (crossed / "tree").symlink_to(new_tree)
         title = "\nMade by BEFORE, read by both"
         different += report(title, READ, [(old_tree, old), (new_tree, crossed)])
-    print(f"\n{different or 'Nothing'} of {len(MAKE) + len(READ)} differ")
+    print(f"\n{different} of {len(MAKE) + len(READ)} differ")
     return int(different > 0)
 
 
