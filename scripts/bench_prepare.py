@@ -157,7 +157,11 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
 
 def bench_gate(megabytes: float, repeats: int) -> None:
     """13-grams against an index of 7,000 items."""
-    from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet, Index
+    from lit_pretrain.decontaminate.decontamination_index import (
+        DecontaminateConfig,
+        DecontaminationIndex,
+        EvaluationSet,
+    )
 
     documents = texts(megabytes)
     words = " ".join(document.text for document in texts(4, (".rst", ".md"))).split()
@@ -165,7 +169,9 @@ def bench_gate(megabytes: float, repeats: int) -> None:
         path = Path(folder) / "items.jsonl"
         items = [" ".join(words[at * 40 : at * 40 + 40][::-1]) for at in range(7000)]
         path.write_text("".join(json.dumps({"text": item}) + "\n" for item in items if item))
-        index = Index.build(DecontaminateConfig(against={"made": EvaluationSet(path=str(path))}))
+        index = DecontaminationIndex.build(
+            DecontaminateConfig(against={"made": EvaluationSet(path=str(path))})
+        )
     race(
         {"decontaminate": lambda: [index.check(document.text) for document in documents]},
         size_of(documents),

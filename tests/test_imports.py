@@ -20,17 +20,20 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
+    "record_files": {"errors"},
     "hashing": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
     "tokenizer": {"errors", "files"},
     "chat": {"errors", "files", "tokenizer"},
-    "decontaminate": {"errors", "files", "hashing"},
+    "decontaminate": {"errors", "files", "hashing", "record_files"},
     "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"},
-    "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"},
+    "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"}
+    | {"record_files"},
     "data": {
         "errors",
         "files",
+        "record_files",
         "hashing",
         "batch",
         "step_size",
@@ -50,7 +53,8 @@ MAY_IMPORT = {
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "step_size", "model", "report"},
     "generate": {"errors", "batch", "model", "tokenizer", "chat"},
-    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate"},
+    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate"}
+    | {"record_files"},
     "reward": {"errors"},
     # Answers become rows as the data lays them out.
     "rollout": {"errors", "batch", "model", "adapter", "checkpoint", "generate", "reward"}
@@ -77,6 +81,7 @@ LITDATA = ("corpus/", "prepare/")
 TORCH_FREE = (
     "errors",
     "files",
+    "record_files",
     "hashing",
     "step_size",
     "tokenizer.*",

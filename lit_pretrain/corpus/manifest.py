@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, file_sha256
 
@@ -171,7 +171,7 @@ class Manifest:
     """sha256 of every other file of the dataset, by its path in it: tokenizer.json, index.json and
     documents.jsonl of every split, and the reports. They are no part of `hash`.
     """
-    gate: tuple[GateRecord, ...] = ()
+    decontamination: tuple[DecontaminationRecord, ...] = ()
     """Evaluation sets that the documents were held against, and what was found."""
     format_version: int = MANIFEST_VERSION
 
@@ -208,12 +208,11 @@ class Manifest:
         """The text of manifest.json: the fields in their order, plus the `hash` for readers
         without this library.
         """
-        return (
-            json.dumps(
-                {"hash": self.hash, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False
-            )
-            + "\n"
-        )
+        record = {
+            "gate" if name == "decontamination" else name: value  # the file keeps its old key
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return json.dumps({"hash": self.hash, **record}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def parse(cls, text: str, where: str) -> Manifest:
@@ -256,7 +255,9 @@ class Manifest:
                 config_hash=raw["config_hash"],
                 versions=raw["versions"],
                 files=raw["files"],
-                gate=tuple(GateRecord.from_json(record) for record in raw["gate"]),
+                decontamination=tuple(
+                    DecontaminationRecord.from_json(record) for record in raw["gate"]
+                ),
             )
         except (KeyError, TypeError, AttributeError) as error:
             damaged(f"a field is missing or has the wrong type ({error})")

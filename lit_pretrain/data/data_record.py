@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data.chat.row_source import RowSource, rows_identity
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 
 
 class DataRecord(TypedDict):
@@ -21,7 +21,7 @@ class DataRecord(TypedDict):
     sources: Mapping[str, Mapping[str, Any]]
     """Facts of each source by its name; prepared text and rows of a file have different ones."""
     gate: list[dict[str, Any]]
-    """`GateRecord` of each evaluation set that the data was compared with, as plain values."""
+    """The `DecontaminationRecord` of each evaluation set, as plain values."""
 
 
 NO_DATA: DataRecord = {"where": None, "hash": None, "sources": {}, "gate": []}
@@ -46,12 +46,15 @@ def prepared_record(location: str, manifest: Manifest) -> DataRecord:
         "where": location,
         "hash": manifest.hash,
         "sources": sources,
-        "gate": [dataclasses.asdict(record) for record in manifest.gate],
+        "gate": [dataclasses.asdict(record) for record in manifest.decontamination],
     }
 
 
 def rows_record(
-    location: str, data_hash: str, sources: Mapping[str, RowSource], gate: Iterable[GateRecord]
+    location: str,
+    data_hash: str,
+    sources: Mapping[str, RowSource],
+    decontamination: Iterable[DecontaminationRecord],
 ) -> DataRecord:
     """Describe rows: their sources and the evaluation sets that they were compared with."""
     identity = rows_identity(sources)
@@ -68,5 +71,5 @@ def rows_record(
         "where": location,
         "hash": data_hash,
         "sources": described,
-        "gate": [dataclasses.asdict(record) for record in gate],
+        "gate": [dataclasses.asdict(record) for record in decontamination],
     }

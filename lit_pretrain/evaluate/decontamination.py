@@ -5,7 +5,7 @@ trained on.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 
 DecontaminationVerdict = Literal["clean", "contaminated", "undeclared"]
 
@@ -38,7 +38,7 @@ def status_of(content_hashes: frozenset[str], stages: Sequence[Mapping[str, Any]
             record = next(
                 (
                     r
-                    for r in map(GateRecord.from_json, data["gate"])
+                    for r in map(DecontaminationRecord.from_json, data["gate"])
                     if r.content_sha256 in content_hashes
                 ),
                 None,

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, TextIO
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
+from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.evaluate.decontamination import Status, status_of
+from lit_pretrain.record_files import read_records
 
 if TYPE_CHECKING:
     from lit_pretrain.model.transformer import Transformer
@@ -226,7 +227,7 @@ def content_hashes(task: Any) -> frozenset[str]:
     named = files.get(split) if isinstance(files, Mapping) else files
     for file in [named] if isinstance(named, str) else named or []:
         if "://" not in file:
-            hashes.add(content_sha256(read_json_records(file)))
+            hashes.add(content_sha256(read_records(file)))
     rows = task.dataset[split] if task.dataset is not None and split in task.dataset else []
     hashes.add(content_sha256([dict(row) for row in rows]))
     return frozenset(hashes)

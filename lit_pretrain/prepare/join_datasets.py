@@ -12,15 +12,15 @@ from pathlib import Path
 
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.manifest import Manifest, Source
-from lit_pretrain.decontaminate.contamination import ContaminationTally
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.decontamination_tally import DecontaminationTally
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.prepare import directory
 from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME
 from lit_pretrain.prepare.funnel import REJECTS_FILENAME
 from lit_pretrain.prepare.progress_table import say
-from lit_pretrain.prepare.record import CONTAMINATION_FILENAME
+from lit_pretrain.prepare.record import DECONTAMINATION_FILENAME
 from lit_pretrain.tokenizer import tokenizer_files
 
 JOINED = "joined"
@@ -29,7 +29,7 @@ _REPORTS = (
     manifests.MANIFEST_FILENAME,
     REJECTS_FILENAME,
     DEDUP_FILENAME,
-    CONTAMINATION_FILENAME,
+    DECONTAMINATION_FILENAME,
 )
 
 
@@ -184,7 +184,7 @@ def _write(
         config_hash=canonical_hash(config),
         versions={name: " and ".join(sorted(values)) for name, values in versions.items()},
         files=dict(sorted(files.items())),
-        gate=tuple(_gate(paths, found)),
+        decontamination=tuple(_decontamination_records(paths, found)),
     )
     (out / manifests.MANIFEST_FILENAME).write_text(manifest.dump(), encoding="utf-8")
     return manifest
@@ -207,16 +207,18 @@ def _link(source: Path, target: Path, size: int | None = None) -> None:
         )
 
 
-def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateRecord]:
+def _decontamination_records(
+    paths: Sequence[Path], found: Sequence[Manifest]
+) -> Iterator[DecontaminationRecord]:
     """Yield the evaluation sets that all datasets were checked against in the same way.
 
     For any other set, nobody can say that the whole is clean.
     """
 
-    def way(record: GateRecord) -> tuple[object, ...]:
+    def way(record: DecontaminationRecord) -> tuple[object, ...]:
         return record.content_sha256, record.fields, record.ngram, record.min_words, record.action
 
-    by_way = [{way(record): record for record in manifest.gate} for manifest in found]
+    by_way = [{way(record): record for record in manifest.decontamination} for manifest in found]
     for key in dict.fromkeys(key for mine in by_way for key in mine):
         records = [mine[key] for mine in by_way if key in mine]
         if len(records) < len(found):
@@ -230,8 +232,8 @@ def _gate(paths: Sequence[Path], found: Sequence[Manifest]) -> Iterator[GateReco
             continue
         items: Counter[int] = Counter()
         for path, record in zip(paths, records, strict=True):
-            tally = ContaminationTally.from_json(
-                json.loads((path / CONTAMINATION_FILENAME).read_text(encoding="utf-8"))
+            tally = DecontaminationTally.from_json(
+                json.loads((path / DECONTAMINATION_FILENAME).read_text(encoding="utf-8"))
             )
             if record.name in tally.sets:
                 items.update(tally.sets[record.name].items)

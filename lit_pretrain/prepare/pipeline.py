@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.decontaminate.index import Index
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
 from lit_pretrain.prepare import directory
@@ -17,7 +17,7 @@ from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.record import record
 from lit_pretrain.prepare.rerun import refuse_difference
-from lit_pretrain.prepare.stages.clean import CleanTask, check_read, gate_file
+from lit_pretrain.prepare.stages.clean import CleanTask, check_read, decontamination_index_file
 from lit_pretrain.prepare.stages.compare import compare_corpus
 from lit_pretrain.prepare.stages.encode import EncodeTask
 from lit_pretrain.prepare.stages.hold_out import hold_out
@@ -59,7 +59,9 @@ def prepare(config: PrepareConfig) -> Manifest:
         )
         return existing
     inputs = _find(config)
-    index = None if config.decontaminate is None else Index.build(config.decontaminate)
+    index = (
+        None if config.decontaminate is None else DecontaminationIndex.build(config.decontaminate)
+    )
     given = load_tokenizer(config.tokenizer)
     directory.check_free(out)
     library_versions = versions(config)
@@ -69,12 +71,14 @@ def prepare(config: PrepareConfig) -> Manifest:
         return _run(run, index, given)
 
 
-def _run(run: Preparation, index: Index | None, tokenizer: Tokenizer | None) -> Manifest:
+def _run(
+    run: Preparation, index: DecontaminationIndex | None, tokenizer: Tokenizer | None
+) -> Manifest:
     """Run all stages; return the manifest that the last one has written."""
     config, parts, work = run.config, run.parts, run.work
     run.dataset.mkdir(exist_ok=True)
     if index is not None:
-        index.save(gate_file(work))
+        index.save(decontamination_index_file(work))
     run.clean = run.do(
         "clean", "read and clean", CleanTask(config, parts, work), [part.bytes for part in parts]
     )
@@ -143,7 +147,7 @@ def _state(
     config: PrepareConfig,
     inputs: dict[str, Inputs],
     given: Tokenizer | None,
-    index: Index | None,
+    index: DecontaminationIndex | None,
     library_versions: dict[str, str],
 ) -> str:
     """Hash what two runs must share for one to go on with the other's files."""

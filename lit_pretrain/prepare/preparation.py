@@ -51,7 +51,7 @@ class CleanResult(TypedDict):
     rejects: list[RejectRecord]
     """A sample of the documents that its steps left out."""
     gate: Mapping[str, Any]
-    """The `ContaminationTally` of its documents as JSON."""
+    """The `DecontaminationTally` of its documents as JSON."""
     read: CountsRecord
     bad: dict[str, ExampleRecord]
     """Reason -> the first record that could not be used."""

@@ -12,9 +12,12 @@ from pathlib import Path
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
-from lit_pretrain.decontaminate.contamination import ContaminationTally, gate_records
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
-from lit_pretrain.decontaminate.index import Index
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.decontamination_tally import (
+    DecontaminationTally,
+    decontamination_records,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, content_hash, file_sha256, sync, write_file
 from lit_pretrain.prepare.funnel import (
@@ -36,13 +39,13 @@ STEP_TOKENS = 4096
 FEW_TOKENS = 1000
 """Held-out tokens below which the loss is hardly worth a look: its standard error, with a deviation
 of 3 nats a token, is a tenth of a nat."""
-CONTAMINATION_FILENAME = "contamination.json"
+DECONTAMINATION_FILENAME = "contamination.json"
 """File of the dataset that counts the hits of evaluation sets, and shows both sides of a few."""
 
 
 def record(
     run: Preparation,
-    index: Index | None,
+    index: DecontaminationIndex | None,
     tokenizer: Tokenizer,
     dtype: str,
     encoded: Sequence[EncodeResult],
@@ -51,7 +54,7 @@ def record(
 
     Args:
         run: The run, whose stages have all ended.
-        index: Index of the evaluation sets.
+        index: DecontaminationIndex of the evaluation sets.
         tokenizer: The tokenizer that encoded the parts.
         dtype: Type of the stored tokens.
         encoded: Result of encoding each part.
@@ -89,7 +92,7 @@ def record(
         config_hash=canonical_hash(identity),
         versions=run.versions,
         files=_files(dataset, sources),
-        gate=_gate(run, index),
+        decontamination=_decontamination_records(run, index),
     )
     for path in directories_below(dataset):
         sync(path)
@@ -176,19 +179,21 @@ def _source(
     )
 
 
-def _gate(run: Preparation, index: Index | None) -> tuple[GateRecord, ...]:
+def _decontamination_records(
+    run: Preparation, index: DecontaminationIndex | None
+) -> tuple[DecontaminationRecord, ...]:
     """Record the evaluation sets; a file of the dataset shows both sides of some hits."""
     if index is None:
         return ()
     assert run.config.decontaminate is not None
-    tally = ContaminationTally()
+    tally = DecontaminationTally()
     for result in run.clean:
-        tally.merge(ContaminationTally.from_json(result["gate"]))
+        tally.merge(DecontaminationTally.from_json(result["gate"]))
     write_file(
-        run.dataset / CONTAMINATION_FILENAME,
+        run.dataset / DECONTAMINATION_FILENAME,
         json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n",
     )
-    return gate_records(index, tally, run.config.decontaminate)
+    return decontamination_records(index, tally, run.config.decontaminate)
 
 
 def _write_rejects(run: Preparation) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
+from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash, file_sha256
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
@@ -17,6 +17,7 @@ from lit_pretrain.prepare.progress_table import say, working
 from lit_pretrain.prepare.remote_input import is_remote_input
 from lit_pretrain.prepare.stages.train_tokenizer import load_tokenizer
 from lit_pretrain.prepare.versions import CONTENTS, versions
+from lit_pretrain.record_files import read_records
 
 
 def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> None:
@@ -125,10 +126,10 @@ def _changed_evaluation_sets(existing: Manifest, config: PrepareConfig) -> Itera
     """Find evaluation sets with other records than those that the data was checked against."""
     if config.decontaminate is None:
         return
-    there = {record.name: record.content_sha256 for record in existing.gate}
+    there = {record.name: record.content_sha256 for record in existing.decontamination}
     for name, evaluation_set in config.decontaminate.against.items():
         if Path(evaluation_set.path).expanduser().exists():
-            here = content_sha256(read_json_records(evaluation_set.path, evaluation_set.separator))
+            here = content_sha256(read_records(evaluation_set.path, evaluation_set.separator))
             if here != there.get(name):
                 yield (
                     f"content of decontaminate.against.{name}: sha256 {there.get(name)} there,"

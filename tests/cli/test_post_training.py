@@ -11,8 +11,9 @@ import yaml
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.lineage import lineage_of
 from lit_pretrain.cli.train.resolve import names_class
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records
+from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.evaluate.decontamination import status_of
+from lit_pretrain.record_files import read_records
 from lit_pretrain.report.run_folder import read_metrics
 
 NET = [
@@ -104,7 +105,7 @@ def test_rows_are_held_against_what_the_run_will_be_examined_on(
         " looked for 0" in printed
     )
     stages = lineage_of(work / "gated").stages
-    exam = frozenset({content_sha256(read_json_records(work / "exam.jsonl"))})
+    exam = frozenset({content_sha256(read_records(work / "exam.jsonl"))})
     assert status_of(exam, stages[:1]).verdict == "clean"
     assert "was held against it as exam" in status_of(exam, stages[:1]).reason
     assert status_of(exam, stages).verdict == "undeclared"  # the text of its parent was not

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records, texts_of
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, texts_of
 from lit_pretrain.errors import UserError
+from lit_pretrain.record_files import read_records
 
 RECORDS = [
     {
@@ -43,7 +44,7 @@ def write(path: Path) -> Path:
     "name", ["a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.json.bz2"]
 )
 def test_every_format_gives_the_same_records(tmp_path: Path, name: str) -> None:
-    records = read_json_records(write(tmp_path / name))
+    records = read_records(write(tmp_path / name))
     assert records == RECORDS
     assert content_sha256(records) == content_sha256(
         [dict(reversed(record.items())) for record in reversed(RECORDS)]
@@ -58,8 +59,8 @@ def test_another_record_is_another_set() -> None:
 def test_text_in_lines_or_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\n\nthree\n", encoding="utf-8")
-    assert [record["text"] for record in read_json_records(path)] == ["one", "two", "three"]
-    assert [record["text"] for record in read_json_records(path, "\n\n")] == ["one\ntwo", "three"]
+    assert [record["text"] for record in read_records(path)] == ["one", "two", "three"]
+    assert [record["text"] for record in read_records(path, "\n\n")] == ["one\ntwo", "three"]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,9 @@ def test_a_wrong_field_is_named(fields: list[str], message: str) -> None:
 def test_what_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
-        read_json_records(tmp_path / name)
+        read_records(tmp_path / name)
 
 
 def test_a_missing_file() -> None:
     with pytest.raises(UserError, match="does not exist"):
-        read_json_records("nowhere.jsonl")
+        read_records("nowhere.jsonl")

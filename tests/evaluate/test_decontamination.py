@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.evaluate.decontamination import status_of
 
-RECORD = GateRecord(
+RECORD = DecontaminationRecord(
     name="piqa", file_sha256="f", content_sha256="c", fields=("query",), items=100,
     unchecked_items=0, ngram=13, min_words=8,
     action="remove", documents_hit=3, items_hit=2,
 )  # fmt: skip
 
 
-def stage(*gate: GateRecord, name: str = "run", **data: Any) -> dict[str, Any]:
+def stage(*gate: DecontaminationRecord, name: str = "run", **data: Any) -> dict[str, Any]:
     facts = {
         "where": "data/x",
         "hash": "h",

@@ -189,7 +189,7 @@ def test_the_reports_show_both_sides(finished: Path) -> None:
     assert all(entry["origin"].startswith("web") and entry["text"] for entry in rejects)
     contamination = json.loads((finished / "contamination.json").read_text())
     assert contamination["exam"]["documents"] == 5
-    (gate,) = Manifest.load(finished).gate
+    (gate,) = Manifest.load(finished).decontamination
     assert (gate.name, gate.items, gate.items_hit, gate.documents_hit, gate.clean) == (
         "exam",
         10,

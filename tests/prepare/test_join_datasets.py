@@ -13,7 +13,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify
 from lit_pretrain.data.text.mixture import Mixture, make_order
 from lit_pretrain.data.text.trace import Tracer
-from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet
+from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare.join_datasets import join
@@ -119,7 +119,7 @@ def test_the_whole_holds_its_parts(
 
 
 def test_the_gate_adds_up(folder: Path, tmp_path: Path) -> None:
-    (record,) = join(str(tmp_path / "all"), [str(folder / "a"), str(folder / "b")]).gate
+    (record,) = join(str(tmp_path / "all"), [str(folder / "a"), str(folder / "b")]).decontamination
     assert (record.name, record.items, record.documents_hit, record.items_hit, record.clean) == (
         "exam",
         3,
@@ -133,7 +133,10 @@ def test_a_set_that_one_part_was_not_held_against_is_not_declared(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(config(folder, "b", out=str(tmp_path / "free"), decontaminate=None))
-    assert join(str(tmp_path / "all"), [str(folder / "a"), str(tmp_path / "free")]).gate == ()
+    assert (
+        join(str(tmp_path / "all"), [str(folder / "a"), str(tmp_path / "free")]).decontamination
+        == ()
+    )
     assert (
         f"not checked against the evaluation set exam: {tmp_path / 'free'} was not"
         in capsys.readouterr().err

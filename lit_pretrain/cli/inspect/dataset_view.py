@@ -138,7 +138,7 @@ def data(
             f" {', '.join(f'{name} {version}' for name, version in manifest.versions.items())};"
             f" config {manifest.config_hash[:16]}"
         ),
-        *_gates(manifest),
+        *_decontamination_lines(manifest),
         "",
         *_splits(manifest),
         "",
@@ -165,14 +165,14 @@ def data(
     return "\n".join(lines) + "\n"
 
 
-def _gates(manifest: Manifest) -> list[str]:
+def _decontamination_lines(manifest: Manifest) -> list[str]:
     """What the documents were held against."""
-    if not manifest.gate:
+    if not manifest.decontamination:
         return ["held against no evaluation set (decontaminate)"]
     return [
         f"held against {record.name} ({record.content_sha256[:12]}, {record.ngram}-grams): "
         f"{record.documents_hit:,} documents hit, action {record.action}"
-        for record in manifest.gate
+        for record in manifest.decontamination
     ]
 
 

@@ -25,16 +25,22 @@ from lit_pretrain.data.chat.row_source import (
     settle_row_source,
     tallies,
 )
-from lit_pretrain.decontaminate.contamination import ContaminationTally, gate_records
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
-from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet, Index
+from lit_pretrain.decontaminate.decontamination_index import (
+    DecontaminateConfig,
+    DecontaminationIndex,
+    EvaluationSet,
+)
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.decontamination_tally import (
+    DecontaminationTally,
+    decontamination_records,
+)
 from lit_pretrain.errors import UserError
 
-# RowGate: rows of post-training held against what the model will be examined on, as `prepare` does
-# with documents.
+# Decontamination of rows, as `prepare` does it with documents.
 
 
-class RowGate:
+class RowDecontamination:
     """Looks for evaluation items in rows, and counts what it finds.
 
     Args:
@@ -46,8 +52,8 @@ class RowGate:
 
     def __init__(self, config: DecontaminateConfig) -> None:
         self.config = config
-        self.index = Index.build(config)
-        self.tally = ContaminationTally()
+        self.index = DecontaminationIndex.build(config)
+        self.tally = DecontaminationTally()
 
     @property
     def identity(self) -> list[str]:
@@ -79,9 +85,9 @@ class RowGate:
             )
         return bool(hits)
 
-    def records(self) -> tuple[GateRecord, ...]:
+    def records(self) -> tuple[DecontaminationRecord, ...]:
         """What the lineage says of every set."""
-        return gate_records(self.index, self.tally, self.config)
+        return decontamination_records(self.index, self.tally, self.config)
 
     def lines(self) -> list[str]:
         """A line for each set."""
@@ -145,7 +151,7 @@ class EncodedRows:
     """Split -> what every source has of it, in the order of the sources."""
     tallies: Mapping[str, RowTally]
     """What became of the rows of every source, by its name."""
-    gate: Optional[RowGate] = None
+    decontamination: Optional[RowDecontamination] = None
     """What they were held against."""
 
     def items(self, split: str) -> list[Any]:
@@ -161,7 +167,7 @@ class EncodedRows:
         lines = [
             tally.line(name, n) for (name, tally), n in zip(self.tallies.items(), kept, strict=True)
         ]
-        return lines if self.gate is None else lines + self.gate.lines()
+        return lines if self.decontamination is None else lines + self.decontamination.lines()
 
 
 def read_encoded(
@@ -173,7 +179,7 @@ def read_encoded(
     on_bad_row: Literal["refuse", "drop"],
     encode: Callable[[Sequence[TrainingRow]], Sequence[Any]],
     note: Callable[[TrainingRow, Any, RowTally], None],
-    gate: Optional[RowGate] = None,
+    decontamination: Optional[RowDecontamination] = None,
 ) -> EncodedRows:
     """Read and encode every row.
 
@@ -185,13 +191,15 @@ def read_encoded(
         on_bad_row: Whether a mistake stops everything or is counted.
         encode: Rows as a collation wants them, each or the `BadRow` that it turned out to be.
         note: Counts what is worth knowing about a row that is used.
-        gate: What they are held against.
+        decontamination: What they are held against.
 
     Raises:
         UserError: A file or row is a mistake, or no training row is left.
     """
     encoded = EncodedRows(
-        {split: [Held([], []) for _ in sources] for split in ROW_SPLITS}, tallies(sources), gate
+        {split: [Held([], []) for _ in sources] for split in ROW_SPLITS},
+        tallies(sources),
+        decontamination,
     )
     for s, (name, source) in enumerate(sources.items()):
         tally = encoded.tallies[name]
@@ -206,8 +214,10 @@ def read_encoded(
                 tally=tally,
             )
         )
-        if gate is not None:
-            rows = [read for read in rows if _admits(gate, name, read, tally, on_bad_row)]
+        if decontamination is not None:
+            rows = [
+                read for read in rows if _admits(decontamination, name, read, tally, on_bad_row)
+            ]
         for read, item in zip(rows, encode([read.row for read in rows]), strict=True):
             if isinstance(item, BadRow):
                 settle_row_source(item, read.where, tally, on_bad_row)
@@ -222,7 +232,7 @@ def read_encoded(
 
 
 def _admits(
-    gate: RowGate,
+    decontamination: RowDecontamination,
     source: str,
     read: RowSplit,
     tally: RowTally,
@@ -230,7 +240,7 @@ def _admits(
 ) -> bool:
     """Whether a row stays, whatever evaluation items it holds."""
     try:
-        if gate.check(source, read.where, read.row):
+        if decontamination.check(source, read.where, read.row):
             tally.noted["contaminated"] += 1
     except BadRow as bad:
         settle_row_source(bad, read.where, tally, on_bad_row)

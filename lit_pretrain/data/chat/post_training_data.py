@@ -21,7 +21,12 @@ from lit_pretrain.data.batches import (
     make_loader,
     replica_of,
 )
-from lit_pretrain.data.chat.encoded_rows import EncodedRows, RowGate, as_decontaminate, read_encoded
+from lit_pretrain.data.chat.encoded_rows import (
+    EncodedRows,
+    RowDecontamination,
+    as_decontaminate,
+    read_encoded,
+)
 from lit_pretrain.data.chat.row_source import (
     RowSource,
     RowTally,
@@ -32,7 +37,7 @@ from lit_pretrain.data.chat.row_source import (
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.data_record import DataRecord, rows_record
-from lit_pretrain.decontaminate.index import DecontaminateConfig
+from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
 from lit_pretrain.step_size import StepSize
@@ -192,15 +197,15 @@ class PostTrainingData(BaseData):
                 "options": self.template_options, "seq_len": self.seq_len,
                 "truncation": self.truncation, "validation": self.validation,
                 "test": self.test, "on_bad_row": self.on_bad_row, **self.settings(),
-                **({} if self.gate is None else {"gate": self.gate.identity}),
+                **({} if self.decontamination is None else {"gate": self.decontamination.identity}),
             }
         )  # fmt: skip
 
     @cached_property
-    def gate(self) -> Optional[RowGate]:
+    def decontamination(self) -> Optional[RowDecontamination]:
         """What looks for evaluation items; None where the config names no set."""
         return (
-            RowGate(self.decontaminate)
+            RowDecontamination(self.decontaminate)
             if self.decontaminate is not None and self.decontaminate.against
             else None
         )
@@ -251,7 +256,7 @@ class PostTrainingData(BaseData):
             on_bad_row=self.on_bad_row,
             encode=self.encode,
             note=self.note,
-            gate=self.gate,
+            decontamination=self.decontamination,
         )
 
     @cached_property
@@ -352,8 +357,8 @@ class PostTrainingData(BaseData):
     def record(self) -> DataRecord:
         """Return what the lineage of a run says of this data; reads the rows if need be."""
         self.encoded  # noqa: B018  (evaluation items are counted while rows are read)
-        gate = () if self.gate is None else self.gate.records()
-        return rows_record(self.location, self.manifest_hash, self.row_sources, gate)
+        decontamination = () if self.decontamination is None else self.decontamination.records()
+        return rows_record(self.location, self.manifest_hash, self.row_sources, decontamination)
 
     def share(self, other: BaseData) -> None:
         """Take over what another instance with the same settings has already read."""
@@ -362,7 +367,7 @@ class PostTrainingData(BaseData):
             "template",
             "renderer",
             "manifest_hash",
-            "gate",
+            "decontamination",
             "encoded",
             "samples",
         ):

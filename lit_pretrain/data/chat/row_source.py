@@ -15,11 +15,10 @@ import numpy as np
 
 from lit_pretrain.chat.messages import BadRow, TrainingRow
 from lit_pretrain.data.chat.formats import find_format, read_row
-from lit_pretrain.decontaminate.evaluation_set import EVALUATION_FORMATS as FILE_FORMATS
-from lit_pretrain.decontaminate.evaluation_set import read_json_records
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
+from lit_pretrain.record_files import RECORD_SUFFIXES, read_records
 
 # Tasks: problems that are made, not read, with answers that can be checked: arithmetic, and
 # reasoning-gym where it is installed.
@@ -263,7 +262,7 @@ def read_source(
     share = 0.0 if source.validation_path is not None else validation
     for path, split in ((source.path, None), (source.validation_path, "validation")):
         if path is not None:
-            records = read_json_records(path, what="the file of rows")
+            records = read_records(path, what="the file of rows")
         elif split is None and source.task is not None:
             records = task_rows(source.task, f"data.sources.{name}.task")
         else:
@@ -310,7 +309,7 @@ def check_sources(sources: Mapping[str, RowSource]) -> None:
             ):
                 raise UserError(
                     f"data.sources.{name}: {path} is not"
-                    f" {', '.join(f for f in FILE_FORMATS if f != '.txt')} (packed or not)"
+                    f" {', '.join(f for f in RECORD_SUFFIXES if f != '.txt')} (packed or not)"
                 )
 
 

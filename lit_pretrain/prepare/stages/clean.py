@@ -9,8 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_pretrain.decontaminate.contamination import ContaminationTally
-from lit_pretrain.decontaminate.index import ContaminationHit, DecontaminateConfig, Index
+from lit_pretrain.decontaminate.decontamination_index import (
+    DecontaminateConfig,
+    DecontaminationHit,
+    DecontaminationIndex,
+)
+from lit_pretrain.decontaminate.decontamination_tally import DecontaminationTally
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.filters.chain import Chain
@@ -105,12 +109,16 @@ class _Steps:
         self._source = source
         self._config = config
         self._chain = Chain(config.filters_of(source))
-        self._index = None if config.decontaminate is None else Index.load(gate_file(work))
+        self._index = (
+            None
+            if config.decontaminate is None
+            else DecontaminationIndex.load(decontamination_index_file(work))
+        )
         self._redactor = None if config.pii is None else Redactor(config.pii)
         later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
         self.funnel = Funnel(["read", *self._chain.names, *later], below)
         self.rejects = Rejects(config.keep_rejects)
-        self.tally = ContaminationTally()
+        self.tally = DecontaminationTally()
 
     def judge(self, document: Document) -> Document | None:
         """Return the document as the steps leave it; None when one of them removes it."""
@@ -154,7 +162,7 @@ class _Steps:
 
 
 def removed_or_marked(
-    document: Document, hits: Sequence[ContaminationHit], config: DecontaminateConfig
+    document: Document, hits: Sequence[DecontaminationHit], config: DecontaminateConfig
 ) -> Document | None:
     """Apply the config's action to a document that holds evaluation items.
 
@@ -228,6 +236,6 @@ def check_read(name: str, results: Iterable[CleanResult], limit: float) -> None:
     check_bad(name, counts, examples, limit)
 
 
-def gate_file(work: Path) -> Path:
+def decontamination_index_file(work: Path) -> Path:
     """Name the file with the index of the evaluation sets that tasks load."""
     return work / "gate.npz"

@@ -19,8 +19,8 @@ from lit_pretrain.chat.messages import (
     TrainingRow,
 )
 from lit_pretrain.data import ChatData, PreferenceData
-from lit_pretrain.data.chat.encoded_rows import RowGate, as_decontaminate, text_of
-from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet
+from lit_pretrain.data.chat.encoded_rows import RowDecontamination, as_decontaminate, text_of
+from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 
 ITEM = (
@@ -88,7 +88,10 @@ ROWS: list[tuple[TrainingRow, bool]] = [
 def test_an_item_is_found_in_every_part_of_every_kind_of_row(
     evaluation: str, row: TrainingRow, holds: bool
 ) -> None:
-    marks, removes = RowGate(config(evaluation, action="mark")), RowGate(config(evaluation))
+    marks, removes = (
+        RowDecontamination(config(evaluation, action="mark")),
+        RowDecontamination(config(evaluation)),
+    )
     assert marks.check("s", "rows.jsonl, row 1", row) is holds
     if holds:
         with pytest.raises(BadRow, match="the row holds an item of clips: ") as caught:

@@ -1,6 +1,6 @@
 """A document with a hit is left out, or says in which sets it stands."""
 
-from lit_pretrain.decontaminate.index import ContaminationHit, DecontaminateConfig
+from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, DecontaminationHit
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.stages.clean import removed_or_marked
 
@@ -8,9 +8,9 @@ from lit_pretrain.prepare.stages.clean import removed_or_marked
 def test_remove_or_mark() -> None:
     document = Document(text="t", origin="o", fields={"url": "u"})
     hits = [
-        ContaminationHit("b", 1, 1, "", ""),
-        ContaminationHit("a", 2, 1, "", ""),
-        ContaminationHit("b", 3, 1, "", ""),
+        DecontaminationHit("b", 1, 1, "", ""),
+        DecontaminationHit("a", 2, 1, "", ""),
+        DecontaminationHit("b", 3, 1, "", ""),
     ]
     assert removed_or_marked(document, hits, DecontaminateConfig()) is None
     marked = removed_or_marked(document, hits, DecontaminateConfig(action="mark"))

@@ -19,10 +19,11 @@ from typing import Literal, Optional
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, read_json_records, texts_of
+from lit_pretrain.decontaminate.evaluation_set import content_sha256, texts_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.hashing import hash_ngrams, hash_words, plain_words
+from lit_pretrain.record_files import read_records
 
 # The config of the gate between training data and evaluation sets.
 
@@ -126,7 +127,7 @@ class IndexedSet:
 
 
 @dataclass(frozen=True)
-class ContaminationHit:
+class DecontaminationHit:
     """One item that a text holds words of."""
 
     set: str
@@ -176,7 +177,7 @@ class _Table:
         )
 
 
-class Index:
+class DecontaminationIndex:
     """Runs of words of evaluation items. Held: 48 to 80 bytes per n-gram, and the items' texts."""
 
     def __init__(
@@ -198,7 +199,7 @@ class Index:
         self._heads = heads  # the first `min_words` words of texts shorter than `ngram`
 
     @classmethod
-    def build(cls, config: DecontaminateConfig) -> Index:
+    def build(cls, config: DecontaminateConfig) -> DecontaminationIndex:
         """Reads the evaluation sets.
 
         Raises:
@@ -222,7 +223,7 @@ class Index:
         heads = _table(config.min_words, {n: hashes[n][: config.min_words] for n in short}, None)
         return cls(config.ngram, config.min_words, tuple(sets), texts, owner_of, runs, heads)
 
-    def check(self, text: str) -> list[ContaminationHit]:
+    def check(self, text: str) -> list[DecontaminationHit]:
         """Items that the text holds `ngram` words in a row of, or a whole shorter text of; by
         set and item.
         """
@@ -249,7 +250,7 @@ class Index:
             place = min(at)
             number, offset, length = at[place]
             hits.append(
-                ContaminationHit(
+                DecontaminationHit(
                     set=self.sets[set_number].name,
                     item=item_number,
                     ngrams=len(at),
@@ -297,7 +298,7 @@ class Index:
             )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Index:
+    def load(cls, path: str | os.PathLike[str]) -> DecontaminationIndex:
         """Reads what `save` wrote.
 
         Raises:
@@ -358,7 +359,7 @@ def _read(
     name: str, evaluation_set: EvaluationSet, min_words: int
 ) -> tuple[IndexedSet, list[tuple[int, str]]]:
     """One set: its description, and (item, plain words) of every text that is long enough."""
-    records = read_json_records(evaluation_set.path, evaluation_set.separator)
+    records = read_records(evaluation_set.path, evaluation_set.separator)
     if not records:
         raise UserError(f"decontaminate.against.{name}: {evaluation_set.path} holds no item")
     found: list[tuple[int, str]] = []

@@ -9,7 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.decontaminate.index import DecontaminateConfig, EvaluationSet, Index
+from lit_pretrain.decontaminate.decontamination_index import (
+    DecontaminateConfig,
+    DecontaminationIndex,
+    EvaluationSet,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import plain_words
 from lit_pretrain.prepare.read import embedded
@@ -39,9 +43,9 @@ def write(path: Path, records: list[dict[str, object]]) -> str:
     return str(path)
 
 
-def index_of(folder: Path, questions: list[str], **config: object) -> Index:
+def index_of(folder: Path, questions: list[str], **config: object) -> DecontaminationIndex:
     path = write(folder / "made.jsonl", [{"question": question} for question in questions])
-    return Index.build(
+    return DecontaminationIndex.build(
         DecontaminateConfig(
             against={"made": EvaluationSet(path=path, fields=["question"])}, **config
         )
@@ -147,7 +151,7 @@ def test_fields_count_each_on_its_own_or_joined(tmp_path: Path) -> None:
 
     def hits(*fields: str, text: str = text) -> int:
         config = DecontaminateConfig(against={"a": EvaluationSet(path=path, fields=list(fields))})
-        return len(Index.build(config).check(text))
+        return len(DecontaminationIndex.build(config).check(text))
 
     assert hits("stem + ends") == 1
     assert hits("stem + ends", text="a b c d e f g h i j") == 0
@@ -161,7 +165,7 @@ def test_an_item_that_stands_in_many_sets_hits_each(tmp_path: Path) -> None:
     paths = [
         write(tmp_path / f"{n}.jsonl", [{"text": "another"}, {"text": question}]) for n in range(3)
     ]
-    hits = Index.build(
+    hits = DecontaminationIndex.build(
         DecontaminateConfig(
             against={f"s{n}": EvaluationSet(path=path) for n, path in enumerate(paths)}
         )
@@ -179,8 +183,8 @@ def test_the_order_of_the_sets_makes_no_difference(tmp_path: Path) -> None:
         )
         for name, at in (("a", 0), ("b", 15), ("c", 30))
     }
-    first = Index.build(DecontaminateConfig(against=sets))
-    second = Index.build(DecontaminateConfig(against=dict(reversed(sets.items()))))
+    first = DecontaminationIndex.build(DecontaminateConfig(against=sets))
+    second = DecontaminationIndex.build(DecontaminateConfig(against=dict(reversed(sets.items()))))
     first.save(tmp_path / "first")
     second.save(tmp_path / "second")
     assert first.hash == second.hash
@@ -196,7 +200,7 @@ def test_a_loaded_index_finds_the_same(tmp_path: Path) -> None:
     ]
     index = index_of(tmp_path, questions)
     index.save(tmp_path / "deep" / "index.npz")
-    loaded = Index.load(tmp_path / "deep" / "index.npz")
+    loaded = DecontaminationIndex.load(tmp_path / "deep" / "index.npz")
     assert (loaded.sets, loaded.ngram, loaded.min_words, loaded.hash) == (
         index.sets,
         index.ngram,
@@ -215,13 +219,13 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
     for damaged in (data[: len(data) // 2], b"", data[:400] + bytes(400) + data[800:]):
         (tmp_path / "index").write_bytes(damaged)
         with pytest.raises(UserError, match="damaged"):
-            Index.load(tmp_path / "index")
+            DecontaminationIndex.load(tmp_path / "index")
     with pytest.raises(UserError, match="does not exist"):
-        Index.load(tmp_path / "nowhere")
+        DecontaminationIndex.load(tmp_path / "nowhere")
 
 
 def test_no_set_at_all_gives_no_hit() -> None:
-    assert Index.build(DecontaminateConfig()).check("some text " * 30) == []
+    assert DecontaminationIndex.build(DecontaminateConfig()).check("some text " * 30) == []
 
 
 @pytest.mark.parametrize("change", [{"ngram": 1}, {"min_words": 14}, {"min_words": 0}])
@@ -283,7 +287,7 @@ def test_public_sets() -> None:
     against["gsm8k"] = EvaluationSet(
         path=str(SHARED / "gsm8k" / "test.jsonl"), fields=["question", "answer"]
     )
-    index = Index.build(DecontaminateConfig(against=against))
+    index = DecontaminationIndex.build(DecontaminateConfig(against=against))
     assert {described.name: described.items for described in index.sets}["gsm8k"] == 1319
     lines = (SHARED / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):

@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_pretrain.decontaminate.evaluation_set import GateRecord
-from lit_pretrain.decontaminate.index import ContaminationHit, DecontaminateConfig, Index
+from lit_pretrain.decontaminate.decontamination_index import (
+    DecontaminateConfig,
+    DecontaminationHit,
+    DecontaminationIndex,
+)
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 
 _EXAMPLES = 10
 """Kept per set."""
 
 
 @dataclass(frozen=True, order=True)
-class ContaminationExample:
+class DecontaminationExample:
     """One hit, both sides."""
 
     item: int
@@ -36,7 +40,7 @@ class ContaminationExample:
 
 
 @dataclass
-class SetTally:
+class EvaluationSetTally:
     """The hits of one set."""
 
     documents: int = 0
@@ -45,41 +49,41 @@ class SetTally:
     """Item -> documents that hold it. One in very many documents is likely a common phrase:
     look at it before trusting the count.
     """
-    examples: list[ContaminationExample] = field(default_factory=list)
+    examples: list[DecontaminationExample] = field(default_factory=list)
     """The first by item, source and origin, one per item."""
 
-    def example(self, example: ContaminationExample) -> None:
+    def example(self, example: DecontaminationExample) -> None:
         """Keeps the smallest, whatever the order in which they come."""
         best = {kept.item: kept for kept in self.examples}
         best[example.item] = min(example, best.get(example.item, example))
         self.examples = heapq.nsmallest(_EXAMPLES, best.values())
 
 
-class ContaminationTally:
+class DecontaminationTally:
     """Hits over documents. Tallies of tasks add up to the same whole in any order, and go
     through JSON.
     """
 
     def __init__(self) -> None:
-        self.sets: dict[str, SetTally] = {}
+        self.sets: dict[str, EvaluationSetTally] = {}
 
-    def add(self, source: str, origin: str, hits: Sequence[ContaminationHit]) -> None:
+    def add(self, source: str, origin: str, hits: Sequence[DecontaminationHit]) -> None:
         """Counts the hits of one document, or row."""
         for name in dict.fromkeys(hit.set for hit in hits):
-            self.sets.setdefault(name, SetTally()).documents += 1
+            self.sets.setdefault(name, EvaluationSetTally()).documents += 1
         for hit in hits:
             tally = self.sets[hit.set]
             tally.items[hit.item] += 1
             tally.example(
-                ContaminationExample(
+                DecontaminationExample(
                     hit.item, source, origin, hit.ngrams, hit.excerpt, hit.evaluation
                 )
             )
 
-    def merge(self, other: ContaminationTally) -> None:
+    def merge(self, other: DecontaminationTally) -> None:
         """Adds the counts of another task."""
         for name, theirs in other.sets.items():
-            ours = self.sets.setdefault(name, SetTally())
+            ours = self.sets.setdefault(name, EvaluationSetTally())
             ours.documents += theirs.documents
             ours.items.update(theirs.items)
             for example in theirs.examples:
@@ -97,30 +101,30 @@ class ContaminationTally:
         }
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> ContaminationTally:
+    def from_json(cls, raw: Mapping[str, Any]) -> DecontaminationTally:
         """The inverse of `to_json`."""
         tally = cls()
         for name, counted in raw.items():
             items = Counter({int(item): count for item, count in counted["items"].items()})
-            tally.sets[name] = SetTally(
+            tally.sets[name] = EvaluationSetTally(
                 counted["documents"],
                 items,
-                [ContaminationExample(**example) for example in counted["examples"]],
+                [DecontaminationExample(**example) for example in counted["examples"]],
             )
         return tally
 
 
-def gate_records(
-    index: Index, tally: ContaminationTally, config: DecontaminateConfig
-) -> tuple[GateRecord, ...]:
+def decontamination_records(
+    index: DecontaminationIndex, tally: DecontaminationTally, config: DecontaminateConfig
+) -> tuple[DecontaminationRecord, ...]:
     """One record per evaluation set, for the manifest; by name, so that the order of the config
     makes no difference.
     """
     records = []
     for described in index.sets:
-        counted = tally.sets.get(described.name, SetTally())
+        counted = tally.sets.get(described.name, EvaluationSetTally())
         records.append(
-            GateRecord(
+            DecontaminationRecord(
                 **{
                     spec.name: getattr(described, spec.name)
                     for spec in dataclasses.fields(described)

@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from lit_pretrain.decontaminate.evaluation_set import GateRecord, content_sha256, declared
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.evaluation_set import content_sha256
 
 ITEMS = [{"q": "one"}, {"q": "two"}]
 
 
-def record(**changes: object) -> GateRecord:
+def record(**changes: object) -> DecontaminationRecord:
     fields = {
         "name": "made",
         "file_sha256": "0" * 64,
@@ -25,21 +25,13 @@ def record(**changes: object) -> GateRecord:
         "documents_hit": 1,
         "items_hit": 1,
     }
-    return GateRecord(**{**fields, **changes})
+    return DecontaminationRecord(**{**fields, **changes})
 
 
 def test_goes_through_json() -> None:
-    assert GateRecord.from_json(
+    assert DecontaminationRecord.from_json(
         json.loads(json.dumps(dataclasses.asdict(record(licence="MIT"))))
     ) == record(licence="MIT")
-
-
-def test_a_declared_set_is_known_by_its_content(tmp_path: Path) -> None:
-    (tmp_path / "renamed.jsonl").write_text('{"q": "two"}\n\n{"q": "one"}\n', encoding="utf-8")
-    (tmp_path / "other.jsonl").write_text('{"q": "two"}\n{"q": "three"}\n', encoding="utf-8")
-    assert declared([record(content_sha256="?"), record()], tmp_path / "renamed.jsonl") == record()
-    assert declared([record()], tmp_path / "other.jsonl") is None
-    assert declared([], tmp_path / "renamed.jsonl") is None
 
 
 @pytest.mark.parametrize(

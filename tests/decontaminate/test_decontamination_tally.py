@@ -11,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.decontaminate.contamination import ContaminationTally, gate_records
-from lit_pretrain.decontaminate.index import (
-    ContaminationHit,
+from lit_pretrain.decontaminate.decontamination_index import (
     DecontaminateConfig,
+    DecontaminationHit,
+    DecontaminationIndex,
     EvaluationSet,
-    Index,
+)
+from lit_pretrain.decontaminate.decontamination_tally import (
+    DecontaminationTally,
+    decontamination_records,
 )
 
 HITS = st.builds(
-    ContaminationHit,
+    DecontaminationHit,
     set=st.sampled_from("ab"),
     item=st.integers(1, 30),
     ngrams=st.integers(1, 3),
@@ -34,19 +37,19 @@ HITS = st.builds(
     st.randoms(use_true_random=False),
 )
 def test_tallies_add_up_in_any_order(
-    found: list[list[ContaminationHit]], rng: random.Random
+    found: list[list[DecontaminationHit]], rng: random.Random
 ) -> None:
     documents = [(f"f:{n}", hits) for n, hits in enumerate(found)]
-    whole = ContaminationTally()
+    whole = DecontaminationTally()
     for origin, hits in documents:
         whole.add("s", origin, hits)
     rng.shuffle(documents)
-    parts = [ContaminationTally() for _ in range(3)]
+    parts = [DecontaminationTally() for _ in range(3)]
     for origin, hits in documents:
         rng.choice(parts).add("s", origin, hits)
-    merged = ContaminationTally()
+    merged = DecontaminationTally()
     for part in parts:
-        merged.merge(ContaminationTally.from_json(json.loads(json.dumps(part.to_json()))))
+        merged.merge(DecontaminationTally.from_json(json.loads(json.dumps(part.to_json()))))
     assert json.dumps(merged.to_json()) == json.dumps(whole.to_json())
     for name, tally in whole.sets.items():
         assert tally.documents == sum(any(hit.set == name for hit in hits) for hits in found)
@@ -72,10 +75,10 @@ def test_the_record_of_the_manifest(tmp_path: Path, action: str) -> None:
         },
         action=action,
     )
-    index, tally = Index.build(config), ContaminationTally()
+    index, tally = DecontaminationIndex.build(config), DecontaminationTally()
     for n in range(3):
         tally.add("s", f"f:{n}", index.check(f"{n} {long}"))
-    first, second = gate_records(index, tally, config)
+    first, second = decontamination_records(index, tally, config)
     assert (
         first.name,
         first.items,
