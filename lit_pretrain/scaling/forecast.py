@@ -123,6 +123,7 @@ def _complete(
     flops: float | None,
     unique: float | None,
 ) -> tuple[float, float]:
+    """Return N and D of the run, from whichever of N, D and FLOPs are given."""
     if flops is None:
         assert n is not None
         assert d is not None

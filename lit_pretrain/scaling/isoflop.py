@@ -156,6 +156,7 @@ def _listed(groups: Sequence[Runs]) -> str:
 
 
 def _minimum(group: Runs, within: float | None) -> Minimum:
+    """Find the minimum of one budget, cutting the sweep down to `within` if that is given."""
     budget = f"budget {group.c.mean():.3g} FLOPs"
     kept = group
     for _ in range(_ROUNDS):
@@ -261,6 +262,7 @@ def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> 
 
 
 def _warnings(minima: Sequence[Minimum], within: float | None) -> tuple[str, ...]:
+    """List what makes the minima less certain than they look."""
     found, wide = [], []
     for m in minima:
         below, above = m.n / float(m.runs.n.min()), float(m.runs.n.max()) / m.n

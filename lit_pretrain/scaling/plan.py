@@ -172,6 +172,7 @@ def _time(q: Question, budget: Budget, cost: StageCost) -> dict[str, Any]:
 
 
 def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
+    """Describe the layout, the peak of each phase and what would make the run fit."""
     peak = memory.peak(q.net, layout)
     overhead = beside(peak.bytes, layout.device)
     fits = None if q.limit is None else peak.bytes + overhead <= q.limit
@@ -200,6 +201,7 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
 
 
 def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]:
+    """Predict the loss of the run and of the compute-optimal run of the same FLOPs."""
     found = find_law(q.law)
     n = counts.counted(found.counts)
     flops = 6.0 * n * tokens

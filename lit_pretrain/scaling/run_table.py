@@ -49,6 +49,7 @@ def _runs_at(path: Path) -> list[Path]:
 
 
 def _read(run: Path, counts: Counts) -> Record:
+    """Read one finished run from its folder."""
     config = _load(run / CONFIG)
     try:
         net, max_steps = dict(config["model"]["net"]), int(config["max_steps"])

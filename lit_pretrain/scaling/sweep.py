@@ -133,6 +133,7 @@ def sweep_runs(
 
 
 def _run(flops: float, size: str, net: ModelConfig, shared: Shared, rule: SweepRule) -> SweepRun:
+    """Plan one run: batch, learning rate and number of steps."""
     counts, per_token = count_parameters(net), flops_per_token(net, shared.seq_len).training
     tokens, lr = flops / per_token, shared.lr
     if rule.name == "none":

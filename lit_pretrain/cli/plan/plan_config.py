@@ -36,43 +36,43 @@ class PlanSettings:
     Default: none, so no time and no limit of memory but what is given.
     """
     devices: Optional[int] = None
-    """How many. Default: trainer.devices × trainer.num_nodes where they are numbers, else 1, or
-    as many as a given time asks for.
+    """Number of devices. Default: trainer.devices × trainer.num_nodes where they are numbers, else
+    1, or as many as a given time requires.
     """
     mfu: Optional[float] = None
-    """Share of the peak that training reaches, in (0, 1]. Default: by device, with its source."""
+    """Share of the peak that training reaches, in (0, 1]. Default: depends on the device."""
     tokens_per_second: Optional[float] = None
     """Measured on one device, in place of peak × mfu: `fit` prints it. The way to plan on a CPU."""
     goodput: Optional[float] = None
-    """Share of the time in which training moves on. Default: 0.9."""
+    """Share of the time in which training makes progress. Default: 0.9."""
     price: Optional[float] = None
-    """Dollars of a device for an hour. Default: none, and no money is computed."""
+    """Dollars per device-hour. Default: none, and the plan names no cost."""
     dollars: Optional[float] = None
-    """What may be spent, in place of a length."""
+    """Dollars to spend, in place of a length."""
     days: Optional[float] = None
-    """Wall-clock time, in place of a length; beside a length it asks for the number of devices,
-    or with --devices for the goodput.
+    """Wall-clock time in days, in place of a length. With a length, the plan solves for the number
+    of devices, or with --devices for the goodput.
     """
     hours: Optional[float] = None
-    """The same in hours."""
+    """Wall-clock time in hours, in place of days."""
     memory_gib: Optional[float] = None
-    """Memory of one device in GiB (1024³ bytes). Default: by device."""
+    """Memory of one device in GiB (1024³ bytes). Default: depends on the device."""
     head: Literal["chunked", "plain"] = "chunked"
-    """Output head: chunked is what `fit` runs; plain keeps the logits of all tokens."""
+    """Output head: chunked, as in `fit`, or plain, which keeps the logits of all tokens."""
     stage: Literal["pretrain", "sft", "dpo", "lora", "qlora"] = "pretrain"
-    """Kind of training: dpo adds a frozen reference, lora freezes the weights, qlora keeps them
-    in four bits besides.
+    """Kind of training: dpo adds a frozen reference, lora freezes the weights, qlora also stores
+    them in four bits.
     """
     lora_rank: int = 16
-    """Rank of the factors beside every matrix of the blocks, for lora and qlora."""
+    """Rank of the adapter of every matrix of the blocks, for lora and qlora."""
     unique_tokens: Optional[float] = None
-    """Distinct training tokens. Default: those of the dataset at data.path, where there is one."""
+    """Distinct training tokens. Default: those of the dataset at data.path, if there is one."""
     inference_tokens: Optional[float] = None
-    """Tokens that the model will read and write in its life: what is cheapest to train and
-    serve.
+    """Tokens that the model will read and write in its life. The plan then names the size that is
+    cheapest to train and serve at the same loss.
     """
     law: str = "besiroglu"
-    """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff. Or one of
+    """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff. Or a law of
     your own runs: the file that `lit_pretrain scaling fit ... --out FILE` has written.
     """
     png: Optional[str] = None

@@ -105,6 +105,7 @@ def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True)
 def _net(
     values: ModelConfig | Namespace, manifest: Manifest | None, noted: list[Assumption]
 ) -> ModelConfig:
+    """Build the shape; a dataset's tokenizer sets its vocabulary where the options do not."""
     fields: dict[str, Any] = (
         values.as_dict() if isinstance(values, Namespace) else dict(vars(values))
     )
@@ -128,6 +129,7 @@ def _net(
 def _data(
     given: Namespace, net: ModelConfig, *, bare: bool, noted: list[Assumption]
 ) -> dict[str, Any]:
+    """Complete the options of the data with those of `fit`, or of a bare shape."""
     defaults: dict[str, Any] = (
         {"seq_len": net.max_seq_len, "micro_batch_size": 1, "global_batch_tokens": None}
         if bare
@@ -188,6 +190,7 @@ def _device(name: str | None) -> Device | None:
 
 
 def _precision(given: str | None, noted: list[Assumption]) -> tuple[str, str]:
+    """Return the precision of the layout, and the type of its matrix products."""
     if given is None:
         noted.append(
             Assumption(
@@ -242,6 +245,7 @@ def _memory_limit(config: Namespace, device: Device | None) -> float | None:
 def _utilization(
     config: Namespace, device: Device | None, dtype: str, noted: list[Assumption]
 ) -> Utilization | None:
+    """Return the MFU to assume; None where the speed is measured or cannot be known."""
     if config.mfu is not None and not 0 < config.mfu <= 1:
         raise UserError(f"mfu={config.mfu} must lie in (0, 1]: it is a share of the peak")
     if config.mfu is not None and config.tokens_per_second is not None:

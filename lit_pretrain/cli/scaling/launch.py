@@ -165,6 +165,7 @@ class Local:
         self._conclude()
 
     def _step(self) -> None:
+        """Start the runs for which there is room, wait a moment, and report those that ended."""
         while self._waiting and not self._stopped and len(self._running) < self.settings.processes:
             self._start(self._waiting.pop(0))
         time.sleep(_POLL_SECONDS)
@@ -189,6 +190,7 @@ class Local:
                     self._waiting.clear()
 
     def _start(self, name: str) -> None:
+        """Start the process of one run, with its output in its log file."""
         assert self._lock is not None
         words = [
             *shlex.split(self.settings.launcher),
@@ -222,6 +224,7 @@ class Local:
         return self.out / LOGS / f"{name}.log"
 
     def _conclude(self) -> None:
+        """Raise an error if runs failed or a signal stopped the sweep."""
         if self._failed:
             listed = "; ".join(
                 f"{name} (exit code {code}): {_last_line(self._log(name))}"

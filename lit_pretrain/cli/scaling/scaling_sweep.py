@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: SweepSettings) -> None:
+    """Refuse settings of a sweep that cannot work."""
     from lit_pretrain.errors import UserError, did_you_mean
     from lit_pretrain.model.config import ModelConfig
 
@@ -201,6 +202,7 @@ def _finished(run: Path) -> bool:
 
 
 def _table(runs: Sequence[SweepRun], missing: Sequence[SweepRun]) -> str:
+    """Format all runs as a table."""
     rows: list[tuple[str, ...]] = [
         ("FLOPs", "size", "N", "embedding", "D", "D/N", "epochs", "steps", "batch", "lr", "")
     ]

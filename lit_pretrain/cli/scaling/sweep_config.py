@@ -34,8 +34,8 @@ class SlurmSettings:
     partition: Optional[str] = None
     """See `sinfo`. Default: the cluster's."""
     time: str = "24:00:00"
-    """Time limit of a run; what does not end in it saves itself, and the next array goes on
-    with it.
+    """Time limit of a run. A run that does not end in time saves itself, and the next array
+    continues it.
     """
     environment: Optional[str] = None
     """Command that activates the Python environment on the nodes. Default: the directory of
@@ -52,43 +52,41 @@ class SweepSettings:
     base: list[str] = field(default_factory=list)
     """Config files of `fit` that all runs share; later ones win."""
     run: dict[str, Any] = field(default_factory=dict)
-    """More options of `fit` that all runs share, as a config has them; they win over those of
-    base.
-    """
+    """More options of `fit` that all runs share, as a config has them; they override base."""
     out: str = "runs/sweep"
-    """Folder of the run folders, and of what belongs to all of them."""
+    """Folder for the run folders, and for the configs and logs of all runs."""
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name → what the shape of that size has of its own, as below `model.net`."""
+    """Name of each size → the fields of `model.net` in which its shape differs from the base."""
     budgets: list[SweepBudget] = field(default_factory=list)
     """FLOP budgets, and the sizes that spend them."""
     rule: Literal["deepseek", "step_law", "olmo", "none"] = "step_law"
-    """Published rule for the batch and for AdamW's learning rate; none: what the base has, for
-    all sizes alike.
+    """Published rule for the batch and for AdamW's learning rate; none: the values of the base, the
+    same for all sizes.
     """
     lr_factor: float = 1.0
     """Factor on the rule's learning rate for all runs, found by tuning one of them."""
     batch_factor: float = 1.0
     """Factor on the rule's batch."""
     engine: Literal["local", "slurm", "list"] = "local"
-    """local: processes of this machine, now. slurm: write the script of a job array. list:
-    write the commands of the runs, one a line.
+    """local: train now, in processes of this machine. slurm: write the script of a job array.
+    list: write the commands of the runs, one per line.
     """
     processes: int = 1
-    """Runs at a time; of a job array likewise, 0 for no limit."""
+    """Runs that train at the same time; for a job array, 0 sets no limit."""
     threads: Optional[int] = None
-    """Threads of a run's process on the CPU. Default: the cores of this machine over processes."""
+    """CPU threads of a run's process. Default: the cores of this machine divided by processes."""
     launcher: str = ""
-    """Words before the command of every run, such as `nice -n 10`, or `numactl --cpunodebind 0`."""
+    """Prefix of the command of every run, such as `nice -n 10` or `numactl --cpunodebind 0`."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     """Engine slurm."""
     device: Optional[str] = None
-    """Kind of the devices, for the time that the runs take: H100, … Default: what finished runs
-    of the sweep have reached.
+    """Kind of the devices, to estimate the time from their peak: H100, … Default: estimate it from
+    the speed of finished runs of the sweep.
     """
     mfu: Optional[float] = None
-    """Share of the peak that training reaches. Default: by device, with its source."""
+    """Share of the peak that training reaches. Default: depends on the device, with its source."""
     price: Optional[float] = None
-    """Dollars of a device for an hour."""
+    """Dollars per device-hour."""
     dry_run: bool = False
     """Print what the sweep would take, and write and start nothing."""
 
