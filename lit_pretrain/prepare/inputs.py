@@ -1,4 +1,4 @@
-"""Inputs: which files a source consists of, and in which order."""
+"""Inputs: the files of every source in their order, and the parts that tasks read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from lit_pretrain.prepare.remote_input import RemoteFile, is_remote_input, s3_ob
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a source; can be read without the others, so that any slice of a source's
-    files is a task of its own.
+    """One file of a source.
+
+    It can be read without the others, so that any run of files can be a task.
     """
 
     name: str
@@ -26,9 +27,9 @@ class InputFile:
     location: str
     """Path or address."""
     bytes: int
-    """As it is stored, packed."""
+    """Size as stored, packed."""
     version: str = ""
-    """What the store or the server says of its content (`RemoteFile`); empty where it lies here."""
+    """What the server says about its content (`RemoteFile`); empty for a local file."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +37,24 @@ class Inputs:
     """The files of a source."""
 
     base: str
-    """What names are relative to: a directory or an address; empty where several paths have
-    nothing in common.
-    """
+    """Directory or address that names are relative to; empty if the paths share nothing."""
     files: tuple[InputFile, ...]
     """In reading order: sorted by name."""
 
     @property
     def bytes(self) -> int:
-        """As stored, all files together."""
+        """Add up the sizes of the files as stored."""
         return sum(file.bytes for file in self.files)
 
     def remote_hash(self, sha256: Callable[[InputFile], str]) -> str | None:
-        """Hash of what stores and servers say of the files, so that they need not be fetched to
-        find that they are others.
+        """Hash what stores and servers say about the files, so that a change shows without a fetch.
 
         Args:
-            sha256: Of the content of a file that lies here.
+            sha256: Hashes the content of a local file.
 
         Returns:
-            `content_hash` of the versions of remote files and the content of others; None where all
-            lie here.
+            `content_hash` of the versions of remote files and the content of local ones; None if
+            all are local.
         """
         if not any(is_remote_input(file.location) for file in self.files):
             return None
@@ -67,8 +65,9 @@ class Inputs:
 
 
 def find_inputs(name: str, source: SourceConfig) -> Inputs:
-    """Lists the files of a source, sorted by name. A dataset on the hub is downloaded to the cache
-    of `datasets` for that.
+    """List the files of a source, sorted by name.
+
+    A dataset on the hub is downloaded to the cache of `datasets` for that.
 
     Raises:
         UserError: There are none, a path does not exist, or an address cannot be reached.
@@ -81,13 +80,11 @@ def find_inputs(name: str, source: SourceConfig) -> Inputs:
 
 
 _Found = tuple[str, list[RemoteFile]]
-"""A base, and the files below it; of one that lies here, the address is its path and the
-version empty.
-"""
+"""A base, and the files below it. The address of a local file is its path; it has no version."""
 
 
 def _find(where: str, path: str, source: SourceConfig) -> _Found:
-    """The files of one entry of `path`."""
+    """List the files of one entry of `path`."""
     if path.startswith("s3://"):
         return _in_bucket(where, path, source)
     if path.startswith(("http://", "https://")):
@@ -106,7 +103,7 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
 
 
 def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
-    """A file, or those of a directory."""
+    """List a file, or the files of a directory."""
     if path.is_file():
         return str(path.parent), _local([path])
     if not path.is_dir():
@@ -119,7 +116,7 @@ def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
 
 
 def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
-    """An object, or those below a prefix."""
+    """List an object, or the objects below a prefix."""
     base = path.rstrip("/")
     if source.split is not None:
         base += f"/{source.split}"
@@ -142,7 +139,7 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
 
 
 def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) -> None:
-    """A directory without any file to read is a mistake."""
+    """Refuse a directory without any file to read."""
     if not found:
         wanted = (
             f"matches {source.glob!r}"
@@ -153,7 +150,7 @@ def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) ->
 
 
 def _regex(pattern: str) -> str:
-    """A pattern of `Path.glob` as a regular expression, for names that are not on this disk."""
+    """Translate a pattern of `Path.glob` to a regular expression, for names in a store."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
         parts.get(token, re.escape(token))
@@ -162,12 +159,12 @@ def _regex(pattern: str) -> str:
 
 
 def _local(files: Iterable[Path]) -> list[RemoteFile]:
-    """With their size."""
+    """Describe local files."""
     return [RemoteFile(str(file), file.stat().st_size, "") for file in files]
 
 
 def _inputs(name: str, found: list[_Found]) -> Inputs:
-    """Names relative to what all entries have in common, sorted; each file once."""
+    """Name all files relative to what their entries have in common, and sort them."""
     base = _common([entry for entry, _ in found])
     files: dict[str, InputFile] = {}
     for location, size, version in (file for _, entry in found for file in entry):
@@ -176,7 +173,7 @@ def _inputs(name: str, found: list[_Found]) -> Inputs:
                 f"sources.{name}.path: {location} is listed twice; each file must be named once"
             )
         relative = location.removeprefix(base).lstrip("/")
-        # A file's name may be no UTF-8; origins are written as such.
+        # A file's name may not be UTF-8, but the origins of its documents must be.
         files[location] = InputFile(
             relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
             location,
@@ -189,7 +186,7 @@ def _inputs(name: str, found: list[_Found]) -> Inputs:
 
 
 def _common(bases: list[str]) -> str:
-    """The longest directory that holds all; empty where there is none."""
+    """Find the longest directory that holds all; empty if there is none."""
     if len(bases) == 1:
         return bases[0]
     parts: list[str] = []
@@ -201,33 +198,28 @@ def _common(bases: list[str]) -> str:
     return "" if common.endswith((":", ":/")) else common
 
 
-# Parts: the input cut into tasks, by nothing but the files and their sizes.
-
-
 @dataclass(frozen=True)
 class Part:
-    """Consecutive files of one source: what one task reads, and one run of chunks in the
-    dataset.
-    """
+    """Consecutive files of one source: the input of a task, and a run of chunks in the dataset."""
 
     source: str
     """Name of the source."""
     number: int
-    """Within the source, from 0."""
+    """Number within the source, from 0."""
     files: tuple[InputFile, ...]
     """In reading order."""
 
     @property
     def bytes(self) -> int:
-        """Size of the files."""
+        """Add up the sizes of the files."""
         return sum(file.bytes for file in self.files)
 
 
 def cut(inputs: Mapping[str, Inputs], part_bytes: int) -> list[Part]:
-    """Cuts every source into parts of about `part_bytes`; a file is never cut, so a larger one is a
-    part of its own.
+    """Cut every source into parts of about `part_bytes`.
 
-    The number of workers has no say, so that it cannot show in the result.
+    A file is never cut, so a larger one is a part of its own. The number of workers has no
+    influence, so that it cannot change the result.
     """
     parts: list[Part] = []
     for source, found in inputs.items():

@@ -1,9 +1,9 @@
-"""Checks that configs with a `kind` share."""
+"""The config of `prepare`: sources, what happens to their text, tokenizer, splits and limits."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig
 from lit_pretrain.errors import UserError
@@ -12,59 +12,20 @@ from lit_pretrain.prepare.engine.task_stage import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterEntry
 from lit_pretrain.prepare.pii.pii_config import PiiConfig
 
-
-def refuse_null(config: Any, where: str = "") -> None:
-    """Refuses a field that is null and may not be, in a config and those within it: the parser
-    lets an empty entry of a file through.
-    """
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if value is None and type(None) not in get_args(hint):
-            raise UserError(
-                f"{where}{name} is empty (null): give it a value, or leave it out for its default"
-            )
-        inner = value if isinstance(value, Mapping) else {"": value}
-        for key, each in inner.items():
-            if dataclasses.is_dataclass(each):
-                refuse_null(each, f"{where}{name}.{key}." if key else f"{where}{name}.")
-
-
-def check_kind(
-    where: str,
-    config: Any,
-    allowed: tuple[str, ...],
-    needed: tuple[str, ...],
-    *,
-    common: tuple[str, ...],
-) -> None:
-    """Refuses a field that is set but belongs to another kind, and one that is missing."""
-    for spec in dataclasses.fields(config):
-        value = getattr(config, spec.name)
-        default = (
-            spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
-        )
-        if spec.name not in (*allowed, *common) and value != default:
-            raise UserError(
-                f"{where}.{spec.name}={value!r} has no meaning for kind {config.kind}, which takes"
-                f" {', '.join((*allowed, *common))}"
-            )
-        if spec.name in needed and value is None:
-            raise UserError(f"{where} is of kind {config.kind} and needs `{spec.name}`")
-
-
-# The config of one source: where its text lies and how it is read.
-
-
 TEXT_FIELDS = ("text", "url", "id", "language", "date")
-"""What a source can tell about a document, by our names."""
+"""Our names of the fields that a source may have for a document."""
 COMMON_SOURCE_FIELDS = ("kind", "filters", "licence", "origin")
 """Fields of `SourceConfig` that go with every kind."""
+
+_REGEX_PROBE = "Words, 12 numbers; and\n\tlines of x = f(y)!"
+"""Text that the regex of a tokenizer must cut into words."""
 
 
 @dataclass(kw_only=True)
 class SourceConfig:
-    """Where one source comes from. Documents of a source keep their order: files by name, rows
-    as they stand.
+    """Where the text of one source lies, and how to read it.
+
+    Documents of a source keep their order: files by name, rows as they stand.
     """
 
     kind: str
@@ -74,72 +35,68 @@ class SourceConfig:
     them. Files ending in .gz, .zst or .bz2 are unpacked as they are read. Or the dotted path of a
     reader of your own, a subclass of lit_pretrain.prepare.read.file_reader.FileReader.
     """
-    path: Optional[Union[str, list[str]]] = None
+    path: str | list[str] | None = None
     """A file, or a directory that is searched with `glob`, or an s3:// address of either, or the
     http(s):// address of a file, or a list of these.
     """
-    glob: Optional[str] = None
+    glob: str | None = None
     """Which files of the directory, e.g. "**/*.rst". Default: by kind, those ending in .txt or .md,
     .html or .htm, .jsonl, .parquet, .arrow, .warc or .wet (packed or not).
     """
-    part: Optional[Literal["code", "prose", "tests"]] = None
+    part: Literal["code", "prose", "tests"] | None = None
     """Embedded only. code: modules. prose: their docstrings and the language reference. tests:
     the test packages.
     """
-    fields: dict[str, Union[str, list[str]]] = field(default_factory=dict)
+    fields: dict[str, str | list[str]] = field(default_factory=dict)
     """Jsonl, parquet and dataset: our name -> the field or column that holds it, for text (default
     "text"), url, id, language and date. Dots reach into nested fields (meta.url). A list for text
     joins several by a blank line: {text: [question, answer]}. With `id`, a record whose id occurred
     before in the same file is rejected; over files and parts, the first document that the filters
     kept stays.
     """
-    separator: Optional[str] = None
+    separator: str | None = None
     """Text only: what separates documents within a file (e.g. "\\n\\n"). Default: each file is
     one document.
     """
-    hub: Optional[str] = None
+    hub: str | None = None
     """Dataset only, instead of `path`: its name on the Hugging Face hub. Needs the package
     `datasets`.
     """
-    subset: Optional[str] = None
-    """Dataset on the hub only: which of its configurations."""
-    split: Optional[str] = None
-    """Dataset only: which of its splits; needed for the hub, and on disk where it was saved
-    with several.
+    subset: str | None = None
+    """Dataset on the hub only: one of its configurations."""
+    split: str | None = None
+    """Dataset only: one of its splits. A dataset on the hub needs it, and one on disk that was
+    saved with several.
     """
-    revision: Optional[str] = None
+    revision: str | None = None
     """Dataset on the hub only: branch, tag or commit. A commit makes the preparation repeatable."""
     storage_options: dict[str, Any] = field(default_factory=dict)
-    """For s3:// only: what boto3's client takes, e.g. endpoint_url. Not recorded in the
-    manifest.
+    """For s3:// only: arguments of boto3's client, e.g. endpoint_url. The manifest does not record
+    them.
     """
-    filters: Optional[list[FilterEntry]] = None
-    """Filters of this source alone, in place of those of all; [] for none."""
-    licence: Optional[str] = None
-    """Goes into the manifest. SPDX names are best."""
-    origin: Optional[str] = None
-    """Goes into the manifest: where the text came from, for a reader."""
+    filters: list[FilterEntry] | None = None
+    """Filters of this source, in place of those of all sources; [] for none."""
+    licence: str | None = None
+    """Licence of the text, for the manifest. SPDX names are best."""
+    origin: str | None = None
+    """Where the text came from, in words, for the manifest."""
 
     @property
     def paths(self) -> list[str]:
-        """`path` as a list."""
-        return (
-            []
-            if self.path is None
-            else [self.path]
-            if isinstance(self.path, str)
-            else list(self.path)
-        )
+        """List the entries of `path`."""
+        if self.path is None:
+            return []
+        return [self.path] if isinstance(self.path, str) else list(self.path)
 
     @property
     def text_fields(self) -> list[str]:
-        """The fields whose values make the text."""
+        """List the fields whose values make the text."""
         names = self.fields.get("text", "text")
         return [names] if isinstance(names, str) else list(names)
 
     @property
     def other_fields(self) -> dict[str, str]:
-        """Our name -> theirs, for what is not text."""
+        """Map our names to theirs, for all fields but the text."""
         return {
             ours: theirs
             for ours, theirs in self.fields.items()
@@ -147,10 +104,10 @@ class SourceConfig:
         }
 
     def validate(self, name: str) -> None:
-        """Checks what the types cannot say.
+        """Check what the types cannot say.
 
         Args:
-            name: The source's, a directory's name and part of metric names.
+            name: Name of the source, which is also a directory's name and part of metric names.
 
         Raises:
             UserError: A field does not go with the kind, or is missing; or the name cannot be used.
@@ -175,7 +132,7 @@ class SourceConfig:
         self._check_fields(where)
 
     def _check_fields(self, where: str) -> None:
-        """Our names are known, theirs are given."""
+        """Refuse a name that is not one of ours, and a field without a name of theirs."""
         for ours, theirs in self.fields.items():
             if ours not in TEXT_FIELDS:
                 raise UserError(
@@ -194,7 +151,7 @@ class SourceConfig:
 
 
 def _check_name(name: str) -> None:
-    """A source's name is a directory's name and part of metric names."""
+    """Refuse a name that cannot be a directory's name and part of metric names."""
     if (
         not name
         or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name)
@@ -204,9 +161,6 @@ def _check_name(name: str) -> None:
             f"sources: the name {name!r} must consist of ASCII letters, digits, '_', '-' and '.',"
             " and not start with '.'"
         )
-
-
-# The config of `prepare`: sources, tokenizer, splits, limits.
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -227,44 +181,44 @@ class TokenizerConfig:
 
     kind: Literal["train", "file"] = "train"
     """train: a byte-level BPE on the training split. file: any tokenizer.json."""
-    vocab_size: Optional[int] = None
-    """Train only: ids, special tokens included. Default: 8192, or half of what the text yields
-    where that is less.
+    vocab_size: int | None = None
+    """Train only: number of ids, special tokens included. Default: 8192, or half of what the text
+    yields if that is less.
     """
     pattern: Literal["cl100k", "llama3", "qwen2", "gpt2"] = "cl100k"
-    """Train only: the pre-tokenizer's regex, by the name that other tools know it by. cl100k
-    and llama3 are the same regex.
+    """Train only: the pre-tokenizer's regex, by the name that other tools use. cl100k and llama3
+    are the same regex.
     """
-    regex: Optional[str] = None
-    """Train only, instead of `pattern`: an own regex (Oniguruma's syntax) whose matches, and the
-    text between them, are the words that no token crosses. Encoding is then several times slower,
-    and converters to GGUF, which know only the named ones, refuse the tokenizer.
+    regex: str | None = None
+    """Train only, instead of `pattern`: a regex of your own (Oniguruma's syntax). Its matches, and
+    the text between them, are the words that no token crosses. Encoding is then several times
+    slower, and converters to GGUF, which know only the named ones, refuse the tokenizer.
     """
-    special_tokens: Optional[list[str]] = None
+    special_tokens: list[str] | None = None
     """Train only: further special tokens, with ids from 4 on. Ids 0 to 3 are <|endoftext|>,
     <|im_start|>, <|im_end|> and <|pad|>.
     """
     sample_bytes: int = 20_000_000
-    """Train only: bytes of training text to learn from, drawn over all sources; more costs
-    memory and time and gains little.
+    """Train only: bytes of training text to learn from, sampled over all sources. More text
+    costs memory and time and gains little.
     """
-    path: Optional[str] = None
+    path: str | None = None
     """File only: a tokenizer.json, or a folder that holds one (a Hugging Face model, a prepared
     dataset).
     """
-    bos: Optional[str] = None
+    bos: str | None = None
     """File only: token that starts a document. Default: as tokenizer_config.json says, else by
     its usual name.
     """
-    eos: Optional[str] = None
+    eos: str | None = None
     """File only: token that ends a document. A tokenizer with only one of both uses it for both."""
 
     def validate(self) -> None:
-        """Checks what the types cannot say.
+        """Check what the types cannot say.
 
         Raises:
             UserError: A value is out of range, a field does not go with its kind, a special token
-                is empty or named twice, or the regex is none.
+                is empty or named twice, or the regex is not one.
         """
         train = ("vocab_size", "pattern", "regex", "special_tokens", "sample_bytes")
         file = self.kind == "file"
@@ -320,32 +274,32 @@ class SplitsConfig:
     """
 
     validation: float = 0.01
-    """Share for validation."""
+    """Share of the bytes for validation."""
     test: float = 0.005
-    """Share for the test."""
+    """Share of the bytes for the test."""
 
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """Raw text to a finished directory of LitData shards."""
+    """How to turn raw text into a directory of LitData shards."""
 
     out: str
-    """The dataset's directory; made as a whole, at the end."""
+    """The dataset's directory; it appears whole, at the end."""
     sources: dict[str, SourceConfig]
-    """Name -> where it comes from. Each source keeps its own shards, so that mixtures are
-    weighed at training time.
+    """Name -> where the text lies. Each source has its own shards, so that a mixture is weighted at
+    training time.
     """
     filters: list[FilterEntry] = field(default_factory=list)
-    """What a document must pass, in this order: presets (gopher, c4, fineweb), our filters, or your
-    own by class path. A source's own `filters` replace them.
+    """Filters that a document must pass, in this order: presets (gopher, c4, fineweb), our filters,
+    or your own by class path. A source's own `filters` replace them.
     """
-    dedup: Optional[DedupConfig] = None
-    """Which documents say what others said before. Null: all stay."""
-    pii: Optional[PiiConfig] = None
-    """Which personal data are replaced; `pii: {}` for all kinds. Null: none."""
-    decontaminate: Optional[DecontaminateConfig] = None
-    """Evaluation sets that no document may hold. Null: none is checked, and `evaluate` will say
-    so.
+    dedup: DedupConfig | None = None
+    """Which documents repeat what earlier ones say, and are removed. Null: all stay."""
+    pii: PiiConfig | None = None
+    """Which personal data to replace; `pii: {}` for all kinds. Null: none."""
+    decontaminate: DecontaminateConfig | None = None
+    """Evaluation sets that no document may contain. Null: no set is checked, and `evaluate` will
+    say so.
     """
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     splits: SplitsConfig = field(default_factory=SplitsConfig)
@@ -356,36 +310,36 @@ class PrepareConfig:
     max_document_bytes: int = 50_000_000
     """Largest document, in UTF-8 bytes; also bounds the memory."""
     too_large: Literal["truncate", "skip"] = "skip"
-    """What to do with a larger one: keep its beginning, or reject it. Counted in the manifest."""
+    """What to do with a larger one: keep its beginning, or reject it. The manifest counts them."""
     errors: Literal["replace", "skip"] = "skip"
     """What to do with text that is not UTF-8: replace the bytes by U+FFFD, or reject the
-    document. Counted in the manifest.
+    document. The manifest counts them.
     """
     max_bad_fraction: float = 0.01
-    """Rejected records stop the run when they are more than this fraction of a source, as do
-    unread bytes of damaged files. 0: any.
+    """Largest fraction of a source that may be rejected, in records or in unread bytes of damaged
+    files; more stops the run. 0: none.
     """
     seed: int = 0
-    """Of the hash that splits documents."""
+    """Seed of the hash that splits documents."""
     keep_rejects: int = 3
-    """Documents kept for reading, per source, step and reason, of those that were left out:
-    rejects.jsonl of the dataset.
+    """How many of the rejected documents to keep, per source, step and reason, for a person to
+    read: rejects.jsonl of the dataset.
     """
     part_bytes: int = 256_000_000
-    """A task reads consecutive files of about this size. Each part has chunks of its own."""
+    """Size of a part: the consecutive files that a task reads. Each part has its own chunks."""
     engine: Literal["local", "ray", "slurm"] = "local"
-    """What runs the tasks. local: processes of this machine. ray, slurm: clusters, by
-    datatrove's executors. The result is the same.
+    """Where the tasks run. local: processes of this machine. ray, slurm: clusters, by datatrove's
+    executors. The result is the same.
     """
-    workers: Optional[int] = None
-    """Tasks at a time. Default: the processors this process may use. The result does not depend
-    on it.
+    workers: int | None = None
+    """Tasks at a time; the result does not depend on it. Default: the processors that this process
+    may use.
     """
     ray: RayConfig = field(default_factory=RayConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def validate(self) -> None:
-        """Checks what the types cannot say.
+        """Check what the types cannot say.
 
         Raises:
             UserError: A value is out of range, or a field does not go with its kind.
@@ -435,13 +389,14 @@ class PrepareConfig:
                 raise UserError(f"{label}={value} must lie between {low} and {high}")
 
     def filters_of(self, source: str) -> list[FilterEntry]:
-        """The filters of a source: its own, or those of all."""
+        """List the filters of a source: its own, or those of all sources."""
         own = self.sources[source].filters
         return self.filters if own is None else own
 
     def identity(self) -> dict[str, Any]:
-        """What can change the data: every field but where it goes, who works on it, when it
-        stops, and how a store is reached.
+        """List the fields that can change the data.
+
+        These are all but where it goes, who works on it, when it stops, and how to reach a store.
         """
         fields = dataclasses.asdict(self)
         for name in (
@@ -455,21 +410,20 @@ class PrepareConfig:
         ):
             del fields[name]
         for source in fields["sources"].values():
-            del source[
-                "storage_options"
-            ]  # may hold credentials, and the manifest is for others to read
+            # It may hold credentials, and the manifest is for others to read.
+            del source["storage_options"]
         return fields
 
 
 def _check_regex(pattern: str) -> None:
-    """Refuses what `tokenizers` cannot compile, and what finds nothing."""
+    """Refuse a regex that `tokenizers` cannot compile, and one that finds nothing."""
     import regex  # type: ignore[import-untyped]
     import tokenizers
     from tokenizers import pre_tokenizers
 
     try:
         compiled = tokenizers.Regex(pattern)
-    except Exception as error:  # `tokenizers` raises bare Exception, and says no place
+    except Exception as error:  # `tokenizers` raises a bare Exception, without the position
         place = ""
         try:
             regex.compile(pattern)
@@ -487,4 +441,41 @@ def _check_regex(pattern: str) -> None:
         )
 
 
-_REGEX_PROBE = "Words, 12 numbers; and\n\tlines of x = f(y)!"
+def refuse_null(config: Any, where: str = "") -> None:
+    """Refuse a field that is null and may not be, in a config and those within it.
+
+    The parser lets an empty entry of a file through.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if value is None and type(None) not in get_args(hint):
+            raise UserError(
+                f"{where}{name} is empty (null): give it a value, or leave it out for its default"
+            )
+        inner = value if isinstance(value, Mapping) else {"": value}
+        for key, each in inner.items():
+            if dataclasses.is_dataclass(each):
+                refuse_null(each, f"{where}{name}.{key}." if key else f"{where}{name}.")
+
+
+def check_kind(
+    where: str,
+    config: Any,
+    allowed: tuple[str, ...],
+    needed: tuple[str, ...],
+    *,
+    common: tuple[str, ...],
+) -> None:
+    """Refuse a field that is set but belongs to another kind, and one that is missing."""
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        default = (
+            spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+        )
+        if spec.name not in (*allowed, *common) and value != default:
+            raise UserError(
+                f"{where}.{spec.name}={value!r} has no meaning for kind {config.kind}, which takes"
+                f" {', '.join((*allowed, *common))}"
+            )
+        if spec.name in needed and value is None:
+            raise UserError(f"{where} is of kind {config.kind} and needs `{spec.name}`")

@@ -1,6 +1,4 @@
-"""Versions: what made the bytes of a dataset: the interpreter and the libraries that its config
-uses.
-"""
+"""Versions of what decides the bytes of a dataset: the interpreter, and libraries that it uses."""
 
 from __future__ import annotations
 
@@ -23,18 +21,20 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash")
 _MODULE = "module "
-"""Begins the name of a user's module that belongs to no installed package: its version is the
-sha256 of its file.
+"""Prefix of a user's module that belongs to no installed package; its version is the sha256 of its
+file.
 """
 _LIST = "file "
-"""Begins the path of a list that a filter reads; likewise."""
+"""Prefix of the path of a list that a filter reads; its version is the sha256 of the file."""
 CONTENTS = (_MODULE, _LIST)
-"""Begin what is no library's version but a part of what was asked for."""
+"""Prefixes of entries that are no library's version but belong to the config."""
 
 
 def versions(config: PrepareConfig) -> dict[str, str]:
-    """Name -> version. What a letter is, and how it is normalised, Python's Unicode tables say,
-    which have a version of their own.
+    """Map each name to its version.
+
+    Python's Unicode tables say what a letter is and how to normalise it; they have a version of
+    their own.
     """
     names, contents = set(_ALWAYS), set[str]()
     for name, source in config.sources.items():
@@ -54,7 +54,7 @@ def versions(config: PrepareConfig) -> dict[str, str]:
 
 
 def difference(there: Mapping[str, str]) -> str:
-    """How this machine differs from another one's versions, in words; empty where it does not."""
+    """Say in words how this machine differs from another one's versions; empty if it does not."""
     here = {
         "lit_pretrain": lit_pretrain.__version__,
         "python": platform.python_version(),
@@ -69,9 +69,7 @@ def difference(there: Mapping[str, str]) -> str:
 
 
 def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
-    """Adds what the filters of a source stand on: libraries, and modules and lists of the
-    user's own.
-    """
+    """Add the libraries that the filters of a source use, and the user's own modules and lists."""
     for spec in expand_filters(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
@@ -95,7 +93,7 @@ def _class_path(path: str, names: set[str], contents: set[str]) -> None:
 
 
 def _version(name: str) -> str:
-    """Of an installed package."""
+    """Read the version of an installed package."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -103,7 +101,7 @@ def _version(name: str) -> str:
 
 
 def _content(name: str) -> str:
-    """sha256 of a module's file, or of a list."""
+    """Hash a module's file, or a list."""
     path: str | None = name.removeprefix(_LIST)
     if name.startswith(_MODULE):
         found = importlib.util.find_spec(name.removeprefix(_MODULE))
