@@ -1,4 +1,4 @@
-"""Candidates: the documents that any edge joins, cut into groups that can be decided alone."""
+"""Candidates: the documents that an edge joins, in groups that can be decided independently."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import numpy.typing as npt
 
 from lit_pretrain.files import atomic_path
 from lit_pretrain.hashing import splitmix64
-from lit_pretrain.prepare.dedup.columns import Numbers, load_columns, save_columns
+from lit_pretrain.prepare.dedup.columns import Numbers, load_column, save_columns
 from lit_pretrain.prepare.dedup.sketch import shingles
 from lit_pretrain.prepare.document_store import Document
 
 GROUP = 50_000
-"""Candidate documents of a group, about; the documents of one component are never parted."""
+"""Candidates in a group, roughly; the documents of one component always stay together."""
 BATCH_EDGES = 1 << 24
-"""Edges taken up at a time: about 140 bytes each, 2.3 GB."""
+"""Edges joined at a time: about 140 bytes each, 2.3 GB."""
 _FLAT = "shingles.u64"
 _OPEN_FILES = 100
-"""Parts whose shingles are mapped at a time: there may be more of them than a process may open
-files.
+"""Parts whose shingles are mapped at a time: there may be more parts than files that a process may
+open.
 """
 
 
 def group_candidates(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
-    """Finds the connected components of all edges and deals them out to groups.
+    """Find the connected components of all edges and distribute them over groups.
 
-    Holds about 140 bytes a candidate and as much an edge of a batch: documents that nobody
-    resembles cost nothing.
+    Holds about 140 bytes for each candidate and for each edge of a batch; documents that resemble
+    no other cost nothing.
 
     Args:
-        copies: Edge files of exact copies.
-        edges: All others: what they join is compared by its shingles.
+        copies: Files of edges between exact copies.
+        edges: Files of all other edges; the documents that they join are compared by shingles.
         out: A directory of arrays: compared [D] (documents that need shingles, sorted), document
-            [C] (all candidates, by group and within it sorted), offsets [groups + 1] (where each
+            [C] (all candidates, by group, sorted within it), offsets [groups + 1] (where each
             group begins).
 
     Returns:
-        Number of groups; 0 when there are no candidates.
+        Number of groups; 0 if there are no candidates.
     """
     joined = _join(np.empty((0, 2), np.int64), edges)
     compared = joined[:, 1]
@@ -57,13 +57,15 @@ def group_candidates(copies: Sequence[Path], edges: Sequence[Path], out: Path) -
 
 
 def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
-    """[C, 2]: (smallest document of its component, document), sorted by document; of what is
-    known and the edges of some files.
+    """Add the edges of some files to known components.
+
+    Returns:
+        [C, 2]: (smallest document of its component, document), sorted by document.
     """
     batch: list[Numbers] = [known]
     held = 0
     for path in files:
-        first, document = load_columns(path, "first"), load_columns(path, "document")
+        first, document = load_column(path, "first"), load_column(path, "document")
         for begin in range(0, len(first), BATCH_EDGES):
             batch.append(
                 np.stack(
@@ -78,9 +80,7 @@ def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
 
 
 def _components(edges: Numbers) -> Numbers:
-    """The components of a graph as edges: from the smallest document of each to every one of
-    it, itself among them.
-    """
+    """Find the components of a graph, as edges from the smallest document of each to all of it."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -91,38 +91,37 @@ def _components(edges: Numbers) -> Numbers:
         shape=(len(document), len(document)),
     )
     _, label = connected_components(graph, directed=False)
-    _, first = np.unique(
-        label, return_index=True
-    )  # documents are sorted: the first of a label is its smallest
+    # Documents are sorted: the first of a label is its smallest.
+    _, first = np.unique(label, return_index=True)
     return np.stack([document[first][label] if len(document) else document, document], axis=1)
 
 
 def group_of(candidates: Path, number: int) -> Numbers:
-    """The documents of a group, sorted."""
-    begin, end = load_columns(candidates, "offsets")[number : number + 2].tolist()
-    found: Numbers = np.asarray(load_columns(candidates, "document")[begin:end]).astype(np.int64)
+    """Return the documents of a group, sorted."""
+    begin, end = load_column(candidates, "offsets")[number : number + 2].tolist()
+    found: Numbers = np.asarray(load_column(candidates, "document")[begin:end]).astype(np.int64)
     return found
 
 
 def store_shingles(
     documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int
 ) -> int:
-    """Writes the shingles of those documents of a part that are compared by them.
+    """Write the shingles of those documents of a part that are compared by them.
 
     Args:
-        documents: The part.
+        documents: The documents of the part.
         begin: Number of its first document in the corpus.
         end: The one after its last.
-        candidates: The file of `group`.
+        candidates: The directory that `group_candidates` wrote.
         out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1]
             (where the shingles of each begin), and a file of all shingles, flat, so that readers
             can map it.
-        words: Of a shingle.
+        words: Words in a shingle.
 
     Returns:
         Number of such documents.
     """
-    compared = load_columns(candidates, "compared")
+    compared = load_column(candidates, "compared")
     here = slice(*np.searchsorted(compared, [begin, end]).tolist())
     mine = np.asarray(compared[here])
     wanted = set(mine.tolist())
@@ -141,14 +140,15 @@ def store_shingles(
 
 
 class Shingles:
-    """The shingles of some documents, mapped from the files of the parts: only what is looked at is
-    read.
+    """The shingles of some documents, mapped from the files of the parts.
+
+    Only what is looked at is read.
 
     Args:
-        paths: Of all parts, as given to `store_shingles`.
+        paths: Files of `store_shingles`, of all parts.
         begins: Number of the first document of each part.
-        documents: Whose shingles may be asked for, sorted: about 200 bytes each are held. Those
-            that were not stored are left out.
+        documents: The documents, sorted; about 200 bytes each are held. Those without stored
+            shingles are left out.
     """
 
     def __init__(self, paths: Sequence[Path], begins: Sequence[int], documents: Numbers) -> None:
@@ -158,10 +158,8 @@ class Shingles:
         cuts = np.searchsorted(documents, [*begins, np.iinfo(np.int64).max])
         for part in np.flatnonzero(np.diff(cuts)).tolist():
             mine = documents[cuts[part] : cuts[part + 1]]
-            stored, offsets = (
-                load_columns(paths[part], "documents"),
-                load_columns(paths[part], "offsets"),
-            )
+            stored = load_column(paths[part], "documents")
+            offsets = load_column(paths[part], "offsets")
             places = np.searchsorted(stored, mine)
             there = places < len(stored)
             there[there] = stored[places[there]] == mine[there]
@@ -175,16 +173,17 @@ class Shingles:
                 self._of[number] = (part, low, high)
 
     def __getitem__(self, document: int) -> npt.NDArray[np.uint64]:
-        """Sorted distinct shingles of a document."""
+        """Return the sorted distinct shingles of a document."""
         part, begin, end = self._of[document]
         return np.asarray(self._flat(part)[begin:end])
 
     def size(self, document: int) -> int:
-        """How many it has."""
+        """Count the shingles of a document."""
         _, begin, end = self._of[document]
         return end - begin
 
     def _flat(self, part: int) -> npt.NDArray[np.uint64]:
+        """Map the shingles of a part."""
         if part not in self._open:
             path = self._paths[part] / _FLAT
             self._open[part] = (
@@ -198,8 +197,8 @@ class Shingles:
         return self._open[part]
 
 
-def shared(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> int:
-    """Shingles that two sorted sets have in common."""
+def count_shared(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> int:
+    """Count the shingles that two sorted sets have in common."""
     small, large = (one, other) if len(one) <= len(other) else (other, one)
     if not len(small):
         return 0

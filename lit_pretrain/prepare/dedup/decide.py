@@ -1,12 +1,12 @@
 """Decide: which candidates go, and for which document that stays.
 
 Documents are taken in an order, and each is compared with those before it *that stay*, never with
-what went: nobody is removed over a chain of others, no pair below a threshold is merged, what
-everything went for is there in the end, and a second run finds nothing. The order is that of the
-corpus, but a document in which others lie stands in front of the first of them: where a chapter
-comes before its book, it is the book that the others are compared with. Of two that are nearly the
-same neither lies in the other: the first one stays. A copy goes as the first of its text goes, for
-the same reason and document.
+one that went: no document is removed over a chain of others, no pair below a threshold is merged,
+whatever a document went for is there in the end, and a second run finds nothing. The order is that
+of the corpus, except that a document that contains others comes before the first of them: where a
+chapter comes before its book, it is the book that the others are compared with. Of two documents
+that are nearly the same, neither contains the other: the first one stays. A copy goes whenever the
+first of its text goes, for the same reason and document.
 """
 
 from __future__ import annotations
@@ -14,51 +14,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.dedup.candidates import Shingles, group_of, shared
-from lit_pretrain.prepare.dedup.columns import (
-    Numbers,
-    edges_of,
-    load_columns,
-    ranges_for,
-    save_column,
-)
+from lit_pretrain.prepare.dedup.candidates import Shingles, count_shared, group_of
+from lit_pretrain.prepare.dedup.columns import Numbers, load_column, save_column
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
+from lit_pretrain.prepare.dedup.edges import edges_of
+from lit_pretrain.prepare.dedup.places import EdgeFiles, Places
 
 REASONS = ("exact", "near", "contained")
 """Why a document was removed, by the code in the files."""
 _ALIKE = -1
-"""In place of a band: a document that looking for containers showed to be nearly the same."""
+"""In place of a band: the search for containers showed that documents are nearly the same."""
+_Bucket = tuple[int, int]
+"""Band, and first document, of documents that may be nearly the same."""
+_Verdict = tuple[int, int, float]
+"""Document that stays, index into REASONS, and similarity, of a document that goes."""
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed, by document: arrays of one length."""
+    """The documents that were removed, as arrays of one length."""
 
     document: npt.NDArray[np.int64]
-    """Number in the corpus, rising."""
+    """Number in the corpus, ascending."""
     kept: npt.NDArray[np.int64]
     """The document that stays for it."""
     reason: npt.NDArray[np.int8]
     """Index into REASONS."""
     similarity: npt.NDArray[np.float64]
-    """Jaccard similarity, of a contained one the share of its shingles in the other."""
-
-
-@dataclass(frozen=True)
-class Edges:
-    """The edge files of all ranges."""
-
-    copies: Sequence[Path]
-    """Of `find_copies`."""
-    bands: Sequence[Sequence[Path]]
-    """Of `find_band`, by band."""
-    containers: Sequence[Path]
-    """Of `find_containers`."""
+    """Jaccard similarity; of a contained document, the share of its shingles in the other."""
 
 
 def decide(
@@ -66,40 +54,42 @@ def decide(
     number: int,
     shingle_files: Sequence[Path],
     begins: Sequence[int],
-    edges: Edges,
+    edges: EdgeFiles,
     config: DedupConfig,
 ) -> Removed:
-    """Decides one group.
+    """Decide which documents of one group go.
 
-    Holds up to 4 kB a document of the group and 150 bytes a pair that containment may join; edges
-    and shingles are mapped.
+    Holds up to 4 kB for each document of the group, and 150 bytes a pair that containment may join;
+    edges and shingles are mapped.
 
     Args:
-        candidates: The file of `candidates.group`.
+        candidates: The directory that `group_candidates` wrote.
         number: The group.
-        shingle_files: Of all parts, as given to `store_shingles`.
+        shingle_files: Files of `store_shingles`, of all parts.
         begins: Number of the first document of each part.
-        edges: What may go for what.
+        edges: Which document may go for which.
         config: What is compared.
     """
     mine = group_of(candidates, number)
     stored = Shingles(shingle_files, begins, mine)
-    first_of = {document: first for path in edges.copies for first, document in _pairs(path, mine)}
-    keys = _buckets(edges.bands, mine)
+    first_of = {
+        document: first for path in edges.copies for first, document in _edge_pairs(path, mine)
+    }
+    buckets_of = _buckets(edges.bands, mine)
     containers, alike = _containers(edges.containers, mine, stored, config)
-    removed: dict[int, tuple[int, int, float]] = {}
-    by_key: dict[tuple[int, int], list[int]] = {}
+    removed: dict[int, _Verdict] = {}
+    kept_in: dict[_Bucket, list[int]] = {}
     for document in _ordered(
         [document for document in mine.tolist() if document not in first_of], containers, stored
     ):
-        buckets = keys.get(document, ())
+        buckets = buckets_of.get(document, ())
         found = None
         if config.near is not None and (buckets or document in alike):
             others = sorted(
                 {
                     other
                     for key in (*buckets, *alike.get(document, ()))
-                    for other in by_key.get(key, ())
+                    for other in kept_in.get(key, ())
                 }
             )
             found = _nearest(document, others, stored, config.near.threshold)
@@ -108,7 +98,7 @@ def decide(
             removed[document] = found
             continue
         for key in (*buckets, (_ALIKE, document)) if document in alike else buckets:
-            by_key.setdefault(key, []).append(document)
+            kept_in.setdefault(key, []).append(document)
     for document, first in first_of.items():
         removed[document] = removed.get(first, (first, 0, 1.0))
     documents = sorted(removed)
@@ -120,21 +110,19 @@ def decide(
     )
 
 
-def _pairs(path: Path, documents: Numbers) -> list[tuple[int, int]]:
-    """(first, document) of the edges of one file by which some documents may go."""
+def _edge_pairs(path: Path, documents: Numbers) -> list[tuple[int, int]]:
+    """Read the edges of one file by which some documents may go, as (first, document)."""
     first, document = edges_of(path, documents)
     return list(zip(first.tolist(), document.tolist(), strict=True))
 
 
-def _buckets(
-    bands: Sequence[Sequence[Path]], documents: Numbers
-) -> dict[int, list[tuple[int, int]]]:
-    """The buckets of each document that shares any: (band, first document of it)."""
-    keys: dict[int, list[tuple[int, int]]] = {}
+def _buckets(bands: Sequence[Sequence[Path]], documents: Numbers) -> dict[int, list[_Bucket]]:
+    """Find the buckets of each document that shares one with others."""
+    keys: dict[int, list[_Bucket]] = {}
     for band, paths in enumerate(bands):
         for path in paths:
             firsts = set()
-            for first, document in _pairs(path, documents):
+            for first, document in _edge_pairs(path, documents):
                 keys.setdefault(document, []).append((band, first))
                 firsts.add(first)
             for first in firsts:
@@ -144,22 +132,22 @@ def _buckets(
 
 def _containers(
     paths: Sequence[Path], documents: Numbers, stored: Shingles, config: DedupConfig
-) -> tuple[dict[int, dict[int, float]], dict[int, list[tuple[int, int]]]]:
-    """Of each document, those in which it truly lies and the share of it that does, the longest
-    first; and the keys of those like it.
+) -> tuple[dict[int, dict[int, float]], dict[int, list[_Bucket]]]:
+    """Compare the pairs that containment may join.
+
+    Returns:
+        Document -> those in which it truly lies, the longest first, with the share of it that does;
+        and document -> a bucket for each other one that turned out to be nearly the same.
     """
     found: dict[int, dict[int, float]] = {}
-    alike: dict[int, list[tuple[int, int]]] = {}
+    alike: dict[int, list[_Bucket]] = {}
     if config.containment is not None:
         near = 2.0 if config.near is None else config.near.threshold
         for path in paths:
-            for large, small in _pairs(path, documents):
-                common, size, whole = (
-                    shared(stored[small], stored[large]),
-                    stored.size(small),
-                    stored.size(large),
-                )
-                if common / (size + whole - common) >= near:
+            for large, small in _edge_pairs(path, documents):
+                common = count_shared(stored[small], stored[large])
+                size = stored.size(small)
+                if common / (size + stored.size(large) - common) >= near:
                     alike.setdefault(small, []).append((_ALIKE, large))
                     alike.setdefault(large, []).append((_ALIKE, small))
                 elif common / size >= config.containment.threshold:
@@ -172,20 +160,20 @@ def _containers(
 
 
 def _share(small: int, large: int, stored: Shingles) -> float:
-    """Of the shingles of a document, the share that another one holds."""
-    return shared(stored[small], stored[large]) / stored.size(small)
+    """Compute the share of a document's shingles that another one holds."""
+    return count_shared(stored[small], stored[large]) / stored.size(small)
 
 
 def _ordered(
     documents: list[int], containers: dict[int, dict[int, float]], stored: Shingles
 ) -> list[int]:
-    """The documents in the order in which they are decided: a container before what lies in it,
-    else as in the corpus.
+    """Put the documents into the order in which they are decided.
+
+    A container comes before what lies in it; else the order is that of the corpus.
     """
     rank: dict[int, int] = {}
-    for small in sorted(
-        containers, key=lambda one: (stored.size(one), -one)
-    ):  # what lies within it has its rank by then
+    # From small to large, so that whatever lies within a document has its rank before it.
+    for small in sorted(containers, key=lambda one: (stored.size(one), -one)):
         for large in containers[small]:
             rank[large] = min(rank.get(large, large), rank.get(small, small))
 
@@ -200,12 +188,13 @@ def _ordered(
 def _container(
     document: int,
     inside: dict[int, float],
-    removed: dict[int, tuple[int, int, float]],
+    removed: dict[int, _Verdict],
     stored: Shingles,
     config: DedupConfig,
-) -> tuple[int, int, float] | None:
-    """The longest document that stays and holds this one; else of those for which its
-    containers went, the first that holds it.
+) -> _Verdict | None:
+    """Find the longest document that stays and holds this one.
+
+    If all its containers went, it is the first document that they went for and that holds it.
     """
     for large, share in inside.items():
         if large not in removed:
@@ -222,115 +211,34 @@ def _container(
 
 def _nearest(
     document: int, others: Sequence[int], stored: Shingles, threshold: float
-) -> tuple[int, int, float] | None:
-    """The most similar of some others that stay, the earliest of equals; None below the
-    threshold.
+) -> _Verdict | None:
+    """Find the most similar of some documents that stay, the earliest of equals.
+
+    Return None if none reaches the threshold.
     """
-    best: tuple[int, int, float] | None = None
+    best: _Verdict | None = None
     mine = stored[document]
     for other in others:
         size = stored.size(other)
         if min(len(mine), size) < threshold * max(len(mine), size):
-            continue  # too different in size to reach it
-        common = shared(mine, stored[other])
+            continue  # Too different in size to reach it.
+        common = count_shared(mine, stored[other])
         similarity = common / (len(mine) + size - common)
         if similarity >= threshold and (best is None or similarity > best[2]):
             best = (other, 1, similarity)
     return best
 
 
-# Places: where each step of the comparison leaves its files, and how the corpus is cut for it.
-
-
-@dataclass(frozen=True)
-class Places:
-    """Of one corpus. Ranges are those of `arrays.in_range`: as many as the documents need."""
-
-    config: DedupConfig
-    work: Path
-    begins: tuple[int, ...]
-    """Number of the first document of each part in the corpus."""
-    documents: int
-    """Of the corpus."""
-
-    @property
-    def ranges(self) -> int:
-        """Of the keys of a column that has one a document."""
-        return ranges_for(self.documents)
-
-    def span(self, part: int) -> tuple[int, int]:
-        """(first document, the one after the last) of a part."""
-        return self.begins[part], (*self.begins, self.documents)[part + 1]
-
-    def slice(self, number: int) -> tuple[int, int]:
-        """The same of one of `ranges` even cuts of the corpus."""
-        return self.documents * number // self.ranges, self.documents * (number + 1) // self.ranges
-
-    @property
-    def sketches(self) -> list[Path]:
-        """Of all parts."""
-        return [self.work / f"sketch-{part:05d}" for part in range(len(self.begins))]
-
-    @property
-    def copies(self) -> list[Path]:
-        """Exact copies, by range."""
-        return [
-            self.work / f"copies-{number:05d}"
-            for number in range(self.ranges if self.config.exact else 0)
-        ]
-
-    @property
-    def bands(self) -> list[list[Path]]:
-        """Edges of all bands, by range."""
-        count = 0 if self.config.near is None else self.config.near.bands
-        return [
-            [self.work / f"band-{band}-{number:05d}" for number in range(self.ranges)]
-            for band in range(count)
-        ]
-
-    def overlaps(self, ranges: int) -> list[Path]:
-        """Pairs that share sampled shingles, by range of these."""
-        return [self.work / f"overlap-{number:05d}" for number in range(ranges)]
-
-    @property
-    def containers(self) -> list[Path]:
-        """Edges of containment, by slice."""
-        return [
-            self.work / f"containers-{number:05d}"
-            for number in range(0 if self.config.containment is None else self.ranges)
-        ]
-
-    @property
-    def edges(self) -> Edges:
-        """All of them."""
-        return Edges(self.copies, self.bands, self.containers)
-
-    @property
-    def candidates(self) -> Path:
-        """Documents that any edge joins."""
-        return self.work / "candidates"
-
-    @property
-    def shingles(self) -> list[Path]:
-        """Of the candidates of all parts."""
-        return [self.work / f"shingles-{part:05d}" for part in range(len(self.begins))]
-
-    def verdicts(self, group: int) -> Path:
-        """On a group."""
-        return self.work / f"verdicts-{group:05d}"
-
-
-# Settle: the verdicts on groups, sorted by the parts whose documents they are about.
-
+# Settle: sort the verdicts on groups by the parts whose documents they are about.
 
 STRETCH = 1 << 24
-"""Documents of consecutive parts that one task settles, about: 9 bytes for each that went,
-twice.
+"""Documents, roughly, of the consecutive parts that one task settles. It holds 9 bytes for each
+document that went, twice.
 """
 
 
 def stretches(begins: Sequence[int], documents: int) -> list[list[int]]:
-    """Consecutive parts, by number, that hold about `STRETCH` documents together."""
+    """Cut the parts into stretches of about `STRETCH` documents, as lists of part numbers."""
     found: list[list[int]] = []
     for part, end in enumerate([*begins[1:], documents]):
         if not found or end - begins[found[-1][0]] > STRETCH:
@@ -339,28 +247,44 @@ def stretches(begins: Sequence[int], documents: int) -> list[list[int]]:
     return found
 
 
+class RemovedCounts(TypedDict):
+    """How much one reason removed."""
+
+    documents: int
+    bytes: int
+
+
+class SettledPart(TypedDict):
+    """What is left of a part, and what was removed from it."""
+
+    part: int
+    """Number of the part."""
+    documents: int
+    """Documents that are left."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+    removed: dict[str, RemovedCounts]
+    """Reason -> what it removed."""
+
+
 def settle(
     verdicts: Sequence[Path], places: Places, parts: Sequence[int], out: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """Writes which documents of some consecutive parts went.
+) -> list[SettledPart]:
+    """Write which documents of some consecutive parts went.
 
     Args:
-        verdicts: Of all groups: arrays of `decide.Removed`.
-        places: Of the corpus.
-        parts: By number.
-        out: A .npy file for each: the numbers of documents that went, sorted.
-
-    Returns:
-        Of each part: part, documents and bytes (that are left), removed (by reason: documents,
-        bytes).
+        verdicts: Directories with the arrays of `Removed`, of all groups.
+        places: Where the files of the corpus are.
+        parts: Numbers of the parts.
+        out: A .npy file for each part: the numbers of the documents that went, sorted.
     """
     low, high = places.span(parts[0])[0], places.span(parts[-1])[1]
     documents, reasons = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
     for path in verdicts:
-        column = load_columns(path, "document")
+        column = load_column(path, "document")
         here = slice(*np.searchsorted(column, [low, high]).tolist())
         documents.append(np.asarray(column[here]))
-        reasons.append(np.asarray(load_columns(path, "reason")[here]))
+        reasons.append(np.asarray(load_column(path, "reason")[here]))
     gone, reason = np.concatenate(documents), np.concatenate(reasons)
     order = np.argsort(gone)
     gone, reason = gone[order], reason[order]
@@ -368,21 +292,22 @@ def settle(
     for part, path in zip(parts, out, strict=True):
         begin, end = places.span(part)
         here = slice(*np.searchsorted(gone, [begin, end]).tolist())
-        sizes = np.asarray(load_columns(places.sketches[part], "bytes"))
+        sizes = np.asarray(load_column(places.sketches[part], "bytes"))
         went = sizes[gone[here] - begin]
-        removed = {}
+        removed: dict[str, RemovedCounts] = {}
         for code, name in enumerate(REASONS):
             mine = reason[here] == code
             if mine.any():
-                removed[name] = {"documents": int(mine.sum()), "bytes": int(went[mine].sum())}
+                removed[name] = RemovedCounts(
+                    documents=int(mine.sum()), bytes=int(went[mine].sum())
+                )
         save_column(path, gone[here])
-        count = len(sizes) - len(went)
         left.append(
-            {
-                "part": part,
-                "documents": count,
-                "bytes": int(sizes.sum()) - int(went.sum()),
-                "removed": removed,
-            }
+            SettledPart(
+                part=part,
+                documents=len(sizes) - len(went),
+                bytes=int(sizes.sum()) - int(went.sum()),
+                removed=removed,
+            )
         )
     return left

@@ -7,8 +7,9 @@ from lit_pretrain.errors import UserError
 
 @dataclass(kw_only=True)
 class NearConfig:
-    """Near-duplicates: MinHash finds candidates (Broder 1997), true Jaccard similarity of word
-    shingles decides.
+    """Near-duplicates: MinHash finds candidates (Broder 1997), and their true similarity decides.
+
+    The similarity is that of Jaccard, over shingles of words.
     """
 
     threshold: float = 0.7
@@ -16,15 +17,15 @@ class NearConfig:
     1 % about 0.92.
     """
     shingle_words: int = 5
-    """Words in a row that are compared, blind to case and punctuation."""
+    """Words of a shingle; case and punctuation do not count."""
     bands: int = 20
-    """Hash tables. Documents of similarity s meet in one with the chance 1 - (1 - s^rows)^bands: by
-    default 0.99 at 0.77 and 0.92 at 0.7, but 0.27 at 0.5.
+    """Hash tables. Documents of similarity s meet in one with probability 1 - (1 - s^rows)^bands:
+    by default 0.99 at 0.77 and 0.92 at 0.7, but 0.27 at 0.5.
     """
     rows: int = 6
     """MinHashes per table."""
     seed: int = 1
-    """Of the MinHashes."""
+    """Seed of the MinHashes."""
 
 
 @dataclass(kw_only=True)
@@ -34,29 +35,30 @@ class ContainmentConfig:
     threshold: float = 0.9
     """Least share of the shorter one's shingles that the longer one holds."""
     sample: int = 32
-    """One shingle in so many is indexed (FracMinHash, Irber et al. 2022): memory against the
-    length from which documents are found.
+    """One shingle in so many is indexed (FracMinHash, Irber et al. 2022). More saves memory, and
+    raises the length from which documents are found.
     """
     min_words: int = 200
-    """Shorter documents are left alone: too few of their shingles are in the sample, and
-    quotations are no copies.
+    """Shorter documents stay: too few of their shingles are in the sample, and quotations are no
+    copies.
     """
 
 
 @dataclass(kw_only=True)
 class LinesConfig:
-    """Lines that stood in the corpus before: navigation, notices, forms."""
+    """Lines that occurred in the corpus before: navigation, notices, forms."""
 
     min_words: int = 5
-    """Shorter lines are left alone: `return None` and `See also` repeat by nature."""
+    """Shorter lines stay: `return None` and `See also` repeat by nature."""
     min_count: int = 2
     """Lines that occur in so many documents are removed from all but the first."""
 
 
 @dataclass(kw_only=True)
 class DedupConfig:
-    """What counts as said before. Documents are compared over all sources, in the order of the
-    config: the first one stays.
+    """What counts as a duplicate.
+
+    Documents are compared over all sources, in the order of the config; the first one stays.
     """
 
     exact: bool = True
@@ -69,7 +71,7 @@ class DedupConfig:
     """Remove lines that stood in an earlier document. Null: off."""
 
     def validate(self) -> None:
-        """Checks what the types cannot say.
+        """Check what the types cannot say.
 
         Raises:
             UserError: A value is out of range.

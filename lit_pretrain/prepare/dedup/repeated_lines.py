@@ -1,8 +1,8 @@
-"""Lines: what stood in an earlier document is taken out of later ones.
+"""Repeated lines: a line that stood in an earlier document is taken out of later ones.
 
-Three steps, each in parallel: hashes of the lines of every part; for a range of hashes over all
-parts, which of them occur how often and where first; and the texts without what was there before. A
-task holds 16 bytes a line of its part, or 50 a line of its range.
+It takes three steps, each in parallel: hash the lines of every part; for a range of hashes, over
+all parts, find how often each occurs and where first; and take out what was there before. A task
+holds 16 bytes for each line of its part, or 50 for each line of its range.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import numpy.typing as npt
 import xxhash
 
 from lit_pretrain.hashing import words
-from lit_pretrain.prepare.dedup.columns import in_range, load_columns, save_columns
+from lit_pretrain.prepare.dedup.columns import in_range, load_column, save_columns
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
 from lit_pretrain.prepare.document_store import Document
 
 
 def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:
-    """(number of the line, hash) of the lines that are long enough; white space at their ends
-    does not count.
-    """
+    """Return number and hash of each line that is long enough; outer white space does not count."""
     found = []
     for number, line in enumerate(text.split("\n")):
         if len(words(line)) >= min_words:
@@ -33,10 +31,10 @@ def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:
 
 
 def store_lines(documents: Iterable[tuple[int, Document]], out: Path, config: LinesConfig) -> int:
-    """Writes the lines of a part.
+    """Write the hashes of the lines of a part.
 
     Args:
-        documents: (number in the corpus, document) of those of the part that are left.
+        documents: (number in the corpus, document) of the documents of the part that are left.
         out: A directory of arrays: hash [L] (sorted), document [L].
         config: Which lines count.
 
@@ -45,9 +43,8 @@ def store_lines(documents: Iterable[tuple[int, Document]], out: Path, config: Li
     """
     hashes, owners = array("Q"), array("q")
     for number, document in documents:
-        distinct = {
-            value for _, value in line_hashes(document.text, config.min_words)
-        }  # a refrain is no copy
+        # Each line counts once: a refrain is no copy.
+        distinct = {value for _, value in line_hashes(document.text, config.min_words)}
         hashes.extend(distinct)
         owners.extend([number] * len(distinct))
     values, numbers = np.array(hashes, dtype=np.uint64), np.array(owners, dtype=np.int64)
@@ -59,24 +56,23 @@ def store_lines(documents: Iterable[tuple[int, Document]], out: Path, config: Li
 def find_repeated(
     files: Sequence[Path], number: int, ranges: int, out: Path, config: LinesConfig
 ) -> int:
-    """Writes the lines of one range of hashes that occur in `min_count` documents, with the
-    document that keeps each.
+    """Write the lines of one range that occur in `min_count` documents, with the first of these.
 
     Args:
-        files: Of all parts.
+        files: Files of `store_lines`, of all parts.
         number: The range, 0 to ranges - 1.
-        ranges: How many there are.
+        ranges: Number of ranges.
         out: A directory of arrays: hash [R] (sorted), document [R].
-        config: How often is often.
+        config: How many documents a line must occur in.
 
     Returns:
         Number of such lines.
     """
     hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for path in files:
-        here = in_range(load_columns(path, "hash"), number, ranges)
-        hashes.append(load_columns(path, "hash")[here])
-        owners.append(load_columns(path, "document")[here])
+        here = in_range(load_column(path, "hash"), number, ranges)
+        hashes.append(load_column(path, "hash")[here])
+        owners.append(load_column(path, "document")[here])
     values, documents = np.concatenate(hashes), np.concatenate(owners)
     order = np.lexsort((documents, values))
     values, documents = values[order], documents[order]
@@ -90,30 +86,30 @@ class Repeated:
     """The repeated lines of a part.
 
     Args:
-        files: Of `find_repeated`, all ranges.
-        lines: Of `store_lines`, the part.
+        files: Files of `find_repeated`, of all ranges.
+        lines: File of `store_lines`, of the part.
     """
 
     def __init__(self, files: Sequence[Path], lines: Path) -> None:
         hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        mine = np.unique(load_columns(lines, "hash"))
-        for number, path in enumerate(files):  # ranges rise, so the whole is sorted
-            repeated = load_columns(path, "hash")
+        mine = np.unique(load_column(lines, "hash"))
+        for number, path in enumerate(files):  # Ranges ascend, so the whole is sorted.
+            repeated = load_column(path, "hash")
             here = mine[in_range(mine, number, len(files))]
             place = np.searchsorted(repeated, here)
             there = place < len(repeated)
             there[there] = repeated[place[there]] == here[there]
             hashes.append(here[there])
-            owners.append(load_columns(path, "document")[place[there]])
+            owners.append(load_column(path, "document")[place[there]])
         self._hashes: npt.NDArray[np.uint64] = np.concatenate(hashes)
         self._owners: npt.NDArray[np.int64] = np.concatenate(owners)
 
     def without(self, text: str, document: int, config: LinesConfig) -> tuple[str, int]:
-        """A text without the lines that an earlier document holds, and how many went.
+        """Take out the lines that an earlier document holds, and count them.
 
         Args:
-            text: Of the document.
-            document: Its number, as in `store_lines`.
+            text: The document's text.
+            document: Its number, as given to `store_lines`.
             config: Which lines count.
         """
         long = line_hashes(text, config.min_words)

@@ -11,17 +11,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
-from lit_pretrain.prepare.dedup import candidates, columns, decide, repeated_lines, sketch
+from lit_pretrain.prepare.dedup import candidates, decide, edges, repeated_lines, sketch
 from lit_pretrain.prepare.dedup.columns import ranges_for, save_columns
-from lit_pretrain.prepare.dedup.decide import REASONS, Places, stretches
+from lit_pretrain.prepare.dedup.decide import REASONS, RemovedCounts, SettledPart, stretches
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
-from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME, dedup_report, findings
+from lit_pretrain.prepare.dedup.dedup_report import (
+    DEDUP_FILENAME,
+    Findings,
+    dedup_report,
+    findings,
+)
+from lit_pretrain.prepare.dedup.places import Places
 from lit_pretrain.prepare.dedup.repeated_lines import Repeated
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
 from lit_pretrain.prepare.engine.task_stage import Advance, PrepareTask, Result
@@ -48,7 +54,7 @@ def compare_corpus(run: Preparation) -> None:
 def _compare_documents(run: Preparation, corpus: Comparison) -> None:
     """Find the documents that go; add the step to the funnels, and write the report."""
     found, left_of_parts = find_duplicates(corpus, run.do)
-    removed = {reason: {"documents": 0, "bytes": 0} for reason in REASONS}
+    removed = {reason: RemovedCounts(documents=0, bytes=0) for reason in REASONS}
     for left in left_of_parts:
         begin = corpus.begins[left["part"]]
         steps = run.clean[left["part"]]["funnel"]
@@ -99,9 +105,7 @@ class RunStage(Protocol):
         """Return the results of all tasks."""
 
 
-def find_duplicates(
-    corpus: Comparison, do: RunStage
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def find_duplicates(corpus: Comparison, do: RunStage) -> tuple[list[Findings], list[SettledPart]]:
     """Find the documents that go, in stages that each look at a part, a range or a group.
 
     Args:
@@ -166,9 +170,9 @@ class Comparison:
         return Places(self.config, self.work / "dedup", self.begins, self.documents)
 
     @property
-    def copies(self) -> columns.Copies:
+    def copies(self) -> edges.Copies:
         """Load which documents are exact copies."""
-        return columns.Copies(self.places.copies, self.documents)
+        return edges.Copies(self.places.copies, self.documents)
 
 
 class SketchResult(TypedDict):
@@ -209,7 +213,7 @@ class CopiesTask:
     def __call__(self, number: int, advance: Advance) -> CopiesResult:
         """Write dedup/copies-<number>/."""
         places = self.corpus.places
-        count = columns.find_copies(
+        count = edges.find_copies(
             places.sketches, places.begins, number, places.ranges, places.copies[number]
         )
         advance(1)
@@ -245,7 +249,7 @@ class BucketTask:
         places, copies = self.corpus.places, self.corpus.copies
         band, here = divmod(number, places.ranges)
         if band < len(places.bands):
-            count = columns.find_band(
+            count = edges.find_band(
                 places.sketches,
                 places.begins,
                 band,
@@ -257,7 +261,7 @@ class BucketTask:
         else:
             here = number - len(places.bands) * places.ranges
             out = places.overlaps(self.sampled_ranges)[here]
-            count = sketch.find_overlap(
+            count = edges.find_overlap(
                 places.sketches, places.begins, here, self.sampled_ranges, copies, out
             )
         advance(1)
@@ -277,7 +281,7 @@ class ContainersTask:
         assert self.corpus.config.containment is not None
         threshold = self.corpus.config.containment.threshold
         overlaps, out = places.overlaps(self.sampled_ranges), places.containers[number]
-        count = sketch.find_containers(
+        count = edges.find_containers(
             overlaps, places.sketches, places.begins, *places.slice(number), threshold, out
         )
         advance(1)
@@ -299,9 +303,9 @@ class GroupTask:
     def __call__(self, number: int, advance: Advance) -> GroupResult:
         """Write dedup/candidates/."""
         places = self.corpus.places
-        edges = [path for paths in places.bands for path in paths]
+        bands = [path for paths in places.bands for path in paths]
         groups = candidates.group_candidates(
-            places.copies, [*edges, *places.containers], places.candidates
+            places.copies, [*bands, *places.containers], places.candidates
         )
         advance(1)
         return GroupResult(groups=groups)
@@ -337,7 +341,7 @@ class DecideTask:
 
     corpus: Comparison
 
-    def __call__(self, number: int, advance: Advance) -> dict[str, Any]:
+    def __call__(self, number: int, advance: Advance) -> Findings:
         """Write dedup/verdicts-<number>/, and return what the report may show of it."""
         places = self.corpus.places
         found = decide.decide(
@@ -356,7 +360,7 @@ class DecideTask:
 class SettleResult(TypedDict):
     """The result of a SettleTask."""
 
-    parts: list[dict[str, Any]]
+    parts: list[SettledPart]
     """What is left of each part of the stretch, as `decide.settle` returns it."""
 
 

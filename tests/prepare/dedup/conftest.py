@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_pretrain.prepare.dedup.columns import load_columns
+from lit_pretrain.prepare.dedup.columns import load_column
 from lit_pretrain.prepare.dedup.decide import Removed
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
@@ -44,7 +44,7 @@ def _deduplicate(parts: Sequence[Sequence[Document]], config: DedupConfig) -> Re
         groups, _ = find_duplicates(corpus, _do)
         found = {
             name: np.concatenate(
-                [load_columns(corpus.places.verdicts(n), name) for n in range(len(groups))]
+                [load_column(corpus.places.verdicts(n), name) for n in range(len(groups))]
                 or [np.empty(0, np.int64)]
             )
             for name in ("document", "kept", "reason", "similarity")

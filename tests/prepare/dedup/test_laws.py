@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lit_pretrain.prepare.dedup import candidates
 from lit_pretrain.prepare.dedup import columns as arrays
-from lit_pretrain.prepare.dedup import sketch as overlap
+from lit_pretrain.prepare.dedup import edges as overlap
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
 from lit_pretrain.prepare.dedup.dedup_config import (
     ContainmentConfig,
