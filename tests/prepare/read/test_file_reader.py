@@ -43,6 +43,16 @@ class LogbookReader(FileReader):
                 yield RawText(f"{name}:{number}", text, {"date": date})
             else:
                 yield BadRecord.of(f"{name}:{number}", "no_entry", "no text after the date", entry)
+
+
+class Since:
+    """Remove entries before a day."""
+
+    def __init__(self, *, date: str) -> None:
+        self.date = date
+
+    def __call__(self, document, view):
+        return document.fields["date"] >= self.date, "too_early"
 '''
 
 
@@ -61,13 +71,17 @@ def logbooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("logbook", None)
 
 
-def test_a_reader_from_outside_the_package(logbooks: Path, tmp_path: Path, run_cli: Any) -> None:
+def test_a_reader_and_a_filter_from_outside_the_package(
+    logbooks: Path, tmp_path: Path, run_cli: Any
+) -> None:
     source = {"kind": "logbook.LogbookReader", "path": str(logbooks), "separator": "***"}
+    since = {"class_path": "logbook.Since", "init_args": {"date": "1851-03-02"}}
     out = tmp_path / "data"
     done = run_cli(
         "prepare",
         f"--out={out}",
         f"--sources={json.dumps({'ship': source})}",
+        f"--filters={json.dumps([since])}",
         "--tokenizer.vocab_size=280",
         "--splits.validation=0",
         "--splits.test=0",
@@ -79,8 +93,11 @@ def test_a_reader_from_outside_the_package(logbooks: Path, tmp_path: Path, run_c
     manifest = Manifest.load(out)
     ship = manifest.sources["ship"]
     assert (ship.kind, ship.files, ship.path) == ("logbook.LogbookReader", 8, str(logbooks))
-    assert ship.funnel[0].removed == {"no_entry": 8}
-    assert ship.splits["train"].documents == 240
+    assert [(step.name, step.removed) for step in ship.funnel[:2]] == [
+        ("read", {"no_entry": 8}),
+        ("Since", {"too_early": 30}),
+    ]
+    assert ship.splits["train"].documents == 210
     hits = list(find_text(out, manifest, Tokenizer.load(out), "The wind was 3 at hour 4."))
     assert [hit.record.origin for hit in hits] == ["3.log:5"]
     assert manifest.versions["module logbook"].startswith("sha256:")
