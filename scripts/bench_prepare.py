@@ -157,11 +157,8 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
 
 def bench_gate(megabytes: float, repeats: int) -> None:
     """13-grams against an index of 7,000 items."""
-    from lit_pretrain.decontaminate.decontamination_index import (
-        DecontaminateConfig,
-        DecontaminationIndex,
-        EvaluationSet,
-    )
+    from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
+    from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 
     documents = texts(megabytes)
     words = " ".join(document.text for document in texts(4, (".rst", ".md"))).split()

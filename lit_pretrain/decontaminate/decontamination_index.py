@@ -12,96 +12,22 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
 
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.decontaminate.evaluation_set import content_sha256, texts_of
+from lit_pretrain.decontaminate.evaluation_set import (
+    DecontaminateConfig,
+    EvaluationSet,
+    content_sha256,
+    texts_of,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.hashing import hash_ngrams, hash_words, plain_words
 from lit_pretrain.record_files import read_records
-
-# The config of the gate between training data and evaluation sets.
-
-
-@dataclass(kw_only=True)
-class EvaluationSet:
-    """One file of items that models are scored on."""
-
-    path: str
-    """jsonl, json (a list of objects), parquet or txt; all but parquet also packed (.gz, .zst,
-    .bz2).
-    """
-    fields: list[str] = field(default_factory=lambda: ["text"])
-    """What counts of an item. Each field is looked for on its own, because a leak may hold the
-    question without the answer, and words across their seam stand in a row in one layout only. `a +
-    b` joins fields that are read as one text (a stem and its endings). A field with a list gives
-    one text per element; `a.b` looks into an object. Txt files have the field `text`.
-    """
-    separator: str = "\n"
-    """Txt only: what stands between items; "\\n\\n" makes each paragraph one."""
-    licence: Optional[str] = None
-    """Goes into the manifest."""
-    origin: Optional[str] = None
-    """Goes into the manifest: where the set came from, for a reader."""
-
-
-@dataclass(kw_only=True)
-class DecontaminateConfig:
-    """Which evaluation sets the data are held against. A document is hit when it holds `ngram`
-    words in a row of an item, or the whole of a shorter text; case, punctuation and white space
-    make no difference (`words.plain_words`).
-    """
-
-    against: dict[str, EvaluationSet] = field(default_factory=dict)
-    """Name -> file. What is not named here cannot get a clean score later."""
-    ngram: int = 13
-    """Words in a row that make a hit. 13 as in GPT-3 (Brown et al. 2020, appendix C)."""
-    min_words: int = 8
-    """Texts shorter than `ngram` are looked for as a whole when they have at least so many words.
-    Shorter ones ("the toilet filled with water") stand in innocent documents too; an item with no
-    longer text is counted as unchecked.
-    """
-    action: Literal["remove", "mark"] = "remove"
-    """remove: the document is left out. mark: it stays, with the names of the sets in its field
-    `contamination`.
-    """
-
-    def validate(self) -> None:
-        """Checks what the types cannot say.
-
-        Raises:
-            UserError: A value is out of range, or a set has no fields.
-        """
-        if not 2 <= self.ngram <= 100:
-            raise UserError(
-                f"decontaminate.ngram={self.ngram} must lie between 2 and 100 words; 13 is usual"
-            )
-        if not 1 <= self.min_words <= self.ngram:
-            raise UserError(
-                f"decontaminate.min_words={self.min_words} must lie between 1 and"
-                f" ngram={self.ngram}; at ngram, shorter texts go unchecked"
-            )
-        for name, evaluation_set in self.against.items():
-            if not name:
-                raise UserError("decontaminate.against: a set has an empty name")
-            if not evaluation_set.fields or not all(
-                part.strip() for item in evaluation_set.fields for part in item.split("+")
-            ):
-                raise UserError(
-                    f"decontaminate.against.{name}.fields={evaluation_set.fields!r} must name at"
-                    " least one field, e.g. [question]"
-                )
-            if not evaluation_set.separator:
-                raise UserError(
-                    f"decontaminate.against.{name}.separator is empty; give the text between items,"
-                    " or leave it out"
-                )
-
 
 _FORMAT = 1
 _SPARSE = 32

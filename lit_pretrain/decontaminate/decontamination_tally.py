@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_pretrain.decontaminate.decontamination_index import (
-    DecontaminateConfig,
     DecontaminationHit,
     DecontaminationIndex,
 )
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 
 _EXAMPLES = 10
 """Kept per set."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.engine.task_stage import RayConfig, SlurmConfig

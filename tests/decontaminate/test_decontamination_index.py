@@ -9,11 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.decontaminate.decontamination_index import (
-    DecontaminateConfig,
-    DecontaminationIndex,
-    EvaluationSet,
-)
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import plain_words
 from lit_pretrain.prepare.read import embedded

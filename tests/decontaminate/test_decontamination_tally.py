@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.decontaminate.decontamination_index import (
-    DecontaminateConfig,
     DecontaminationHit,
     DecontaminationIndex,
-    EvaluationSet,
 )
 from lit_pretrain.decontaminate.decontamination_tally import (
     DecontaminationTally,
     decontamination_records,
 )
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 
 HITS = st.builds(
     DecontaminationHit,

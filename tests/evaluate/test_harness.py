@@ -277,7 +277,7 @@ def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path:
     """The gate knows the set by its content: under another name, and in another format."""
     from lit_pretrain.corpus.manifest import Manifest
     from lit_pretrain.data.data_record import prepared_record
-    from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, EvaluationSet
+    from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
     from lit_pretrain.prepare.pipeline import prepare
     from lit_pretrain.prepare.prepare_config import (
         PrepareConfig,

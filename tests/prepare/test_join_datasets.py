@@ -13,7 +13,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify
 from lit_pretrain.data.text.mixture import Mixture, make_order
 from lit_pretrain.data.text.trace import Tracer
-from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, EvaluationSet
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare.join_datasets import join

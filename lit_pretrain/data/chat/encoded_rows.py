@@ -25,16 +25,13 @@ from lit_pretrain.data.chat.row_source import (
     settle_row_source,
     tallies,
 )
-from lit_pretrain.decontaminate.decontamination_index import (
-    DecontaminateConfig,
-    DecontaminationIndex,
-    EvaluationSet,
-)
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.decontaminate.decontamination_tally import (
     DecontaminationTally,
     decontamination_records,
 )
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 
 # Decontamination of rows, as `prepare` does it with documents.

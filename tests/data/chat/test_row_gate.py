@@ -20,7 +20,7 @@ from lit_pretrain.chat.messages import (
 )
 from lit_pretrain.data import ChatData, PreferenceData
 from lit_pretrain.data.chat.encoded_rows import RowDecontamination, as_decontaminate, text_of
-from lit_pretrain.decontaminate.decontamination_index import DecontaminateConfig, EvaluationSet
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 
 ITEM = (
