@@ -42,16 +42,17 @@ MAY_IMPORT = {
         "decontaminate",
         "corpus",
     },
-    "model": {"errors", "batch"},
-    "adapter": {"errors", "batch"},
+    "roles": {"errors"},
+    "model": {"errors", "batch", "roles"},
+    "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
-    "optim": {"errors", "batch"},
+    "optim": {"errors", "batch", "roles"},
     "parallel": {"errors", "model"},
     "report": {"errors", "files"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"},
     # Laws are fitted to run folders.
-    "scaling": {"errors", "files", "step_size", "model", "report"},
+    "scaling": {"errors", "files", "step_size", "roles", "model", "report"},
     "generate": {"errors", "batch", "model", "tokenizer", "chat"},
     "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate"}
     | {"record_files"},
@@ -60,7 +61,17 @@ MAY_IMPORT = {
     "rollout": {"errors", "batch", "model", "adapter", "checkpoint", "generate", "reward"}
     | {"chat", "data"},
     # Never data: a stage works on whatever fulfils the contract in batch.
-    "stage": {"errors", "files", "batch", "model", "adapter", "objective", "optim", "parallel"}
+    "stage": {
+        "errors",
+        "files",
+        "batch",
+        "roles",
+        "model",
+        "adapter",
+        "objective",
+        "optim",
+        "parallel",
+    }
     | {"checkpoint", "rollout", "reward"},
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
@@ -84,6 +95,9 @@ TORCH_FREE = (
     "record_files",
     "hashing",
     "step_size",
+    "roles",
+    "optim.recipe",
+    "optim.schedule",
     "tokenizer.*",
     "chat.*",
     "decontaminate.*",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import ClassVar, Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_pretrain.adapter.freeze import matching
 from lit_pretrain.adapter.nf4 import NF4Weight
 from lit_pretrain.errors import UserError
+from lit_pretrain.roles import Role
 
 # Adapted linear: a frozen matrix with a low-rank update beside it, and a magnitude per output row
 # if it is DoRA.
@@ -48,6 +49,14 @@ class AdaptedLinear(nn.Linear):
         offset: Keep the update's first value and subtract it (PiSSA): the network starts as the
             base, whatever A and B are.
     """
+
+    roles: ClassVar[dict[str, Role]] = {
+        "weight": "matrix",
+        "bias": "vector",
+        "lora_A": "adapter",
+        "lora_B": "adapter",
+        "lora_magnitude": "vector",
+    }
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter

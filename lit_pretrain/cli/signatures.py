@@ -62,12 +62,6 @@ def trainer_parameters() -> dict[str, Any]:
     )
 
 
-def optimizer_parameters() -> dict[str, dict[str, Any]]:
-    """Options of every optimizer recipe, by its class's name."""
-    files = {"AdamW": "adamw.py", "MuonAdamW": "muon_adamw.py"}
-    return {name: parameters(PACKAGE / "optim" / file, name) for name, file in files.items()}
-
-
 def schedule_parameters() -> dict[str, Any]:
     """Options below `model.schedule`."""
     return parameters(PACKAGE / "optim" / "schedule.py", "Schedule")

@@ -1,12 +1,13 @@
 """Feed-forward: two matrices and an activation, or three with a gate."""
 
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.roles import Role
 
 # Linear: a matrix times the hidden states, as torch does it, but for a few rows in fp32 on a CPU,
 # as when text is generated.
@@ -27,6 +28,8 @@ ask of it again and again.
 
 class Linear(nn.Linear):
     """torch's, with `linear` for its product."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "matrix", "bias": "vector"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -74,6 +77,8 @@ class RMSNorm(nn.Module):
         has_weight: Learn a gain per channel.
     """
 
+    roles: ClassVar[dict[str, Role]] = {"weight": "vector"}
+
     def __init__(self, size: int, eps: float, has_weight: bool) -> None:
         super().__init__()
         self.size = (size,)
@@ -90,6 +95,8 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps), with optional learned gain and bias (Ba et al. 2016)."""
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "vector", "bias": "vector"}
 
     def __init__(self, size: int, eps: float, has_weight: bool, has_bias: bool) -> None:
         super().__init__()

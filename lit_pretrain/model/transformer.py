@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
+from lit_pretrain.roles import Role, parameter_roles
 
 # Initial weights: the named schemes, written over a built transformer.
 
@@ -24,7 +25,7 @@ RESIDUAL_WRITERS = ("attention.out_proj.weight", "feed_forward.down_proj.weight"
 
 def init_parameter(
     name: str,
-    role: str,
+    role: Role,
     parameter: Tensor,
     config: ModelConfig,
     generator: Optional[torch.Generator],
@@ -63,16 +64,9 @@ def _zero_residual(
     else:
         # A value embedding stands beside v_proj's output and gets the deviation of v_proj's
         # weights: small next to the values.
-        fan_in = config.width if role == "value_embedding" else parameter.shape[1]
+        fan_in = config.width if role == "value_embedding" else parameter.shape[-1]
         bound = math.sqrt(3 / fan_in)  # a uniform distribution on (-b, b) has deviation b / sqrt(3)
         parameter.uniform_(-bound, bound, generator=generator)
-
-
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar", "adapter"]
-"""What a parameter is to an optimizer. matrix: multiplies activations, 2-D, the head excepted.
-embedding: a table that is looked up, also when tied to the head. vector: a gain or bias. scalar:
-residual_scalars. adapter: a factor of a low-rank update.
-"""
 
 
 class Mix(NamedTuple):
@@ -144,6 +138,15 @@ class Transformer(nn.Module):
         config: Shape and mathematics.
     """
 
+    roles: ClassVar[dict[str, Role]] = {
+        "token_embedding": "embedding",
+        "position_embedding": "embedding",
+        "value_embeddings": "value_embedding",
+        "residual_scale_L": "scalar",
+        "embedding_scale_L": "scalar",
+        "head": "head",
+    }
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -191,24 +194,6 @@ class Transformer(nn.Module):
         """The head's matrix, (V, D): the token embedding if tied."""
         return self.token_embedding.weight if self.head is None else self.head.weight
 
-    def parameter_roles(self) -> dict[str, Role]:
-        """What each parameter is, by its name in named_parameters()."""
-        roles: dict[str, Role] = {}
-        for name, parameter in self.named_parameters():
-            if name.startswith("value_embeddings."):
-                roles[name] = "value_embedding"
-            elif name.startswith(("token_embedding.", "position_embedding.")):
-                roles[name] = "embedding"
-            elif name.startswith("head."):
-                roles[name] = "head"
-            elif name in ("residual_scale_L", "embedding_scale_L"):
-                roles[name] = "scalar"
-            elif name.endswith((".lora_A", ".lora_B")):
-                roles[name] = "adapter"
-            else:
-                roles[name] = "matrix" if parameter.ndim == 2 else "vector"
-        return roles
-
     def checkpoint_activations(self, on: bool) -> None:
         """Trade memory for time: keep the input of every block for the backward pass, and
         compute the rest there again.
@@ -242,7 +227,7 @@ class Transformer(nn.Module):
             generator: Source of randomness, on the device of the parameters; torch's default one if
                 None.
         """
-        roles = self.parameter_roles()
+        roles = parameter_roles(self)
         for name, parameter in self.named_parameters():
             init_parameter(name, roles[name], parameter, self.config, generator)
 

@@ -1,21 +1,20 @@
-"""Optimisation: parameter groups by role, schedules in steps or tokens, AdamW and Muon as one
-optimizer, and clipping.
+"""Optimisation: recipes that group parameters by role (AdamW, Muon), and schedules of the rate.
+
+The planner reads recipes and schedules, so nothing here imports torch; `clip` and `muon` do.
 """
 
 from lit_pretrain.optim.adamw import AdamW
-from lit_pretrain.optim.clip import global_norm, scale_and_clip_
 from lit_pretrain.optim.muon_adamw import MuonAdamW
-from lit_pretrain.optim.param_groups import Role, split_by_role
+from lit_pretrain.optim.recipe import OptimizerRecipe, decays, split_by_role
 from lit_pretrain.optim.schedule import Schedule, factor, span_to_steps
 
 __all__ = [
     "AdamW",
     "MuonAdamW",
-    "Role",
+    "OptimizerRecipe",
     "Schedule",
+    "decays",
     "factor",
-    "global_norm",
-    "scale_and_clip_",
     "span_to_steps",
     "split_by_role",
 ]

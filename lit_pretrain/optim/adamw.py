@@ -1,23 +1,23 @@
-"""AdamW: decoupled weight decay on matrices only, a learning rate per role, in torch's fused
-kernel.
-"""
+"""AdamW: weight decay and learning rate by role, in torch's fused kernel."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.optim.param_groups import ROLES, decays, split_by_role
+from lit_pretrain.optim.recipe import OptimizerRecipe, check_not_negative, decays, split_by_role
+from lit_pretrain.roles import ROLES, Role
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """Recipe for `torch.optim.AdamW` (Loshchilov & Hutter 2019) with one group per role of
-    parameter.
-    """
+class AdamW(OptimizerRecipe):
+    """Recipe for `torch.optim.AdamW` (Loshchilov & Hutter 2019) with one group per role."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -45,18 +45,11 @@ class AdamW:
             )
 
     def build(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
     ) -> torch.optim.Optimizer:
-        """Make the optimizer.
+        """Build it, each group with the decay of its role."""
+        import torch
 
-        Args:
-            named_parameters: Names and parameters of the network; frozen ones are left out.
-            roles: Role of each parameter, by name.
-
-        Returns:
-            An optimizer with one group per role, each with its peak rate in "lr" and "initial_lr"
-            and its name in "role".
-        """
         groups: list[dict[str, Any]] = []
         for role, parameters in split_by_role(named_parameters, roles).items():
             lr = self.lr * self.lr_scale.get(role, 1.0)
@@ -77,17 +70,11 @@ class AdamW:
 
 
 def can_fuse(parameters: Iterable[Tensor]) -> bool:
-    """Whether torch's fused kernel takes all of these parameters; it is 7 times as fast as the
-    loop over tensors on a CPU.
+    """Tell whether torch's fused kernel takes all of these parameters.
+
+    It is 7 times as fast as the loop over tensors on a CPU.
     """
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-
-
-def check_not_negative(where: str, **settings: float) -> None:
-    """Raise a `UserError` for the first setting that is negative or not a number."""
-    for name, value in settings.items():
-        if not value >= 0.0:
-            raise UserError(f"{where}: {name} must be zero or positive, found {value}.")
 
 
 def check_adamw(betas: tuple[float, float], eps: float, *, where: str) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+from lit_pretrain.optim.muon_adamw import LrScaling, Orthogonalization
 
 # Orthogonalisation: the polar factor of many matrices at once, by a few matrix products.
 #
@@ -17,7 +19,6 @@ from torch.optim.adamw import adamw
 # singular value that is not tiny into a band around one.
 
 
-Method = Literal["polar_express", "newton_schulz"]
 Polynomial = tuple[float, float, float]
 
 _NEWTON_SCHULZ: Polynomial = (3.4445, -4.7750, 2.0315)
@@ -45,7 +46,7 @@ before it leave.
 
 
 @cache
-def polynomials(method: Method, iterations: int) -> tuple[Polynomial, ...]:
+def polynomials(method: Orthogonalization, iterations: int) -> tuple[Polynomial, ...]:
     """The coefficients (a, b, c) of each iteration."""
     if method == "newton_schulz":
         return (_NEWTON_SCHULZ,) * iterations
@@ -118,8 +119,6 @@ def _factor(
             factor = square
     return factor if shrink is None else factor.mul_(shrink.sqrt())
 
-
-LrScaling = Literal["original", "match_rms_adamw"]
 
 _STACK_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 """Size of the matrices orthogonalised together: one kernel for many, without doubling the
@@ -210,10 +209,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
         places = torch.split(stack_Smn, each)
         for parameter, place in zip(parameters, places, strict=True):
-            update = _like(
-                parameter,
-                (place.mT if tall else place).view(parameter.shape) if each == 1 else place,
-            )
+            matrices = place.mT if tall else place
+            update = _like(parameter, matrices.reshape(parameter.shape))
             if group["cautious"]:
                 parameter.addcmul_(
                     parameter, (parameter * update > 0).to(parameter.dtype), value=-decay
@@ -283,10 +280,8 @@ def _like(parameter: Tensor, full: Tensor) -> Tensor:
     """
     if not hasattr(parameter, "device_mesh"):
         return full
-    from torch.distributed.tensor import (  # half of torch's own import time: only where it is in use anyway
-        DTensor,
-        Replicate,
-    )
+    # It takes half of torch's own import time, so only a sharded run, which has it anyway, pays.
+    from torch.distributed.tensor import DTensor, Replicate
 
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh

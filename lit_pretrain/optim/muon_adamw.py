@@ -1,22 +1,27 @@
 """MuonAdamW: the recipe that gives each role of parameter its algorithm and learning rate."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
+from lit_pretrain.errors import UserError
 from lit_pretrain.optim.adamw import can_fuse, check_adamw
-from lit_pretrain.optim.muon import LrScaling, Method, MuonWithAdamW
-from lit_pretrain.optim.param_groups import decays, split_by_role
+from lit_pretrain.optim.recipe import OptimizerRecipe, check_not_negative, decays, split_by_role
+from lit_pretrain.roles import ROLES, Role
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LrScaling = Literal["original", "match_rms_adamw"]
+Orthogonalization = Literal["polar_express", "newton_schulz"]
 
 
 @dataclass(frozen=True)
-class MuonAdamW:
-    """Recipe for Muon (Jordan et al. 2024) on matrices and AdamW on everything else, in one
-    optimizer.
-    """
+class MuonAdamW(OptimizerRecipe):
+    """Recipe for Muon (Jordan et al. 2024) on matrices and AdamW on everything else."""
 
     matrix_lr: float = 0.02
     """Peak learning rate of matrices (Muon); see `lr_scaling`."""
@@ -64,7 +69,7 @@ class MuonAdamW:
     """original: times sqrt(max(1, rows / columns)) (Jordan et al. 2024). match_rms_adamw: times 0.2
     * sqrt(max(rows, columns)), so that AdamW's rates and decay carry over (Liu et al. 2025).
     """
-    orthogonalization: Method = "polar_express"
+    orthogonalization: Orthogonalization = "polar_express"
     """polar_express: coefficients that change from iteration to iteration (Amsel et al. 2025).
     newton_schulz: the fixed ones of Jordan et al. (2024), as in `torch.optim.Muon`.
     """
@@ -73,20 +78,39 @@ class MuonAdamW:
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, where="MuonAdamW")
+        check_not_negative(
+            "MuonAdamW",
+            **{f"{role}_lr": getattr(self, f"{role}_lr") for role in ROLES},
+            weight_decay=self.weight_decay,
+            adamw_weight_decay=self.adamw_weight_decay,
+        )
+        for name in ("momentum", "momentum_start"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(
+                    f"MuonAdamW: {name} must lie in [0, 1), found {getattr(self, name)}."
+                )
+        if self.momentum_warmup_steps < 0:
+            raise UserError(
+                "MuonAdamW: momentum_warmup_steps must be zero or positive, found"
+                f" {self.momentum_warmup_steps}."
+            )
+        # The polynomials of Polar Express are known for these numbers of iterations only.
+        known = (3, 4, 5)
+        if self.iterations < 1 or (
+            self.orthogonalization == "polar_express" and self.iterations not in known
+        ):
+            raise UserError(
+                f"MuonAdamW: iterations={self.iterations} is not possible with"
+                f" {self.orthogonalization}; use 3, 4 or 5, or any positive number with"
+                " orthogonalization: newton_schulz."
+            )
 
     def build(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str]
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
     ) -> torch.optim.Optimizer:
-        """Make the optimizer.
+        """Build one optimizer whose groups name their algorithm."""
+        from lit_pretrain.optim.muon import MuonWithAdamW
 
-        Args:
-            named_parameters: Names and parameters of the network; frozen ones are left out.
-            roles: Role of each parameter, by name.
-
-        Returns:
-            One optimizer with one group per role, each with its peak rate in "lr" and "initial_lr"
-            and its name in "role".
-        """
         groups: list[dict[str, Any]] = []
         for role, parameters in split_by_role(named_parameters, roles).items():
             lr: float = getattr(self, f"{role}_lr")
@@ -117,3 +141,8 @@ class MuonAdamW:
                 }
             groups.append(group)
         return MuonWithAdamW(groups)
+
+    @classmethod
+    def moments(cls, role: Role) -> int:
+        """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW)."""
+        return 1 if role == "matrix" else 2

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
+from lit_pretrain.roles import ROLES, Role
 from lit_pretrain.step_size import largest_divisor
 
 Sharding = Literal["none", "ddp", "fsdp"]
@@ -88,8 +90,8 @@ class Layout:
     """
     checkpointing: bool = False
     """Keep only the input of every block and recompute the rest."""
-    muon: bool = False
-    """Muon trains the matrices: they have one moment instead of two."""
+    optimizer_moments: Mapping[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 2))
+    """Tensors that the optimizer keeps for a parameter of each role: `OptimizerRecipe.moments`."""
     accumulates: bool = False
     """A step has several micro-batches: gradients exist while the next one runs forward."""
     moments: bool = True
@@ -189,19 +191,35 @@ class Peak(NamedTuple):
         return max(phases, key=lambda name: phases[name])
 
 
+def parameters_by_role(config: ModelConfig) -> dict[Role, int]:
+    """Count the parameters of each role that the network of a shape has."""
+    counts, table = count_parameters(config), config.vocab_size * config.width
+    value_layers = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+    values = value_layers * config.vocab_size * config.kv_heads * config.head_size
+    found: dict[Role, int] = {
+        "matrix": counts.matmul - table,
+        "embedding": counts.embedding - values,
+        "value_embedding": values,
+        "head": 0 if config.tie_embeddings else table,
+        "scalar": 2 * config.n_layer if config.residual_scalars else 0,
+    }
+    return found | {"vector": counts.total - sum(found.values())}
+
+
 def states(config: ModelConfig, layout: Layout) -> States:
     """Count the bytes of weights, gradients and moments on one device."""
     counts, size, w = count_parameters(config), layout.state_bytes, layout.shards
     trained = counts.total * layout.trainable
-    matrices = counts.matmul - config.vocab_size * config.width
-    moments = (2 * trained - (matrices * layout.trainable if layout.muon else 0)) * size
+    kept = layout.optimizer_moments
+    tensors = sum(count * kept[role] for role, count in parameters_by_role(config).items())
+    moments = tensors * layout.trainable * size
     added = layout.added * 4
     gradients = trained * size / w + added
     return States(
         parameters=((counts.total - layout.quantized) * size + layout.quantized * NF4_BYTES) / w
         + added,
         gradients=gradients,
-        moments=moments / w + 2 * added if layout.moments else 0.0,
+        moments=moments / w + kept["adapter"] * added if layout.moments else 0.0,
         buckets=gradients if layout.sharding == "ddp" else 0.0,
         reference=layout.frozen * size / w,
     )

@@ -9,7 +9,7 @@ micro-batches and ranks, before clipping.
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol, Union
+from typing import Any, Literal, Optional, Union
 
 import lightning as L
 import torch
@@ -26,8 +26,10 @@ from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
-from lit_pretrain.optim import MuonAdamW, Schedule, scale_and_clip_
+from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule
+from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.fsdp import shard_
+from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.checks import (
     DATA_KINDS,
@@ -51,16 +53,6 @@ from lit_pretrain.stage.step_sums import StepSums, step_seed
 
 ANSWERS = "answers"
 """Where the answers of an unfinished rollout lie in a checkpoint."""
-
-
-class OptimizerRecipe(Protocol):
-    """What a stage asks of an optimizer's configuration: AdamW and MuonAdamW of
-    `lit_pretrain.optim` have it.
-    """
-
-    def build(self, named_parameters: Any, roles: Any) -> torch.optim.Optimizer:
-        """Make one optimizer over all parameters, given the role of each."""
-        ...
 
 
 class Stage(L.LightningModule):
@@ -394,7 +386,7 @@ class Stage(L.LightningModule):
             for name, parameter in self.net.named_parameters()
             if parameter.requires_grad
         ]
-        roles: dict[str, str] = dict(self.net.parameter_roles())
+        roles = parameter_roles(self.net)
         if self.score is not None:
             trained += [
                 (f"score.{name}", parameter) for name, parameter in self.score.named_parameters()

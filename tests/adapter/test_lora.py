@@ -14,6 +14,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import AdamW, MuonAdamW
+from lit_pretrain.roles import parameter_roles
 
 NET = ModelConfig(
     vocab_size=64,
@@ -268,7 +269,7 @@ def test_under_autocast_it_computes_in_bf16_and_keeps_its_weights(kind: str) -> 
 def test_optimizers_know_the_parameters_of_an_adapter() -> None:
     net = network()
     LoRA(rank=4, dora=True).apply(net)
-    roles = net.parameter_roles()
+    roles = parameter_roles(net)
     assert {roles[name] for name, p in net.named_parameters() if p.requires_grad} == {
         "adapter",
         "vector",

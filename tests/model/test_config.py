@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.roles import parameter_roles
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_counts_are_those_of_the_built_model(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     sizes: dict[str, int] = {}
-    roles = model.parameter_roles()
+    roles = parameter_roles(model)
     for name, parameter in model.named_parameters():
         sizes[roles[name]] = sizes.get(roles[name], 0) + parameter.numel()
     counts = count_parameters(config)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.roles import parameter_roles
 from lit_pretrain.stage.origin import can_compile
 
 SMALL: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_the_state_dict_holds_the_parameters_and_round_trips() -> None:
 def test_every_parameter_has_a_role_and_a_gradient() -> None:
     model = Transformer(small(**EXTRAS, attn_out_bias=True))
     model.logits(model(tokens(50))).square().mean().backward()
-    roles = model.parameter_roles()
+    roles = parameter_roles(model)
     assert list(roles) == [name for name, _ in model.named_parameters()]
     assert {roles[name] for name in roles} == {
         "matrix",
@@ -111,8 +112,8 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
 def test_a_tied_head_is_the_embedding() -> None:
     model = Transformer(small(tie_embeddings=True))
     assert model.head_weight is model.token_embedding.weight
-    assert model.parameter_roles()["token_embedding.weight"] == "embedding"
-    assert "head" not in model.parameter_roles().values()
+    assert parameter_roles(model)["token_embedding.weight"] == "embedding"
+    assert "head" not in parameter_roles(model).values()
     assert Transformer(small()).head_weight.shape == (50, 32)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim import AdamW
-from lit_pretrain.optim.param_groups import split_by_role
+from lit_pretrain.optim.recipe import split_by_role
 
 
 def parameters() -> tuple[dict[str, nn.Parameter], dict[str, str]]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_pretrain.optim import global_norm, scale_and_clip_
+from lit_pretrain.optim.clip import global_norm, scale_and_clip_
 
 
 def made(seed: int) -> list[nn.Parameter]:

@@ -1,11 +1,13 @@
 """Muon and AdamW as one optimizer, against torch's own, step by step."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.optim import AdamW, MuonAdamW
 from lit_pretrain.optim.muon import orthogonalize_, polynomials
 
@@ -171,3 +173,71 @@ def test_adamw_decays_matrices_and_not_gains() -> None:
     decay = {group["role"]: group["weight_decay"] for group in groups}
     assert decay == {"matrix": 0.3, "embedding": 0.0, "head": 0.3, "vector": 0.0}
     assert {group["role"]: group["lr"] for group in groups}["head"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("recipe", [MuonAdamW(), AdamW()])
+def test_moments_are_the_tensors_of_the_state(recipe: MuonAdamW | AdamW) -> None:
+    named = parameters()
+    optimizer = recipe.build(named.items(), ROLES)
+    for parameter in named.values():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for name, parameter in named.items():
+        kept = [
+            value
+            for key, value in optimizer.state[parameter].items()
+            if key != "step" and value.shape == parameter.shape
+        ]
+        assert len(kept) == type(recipe).moments(ROLES[name]), name
+
+
+def test_the_momentum_rises_from_its_start() -> None:
+    """Without Nesterov's look ahead the buffer is the average of the gradients so far."""
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    recipe = MuonAdamW(
+        momentum=0.9, momentum_start=0.5, momentum_warmup_steps=4, nesterov=False, matrix_lr=0.0
+    )
+    optimizer = recipe.build([("w", weight)], {"w": "matrix"})
+    want = torch.zeros(4, 4)
+    for momentum in (0.5, 0.6, 0.7, 0.8, 0.9, 0.9):
+        weight.grad = torch.randn(4, 4)
+        want = momentum * want + (1 - momentum) * weight.grad
+        optimizer.step()
+        torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], want)
+
+
+@pytest.mark.parametrize(("shape", "wide"), [((8, 32), True), ((32, 8), False)])
+def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
+    """The same orthogonal update, times the factor that each paper gives."""
+    moved = {}
+    for scaling in ("original", "match_rms_adamw"):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        recipe = MuonAdamW(matrix_lr=1.0, lr_scaling=scaling)
+        weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        recipe.build([("w", weight)], {"w": "matrix"}).step()
+        moved[scaling] = weight.detach()
+    jordan = 1.0 if wide else (32 / 8) ** 0.5
+    liu = 0.2 * 32**0.5
+    torch.testing.assert_close(moved["match_rms_adamw"] / liu, moved["original"] / jordan)
+    # A root mean square of 0.2 is what AdamW's updates have.
+    assert moved["match_rms_adamw"].square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"matrix_lr": -1.0}, "matrix_lr must be zero or positive"),
+        ({"weight_decay": -0.1}, "weight_decay must be zero or positive"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"momentum_start": -0.1}, r"momentum_start must lie in"),
+        ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must be zero or positive"),
+        ({"iterations": 6}, "iterations=6 is not possible with polar_express; use 3, 4 or 5"),
+        (
+            {"iterations": 0, "orthogonalization": "newton_schulz"},
+            "iterations=0 is not possible with newton_schulz",
+        ),
+    ],
+)
+def test_mistakes_in_the_recipe_are_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        MuonAdamW(**settings)

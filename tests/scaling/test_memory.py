@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.roles import ROLES, parameter_roles
 from lit_pretrain.scaling import memory
 from lit_pretrain.scaling.hardware import GIB, HEAP, beside, room
-from lit_pretrain.scaling.memory import Layout, chunk_tokens, peak, states
+from lit_pretrain.scaling.memory import Layout, chunk_tokens, parameters_by_role, peak, states
 
 head = importlib.import_module(
     "lit_pretrain.objective.linear_cross_entropy"
 )  # the package has the function under this name
 ROOT = Path(__file__).parents[2]
+
+NONE = dict.fromkeys(ROLES, 0)
 
 
 def shape(name: str) -> ModelConfig:
@@ -280,9 +285,38 @@ def test_stages_and_muon() -> None:
     assert (lora.parameters, lora.gradients, lora.moments) == (4 * n + 4000, 4000, 8000)
     matrices = count_parameters(config).matmul - config.vocab_size * config.width
     assert (
-        states(config, Layout(rows=1, seq_len=128, muon=True)).moments
+        states(
+            config,
+            Layout(rows=1, seq_len=128, optimizer_moments=dict.fromkeys(ROLES, 2) | {"matrix": 1}),
+        ).moments
         == plain.moments - 4 * matrices
     )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(tie_embeddings=True, position="learned", norm="layernorm", ffn_bias=True),
+        ModelConfig(value_embeddings="alternate", residual_scalars=True, qk_norm=True),
+    ],
+)
+def test_parameters_by_role_are_those_of_the_network(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        net = Transformer(config)
+    roles, found = parameter_roles(net), dict.fromkeys(ROLES, 0)
+    for name, parameter in net.named_parameters():
+        found[roles[name]] += parameter.numel()
+    assert parameters_by_role(config) == {r: n for r, n in found.items() if r != "adapter"}
+
+
+def test_moments_are_those_that_the_optimizer_declares() -> None:
+    config = ModelConfig()
+    sizes = parameters_by_role(config)
+    for role, count in sizes.items():
+        one = states(config, Layout(rows=1, seq_len=128, optimizer_moments=NONE | {role: 1}))
+        assert one.moments == 4 * count
+    lora = Layout(rows=1, seq_len=8, trainable=0.0, added=10, optimizer_moments=NONE)
+    assert states(config, lora).moments == 0
 
 
 def test_the_chunked_head_spares_the_logits() -> None:

@@ -6,8 +6,10 @@ Options of `fit` that a plan needs have types; the rest are known by name.
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -17,7 +19,6 @@ from jsonargparse import Namespace
 from lit_pretrain.cli.parser import VerbParser, make_parser
 from lit_pretrain.cli.signatures import (
     data_parameters,
-    optimizer_parameters,
     schedule_parameters,
     stage_parameters,
     trainer_parameters,
@@ -25,6 +26,7 @@ from lit_pretrain.cli.signatures import (
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.optim import AdamW, MuonAdamW, OptimizerRecipe
 
 
 @dataclass
@@ -79,6 +81,8 @@ class PlanSettings:
     """File for a picture of the plan: memory by phase, and loss along the budget."""
 
 
+RECIPES: tuple[type[OptimizerRecipe], ...] = (AdamW, MuonAdamW)
+"""Recipes whose options may be given without naming the class."""
 # Types of the options of `fit` that a plan reads.
 LENGTHS: dict[str, Any] = {
     "max_steps": Optional[int],
@@ -143,8 +147,8 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
-    """Parse the arguments; return the options and the class of the optimizer.
+def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, type[OptimizerRecipe]]:
+    """Parse the arguments; return the options and the recipe's class of the optimizer.
 
     Options within optimizer, schedule, objective and the like (`--model.schedule.warmup 2%`) are
     checked by name where their class is known; no plan depends on their values, so they are not
@@ -170,13 +174,28 @@ def parse(parser: VerbParser, arguments: list[str]) -> tuple[Namespace, str]:
                 )
     # Of several files jsonargparse keeps the last mapping only, and would lose the class that an
     # earlier file names.
-    optimizer = optimizer or _named_in_files(arguments) or "MuonAdamW"
-    optimizer = optimizer.rsplit(".", 1)[-1]
-    if optimizer not in optimizer_parameters():
+    named = optimizer or _named_in_files(arguments)
+    return config, MuonAdamW if named is None else optimizer_class(named)
+
+
+def optimizer_class(path: str) -> type[OptimizerRecipe]:
+    """Find an optimizer's recipe by its class path; those of `lit_pretrain.optim` by name alone.
+
+    Raises:
+        UserError: There is no such class, or it is no recipe.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module or "lit_pretrain.optim"), name)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, OptimizerRecipe)):
         raise UserError(
-            f"model.optimizer is {optimizer!r}; a plan knows {', '.join(optimizer_parameters())}"
+            f"model.optimizer is {path!r}, which is no class path of an optimizer's recipe; take"
+            f" {', '.join(recipe.__name__ for recipe in RECIPES)}, or the path of a subclass of"
+            " lit_pretrain.optim.OptimizerRecipe"
         )
-    return config, optimizer
+    return found
 
 
 def describes_data(arguments: list[str]) -> bool:
@@ -224,13 +243,9 @@ def _without_inner(arguments: list[str]) -> tuple[list[str], Optional[str]]:
 
 
 def _fields_of(class_path: Optional[str]) -> set[str]:
-    recipes = optimizer_parameters()
-    name = (class_path or "").rsplit(".", 1)[-1]
-    return (
-        set(recipes[name])
-        if name in recipes
-        else {field for fields in recipes.values() for field in fields}
-    )
+    if class_path is not None:
+        return set(inspect.signature(optimizer_class(class_path)).parameters)
+    return {name for recipe in RECIPES for name in inspect.signature(recipe).parameters}
 
 
 def _check(values: dict[str, Any], known: Iterable[str], prefix: str) -> None:

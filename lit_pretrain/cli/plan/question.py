@@ -12,6 +12,8 @@ from lit_pretrain.cli.signatures import data_parameters
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters, padded_vocab_size
+from lit_pretrain.optim import OptimizerRecipe
+from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import stage_cost
 from lit_pretrain.scaling.hardware import (
     BASE,
@@ -34,12 +36,14 @@ GOODPUT = Utilization(
 )
 
 
-def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True) -> Question:
+def ask(
+    config: Namespace, *, optimizer: type[OptimizerRecipe], bare: bool, own_step: bool = True
+) -> Question:
     """Build the question that the options ask.
 
     Args:
         config: Parsed options.
-        optimizer: Name of the optimizer's class.
+        optimizer: Class of the optimizer's recipe.
         bare: Whether no config file has a data section: the shape is then planned for its own
             sequence length.
         own_step: Whether the config decides the size of a step; False where a sweep's rule does.
@@ -61,12 +65,13 @@ def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True)
         said, rows = size.lowered(division, rows), division.micro_batch_size
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
     cost = stage_cost(net, data["seq_len"], config.stage, config.lora_rank)
+    moments = {role: optimizer.moments(role) for role in ROLES}
     layout = Layout(
         rows=rows, seq_len=data["seq_len"], step_rows=None if size is None else size.rows,
         devices=devices or 1, sharding=sharding, precision=precision,
         compiled=config.model.compile != "off", head=config.head,
         checkpointing=config.model.activation_checkpointing,
-        muon=optimizer == "MuonAdamW",
+        optimizer_moments=moments,
         accumulates=division is not None and division.micro_batches > 1,
         trainable=cost.trainable, added=cost.added, quantized=cost.quantized,
         frozen=count_parameters(net).total if cost.reference else 0,
@@ -75,8 +80,9 @@ def ask(config: Namespace, *, optimizer: str, bare: bool, own_step: bool = True)
     noted.append(
         Assumption(
             "optimizer",
-            optimizer,
-            "MuonAdamW keeps one moment of a matrix, AdamW two; its workspace is not counted",
+            optimizer.__name__,
+            f"it keeps {counted(moments['matrix'], 'moments')} of a matrix and"
+            f" {moments['embedding']} of an embedding; its workspace is not counted",
         )
     )
     noted.append(

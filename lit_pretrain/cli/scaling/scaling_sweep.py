@@ -133,13 +133,15 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
     from lit_pretrain.cli.plan.question import ask
     from lit_pretrain.cli.scaling.sweep_config import checked
     from lit_pretrain.errors import UserError
+    from lit_pretrain.optim import AdamW
     from lit_pretrain.scaling.sweep import Shared
 
     config, optimizer = checked(base)
     config.device, config.mfu, config.price = settings.device, settings.mfu, settings.price
-    if settings.rule != "none" and optimizer != "AdamW":
+    if settings.rule != "none" and optimizer is not AdamW:
         raise UserError(
-            f"rule: {settings.rule} says AdamW's learning rate, but the optimizer is {optimizer};"
+            f"rule: {settings.rule} says AdamW's learning rate, but the optimizer is"
+            f" {optimizer.__name__};"
             " take `rule: none`, which leaves the base's rates, or `run: {model: {optimizer:"
             " {class_path: lit_pretrain.optim.AdamW}}}`"
         )

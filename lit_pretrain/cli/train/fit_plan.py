@@ -20,6 +20,8 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.optim import OptimizerRecipe
+from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.hardware import GIB, beside, find_device, room
@@ -56,7 +58,7 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
     name = str(config.trainer.strategy)
     sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
-    optimizer = config.model.optimizer
+    optimizer: OptimizerRecipe = instantiate(config.model.optimizer)
     division = data.divide(world)
     adapter = adapter_of(config)
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)
@@ -66,7 +68,7 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
         precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda",
         checkpointing=config.model.activation_checkpointing,
-        muon=str(getattr(optimizer, "class_path", optimizer)).endswith("MuonAdamW"),
+        optimizer_moments={role: optimizer.moments(role) for role in ROLES},
         accumulates=division.micro_batches > 1, device=device,
         trainable=_trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
         added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
