@@ -7,13 +7,11 @@ from torch import nn
 
 from lit_pretrain.errors import UserError, nearest
 
-# Match: which names a list of regular expressions means; one that means nothing is a mistake.
-
 
 def matching(
     patterns: Sequence[str], names: Iterable[str], *, setting: str, what: str
 ) -> list[str]:
-    """The names in which at least one pattern is found, in their own order.
+    """Return the names in which at least one pattern is found, in their own order.
 
     Args:
         patterns: Regular expressions; each is searched for anywhere in a name.
@@ -45,9 +43,7 @@ def matching(
 
 
 def _near(pattern: str, names: Sequence[str]) -> list[str]:
-    """The kinds of names nearest to a pattern, layer numbers left out; the first few if none is
-    near.
-    """
+    """Return the kinds of names nearest to a pattern, else the first few; no layer numbers."""
     kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
     plain = re.sub(r"\\(.)", r"\1", pattern)
     # A pattern may name the whole, the end or one part of a name.

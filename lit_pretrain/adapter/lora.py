@@ -1,12 +1,13 @@
-"""LoRA: which matrices get a low-rank update, of what size, and how it begins; with the
-switches for DoRA, rsLoRA, PiSSA and QLoRA.
+"""LoRA: a low-rank update beside frozen matrices, with DoRA, rsLoRA, PiSSA and QLoRA.
+
+A is (rank, in), B (out, rank) and W (out, in), as in the papers.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Optional
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +18,12 @@ from lit_pretrain.adapter.nf4 import NF4Weight
 from lit_pretrain.errors import UserError
 from lit_pretrain.roles import Role
 
-# Adapted linear: a frozen matrix with a low-rank update beside it, and a magnitude per output row
-# if it is DoRA.
-
-
 TENSORS = ("lora_A", "lora_B", "lora_magnitude", "lora_A0", "lora_B0")
 """Names of an adapter's own tensors, beside `weight` and `bias`."""
 
 
 def is_adapter_tensor(key: str) -> bool:
-    """Whether a key of a network's state dict belongs to an adapter."""
+    """Tell whether a key of a network's state dict belongs to an adapter."""
     return key.rpartition(".")[2] in TENSORS
 
 
@@ -60,9 +57,9 @@ class AdaptedLinear(nn.Linear):
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
-    lora_magnitude: Optional[nn.Parameter]
-    lora_A0: Optional[Tensor]
-    lora_B0: Optional[Tensor]
+    lora_magnitude: nn.Parameter | None
+    lora_A0: Tensor | None
+    lora_B0: Tensor | None
 
     def __init__(
         self,
@@ -98,11 +95,11 @@ class AdaptedLinear(nn.Linear):
             )
 
     def base_weight(self) -> Tensor:
-        """W (out, in) in fp32, as the network computes with it."""
+        """Return W (out, in) in fp32, as the network computes with it."""
         return self.weight.detach().float() if self.nf4 is None else self.nf4.dequantize()
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B of the update; with an offset they have twice the rank."""
+        """Return A and B of the update; with an offset they have twice the rank."""
         if self.lora_A0 is None or self.lora_B0 is None:
             return self.lora_A, self.lora_B
         return torch.cat([self.lora_A, self.lora_A0]), torch.cat(
@@ -110,7 +107,7 @@ class AdaptedLinear(nn.Linear):
         )
 
     def merged(self) -> Tensor:
-        """The one matrix (out, in) that does the same, fp32."""
+        """Compute the one matrix (out, in) that does the same, in fp32."""
         return merged_weight(
             self.base_weight(), *self.factors(), scale=self.scale, magnitude=self.lora_magnitude
         )
@@ -137,15 +134,16 @@ class AdaptedLinear(nn.Linear):
         out = out.to(base.dtype)
         return out if self.bias is None else out + self.bias.to(base.dtype)
 
-    def _base(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _base(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.nf4 is None:
             return F.linear(x, self.weight, bias)
         out = self.nf4.linear(x)
         return out if bias is None else out + bias.to(out.dtype)
 
     def _norm(self, A: Tensor, B: Tensor) -> Tensor:
-        """|W + s B A| of each row (out), fp32, by the binomial: W + s B A itself, as large as
-        W, is never made.
+        """Compute |W + s B A| of each row (out), fp32.
+
+        By the binomial, so that W + s B A itself, as large as W, is never made.
         """
         with torch.autocast(A.device.type, enabled=False):
             W, A, B = self.base_weight(), A.float(), B.float() * self.scale
@@ -155,7 +153,7 @@ class AdaptedLinear(nn.Linear):
             return norm
 
     def extra_repr(self) -> str:
-        """Shape and kind."""
+        """Describe shape and kind, for `print(net)`."""
         kind = ("dora" if self.lora_magnitude is not None else "lora") + (
             "" if self.nf4 is None else ", nf4"
         )
@@ -167,9 +165,7 @@ class AdaptedLinear(nn.Linear):
 
 @torch.no_grad()
 def plain_weights(net: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the network without adapters that does the same; adapted matrices in
-    fp32.
-    """
+    """Return the state dict of the plain network that does the same; merged matrices in fp32."""
     weights = {key: value for key, value in net.state_dict().items() if not is_adapter_tensor(key)}
     for name, module in net.named_modules():
         if isinstance(module, AdaptedLinear):
@@ -179,9 +175,9 @@ def plain_weights(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_weight(
-    weight: Tensor, A: Tensor, B: Tensor, *, scale: float, magnitude: Optional[Tensor]
+    weight: Tensor, A: Tensor, B: Tensor, *, scale: float, magnitude: Tensor | None
 ) -> Tensor:
-    """W + s B A, its rows brought to the magnitude if there is one, in fp32.
+    """Compute W + s B A in fp32, its rows brought to the magnitude if there is one.
 
     Args:
         weight: W (out, in).
@@ -227,7 +223,7 @@ class LoRA:
     """Train the norm of every output row besides, and the update for its direction alone (Liu
     et al. 2024).
     """
-    quantize: Optional[Literal["nf4"]] = None
+    quantize: Literal["nf4"] | None = None
     """nf4: keep the target matrices in four bits (Dettmers et al. 2023, QLoRA). The rest of the
     network stays as it is.
     """
@@ -244,11 +240,11 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by."""
+        """Return the factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def select(self, net: nn.Module) -> list[str]:
-        """Names of the matrices that the targets mean.
+        """Find the names of the matrices that the targets mean.
 
         Raises:
             UserError: A target is found in no name, or means the head.
@@ -265,7 +261,7 @@ class LoRA:
             )
         return found
 
-    def apply(self, net: nn.Module, generator: Optional[torch.Generator] = None) -> list[str]:
+    def apply(self, net: nn.Module, generator: torch.Generator | None = None) -> list[str]:
         """Freeze a network and put adapters beside its matrices, in place.
 
         The output stays what it was, but for the quantisation of NF4. On the meta device nothing is
@@ -311,7 +307,7 @@ class LoRA:
 
     @torch.no_grad()
     def _reset(
-        self, adapted: AdaptedLinear, base: nn.Linear, generator: Optional[torch.Generator]
+        self, adapted: AdaptedLinear, base: nn.Linear, generator: torch.Generator | None
     ) -> None:
         if self.init == "pissa":
             left, values, right = torch.linalg.svd(base.weight.float(), full_matrices=False)
@@ -333,7 +329,7 @@ class LoRA:
 
     @contextmanager
     def disabled(self, net: nn.Module) -> Iterator[None]:
-        """Within this context the network computes what its base does, to the bit."""
+        """Switch the adapter off within this context: the network computes its base, to the bit."""
         adapted = [module for module in net.modules() if isinstance(module, AdaptedLinear)]
         before = [module.enabled for module in adapted]
         for module in adapted:
@@ -345,8 +341,9 @@ class LoRA:
                 module.enabled = enabled
 
     def merge(self, net: nn.Module) -> None:
-        """Put the updates into the matrices, in fp32, then in the dtype of the base; a plain
-        network is left, frozen.
+        """Add the updates to the matrices, which leaves a plain, frozen network.
+
+        The sum is made in fp32, then rounded to the dtype of the base.
         """
         for name, module in list(net.named_modules()):
             if isinstance(module, AdaptedLinear):

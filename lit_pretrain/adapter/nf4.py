@@ -43,14 +43,15 @@ class NF4(NamedTuple):
 
 @functools.cache
 def levels(device: torch.device) -> Tensor:
-    """The 16 values of a weight, ascending, fp32."""
+    """Return the 16 values of a weight, ascending, fp32."""
     return torch.tensor(LEVELS, device=device)
 
 
 @functools.cache
 def scale_levels(device: torch.device) -> Tensor:
-    """The 256 values of a scale, ascending, fp32: in the decade 10^(i-6) lie 2^i centres of
-    each sign (Dettmers 2016), and 0 and 1.
+    """Return the 256 values of a scale, ascending, fp32.
+
+    In the decade 10^(i-6) lie 2^i centres of each sign (Dettmers 2016); 0 and 1 join them.
     """
     values = [0.0, 1.0]
     for i in range(7):
@@ -62,7 +63,7 @@ def scale_levels(device: torch.device) -> Tensor:
 
 @functools.cache
 def _grid(device: torch.device) -> Tensor:
-    """The nearest scale level of each of 2^16 points from -1 to 1, uint8."""
+    """Tabulate the nearest scale level of each of 2^16 points from -1 to 1, uint8."""
     known = scale_levels(torch.device("cpu"))
     points = (torch.arange(2**16, dtype=torch.float64) / (2**15 - 0.5) - 1).float()
     return (
@@ -73,7 +74,7 @@ def _grid(device: torch.device) -> Tensor:
 
 
 def _blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Values as rows of blocks, the last padded with zeros, and the largest magnitude of each."""
+    """Cut values into blocks, the last padded with zeros, with the largest magnitude of each."""
     blocks = torch.nn.functional.pad(values, (0, -values.numel() % block)).view(-1, block)
     return blocks, blocks.abs().amax(dim=1)
 
@@ -122,8 +123,9 @@ def quantize(weight: Tensor) -> NF4:
 def dequantize(
     quantized: NF4, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The matrix again, rounded to `dtype` at the end; by bitsandbytes' kernels on CUDA where
-    that is installed.
+    """Restore the matrix, rounded to `dtype` at the end.
+
+    The kernels of bitsandbytes do it on CUDA where that is installed.
     """
     if quantized.packed.device.type == "cuda" and has_bitsandbytes():
         return dequantize_bitsandbytes(quantized, shape, dtype)
@@ -133,7 +135,7 @@ def dequantize(
 def dequantize_torch(
     quantized: NF4, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`dequantize` in plain torch."""
+    """Restore the matrix in plain torch."""
     packed, scale_code, scale_scale, offset = quantized
     scale = (
         scale_levels(packed.device)[scale_code.int()]
@@ -152,14 +154,14 @@ def dequantize_torch(
 
 @functools.cache
 def has_bitsandbytes() -> bool:
-    """Whether bitsandbytes is installed."""
+    """Tell whether bitsandbytes is installed."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def dequantize_bitsandbytes(
     quantized: NF4, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`dequantize` by the kernels of bitsandbytes, which reads the same bytes."""
+    """Restore the matrix by the kernels of bitsandbytes, which read the same bytes."""
     import bitsandbytes  # noqa: F401  (registers the operators)
 
     packed, scale_code, scale_scale, offset = quantized
@@ -172,9 +174,6 @@ def dequantize_bitsandbytes(
     )
     out: Tensor = ops.dequantize_4bit(packed[:, None], scale, BLOCK, "nf4", list(shape), dtype)
     return out
-
-
-# NF4 weight: a frozen matrix that is kept in four bits and multiplies as if it were not.
 
 
 class NF4Weight(nn.Module):
@@ -196,7 +195,7 @@ class NF4Weight(nn.Module):
             )
 
     def parts(self) -> NF4:
-        """The quantised matrix."""
+        """Return the quantised matrix."""
         return NF4(
             *(
                 part if part.dtype == torch.uint8 else part.view(torch.float32)
@@ -205,11 +204,11 @@ class NF4Weight(nn.Module):
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The matrix (out, in)."""
+        """Restore the matrix (out, in)."""
         return dequantize(self.parts(), self.shape, dtype)
 
     def linear(self, x: Tensor) -> Tensor:
-        """`x @ weight.T`, computed as `F.linear` would: in autocast's dtype where it is on."""
+        """Compute `x @ weight.T` as `F.linear` would: in autocast's dtype where it is on."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -218,9 +217,7 @@ class NF4Weight(nn.Module):
 
 
 class _Linear(torch.autograd.Function):
-    """Dequantises in the forward and once more in the backward pass, so that the matrix is
-    never kept in full.
-    """
+    """Product that dequantises in both passes, so that the whole matrix is never kept."""
 
     @staticmethod
     def forward(x: Tensor, shape: tuple[int, ...], *parts: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
-"""Attention: grouped-query, causal, within a document, over the tokens of this pass and those
-in the cache.
+"""Attention: grouped-query, causal, within a document, over the tokens of a pass and of the cache.
+
+Axes: B rows, T tokens, D width, H query heads, G key and value heads, K channels of a head, C
+channels of all value heads.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,6 @@ from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, RopeScal
 from lit_pretrain.model.kernels import Kernel
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.layers import Linear, RMSNorm
-
-# Rotary positions: each pair of channels of a query or key is turned by an angle that grows with
-# its position.
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,10 @@ class Rotation:
     sin: Tensor
 
 
-def rotary_frequencies(head_size: int, theta: float, scaling: Optional[RopeScaling]) -> Tensor:
-    """Radians per token of each pair of channels: theta^(-2i/K) (Su et al. 2021, eq. 15), stretched
-    if `scaling` says so.
+def rotary_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> Tensor:
+    """Compute each channel pair's radians per token: theta^(-2i/K) (Su et al. 2021, eq. 15).
+
+    They are stretched if `scaling` says so.
 
     In fp32 and on the CPU, so that they are bit for bit those of the published checkpoints.
 
@@ -103,7 +102,7 @@ class Rotary(nn.Module):
         self._fill()
         return self
 
-    def forward(self, length: int, positions_BT: Optional[Tensor] = None) -> Rotation:
+    def forward(self, length: int, positions_BT: Tensor | None = None) -> Rotation:
         """Look up the rotation of positions 0 .. length - 1, or of the positions given."""
         if positions_BT is None:
             return Rotation(self.cos[None, :length, None], self.sin[None, :length, None])
@@ -111,9 +110,7 @@ class Rotary(nn.Module):
 
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
-    """Turn channel i and channel i + K/2 of every head together (the layout of Hugging Face
-    checkpoints).
-    """
+    """Rotate channels i and i + K/2 of every head together, as Hugging Face checkpoints do."""
     left, right = x_BTHK.chunk(2, dim=-1)
     cos, sin = rotation.cos, rotation.sin
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BTHK)
@@ -124,9 +121,9 @@ class Pass:
     """What all layers of one forward pass share; made once."""
 
     kernel: Kernel
-    rotation: Optional[Rotation]
-    cache: Optional[KVCache] = None
-    positions_BT: Optional[Tensor] = None
+    rotation: Rotation | None
+    cache: KVCache | None = None
+    positions_BT: Tensor | None = None
     """Slots of the new tokens; only with a cache."""
 
 
@@ -160,8 +157,8 @@ class Attention(nn.Module):
             else None
         )
 
-    def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor] = None) -> Tensor:
-        """Mix tokens.
+    def forward(self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None = None) -> Tensor:
+        """Mix the tokens that see each other.
 
         Args:
             x_BTD: Normalised residual stream.

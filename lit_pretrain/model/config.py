@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, Optional, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from lit_pretrain.errors import UserError
 
@@ -69,13 +69,13 @@ class ModelConfig:
     """Size of the residual stream."""
     n_head: int = 6
     """Number of query heads."""
-    n_kv_head: Optional[int] = None
+    n_kv_head: int | None = None
     """Number of key and value heads (grouped-query attention); must divide n_head. Default:
     n_head.
     """
-    head_dim: Optional[int] = None
+    head_dim: int | None = None
     """Size of one head. Default: width / n_head."""
-    ffn_width: Optional[int] = None
+    ffn_width: int | None = None
     """Hidden size of the feed-forward. Default: with a gate 8/3 of the width, rounded up to a
     multiple of 64; without 4 times the width.
     """
@@ -101,7 +101,7 @@ class ModelConfig:
     """Base of the rotary wavelengths; larger for longer contexts (Llama 3: 500000, Qwen3:
     1000000).
     """
-    rope_scaling: Optional[RopeScaling] = None
+    rope_scaling: RopeScaling | None = None
     """Llama-3 stretching of the rotary wavelengths. Default: none."""
 
     qk_norm: bool = False
@@ -112,7 +112,7 @@ class ModelConfig:
     """Bias on the query, key and value projections."""
     attn_out_bias: bool = False
     """Bias on the output projection of attention."""
-    sliding_window: Optional[int] = None
+    sliding_window: int | None = None
     """Keys that a position sees in a sliding-window layer, itself included. Needs an S in
     window_pattern.
     """
@@ -120,11 +120,11 @@ class ModelConfig:
     """Kinds of attention, repeated over the layers: S sees sliding_window keys, L sees all.
     Gemma 2 is "SL".
     """
-    attn_softcap: Optional[float] = None
+    attn_softcap: float | None = None
     """Caps attention scores smoothly: c * tanh(score / c) (Gemma 2: 50). Only the kernels flex
     and matmul do. Default: none.
     """
-    logit_softcap: Optional[float] = None
+    logit_softcap: float | None = None
     """Caps logits smoothly: c * tanh(logit / c) (Gemma 2: 30). Default: none."""
     attention: Literal["auto", "sdpa", "matmul", "tiled", "flex", "varlen"] = "auto"
     """Kernel; all give the same result. auto: tiled on CPU, flex on CUDA, sdpa elsewhere. tiled is
@@ -228,28 +228,28 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads."""
+        """Return the number of key and value heads."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def head_size(self) -> int:
-        """Channels of one head."""
+        """Return the channels of one head."""
         return self.width // self.n_head if self.head_dim is None else self.head_dim
 
     @property
     def gated(self) -> bool:
-        """Whether the feed-forward multiplies by a gate."""
+        """Tell whether the feed-forward multiplies by a gate."""
         return self.activation in ("swiglu", "geglu")
 
     @property
     def ffn_size(self) -> int:
-        """Hidden channels of the feed-forward."""
+        """Return the hidden channels of the feed-forward."""
         if self.ffn_width is not None:
             return self.ffn_width
         return 64 * math.ceil(8 * self.width / (3 * 64)) if self.gated else 4 * self.width
 
-    def window(self, layer: int) -> Optional[int]:
-        """Keys that a position of this layer sees, itself included; None: all before it."""
+    def window(self, layer: int) -> int | None:
+        """Return how many keys a position of this layer sees, itself included; None for all."""
         return (
             self.sliding_window
             if self.window_pattern[layer % len(self.window_pattern)] == "S"
@@ -257,9 +257,7 @@ class ModelConfig:
         )
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether this layer adds a value embedding: every other one, counted back from the
-        last.
-        """
+        """Tell whether this layer adds a value embedding: every other one, from the last, does."""
         return self.value_embeddings == "alternate" and (self.n_layer - 1 - layer) % 2 == 0
 
 
@@ -281,7 +279,7 @@ class ParameterCounts:
     """total - embedding; an untied head is part of it."""
 
     def counted(self, which: Literal["total", "matmul", "nonembed"]) -> int:
-        """N as a law counts it."""
+        """Return N as a law counts it."""
         return {"total": self.total, "matmul": self.matmul, "nonembed": self.non_embedding}[which]
 
 

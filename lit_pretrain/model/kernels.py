@@ -4,11 +4,13 @@ All kernels obey one rule, `first[query] <= key <= query`, where `first` is the 
 of the query's document and the start of its window. They give the same numbers and differ in speed
 and in where they run. One kernel object serves a whole forward pass: what it derives from the
 document numbers is made once, not once per layer.
+
+Axes: B rows, T tokens of this pass, S keys, H query heads, G key and value heads, K channels.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +32,11 @@ class Kernel(Protocol):
     """
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend; `window` is the number of keys that a position sees, itself included, or None
-        for all.
+        """Attend.
+
+        `window` is the number of keys that a position sees, itself included, or None for all.
         """
         ...
 
@@ -46,17 +49,16 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 
 
 def document_starts(doc_BT: Tensor) -> Tensor:
-    """Column in which the document of each position starts, (B, T) int64; a document begins
-    wherever the number changes.
+    """Find the column in which the document of each position starts, (B, T) int64.
+
+    A document begins wherever the number changes.
     """
     column_T = torch.arange(doc_BT.shape[1], device=doc_BT.device)
     return torch.where(_begins(doc_BT), column_T, 0).cummax(dim=1).values
 
 
-def first_visible(start_BT: Tensor, window: Optional[int]) -> Tensor:
-    """Column of the first key that each position sees, (B, T) int64, given the start of its
-    document.
-    """
+def first_visible(start_BT: Tensor, window: int | None) -> Tensor:
+    """Find the column of the first key that each position sees, (B, T) int64."""
     if window is None:
         return start_BT
     column_T = torch.arange(start_BT.shape[1], device=start_BT.device)
@@ -102,7 +104,7 @@ def choose_kernel(
 
 
 def make_kernel(
-    config: ModelConfig, tokens_BT: Tensor, doc_BT: Optional[Tensor], dtype: torch.dtype
+    config: ModelConfig, tokens_BT: Tensor, doc_BT: Tensor | None, dtype: torch.dtype
 ) -> Kernel:
     """Build the kernel of one forward pass without a cache.
 
@@ -121,7 +123,7 @@ def make_kernel(
         else document_starts(doc_BT)
     )
     T = tokens_BT.shape[1]
-    first: dict[Optional[int], Optional[Tensor]] = {}
+    first: dict[int | None, Tensor | None] = {}
     for window in {config.window(layer) for layer in range(config.n_layer)}:
         unmasked = doc_BT is None and (window is None or window >= T) and name != "tiled"
         first[window] = None if unmasked else first_visible(start_BT, window)
@@ -131,7 +133,7 @@ def make_kernel(
         return FlexKernel(first, config.attn_softcap, tokens_BT)
     column_T = torch.arange(T, device=tokens_BT.device)
     causal_TT = column_T <= column_T[:, None]
-    masks: dict[Optional[int], Optional[Tensor]] = {}
+    masks: dict[int | None, Tensor | None] = {}
     for window, first_BT in first.items():
         if first_BT is not None:
             masks[window] = (causal_TT & (column_T >= first_BT[:, :, None]))[:, None]
@@ -155,7 +157,7 @@ def make_cached_kernel(
         return LastTokenKernel()
     slot_S = torch.arange(length, device=positions_BT.device)
     last_B1T1 = positions_BT[:, None, :, None]
-    masks: dict[Optional[int], Optional[Tensor]] = {}
+    masks: dict[int | None, Tensor | None] = {}
     for window in {config.window(layer) for layer in range(config.n_layer)}:
         mask = slot_S <= last_B1T1
         masks[window] = mask if window is None else mask & (slot_S > last_B1T1 - window)
@@ -167,20 +169,20 @@ def make_cached_kernel(
 
 
 class FusedKernel:
-    """Torch's scaled_dot_product_attention under a dense mask.
+    """Run torch's scaled_dot_product_attention under a dense mask.
 
     Args:
         masks: What each query sees, (1 or B, 1, T, S), for each window among the layers; None:
             causal, nothing else.
     """
 
-    def __init__(self, masks: dict[Optional[int], Optional[Tensor]]) -> None:
+    def __init__(self, masks: dict[int | None, Tensor | None]) -> None:
         self.masks = masks
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         mask = self.masks[window]
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
         grouped = q.shape[1] != k.shape[1]
@@ -195,9 +197,9 @@ class LastTokenKernel:
     """
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         if window is not None:
             k_BSGK, v_BSGK = k_BSGK[:, -window:], v_BSGK[:, -window:]
         q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
@@ -215,14 +217,14 @@ class ProductKernel:
         cap: Bound of the scores, or None.
     """
 
-    def __init__(self, masks: dict[Optional[int], Optional[Tensor]], cap: Optional[float]) -> None:
+    def __init__(self, masks: dict[int | None, Tensor | None], cap: float | None) -> None:
         self.masks = masks
         self.cap = cap
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         mask = self.masks[window]
         assert mask is not None
         B, T, H, K = q_BTHK.shape
@@ -245,13 +247,13 @@ class ProductKernel:
 class TiledKernel:
     """Our own kernel for CPUs; see lit_pretrain.model.tiled."""
 
-    def __init__(self, first: dict[Optional[int], Optional[Tensor]]) -> None:
+    def __init__(self, first: dict[int | None, Tensor | None]) -> None:
         self.first = first
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         first_BT = self.first[window]
         assert first_BT is not None
         return tiled_attention(q_BTHK, k_BSGK, v_BSGK, first_BT)
@@ -261,7 +263,7 @@ class FlexKernel:
     """FlexAttention: compiled to one fused kernel that skips blocks no query sees."""
 
     def __init__(
-        self, first: dict[Optional[int], Optional[Tensor]], cap: Optional[float], tokens_BT: Tensor
+        self, first: dict[int | None, Tensor | None], cap: float | None, tokens_BT: Tensor
     ) -> None:
         B, T = tokens_BT.shape
         device = tokens_BT.device
@@ -269,7 +271,7 @@ class FlexKernel:
         _, create_block_mask = _flex_functions(
             device.type == "cuda" and not torch.compiler.is_compiling()
         )
-        self.masks: dict[Optional[int], BlockMask] = {}
+        self.masks: dict[int | None, BlockMask] = {}
         for window, first_BT in first.items():
             rule = _flex_causal if first_BT is None else functools.partial(_flex_rule, first_BT)
             self.masks[window] = create_block_mask(
@@ -277,9 +279,9 @@ class FlexKernel:
             )
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         flex_attention, _ = _flex_functions(
             q_BTHK.device.type == "cuda" and not torch.compiler.is_compiling()
         )
@@ -339,9 +341,9 @@ class VarlenKernel:
         self.offsets = rows if one_document else document_offsets(doc_BT)
 
     def __call__(
-        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: Optional[int]
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
     ) -> Tensor:
-        """Attend, as Kernel says."""
+        """Attend, as `Kernel` says."""
         from torch.nn.attention.varlen import varlen_attn
 
         group = (
@@ -366,7 +368,7 @@ class VarlenKernel:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_offsets(doc_BT: Tensor) -> Tensor:
-    """Where each document starts in the flattened batch, and the end: (documents + 1,), int32.
+    """Find where each document starts in the flattened batch, and the end: (documents + 1,), int32.
 
     Reads the number of documents back from the device: one synchronisation per forward pass, and a
     break in a graph of the whole network.

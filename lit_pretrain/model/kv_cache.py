@@ -1,9 +1,9 @@
-"""KVCache: keys and values of the tokens already seen, so that generating a token costs one
-token's work.
+"""KVCache: keys and values of the tokens already seen, so that a new token costs one token's work.
+
+Axes: B rows, T new tokens, S slots of the cache, G key and value heads, K channels of a head.
 """
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
+        """Count the bytes of keys and values."""
         return self.keys_LBSGK.nbytes + self.values_LBSGK.nbytes
 
     def extend(self, length: int) -> Tensor:
@@ -111,17 +111,15 @@ class KVCache:
         return keys[:, : self.used], values[:, : self.used]
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget all but the first `lengths[row]` tokens of each row, such as the padding
-        behind a prompt.
-        """
+        """Forget all but the first `lengths[row]` tokens of each row, such as padding."""
         assert len(lengths) == len(self.lengths_B)
         assert max(lengths) <= self.used
         self.lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self.lengths_B.device)
         self.used = max(lengths)
         self.even = min(lengths) == self.used
 
-    def resized(self, max_len: int, rows: Optional[Tensor] = None) -> "KVCache":
-        """A cache of another length that holds the same tokens.
+    def resized(self, max_len: int, rows: Tensor | None = None) -> "KVCache":
+        """Copy the tokens to a cache of another length.
 
         Args:
             max_len: Slots of a row.

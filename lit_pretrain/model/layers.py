@@ -1,6 +1,9 @@
-"""Feed-forward: two matrices and an activation, or three with a gate."""
+"""Layers: the linear product, the norms, and the feed-forward network of a block.
 
-from typing import ClassVar, Optional
+Axes: B rows, T tokens, D width.
+"""
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,25 +12,19 @@ from torch import Tensor, nn
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.roles import Role
 
-# Linear: a matrix times the hidden states, as torch does it, but for a few rows in fp32 on a CPU,
-# as when text is generated.
-
-
 ONEDNN: bool = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 """Whether this torch has oneDNN's product, which its own compiler calls, too."""
 WORTH = 2**18
-"""Multiplications below which its 18 µs a call, for 3, are not made up."""
+"""Below this many multiplications, oneDNN's call overhead (18 µs; torch: 3 µs) outweighs it."""
 FEW = 16
-"""Rows, at most: it compiles code for each number of them, which texts of every length would
-ask of it again and again.
-"""
+"""Most rows for which oneDNN is called: it compiles code for each number of them."""
 
 
 class Linear(nn.Linear):
-    """torch's, with `linear` for its product."""
+    """A linear layer of torch's that multiplies by `linear`."""
 
     roles: ClassVar[dict[str, Role]] = {"weight": "matrix", "bias": "vector"}
 
@@ -36,12 +33,12 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """The product x @ weight.T + bias.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the product x @ weight.T + bias.
 
-    In fp32 on a CPU torch asks MKL, which computes a product with one row on one thread, whatever
-    the processor, and on those of AMD is slow for a few, too. Here oneDNN is asked for them
-    (docs/experiments.md), where no gradient is wanted, which its product has not.
+    In fp32 on a CPU torch calls MKL, which computes a product with one row on a single thread and,
+    on AMD processors, is slow for a few rows too. oneDNN computes those here (docs/experiments.md),
+    if no gradient is wanted, because its product has none.
 
     Args:
         x: (..., in).
@@ -63,9 +60,6 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)
-
-
-# Norms: RMSNorm and LayerNorm, with or without learned gain and bias.
 
 
 class RMSNorm(nn.Module):

@@ -9,6 +9,9 @@ Measured on one core with AVX512-BF16, forward and backward, 6 heads of 64, agai
 mask: 8 rows of 512 tokens in documents of 150, bf16 48 ms for 135, fp32 57 for 147; undivided rows
 65 for 134 and 96 for 144; 2 rows of 2048 in documents of 700, 84 for 430 and 135 for 580. For
 torch.compile it is one opaque operation that needs no C++ compilation.
+
+Axes: B rows, T queries, S keys, H query heads, G key and value heads, K channels, N = H/G x queries
+of a tile, L keys of a tile.
 """
 
 import functools
@@ -16,7 +19,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +31,7 @@ HALF_TILE = 128
 
 
 def tiled_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Tensor) -> Tensor:
-    """Softmax attention of each query over the keys first_BT[query] .. query of its row, on CPU.
+    """Attend, on a CPU, from each query to the keys first_BT[query] .. query of its row.
 
     Scores are computed in fp32 or better, whatever the dtype.
 
@@ -145,16 +148,17 @@ def _share_out(work: Callable[[int, slice, slice], None], q: Tensor, k: Tensor) 
 
 @functools.cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads whose operations are not themselves spread over threads; one pool a process,
-    because a fork does not inherit them.
+    """Make threads whose operations are not themselves spread over threads.
+
+    There is one pool a process, because a fork does not inherit threads.
     """
     together = threading.Barrier(threads + 1)
 
     def alone() -> None:
-        torch.set_num_threads(
-            1
-        )  # of this thread; and of threads yet to come, which is mended below
-        torch.get_num_threads()  # a thread's first call takes over the number of the process: let it do so while that is 1
+        # It sets the number of this thread, and of threads yet to come, which is mended below.
+        torch.set_num_threads(1)
+        # A thread's first call takes over the number of the process: let it do so while that is 1.
+        torch.get_num_threads()
         together.wait()
 
     pool = ThreadPoolExecutor(threads, "tiled_attention", initializer=alone)
@@ -173,7 +177,7 @@ class _Tile(NamedTuple):
     queries: slice
     keys: slice
     size: int
-    hidden_SL: Optional[Tensor]
+    hidden_SL: Tensor | None
     """Keys of another document, or before the window, that a query must not see; None if there
     are none.
     """
@@ -201,7 +205,7 @@ def _tiles(first_BT: Tensor, dtype: torch.dtype) -> list[list[_Tile]]:
 
 
 def _weights(q_GNK: Tensor, k_GLK: Tensor, tile: _Tile) -> Tensor:
-    """Softmax of a tile's masked scores, (G, N, L)."""
+    """Compute the softmax of a tile's masked scores, (G, N, L)."""
     scores = torch.baddbmm(
         q_GNK.new_empty(()), q_GNK, k_GLK.transpose(1, 2), beta=0, alpha=q_GNK.shape[-1] ** -0.5
     )
@@ -214,12 +218,12 @@ def _weights(q_GNK: Tensor, k_GLK: Tensor, tile: _Tile) -> Tensor:
 
 @functools.cache
 def _causal(size: int, dtype: torch.dtype) -> Tensor:
-    """Zero where a query sees a key of its own tile, else -inf."""
+    """Make the mask of a tile: zero where a query sees a key, else -inf."""
     return torch.full((size, size), float("-inf"), dtype=dtype, device="cpu").triu_(1)
 
 
 def _fold(x_SHK: Tensor, groups: int) -> Tensor:
-    """(S, H, K) to (G, H/G * S, K): the query heads that share a key head below each other."""
+    """Reshape (S, H, K) to (G, H/G * S, K): query heads that share a key head below each other."""
     S, H, K = x_SHK.shape
     if groups == H:
         return x_SHK.transpose(0, 1)
@@ -227,7 +231,7 @@ def _fold(x_SHK: Tensor, groups: int) -> Tensor:
 
 
 def _unfold(x_GNK: Tensor, S: int) -> Tensor:
-    """Undo _fold."""
+    """Undo `_fold`."""
     G, N, K = x_GNK.shape
     return x_GNK.view(G, N // S, S, K).permute(2, 0, 1, 3).reshape(S, -1, K)
 

@@ -1,8 +1,11 @@
-"""Transformer: tokens in, hidden states out, and the head that turns them into logits."""
+"""Transformer: tokens in, hidden states out, and the head that turns them into logits.
+
+Axes: B rows, T tokens, D width, V vocabulary, L layers, C channels of all value heads.
+"""
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +19,6 @@ from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
 from lit_pretrain.roles import Role, parameter_roles
 
-# Initial weights: the named schemes, written over a built transformer.
-
-
 RESIDUAL_WRITERS = ("attention.out_proj.weight", "feed_forward.down_proj.weight")
 """Ends of the names of the matrices whose output is added to the residual stream."""
 
@@ -28,7 +28,7 @@ def init_parameter(
     role: Role,
     parameter: Tensor,
     config: ModelConfig,
-    generator: Optional[torch.Generator],
+    generator: torch.Generator | None,
 ) -> None:
     """Fill one parameter in place with the scheme `config.init`."""
     if role == "scalar":
@@ -53,7 +53,7 @@ def _zero_residual(
     role: str,
     parameter: Tensor,
     config: ModelConfig,
-    generator: Optional[torch.Generator],
+    generator: torch.Generator | None,
 ) -> None:
     if role == "embedding":
         parameter.normal_(0.0, 1.0, generator=generator)
@@ -70,9 +70,7 @@ def _zero_residual(
 
 
 class Mix(NamedTuple):
-    """What a block with residual scalars reads: `stream * residual stream + embedding *
-    embedding_BTD`.
-    """
+    """The input of a block with residual scalars: `stream * x_BTD + embedding * embedding_BTD`."""
 
     stream: Tensor
     embedding: Tensor
@@ -80,9 +78,7 @@ class Mix(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each normalised before and added after
-    (pre-norm).
-    """
+    """A pre-norm layer: attention, then feed-forward, each normalised before and added after."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -93,15 +89,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = False
         """Keep only the input for the backward pass, which then runs the block once more."""
-        self.compiled: Optional[Callable[..., Any]] = None
+        self.compiled: Callable[..., Any] | None = None
         """`_compute` compiled; training uses it."""
 
     def forward(
         self,
         x_BTD: Tensor,
         shared: Pass,
-        value_BTC: Optional[Tensor] = None,
-        mix: Optional[Mix] = None,
+        value_BTC: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Map the residual stream (B, T, D) to the next one."""
         # Evaluation and generation run in shapes of their own, each of which would be compiled.
@@ -118,7 +114,7 @@ class Block(nn.Module):
         return out
 
     def _compute(
-        self, x_BTD: Tensor, shared: Pass, value_BTC: Optional[Tensor], mix: Optional[Mix]
+        self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None, mix: Mix | None
     ) -> Tensor:
         if mix is not None:
             x_BTD = mix.stream * x_BTD + mix.embedding * mix.embedding_BTD
@@ -191,20 +187,19 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's matrix, (V, D): the token embedding if tied."""
+        """Return the head's matrix, (V, D): the token embedding if tied."""
         return self.token_embedding.weight if self.head is None else self.head.weight
 
     def checkpoint_activations(self, on: bool) -> None:
-        """Trade memory for time: keep the input of every block for the backward pass, and
-        compute the rest there again.
-        """
+        """Keep only the input of every block; the backward pass computes the rest again."""
         for block in self.blocks:
             assert isinstance(block, Block)
             block.checkpointing = on
 
     def compile_blocks(self, backend: str = "inductor", *, fullgraph: bool = False) -> None:
-        """Compile what a block computes in training: once for all blocks of a kind, where the whole
-        network would be one large graph.
+        """Compile what a block computes in training, once for all blocks of a kind.
+
+        The whole network would be one large graph.
 
         The first step of the quickstart's network is there in half the time, and the second is no
         slower. Gradients of a block are complete when its backward pass is, so that DDP and FSDP
@@ -220,7 +215,7 @@ class Transformer(nn.Module):
             block.compiled = compiled
 
     @torch.no_grad()
-    def reset_parameters(self, generator: Optional[torch.Generator] = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew by the scheme `config.init`, in the order of named_parameters().
 
         Args:
@@ -234,10 +229,10 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        doc_BT: Optional[Tensor] = None,
+        doc_BT: Tensor | None = None,
         *,
-        cache: Optional[KVCache] = None,
-        positions_BT: Optional[Tensor] = None,
+        cache: KVCache | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Compute the hidden states that the head reads.
 
@@ -303,9 +298,7 @@ class Transformer(nn.Module):
         )
 
     def compute_dtype(self) -> torch.dtype:
-        """In which dtype attention computes: autocast's where it is on, else that of the
-        weights.
-        """
+        """Return the dtype of attention: autocast's where it is on, else the weights'."""
         weight = self.token_embedding.weight
         device = weight.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
@@ -314,8 +307,9 @@ class Transformer(nn.Module):
         return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
     def check_tokens(self, tokens_BT: Tensor) -> None:
-        """Make sure that all token ids are in the vocabulary; on an accelerator this waits for the
-        device.
+        """Make sure that all token ids are in the vocabulary.
+
+        On an accelerator this waits for the device.
 
         Raises:
             UserError: If one is not, with its place.
@@ -330,7 +324,7 @@ class Transformer(nn.Module):
             )
 
     def _embed(
-        self, tokens_BT: Tensor, doc_BT: Optional[Tensor], positions_BT: Optional[Tensor]
+        self, tokens_BT: Tensor, doc_BT: Tensor | None, positions_BT: Tensor | None
     ) -> Tensor:
         x_BTD: Tensor = self.token_embedding(tokens_BT)
         if self.position_embedding is not None:

@@ -1,4 +1,7 @@
-"""Cross-entropy: the sum of -log p(label) over the supervised tokens, in nats."""
+"""Cross-entropy: the sum of -log p(label) in nats, and bits per byte, which tokenizers share.
+
+Axes: B rows, T tokens, S sources, V vocabulary.
+"""
 
 import math
 from typing import Any
@@ -11,11 +14,9 @@ from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.errors import UserError
 from lit_pretrain.objective.objective import LabelScores, Objective
 
-# Bits per byte: loss that can be compared across tokenizers, per source and over all.
-
 
 class BitsPerByte(Metric):
-    """Sums nats, tokens and bytes per source over batches and ranks, and divides once.
+    """Sums of nats, tokens and bytes per source over batches and ranks, divided once.
 
     Bits per byte is `sum(nats) / ln 2 / sum(bytes)`, where a token's bytes are those of the text it
     stands for; tokens that stand for no text (separators) have zero bytes and count with their nats
@@ -63,8 +64,9 @@ class BitsPerByte(Metric):
         self.bytes_S.index_add_(0, source_B, bytes_BT.sum(dim=1).double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `loss` (nats per token), `bits_per_byte`, and the same per source with the
-        suffix `_S`; NaN where nothing was seen.
+        """Return `loss` (nats per token) and `bits_per_byte`, and per source with the suffix `_S`.
+
+        NaN where nothing was seen.
         """
         ln2 = math.log(2.0)
         return {
@@ -76,8 +78,7 @@ class BitsPerByte(Metric):
 
 
 class CrossEntropy(Objective):
-    """Next-token cross-entropy, for pretraining and supervised fine-tuning alike: only the labels
-    differ.
+    """Next-token cross-entropy, for pretraining and fine-tuning alike: only the labels differ.
 
     Args:
         z_loss: Weight of the PaLM auxiliary loss, `z_loss * log(Z)^2` per token, which keeps the
@@ -123,5 +124,5 @@ class CrossEntropy(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return f"z_loss={self.z_loss}, label_smoothing={self.label_smoothing}"

@@ -1,8 +1,9 @@
-"""Distillation: a student learns a teacher's distribution over the next token, and not the one
-token that came.
+"""Distillation: a student learns a teacher's whole distribution over the next token.
+
+Axes: B rows, T tokens, C tokens of one chunk, V vocabulary, D width, K likeliest tokens.
 """
 
-from typing import Literal, Optional, Union
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from lit_pretrain.batch import IGNORE_INDEX, Batch, DistillBatch
 from lit_pretrain.errors import UserError
 from lit_pretrain.objective.objective import LabelScores, Objective, sum_and_count, tokens_of
-
-# Divergence: how far a student's distribution over the vocabulary is from a teacher's, chunk by
-# chunk. C tokens of one chunk.
-
 
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd"]
 _CHUNK_BYTES = 64 * 2**20
@@ -29,7 +26,7 @@ def divergence(
     jsd_beta: float,
     temperature: float,
 ) -> Tensor:
-    """Differentiable divergence at each position (B, T), fp32 nats, over the whole vocabulary.
+    """Compute the differentiable divergence at each position (B, T), fp32 nats.
 
     The logits of a chunk are thrown away and computed once more for the backward pass, so that
     tokens x vocabulary never exist at once.
@@ -60,8 +57,9 @@ def top_k_divergence(
     jsd_beta: float,
     temperature: float,
 ) -> Tensor:
-    """The same against a teacher of whom only the K likeliest tokens are known: over those and one
-    bucket for all others.
+    """Compute the divergence from a teacher of whom only the K likeliest tokens are known.
+
+    It is taken over those and one bucket for all others.
 
     Merging outcomes never raises a divergence, so this is a lower bound of the whole, and exact for
     K = V. With a temperature the teacher's rest cannot be known, and the K tokens alone are
@@ -80,9 +78,8 @@ def top_k_divergence(
             q_CK = torch.log_softmax(logits_CV.gather(1, token_CK) / temperature, dim=-1)
         return kl_of(p_CK, q_CK, kind=kind, jsd_beta=jsd_beta)
 
-    rows = zip(
-        _chunks(student, student.hidden_BTD), _chunks(student, token_BTK), _chunks(student, logp_BTK.float()), strict=True
-    )  # fmt: skip
+    columns = (student.hidden_BTD, token_BTK, logp_BTK.float())
+    rows = zip(*(_chunks(student, column) for column in columns), strict=True)
     parts = [
         checkpoint(chunk_divergence, h_CD, student.head_weight_VD, t_CK, p_CK, use_reentrant=False)
         for h_CD, t_CK, p_CK in rows
@@ -91,8 +88,10 @@ def top_k_divergence(
 
 
 def kl_of(p_CV: Tensor, q_CV: Tensor, *, kind: DivergenceKind, jsd_beta: float) -> Tensor:
-    """Divergence of log-probabilities (C,): KL(p‖q), KL(q‖p), or the generalised Jensen–Shannon
-    divergence (Agarwal et al. 2024, eq. 1).
+    """Compute the divergence of log-probabilities (C,): forward, reverse or generalised JSD.
+
+    That is KL(p‖q), KL(q‖p), or the generalised Jensen–Shannon divergence (Agarwal et al. 2024, eq.
+    1).
 
     The Jensen–Shannon divergence is beta KL(p‖m) + (1−beta) KL(q‖m) with the mixture m = beta p +
     (1−beta) q.
@@ -111,14 +110,12 @@ def _kl(p_CV: Tensor, q_CV: Tensor) -> Tensor:
 
 
 def _with_rest(logp_CK: Tensor) -> Tensor:
-    """Append the log-probability of everything else; at least e^-16, for where the K tokens are
-    all there is.
-    """
+    """Append the log-probability of everything else; e^-16 at least, in case K tokens are all."""
     rest_C1 = torch.log((1.0 - logp_CK.exp().sum(dim=-1, keepdim=True)).clamp(min=1.1e-7))
     return torch.cat([logp_CK, rest_C1], dim=-1)
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, cap: Optional[float]) -> Tensor:
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, cap: float | None) -> Tensor:
     logits_CV = F.linear(hidden_CD, weight_VD)
     # fp32 from here on, or fp64 where that is what came in.
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
@@ -126,21 +123,22 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor, cap: Optional[float]) -> Tenso
 
 
 def _log_softmax(
-    hidden_CD: Tensor, weight_VD: Tensor, cap: Optional[float], temperature: float
+    hidden_CD: Tensor, weight_VD: Tensor, cap: float | None, temperature: float
 ) -> Tensor:
     return torch.log_softmax(_logits(hidden_CD, weight_VD, cap) / temperature, dim=-1)
 
 
 def _chunks(student: LabelScores, values: Tensor) -> tuple[Tensor, ...]:
-    """Values of all positions in chunks whose logits take some 64 MiB."""
+    """Compute values of all positions in chunks whose logits take some 64 MiB."""
     return torch.split(
         values.flatten(0, 1), max(64, _CHUNK_BYTES // (4 * student.head_weight_VD.shape[0]))
     )
 
 
 class Distillation(Objective):
-    """Divergence from a teacher, at every supervised position (Hinton et al. 2015; Agarwal et al.
-    2024, eq. 1).
+    """Divergence from a teacher at every supervised position.
+
+    Hinton et al. 2015; Agarwal et al. 2024, eq. 1.
 
     The teacher is a column of the data (its K likeliest tokens) or a frozen network over the same
     vocabulary, `model.teacher`.
@@ -185,7 +183,7 @@ class Distillation(Objective):
         self.label_weight = label_weight
 
     def forward(
-        self, scores: LabelScores, batch: Union[Batch, DistillBatch]
+        self, scores: LabelScores, batch: Batch | DistillBatch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum the divergence of the supervised positions; the count is theirs."""
         mask_BT = batch.labels_BT != IGNORE_INDEX
@@ -223,7 +221,7 @@ class Distillation(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return (
             f"kind={self.kind!r}, jsd_beta={self.jsd_beta}, temperature={self.temperature},"
             f" label_weight={self.label_weight}"

@@ -1,8 +1,9 @@
-"""GRPO: policy gradients from groups of sampled answers, clipped, with the normalisations that
-are in use.
+"""GRPO: policy gradients from groups of sampled answers, clipped, in the usual normalisations.
+
+Axes: B rows (answers), T tokens.
 """
 
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ GRPO_METRICS = (
 
 
 class GRPO(Objective):
-    """Group relative policy optimisation (Shao et al. 2024, eq. 3), with advantages that come with
-    the batch.
+    """Group relative policy optimisation (Shao et al. 2024, eq. 3); advantages come with the batch.
 
     Per sampled token the loss is −min(r A, clip(r, 1−epsilon, 1+epsilon_high) A) + beta × KL, where
     r is the ratio of the policy to the one that sampled, and KL is Schulman's estimator exp(q−p) −
@@ -63,11 +63,11 @@ class GRPO(Objective):
         self,
         variant: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo",
         epsilon: float = 0.2,
-        epsilon_high: Optional[float] = None,
+        epsilon_high: float | None = None,
         beta: float = 0.0,
         kl_bias_correction: bool = True,
-        max_completion_tokens: Optional[int] = None,
-        scale_rewards: Optional[bool] = None,
+        max_completion_tokens: int | None = None,
+        scale_rewards: bool | None = None,
         measure_kl: bool = False,
     ) -> None:
         super().__init__()
@@ -97,17 +97,13 @@ class GRPO(Objective):
         self.metric_names = (*GRPO_METRICS, "kl") if self.measure_kl else GRPO_METRICS
 
     def advantages(self, reward_B: Tensor, group_B: Tensor) -> Tensor:
-        """How much better than its group each answer is; `group_advantages` with this
-        objective's scaling.
-        """
+        """Compute how much better than its group each answer is, with this objective's scaling."""
         return group_advantages(reward_B, group_B, scale=self.scale_rewards)
 
     def forward(
         self, scores: LabelScores, batch: PolicyBatch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum the loss of the tokens, or of the answers' means; the count is that of the
-        variant.
-        """
+        """Sum the loss of the tokens, or of the answers' means; the variant decides the count."""
         logp_BT = scores.logp()
         mask_BT = batch.labels_BT != IGNORE_INDEX
         tokens_B, valid_B = tokens_of(batch.labels_BT), batch.index_B >= 0
@@ -141,7 +137,7 @@ class GRPO(Objective):
     def _normalise(
         self, sums_B: Tensor, tokens_B: Tensor, valid_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What each row adds to the numerator and to the denominator."""
+        """Compute what each row adds to the numerator and to the denominator."""
         if self.variant == "dapo":
             return sums_B, tokens_B
         if self.variant == "grpo":
@@ -188,7 +184,7 @@ class GRPO(Objective):
         }
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return (
             f"variant={self.variant!r}, epsilon={self.epsilon}, epsilon_high={self.epsilon_high},"
             f" beta={self.beta}, kl_bias_correction={self.kl_bias_correction},"
@@ -200,7 +196,7 @@ class GRPO(Objective):
 def group_advantages(
     reward_B: Tensor, group_B: Tensor, *, scale: bool = True, eps: float = 1e-4
 ) -> Tensor:
-    """Advantages of sampled answers within their groups (Shao et al. 2024, section 4.1.2).
+    """Compute the advantages of answers within their groups (Shao et al. 2024, section 4.1.2).
 
     Args:
         reward_B: Reward of each answer.

@@ -1,9 +1,9 @@
-"""KTO: single answers, each judged desirable or not, against a reference point that the batch
-itself estimates.
+"""KTO: single answers, each judged desirable or not, against a reference point of the batch.
+
+Axes: B rows (answers), T tokens.
 """
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -95,8 +95,8 @@ class KTO(Objective):
             },
         )
 
-    def start(self, means: dict[str, float], *, tolerance: float) -> Optional[str]:
-        """A policy that is its reference has rewards and divergence of zero."""
+    def start(self, means: dict[str, float], *, tolerance: float) -> str | None:
+        """Check that rewards and divergence are zero: the policy is still its reference."""
         found = {
             name: means[name]
             for name in ("rewards/chosen", "rewards/rejected", "kl")
@@ -113,7 +113,7 @@ class KTO(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return (
             f"beta={self.beta}, desirable_weight={self.desirable_weight},"
             f" undesirable_weight={self.undesirable_weight}"

@@ -74,7 +74,7 @@ def linear_logp(
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Differentiable log-probability of each label (N), in nats, 0 where ignored.
+    """Compute the differentiable log-probability of each label (N), in nats, 0 where ignored.
 
     The upstream gradient differs from token to token, so the backward pass computes each chunk's
     logits once more.
@@ -129,8 +129,9 @@ def _losses_and_logit_grad_(
     work_CV: Tensor | None,
     probs_CV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Losses of a chunk; with `want_grad` its logits are overwritten by the gradient of `sum(scale
-    * loss)`.
+    """Compute the losses of a chunk.
+
+    With `want_grad` its logits are overwritten by the gradient of `sum(scale * loss)`.
 
     `work_CV` and `probs_CV` are buffers that may be used; without them (under a compiler)
     intermediates are allocated.
@@ -185,8 +186,9 @@ def _op(
     weight_grad: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses and, as asked, gradients of `sum(scale * loss)`: total, nll_N, grad_hidden_ND,
-    grad_weight_VD (empty if not asked).
+    """Compute the losses and, if wanted, the gradients of `sum(scale * loss)`.
+
+    Returns total, nll_N, grad_hidden_ND and grad_weight_VD, which are empty where not wanted.
     """
     (tokens, _), vocabulary, acc = hidden_ND.shape, weight_VD.shape[0], scale_N.dtype
     want_grad = hidden_grad or weight_grad

@@ -1,7 +1,10 @@
-"""Objective: what a stage minimises, as a sum and a count and never a mean."""
+"""Objective: what a stage minimises, as a sum and a count and never a mean.
+
+Axes: B rows, T tokens, D width, V vocabulary, N flattened tokens, S sources, M metrics.
+"""
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +13,9 @@ from torchmetrics import Metric
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
 
-# Label scores: what the network says about the labels, computed only when an objective asks.
-
 
 class LabelScores:
-    """The last hidden states, the output head and the labels of a micro-batch, with no logits until
-    they are needed.
+    """Last hidden states, head and labels of a micro-batch; logits are made when they are needed.
 
     Args:
         hidden_BTD: Hidden states after the final norm.
@@ -35,9 +35,9 @@ class LabelScores:
         labels_BT: Tensor,
         *,
         logit_softcap: float | None = None,
-        score_head: Optional[nn.Module] = None,
-        teacher: Optional["LabelScores"] = None,
-        step_counts: Optional[Tensor] = None,
+        score_head: nn.Module | None = None,
+        teacher: "LabelScores | None" = None,
+        step_counts: Tensor | None = None,
     ) -> None:
         self.hidden_BTD = hidden_BTD
         self.head_weight_VD = head_weight_VD
@@ -66,9 +66,10 @@ class LabelScores:
         )
         return total, nll_N.view_as(self.labels_BT)
 
-    def logp(self, labels_BT: Optional[Tensor] = None) -> Tensor:
-        """Differentiable log-probability of each label (B, T), in nats, 0 where ignored; of
-        other labels if they are given.
+    def logp(self, labels_BT: Tensor | None = None) -> Tensor:
+        """Compute the log-probability of each label (B, T), in nats, 0 where ignored.
+
+        `labels_BT` replaces the labels of the batch.
         """
         labels_BT = self.labels_BT if labels_BT is None else labels_BT
         logp_N = linear_logp(
@@ -80,8 +81,9 @@ class LabelScores:
         return logp_N.view_as(labels_BT)
 
     def score(self, doc_BT: Tensor) -> Tensor:
-        """Differentiable score of each row (B,), read at the last token of its sequence (where
-        doc is 0 for the last time).
+        """Compute the score of each row (B,), read at the last token of its sequence.
+
+        That is where doc is 0 for the last time.
         """
         assert self.score_head is not None, (
             "the stage gives a score head to objectives that need `score`"
@@ -92,11 +94,8 @@ class LabelScores:
         return score_B.to(torch.promote_types(score_B.dtype, torch.float32))
 
 
-# Means: an objective's loss and metrics over batches and ranks, divided once.
-
-
 class Means(Metric):
-    """Sums what an objective reports, by source where it is the loss, and divides once.
+    """Sums of what an objective reports, by source where it is the loss, divided once.
 
     Args:
         names: The objective's `metric_names`.
@@ -133,7 +132,7 @@ class Means(Metric):
             self.sums_M2 += torch.stack([metrics[name] for name in self.names]).double()
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss`, `loss_S` and the metrics by name; NaN where nothing was seen."""
+        """Return `loss`, `loss_S` and the metrics by name; NaN where nothing was seen."""
         named = {name: self.sums_M2[m, 0] / self.sums_M2[m, 1] for m, name in enumerate(self.names)}
         return {
             "loss": self.loss_S.sum() / self.terms_S.sum(),
@@ -142,18 +141,13 @@ class Means(Metric):
         }
 
 
-# Sums: what objectives add up, with rows that only pad a batch left out.
-
-
 def tokens_of(labels_BT: Tensor) -> Tensor:
-    """Supervised tokens of each row (B,), int64."""
+    """Count the supervised tokens of each row (B,), int64."""
     return (labels_BT != IGNORE_INDEX).sum(dim=1)
 
 
 def sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the values where the mask is true, and how many there are: shape (2,), fp32,
-    detached.
-    """
+    """Sum the values where the mask is true, and count them: shape (2,), fp32, detached."""
     return torch.stack(
         [
             torch.where(mask, values.detach(), 0).sum(dtype=torch.float32),
@@ -163,7 +157,7 @@ def sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def per_token(sums_B: Tensor, tokens_B: Tensor) -> Tensor:
-    """Mean per token of each row's sum; 0 for a row without tokens."""
+    """Divide each row's sum by its tokens; 0 for a row without tokens."""
     return sums_B / tokens_B.clamp(min=1)
 
 
@@ -189,14 +183,18 @@ class Objective(nn.Module):
     metrics hold `nll_BT`.
     """
 
+    max_completion_tokens: int | None = None
+    """Length by which the objective divides, which must be the rollout's; None if it does not."""
+
     measured_half: bool = False
     """Whether the second half of the rows is only measured, so that no gradient is computed for
     it.
     """
 
-    def counts(self, batch: Any) -> Optional[Tensor]:
-        """Counts that `forward` wants to know of the whole optimizer step
-        (`LabelScores.step_counts`); None if it wants none.
+    def counts(self, batch: Any) -> Tensor | None:
+        """Count what `forward` has to know of the whole optimizer step (`LabelScores.step_counts`).
+
+        None if it has to know nothing.
 
         Two terms that are means over different things (pairs and tokens) cannot share one count.
         Counts are known before anything is computed, so the stage adds them up over all
@@ -204,9 +202,8 @@ class Objective(nn.Module):
         """
         return None
 
-    def start(self, means: dict[str, float], *, tolerance: float) -> Optional[str]:
-        """What is wrong with the first step of a fresh network, judged by its means; None if
-        nothing is known to be.
+    def start(self, means: dict[str, float], *, tolerance: float) -> str | None:
+        """Say what is wrong with the first step of a fresh network, judged by its means, or None.
 
         Args:
             means: `loss` and the metrics of the first step.
@@ -216,8 +213,9 @@ class Objective(nn.Module):
         return None
 
     def advantages(self, reward_B: Tensor, group_B: Tensor) -> Tensor:
-        """How much better than its group each sampled answer is (`PolicyBatch.advantage_B`); of
-        objectives that need a rollout.
+        """Compute how much better than its group each answer is (`PolicyBatch.advantage_B`).
+
+        Only objectives that need a rollout have it.
 
         Args:
             reward_B: Reward of each answer.

@@ -1,7 +1,10 @@
-"""CPO: DPO with a uniform reference, held in place by the likelihood of the chosen answers."""
+"""Preferences: objectives that learn from pairs of answers: CPO, DPO, ORPO and SimPO.
+
+Rows stand as [chosen; rejected]. Axes: P pairs, B = 2P rows, T tokens.
+"""
 
 import math
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +20,19 @@ from lit_pretrain.objective.objective import (
     tokens_of,
 )
 
-# Pairs: what the objectives over [chosen; rejected] rows share. P pairs, B = 2P rows.
-
-
 REWARD_NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy")
 LOGP_NAMES = ("logp/chosen", "logp/rejected")
 
 
 def valid_pairs(batch: PreferenceBatch) -> Tensor:
-    """Which pairs count (P,), bool: not those that only fill up a batch."""
+    """Mark the pairs that count (P,), bool: not those that only fill up a batch."""
     return batch.index_B[: len(batch.index_B) // 2] >= 0
 
 
 def pair_and_token_counts(batch: PreferenceBatch, labels_BT: Tensor) -> Tensor:
-    """Pairs that count, and their supervised chosen tokens: shape (2,), fp32. fp32 counts
-    exactly up to 16 million.
+    """Count the pairs and their supervised chosen tokens: shape (2,), fp32.
+
+    fp32 counts exactly up to 16 million.
     """
     valid_P = valid_pairs(batch)
     tokens_P = tokens_of(labels_BT)[: len(valid_P)]
@@ -43,8 +44,9 @@ def pair_and_token_counts(batch: PreferenceBatch, labels_BT: Tensor) -> Tensor:
 def chosen_nll(
     logp_BT: Tensor, labels_BT: Tensor, batch: PreferenceBatch, scores: LabelScores
 ) -> tuple[Tensor, Tensor]:
-    """The chosen answers' negative log-likelihood as a token mean over the whole optimizer step,
-    spread over its pairs.
+    """Spread the chosen answers' token mean of the whole optimizer step over its pairs.
+
+    The mean is that of the negative log-likelihood.
 
     The sum over all pairs of the step, divided by their number, is the mean over all chosen tokens
     of the step.
@@ -72,9 +74,7 @@ def chosen_nll(
 
 
 def reward_metrics(reward_B: Tensor, valid_P: Tensor) -> dict[str, Tensor]:
-    """Means over pairs of the (implicit) rewards, their margin, and how often the chosen answer
-    has the greater one.
-    """
+    """Sum the (implicit) rewards of pairs, their margins, and how often the chosen wins."""
     chosen_P, rejected_P = reward_B.detach().chunk(2)
     return {
         "rewards/chosen": sum_and_count(chosen_P, valid_P),
@@ -85,8 +85,9 @@ def reward_metrics(reward_B: Tensor, valid_P: Tensor) -> dict[str, Tensor]:
 
 
 def logp_metrics(logp_B: Tensor, valid_P: Tensor) -> dict[str, Tensor]:
-    """Means over pairs of the log-probabilities: both fall when a preference objective unlearns
-    what it should keep.
+    """Sum the log-probabilities over pairs.
+
+    Both fall when a preference objective unlearns what it should keep.
     """
     chosen_P, rejected_P = logp_B.chunk(2)
     return {
@@ -98,8 +99,9 @@ def logp_metrics(logp_B: Tensor, valid_P: Tensor) -> dict[str, Tensor]:
 def finish(
     loss_P: Tensor, batch: PreferenceBatch, metrics: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Numerator, denominator and metrics of an objective whose terms are pairs; a pair is
-    reported at its chosen row.
+    """Return numerator, denominator and metrics of an objective whose terms are pairs.
+
+    A pair is reported at its chosen row.
     """
     valid_P = valid_pairs(batch)
     loss_P = torch.where(valid_P, loss_P, 0.0)
@@ -112,8 +114,9 @@ def finish(
 
 
 class CPO(Objective):
-    """Contrastive preference optimisation (Xu et al. 2024, eq. 3): −log σ(beta × difference of
-    log-probabilities) + NLL of the chosen.
+    """Contrastive preference optimisation (Xu et al. 2024, eq. 3).
+
+    −log σ(beta × difference of log-probabilities) + NLL of the chosen.
 
     The NLL is a mean per token, as in TRL; the paper's expectation is per sequence.
 
@@ -151,8 +154,8 @@ class CPO(Objective):
         self.label_smoothing = label_smoothing
         self.metric_names = (*REWARD_NAMES, *LOGP_NAMES, "nll/chosen")
 
-    def counts(self, batch: PreferenceBatch) -> Optional[Tensor]:
-        """Pairs and chosen tokens, for the likelihood term."""
+    def counts(self, batch: PreferenceBatch) -> Tensor | None:
+        """Count pairs and chosen tokens, for the likelihood term."""
         return pair_and_token_counts(batch, batch.labels_BT)
 
     def forward(
@@ -177,23 +180,20 @@ class CPO(Objective):
         return finish(loss_P + self.nll_weight * nll_P, batch, metrics)
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return (
             f"beta={self.beta}, variant={self.variant!r}, nll_weight={self.nll_weight},"
             f" label_smoothing={self.label_smoothing}"
         )
 
 
-# DPO: preferences learned from log-ratios to a reference, with its hinge, IPO, robust and
-# length-normalised variants.
-
-
 Variant = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
 
 
 class DPO(Objective):
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) over log-ratios summed over the
-    completion.
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7).
+
+    Log-ratios are summed over the completion.
 
     Variants, with h = beta × (log-ratio of the chosen answer − log-ratio of the rejected one):
 
@@ -253,14 +253,12 @@ class DPO(Objective):
         self.sft_weight = sft_weight
         self.metric_names = (*REWARD_NAMES, *LOGP_NAMES, *(("nll/chosen",) if sft_weight else ()))
 
-    def counts(self, batch: PreferenceBatch) -> Optional[Tensor]:
-        """Pairs and chosen tokens, for the SFT term."""
+    def counts(self, batch: PreferenceBatch) -> Tensor | None:
+        """Count pairs and chosen tokens, for the SFT term."""
         return pair_and_token_counts(batch, batch.labels_BT) if self.sft_weight else None
 
     def pair_loss(self, chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
-        """Loss of each pair from its log-ratios, which the length-normalised variants take per
-        token.
-        """
+        """Compute the loss of each pair from its log-ratios; some variants take them per token."""
         difference_P = chosen_P - rejected_P
         if self.variant == "hinge":
             return torch.relu(1.0 - self.beta * difference_P)
@@ -296,9 +294,10 @@ class DPO(Objective):
             loss_P = loss_P + self.sft_weight * nll_P
         return finish(loss_P, batch, metrics)
 
-    def start(self, means: dict[str, float], *, tolerance: float) -> Optional[str]:
-        """A policy that is its reference has rewards of zero and the loss of a margin of zero:
-        ln 2 for `sigmoid`.
+    def start(self, means: dict[str, float], *, tolerance: float) -> str | None:
+        """Check that the policy is its reference: no reward, and the loss of a margin of zero.
+
+        That is ln 2 for `sigmoid`.
         """
         expected = self.pair_loss(
             torch.zeros(1), torch.zeros(1)
@@ -314,7 +313,7 @@ class DPO(Objective):
         )
 
     def slope(self) -> float:
-        """How fast the loss moves with h around 0, at most; for the tolerance of `start`."""
+        """Bound how fast the loss moves with h around 0; for the tolerance of `start`."""
         return (
             1.0 / self.beta**2 + 2.0
             if self.variant == "ipo"
@@ -322,19 +321,17 @@ class DPO(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return (
             f"beta={self.beta}, variant={self.variant!r}, label_smoothing={self.label_smoothing},"
             f" sft_weight={self.sft_weight}"
         )
 
 
-# ORPO: supervised fine-tuning and an odds ratio in one objective, without a reference.
-
-
 class ORPO(Objective):
-    """Odds ratio preference optimisation (Hong et al. 2024, eqs. 6 and 7): NLL of prompt and chosen
-    answer − beta × log σ(log odds ratio).
+    """Odds ratio preference optimisation (Hong et al. 2024, eqs. 6 and 7).
+
+    NLL of prompt and chosen answer − beta × log σ(log odds ratio).
 
     The NLL is over prompt *and* chosen answer, as in the authors' code and TRL; the odds are those
     of the answers alone, from their log-probabilities per token.
@@ -352,8 +349,8 @@ class ORPO(Objective):
             raise UserError(f"ORPO: beta must be positive, found {beta}; 0.1 is usual.")
         self.beta = beta
 
-    def counts(self, batch: PreferenceBatch) -> Optional[Tensor]:
-        """Pairs, and tokens of prompts and chosen answers."""
+    def counts(self, batch: PreferenceBatch) -> Tensor | None:
+        """Count pairs, and tokens of prompts and chosen answers."""
         return pair_and_token_counts(batch, whole_labels(batch))
 
     def forward(
@@ -375,12 +372,12 @@ class ORPO(Objective):
         return finish(nll_P - self.beta * F.logsigmoid(chosen_P - rejected_P), batch, metrics)
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return f"beta={self.beta}"
 
 
 def whole_labels(batch: PreferenceBatch) -> Tensor:
-    """Labels of prompt and answer (B, T): the next token wherever there is one."""
+    """Make labels of prompt and answer (B, T): the next token wherever there is one."""
     inside_BT = (batch.doc_BT[:, 1:] == 0) & (batch.index_B >= 0)[:, None]
     return F.pad(
         torch.where(inside_BT, batch.tokens_BT[:, 1:], IGNORE_INDEX), (0, 1), value=IGNORE_INDEX
@@ -388,8 +385,9 @@ def whole_labels(batch: PreferenceBatch) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 − exp(x)) for x < 0, each branch where it is accurate (Mächler 2012, eq. 7); x is
-    kept below −1e-7, whose odds are 1e7.
+    """Compute log(1 − exp(x)) for x < 0, each branch where it is accurate (Mächler 2012, eq. 7).
+
+    x is kept below −1e-7, whose odds are 1e7.
     """
     x = x.clamp(max=-1e-7)
     small = x > -0.693147
@@ -399,12 +397,10 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(small, near, far)
 
 
-# SimPO: preferences learned from log-probabilities per token, without a reference.
-
-
 class SimPO(Objective):
-    """Simple preference optimisation (Meng et al. 2024, eq. 6): −log σ(beta × difference of
-    log-probabilities per token − gamma).
+    """Simple preference optimisation (Meng et al. 2024, eq. 6).
+
+    −log σ(beta × difference of log-probabilities per token − gamma).
 
     It has no likelihood term: TRL's is `CPOTrainer(loss_type="simpo", cpo_alpha=0)`, whose
     `cpo_alpha` is 1 unless it is set.
@@ -450,5 +446,5 @@ class SimPO(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return f"beta={self.beta}, gamma={self.gamma}, label_smoothing={self.label_smoothing}"

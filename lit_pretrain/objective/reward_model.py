@@ -1,6 +1,7 @@
-"""Reward model: a scalar score per answer, learned from pairs."""
+"""Reward model: a scalar score per answer, learned from pairs.
 
-from typing import Optional
+Axes: P pairs, B = 2P rows, T tokens.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +13,9 @@ from lit_pretrain.objective.preference import REWARD_NAMES, finish, reward_metri
 
 
 class RewardModel(Objective):
-    """Bradley–Terry loss of a reward model (Ouyang et al. 2022, eq. 1): −log σ(score of the chosen
-    − score of the rejected − margin).
+    """Bradley–Terry loss of a reward model (Ouyang et al. 2022, eq. 1).
+
+    −log σ(score of the chosen − score of the rejected − margin).
 
     Where the data gives a margin it is subtracted (Touvron et al. 2023, eq. 2), as TRL does. Scores
     come from a bias-free head that reads the hidden state of the last token.
@@ -42,7 +44,7 @@ class RewardModel(Objective):
         """Sum the loss of the pairs; the count is that of the pairs."""
         score_B = scores.score(batch.doc_BT)
         chosen_P, rejected_P = score_B.chunk(2)
-        margin_P: Optional[Tensor] = batch.margin_P
+        margin_P: Tensor | None = batch.margin_P
         difference_P = chosen_P - rejected_P
         loss_P = -F.logsigmoid(difference_P if margin_P is None else difference_P - margin_P)
         squares_P = (chosen_P + rejected_P).square()
@@ -57,5 +59,5 @@ class RewardModel(Objective):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for `print(objective)`."""
+        """Describe the settings, for `print(objective)`."""
         return f"centering={self.centering}"

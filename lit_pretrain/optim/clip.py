@@ -11,9 +11,7 @@ _Groups = list[list[Tensor]]
 
 
 def _groups(parameters: Iterable[Tensor]) -> _Groups:
-    """Gradients that one foreach kernel can take together: same device, same mesh, same
-    placements.
-    """
+    """Group the gradients that one foreach kernel can take: same device, mesh and placements."""
     groups: dict[object, list[Tensor]] = {}
     for parameter in parameters:
         grad = parameter.grad
@@ -43,8 +41,9 @@ def _norm(groups: _Groups) -> Tensor:
 
 @torch.no_grad()
 def global_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, over every shard on every rank; plain and sharded
-    parameters may be mixed.
+    """Compute the L2 norm of all gradients together, over every shard on every rank.
+
+    Plain and sharded parameters may be mixed.
 
     Args:
         parameters: Parameters; those without a gradient are skipped.
@@ -60,8 +59,7 @@ def global_norm(parameters: Iterable[Tensor]) -> Tensor:
 def scale_and_clip_(
     parameters: Iterable[Tensor], scale: Tensor | float, max_norm: float | None
 ) -> Tensor:
-    """Multiply gradients by `scale`, then bound their global norm by `max_norm`; both in one
-    multiplication.
+    """Multiply gradients by `scale` and bound their global norm by `max_norm`, in one pass.
 
     Args:
         parameters: Parameters; those without a gradient are skipped.

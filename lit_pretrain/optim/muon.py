@@ -1,4 +1,11 @@
-"""Muon: momentum, orthogonalised, for matrices, and AdamW for the rest, as one optimizer."""
+"""Muon: momentum, orthogonalised, for matrices, and AdamW for the rest, as one optimizer.
+
+Axes: S stacked matrices of m rows and n >= m columns.
+
+One iteration of the orthogonalisation replaces the singular values x of X by `a x + b x^3 + c x^5`,
+a polynomial in the Gram matrix: with G = X X^T it is X <- (a I + b G + c G^2) X. A handful of them
+drive every singular value that is not tiny into a band around one.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -9,15 +16,6 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lit_pretrain.optim.muon_adamw import LrScaling, Orthogonalization
-
-# Orthogonalisation: the polar factor of many matrices at once, by a few matrix products.
-#
-# Shapes: S stacked matrices of m rows and n >= m columns.
-#
-# One iteration replaces the singular values x of X by `a x + b x^3 + c x^5`, a polynomial in the
-# Gram matrix: with G = X X^T it is X <- (a I + b G + c G^2) X. A handful of them drive every
-# singular value that is not tiny into a band around one.
-
 
 Polynomial = tuple[float, float, float]
 
@@ -47,7 +45,7 @@ before it leave.
 
 @cache
 def polynomials(method: Orthogonalization, iterations: int) -> tuple[Polynomial, ...]:
-    """The coefficients (a, b, c) of each iteration."""
+    """Return the coefficients (a, b, c) of each iteration."""
     if method == "newton_schulz":
         return (_NEWTON_SCHULZ,) * iterations
     return _POLAR_EXPRESS[iterations]
@@ -56,8 +54,9 @@ def polynomials(method: Orthogonalization, iterations: int) -> tuple[Polynomial,
 def orthogonalize_(
     x_Smn: Tensor, polynomials: tuple[Polynomial, ...], *, tighten: bool, eps: float = 1e-7
 ) -> Tensor:
-    """Drive the singular values of each matrix towards one and keep the singular vectors, in the
-    precision of the input.
+    """Drive the singular values of each matrix towards one and keep its singular vectors.
+
+    It computes in the precision of the input.
 
     Args:
         x_Smn: Stack of matrices, m <= n; overwritten.
@@ -93,7 +92,7 @@ def orthogonalize_(
 def _factor(
     x_Smn: Tensor, polynomials: tuple[Polynomial, ...], buffers: list[Tensor], *, tighten: bool
 ) -> Tensor:
-    """The matrix that X is to be multiplied with from the left for one or two iterations."""
+    """Compute the matrix that X is multiplied with from the left for one or two iterations."""
     gram, square, spare, factor = buffers
     torch.bmm(x_Smn, x_Smn.mT, out=gram)
     shrink = None
@@ -127,8 +126,7 @@ memory of a large network.
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Steps groups that say `algorithm="muon"` with Muon (Jordan et al. 2024) and those that say
-    `"adamw"` with AdamW.
+    """Muon (Jordan et al. 2024) for groups whose algorithm is "muon", AdamW for those with "adamw".
 
     State and groups hold tensors and primitives only, so that checkpoints load with
     `weights_only=True`. State has the precision of its parameter. Learning rates are read from the
@@ -181,7 +179,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 self._step_stack(group, alike[start : start + together], momentum)
 
     def _step_stack(self, group: dict[str, Any], parameters: list[Tensor], momentum: float) -> None:
-        """Muon on parameters of one shape."""
+        """Step parameters of one shape with Muon."""
         rows, columns = parameters[0].shape[-2:]
         tall = rows > columns
         each = (
@@ -255,14 +253,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def momentum_at(step: int, momentum: float, start: float, warmup_steps: int) -> float:
-    """Momentum at a step (from 0): rises linearly from `start` to `momentum` over
-    `warmup_steps`.
-    """
+    """Raise the momentum linearly from `start` to `momentum` over `warmup_steps` from 0 on."""
     return momentum if step >= warmup_steps else start + (momentum - start) * step / warmup_steps
 
 
 def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
-    """What the learning rate is multiplied with for a weight of this shape.
+    """Compute the factor of the learning rate for a weight of this shape.
 
     An orthogonal update has singular values of one, so its entries shrink with the longer side.
     "original" (Jordan et al. 2024) keeps the spectral norm and favours tall weights;
@@ -275,9 +271,7 @@ def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
 
 
 def _like(parameter: Tensor, full: Tensor) -> Tensor:
-    """The part of a full tensor that belongs to this rank, for a sharded parameter; without
-    communication.
-    """
+    """Cut a full tensor to the part that this rank holds of a parameter, without communication."""
     if not hasattr(parameter, "device_mesh"):
         return full
     # It takes half of torch's own import time, so only a sharded run, which has it anyway, pays.
@@ -291,8 +285,9 @@ def _like(parameter: Tensor, full: Tensor) -> Tensor:
 
 @cache
 def _precision(device: str) -> torch.dtype:
-    """bf16 where matrix products run in it natively (4 times as fast as fp32 on AVX512-BF16),
-    else fp32.
+    """Choose bf16 where matrix products run in it natively, else fp32.
+
+    It is 4 times as fast as fp32 on AVX512-BF16.
     """
     if device != "cpu":
         return torch.bfloat16

@@ -1,6 +1,4 @@
-"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or per
-cent of the run.
-"""
+"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or %."""
 
 import functools
 import math
@@ -8,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Optional
+from typing import Literal
 
 from lit_pretrain.errors import UserError
 
@@ -71,7 +69,7 @@ def factor(
     final: float = 0.0,
     shape: DecayShape = "linear",
 ) -> float:
-    """What to multiply the peak learning rate with at an optimizer step.
+    """Compute the factor of the peak learning rate at an optimizer step.
 
     Warm-up rises linearly, from `1 / warmup_steps` at step 0 to 1 at its last step. The decay
     leaves 1 at its first step and reaches `final` at `total_steps`, which is one step after the
@@ -123,7 +121,7 @@ class Schedule:
     """Length of the linear warm-up."""
     decay: str = "20%"
     """Length of the decay of wsd, which ends with the run."""
-    decay_start: Optional[str] = None
+    decay_start: str | None = None
     """Where the decay of wsd starts, counted from the start of the run; replaces `decay`. A decay
     forked from the checkpoint at step S of a stable run: `decay_start: "S steps"` with the
     `max_steps` at which the fork shall end.
@@ -193,5 +191,5 @@ class Schedule:
         )
 
     def factor(self, step: int, total_steps: int, tokens_per_step: int) -> float:
-        """Factor of one optimizer step; see `in_steps`."""
+        """Compute the factor of one optimizer step; see `in_steps`."""
         return self.in_steps(total_steps, tokens_per_step)(step)

@@ -1,10 +1,8 @@
-"""Shard: a network built on the meta device, sharded with FSDP2, then filled with the same
-weights on every world size.
-"""
+"""FSDP: a network sharded over ranks by FSDP2, with the same first weights on every world size."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -60,13 +58,8 @@ def shard_(
     return net
 
 
-# Sharded strategy: FSDP2 through Lightning, with optimizer state that comes back to the parameters
-# it belongs to.
-
-
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy, which reads the state of a whole (unsharded) optimizer in the order of
-    the network's parameters.
+    """Lightning's strategy for FSDP2, which restores optimizer state by the names of parameters.
 
     An optimizer counts its parameters group by group. Ours groups them by role, so Lightning 2.6.6
     would give many a moment to a wrong parameter: with an error where the shapes differ, silently
@@ -74,11 +67,9 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def load_checkpoint(
-        self, checkpoint_path: Any, weights_only: Optional[bool] = None
+        self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restore network and optimizers from a folder or a file, and return the rest of the
-        checkpoint.
-        """
+        """Restore network and optimizers from a folder or file; return what else it holds."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only)
@@ -105,7 +96,7 @@ class ShardedStrategy(ModelParallelStrategy):
 def by_name(
     state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module
 ) -> dict[str, Any]:
-    """An optimizer's state keyed by parameter names instead of numbers.
+    """Key an optimizer's state by parameter names instead of numbers.
 
     Args:
         state: As `Optimizer.state_dict()` gives it; its numbers are counted in the order of its

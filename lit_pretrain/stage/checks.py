@@ -1,96 +1,24 @@
-"""First step: what must hold before anything is learned, looked at once in a run."""
+"""Checks: whether data, objective and settings fit together, and whether the first step is sound.
+
+The first are made before anything is computed; the others once in a run, at its first step.
+
+Axes: B rows, T tokens.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
 
 from lit_pretrain.batch import IGNORE_INDEX, DataContract, PolicyBatch
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.objective import GRPO, Objective
+from lit_pretrain.objective import Objective
 from lit_pretrain.reward import Rewards
 from lit_pretrain.rollout import Rollout
 from lit_pretrain.stage.reference import Place, evaluating, label_logp
-
-
-def check_policy(
-    net: Transformer, batch: PolicyBatch, *, temperature: float, same_policy: bool, step: int
-) -> None:
-    """The policy that sampled is the network that learns, or every ratio to it is wrong from the
-    beginning.
-
-    Args:
-        net: What learns.
-        batch: Answers, with the log-probabilities that the rollout engine found for them.
-        temperature: At which it sampled.
-        same_policy: Whether the engine computes with the network itself.
-        step: For the message.
-
-    Raises:
-        RuntimeError: The log-probabilities differ by more than arithmetic explains.
-    """
-    assert batch.old_logp_BT is not None
-    with evaluating(net):
-        logp_BT = label_logp(net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, temperature)
-    gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(
-        min=1
-    )
-    if gap.item() > (0.1 if _half(net) or not same_policy else 1e-3):
-        raise RuntimeError(
-            f"step {step}: the log-probabilities of the rollout engine and of the network differ by"
-            f" {gap.item():.4g} nats a token: they are not the same policy"
-        )
-
-
-def check_start(
-    objective: Objective,
-    means: dict[str, float],
-    *,
-    net: Transformer,
-    place: Place,
-    parent: Optional[str],
-) -> None:
-    """At step 0 a policy is its own reference, and the loss is known.
-
-    Args:
-        objective: What knows it.
-        means: `StepSums.means` of the step, over all ranks.
-        net: What learns; its precision decides how exact a start can be.
-        place: Where the reference comes from.
-        parent: What training starts from.
-
-    Raises:
-        UserError: A column of the data is of another network.
-        RuntimeError: A reference that we made is.
-    """
-    # Kernels differ with the shape of a batch and with compilation: by about as much as the last
-    # digits of the precision.
-    if math.isnan(means["loss"]):
-        return
-    wrong = objective.start(
-        means, tolerance=(5e-2 if _half(net) else 1e-3) * max(1.0, means["tokens_per_term"])
-    )
-    if wrong is not None and place == "column":
-        raise UserError(
-            "step 0: the column ref_logp of the data is not of the network that training starts"
-            f" from ({parent}): {wrong}; compute it again with that network, tokenizer and"
-            " template, or leave it out"
-        )
-    if wrong is not None:
-        raise RuntimeError(f"step 0: the reference is not what training starts from: {wrong}")
-
-
-def _half(net: Transformer) -> bool:
-    weight: Tensor = net.token_embedding.weight
-    return torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
-
-
-# Needs: whether the data holds what an objective computes from, checked before anything is
-# computed.
-
 
 DATA_KINDS = frozenset({"pairs", "verdicts", "rollout", "prompts"})
 """Data whose rows are not simply to be learned; an objective that knows nothing of their kind
@@ -98,6 +26,58 @@ would learn the wrong ones too.
 """
 COMPUTED = frozenset({"ref_logp", "score"})
 """What the stage adds to every batch."""
+
+
+def check_data(
+    contract: DataContract,
+    data: object,
+    *,
+    net: ModelConfig,
+    objective: Objective,
+    rollout: Rollout | None,
+    reference: str | None,
+    reference_cache: str | None,
+    teacher: str | None,
+    sharded: bool,
+    evaluates: bool,
+) -> None:
+    """Check the data of a run against its network, its objective and the settings of its stage.
+
+    Args:
+        contract: What the data promises.
+        data: The data module, for its name.
+        net: Shape of the network.
+        objective: What is minimised.
+        rollout: How the stage answers prompts, if it does.
+        reference: The stage's option of that name.
+        reference_cache: The stage's option of that name.
+        teacher: The stage's option of that name.
+        sharded: Whether the network is spread over ranks.
+        evaluates: Whether nothing is trained.
+
+    Raises:
+        UserError: They do not fit; says which to change.
+    """
+    if contract.vocab_size > net.vocab_size:
+        raise UserError(
+            f"the network has model.net.vocab_size={net.vocab_size} ids but the data's tokenizer"
+            f" has {contract.vocab_size}; leave model.net.vocab_size out to take it from the data"
+        )
+    if contract.seq_len > net.max_seq_len:
+        raise UserError(
+            f"data.seq_len={contract.seq_len} is longer than the network's positions, "
+            f"model.net.max_seq_len={net.max_seq_len}; lower the one or raise the other"
+        )
+    check_needs(
+        objective, data, contract.provides, teacher=teacher is not None, rollout=rollout is not None
+    )
+    if rollout is not None:
+        check_rollout(rollout, contract, objective, sharded=sharded, evaluates=evaluates)
+    if not evaluates:
+        options = {"reference": reference, "reference_cache": reference_cache, "teacher": teacher}
+        check_unused_data(objective, [name for name, value in options.items() if value is not None])
+    if reference_cache is not None:
+        check_reference_cache(contract, data, sharded=sharded)
 
 
 def check_needs(
@@ -161,7 +141,7 @@ def check_rollout(
     sharded: bool,
     evaluates: bool,
 ) -> None:
-    """Refuse a rollout that could not be done, or could teach nothing.
+    """Refuse a rollout that is impossible or could teach nothing.
 
     Args:
         rollout: How prompts are answered.
@@ -171,8 +151,8 @@ def check_rollout(
         evaluates: Whether nothing is trained.
 
     Raises:
-        UserError: A reward cannot be asked, the network is sharded, answers do not fit into a row,
-            or settings contradict each other.
+        UserError: A reward cannot be computed, the network is sharded, answers do not fit into a
+            row, or settings contradict each other.
     """
     Rewards(rollout.rewards)
     asking = contract.asking
@@ -196,13 +176,10 @@ def check_rollout(
             "model.rollout.temperature=0 gives every answer of a group alike, from which nothing is"
             " learned; 1 is usual"
         )
-    if isinstance(objective, GRPO) and objective.max_completion_tokens not in (
-        None,
-        rollout.max_completion_tokens,
-    ):
+    if objective.max_completion_tokens not in (None, rollout.max_completion_tokens):
         raise UserError(
-            f"GRPO: max_completion_tokens={objective.max_completion_tokens} is not"
-            f" model.rollout.max_completion_tokens={rollout.max_completion_tokens}: make them equal"
+            f"{type(objective).__name__}: max_completion_tokens={objective.max_completion_tokens}"
+            f" is not model.rollout.max_completion_tokens={rollout.max_completion_tokens}: make them equal"
         )
 
 
@@ -270,3 +247,79 @@ def _advice(names: frozenset[str]) -> str:
 
 def _listed(names: frozenset[str]) -> str:
     return " and ".join(sorted(names)) or "nothing"
+
+
+# The first step of a run, whose outcome is known in advance.
+
+
+def check_policy(
+    net: Transformer, batch: PolicyBatch, *, temperature: float, same_policy: bool, step: int
+) -> None:
+    """Check that the policy that sampled is the network that learns.
+
+    Otherwise every ratio to it would be wrong from the beginning.
+
+    Args:
+        net: What learns.
+        batch: Answers, with the log-probabilities that the rollout engine found for them.
+        temperature: At which it sampled.
+        same_policy: Whether the engine computes with the network itself.
+        step: For the message.
+
+    Raises:
+        RuntimeError: The log-probabilities differ by more than arithmetic explains.
+    """
+    assert batch.old_logp_BT is not None
+    with evaluating(net):
+        logp_BT = label_logp(net, batch.tokens_BT, batch.doc_BT, batch.labels_BT, temperature)
+    gap = (logp_BT - batch.old_logp_BT).abs().sum() / (batch.labels_BT != IGNORE_INDEX).sum().clamp(
+        min=1
+    )
+    if gap.item() > (0.1 if _half(net) or not same_policy else 1e-3):
+        raise RuntimeError(
+            f"step {step}: the log-probabilities of the rollout engine and of the network differ by"
+            f" {gap.item():.4g} nats a token: they are not the same policy"
+        )
+
+
+def check_start(
+    objective: Objective,
+    means: dict[str, float],
+    *,
+    net: Transformer,
+    place: Place,
+    parent: str | None,
+) -> None:
+    """Check the loss of step 0, which is known because the policy is its own reference.
+
+    Args:
+        objective: What knows it.
+        means: `StepSums.means` of the step, over all ranks.
+        net: What learns; its precision decides how exact a start can be.
+        place: Where the reference comes from.
+        parent: What training starts from.
+
+    Raises:
+        UserError: A column of the data is of another network.
+        RuntimeError: A reference that we made is.
+    """
+    # Kernels differ with the shape of a batch and with compilation: by about as much as the last
+    # digits of the precision.
+    if math.isnan(means["loss"]):
+        return
+    wrong = objective.start(
+        means, tolerance=(5e-2 if _half(net) else 1e-3) * max(1.0, means["tokens_per_term"])
+    )
+    if wrong is not None and place == "column":
+        raise UserError(
+            "step 0: the column ref_logp of the data is not of the network that training starts"
+            f" from ({parent}): {wrong}; compute it again with that network, tokenizer and"
+            " template, or leave it out"
+        )
+    if wrong is not None:
+        raise RuntimeError(f"step 0: the reference is not what training starts from: {wrong}")
+
+
+def _half(net: Transformer) -> bool:
+    weight: Tensor = net.token_embedding.weight
+    return torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32

@@ -4,7 +4,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
-from typing import Optional
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,13 +19,12 @@ from lit_pretrain.checkpoint.weights import load_weights, read_score, weights_id
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.stage.checks import DATA_KINDS
 from lit_pretrain.stage.reference import Frozen
 
-# Compiled: whether torch.compile can work on this machine, and if not, why.
 
-
-def can_compile(device: torch.device) -> Optional[str]:
-    """None if `torch.compile` has what it needs for the device, else the reason why not."""
+def can_compile(device: torch.device) -> str | None:
+    """Return None if `torch.compile` has what it needs for the device, else the reason why not."""
     if device.type == "cpu":
         wanted = os.environ.get("CXX")
         found = shutil.which(wanted) if wanted else shutil.which("g++") or shutil.which("clang++")
@@ -45,6 +44,32 @@ def can_compile(device: torch.device) -> Optional[str]:
     return f"not tried on {device.type}"
 
 
+def why_not_compiled(
+    mode: Literal["auto", "on", "off"], device: torch.device, provides: frozenset[str]
+) -> str | None:
+    """Return None if a stage compiles its network, else the reason why it does not.
+
+    Args:
+        mode: The stage's option `compile`.
+        device: Where the network computes.
+        provides: `DataContract.provides`.
+
+    Raises:
+        UserError: Compilation is switched on and impossible.
+    """
+    if mode == "off":
+        return "model.compile=off"
+    reason = can_compile(device)
+    if reason is not None and mode == "on":
+        raise UserError(f"model.compile=on, but {reason}")
+    if reason is None and mode == "auto" and provides & DATA_KINDS:
+        return (
+            "padded rows differ in length from batch to batch, and every length would be compiled;"
+            " model.compile=on does so"
+        )
+    return reason
+
+
 class Origin:
     """Random weights of a seed or those of a parent, with an adapter or some of them frozen.
 
@@ -62,8 +87,8 @@ class Origin:
         config: ModelConfig,
         *,
         seed: int,
-        parent: Optional[str],
-        adapter: Optional[LoRA],
+        parent: str | None,
+        adapter: LoRA | None,
         freeze: tuple[str, ...],
     ) -> None:
         self.config = config
@@ -71,7 +96,7 @@ class Origin:
         self.parent = parent
         self.adapter = adapter
         self.freeze = freeze
-        self.base_hash: Optional[str] = None
+        self.base_hash: str | None = None
         """Identity of the weights beneath the adapter, on the ranks that have filled a network."""
 
     def fill_base(self, net: Transformer) -> None:
@@ -81,7 +106,7 @@ class Origin:
             load_weights(net, self.parent)
 
     def fill(self, net: Transformer) -> None:
-        """The same, with the adapter."""
+        """Give a whole, unsharded network its first weights, and its adapter if there is one."""
         self.fill_base(net)
         if self.adapter is not None:
             assert self.parent is not None
@@ -89,27 +114,24 @@ class Origin:
         self.adapt(net)
 
     def adapt(self, net: Transformer) -> None:
-        """Decide what is trained."""
+        """Freeze what is not trained, and add the adapter."""
         if self.adapter is not None:
             self.adapter.apply(net, torch.Generator().manual_seed(self.seed))
         elif self.freeze:
             freeze_(net, self.freeze)
 
     def name(self) -> str:
-        """What decides the weights without an adapter: those of the parent, or the seed and the
-        shape.
-        """
+        """Name what decides the weights without an adapter: the parent, or seed and shape."""
         return (
             weights_identity(self.parent)
             if self.parent is not None
             else f"seed {self.seed} of {self.config}"
         )
 
-    def frozen(
-        self, where: Optional[str], *, mesh: Optional[DeviceMesh], device: torch.device
-    ) -> Frozen:
-        """A network that is only read, from somewhere; None: of the weights that training starts
-        from, without an adapter.
+    def frozen(self, where: str | None, *, mesh: DeviceMesh | None, device: torch.device) -> Frozen:
+        """Make a network that is only read, from a run or a folder.
+
+        None stands for the weights that training starts from, without an adapter.
 
         Raises:
             UserError: It has another vocabulary.
@@ -133,23 +155,21 @@ class Origin:
         return Frozen(config, fill, mesh=mesh, device=device)
 
 
-# Score head: the bias-free row that turns a hidden state into a reward.
-
-
-STD = 0.02
-"""Deviation of its first weights, that of transformers' classification heads."""
+SCORE_STD = 0.02
+"""Deviation of a score head's first weights, that of transformers' classification heads."""
 
 
 def make_score_head(
     width: int,
     *,
     seed: int,
-    init_from: Optional[str],
-    mesh: Optional[DeviceMesh],
+    init_from: str | None,
+    mesh: DeviceMesh | None,
     device: torch.device,
 ) -> tuple[nn.Linear, bool]:
-    """The head, and whether its weights are those of the parent: a reward model goes on, any
-    other parent gets a new head.
+    """Make the score head, and tell whether its weights are those of the parent.
+
+    A reward model goes on training; any other parent gets a new head.
     """
     head = nn.Linear(width, 1, bias=False)
     stored = (
@@ -163,7 +183,7 @@ def make_score_head(
         else:
             # A seed of its own: the network's first weights must not depend on whether there is a
             # head.
-            head.weight.normal_(0.0, STD, generator=torch.Generator().manual_seed(seed + 1))
+            head.weight.normal_(0.0, SCORE_STD, generator=torch.Generator().manual_seed(seed + 1))
     if mesh is not None:
         fully_shard(head.to(device), mesh=mesh["data_parallel"])
     return head, stored is not None

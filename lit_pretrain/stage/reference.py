@@ -1,8 +1,9 @@
-"""Reference: the log-probabilities that a policy is compared with, from the cheapest place that has
-them.
+"""Reference: the log-probabilities that a policy is compared with, from the cheapest source.
 
 A precomputed column costs nothing; an adapter that is switched off costs a forward pass; a frozen
 copy costs a forward pass and the memory of a network.
+
+Axes: B rows, T tokens, D width; 2 is (chosen, rejected).
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +27,11 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
 from lit_pretrain.parallel.fsdp import shard_
 
-# Frozen: a second network beside the one that is trained, for a reference or a teacher.
-
 
 class Frozen:
-    """A network that is only read. It is no module of the stage, so checkpoints, optimizers and DDP
-    never see it.
+    """A network that is only read.
+
+    It is no module of the stage, so checkpoints, optimizers and DDP never see it.
 
     Args:
         config: Its shape.
@@ -45,7 +45,7 @@ class Frozen:
         config: ModelConfig,
         fill: Callable[[Transformer], None],
         *,
-        mesh: Optional[DeviceMesh],
+        mesh: DeviceMesh | None,
         device: torch.device,
     ) -> None:
         with torch.device("meta" if mesh is not None else "cpu"):
@@ -59,7 +59,7 @@ class Frozen:
 
     @torch.no_grad()
     def hidden(self, tokens_BT: Tensor, doc_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D) that its head reads."""
+        """Compute the hidden states (B, T, D) that its head reads."""
         hidden_BTD: Tensor = self.net(tokens_BT, doc_BT)
         return hidden_BTD
 
@@ -68,17 +68,16 @@ class Frozen:
 def label_logp(
     net: Transformer, tokens_BT: Tensor, doc_BT: Tensor, labels_BT: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability of each label (B, T) under a network as it is, without a gradient; 0
-    where ignored.
-    """
+    """Compute each label's log-probability (B, T) without a gradient; 0 where ignored."""
     hidden_BTD, cap = tempered(net(tokens_BT, doc_BT), net.config.logit_softcap, temperature)
     return LabelScores(hidden_BTD, net.head_weight, labels_BT, logit_softcap=cap).logp()
 
 
 def tempered(
-    hidden_BTD: Tensor, softcap: Optional[float], temperature: float
-) -> tuple[Tensor, Optional[float]]:
-    """Hidden states and cap whose logits are those of the given ones divided by a temperature:
+    hidden_BTD: Tensor, softcap: float | None, temperature: float
+) -> tuple[Tensor, float | None]:
+    """Scale hidden states and cap so that the logits are divided by a temperature.
+
     c/T tanh(h/T / (c/T)) = c tanh(h/c) / T.
     """
     if temperature == 1.0:
@@ -90,7 +89,7 @@ Place = Literal["column", "adapter", "copy"]
 
 
 def resolve_reference(provides: frozenset[str], *, adapter: bool, named: bool) -> Place:
-    """Where the reference comes from.
+    """Decide where the reference comes from.
 
     Args:
         provides: `DataContract.provides`.
@@ -102,8 +101,17 @@ def resolve_reference(provides: frozenset[str], *, adapter: bool, named: bool) -
     return "adapter" if adapter and not named else "copy"
 
 
+def describe_place(place: Place, whose: str) -> str:
+    """Say where the reference comes from, in the words that a run prints."""
+    return {
+        "column": "column ref_logp of the data",
+        "adapter": "adapter switched off",
+        "copy": f"frozen copy of {whose}",
+    }[place]
+
+
 class Reference:
-    """Fills in the reference's log-probabilities where a batch has none.
+    """Source of the reference's log-probabilities for batches that have none.
 
     Args:
         place: Where they come from.
@@ -117,7 +125,7 @@ class Reference:
         self,
         place: Place,
         net: Transformer,
-        adapter: Optional[LoRA],
+        adapter: LoRA | None,
         make_copy: Callable[[], Frozen],
         temperature: float = 1.0,
     ) -> None:
@@ -128,7 +136,7 @@ class Reference:
         self.temperature = temperature
 
     def fill(self, batch: AnyBatch) -> AnyBatch:
-        """The batch with its reference column; as it came if it has one."""
+        """Add the reference's column to a batch; one that has it stays as it is."""
         if isinstance(batch, PreferenceBatch | LabelledBatch):
             return (
                 batch
@@ -158,7 +166,7 @@ class Reference:
 
 @contextmanager
 def evaluating(net: torch.nn.Module) -> Iterator[None]:
-    """Dropout off within this context."""
+    """Switch dropout off within this context."""
     training = net.training
     net.eval()
     try:
@@ -167,19 +175,18 @@ def evaluating(net: torch.nn.Module) -> Iterator[None]:
         net.train(training)
 
 
-# Reference column: the reference's log-probabilities of all pairs, computed once and kept in a file
-# that later runs find.
+# The reference's log-probabilities of all pairs, computed once, in a file that later runs find.
 
 
 class ReferenceData(Protocol):
-    """What is asked of data for which a column can be computed: `PreferenceData` has it."""
+    """Data for which a column can be computed, such as `PreferenceData`."""
 
     manifest_hash: str
     tokenizer_hash: str
-    template_hash: Optional[str]
+    template_hash: str | None
 
     def reference_batches(self) -> list[PreferenceBatch]:
-        """Every pair once, those held out too, in a fixed order."""
+        """Return every pair once, those held out too, in a fixed order."""
         ...
 
     def take_reference(self, logp_B2: Tensor) -> None:
@@ -188,8 +195,9 @@ class ReferenceData(Protocol):
 
 
 def column_key(data: ReferenceData, *, network: str, precision: str) -> str:
-    """The name of a column: a hash of the network, the data (rows, how they are cut,
-    tokenizer), its template and the precision.
+    """Name a column by a hash of network, data, template and precision.
+
+    The data counts with its rows, how they are cut, and its tokenizer.
     """
     parts = [network, data.manifest_hash, data.tokenizer_hash, data.template_hash, precision]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,15 +1,16 @@
-"""Stage: one LightningModule for every kind of training. A stage is (data, objective, adapter,
-parent).
+"""Stage: one LightningModule for every kind of training: (data, objective, adapter, parent).
 
 One Lightning batch is one optimizer step: a list of micro-batches. The stage runs them one after
 the other, adds up the gradients of *sums*, and divides once by the number of terms over all
 micro-batches and ranks, before clipping.
+
+Axes: B rows, T tokens, D width, V vocabulary, S sources, M metrics.
 """
 
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -31,20 +32,13 @@ from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.fsdp import shard_
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
-from lit_pretrain.stage.checks import (
-    DATA_KINDS,
-    check_needs,
-    check_policy,
-    check_reference_cache,
-    check_rollout,
-    check_start,
-    check_unused_data,
-)
-from lit_pretrain.stage.origin import Origin, can_compile, make_score_head
+from lit_pretrain.stage.checks import check_data, check_policy, check_start
+from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
     Reference,
     column_key,
+    describe_place,
     fill_column,
     resolve_reference,
     tempered,
@@ -94,14 +88,14 @@ class Stage(L.LightningModule):
         objective: Objective = lazy_instance(CrossEntropy),
         optimizer: OptimizerRecipe = lazy_instance(MuonAdamW),
         schedule: Schedule = Schedule(),
-        clip_norm: Optional[float] = 1.0,
-        init_from: Optional[str] = None,
-        rollout: Optional[Rollout] = None,
-        adapter: Optional[LoRA] = None,
+        clip_norm: float | None = 1.0,
+        init_from: str | None = None,
+        rollout: Rollout | None = None,
+        adapter: LoRA | None = None,
         freeze: tuple[str, ...] = (),
-        reference: Optional[str] = None,
-        reference_cache: Optional[str] = None,
-        teacher: Optional[str] = None,
+        reference: str | None = None,
+        reference_cache: str | None = None,
+        teacher: str | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
         activation_checkpointing: bool = False,
         seed: int = 0,
@@ -138,31 +132,31 @@ class Stage(L.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.seed = seed
         self.net: Transformer
-        self.contract: Optional[DataContract] = None
+        self.contract: DataContract | None = None
         self.provides: frozenset[str] = frozenset()
         self.sums: dict[str, Tensor] = {}
         """Detached sums of the last optimizer step on this rank, for callbacks: those of
         `StepSums`, plus grad_norm.
         """
-        self.score: Optional[nn.Linear] = None
+        self.score: nn.Linear | None = None
         """The head of a reward model."""
-        self.reference: Optional[Reference] = None
-        self.teacher: Optional[Frozen] = None
-        self.answers: Optional[Answers] = None
+        self.reference: Reference | None = None
+        self.teacher: Frozen | None = None
+        self.answers: Answers | None = None
         """What answers prompts."""
         self.metric_names: tuple[str, ...] = objective.metric_names
         """What a training step reports beside its loss."""
         self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
         self._loss = self._objective_sums
         self._policy_checked = False
-        self._denominator: Optional[Tensor] = None
+        self._denominator: Tensor | None = None
         self._batch: list[AnyBatch] = []
-        self.metrics: dict[str, Union[BitsPerByte, Means]] = {}
+        self.metrics: dict[str, BitsPerByte | Means] = {}
 
     # ------------------------------------------------------------------ construction
 
     def configure_model(self) -> None:
-        """Build the network once; sharded over ranks where the strategy shards."""
+        """Build the network once, sharded over ranks where the strategy shards."""
         if hasattr(self, "net"):
             return
         mesh = self.device_mesh
@@ -178,15 +172,19 @@ class Stage(L.LightningModule):
             self.origin.fill(net)
             self.net = net
         self._join()
-        if self._compiles():
+        device = self.trainer.strategy.root_device
+        reason = why_not_compiled(self.compile_mode, device, self.provides)
+        if reason is not None and self.compile_mode == "auto":
+            self.trainer.print(f"compile: off ({reason})")
+        if reason is None:
             self.net.compile_blocks()
             # On a CPU the head is as fast uncompiled (scripts/bench_head.py); what compares two
             # distributions over the vocabulary is not.
-            if self.trainer.strategy.root_device.type != "cpu" or "teacher" in self.objective.needs:
+            if device.type != "cpu" or "teacher" in self.objective.needs:
                 self._loss = torch.compile(self._objective_sums, dynamic=False)
 
     def _join(self) -> None:
-        """Bring what the objective needs beside the network: score head, reference, teacher."""
+        """Build what the objective needs beside the network: score head, reference, teacher."""
         needs, device = self.objective.needs, self.trainer.strategy.root_device
         if "score" in needs:
             self.score, known = make_score_head(
@@ -198,9 +196,8 @@ class Stage(L.LightningModule):
             )
             self.trainer.print(f"score head: {'that of the parent' if known else 'new'}")
             if self.net.head is not None:
-                self.net.head.requires_grad_(
-                    False
-                )  # nothing reads it, and DDP waits for the gradient of whatever is trained
+                # Nothing reads it, and DDP waits for the gradient of whatever is trained.
+                self.net.head.requires_grad_(False)
         if "ref_logp" in needs:
             self._join_reference()
         if "teacher" in needs and "teacher" not in self.provides:
@@ -209,9 +206,18 @@ class Stage(L.LightningModule):
 
     def _join_reference(self) -> None:
         named = self.reference_from if self.reference_from != self.init_from else None
+        printed = None
         if self.reference_cache is not None and "ref_logp" not in self.provides:
-            self._precompute(named)
-            return
+            data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
+            network = weights_identity(named) if named is not None else self.origin.name()
+            printed = fill_column(
+                data, Path(self.reference_cache),
+                column_key(data, network=network, precision=str(trainer.precision)),
+                make=lambda: self._frozen(named), context=trainer.precision_plugin.forward_context,
+                device=trainer.strategy.root_device,
+                rank=self.global_rank, gather=self._gather,
+            )  # fmt: skip
+            self.provides = self.provides | {"ref_logp"}
         place = resolve_reference(
             self.provides, adapter=self.adapter is not None, named=named is not None
         )
@@ -219,37 +225,17 @@ class Stage(L.LightningModule):
             place, self.net, self.adapter, lambda: self._frozen(named), self.temperature
         )
         whose = named or self.init_from or "the first weights, which are random"
-        what = {
-            "column": "column ref_logp of the data",
-            "adapter": "adapter switched off",
-            "copy": f"frozen copy of {whose}",
-        }
-        self.trainer.print(f"reference: {what[place]}")
+        self.trainer.print(f"reference: {printed or describe_place(place, whose)}")
 
-    def _precompute(self, where: Optional[str]) -> None:
-        """Give the data a column of the reference, and need no reference."""
-        data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
-        network = weights_identity(where) if where is not None else self.origin.name()
-        assert self.reference_cache is not None
-        done = fill_column(
-            data, Path(self.reference_cache),
-            column_key(data, network=network, precision=str(trainer.precision)),
-            make=lambda: self._frozen(where), context=trainer.precision_plugin.forward_context,
-            device=trainer.strategy.root_device,
-            rank=self.global_rank, gather=self._gather,
-        )  # fmt: skip
-        self.provides = self.provides | {"ref_logp"}
-        self.reference = Reference("column", self.net, self.adapter, lambda: self._frozen(where))
-        trainer.print(f"reference: {done}")
-
-    def _frozen(self, where: Optional[str]) -> Frozen:
+    def _frozen(self, where: str | None) -> Frozen:
         return self.origin.frozen(
             where, mesh=self.device_mesh, device=self.trainer.strategy.root_device
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep answers that are still learned from; of a network with an adapter the adapter,
-        and say which base it belongs to.
+        """Save answers that are still learned from, and of an adapted network the adapter alone.
+
+        The adapter is saved with the identity of its base.
         """
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
@@ -258,16 +244,15 @@ class Stage(L.LightningModule):
         if self.adapter is None:
             return
         record = None
-        if (
-            self.origin.base_hash is not None
-        ):  # with a sharded network only the first rank, which writes, knows it
+        # Of a sharded network only the first rank knows the hash, and it is the one that writes.
+        if self.origin.base_hash is not None:
             assert self.init_from is not None
             from_run = os.path.relpath(self.init_from, self.trainer.default_root_dir)
             record = AdapterRecord(self.adapter, self.init_from, from_run, self.origin.base_hash)
         keep_adapter(checkpoint, record)
 
     def _gather(self, value: Any) -> list[Any]:
-        """What every rank holds."""
+        """Gather a value of every rank."""
         found: list[Any] = [None] * self.trainer.world_size
         if self.trainer.world_size == 1:
             return [value]
@@ -275,9 +260,7 @@ class Stage(L.LightningModule):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a rollout; refuse an adapter that belongs to another base, and one whose
-        tensors are others.
-        """
+        """Restore unfinished answers; refuse an adapter of another base or with other tensors."""
         if self.answers is not None and ANSWERS in checkpoint:
             self.answers.load_state(checkpoint[ANSWERS])
         if self.adapter is None:
@@ -288,22 +271,6 @@ class Stage(L.LightningModule):
             base=str(self.init_from),
             base_hash=self.origin.base_hash,
         )
-
-    def _compiles(self) -> bool:
-        if self.compile_mode == "off":
-            return False
-        reason = can_compile(self.trainer.strategy.root_device)
-        if reason is None and self.compile_mode == "auto" and self.provides & DATA_KINDS:
-            reason = (
-                "padded rows differ in length from batch to batch, and every length would be"
-                " compiled; model.compile=on does so"
-            )
-        if reason is None:
-            return True
-        if self.compile_mode == "on":
-            raise UserError(f"model.compile=on, but {reason}")
-        self.trainer.print(f"compile: off ({reason})")
-        return False
 
     def check(
         self, contract: DataContract, data: object, *, sharded: bool, evaluates: bool = False
@@ -319,44 +286,14 @@ class Stage(L.LightningModule):
         Raises:
             UserError: They do not fit; says which to change.
         """
-        if contract.vocab_size > self.config.vocab_size:
-            raise UserError(
-                f"the network has model.net.vocab_size={self.config.vocab_size} ids but the data's"
-                f" tokenizer has {contract.vocab_size}; leave model.net.vocab_size out to take it"
-                " from the data"
-            )
-        if contract.seq_len > self.config.max_seq_len:
-            raise UserError(
-                f"data.seq_len={contract.seq_len} is longer than the network's positions, "
-                f"model.net.max_seq_len={self.config.max_seq_len}; lower the one or raise the other"
-            )
-        check_needs(
-            self.objective,
-            data,
-            contract.provides,
-            teacher=self.teacher_from is not None,
-            rollout=self.rollout is not None,
-        )
-        if self.rollout is not None:
-            check_rollout(
-                self.rollout, contract, self.objective, sharded=sharded, evaluates=evaluates
-            )
-        if not evaluates:
-            unused = {
-                "reference": self.reference_from,
-                "reference_cache": self.reference_cache,
-                "teacher": self.teacher_from,
-            }
-            check_unused_data(
-                self.objective, [name for name, value in unused.items() if value is not None]
-            )
-        if self.reference_cache is not None:
-            check_reference_cache(contract, data, sharded=sharded)
+        check_data(
+            contract, data, net=self.config, objective=self.objective, rollout=self.rollout,
+            reference=self.reference_from, reference_cache=self.reference_cache,
+            teacher=self.teacher_from, sharded=sharded, evaluates=evaluates,
+        )  # fmt: skip
 
     def setup(self, stage: str) -> None:
-        """Take the data's contract, if it fits network and objective, and prepare what is
-        measured.
-        """
+        """Check the data against network and objective, and prepare what is measured."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -379,7 +316,7 @@ class Stage(L.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """One optimizer object, stepped by the schedule once per optimizer step."""
+        """Build the optimizer, and the schedule that advances once per optimizer step."""
         assert self.contract is not None
         trained = [
             (name, parameter)
@@ -403,8 +340,9 @@ class Stage(L.LightningModule):
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Set the learning rates of the first step: a checkpoint brings those of its own
-        schedule, and a fork has another.
+        """Set the learning rates of the first step.
+
+        A checkpoint brings those of its own schedule, and a fork has another.
         """
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
@@ -416,21 +354,20 @@ class Stage(L.LightningModule):
     def _micro_batch(
         self,
         batch: AnyBatch,
-        step_counts: Optional[Tensor] = None,
-        teacher_BTD: Optional[Tensor] = None,
+        step_counts: Tensor | None = None,
+        teacher_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Network and objective of one micro-batch."""
-        loss = (
-            self._loss if torch.is_grad_enabled() else self._objective_sums
-        )  # for a few batches another graph costs more than it gains
+        """Run network and objective on one micro-batch."""
+        # For a few evaluation batches another compiled graph costs more than it gains.
+        loss = self._loss if torch.is_grad_enabled() else self._objective_sums
         return loss(self._hidden(batch), batch, step_counts, teacher_BTD)
 
     def _objective_sums(
         self,
         hidden_BTD: Tensor,
         batch: AnyBatch,
-        step_counts: Optional[Tensor],
-        teacher_BTD: Optional[Tensor],
+        step_counts: Tensor | None,
+        teacher_BTD: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         teacher = None
         if self.teacher is not None and teacher_BTD is not None:
@@ -461,8 +398,8 @@ class Stage(L.LightningModule):
             measured = self.net(batch.tokens_BT[half:], batch.doc_BT[half:])
         return torch.cat([learned, measured])
 
-    def _extras(self, batch: list[AnyBatch]) -> Optional[Tensor]:
-        """What an objective wants to know of the whole step before its first micro-batch."""
+    def _extras(self, batch: list[AnyBatch]) -> Tensor | None:
+        """Sum the objective's counts over the whole step, before its first micro-batch."""
         counts = [self.objective.counts(micro) for micro in batch]
         found = [count for count in counts if count is not None]
         if not found:
@@ -470,8 +407,8 @@ class Stage(L.LightningModule):
         total: Tensor = self.trainer.strategy.reduce(torch.stack(found).sum(dim=0), reduce_op="sum")
         return total
 
-    def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Optional[Tensor]]:
-        """A micro-batch with the reference's column, and the teacher's hidden states."""
+    def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Tensor | None]:
+        """Add the reference's column to a micro-batch, and compute the teacher's hidden states."""
         if self.reference is not None:
             micro = self.reference.fill(micro)
         return micro, (
@@ -479,13 +416,14 @@ class Stage(L.LightningModule):
         )
 
     def training_step(self, batch: list[AnyBatch], batch_idx: int) -> Tensor:
-        """All micro-batches of one optimizer step; Lightning runs the backward of the last one,
-        and the update.
+        """Run all micro-batches of one optimizer step, all but the last one's backward pass.
+
+        Lightning runs that together with the update.
         """
         # Dropout is a function of (seed, step, rank), so that there is no generator state to save
         # or to restore.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
-        batch, told = self._answered(batch)
+        batch, answer_metrics = self._answered(batch)
         self._batch = batch
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
         assert self.contract is not None
@@ -496,7 +434,7 @@ class Stage(L.LightningModule):
             complete, teacher_BTD = self._complete(micro)
             numerator, denominator, metrics = self._micro_batch(complete, step_counts, teacher_BTD)
             denominators.append(denominator)
-            sums.add(metrics | told[i], micro.source_B)
+            sums.add(metrics | answer_metrics[i], micro.source_B)
             if i + 1 < len(batch):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its
                 # forward has returned.
@@ -509,31 +447,29 @@ class Stage(L.LightningModule):
         return numerator
 
     def _answered(self, batch: list[AnyBatch]) -> tuple[list[AnyBatch], list[dict[str, Tensor]]]:
-        """The answers to a step's prompts, and what is to be reported of each micro-batch;
-        other batches as they are.
-        """
+        """Answer a step's prompts, with metrics for each micro-batch; pass on other batches."""
         if self.answers is None:
             return batch, [{} for _ in batch]
         prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-        made, told = self.answers.batches(
+        answered, metrics = self.answers.batches(
             self.net, prompts, self.global_step, self.objective.advantages
         )
         # A resumed run may have learned since its answers were sampled.
         if not self._policy_checked and self.global_step % self.answers.asking.updates == 0:
             check_policy(
                 self.net,
-                made[0],
+                answered[0],
                 temperature=self.temperature,
                 same_policy=self.answers.engine.same_policy,
                 step=self.global_step,
             )
         self._policy_checked = True
         if self.answers.on_policy(self.global_step):
-            made = [micro._replace(old_logp_BT=None) for micro in made]
-        return list(made), told
+            answered = [micro._replace(old_logp_BT=None) for micro in answered]
+        return list(answered), metrics
 
     def _check_start(self, sums: StepSums) -> None:
-        """It costs one look at the device in a whole run."""
+        """Check the first step; it costs the one look at the device that a run spends on this."""
         dropout = self.config.dropout or (self.adapter is not None and self.adapter.dropout)
         another = self.reference_from is not None and self.reference_from != self.init_from
         if self.reference is None or another or dropout:
@@ -545,9 +481,7 @@ class Stage(L.LightningModule):
         )
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: Lightning calls this after `training_step`, which has accumulated gradients
-        by then.
-        """
+        """Do nothing: `training_step` has accumulated gradients before Lightning calls this."""
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Divide by the global count and clip, in one pass over the gradients."""
@@ -570,8 +504,9 @@ class Stage(L.LightningModule):
             )
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Ask for the validation that ends every run; Lightning would skip it where the length
-        is no multiple of the interval.
+        """Ask for the validation that ends every run.
+
+        Lightning would skip it where the length is no multiple of the interval.
         """
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
@@ -586,15 +521,15 @@ class Stage(L.LightningModule):
         """Add the test rows to the metric."""
         self._evaluate(batch, self.metrics["test"])
 
-    def _evaluate(self, batch: list[AnyBatch], metric: Union[BitsPerByte, Means]) -> None:
+    def _evaluate(self, batch: list[AnyBatch], metric: BitsPerByte | Means) -> None:
         metric.to(self.device)
         if self.answers is not None:
             assert isinstance(metric, Means)
             prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-            for asked, told in zip(
+            for micro, values in zip(
                 prompts, self.answers.measure(self.net, prompts, self.global_step), strict=True
             ):
-                metric.update(told, asked.source_B)
+                metric.update(values, micro.source_B)
             return
         self.token_bytes_V = self.token_bytes_V.to(self.device)
         for micro in batch:
@@ -608,8 +543,7 @@ class Stage(L.LightningModule):
                 )
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val/loss and the objective's metrics (bits per byte for cross-entropy), over all
-        and where known per source.
+        """Publish val/loss and the objective's metrics, over all and where known per source.
 
         `Metrics` passes them on, at the step they belong to.
         """
@@ -638,5 +572,5 @@ class Stage(L.LightningModule):
 
 
 def trainable(net: nn.Module) -> int:
-    """Number of parameters that training changes."""
+    """Count the parameters that training changes."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -1,5 +1,6 @@
-"""Step sums: what the micro-batches of one optimizer step report, added up on the device and
-read by nobody until a window ends.
+"""Step sums: what the micro-batches of one optimizer step report, added up on the device.
+
+Nobody reads them until a window of steps ends. Axes: B rows, S sources, M metrics.
 """
 
 import hashlib
@@ -8,18 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Seeds: the random numbers of a step are a function of (seed, step, rank), so a resumed run draws
-# the same ones.
-
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed for one optimizer step on one rank."""
+    """Derive a 63-bit seed for one optimizer step on one rank.
+
+    The random numbers of a step follow from nothing else, so a resumed run draws the same ones.
+    """
     digest = hashlib.sha256(f"{seed}\x00{step}\x00{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class StepSums:
-    """Sums over the micro-batches of one rank. S sources, M metrics of the objective.
+    """Sums over the micro-batches of one rank, kept on the device. S sources, M metrics.
 
     Args:
         names: The objective's `metric_names`.
@@ -44,9 +45,7 @@ class StepSums:
             self.means_M2 += torch.stack([metrics[name] for name in self.names]).float()
 
     def as_dict(self) -> dict[str, Tensor]:
-        """For callbacks: the loss and its terms by source, the supervised tokens by source, and
-        sum and count of each metric.
-        """
+        """Return loss, terms and supervised tokens by source, and sum and count of each metric."""
         return {
             "nats_S": self.nats_S,
             "tokens_S": self.tokens_S,
@@ -55,9 +54,7 @@ class StepSums:
         }
 
     def means(self, total: Tensor) -> dict[str, float]:
-        """Loss and metrics as numbers, from `packed()` of all ranks together; NaN where nothing
-        was counted.
-        """
+        """Turn the sum of `packed()` over ranks into numbers; NaN where nothing was counted."""
         loss, terms, tokens, *rest = total.tolist()
         pairs = zip(self.names, rest[::2], rest[1::2], strict=True)
         found = {
@@ -70,7 +67,7 @@ class StepSums:
         }
 
     def packed(self) -> Tensor:
-        """Loss, terms, tokens and the metrics in one tensor, fp64: one reduction over ranks."""
+        """Pack loss, terms, tokens and metrics into one fp64 tensor, to be reduced at once."""
         return torch.cat(
             [
                 torch.stack([self.nats_S.sum(), self.terms_S.sum(), self.tokens_S.sum()]),
