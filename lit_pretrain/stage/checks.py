@@ -179,7 +179,8 @@ def check_rollout(
     if objective.max_completion_tokens not in (None, rollout.max_completion_tokens):
         raise UserError(
             f"{type(objective).__name__}: max_completion_tokens={objective.max_completion_tokens}"
-            f" is not model.rollout.max_completion_tokens={rollout.max_completion_tokens}: make them equal"
+            " is not model.rollout.max_completion_tokens="
+            f"{rollout.max_completion_tokens}: make them equal"
         )
 
 
