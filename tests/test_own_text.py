@@ -1,5 +1,6 @@
 """Text of one's own, whatever its shape, goes from a folder to a network without another option."""
 
+import io
 import itertools
 import json
 import random
@@ -12,7 +13,7 @@ import pytest
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.train.train_cli import TrainCLI
-from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.prepare.record import STEP_TOKENS
@@ -85,7 +86,7 @@ def test_any_folder_trains(shape: str, tmp_path: Path, capsys: pytest.CaptureFix
             json.loads(line)
             for line in (out / split / "mine" / "documents.jsonl").read_text().splitlines()
         ]
-        offsets = chunk_offsets(data)
+        offsets = read_chunk_header(io.BytesIO(data))
         ids = [
             memoryview(data)[begin:end].cast("H").tolist()[1:]
             for begin, end in itertools.pairwise(offsets)

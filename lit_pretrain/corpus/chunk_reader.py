@@ -4,9 +4,10 @@ chunks with numpy alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -99,27 +100,64 @@ def sample_documents(
 
 
 def open_chunk(file: Path, dtype: str, size: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The mapped tokens of a chunk, and the offsets at which its rows begin, then its end (see
-    `corpus/rows.py` on the format).
+    """Map the tokens of a chunk, after a check that it has the size that the manifest says.
+
+    Args:
+        file: The chunk.
+        dtype: Type of the stored tokens.
+        size: Its bytes, from the manifest.
+
+    Returns:
+        The tokens, and the offsets at which its rows begin, then its end, [rows + 1].
+
+    Raises:
+        UserError: The chunk is missing or damaged.
     """
     mend = "Copy it again from where the dataset came from, or run `lit_pretrain prepare` again."
     try:
-        with file.open("rb") as opened:
-            found = opened.seek(0, 2)
-            opened.seek(0)
-            count = int.from_bytes(opened.read(4), "little")
-            offsets = np.frombuffer(opened.read(4 * (count + 1)), dtype="<u4").astype(np.int64)
+        found = file.stat().st_size
+        if found != size:
+            raise ValueError(f"{found:,} bytes on disk, {size:,} in the manifest")
+        return map_chunk(file, np.dtype(dtype))
     except OSError as error:
         raise UserError(f"chunk {file} cannot be read: {error.strerror or error}. {mend}") from None
+    except ValueError as error:
+        raise UserError(f"chunk {file} is damaged: {error}. {mend}") from None
+
+
+def map_chunk(file: Path, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Map the tokens of a chunk, and read at which of them its rows begin, then its end.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: The header does not describe the file.
+    """
+    with file.open("rb") as opened:
+        offsets = read_chunk_header(opened)
+    tokens = np.memmap(file, dtype=dtype, mode="r", offset=int(offsets[0]))
+    return tokens, (offsets - offsets[0]) // dtype.itemsize
+
+
+def read_chunk_header(file: BinaryIO) -> npt.NDArray[np.int64]:
+    """Read the byte offsets at which the rows of a chunk begin, then its end, [rows + 1].
+
+    LitData's header is the count of rows and these offsets, all uint32; tokens follow.
+
+    Raises:
+        ValueError: The header does not describe the file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    count = int.from_bytes(file.read(4), "little")
+    header = 4 * (count + 2)
+    # A damaged count may be in the billions: read no more than the file holds.
+    data = file.read(header - 4) if header <= size else b""
+    offsets = np.frombuffer(data, dtype="<u4").astype(np.int64)
     if (
-        found != size
-        or len(offsets) != count + 1
-        or offsets[-1] != found
+        len(offsets) != count + 1
+        or offsets[0] != header
+        or offsets[-1] != size
         or np.any(np.diff(offsets) < 0)
     ):
-        raise UserError(
-            f"chunk {file} is damaged: {found:,} bytes on disk, {size:,} in the manifest, {count}"
-            f" rows in its header. {mend}"
-        )
-    tokens = np.memmap(file, dtype=dtype, mode="r", offset=int(offsets[0]))
-    return tokens, (offsets - offsets[0]) // np.dtype(dtype).itemsize
+        raise ValueError(f"its header counts {count:,} rows, which {size:,} bytes do not fit")
+    return offsets

@@ -269,26 +269,6 @@ def _documents_part(part: int) -> str:
     return f"documents-{part}.jsonl"
 
 
-def chunk_offsets(data: bytes) -> npt.NDArray[np.int64]:
-    """Byte offsets of the rows of a chunk file, [rows + 1]: uint32 count of rows, then that many
-    uint32 offsets + 1.
-
-    Raises:
-        ValueError: The header does not describe the file.
-    """
-    count = int.from_bytes(data[:4], "little")
-    header = 4 * (count + 2)
-    offsets = np.frombuffer(data[4:header], dtype="<u4").astype(np.int64)
-    if (
-        len(offsets) != count + 1
-        or offsets[0] != header
-        or offsets[-1] != len(data)
-        or np.any(np.diff(offsets) < 0)
-    ):
-        raise ValueError(f"not a chunk: its header counts {count} rows, its size is {len(data)}")
-    return offsets
-
-
 def directories_below(path: Path) -> Iterator[Path]:
     """A directory and all below it, the deepest first."""
     for child in sorted(path.iterdir()):

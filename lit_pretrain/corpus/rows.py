@@ -21,6 +21,7 @@ from litdata.streaming.resolver import Dir
 
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.corpus.chunk_cache import ChunkCache
+from lit_pretrain.corpus.chunk_reader import map_chunk
 from lit_pretrain.corpus.manifest import Chunk, held_out_rows, rows_in, verify_chunk
 from lit_pretrain.errors import UserError
 
@@ -155,10 +156,11 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
                 verify_chunk(path, self._expected[name])
                 self._checked.add(name)
             try:
-                self._open[name] = _read_chunk(path, np.dtype(self._dtype))
+                tokens, begins = map_chunk(Path(path), np.dtype(self._dtype))
             except FileNotFoundError:  # another process made room in the cache just now
                 continue
-            return self._open[name]
+            chunk = self._open[name] = _Chunk(tokens, begins[:-1])
+            return chunk
         raise UserError(
             f"chunk {path} was dropped from the cache {ATTEMPTS} times before it could be opened:"
             " several processes share a data.max_cache_size that is too small for them; raise it"
@@ -167,17 +169,6 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
 
 # LitData compares class names with the one recorded in index.json.
 RowLoader.__name__ = "TokensLoader"
-
-
-def _read_chunk(path: str, dtype: np.dtype[Any]) -> _Chunk:
-    """Map a chunk: uint32 n, then n + 1 byte offsets of its documents and its end, then the
-    tokens of all documents.
-    """
-    with open(path, "rb") as file:
-        count = int(np.fromfile(file, dtype=np.uint32, count=1)[0])
-        offsets = np.fromfile(file, dtype=np.uint32, count=count + 1).astype(np.int64)
-    tokens = np.memmap(path, dtype=dtype, mode="r", offset=int(offsets[0]))
-    return _Chunk(tokens, (offsets[:-1] - offsets[0]) // dtype.itemsize)
 
 
 def open_rows(

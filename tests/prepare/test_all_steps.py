@@ -2,6 +2,7 @@
 any interruption.
 """
 
+import io
 import json
 import random
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
@@ -139,7 +140,11 @@ def text_of(out: Path, manifest: Manifest, split: str, source: str) -> str:
         for chunk in manifest.sources[source].splits[split].chunks
     ]
     return "".join(
-        tokenizer.decode(np.frombuffer(chunk[int(chunk_offsets(chunk)[0]) :], dtype=manifest.dtype))
+        tokenizer.decode(
+            np.frombuffer(
+                chunk[int(read_chunk_header(io.BytesIO(chunk))[0]) :], dtype=manifest.dtype
+            )
+        )
         for chunk in data
     )
 

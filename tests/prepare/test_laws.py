@@ -5,6 +5,7 @@ none. `part_bytes` decides where chunks end, for each part has its own, and noth
 documents with the same tokens in the same order, and the same verdicts.
 """
 
+import io
 import itertools
 import json
 import random
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare.dedup.dedup_config import (
@@ -120,7 +121,10 @@ def documents(out: Path, manifest: Manifest) -> dict[str, list[tuple[str, bytes]
         stored = []
         for chunk in manifest.sources["a"].splits[split].chunks:
             data = (out / split / "a" / chunk.filename).read_bytes()
-            stored += [data[begin:end] for begin, end in itertools.pairwise(chunk_offsets(data))]
+            stored += [
+                data[begin:end]
+                for begin, end in itertools.pairwise(read_chunk_header(io.BytesIO(data)))
+            ]
         found[split] = []
         for row, tokens in zip(rows, stored, strict=True):
             if row.get("piece"):

@@ -3,6 +3,7 @@ reason where it must be.
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from tokenizers import Tokenizer as Reference
 
-from lit_pretrain.corpus.chunk_writer import chunk_offsets
+from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
@@ -88,7 +89,7 @@ def stored_documents(out: Path, manifest: Manifest, split: str, source: str) -> 
     documents = []
     for chunk in manifest.sources[source].splits[split].chunks:
         data = (out / split / source / chunk.filename).read_bytes()
-        offsets = chunk_offsets(data)
+        offsets = read_chunk_header(io.BytesIO(data))
         documents += [
             np.frombuffer(data[a:b], dtype=manifest.dtype) for a, b in itertools.pairwise(offsets)
         ]
