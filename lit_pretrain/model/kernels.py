@@ -245,7 +245,7 @@ class ProductKernel:
 
 
 class TiledKernel:
-    """Our own kernel for CPUs; see lit_pretrain.model.tiled."""
+    """Our own kernel for CPUs; see lit_pretrain.model.tiled_attention."""
 
     def __init__(self, first: dict[int | None, Tensor | None]) -> None:
         self.first = first
