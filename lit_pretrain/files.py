@@ -1,4 +1,4 @@
-"""Files: atomic writes that survive a power cut, and hashes of content."""
+"""Files: atomic writes that survive a power cut, hashes of content, and remote addresses."""
 
 from __future__ import annotations
 
@@ -90,3 +90,8 @@ def content_hash(files: Iterable[tuple[str, str]]) -> str:
     for name, sha256 in files:
         digest.update(f"{name}\0{sha256}\n".encode())
     return digest.hexdigest()
+
+
+def is_remote(location: str) -> bool:
+    """Tell whether a location is an address such as s3://bucket/folder, and not a local path."""
+    return "://" in location

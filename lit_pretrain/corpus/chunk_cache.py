@@ -19,17 +19,13 @@ from filelock import FileLock
 
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Chunk, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import is_remote
 
 # Remote: files of a dataset from a directory or an object store.
 
 
 SCRATCH = ".fetch-"
 """Begins the name of a folder beside a file that is being fetched."""
-
-
-def is_remote(location: str) -> bool:
-    """Whether the location is a URL such as s3://bucket/folder."""
-    return "://" in location
 
 
 def allow_plain_http(storage_options: Mapping[str, Any] | None) -> None:

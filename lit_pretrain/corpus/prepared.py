@@ -11,12 +11,12 @@ from lit_pretrain.corpus.chunk_cache import (
     ChunkCache,
     cache_folder,
     fetch,
-    is_remote,
     load_manifest,
     size_in_bytes,
 )
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import is_remote
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 

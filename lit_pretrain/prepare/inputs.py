@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import content_hash
+from lit_pretrain.files import content_hash, is_remote
 from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.read.file_reader import reader_class
-from lit_pretrain.prepare.remote_input import RemoteFile, is_remote_input, s3_objects, url_file
+from lit_pretrain.prepare.remote_input import RemoteFile, s3_objects, url_file
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Inputs:
             `content_hash` of the versions of remote files and the content of local ones; None if
             all are local.
         """
-        if not any(is_remote_input(file.location) for file in self.files):
+        if not any(is_remote(file.location) for file in self.files):
             return None
         return content_hash(
-            (file.name, file.version if is_remote_input(file.location) else sha256(file))
+            (file.name, file.version if is_remote(file.location) else sha256(file))
             for file in self.files
         )
 
@@ -94,7 +94,7 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
                 " the addresses of its files as a list"
             )
         return path.rpartition("/")[0], [url_file(path)]
-    if is_remote_input(path):
+    if is_remote(path):
         raise UserError(
             f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local"
             " path"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import is_remote
 
 PAUSES = (1.0, 4.0, 15.0)
 """Seconds before each further attempt: a busy object store recovers in this time, and a person is
@@ -29,11 +30,6 @@ _T = TypeVar("_T")
 
 class _IncompleteTransfer(Exception):
     """A transfer ended too early or went on too long."""
-
-
-def is_remote_input(location: str) -> bool:
-    """Check whether a location is an address such as s3://bucket/folder."""
-    return "://" in location
 
 
 class RemoteFile(NamedTuple):
@@ -110,7 +106,7 @@ def local_copy(
     Raises:
         UserError: It cannot be fetched whole; the message names the address and the cause.
     """
-    if not is_remote_input(location):
+    if not is_remote(location):
         yield Path(location)
         return
     scratch.mkdir(parents=True, exist_ok=True)

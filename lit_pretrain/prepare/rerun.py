@@ -10,11 +10,10 @@ from typing import Any
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import content_hash, file_sha256
+from lit_pretrain.files import content_hash, file_sha256, is_remote
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.progress_table import say, working
-from lit_pretrain.prepare.remote_input import is_remote_input
 from lit_pretrain.prepare.stages.train_tokenizer import load_tokenizer
 from lit_pretrain.prepare.versions import CONTENTS, versions
 from lit_pretrain.record_files import read_records
@@ -57,10 +56,9 @@ def _changed_inputs(existing: Manifest, config: PrepareConfig) -> Iterator[str]:
     of change decides, so that an upload of the same bytes may count as a change.
     """
     for name, source in config.sources.items():
-        remote = any(is_remote_input(path) for path in source.paths)
+        remote = any(is_remote(path) for path in source.paths)
         if source.hub is not None or any(
-            not is_remote_input(path) and not Path(path).expanduser().exists()
-            for path in source.paths
+            not is_remote(path) and not Path(path).expanduser().exists() for path in source.paths
         ):
             continue
         try:

@@ -10,10 +10,10 @@ from typing import Optional
 
 from lit_pretrain.cli.doctor.finding import Finding
 from lit_pretrain.corpus import manifest as manifests
-from lit_pretrain.corpus.chunk_cache import cache_folder, is_remote
+from lit_pretrain.corpus.chunk_cache import cache_folder
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash
+from lit_pretrain.files import canonical_hash, is_remote
 
 GB = 1000**3
 SCARCE = 1 * GB

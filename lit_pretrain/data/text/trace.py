@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_pretrain.corpus.chunk_cache import is_remote
 from lit_pretrain.corpus.documents import DocumentRecord, full_origin, read_document_records
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data.text.order import Order
+from lit_pretrain.files import is_remote
 
 _ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
 """Of a step that diverged."""

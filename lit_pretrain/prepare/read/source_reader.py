@@ -11,14 +11,14 @@ from pathlib import Path
 import xxhash
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import file_sha256
+from lit_pretrain.files import file_sha256, is_remote
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.inputs import InputFile
 from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.read.file_reader import reader_class
 from lit_pretrain.prepare.read.read_counts import ReadCounts
 from lit_pretrain.prepare.read.records import BadRecord, DamagedFile, NoText, RawText, ReadPolicy
-from lit_pretrain.prepare.remote_input import is_remote_input, local_copy
+from lit_pretrain.prepare.remote_input import local_copy
 
 
 class SourceReader:
@@ -65,7 +65,7 @@ class SourceReader:
 
     def _read_file(self, file: InputFile) -> Iterator[Document | BadRecord]:
         """Read one file to its end or its damage."""
-        assert self._scratch is not None or not is_remote_input(file.location)
+        assert self._scratch is not None or not is_remote(file.location)
         ids: set[int] | None = set() if "id" in self._source.fields else None
         with local_copy(
             file.location,
