@@ -1,29 +1,65 @@
-"""Messages: the one internal form of post-training rows, whatever format they came in."""
+"""Messages and rows: the internal form of post-training data, whatever format it came in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
-Message = Mapping[str, Any]
-"""`role` and `content`, plus what else a template may show (tool_calls, reasoning_content,
-name).
-"""
+
+class FunctionCall(TypedDict):
+    """The function that a tool call names."""
+
+    name: str
+    arguments: Mapping[str, Any] | str
+    """Its arguments, or the JSON text of them."""
+
+
+class ToolCall(TypedDict, total=False):
+    """A call of a tool by the assistant, in OpenAI's form."""
+
+    id: str
+    type: str
+    function: FunctionCall
+
+
+class _Spoken(TypedDict):
+    role: str
+
+
+class Message(_Spoken, total=False):
+    """One message of a conversation. Templates also see any other field that a row's message has.
+
+    Rows come from anywhere, so these types hold only after `check_messages`.
+    """
+
+    content: str | None
+    """The text; None or absent only beside tool calls."""
+    name: str
+    tool_calls: Sequence[ToolCall]
+    tool_call_id: str
+    reasoning_content: str
+    weight: int | None
+    """0 excludes a message of the assistant from training, as in OpenAI's files."""
+
+
+ToolDescription = Mapping[str, Any]
+"""A JSON schema that describes a tool; only the template looks into it."""
 
 MESSAGE_ROLES = ("system", "user", "assistant", "tool")
 RESERVED = "\ufdd0\ufdd1\ufdd2"
-"""Unicode noncharacters, which no text holds, with which rendering marks its places."""
+"""Unicode noncharacters that rendering uses as marks; no interchanged text may hold them."""
 
 
 class BadRow(ValueError):
     """A row that cannot be trained on.
 
     Args:
-        reason: One word for the counters.
+        reason: One word, under which dropped rows are counted.
         message: What is wrong and what to do.
-        mistake: Of the file or its mapping, so that it is refused unless told otherwise; else a
-            matter of course, dropped and counted.
+        mistake: Whether the file or its field mapping is wrong. A mistake stops the run unless the
+            config says otherwise; any other bad row, such as an empty answer, is always dropped and
+            counted.
     """
 
     def __init__(self, reason: str, message: str, *, mistake: bool = True) -> None:
@@ -34,69 +70,67 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Messages of which some of the assistant's are learned."""
+    """Messages, of which some that the assistant wrote are learned."""
 
     messages: tuple[Message, ...]
     prompt: int
-    """How many of the messages, from the first, are the prompt; the others are the completion."""
-    tools: Any = None
-    """Descriptions of tools, passed to the template."""
+    """Number of leading messages that form the prompt; the others form the completion."""
+    tools: Sequence[ToolDescription] | None = None
+    """Descriptions of tools for the template."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """Two completions of a prompt, one better than the other."""
+    """Two completions of one prompt, of which one is better."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     margin: float | None = None
-    """By how much the chosen one is better."""
+    """How much better the chosen one is."""
     ref_logp: tuple[float, float] | None = None
     """Log-probabilities of both completions under the reference, nats."""
-    tools: Any = None
+    tools: Sequence[ToolDescription] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedAnswer:
-    """A completion that was judged by itself."""
+    """A completion with a verdict of its own."""
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     desirable: bool
     ref_logp: float | None = None
     """Log-probability of the completion under the reference, nats."""
-    tools: Any = None
+    tools: Sequence[ToolDescription] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A prompt with an answer that a reward can check."""
+    """A prompt with an answer against which a reward checks completions."""
 
     prompt: tuple[Message, ...]
     answer: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The whole row, for rewards that look at more than the answer."""
-    tools: Any = None
+    """The whole row, for rewards that need more than the answer."""
+    tools: Sequence[ToolDescription] | None = None
 
 
 TrainingRow = Conversation | Preference | JudgedAnswer | Problem
 
 
 def joined_text(parts: Sequence[str]) -> str:
-    """The text of a content that comes in parts of text, as OpenAI's may; a part a line."""
+    """Join a content given in parts of text, as OpenAI allows, one part a line."""
     return "\n".join(parts)
 
 
 def learns_from(message: Message) -> bool:
-    """Whether a message of the assistant is learned, if those of the assistant are: not with
-    OpenAI's `weight: 0`.
-    """
+    """Tell whether training may learn from a message: not if it has OpenAI's `weight: 0`."""
     return message.get("weight") != 0
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse messages that no template could mean something by.
+    """Refuse messages that no template could render sensibly.
 
     Raises:
         BadRow: A role or content is missing or of the wrong type, a role is unknown, or there are
@@ -153,10 +187,10 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def check_answer(messages: Sequence[Message], what: str) -> None:
-    """Drop a row whose answer says nothing.
+    """Refuse a row without an answer to learn.
 
     Raises:
-        BadRow: There is no assistant message, or the last one is empty.
+        BadRow: The assistant has no message, or its last one is empty.
     """
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:

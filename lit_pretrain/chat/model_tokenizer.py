@@ -1,6 +1,4 @@
-"""Language: what the text of a network looks like: its tokenizer, its chat template, the ids
-that begin and end.
-"""
+"""ModelTokenizer: the tokenizer and the chat template of a network, and their identity."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lit_pretrain.chat.render import Renderer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
@@ -17,6 +15,18 @@ from lit_pretrain.chat.template import ChatTemplate, Refused, template_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME
+
+
+class TokenizerRecord(TypedDict, total=False):
+    """Identity of tokenizer and template, as every artefact stores it; empty where unknown."""
+
+    tokenizer: str
+    vocabulary: int
+    bos_id: int
+    eos_id: int
+    template: str | None
+    stop_ids: list[int]
+
 
 MODEL_TOKENIZER_FIELDS = {
     "tokenizer": "sha256 of tokenizer.json",
@@ -26,7 +36,7 @@ MODEL_TOKENIZER_FIELDS = {
     "template": "sha256 of the chat template",
     "stop_ids": "ids that end what is generated",
 }
-"""What a language's record holds."""
+"""Meaning of the fields of `TokenizerRecord`, for messages."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +45,25 @@ class ModelTokenizer:
 
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
-    """None: a base model, which knows documents and no conversations."""
+    """None for a base model, which was trained on documents and not on conversations."""
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> ModelTokenizer:
-        """That of a run, an export, a prepared dataset or a Hugging Face folder.
+        """Load from a run, an export, a prepared dataset or a Hugging Face folder.
 
         Raises:
-            UserError: It holds no tokenizer, or a broken template.
+            UserError: The folder holds no tokenizer, or the template is broken.
         """
         return cls(Tokenizer.load(folder), template_of(Path(folder)))
 
     @classmethod
     def found(cls, folder: str | os.PathLike[str]) -> ModelTokenizer | None:
-        """The same; None if the folder holds no tokenizer."""
+        """Load as `of` does; None if the folder holds no tokenizer."""
         return cls.of(folder) if (Path(folder) / TOKENIZER_FILENAME).is_file() else None
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """What ends a generated text: the end of a document, and the end of a turn."""
+        """Ids that end a generated text: the end of a document and the end of a turn."""
         return (
             frozenset({self.tokenizer.eos_id})
             if self.template is None
@@ -62,8 +72,9 @@ class ModelTokenizer:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether a prompt begins with bos: always where the network has seen documents only,
-        else if the template writes it.
+        """Whether a prompt begins with bos: always without a template, else if the template has it.
+
+        A base model has seen documents only, and each of them began with bos.
         """
         if self.template is None:
             return True
@@ -79,8 +90,8 @@ class ModelTokenizer:
             ) from None
         return text.startswith(self.tokenizer.bos)
 
-    def record(self) -> dict[str, Any]:
-        """The identity of the language, as it is stored with every artefact."""
+    def record(self) -> TokenizerRecord:
+        """Return the identity of tokenizer and template, as every artefact stores it."""
         return {
             "tokenizer": self.tokenizer.hash,
             "vocabulary": self.tokenizer.vocab_size,
@@ -91,30 +102,30 @@ class ModelTokenizer:
         }
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer and template."""
+        """Write tokenizer and template to a folder."""
         self.tokenizer.save(folder)
         if self.template is not None:
             (folder / TEMPLATE).write_text(self.template.source, encoding="utf-8")
 
 
 def check_model_tokenizer(
-    expected: Mapping[str, Any],
-    found: Mapping[str, Any],
+    expected: Mapping[str, object],
+    found: Mapping[str, object],
     *,
     owner: str,
     other: str,
     accept: Sequence[str] = (),
     mend: str = "",
 ) -> None:
-    """Refuse a hand-over between artefacts that speak differently.
+    """Refuse to combine artefacts whose tokenizers or templates differ.
 
     Args:
-        expected: The record of one.
-        found: That of the other; fields that either lacks are not compared.
-        owner: What the first is, for messages.
-        other: What the second is.
+        expected: The record of one artefact.
+        found: The record of the other; a field that either lacks is not compared.
+        owner: What the first artefact is, for messages.
+        other: What the second artefact is.
         accept: Fields that may differ.
-        mend: What to do about it, besides accepting.
+        mend: How to remove the difference, besides accepting it.
 
     Raises:
         UserError: Names the fields that differ and both values, and how to accept them.

@@ -1,5 +1,6 @@
-"""Render: conversations as token ids, with what of them is learned. Training, evaluation and
-chat all render here.
+"""Renderer: turn conversations into token ids and a mask of the tokens to learn.
+
+Training, evaluation and chat all render here, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -11,68 +12,74 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.chat.messages import BadRow, Conversation, Message, learns_from
-from lit_pretrain.chat.template import ChatTemplate, Refused
+from lit_pretrain.chat.messages import (
+    BadRow,
+    Conversation,
+    Message,
+    ToolDescription,
+    learns_from,
+)
+from lit_pretrain.chat.template import ChatTemplate, Refused, Rendering
 from lit_pretrain.errors import UserError
 from lit_pretrain.tokenizer.tokenizer import Spelt, Tokenizer
 
 TrainOn = Literal["assistant", "last", "all", "completion"]
 Truncation = Literal["keep_start", "keep_end", "drop"]
 GUARD = "\ufdd0"
-"""Stands, while a row is rendered, within the spelling of a special token that the row's own
-text holds: text is data.
+"""Breaks the spelling of a special token that a row's own text holds while the row is rendered.
+A row's text is data, so `<|im_end|>` in it must not become the token.
 """
 _LOOKS_SPECIAL = re.compile(r"<\|[a-zA-Z0-9_]+\|>")
 _HALF = re.compile("[\ud800-\udfff]")
-"""Surrogates, which JSON can spell alone and UTF-8 cannot."""
+"""Lone surrogates: JSON can spell them, UTF-8 cannot."""
 _BATCH = 1024
-"""Conversations encoded together: `tokenizers` spreads them over its threads."""
+"""Conversations encoded in one call, which `tokenizers` spreads over its threads."""
 
 
 class Rendered(NamedTuple):
     """A conversation as tokens."""
 
     ids: npt.NDArray[np.int32]
-    """The whole of it."""
+    """Token ids of the whole conversation."""
     learned: npt.NDArray[np.bool_]
-    """Whether each token is to be predicted."""
+    """Whether training learns to predict each token."""
     cut: bool = False
-    """Whether it was longer."""
+    """Whether the conversation was truncated."""
 
 
 class _Text(NamedTuple):
     text: str
     spans: list[tuple[int, int]]
-    """What is learned, in characters."""
+    """Begin and end of what is learned, in characters."""
     exact: bool
-    """Whether a template said so by `{% generation %}`; otherwise a span may hold what follows
-    the stop token.
+    """Whether the template marked the spans by `{% generation %}`; otherwise a span may also hold
+    text after the stop token.
     """
 
 
 class Renderer:
-    """Conversations to tokens.
+    """Turns conversations into tokens.
 
-    What is learned is found in one of two ways. Where the template has `{% generation %}` blocks,
-    they say it. Elsewhere it is a difference: the messages before an answer, rendered up to where
-    the assistant begins to write, must be a prefix of the whole, and what the whole adds up to the
-    end of that message is the answer. A template that rewrites earlier turns allows neither, and is
-    refused.
+    The renderer finds what is learned in one of two ways. If the template has `{% generation %}`
+    blocks, they mark it. Otherwise an answer is a difference: the messages before it, rendered up
+    to where the assistant begins to write, must be a prefix of the whole rendering, and the answer
+    is what the whole adds up to the end of that message. A template that rewrites earlier turns
+    allows neither and is refused.
 
-    The token that ends an answer is learned, too: a model that never learns to stop talks on. It is
-    the special token that a span ends with or that follows it directly; blanks behind it (the line
-    feed of ChatML) are not learned.
+    The token that ends an answer is learned too, because a model that never learns to stop talks
+    on. It is the special token that a span ends with or that follows it directly; white space after
+    it (the line feed of ChatML) is not learned.
 
     A conversation is encoded as a whole. Where the text before an answer, encoded alone, gives
     other tokens than the whole has there, the answer begins at the first token that differs.
 
     Args:
-        tokenizer: Its ids.
-        template: The template.
-        options: What the template may ask for besides messages, such as enable_thinking.
+        tokenizer: Encodes the text.
+        template: Writes the text.
+        options: Further variables of the template, such as enable_thinking.
 
     Raises:
-        UserError: The template and the tokenizer do not fit, or it cannot be told what is learned.
+        UserError: The template does not fit the tokenizer, or does not show what is learned.
     """
 
     def __init__(
@@ -89,21 +96,18 @@ class Renderer:
         self._special = re.compile("|".join(map(re.escape, spellings)))
         self._heads: dict[str, npt.NDArray[np.int32]] = {}
         self.stop_ids = frozenset({tokenizer.eos_id, self._probe()})
-        """What ends an answer: the template's own token, and the end of a document."""
+        """Ids that end an answer: the template's own end of turn and the end of a document."""
 
     def render(
         self, conversations: Sequence[Conversation], *, train_on: TrainOn = "assistant"
     ) -> list[Rendered | BadRow]:
-        """Tokens of conversations, or why one cannot be used.
+        """Render conversations; in place of one that cannot be used, return the reason.
 
         Args:
             conversations: What to render.
             train_on: What is learned. assistant: every message of the assistant. last: its last
-                one. completion: all that follows the prompt, what others say within it too. all:
+                message. completion: everything after the prompt, including messages of others. all:
                 every token.
-
-        Raises:
-            UserError: A row shows that the template does not do for any.
         """
         results: list[Rendered | BadRow] = []
         for first in range(0, len(conversations), _BATCH):
@@ -119,8 +123,10 @@ class Renderer:
             ]
         return results
 
-    def prompt(self, messages: Sequence[Message], *, tools: Any = None) -> npt.NDArray[np.int32]:
-        """Tokens of messages up to where the assistant begins to write.
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[ToolDescription] | None = None
+    ) -> npt.NDArray[np.int32]:
+        """Render messages up to where the assistant begins to write.
 
         Raises:
             BadRow: The template does not take these messages.
@@ -130,7 +136,7 @@ class Renderer:
     # ------------------------------------------------------------------ text
 
     def _text(self, conversation: Conversation, train_on: TrainOn) -> _Text | BadRow:
-        """The text of a conversation and the places of what is learned."""
+        """Render a conversation to text and find the places of what is learned."""
         try:
             return self._spans(conversation, train_on)
         except BadRow as bad:
@@ -189,9 +195,13 @@ class Renderer:
         return _Text(whole.text, spans, exact=self.template.marks_generation)
 
     def _difference(
-        self, messages: Sequence[Message], tools: Any, i: int, whole: str
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDescription] | None,
+        i: int,
+        whole: str,
     ) -> tuple[int, int]:
-        """The place of message i in the whole, as the difference that it makes."""
+        """Find message i in the whole rendering by the difference that it makes."""
         before = self._rendering(messages[:i], tools, generation_prompt=True).text
         until = whole if i + 1 == len(messages) else self._rendering(messages[: i + 1], tools).text
         if not whole.startswith(before) or not whole.startswith(until) or len(before) >= len(until):
@@ -206,8 +216,12 @@ class Renderer:
         return len(before), len(until)
 
     def _rendering(
-        self, messages: Sequence[Message], tools: Any, *, generation_prompt: bool = False
-    ) -> Any:
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDescription] | None,
+        *,
+        generation_prompt: bool = False,
+    ) -> Rendering:
         guarded = [
             {key: self._guarded(value) for key, value in message.items()} for message in messages
         ]
@@ -230,7 +244,7 @@ class Renderer:
         return rendering
 
     def _guarded(self, value: Any) -> Any:
-        """The same value, with the spelling of special tokens within its texts broken."""
+        """Break the spelling of special tokens in all texts of a value."""
         if isinstance(value, str):
             return self._special.sub(lambda match: match[0][0] + GUARD + match[0][1:], value)
         if isinstance(value, Mapping):
@@ -242,16 +256,14 @@ class Renderer:
     # ------------------------------------------------------------------ tokens
 
     def _encode(self, texts: Sequence[str]) -> list[Spelt]:
-        """Tokens of rendered texts; guarded spellings become text."""
+        """Encode rendered texts; guarded spellings become plain text."""
         return [
             self._unguarded(text, spelt) if GUARD in text else spelt
             for text, spelt in zip(texts, self.tokenizer.encode_spelt(texts), strict=True)
         ]
 
     def _unguarded(self, text: str, spelt: Spelt) -> Spelt:
-        """The tokens of a text that holds guards: each stretch between special tokens that
-        holds one is encoded again, without it.
-        """
+        """Encode again, without guards, each stretch between special tokens that holds one."""
         cuts = np.flatnonzero(spelt.special).tolist()
         parts: list[Spelt] = []
         for before, after in zip([-1, *cuts], [*cuts, len(spelt.ids)], strict=True):
@@ -279,7 +291,7 @@ class Renderer:
         return Spelt(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _mask(self, text: _Text, spelt: Spelt) -> Rendered | BadRow:
-        """The tokens of a text and which of them are learned."""
+        """Mark which tokens of a text are learned."""
         learned = np.zeros(len(spelt.ids), dtype=np.bool_)
         if text.spans == [(0, len(text.text))] and text.exact:
             learned[:] = True
@@ -300,7 +312,7 @@ class Renderer:
 
     @staticmethod
     def _stop(text: _Text, spelt: Spelt, first: int, last: int, end: int) -> int | None:
-        """The token that ends the answer in tokens first to last - 1."""
+        """Find the token that ends the answer in tokens `first` to `last - 1`."""
         special = np.flatnonzero(spelt.special[first:last])
         if len(special):
             stop = first + int(special[-1])
@@ -311,14 +323,15 @@ class Renderer:
         return None
 
     def _first(self, text: str, spelt: Spelt, begin: int) -> int:
-        """The first token of what begins at a character: where encoding the text before it
-        alone begins to differ from the whole.
+        """Find the first token of a span that begins at a character.
+
+        It is where the tokens of the whole begin to differ from those of the text before the span.
         """
         until = int(np.searchsorted(spelt.ends, begin, side="right"))  # tokens that end before it
         special = np.flatnonzero(spelt.special[:until])
         start = int(special[-1]) + 1 if len(special) else 0
         if self.tokenizer.backend != "tiktoken":
-            start = 0  # other kinds may encode a text's beginning in a way of its own
+            start = 0  # other backends may encode the beginning of a text specially
         head = text[int(spelt.ends[start - 1]) if start else 0 : begin]
         alone = self._heads.get(head)
         if alone is None:
@@ -332,12 +345,12 @@ class Renderer:
     # ------------------------------------------------------------------ the template itself
 
     def _probe(self) -> int:
-        """Render a small conversation, and give the token that ends its answer.
+        """Render a small conversation and return the token that ends its answer.
 
         Raises:
-            UserError: It cannot be rendered, or its special tokens are not the tokenizer's.
+            UserError: It cannot be rendered, or the tokenizer lacks its special tokens.
         """
-        messages = (
+        messages: tuple[Message, ...] = (
             {"role": "user", "content": "Question"},
             {"role": "assistant", "content": "Answer"},
         )
@@ -360,10 +373,15 @@ class Renderer:
 
 
 def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
-    """A conversation of at most `limit` tokens.
+    """Shorten a conversation to at most `limit` tokens.
+
+    Args:
+        rendered: The conversation.
+        limit: Most tokens.
+        how: keep_start drops tokens from the end, keep_end from the beginning; drop refuses.
 
     Raises:
-        BadRow: It is longer and to be dropped, or nothing that is learned is left of it.
+        BadRow: It is longer and `how` is drop, or no learned token is left.
     """
     ids, learned, cut = rendered
     if len(ids) > limit:

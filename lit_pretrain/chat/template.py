@@ -1,6 +1,4 @@
-"""Template: a conversation as text, by a Jinja chat template in a sandbox, with the places that
-the assistant wrote.
-"""
+"""ChatTemplate: render a conversation to text with Jinja, and mark what the assistant wrote."""
 
 from __future__ import annotations
 
@@ -18,39 +16,35 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from lit_pretrain.chat.messages import Message
+from lit_pretrain.chat.messages import ToolDescription
 from lit_pretrain.errors import UserError
 
 TEMPLATE_PRESETS = Path(__file__).parent / "templates"
 TEMPLATE_FILENAME = "chat_template.jinja"
-"""The template's own file beside a tokenizer.json."""
+"""File of the template beside a tokenizer.json."""
 OPEN, CLOSE = "\ufdd1", "\ufdd2"
-"""Mark, within the rendering, what `{% generation %}` encloses."""
+"""Marks around each `{% generation %}` block within a rendering."""
 
 
 class Refused(Exception):
-    """What a template's `raise_exception` says, or Jinja when a template asks for what is not
-    there.
-    """
+    """A template does not take these messages: it said so by `raise_exception`, or Jinja failed."""
 
 
 class Rendering(NamedTuple):
-    """The text of a conversation."""
+    """The text of a conversation, with the places of the assistant's parts."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    """Beginning and end of each `{% generation %}` block, in characters."""
+    """Begin and end of each `{% generation %}` block, in characters."""
 
 
 class Generation(jinja2.ext.Extension):
-    """The block `{% generation %} ... {% endgeneration %}`, which encloses what the assistant
-    writes.
-    """
+    """The block `{% generation %} ... {% endgeneration %}`, around what the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own form)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Make a call of the block."""
+        """Turn the block into a call of `_mark`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
@@ -62,18 +56,18 @@ class Generation(jinja2.ext.Extension):
 class ChatTemplate:
     """A chat template.
 
-    Templates come with models from anywhere, so they run in a sandbox that neither changes objects
-    nor reaches the system. As in transformers they see `messages`, `tools`,
+    Templates come with models from anywhere, so they run in a sandbox that can neither change
+    objects nor reach the system. As in transformers they see `messages`, `tools`,
     `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception` and the filter `tojson`.
-    The date (`strftime_now`) is not defined: a rendering is a function of the row, and templates
-    that show the date have a fixed one to fall back on.
+    The date (`strftime_now`) is left undefined, because a rendering must depend on the row alone;
+    templates that show the date have a fixed one to fall back on.
 
     Args:
         source: The Jinja text.
-        name: Where it came from, for messages.
+        name: Where the template came from, for messages.
 
     Raises:
-        UserError: It is not Jinja.
+        UserError: The text is not valid Jinja.
     """
 
     def __init__(self, source: str, *, name: str) -> None:
@@ -93,22 +87,22 @@ class ChatTemplate:
                 f"the chat template {name} is broken{f' in line {line}' if line else ''}: {error}"
             ) from None
         self.marks_generation = "endgeneration" in source
-        """Whether it says by itself what the assistant writes."""
+        """Whether the template itself marks what the assistant writes."""
         self.shows_tools = "tools" in names
         self.shows_calls = "tool_calls" in source
 
     @property
     def hash(self) -> str:
-        """sha256 of the text."""
+        """sha256 of the Jinja text."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, object]],
         *,
         bos: str,
         eos: str,
-        tools: Any = None,
+        tools: Sequence[ToolDescription] | None = None,
         generation_prompt: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> Rendering:
@@ -116,11 +110,11 @@ class ChatTemplate:
 
         Args:
             messages: The conversation.
-            bos: Spelling of the token that begins a document.
-            eos: Spelling of the one that ends it.
+            bos: Text of the token that begins a document.
+            eos: Text of the token that ends it.
             tools: Descriptions of tools.
-            generation_prompt: Go on to where the assistant begins to write.
-            options: What else the template may ask for, such as enable_thinking.
+            generation_prompt: End with the header of the assistant's next message.
+            options: Further variables of the template, such as enable_thinking.
 
         Raises:
             Refused: The template does not take these messages.
@@ -137,7 +131,7 @@ class ChatTemplate:
             ValueError,
             KeyError,
             AttributeError,
-        ) as error:  # what template code itself may raise
+        ) as error:  # a template is code, and may raise any of these
             raise Refused(str(error)) from None
         spans: list[tuple[int, int]] = []
         pieces: list[str] = []
@@ -154,15 +148,15 @@ class ChatTemplate:
 
 
 def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplate:
-    """The template that a setting means.
+    """Find the template that a setting names.
 
     Args:
-        wanted: A preset (chatml, llama3, qwen, plain), a file, or auto: that of the tokenizer's
-            folder, else chatml.
+        wanted: A preset (chatml, llama3, qwen, plain), a file or folder, or auto: the template in
+            the tokenizer's folder, else chatml.
         tokenizer: The tokenizer's folder or file.
 
     Raises:
-        UserError: There is none of that name, or it is broken.
+        UserError: No template has that name, or it is broken.
     """
     if wanted == "auto":
         folder = Path(tokenizer)
@@ -190,7 +184,7 @@ def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplat
 
 
 def template_of(folder: Path) -> ChatTemplate | None:
-    """The template beside a tokenizer: its own file, else within tokenizer_config.json."""
+    """Read the template beside a tokenizer: its own file, else a field of tokenizer_config.json."""
     file = folder / TEMPLATE_FILENAME
     if file.is_file():
         return ChatTemplate(file.read_text(encoding="utf-8"), name=str(file))
@@ -201,7 +195,7 @@ def template_of(folder: Path) -> ChatTemplate | None:
         found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config} is damaged: {error}") from None
-    if isinstance(found, list):  # several by name, of which one is the default
+    if isinstance(found, list):  # several templates by name, one of them "default"
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
     return ChatTemplate(found, name=str(config)) if found else None
 
@@ -213,7 +207,7 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is: Jinja's own filter escapes what HTML would read."""
+    """Write plain JSON: Jinja's own filter escapes characters that HTML would interpret."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -19,7 +19,7 @@ from tests.conftest import make_tokenizer
 
 TEXTS = st.text(alphabet="ab c.\n\t<|>é中🦊12", max_size=12)
 PLAIN_CHATML = """{% for message in messages %}\
-{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
@@ -90,9 +90,9 @@ def test_ids_and_mask_are_those_of_transformers(
         rendered = one(renderer, Conversation(messages=messages, prompt=len(messages) - 1))
         assert rendered.ids.tolist() == list(wanted["input_ids"])
         assert sum(np.diff(rendered.learned.astype(int)) == 1) <= n
-        if (
-            preset != "plain"
-        ):  # there a prompt's last token may run into the answer, and is learned from where it differs
+        # With plain, a prompt's last token may run into the answer, which is learned from where
+        # the tokens differ.
+        if preset != "plain":
             assert rendered.learned.astype(int).tolist() == list(wanted["assistant_masks"])
         prompt = reference.apply_chat_template(
             list(messages[:-1]), chat_template=source, add_generation_prompt=True, tokenize=True
@@ -230,17 +230,29 @@ def test_a_token_across_the_edge_is_learned_from_where_the_prompt_alone_differs(
         ("{% for m in messages %}{{ m.content }}", r"is broken in line 1"),
         ("{{ nothing.there }}", "cannot be used"),
         ("{{ raise_exception('no') }}", "cannot be used: the template mine does not take it: no"),
-        ("{% for m in messages %}{{ '<|turn|>' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}<|turn|>{% endif %}",
-         r"writes <\|turn\|>, which the tokenizer does not have"),
-        ("{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
-         "ends an answer with no special token"),
-        ("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}" + "{% generation %}{% endgeneration %}" * 2,
-         "enclosed 2 parts where the assistant has 1 messages"),
-        ("{% for m in messages | reverse %}{{ m.content + eos_token }}{% endfor %}", "renders earlier turns differently"),
+        (
+            "{% for m in messages %}{{ '<|turn|>' + m.content + eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}<|turn|>{% endif %}",
+            r"writes <\|turn\|>, which the tokenizer does not have",
+        ),
+        (
+            "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}",
+            "ends an answer with no special token",
+        ),
+        (
+            "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+            + "{% generation %}{% endgeneration %}" * 2,
+            "enclosed 2 parts where the assistant has 1 messages",
+        ),
+        (
+            "{% for m in messages | reverse %}{{ m.content + eos_token }}{% endfor %}",
+            "renders earlier turns differently",
+        ),
         ("{{ ''.__class__.__mro__ }}", "cannot be used"),
         ("{% set x = messages.append(1) %}{{ messages[0].content }}", "cannot be used"),
     ],
-)  # fmt: skip
+)
 def test_templates_that_do_not_do(source: str, message: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=message):
         Renderer(tokenizer, ChatTemplate(source, name="mine"))

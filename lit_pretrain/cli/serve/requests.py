@@ -4,7 +4,7 @@ from typing import Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lit_pretrain.chat.messages import joined_text
+from lit_pretrain.chat.messages import Message, joined_text
 from lit_pretrain.generate.conversation import ReplySampling
 
 
@@ -169,7 +169,7 @@ class ChatMessage(BaseModel):
     content: Union[str, list[TextPart], None] = None
     name: Optional[str] = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> Message:
         """As templates take it."""
         content = (
             self.content
