@@ -1,6 +1,4 @@
-"""Data: prepared text as rows of tokens, in an order that is a function of the step; and rows
-of post-training, rendered.
-"""
+"""Data modules: prepared text and post-training rows, in an order that the step decides."""
 
 from importlib import import_module
 from typing import Any
@@ -18,9 +16,7 @@ _CLASSES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The classes that configs name, imported when asked for: most of this package needs no
-    torch.
-    """
+    """Import a class that configs name at its first use: most of this package needs no torch."""
     if name in _CLASSES:
         return getattr(import_module(f"{__name__}.{_CLASSES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

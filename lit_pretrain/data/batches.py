@@ -1,13 +1,11 @@
-"""Batches: which rows every optimizer step and every rank reads, and how rows become
-micro-batches.
-"""
+"""Batches: which samples each step and rank reads, and how rows of text become micro-batches."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,37 +16,35 @@ from lit_pretrain.corpus.chunk_cache import allow_plain_http
 from lit_pretrain.data.text.order import Order
 
 if TYPE_CHECKING:
-    from lit_pretrain.corpus.rows import (
-        TokenRow,  # imports litdata, which `fit --help` need not wait for
-    )
+    # It imports litdata, for which `fit --help` need not wait.
+    from lit_pretrain.corpus.rows import TokenRow
 
 PAD_ROW = -1
 """Sample number of a row that fills up the last validation batch and supervises nothing."""
 
 
 def held_out_batches(samples: int, *, size: int, rank: int, replicas: int) -> list[list[int]]:
-    """Sample numbers of one rank, batch by batch, of `samples` that are held out; `PAD_ROW` fills
-    up.
+    """List the numbers of the held-out samples of one rank, batch by batch.
 
-    Every rank has as many batches of the same size: collectives inside a sharded forward must
-    match.
+    `PAD_ROW` fills up, so that every rank has as many batches of the same size: collectives inside
+    a sharded forward pass must match.
 
     Args:
-        samples: How many there are.
-        size: Of a batch.
-        rank: Of this replica.
-        replicas: How many share the samples.
+        samples: Number of held-out samples.
+        size: Samples in a batch.
+        rank: Rank of this replica.
+        replicas: Number of replicas that share the samples.
     """
     numbers = list(range(samples)) + [PAD_ROW] * (-samples % (size * replicas))
     return [numbers[i : i + size] for i in range(rank * size, len(numbers), size * replicas)]
 
 
 class StepSampler(Sampler[list[int]]):
-    """Sample numbers of one rank, one list per optimizer step, from `first_step` on, without end
-    unless the order has one.
+    """Yields the sample numbers of one rank, one list per optimizer step, from `first_step` on.
 
-    Rank r of W reads the r-th of W equal parts of every step's samples: a step holds the same
-    samples for every world size, micro-batch size and worker count.
+    It ends only if the order does. Rank r of W reads the r-th of W equal parts of every step's
+    samples, so a step holds the same samples for every world size, micro-batch size and worker
+    count.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class OrderedRows(Dataset[tuple[int, int, "TokenRow"]]):
-    """Training rows by global sample number: (sample number, source, row)."""
+    """Training rows by global sample number, as (sample number, source, row)."""
 
     def __init__(self, order: Order, sources: Sequence[Sequence[TokenRow]]) -> None:
         self.order = order
@@ -92,9 +88,7 @@ class OrderedRows(Dataset[tuple[int, int, "TokenRow"]]):
 
 
 class ListedRows(Dataset[tuple[int, int, "TokenRow"]]):
-    """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row that
-    supervises nothing.
-    """
+    """A fixed list of (source, block) rows, for validation; `PAD_ROW` gives a row to fill up."""
 
     def __init__(
         self, listed: Sequence[tuple[int, int]], sources: Sequence[Sequence[TokenRow]]
@@ -111,13 +105,13 @@ class ListedRows(Dataset[tuple[int, int, "TokenRow"]]):
 
 
 class Collate:
-    """Rows -> micro-batches of `micro_batch_size` rows.
+    """Collates rows into micro-batches of `micro_batch_size` rows.
 
     Args:
         micro_batch_size: Rows per micro-batch.
-        eos_id: The one id that may be a target across the edge of a document: it ends the document
-            it follows.
-        cross_documents: Treat a row as one document (attention and targets ignore the edges).
+        eos_id: The only id that may be a target across the edge of a document, because it ends the
+            document it follows.
+        cross_documents: Treat a row as one document; attention and targets ignore edges.
     """
 
     def __init__(self, *, micro_batch_size: int, eos_id: int, cross_documents: bool) -> None:
@@ -126,9 +120,7 @@ class Collate:
         self.cross_documents = cross_documents
 
     def __call__(self, items: Sequence[tuple[int, int, TokenRow]]) -> list[Batch]:
-        """Pack (sample number, source, row) items, as many as a multiple of the micro-batch, in
-        their order.
-        """
+        """Stack (sample number, source, row) items, a multiple of the micro-batch, in order."""
         tokens = np.stack([row.tokens for _, _, row in items])
         doc = np.stack([row.doc for _, _, row in items])
         labels = tokens[:, 1:].copy()
@@ -137,9 +129,8 @@ class Collate:
         labels[(doc[:, 1:] != doc[:, :-1]) & (labels != self.eos_id)] = IGNORE_INDEX
         index = np.array([n for n, _, _ in items])
         labels[index == PAD_ROW] = IGNORE_INDEX
-        tokens[tokens == IGNORE_INDEX] = (
-            self.eos_id
-        )  # fills up a short row: an input that nothing before it sees
+        # IGNORE_INDEX fills up a short row. As an input any id will do: no token attends to it.
+        tokens[tokens == IGNORE_INDEX] = self.eos_id
         source = np.array([s for _, s, _ in items])
         whole = [
             torch.from_numpy(np.ascontiguousarray(x))
@@ -151,14 +142,14 @@ class Collate:
         ]
 
 
-# Loader: batches of samples by number, for the replica that this process feeds.
+# ---------------------------------------------------------------------- loaders
 
 
 def replica_of(trainer: Any) -> tuple[int, int]:
-    """(rank, number) of the data-parallel replica that this process feeds.
+    """Return rank and number of the data-parallel replicas for the one that this process feeds.
 
     Args:
-        trainer: Lightning's, or None: one process alone.
+        trainer: Lightning's Trainer; None means a single process.
     """
     strategy = trainer.strategy if trainer is not None else None
     kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
@@ -166,12 +157,10 @@ def replica_of(trainer: Any) -> tuple[int, int]:
 
 
 class _Worker(SpawnProcess):
-    """A process that a Ctrl-C does not reach: one that is still importing would die of it,
-    noisily.
-    """
+    """A worker process that ignores Ctrl-C, which would kill it noisily while it still imports."""
 
     def start(self) -> None:
-        """Start with SIGINT ignored; `start_worker` does the same for signals that come later."""
+        """Start with SIGINT ignored; `start_worker` ignores the signals that come later."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             super().start()
@@ -190,17 +179,17 @@ def make_loader(
     *,
     trainer: Any,
     workers: int = 0,
-    start_worker: Optional[Callable[[int], None]] = None,
+    start_worker: Callable[[int], None] | None = None,
 ) -> DataLoader[Any]:
-    """A loader that needs no state of its own: `batches` says what it reads.
+    """Make a loader without state of its own: `batches` decides what it reads.
 
     Args:
         dataset: Samples by number.
-        batches: Lists of such numbers.
-        collate: What makes a batch of samples.
-        trainer: Whose device is fed; None: the CPU.
-        workers: Processes; 0 reads in this one.
-        start_worker: How each of them begins.
+        batches: Lists of sample numbers.
+        collate: Turns samples into a batch.
+        trainer: Its device is fed; None means the CPU.
+        workers: Number of processes; 0 reads in this one.
+        start_worker: Prepares a worker process.
     """
     return DataLoader(
         dataset,
@@ -209,26 +198,21 @@ def make_loader(
         worker_init_fn=start_worker,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        # Not fork: a fork of a process with OpenMP threads can hang. Not forkserver: a signal to
-        # the whole job ends the server, and with it the workers.
+        # Not fork: a forked process with OpenMP threads can hang. Not forkserver: a signal to the
+        # whole job ends the server and with it the workers.
         multiprocessing_context=_Workers() if workers > 0 else None,
         pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
     )
 
 
-# Worker: how a process of a data loader begins.
-
-
 def start_worker(storage_options: Mapping[str, Any] | None, worker: int) -> None:
-    """Prepare the process; a `worker_init_fn` once the options are bound.
+    """Prepare a worker process; with the options bound it is a `worker_init_fn`.
 
-    It stands in a file of its own because a worker imports the module in which it finds this
-    function: that of the data module would cost every worker the import of Lightning.
+    A worker imports the module of this function, so it must not stand beside a data module, which
+    would cost every worker the import of Lightning.
     """
-    # Schedulers signal every process of a job; the main process ends the step, saves, and then ends
-    # its workers.
+    # Schedulers signal every process of a job. The main process must finish the step and save
+    # before it ends its workers.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    allow_plain_http(
-        storage_options
-    )  # a setting of the process, which a loader's worker does not inherit
+    allow_plain_http(storage_options)  # a setting of the process, which a worker does not inherit

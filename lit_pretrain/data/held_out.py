@@ -1,19 +1,18 @@
-"""Held out: the fixed selection of rows that validations and tests read, the same every time
-and for every number of ranks.
-"""
+"""Held-out rows: the fixed selection that validations and tests read.
 
-from typing import Optional
+It is the same at every validation and for every number of ranks.
+"""
 
 from lit_pretrain.corpus.manifest import Manifest, held_out_rows
 from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import permutation
 
 
-def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> list[int]:
-    """Numbers of the rows that are read of the n that a source has in a split, rising.
+def chosen_rows(n: int, *, split: str, source: str, limit: int | None) -> list[int]:
+    """Choose which of the n rows of a source in a split are read, in rising order.
 
     Args:
-        n: Rows there are.
+        n: Number of rows.
         split: validation or test.
         source: Name of the source.
         limit: Most rows to read; None reads all.
@@ -22,16 +21,16 @@ def chosen_rows(n: int, *, split: str, source: str, limit: Optional[int]) -> lis
 
 
 def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, location: str) -> list[int]:
-    """Rows that each source of prepared text has in a split that is held out (`held_out_rows`).
+    """Count the rows of each source of prepared text in a held-out split (`held_out_rows`).
 
     Args:
-        manifest: The data.
+        manifest: Manifest of the data.
         split: validation or test.
         seq_len: Inputs per row.
         location: Where the data lies, for the message.
 
     Raises:
-        UserError: There is none at all.
+        UserError: The split holds no row.
     """
     rows = [
         sum(held_out_rows([chunk.tokens for chunk in source.splits[split].chunks], seq_len))
@@ -46,15 +45,15 @@ def rows_held_out(manifest: Manifest, split: str, *, seq_len: int, location: str
 
 
 def spread_rows(
-    manifest: Manifest, split: str, *, seq_len: int, tokens: Optional[int], location: str
+    manifest: Manifest, split: str, *, seq_len: int, tokens: int | None, location: str
 ) -> list[tuple[int, int]]:
-    """(source, row) of what is read of a split of prepared text, spread evenly over the sources.
+    """Choose the (source, row) pairs to read of a held-out split, evenly over the sources.
 
     Args:
-        manifest: The data.
+        manifest: Manifest of the data.
         split: validation or test.
         seq_len: Inputs per row.
-        tokens: Inputs to read over all sources; None reads all rows.
+        tokens: Most inputs over all sources; None reads all rows.
         location: Where the data lies, for the message.
 
     Raises:

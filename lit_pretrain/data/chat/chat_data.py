@@ -1,7 +1,10 @@
-"""ChatData: conversations for supervised fine-tuning, packed."""
+"""ChatData: conversations for supervised fine-tuning, packed into rows of one length.
+
+Axes: B rows of a micro-batch, T inputs of a row.
+"""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Optional
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,31 +13,30 @@ from torch import Tensor
 from lit_pretrain.batch import IGNORE_INDEX, Batch
 from lit_pretrain.chat.messages import BadRow, TrainingRow
 from lit_pretrain.chat.render import Rendered, TrainOn, truncate
-from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.chat.post_training_data import PostTrainingData, Settings
 from lit_pretrain.data.chat.row_source import RowTally
 from lit_pretrain.data.chat.samples import EncodedSample
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize
 
-# Packed: conversations laid end to end in rows of one length, each a document of its own.
 
-
-def places(rendered: Rendered) -> int:
-    """Places that a conversation takes: its last token is a label only."""
+def inputs_of(rendered: Rendered) -> int:
+    """Count the inputs of a conversation: its last token is only a label."""
     return len(rendered.ids) - 1
 
 
 def pack_rows(
     packs: Sequence[Sequence[Rendered]], *, pad_id: int, seq_len: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay out conversations: (tokens, labels, doc), each (B, T).
+    """Lay conversations end to end: (tokens_BT, labels_BT, doc_BT).
 
-    A conversation of n tokens gives n - 1 inputs and as many labels, so that no label ever reaches
-    into the next one. What is left of a row is padding, a document of its own without labels.
+    Each conversation is a document of its own. One of n tokens gives n - 1 inputs and as many
+    labels, so that no label ever reaches into the next conversation. The rest of a row is padding,
+    a document without labels.
 
     Args:
-        packs: Of each row its conversations; no row has more than `seq_len` places.
-        pad_id: What fills up.
+        packs: The conversations of each row, together at most `seq_len` inputs.
+        pad_id: Token id of the padding.
         seq_len: Inputs per row, T.
     """
     shape = (len(packs), seq_len)
@@ -50,26 +52,26 @@ def pack_rows(
             tokens[b, begin:end], doc[b, begin:end] = ids[:-1], number
             labels[b, begin:end] = np.where(learned[1:], ids[1:], IGNORE_INDEX)
             begin = end
-        assert begin <= seq_len, f"a pack has {begin} places of {seq_len}"
+        assert begin <= seq_len, f"a pack has {begin} inputs of {seq_len}"
         doc[b, begin:] = len(pack)
     return torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(doc)
 
 
 class ChatData(PostTrainingData):
-    """Conversations, of which what the assistant says is learned.
+    """Conversations, of which a network learns what the assistant says.
 
-    A row of a batch holds several conversations, packed by best fit, that do not see each other; a
-    row here is what `global_batch_rows` and `micro_batch_size` count.
+    A row of a batch holds several conversations, packed by best fit, which do not attend to each
+    other. `global_batch_rows` and `micro_batch_size` count such rows.
 
     Args:
-        train_on: What is learned. assistant: every message of the assistant. last: its last one.
-            completion: all that follows the prompt. all: every token.
-        packing: best_fit, or none: a conversation a row.
-        global_batch_tokens: Places per optimizer step over all devices, in place of
+        train_on: What is learned. assistant: every message of the assistant. last: its last
+            message. completion: everything after the prompt. all: every token.
+        packing: best_fit packs conversations into rows; none gives each a row of its own.
+        global_batch_tokens: Tokens per optimizer step over all devices, in place of
             `global_batch_rows`.
         global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
             to reach it.
-        common: What all post-training data take.
+        common: The options of all post-training data.
     """
 
     kind: ClassVar[str] = "conversation"
@@ -79,8 +81,8 @@ class ChatData(PostTrainingData):
         *,
         train_on: TrainOn = "assistant",
         packing: Literal["best_fit", "none"] = "best_fit",
-        global_batch_tokens: Optional[int] = None,
-        global_batch_rows: Optional[int] = None,
+        global_batch_tokens: int | None = None,
+        global_batch_rows: int | None = None,
         **common: Any,
     ) -> None:
         super().__init__(global_batch_rows=global_batch_rows, **common)
@@ -101,27 +103,27 @@ class ChatData(PostTrainingData):
 
     @property
     def step_size(self) -> StepSize:
-        """Size of an optimizer step."""
+        """Size of an optimizer step over all devices."""
         if self.global_batch_tokens is None:
             return super().step_size
         return StepSize(self.global_batch_tokens, self.seq_len)
 
-    def settings(self) -> dict[str, Any]:
-        """What is learned, and how rows are made."""
+    def settings(self) -> Settings:
+        """Return what is learned and how rows are packed."""
         return {"train_on": self.train_on, "packing": self.packing}
 
     @property
     def provides(self) -> frozenset[str]:
-        """Labels."""
+        """What the batches hold: rows to learn as they are."""
         return frozenset({"labels"})
 
     @property
-    def capacity(self) -> Optional[int]:
-        """Inputs of a row."""
+    def capacity(self) -> int | None:
+        """Inputs of a packed row; None without packing."""
         return self.seq_len if self.packing == "best_fit" else None
 
     def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Rendered | BadRow]:
-        """Rendered and cut to what a row takes: `seq_len` inputs and the label of the last."""
+        """Render conversations and truncate each to `seq_len` inputs and the label of the last."""
         encoded: list[Rendered | BadRow] = []
         for rendered in self.renderer.render(rows, train_on=self.train_on):  # type: ignore[arg-type]
             try:
@@ -134,18 +136,18 @@ class ChatData(PostTrainingData):
                 encoded.append(bad)
         return encoded
 
-    def places(self, item: Any) -> int:
-        """Its inputs."""
-        return places(item)
+    def places(self, item: Rendered) -> int:
+        """Count the inputs of a row that a conversation takes."""
+        return inputs_of(item)
 
-    def note(self, row: TrainingRow, item: Any, tally: RowTally) -> None:
-        """Count what was cut, too."""
+    def note(self, row: TrainingRow, item: Rendered, tally: RowTally) -> None:
+        """Count truncated conversations, too."""
         super().note(row, item, tally)
         if item.cut:
             tally.noted["truncated"] += 1
 
     def collate(self, samples: Sequence[EncodedSample]) -> list[Batch]:
-        """Packed rows."""
+        """Pack conversations into micro-batches of rows."""
         tensors = pack_rows(
             [sample.items for sample in samples], pad_id=self.pad_id, seq_len=self.seq_len
         )
@@ -161,18 +163,21 @@ class ChatData(PostTrainingData):
         ]
 
     def batch_line(self, devices: int) -> str:
-        """Describe a step in words."""
+        """Describe the size of a step in words."""
         division = self.divide(devices).text(self.unit, self.seq_len)
         return f"{self.tokens_per_step:,} tokens a step = {division}"
 
     def exposure(self, steps: int) -> str:
-        """What the run reads: rows, packs, and how much of them is learned."""
+        """Describe what a run reads: rows, packs, and how much of them is learned."""
         items = self.encoded.items("train")
-        taken, learned = sum(map(places, items)), sum(int(item.learned[1:].sum()) for item in items)
-        first = self.samples.order.first(1)
-        full = sum(places(item) for n in range(first) for item in self.samples.train(n).items) / (
-            first * self.seq_len
+        taken, learned = (
+            sum(map(inputs_of, items)),
+            sum(int(item.learned[1:].sum()) for item in items),
         )
+        first = self.samples.order.first(1)
+        full = sum(
+            inputs_of(item) for n in range(first) for item in self.samples.train(n).items
+        ) / (first * self.seq_len)
         return "\n".join(
             [
                 *self.encoded.lines(),

@@ -1,12 +1,10 @@
-"""Encoded rows: what the files of post-training data hold, split, and encoded as a collation
-wants it.
-"""
+"""Encoded rows: read all rows of post-training data, compare them with evaluation sets, encode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any
 
 from lit_pretrain.chat.messages import (
     BadRow,
@@ -18,12 +16,12 @@ from lit_pretrain.chat.messages import (
 )
 from lit_pretrain.data.chat.row_source import (
     ROW_SPLITS,
+    OnBadRow,
     RowSource,
     RowSplit,
     RowTally,
+    drop_row,
     read_source,
-    settle_row_source,
-    tallies,
 )
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
@@ -34,14 +32,12 @@ from lit_pretrain.decontaminate.decontamination_tally import (
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 
-# Decontamination of rows, as `prepare` does it with documents.
-
 
 class RowDecontamination:
-    """Looks for evaluation items in rows, and counts what it finds.
+    """Looks for evaluation items in rows and counts them, as `prepare` does with documents.
 
     Args:
-        config: The sets, and what becomes of a row with a hit.
+        config: The evaluation sets, and what to do with a row that holds an item.
 
     Raises:
         UserError: The config is wrong, or a set cannot be read.
@@ -54,25 +50,25 @@ class RowDecontamination:
 
     @property
     def identity(self) -> list[str]:
-        """What decides about the rows that stay."""
+        """What decides which rows stay; part of the identity of the data."""
         return [self.index.hash, self.config.action]
 
-    def check(self, source: str, where: str, row: TrainingRow) -> bool:
+    def check(self, source: str, origin: str, row: TrainingRow) -> bool:
         """Count the items that a row holds.
 
         Args:
             source: Name of its source.
-            where: File and number of the row.
+            origin: File and number of the row.
             row: The row.
 
         Returns:
-            Whether there is one; the row stays then only to be marked.
+            Whether the row holds an item.
 
         Raises:
-            BadRow: There is one, and rows with items are to be removed.
+            BadRow: The row holds an item, and the config removes such rows.
         """
         hits = self.index.check(text_of(row))
-        self.tally.add(source, where, hits)
+        self.tally.add(source, origin, hits)
         if hits and self.config.action == "remove":
             names = ", ".join(sorted({hit.set for hit in hits}))
             raise BadRow(
@@ -83,11 +79,11 @@ class RowDecontamination:
         return bool(hits)
 
     def records(self) -> tuple[DecontaminationRecord, ...]:
-        """What the lineage says of every set."""
+        """Summarise each set for the lineage."""
         return decontamination_records(self.index, self.tally, self.config)
 
     def lines(self) -> list[str]:
-        """A line for each set."""
+        """Describe the result for each set in a line."""
         done = "removed" if self.config.action == "remove" else "kept"
         return [
             f"held against {record.name}: rows with an item {record.documents_hit:,} ({done}),"
@@ -98,7 +94,7 @@ class RowDecontamination:
 
 
 def text_of(row: TrainingRow) -> str:
-    """All that a row says, message after message; of a pair both completions."""
+    """Join the text of all messages of a row; of a pair, of both completions."""
     if isinstance(row, Conversation):
         return _joined(row.messages)
     if isinstance(row, Preference):
@@ -109,16 +105,16 @@ def text_of(row: TrainingRow) -> str:
 
 
 def _joined(messages: tuple[Message, ...]) -> str:
-    return "\n".join(message["content"] for message in messages if message.get("content"))
+    return "\n".join(text for message in messages if (text := message.get("content")))
 
 
 def as_decontaminate(
-    value: Optional[DecontaminateConfig | Mapping[str, Any]],
-) -> Optional[DecontaminateConfig]:
-    """The settings from plain values, as a config holds them.
+    value: DecontaminateConfig | Mapping[str, Any] | None,
+) -> DecontaminateConfig | None:
+    """Build the settings from the plain values of a config.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: A setting is unknown.
     """
     if value is None or isinstance(value, DecontaminateConfig):
         return value
@@ -132,11 +128,13 @@ def as_decontaminate(
         raise UserError(f"data.decontaminate: {error}") from None
 
 
-class Held(NamedTuple):
-    """The encoded rows of one source and split."""
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The encoded rows of one split of one source."""
 
     items: list[Any]
-    wheres: list[str]
+    """Rows in the form that the data class encodes them to."""
+    origins: list[str]
     """File and number of each row."""
 
 
@@ -144,21 +142,21 @@ class Held(NamedTuple):
 class EncodedRows:
     """The encoded rows of all sources."""
 
-    splits: Mapping[str, Sequence[Held]]
-    """Split -> what every source has of it, in the order of the sources."""
+    splits: Mapping[str, Sequence[EncodedSplit]]
+    """Split -> its rows from each source, in the order of the sources."""
     tallies: Mapping[str, RowTally]
-    """What became of the rows of every source, by its name."""
-    decontamination: Optional[RowDecontamination] = None
-    """What they were held against."""
+    """Source -> counts of what became of its rows."""
+    decontamination: RowDecontamination | None = None
+    """Compared the rows with evaluation sets, if the config names any."""
 
     def items(self, split: str) -> list[Any]:
-        """The rows of a split, source by source."""
-        return [item for held in self.splits[split] for item in held.items]
+        """Return the rows of a split, source by source."""
+        return [item for part in self.splits[split] for item in part.items]
 
     def lines(self) -> list[str]:
-        """What became of the rows, a line for each source, and what evaluation sets they held."""
+        """Describe what became of the rows of each source, and which evaluation items they hold."""
         kept = (
-            sum(len(held.items) for held in parts)
+            sum(len(part.items) for part in parts)
             for parts in zip(*(self.splits[split] for split in ROW_SPLITS), strict=True)
         )
         lines = [
@@ -173,29 +171,29 @@ def read_encoded(
     kind: str,
     validation: float,
     test: float,
-    on_bad_row: Literal["refuse", "drop"],
+    on_bad_row: OnBadRow,
     encode: Callable[[Sequence[TrainingRow]], Sequence[Any]],
     note: Callable[[TrainingRow, Any, RowTally], None],
-    decontamination: Optional[RowDecontamination] = None,
+    decontamination: RowDecontamination | None = None,
 ) -> EncodedRows:
-    """Read and encode every row.
+    """Read and encode all rows.
 
     Args:
-        sources: Where they lie, by name.
+        sources: The sources by name.
         kind: conversation, preference, verdict or problem.
         validation: Share held out for validation, unless a source has a file for it.
         test: Share held out for the test.
-        on_bad_row: Whether a mistake stops everything or is counted.
-        encode: Rows as a collation wants them, each or the `BadRow` that it turned out to be.
-        note: Counts what is worth knowing about a row that is used.
-        decontamination: What they are held against.
+        on_bad_row: What to do with a row that is a mistake.
+        encode: Encodes rows; in place of one that cannot be used, it returns the reason.
+        note: Counts facts about a row that is used.
+        decontamination: Compares rows with evaluation sets.
 
     Raises:
         UserError: A file or row is a mistake, or no training row is left.
     """
     encoded = EncodedRows(
-        {split: [Held([], []) for _ in sources] for split in ROW_SPLITS},
-        tallies(sources),
+        {split: [EncodedSplit([], []) for _ in sources] for split in ROW_SPLITS},
+        {name: RowTally() for name in sources},
         decontamination,
     )
     for s, (name, source) in enumerate(sources.items()):
@@ -217,12 +215,12 @@ def read_encoded(
             ]
         for read, item in zip(rows, encode([read.row for read in rows]), strict=True):
             if isinstance(item, BadRow):
-                settle_row_source(item, read.where, tally, on_bad_row)
+                drop_row(item, read.origin, tally, on_bad_row)
             else:
                 note(read.row, item, tally)
-                held = encoded.splits[read.name][s]
-                held.items.append(item)
-                held.wheres.append(read.where)
+                part = encoded.splits[read.split][s]
+                part.items.append(item)
+                part.origins.append(read.origin)
     if not encoded.items("train"):
         raise UserError("no row is left to train on:\n  " + "\n  ".join(encoded.lines()))
     return encoded
@@ -233,13 +231,13 @@ def _admits(
     source: str,
     read: RowSplit,
     tally: RowTally,
-    on_bad_row: Literal["refuse", "drop"],
+    on_bad_row: OnBadRow,
 ) -> bool:
-    """Whether a row stays, whatever evaluation items it holds."""
+    """Count the evaluation items of a row, and tell whether the row stays."""
     try:
-        if decontamination.check(source, read.where, read.row):
+        if decontamination.check(source, read.origin, read.row):
             tally.noted["contaminated"] += 1
     except BadRow as bad:
-        settle_row_source(bad, read.where, tally, on_bad_row)
+        drop_row(bad, read.origin, tally, on_bad_row)
         return False
     return True

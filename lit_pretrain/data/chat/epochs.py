@@ -1,9 +1,8 @@
-"""Epochs: global sample number n -> the rows that it holds, a pure function of (row lengths,
-weights, seed, n).
+"""Epochs: which rows each sample holds, a pure function of (row lengths, weights, seed, n).
 
-An epoch takes every row of a source `weight` times, so with weight 1 each once. Its rows are
-shuffled, packed (or left alone), and the packs of all sources are shuffled together. Nothing of it
-depends on ranks or micro-batches.
+An epoch takes every row of a source `weight` times, so once if the weight is 1. It shuffles the
+rows, packs them (or leaves each alone), and shuffles the packs of all sources together. Nothing of
+it depends on ranks or micro-batches.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -19,28 +18,27 @@ import numpy.typing as npt
 
 from lit_pretrain.hashing import permutation
 
-# Best fit: rows of different lengths into packs of one size.
-
 
 def best_fit(
     lengths: npt.NDArray[np.int64], capacity: int, order: npt.NDArray[np.int64]
 ) -> list[list[int]]:
-    """Pack by best-fit decreasing: the longest first, each into the fullest pack that still takes
-    it (Johnson 1973; for training Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+    """Pack rows by best-fit decreasing: the longest first, each into the fullest pack with room.
+
+    Johnson 1973; for training Ding et al. 2024, "Fewer Truncations Improve Language Modeling".
 
     Args:
-        lengths: Of the rows, at most `capacity`.
+        lengths: Lengths of the rows, at most `capacity`.
         capacity: Size of a pack.
-        order: The rows to pack, each as often as it stands here; among equal lengths the first
-            comes first.
+        order: The rows to pack, each as often as it is listed; rows of equal length keep this
+            order.
 
     Returns:
-        The packs, each with its rows in the order in which they came in.
+        The packs, each with its rows in the order in which they were added.
     """
     sorted_rows: Sequence[int] = order[np.argsort(-lengths[order], kind="stable")].tolist()
     packs: list[list[int]] = []
-    rooms: list[int] = []  # distinct free rooms, rising
-    having: dict[int, list[int]] = {}  # free room -> packs, the oldest last
+    rooms: list[int] = []  # distinct free lengths, in rising order
+    having: dict[int, list[int]] = {}  # free length -> packs with it, of which the last is taken
     for row in sorted_rows:
         length = int(lengths[row])
         assert 0 < length <= capacity, f"row {row} has {length} places of {capacity}"
@@ -69,27 +67,27 @@ class SourceRows:
 
     name: str
     lengths: npt.NDArray[np.int64]
-    """Places that each row takes in a pack."""
+    """Tokens of a pack that each row takes."""
     weight: float = 1.0
-    """How often an epoch takes each row; of a broken weight the rest goes round, epoch by epoch."""
+    """How often an epoch takes each row. Below 1, successive epochs take successive parts."""
 
 
 class Pack(NamedTuple):
-    """What one sample holds."""
+    """The rows of one sample."""
 
     epoch: int
     source: int
     rows: tuple[int, ...]
-    """Rows of the source, in their order within the sample."""
+    """Numbers of rows of the source, in their order within the sample."""
 
 
 class Epochs:
     """The order of the samples.
 
     Args:
-        sources: The sources; together they have at least one row with a weight.
-        capacity: Places in a pack; None: every row is a sample of its own.
-        seed: Another seed is another order.
+        sources: The sources; at least one has a row.
+        capacity: Tokens of a pack; None makes each row a sample of its own.
+        seed: Seed of the order.
     """
 
     def __init__(self, sources: Sequence[SourceRows], *, capacity: int | None, seed: int) -> None:
@@ -100,7 +98,7 @@ class Epochs:
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def __call__(self, n: int) -> Pack:
-        """Sample n."""
+        """Return the rows of sample n."""
         e = self.epoch_of(n)
         return self._epoch(e)[n - self.first(e)]
 
@@ -112,33 +110,33 @@ class Epochs:
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def epoch_of(self, n: int) -> int:
-        """The epoch in which sample n lies."""
+        """Return the epoch of sample n."""
         while not self._ends or self._ends[-1] <= n:
             self._grow()
         return bisect_right(self._ends, n)
 
     def first(self, epoch: int) -> int:
-        """The first sample of an epoch: how many samples the epochs before it have."""
+        """Return the number of the first sample of an epoch."""
         while len(self._ends) < epoch:
             self._grow()
         return self._ends[epoch - 1] if epoch else 0
 
     def in_epochs(self, n: int) -> float:
-        """Samples 0..n-1 as a number of epochs."""
+        """Convert the samples 0..n-1 to a number of epochs."""
         if n == 0:
             return 0.0
         e = self.epoch_of(n - 1)
         return e + (n - self.first(e)) / (self.first(e + 1) - self.first(e))
 
     def until(self, epochs: float) -> float:
-        """A number of epochs as samples, a part of one where it ends within it."""
+        """Convert a number of epochs to samples; a partial epoch may give a fraction."""
         whole = floor(epochs)
         begin, end = self.first(whole), self.first(whole + 1)
         return begin + (epochs - whole) * (end - begin)
 
     def _grow(self) -> None:
-        # Best fit looks at lengths alone: as long as every epoch takes the same rows, the number of
-        # packs does not change.
+        # The number of packs depends on the lengths alone, so it is the same for all epochs as long
+        # as each takes the same rows.
         same = bool(self._ends) and all(
             float(source.weight).is_integer() for source in self.sources
         )
@@ -158,11 +156,9 @@ class Epochs:
         return [packs[i] for i in permutation(len(packs), self.seed, "packs", epoch)]
 
     def _rows(self, source: SourceRows, epoch: int) -> npt.NDArray[np.int64]:
-        """What an epoch takes of a source: a stretch of its endless sequence of shuffled passes."""
-        n, weight = (
-            len(source.lengths),
-            Fraction(str(source.weight)),
-        )  # 0.3 is meant, not the nearest binary number
+        """Return what an epoch takes of a source: a stretch of endless shuffled passes."""
+        n = len(source.lengths)
+        weight = Fraction(str(source.weight))  # exactly 0.3, not the nearest binary number
         begin, end = (epoch * weight * n).__floor__(), ((epoch + 1) * weight * n).__floor__()
         taken = []
         while begin < end:

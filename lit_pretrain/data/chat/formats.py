@@ -1,4 +1,4 @@
-"""Formats: how rows of known datasets, and of yours by field names, become messages."""
+"""Row formats: turn rows of known layouts, or of your own by field names, into messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
-from typing import Any
+from typing import Any, cast
 
 from lit_pretrain.chat.messages import (
     BadRow,
@@ -16,12 +16,19 @@ from lit_pretrain.chat.messages import (
     Message,
     Preference,
     Problem,
+    ToolDescription,
     TrainingRow,
     check_answer,
     check_messages,
     joined_text,
 )
 from lit_pretrain.errors import UserError
+
+
+def _same(*parts: str) -> dict[str, str]:
+    """Name parts whose fields have the same names."""
+    return {part: part for part in parts}
+
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -32,32 +39,32 @@ _SHAREGPT_ROLES = {
 _TURNS = {"messages": "messages", "role": "role", "content": "content"}
 _SHAREGPT_TURNS = {"messages": "conversations", "role": "from", "content": "value"}
 _INSTRUCTION = {"prompt": "instruction", "input": "input"}
-_REFERENCE = {"ref_chosen_logp": "ref_chosen_logp", "ref_rejected_logp": "ref_rejected_logp"}
+_REFERENCE = _same("ref_chosen_logp", "ref_rejected_logp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFormat:
-    """Which fields of a row hold which part of it.
+    """Names the field of a row that holds each part.
 
-    The parts: `messages` (a list of messages, whose `role` and `content` are named, too) or
+    The parts are `messages` (a list of messages, with the names of their `role` and `content`) or
     `prompt` (a text or a list of messages) with `input`; `system`, `tools` and `history`; then
     `completion`, or `chosen` and `rejected` with `margin`, or `completion` and `label`, or
     `answer`; and the columns `ref_logp`, `ref_chosen_logp` and `ref_rejected_logp`.
     """
 
     fields: Mapping[str, str]
-    """Part -> field of the row; a dot looks into an object."""
+    """Part -> field of the row; a dot descends into an object."""
     optional: frozenset[str] = frozenset(
         {"system", "tools", "input", "history", "margin", *_REFERENCE, "ref_logp"}
     )
     """Parts that a row may lack."""
     roles: Mapping[str, str] = field(default_factory=dict)
-    """Names that the format gives to roles -> ours, beside ours themselves."""
+    """Role in the file -> our role; our own names are always understood."""
     answer_after: str | None = None
-    """The checkable answer is what follows the last such mark in the completion."""
+    """Mark in the completion; the checkable answer is the text after its last occurrence."""
 
     def kinds(self) -> list[str]:
-        """What rows of this format can be read as."""
+        """Return the kinds of rows that this format can give."""
         kinds = (
             ["conversation"]
             if self.fields.keys() & {"messages", "completion"} and "label" not in self.fields
@@ -76,28 +83,42 @@ class RowFormat:
 
 
 ROW_FORMATS: Mapping[str, RowFormat] = {
-    # OpenAI's fine-tuning files, and TRL's conversational ones
-    "messages": RowFormat(fields={**_TURNS, "tools": "tools", "system": "system"}, roles={"developer": "system"}),
-    "sharegpt": RowFormat(fields={**_SHAREGPT_TURNS, "tools": "tools", "system": "system"}, roles=_SHAREGPT_ROLES),
-    "alpaca": RowFormat(fields={**_INSTRUCTION, "completion": "output", "system": "system", "history": "history"}),
-    "prompt_completion": RowFormat(fields={"prompt": "prompt", "completion": "completion", "system": "system", "tools": "tools"}),
+    # OpenAI's fine-tuning files and TRL's conversational datasets.
+    "messages": RowFormat(
+        fields={**_TURNS, **_same("tools", "system")}, roles={"developer": "system"}
+    ),
+    "sharegpt": RowFormat(
+        fields={**_SHAREGPT_TURNS, **_same("tools", "system")}, roles=_SHAREGPT_ROLES
+    ),
+    "alpaca": RowFormat(
+        fields={**_INSTRUCTION, "completion": "output", **_same("system", "history")}
+    ),
+    "prompt_completion": RowFormat(fields=_same("prompt", "completion", "system", "tools")),
     "qa": RowFormat(fields={"prompt": "question", "completion": "answer", "system": "system"}),
     "gsm8k": RowFormat(fields={"prompt": "question", "completion": "answer"}, answer_after="####"),
-    "prompt_answer": RowFormat(fields={"prompt": "prompt", "answer": "answer", "system": "system", "tools": "tools"}),
-    # texts or lists of messages; without a prompt it is what both answers begin with
+    "prompt_answer": RowFormat(fields=_same("prompt", "answer", "system", "tools")),
+    # Texts or lists of messages. Without a prompt, it is the common beginning of both answers.
     "preference": RowFormat(
-        fields={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "margin": "margin", "tools": "tools", **_REFERENCE},
+        fields={**_same("prompt", "chosen", "rejected", "margin", "tools"), **_REFERENCE},
         optional=frozenset({"prompt", "margin", "tools", *_REFERENCE}),
     ),
-    "alpaca_preference": RowFormat(fields={**_INSTRUCTION, "chosen": "chosen", "rejected": "rejected", "system": "system", **_REFERENCE}),
+    "alpaca_preference": RowFormat(
+        fields={**_INSTRUCTION, **_same("chosen", "rejected", "system"), **_REFERENCE}
+    ),
     "sharegpt_preference": RowFormat(
-        fields={**_SHAREGPT_TURNS, "chosen": "chosen", "rejected": "rejected", "system": "system", "tools": "tools", **_REFERENCE},
+        fields={
+            **_SHAREGPT_TURNS,
+            **_same("chosen", "rejected", "system", "tools"),
+            **_REFERENCE,
+        },
         roles=_SHAREGPT_ROLES,
     ),
-    "kto": RowFormat(fields={"prompt": "prompt", "completion": "completion", "label": "label", "system": "system", "ref_logp": "ref_logp"}),
-    "kto_messages": RowFormat(fields={**_TURNS, "label": "label", "system": "system", "tools": "tools", "ref_logp": "ref_logp"}),
-    "kto_sharegpt": RowFormat(fields={**_SHAREGPT_TURNS, "label": "label", "system": "system", "ref_logp": "ref_logp"}, roles=_SHAREGPT_ROLES),
-}  # fmt: skip
+    "kto": RowFormat(fields=_same("prompt", "completion", "label", "system", "ref_logp")),
+    "kto_messages": RowFormat(fields={**_TURNS, **_same("label", "system", "tools", "ref_logp")}),
+    "kto_sharegpt": RowFormat(
+        fields={**_SHAREGPT_TURNS, **_same("label", "system", "ref_logp")}, roles=_SHAREGPT_ROLES
+    ),
+}
 
 
 def find_format(
@@ -106,41 +127,41 @@ def find_format(
     kind: str,
     fields: Mapping[str, str] | None,
     roles: Mapping[str, str] | None,
-    where: str,
+    setting: str,
 ) -> RowFormat:
-    """A format by name, with a user's own field and role names.
+    """Find a format by name and apply a user's own field and role names.
 
     Args:
-        name: One of `FORMATS`.
+        name: One of `ROW_FORMATS`.
         kind: conversation, preference, verdict or problem.
-        fields: Part -> field, over the format's own.
-        roles: Role in the file -> ours, over the format's own.
-        where: The setting, for messages.
+        fields: Part -> field, in place of the format's own.
+        roles: Role in the file -> our role, in place of the format's own.
+        setting: Name of the source's setting, for messages.
 
     Raises:
-        UserError: The name or a part is unknown, or rows of the format are not of the kind.
+        UserError: The name or a part is unknown, or the format gives rows of another kind.
     """
     fitting = [other for other, format in ROW_FORMATS.items() if kind in format.kinds()]
     if name not in ROW_FORMATS:
         raise UserError(
-            f"{where}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}"
+            f"{setting}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}"
         )
     format = ROW_FORMATS[name]
     if kind not in format.kinds():
         raise UserError(
-            f"{where}.format={name!r} gives a {' or a '.join(format.kinds())}, here a {kind} is"
+            f"{setting}.format={name!r} gives a {' or a '.join(format.kinds())}, here a {kind} is"
             f" wanted: {', '.join(fitting)}"
         )
     unknown = sorted((fields or {}).keys() - format.fields.keys())
     if unknown:
         raise UserError(
-            f"{where}.fields names {', '.join(unknown)}; the parts of {name!r} are"
+            f"{setting}.fields names {', '.join(unknown)}; the parts of {name!r} are"
             f" {', '.join(format.fields)}"
         )
     wrong = sorted(set((roles or {}).values()) - {"system", "user", "assistant", "tool"})
     if wrong:
         raise UserError(
-            f"{where}.roles maps to {', '.join(wrong)}; roles are system, user, assistant, tool"
+            f"{setting}.roles maps to {', '.join(wrong)}; roles are system, user, assistant, tool"
         )
     return replace(
         format, fields={**format.fields, **(fields or {})}, roles={**format.roles, **(roles or {})}
@@ -150,16 +171,16 @@ def find_format(
 def read_row(
     row: Mapping[str, Any], format: RowFormat, *, kind: str, system: str | None = None
 ) -> TrainingRow:
-    """One row of a file in the internal form.
+    """Convert a row of a file to the internal form.
 
     Args:
         row: The row.
-        format: How to read it.
+        format: Names its fields.
         kind: conversation, preference, verdict or problem.
-        system: System message of rows that have none.
+        system: System message for rows that have none.
 
     Raises:
-        BadRow: It cannot be read so, or holds nothing to learn.
+        BadRow: The row does not fit the format, or holds nothing to learn.
     """
     parts = {
         part: value
@@ -182,12 +203,15 @@ def read_row(
     return replace(result, prompt=({"role": "system", "content": system}, *result.prompt))
 
 
-# ---------------------------------------------------------------------- the kinds
+# ---------------------------------------------------------------------- kinds of rows
+
+Row = Mapping[str, Any]
+"""A row as its file holds it: any JSON object."""
+Parts = Mapping[str, Any]
+"""The parts of a row by name, not yet checked."""
 
 
-def _conversation(
-    parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]
-) -> Conversation:
+def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
     if "completion" in parts:
         prompt = _prompt(parts, format)
         messages = (*prompt, *_completion(parts["completion"], format, "the completion"))
@@ -203,14 +227,14 @@ def _conversation(
     return Conversation(messages=messages, prompt=count, tools=_tools(parts))
 
 
-def _preference(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> Preference:
+def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
     prompt: tuple[Message, ...]
     if parts.keys() & {"prompt", "messages"}:
         prompt = _prompt(parts, format)
         chosen, rejected = (
             _completion(parts[name], format, name) for name in ("chosen", "rejected")
         )
-        # Some files repeat the prompt at the beginning of both answers.
+        # Some datasets repeat the prompt at the beginning of both answers.
         if len(prompt) and all(
             len(answer) > len(prompt) and answer[: len(prompt)] == prompt
             for answer in (chosen, rejected)
@@ -254,7 +278,7 @@ def _preference(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, A
     )
 
 
-def _verdict(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> JudgedAnswer:
+def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
     label = parts["label"]
     if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
         raise BadRow("label", f"the label is {label!r}; it must be true or false (or 1 or 0)")
@@ -279,7 +303,7 @@ def _verdict(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]
     )
 
 
-def _problem(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]) -> Problem:
+def _problem(parts: Parts, format: RowFormat, row: Row) -> Problem:
     prompt = _prompt(parts, format)
     check_messages(prompt)
     answer = parts["answer"] if "answer" in parts else parts["completion"]
@@ -301,18 +325,18 @@ def _problem(parts: Mapping[str, Any], format: RowFormat, row: Mapping[str, Any]
     return Problem(prompt=prompt, answer=text.strip(), facts=row, tools=_tools(parts))
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any], RowFormat, Mapping[str, Any]], TrainingRow]] = {
+_READERS: Mapping[str, Callable[[Parts, RowFormat, Row], TrainingRow]] = {
     "conversation": _conversation,
     "preference": _preference,
     "verdict": _verdict,
     "problem": _problem,
 }
 
-# ---------------------------------------------------------------------- the parts
+# ---------------------------------------------------------------------- parts of rows
 
 
-def _value(row: Mapping[str, Any], name: str, part: str, format: RowFormat) -> Any:
-    """The value of a field; None where an optional one is missing."""
+def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
+    """Return the value of a field; None if an optional field is missing."""
     if part in ("role", "content"):
         return name
     value: Any = row
@@ -343,8 +367,8 @@ def _value(row: Mapping[str, Any], name: str, part: str, format: RowFormat) -> A
     return value
 
 
-def _prompt(parts: Mapping[str, Any], format: RowFormat) -> tuple[Message, ...]:
-    """What is given: system, history, and the messages or the prompt with its input."""
+def _prompt(parts: Parts, format: RowFormat) -> tuple[Message, ...]:
+    """Collect the prompt: system, history, and the messages or the prompt with its input."""
     before: list[Message] = []
     if parts.get("system"):
         before.append({"role": "system", "content": parts["system"]})
@@ -369,7 +393,7 @@ def _prompt(parts: Mapping[str, Any], format: RowFormat) -> tuple[Message, ...]:
 def _completion(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
     if isinstance(value, str):
         return ({"role": "assistant", "content": value},)
-    if isinstance(value, Mapping):  # one message, as in LLaMA-Factory's pairs
+    if isinstance(value, Mapping):  # a single message, as in LLaMA-Factory's pairs
         value = [value]
     return _messages(value, format, what)
 
@@ -390,10 +414,10 @@ def _messages(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
         format.fields.get("role", "role"),
         format.fields.get("content", "content"),
     )
-    messages = []
+    messages: list[Message] = []
     for message in value:
-        # TRL's and OpenAI's names are understood where a format's own are missing, as in prompts
-        # that are lists of messages.
+        # If the format's own names are missing, as in a prompt that is a list of messages, the
+        # names of TRL and OpenAI (`role`, `content`) stay as they are.
         mine = {
             key: item
             for key, item in message.items()
@@ -404,12 +428,12 @@ def _messages(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
             mine["role"] = format.roles.get(role, role) if isinstance(role, str) else role
         if content_field in message:
             mine["content"] = _text_of(message[content_field])
-        messages.append(mine)
+        messages.append(cast(Message, mine))  # `check_messages` verifies it
     return tuple(messages)
 
 
 def _text_of(content: Any) -> Any:
-    """Parts of text as one text; everything else as it is."""
+    """Join a content given in parts of text; return anything else unchanged."""
     if isinstance(content, Sequence) and not isinstance(content, str) and content:
         parts = [
             part
@@ -424,10 +448,10 @@ def _text_of(content: Any) -> Any:
 
 
 def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Message, ...], ...]:
-    """The prompt that two whole conversations begin with, and what they add to it."""
+    """Split two whole conversations into their common prompt and the two answers."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         same = commonprefix([chosen, rejected])  # noqa: RUF071  (character by character is meant)
-        # Back to the last blank, so that a word is not cut where two answers begin alike.
+        # Cut at the last white space, so that no word is split where two answers begin alike.
         cut = max(same.rfind(" "), same.rfind("\n"))
         if cut <= 0 or not same[:cut].strip():
             return (
@@ -445,8 +469,8 @@ def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Mess
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1
-    # The answers begin with the assistant; a common beginning that ends in one is part of the
-    # prompt only if something follows it.
+    # Each answer must begin with a message of the assistant, so the common beginning shrinks until
+    # one follows it on both sides.
     while n and (
         n >= min(len(a), len(b))
         or a[n].get("role") != "assistant"
@@ -456,7 +480,7 @@ def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Mess
     return a[:n], a[n:], b[n:]
 
 
-def _tools(parts: Mapping[str, Any]) -> Any:
+def _tools(parts: Parts) -> Sequence[ToolDescription] | None:
     tools = parts.get("tools")
     if isinstance(tools, str):
         try:

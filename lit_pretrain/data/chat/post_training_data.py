@@ -1,12 +1,15 @@
-"""PostTrainingData: files of rows as micro-batches, in an order that is a pure function of the
-step. What its children share.
+"""PostTrainingData: the base class of data modules that render rows by a chat template.
+
+A row is read from a file, split by its content, compared with evaluation sets and encoded once;
+samples of encoded rows then follow in an order that is a pure function of the step.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Optional
+from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -28,6 +31,7 @@ from lit_pretrain.data.chat.encoded_rows import (
     read_encoded,
 )
 from lit_pretrain.data.chat.row_source import (
+    OnBadRow,
     RowSource,
     RowTally,
     as_sources,
@@ -43,59 +47,62 @@ from lit_pretrain.files import canonical_hash
 from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
+Settings = Mapping[str, str | int]
+"""Settings by name."""
+
 
 class PostTrainingData(BaseData):
-    """Rows of several files, rendered by a chat template; no loader state is ever saved.
+    """Rows of several files, rendered by a chat template.
 
     Args:
         sources: Files of rows by name.
-        path: One file, in place of `sources`.
-        format: Its format.
-        fields: Part of a row -> field that holds it, where it differs from the format's.
+        path: A single file, in place of `sources`.
+        format: Format of that file.
+        fields: Part of a row -> field of that file that holds it, if it differs from the format's.
         tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
         template: A preset (chatml, llama3, qwen, plain), a file or a folder; auto takes the one
             beside the tokenizer, else chatml.
-        template_options: What the template may ask for besides messages, such as {enable_thinking:
-            false}.
-        seq_len: Longest row in tokens.
-        truncation: What becomes of longer ones.
+        template_options: Further variables of the template, such as {enable_thinking: false}.
+        seq_len: Most tokens of a row.
+        truncation: How to shorten a row that exceeds `seq_len`. keep_start drops its end, keep_end
+            its beginning; drop leaves it out and counts it.
         global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
             to reach it.
         micro_batch_size: The most rows that one device processes at once; it is lowered where it
             does not divide a device's rows of a step.
-        validation: Share of the rows held out for validation, by a hash of what they say.
+        validation: Share of the rows held out for validation, by a hash of their content.
         test: Share of the rows held out for `lit_pretrain test`.
         val_rows: Held-out rows of each source used by a validation; null uses all.
-        on_bad_row: What becomes of rows that are a mistake. refuse: an error names the first. drop:
-            they are left out and counted.
-        decontaminate: Evaluation sets of which no row may hold an item; a score of the run on
-            another set is not said to be clean.
+        on_bad_row: What to do with a row that is a mistake. refuse stops with an error that names
+            it; drop leaves it out and counts it.
+        decontaminate: Evaluation sets of which no row may hold an item. Only on these sets can a
+            score of the run be called clean.
         seed: Seed of the order.
     """
 
     kind: ClassVar[str]
-    """What rows are read as: conversation, preference, verdict or problem."""
+    """Kind of row: conversation, preference, verdict or problem."""
     updates: int = 1
-    """Optimizer steps that read the same samples."""
+    """Number of consecutive optimizer steps that read the same samples."""
 
     def __init__(
         self,
-        sources: Optional[dict[str, RowSource]] = None,
-        path: Optional[str] = None,
+        sources: dict[str, RowSource] | None = None,
+        path: str | None = None,
         format: str = "messages",
-        fields: Optional[dict[str, str]] = None,
-        tokenizer: Optional[str] = None,
+        fields: dict[str, str] | None = None,
+        tokenizer: str | None = None,
         template: str = "auto",
-        template_options: Optional[dict[str, Any]] = None,
+        template_options: dict[str, Any] | None = None,
         seq_len: int = 1024,
         truncation: Truncation = "keep_start",
-        global_batch_rows: Optional[int] = 32,
+        global_batch_rows: int | None = 32,
         micro_batch_size: int = 4,
         validation: float = 0.05,
         test: float = 0.0,
-        val_rows: Optional[int] = 512,
-        on_bad_row: Literal["refuse", "drop"] = "refuse",
-        decontaminate: Optional[DecontaminateConfig] = None,
+        val_rows: int | None = 512,
+        on_bad_row: OnBadRow = "refuse",
+        decontaminate: DecontaminateConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,44 +131,44 @@ class PostTrainingData(BaseData):
         self.validation = validation
         self.test = test
         self.val_rows = val_rows
-        self.on_bad_row: Literal["refuse", "drop"] = on_bad_row
+        self.on_bad_row: OnBadRow = on_bad_row
         self.decontaminate = as_decontaminate(decontaminate)
         self.seed = seed
         check_sources(self.row_sources)
 
-    # ------------------------------------------------------------------ what the children say
+    # ------------------------------------------------------------------ what subclasses define
 
+    @abstractmethod
     def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Any]:
-        """Rows as a collation wants them, each or the `BadRow` that it turned out to be."""
-        raise NotImplementedError
+        """Encode rows for `collate`; in place of one that cannot be used, return its `BadRow`."""
 
     def places(self, item: Any) -> int:
-        """Places that an encoded row takes in a pack."""
+        """Count the tokens of a pack that an encoded row takes."""
         return 1
 
     @property
-    def capacity(self) -> Optional[int]:
-        """Places in a pack; None where every row is a sample."""
+    def capacity(self) -> int | None:
+        """Tokens of a pack; None if every row is a sample of its own."""
         return None
 
+    @abstractmethod
     def collate(self, samples: Sequence[EncodedSample]) -> list[Any]:
-        """Samples as micro-batches."""
-        raise NotImplementedError
+        """Turn samples into micro-batches."""
 
     def note(self, row: TrainingRow, item: Any, tally: RowTally) -> None:
-        """Count what is worth knowing about a row that is used."""
+        """Count facts about a row that is used."""
         if row.tools and not self.template.shows_tools:
             tally.noted["tools_not_shown"] += 1
 
-    def settings(self) -> dict[str, Any]:
-        """What else decides the numbers."""
+    def settings(self) -> Settings:
+        """Return further settings that decide the numbers, for the identity of the data."""
         return {}
 
-    # ------------------------------------------------------------------ what the data is
+    # ------------------------------------------------------------------ identity
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
+        """The tokenizer; its absence is a user's mistake."""
         if self.tokenizer_path is None:
             raise UserError(
                 "data.tokenizer is not set and there is no parent (--from) to take it from: name a"
@@ -177,7 +184,7 @@ class PostTrainingData(BaseData):
 
     @cached_property
     def renderer(self) -> Renderer:
-        """What turns conversations into tokens."""
+        """Turns conversations into tokens."""
         return Renderer(self.tokenizer, self.template, options=self.template_options)
 
     @property
@@ -187,9 +194,7 @@ class PostTrainingData(BaseData):
 
     @cached_property
     def manifest_hash(self) -> str:
-        """The identity of the data: the content of its files, how they are read, rendered and
-        split, and with which tokenizer.
-        """
+        """Identity of the data: content of the files, how rows are read, split and rendered."""
         return canonical_hash(
             {
                 "kind": self.kind, "sources": rows_identity(self.row_sources),
@@ -202,8 +207,8 @@ class PostTrainingData(BaseData):
         )  # fmt: skip
 
     @cached_property
-    def decontamination(self) -> Optional[RowDecontamination]:
-        """What looks for evaluation items; None where the config names no set."""
+    def decontamination(self) -> RowDecontamination | None:
+        """Compares rows with evaluation sets; None if the config names no set."""
         return (
             RowDecontamination(self.decontaminate)
             if self.decontaminate is not None and self.decontaminate.against
@@ -211,13 +216,13 @@ class PostTrainingData(BaseData):
         )
 
     @property
-    def template_hash(self) -> Optional[str]:
+    def template_hash(self) -> str | None:
         """Identity of the chat template."""
         return self.template.hash
 
     @property
     def pad_id(self) -> int:
-        """What fills up rows; it is never a label."""
+        """Token id of the padding, which is never a label."""
         return self.tokenizer.special_tokens.get("<|pad|>", self.tokenizer.eos_id)
 
     @property
@@ -234,16 +239,14 @@ class PostTrainingData(BaseData):
 
     @property
     def tokens_per_step(self) -> int:
-        """Places per optimizer step over all ranks; in batches that are not packed the most
-        there can be.
-        """
+        """Tokens per optimizer step over all devices; an upper bound where rows are padded."""
         return self.rows * self.seq_len * self.sequences_per_row
 
     # ------------------------------------------------------------------ rows
 
     @cached_property
     def encoded(self) -> EncodedRows:
-        """The rows, read and encoded once.
+        """All rows, read and encoded at the first access.
 
         Raises:
             UserError: A file or row is a mistake, or no training row is left.
@@ -261,7 +264,7 @@ class PostTrainingData(BaseData):
 
     @cached_property
     def samples(self) -> RowSamples:
-        """The rows as samples by number."""
+        """The rows as numbered samples."""
         weights = {name: source.weight for name, source in self.row_sources.items()}
         return RowSamples(
             self.encoded,
@@ -272,7 +275,7 @@ class PostTrainingData(BaseData):
         )
 
     def held_out(self, split: str) -> list[EncodedSample]:
-        """The samples of a held-out split.
+        """Return the samples of a held-out split.
 
         Raises:
             UserError: The split is empty.
@@ -289,11 +292,11 @@ class PostTrainingData(BaseData):
             )
         return samples
 
-    # ------------------------------------------------------------------ what the command line asks
+    # ------------------------------------------------------------------ size of a step and a run
 
     @property
     def step_size(self) -> StepSize:
-        """Size of an optimizer step.
+        """Size of an optimizer step over all devices.
 
         Raises:
             UserError: The config does not state it.
@@ -303,20 +306,20 @@ class PostTrainingData(BaseData):
         return StepSize(self.global_batch_rows, unit=self.unit)
 
     def batch_line(self, devices: int) -> str:
-        """Describe a step in words."""
+        """Describe the size of a step in words."""
         division = self.divide(devices).text(self.unit)
         return f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step = {division}"
 
     def epochs(self, steps: int) -> float:
-        """How often a run reads its rows."""
+        """Return how many epochs a run of `steps` optimizer steps reads."""
         return self.samples.order.in_epochs(math.ceil(steps / self.updates) * self.rows)
 
     def steps_of(self, epochs: float) -> int:
-        """Optimizer steps of a number of epochs; the last step is filled up from the next one."""
+        """Return how many optimizer steps a number of epochs takes; the last is filled up."""
         return math.ceil(self.samples.order.until(epochs) / self.rows) * self.updates
 
     def check_length(self, steps: int) -> None:
-        """Refuse a run that could not be validated; rows are read as often as it is long.
+        """Refuse a run without a row to validate on; rows repeat, so any length can be fed.
 
         Raises:
             UserError: A row is a mistake, or none is held out.
@@ -324,7 +327,7 @@ class PostTrainingData(BaseData):
         self.held_out("validation")
 
     def exposure(self, steps: int) -> str:
-        """What the run reads, as lines to print before it begins."""
+        """Describe what a run reads, as lines to print before it."""
         lines = self.encoded.lines()
         lines.append(
             f"template {self.template.name} ({self.template.hash[:12]}),"
@@ -333,13 +336,13 @@ class PostTrainingData(BaseData):
         return "\n".join(lines)
 
     def describe(self, samples: Sequence[int]) -> str:
-        """The rows of some samples, a few of them."""
-        found = [where for n in samples[:16] for where in self.samples.wheres(n)]
+        """Name file and number of the rows of a few samples."""
+        found = [origin for n in samples[:16] for origin in self.samples.origins(n)]
         more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
         return ", ".join(found) + more
 
     def step_batches(self, step: int, rows: int) -> list[Any]:
-        """The first rows of an optimizer step, as micro-batches."""
+        """Return the first samples of an optimizer step, as micro-batches."""
         first = step // self.updates * self.rows
         return self.collate(
             [self.samples.train(n) for n in range(first, first + min(rows, self.rows))]
@@ -377,19 +380,21 @@ class PostTrainingData(BaseData):
     # ------------------------------------------------------------------ loaders
 
     def setup(self, stage: str) -> None:
-        """Read the rows, and refuse what cannot be trained on before the first step."""
+        """Read all rows, so that mistakes in them are found before the first step."""
         self.renderer  # noqa: B018
         self.encoded  # noqa: B018
 
     def _loader(self, at: Callable[[int], EncodedSample], batches: Any) -> DataLoader[Any]:
-        # No workers: what a step reads is in memory, and copying it between processes costs more.
+        # No workers: the rows are in memory already, and copying them between processes costs more.
         return make_loader(Samples(at), batches, self.collate, trainer=self.trainer)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """One batch per optimizer step, from the trainer's step on, without end."""
+        """Yield one batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
+        self.micro_batch_size = self.divide(
+            replicas
+        ).micro_batch_size  # a run has lowered it already
         sampler = StepSampler(
             rows=self.rows,
             rank=rank,
@@ -400,16 +405,16 @@ class PostTrainingData(BaseData):
         return self._loader(self.samples.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The rows held out for validation."""
+        """Yield the rows held out for validation."""
         return self._held_loader("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The rows held out for the test."""
+        """Yield the rows held out for the test."""
         return self._held_loader("test")
 
     @property
     def held_out_at_once(self) -> int:
-        """Held-out samples that one device is given at once."""
+        """Number of held-out samples in a batch of one device."""
         return self.micro_batch_size
 
     def _held_loader(self, split: str) -> DataLoader[Any]:

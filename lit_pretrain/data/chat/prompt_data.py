@@ -1,7 +1,7 @@
-"""PromptData: prompts with answers that a reward can check, for reinforcement learning."""
+"""PromptData: prompts with checkable answers, for reinforcement learning."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,13 @@ import torch
 from lit_pretrain.batch import Asking, PromptBatch
 from lit_pretrain.chat.messages import BadRow, Problem, TrainingRow
 from lit_pretrain.chat.render import Rendered
-from lit_pretrain.data.chat.post_training_data import PostTrainingData
+from lit_pretrain.data.chat.post_training_data import PostTrainingData, Settings
 from lit_pretrain.data.chat.samples import EncodedSample, pad_rows
 from lit_pretrain.errors import UserError
 
 
-class Asked(NamedTuple):
-    """A prompt as tokens, and what a reward may look at."""
+class EncodedPrompt(NamedTuple):
+    """A prompt as tokens, with the facts that rewards may use."""
 
     ids: npt.NDArray[np.int32]
     facts: Mapping[str, Any]
@@ -26,16 +26,17 @@ class PromptData(PostTrainingData):
     """Prompts, rendered up to where the assistant begins to write, with their rows.
 
     Args:
-        group_size: Answers to each prompt; each is judged by its group, so there must be at least
-            2.
-        updates: Optimizer steps that learn from the same answers. From the second on they are
-            off-policy, and the objective's clipping is active; an epoch takes as many times more
-            steps.
-        max_prompt_tokens: Longer prompts are left out and counted (a cut one would be another
-            problem); null: half of `seq_len`.
+        group_size: Number of answers to each prompt, at least 2, because each is judged by
+            comparison with its group.
+        updates: Number of optimizer steps that learn from the same answers. From the second on they
+            are off-policy, so that the objective's clipping is active. An epoch takes as many times
+            more steps.
+        max_prompt_tokens: Longer prompts are left out and counted, because a truncated prompt is
+            another problem; null takes half of `seq_len`.
         global_batch_rows: Prompts per optimizer step over all devices.
         micro_batch_size: The most prompts whose answers one device processes at once.
-        common: What all post-training data take. `seq_len` limits a prompt with its completion.
+        common: The options of all post-training data. `seq_len` limits a prompt with its
+            completion.
     """
 
     kind: ClassVar[str] = "problem"
@@ -46,8 +47,8 @@ class PromptData(PostTrainingData):
         *,
         group_size: int = 8,
         updates: int = 1,
-        max_prompt_tokens: Optional[int] = None,
-        global_batch_rows: Optional[int] = 16,
+        max_prompt_tokens: int | None = None,
+        global_batch_rows: int | None = 16,
         micro_batch_size: int = 4,
         **common: Any,
     ) -> None:
@@ -67,8 +68,8 @@ class PromptData(PostTrainingData):
             max_prompt_tokens if max_prompt_tokens is not None else max(1, self.seq_len // 2)
         )
 
-    def settings(self) -> dict[str, Any]:
-        """The limit of a prompt."""
+    def settings(self) -> Settings:
+        """Return the limit on the length of prompts."""
         return {"max_prompt_tokens": self.max_prompt_tokens}
 
     @property
@@ -82,17 +83,20 @@ class PromptData(PostTrainingData):
 
     @property
     def held_out_at_once(self) -> int:
-        """As many answers as in training: each held-out prompt is answered once."""
+        """Number of held-out prompts in a batch of one device.
+
+        A held-out prompt is answered once, so the batch takes as many answers as in training.
+        """
         return self.micro_batch_size * self.sequences_per_row
 
     @property
     def provides(self) -> frozenset[str]:
-        """Prompts."""
+        """What the batches hold: prompts."""
         return frozenset({"prompts"})
 
-    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[Asked | BadRow]:
-        """Prompts as tokens."""
-        encoded: list[Asked | BadRow] = []
+    def encode(self, rows: Sequence[TrainingRow]) -> Sequence[EncodedPrompt | BadRow]:
+        """Render prompts to tokens."""
+        encoded: list[EncodedPrompt | BadRow] = []
         for row in rows:
             assert isinstance(row, Problem)
             try:
@@ -103,13 +107,13 @@ class PromptData(PostTrainingData):
                         f"the prompt has {len(ids)} tokens, {self.max_prompt_tokens} allowed",
                         mistake=False,
                     )
-                encoded.append(Asked(ids, {**row.facts, "answer": row.answer}))
+                encoded.append(EncodedPrompt(ids, {**row.facts, "answer": row.answer}))
             except BadRow as bad:
                 encoded.append(bad)
         return encoded
 
     def collate(self, samples: Sequence[EncodedSample]) -> list[PromptBatch]:
-        """Prompts, padded, with their rows."""
+        """Pad prompts into micro-batches, with their rows."""
         size = self.micro_batch_size
         return [self._micro_batch(samples[i : i + size]) for i in range(0, len(samples), size)]
 
@@ -118,18 +122,18 @@ class PromptData(PostTrainingData):
         return f"answer {batch.rows[row].get('answer')!r}"
 
     def _micro_batch(self, samples: Sequence[EncodedSample]) -> PromptBatch:
-        asked: list[Optional[Asked]] = [
+        prompts: list[EncodedPrompt | None] = [
             sample.items[0] if sample.items else None for sample in samples
         ]
-        prompts = [
-            Rendered(item.ids, np.zeros(len(item.ids), dtype=np.bool_)) if item else None
-            for item in asked
+        sequences = [
+            Rendered(prompt.ids, np.zeros(len(prompt.ids), dtype=np.bool_)) if prompt else None
+            for prompt in prompts
         ]
-        rows = pad_rows(prompts, pad_id=self.pad_id, seq_len=self.seq_len)
+        rows = pad_rows(sequences, pad_id=self.pad_id, seq_len=self.seq_len)
         source, index = (
             torch.tensor([sample.source for sample in samples]),
             torch.tensor([sample.number for sample in samples]),
         )
         return PromptBatch(
-            *rows, source, index, tuple(dict(item.facts) if item else {} for item in asked)
+            *rows, source, index, tuple(dict(prompt.facts) if prompt else {} for prompt in prompts)
         )

@@ -1,4 +1,7 @@
-"""Row source: a file of post-training rows, read, checked and split the same way every time."""
+"""Row sources: files of post-training rows, or tasks that generate rows; read, checked and split.
+
+The split of a row depends on its content alone, so it is the same every time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -20,10 +23,6 @@ from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
 from lit_pretrain.record_files import RECORD_SUFFIXES, read_records
 
-# Tasks: problems that are made, not read, with answers that can be checked: arithmetic, and
-# reasoning-gym where it is installed.
-
-
 _OPERATIONS = {
     "addition": ("+", operator.add),
     "subtraction": ("-", operator.sub),
@@ -31,53 +30,66 @@ _OPERATIONS = {
 }
 
 
+class GeneratedRow(TypedDict, total=False):
+    """A row that a task generates; `entry` only by reasoning-gym."""
+
+    prompt: str
+    completion: str
+    answer: str
+    task: str
+    entry: Mapping[str, Any]
+    """The whole entry, because the scorer of its dataset, reasoning_gym.get_score_answer_fn(name),
+    looks at its metadata.
+    """
+
+
 @dataclass(kw_only=True)
 class Task:
-    """A kind of problem."""
+    """Generated problems with answers that can be checked: arithmetic, or reasoning-gym's."""
 
     name: str = "addition"
-    """addition, subtraction or multiplication; or a dataset of reasoning-gym, such as
-    reasoning_gym/chain_sum.
+    """addition, subtraction or multiplication; or reasoning_gym/NAME, a dataset of reasoning-gym
+    such as reasoning_gym/chain_sum.
     """
     rows: int = 10_000
-    """How many problems; those of arithmetic are all different."""
+    """Number of problems; those of arithmetic are all different."""
     digits: int = 2
-    """Arithmetic: numbers from 0 to 10^digits - 1."""
+    """Arithmetic: operands range from 0 to 10^digits - 1."""
     prompt: str = "What is {a} {op} {b}?"
     """Arithmetic: the text of a problem."""
     seed: int = 0
     """Seed of the problems."""
-    options: Optional[dict[str, Any]] = None
-    """reasoning-gym: settings of the dataset."""
+    options: dict[str, Any] | None = None
+    """reasoning-gym: options of the dataset."""
 
 
-def task_rows(task: Task, where: str) -> list[dict[str, Any]]:
-    """The problems, as rows with prompt, completion and answer.
+def task_rows(task: Task, setting: str) -> list[GeneratedRow]:
+    """Generate the problems of a task as rows with prompt, completion and answer.
 
     Args:
-        task: What to make.
-        where: The setting, for messages.
+        task: What to generate.
+        setting: Name of its setting, for messages.
 
     Raises:
-        UserError: The task is unknown or cannot be, or reasoning-gym is not installed.
+        UserError: The task is unknown or impossible, or reasoning-gym is not installed.
     """
     if task.rows < 1 or task.digits < 1:
-        raise UserError(f"{where}: rows={task.rows} and digits={task.digits} must be at least 1")
+        raise UserError(f"{setting}: rows={task.rows} and digits={task.digits} must be at least 1")
     if task.name.startswith("reasoning_gym/"):
-        return _reasoning_gym(task, where)
+        return _reasoning_gym(task, setting)
     if task.name not in _OPERATIONS:
         raise UserError(
-            f"{where}.name={task.name!r} is unknown; there are {', '.join(_OPERATIONS)} and"
+            f"{setting}.name={task.name!r} is unknown; there are {', '.join(_OPERATIONS)} and"
             " reasoning_gym/NAME"
         )
     sign, apply = _OPERATIONS[task.name]
     below = 10**task.digits
     if task.rows > below**2:
         raise UserError(
-            f"{where}: there are only {below**2:,} problems of {task.digits} digits,"
+            f"{setting}: there are only {below**2:,} problems of {task.digits} digits,"
             f" rows={task.rows:,}"
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[GeneratedRow] = []
     seen: set[tuple[int, int]] = set()
     i = 0
     while len(rows) < task.rows:
@@ -98,12 +110,13 @@ def task_rows(task: Task, where: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _reasoning_gym(task: Task, where: str) -> list[dict[str, Any]]:
+def _reasoning_gym(task: Task, setting: str) -> list[GeneratedRow]:
     try:
         import reasoning_gym
     except ImportError:
         raise UserError(
-            f"{where}.name={task.name!r} needs reasoning-gym: pip install 'lit_pretrain[reasoning]'"
+            f"{setting}.name={task.name!r} needs reasoning-gym: pip install"
+            " 'lit_pretrain[reasoning]'"
         ) from None
     name = task.name.split("/", 1)[1]
     try:
@@ -111,10 +124,8 @@ def _reasoning_gym(task: Task, where: str) -> list[dict[str, Any]]:
             name, size=task.rows, seed=task.seed, **(task.options or {})
         )
     except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"{where}: reasoning-gym does not make {name!r}: {error}") from None
+        raise UserError(f"{setting}: reasoning-gym cannot generate {name!r}: {error}") from None
     return [
-        # The whole entry: the scorer of its dataset, reasoning_gym.get_score_answer_fn(name), looks
-        # at its metadata.
         {
             "prompt": entry["question"],
             "completion": str(entry["answer"]),
@@ -127,92 +138,87 @@ def _reasoning_gym(task: Task, where: str) -> list[dict[str, Any]]:
 
 
 def as_task(value: Any) -> Task | None:
-    """A task from plain values."""
+    """Build a task from the plain values of a config."""
     return value if value is None or isinstance(value, Task) else Task(**value)
 
 
-def task_identity(task: Task | None) -> dict[str, Any] | None:
-    """What decides the problems."""
-    return None if task is None else asdict(task)
-
-
 ROW_SPLITS = ("train", "validation", "test")
+OnBadRow = Literal["refuse", "drop"]
+"""Whether a row that is a mistake stops everything or is dropped and counted."""
 
 
 @dataclass(kw_only=True)
 class RowSource:
-    """One named file of rows, or a task that makes them."""
+    """A named file of rows, or a task that generates them."""
 
-    path: Optional[str] = None
-    """A json (a list of objects), jsonl or parquet file; json and jsonl may be packed (.gz,
+    path: str | None = None
+    """A json (a list of objects), jsonl or parquet file; json and jsonl may be compressed (.gz,
     .zst, .bz2).
     """
-    task: Optional[Task] = None
-    """Made rows in place of a file; they have the fields prompt, completion and answer."""
-    format: Optional[str] = None
-    """How its rows are laid out: sharegpt, alpaca, prompt_completion, preference, kto, ... Null:
-    messages; prompt_completion for a task.
+    task: Task | None = None
+    """Generates rows in place of a file; they have the fields prompt, completion and answer."""
+    format: str | None = None
+    """Layout of the rows: sharegpt, alpaca, prompt_completion, preference, kto, ... Null takes
+    messages for a file and prompt_completion for a task.
     """
-    fields: Optional[dict[str, str]] = None
-    """Part of a row -> field that holds it, where it differs from the format's, such as
+    fields: dict[str, str] | None = None
+    """Part of a row -> field that holds it, if it differs from the format's field, such as
     {messages: dialogue}.
     """
-    roles: Optional[dict[str, str]] = None
+    roles: dict[str, str] | None = None
     """Role in the file -> system, user, assistant or tool, such as {bot: assistant}."""
-    system: Optional[str] = None
-    """System message of the rows that have none."""
+    system: str | None = None
+    """System message for rows that have none."""
     weight: float = 1.0
-    """How often an epoch takes each row of it."""
-    validation_path: Optional[str] = None
-    """A file of held-out rows; without it a share of `path` is held out by hash."""
+    """How often an epoch takes each of its rows."""
+    validation_path: str | None = None
+    """File of held-out rows; null holds out a share of `path` by hash."""
 
 
 class RowSplit(NamedTuple):
-    """A row with the part of the data it belongs to."""
+    """A row with the split it belongs to."""
 
-    name: str
+    split: str
     """train, validation or test."""
-    where: str
+    origin: str
     """File and number of the row, for messages."""
     row: TrainingRow
 
 
 @dataclass
 class RowTally:
-    """What became of the rows of one source."""
+    """Counts of what became of the rows of one source."""
 
     read: int = 0
-    """Rows in its files."""
+    """Rows read from its files."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows left out, by reason."""
+    """Dropped rows by reason."""
     noted: Counter[str] = field(default_factory=Counter)
-    """Rows kept but changed or not wholly shown, by what happened."""
+    """Rows that were kept but changed, or are not shown in full, by what happened."""
 
     def line(self, name: str, kept: int) -> str:
-        """One line for people."""
+        """Write the counts as one line."""
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dropped.items()))
         noted = ", ".join(f"{what} {count:,}" for what, count in sorted(self.noted.items()))
         text = f"{name}: {self.read:,} rows, {kept:,} used, dropped {sum(self.dropped.values()):,}"
         return text + (f" ({dropped})" if dropped else "") + (f"; {noted}" if noted else "")
 
 
-def settle_row_source(
-    bad: BadRow, where: str, tally: RowTally, on_bad_row: Literal["refuse", "drop"]
-) -> None:
-    """Count a row that cannot be used, or refuse the file.
+def drop_row(bad: BadRow, origin: str, tally: RowTally, on_bad_row: OnBadRow) -> None:
+    """Count a row that cannot be used, or stop at a mistake.
 
     Raises:
-        UserError: It is a mistake, and mistakes are refused.
+        UserError: The row is a mistake, and `on_bad_row` is refuse.
     """
     if bad.mistake and on_bad_row == "refuse":
         raise UserError(
-            f"{where}: {bad} (to leave such rows out and count them: data.on_bad_row=drop)"
+            f"{origin}: {bad} (to leave such rows out and count them: data.on_bad_row=drop)"
         ) from None
     tally.dropped[bad.reason] += 1
 
 
 def row_hash(row: Mapping[str, Any]) -> str:
-    """sha256 of what a row says, whatever the order of its fields."""
+    """Hash the content of a row, whatever the order of its fields."""
     return hashlib.sha256(
         json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode(
             "utf-8", "surrogatepass"
@@ -221,11 +227,14 @@ def row_hash(row: Mapping[str, Any]) -> str:
 
 
 def row_split_of(row: Mapping[str, Any], *, validation: float, test: float) -> str:
-    """Where a row belongs: a function of what it says alone, so that no other row, order or
-    seed moves it, and equal rows stay together.
+    """Assign a row to a split by its content alone.
+
+    So no other row, order or seed moves it, and equal rows stay together.
     """
-    place = int(row_hash(row)[:16], 16) / 2**64
-    return "validation" if place < validation else "test" if place < validation + test else "train"
+    position = int(row_hash(row)[:16], 16) / 2**64  # uniform in [0, 1)
+    if position < validation:
+        return "validation"
+    return "test" if position < validation + test else "train"
 
 
 def read_source(
@@ -235,19 +244,19 @@ def read_source(
     kind: str,
     validation: float,
     test: float,
-    on_bad_row: Literal["refuse", "drop"],
+    on_bad_row: OnBadRow,
     tally: RowTally,
 ) -> Iterator[RowSplit]:
-    """The usable rows of a source, in the order of its files.
+    """Yield the usable rows of a source, in the order of its files.
 
     Args:
-        name: Of the source.
+        name: Name of the source.
         source: The source.
         kind: conversation, preference, verdict or problem.
         validation: Share held out for validation, unless the source has a file for it.
         test: Share held out for the test.
-        on_bad_row: Whether a mistake stops everything or is counted.
-        tally: What is counted goes here.
+        on_bad_row: What to do with a row that is a mistake.
+        tally: Counts the rows.
 
     Raises:
         UserError: A file cannot be read, its format is unknown, or a row is a mistake.
@@ -257,32 +266,32 @@ def read_source(
         kind=kind,
         fields=source.fields,
         roles=source.roles,
-        where=f"data.sources.{name}",
+        setting=f"data.sources.{name}",
     )
     share = 0.0 if source.validation_path is not None else validation
     for path, split in ((source.path, None), (source.validation_path, "validation")):
         if path is not None:
-            records = read_records(path, what="the file of rows")
+            records: Iterable[Mapping[str, Any]] = read_records(path, what="the file of rows")
         elif split is None and source.task is not None:
             records = task_rows(source.task, f"data.sources.{name}.task")
         else:
             continue
         for number, record in enumerate(records, start=1):
             tally.read += 1
-            where = f"{path or name}, row {number}"
+            origin = f"{path or name}, row {number}"
             try:
                 row = read_row(record, format, kind=kind, system=source.system)
             except BadRow as bad:
-                settle_row_source(bad, where, tally, on_bad_row)
+                drop_row(bad, origin, tally, on_bad_row)
                 continue
-            yield RowSplit(split or row_split_of(record, validation=share, test=test), where, row)
+            yield RowSplit(split or row_split_of(record, validation=share, test=test), origin, row)
 
 
 def check_sources(sources: Mapping[str, RowSource]) -> None:
-    """Refuse what cannot be read before anything is.
+    """Refuse sources that cannot be read, before any of them is read.
 
     Raises:
-        UserError: There is no source, a file is missing or of another kind, or a weight is not
+        UserError: There is no source, a file is missing or has another type, or a weight is not
             positive.
     """
     if not sources:
@@ -313,10 +322,23 @@ def check_sources(sources: Mapping[str, RowSource]) -> None:
                 )
 
 
-def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
-    """What decides the rows: the content of the files and how they are read, not where they lie."""
+class SourceIdentity(TypedDict):
+    """What decides the rows of a source; its hash is part of the identity of the data."""
 
-    def digest(path: Optional[str]) -> Optional[str]:
+    sha256: str | None
+    validation_sha256: str | None
+    format: str
+    fields: dict[str, str] | None
+    roles: dict[str, str] | None
+    system: str | None
+    weight: float
+    task: Mapping[str, Any] | None
+
+
+def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, SourceIdentity]:
+    """Collect what decides the rows: the content of the files and how they are read, not paths."""
+
+    def digest(path: str | None) -> str | None:
         return None if path is None else file_sha256(Path(path).expanduser())
 
     return {
@@ -325,30 +347,29 @@ def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, Any]:
             "format": _format(source),
             "fields": source.fields, "roles": source.roles, "system": source.system,
             "weight": source.weight,
-            "task": task_identity(source.task),
+            "task": None if source.task is None else asdict(source.task),
         }
         for name, source in sources.items()
     }  # fmt: skip
 
 
 def as_sources(
-    values: Optional[Mapping[str, Any]],
+    values: Mapping[str, Any] | None,
     *,
-    path: Optional[str],
+    path: str | None,
     format: str,
-    fields: Optional[dict[str, str]],
+    fields: dict[str, str] | None,
 ) -> dict[str, RowSource]:
-    """Sources from plain values, as a config holds them, or from the one file that it names
-    instead.
+    """Build sources from the plain values of a config, or from the one file that it names instead.
 
     Args:
         values: Sources by name.
-        path: One file, in their place.
-        format: Its format.
+        path: A single file in place of `values`.
+        format: Format of that file.
         fields: Part of a row -> field of that file that holds it.
 
     Raises:
-        UserError: Both are given or neither is, or a source has a setting that there is not.
+        UserError: Both or neither of `values` and `path` are given, or a setting is unknown.
     """
     if (values is None) == (path is None):
         raise UserError(
@@ -373,8 +394,3 @@ def as_sources(
 
 def _format(source: RowSource) -> str:
     return source.format or ("messages" if source.task is None else "prompt_completion")
-
-
-def tallies(names: Iterable[str]) -> dict[str, RowTally]:
-    """An empty tally for each source."""
-    return {name: RowTally() for name in names}

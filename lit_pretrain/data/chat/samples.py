@@ -1,10 +1,11 @@
-"""Samples: encoded rows by number, in the order of training and in the selection that is held
-out.
+"""Samples: encoded rows by sample number, in training order and in the held-out selection.
+
+Axes: B rows of a micro-batch, T tokens of a row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +20,26 @@ from lit_pretrain.data.chat.encoded_rows import EncodedRows
 from lit_pretrain.data.chat.epochs import Epochs, SourceRows
 from lit_pretrain.data.held_out import chosen_rows
 
-# Padded: sequences of different lengths as rows of one micro-batch, for batches that are not
-# packed.
-
-
 MULTIPLE = 64
-"""Rows are rounded up to it: a compiled step makes a graph for each length."""
+"""Row lengths are rounded up to a multiple, because a compiled step makes a graph for each length.
+"""
 
 
-class Rows(NamedTuple):
-    """Padded rows by the layout of `lit_pretrain.batch`."""
+class PaddedRows(NamedTuple):
+    """Padded rows in the layout of `lit_pretrain.batch`."""
 
     tokens_BT: Tensor
     labels_BT: Tensor
     doc_BT: Tensor
 
 
-def pad_rows(sequences: Sequence[Optional[Rendered]], *, pad_id: int, seq_len: int) -> Rows:
-    """Lay out sequences, padded on the right; None gives a row that holds nothing.
+def pad_rows(sequences: Sequence[Rendered | None], *, pad_id: int, seq_len: int) -> PaddedRows:
+    """Lay out sequences as rows of one micro-batch, padded on the right; None gives an empty row.
 
     Args:
         sequences: The sequences, none longer than `seq_len`.
-        pad_id: What fills up.
-        seq_len: Longest row.
+        pad_id: Token id of the padding.
+        seq_len: Most tokens of a row.
     """
     longest = max((len(sequence.ids) for sequence in sequences if sequence is not None), default=1)
     assert longest <= seq_len, f"a sequence of {longest} tokens is longer than {seq_len=}"
@@ -56,25 +54,25 @@ def pad_rows(sequences: Sequence[Optional[Rendered]], *, pad_id: int, seq_len: i
             n = len(sequence.ids)
             tokens[b, :n], doc[b, :n] = sequence.ids, 0
             labels[b, : n - 1] = np.where(sequence.learned[1:], sequence.ids[1:], IGNORE_INDEX)
-    return Rows(*(torch.from_numpy(array) for array in (tokens, labels, doc)))
+    return PaddedRows(*(torch.from_numpy(array) for array in (tokens, labels, doc)))
 
 
 class EncodedSample(NamedTuple):
-    """What one row of a batch is made of."""
+    """The content of one row of a batch."""
 
     number: int
-    """Global sample number; `PAD_ROW` where the sample only fills up a batch."""
+    """Global sample number; `PAD_ROW` if the sample only fills up a batch."""
     source: int
     items: tuple[Any, ...]
-    """Encoded rows; none in a sample that fills up."""
+    """Encoded rows; none in a sample that only fills up a batch."""
 
 
 FILLER = EncodedSample(PAD_ROW, 0, ())
-"""Fills up the last batch of what is held out, and supervises nothing."""
+"""Fills up the last held-out batch and supervises nothing."""
 
 
 class Samples(Dataset[EncodedSample]):
-    """Samples by number, from a function of it."""
+    """A dataset that computes each sample from its number."""
 
     def __init__(self, at: Callable[[int], EncodedSample]) -> None:
         self.at = at
@@ -84,13 +82,13 @@ class Samples(Dataset[EncodedSample]):
 
 
 class RowSamples:
-    """The samples that encoded rows make.
+    """Numbers the samples that encoded rows form.
 
     Args:
         rows: The rows.
-        weights: How often an epoch takes each row, by name of its source.
-        places: Places that an encoded row takes in a pack.
-        capacity: Places in a pack; None where every row is a sample.
+        weights: Source -> how often an epoch takes each of its rows.
+        places: Computes how many tokens of a pack an encoded row takes.
+        capacity: Tokens of a pack; None makes each row a sample of its own.
         seed: Seed of the order.
     """
 
@@ -100,7 +98,7 @@ class RowSamples:
         *,
         weights: Mapping[str, float],
         places: Callable[[Any], int],
-        capacity: Optional[int],
+        capacity: int | None,
         seed: int,
     ) -> None:
         self.rows = rows
@@ -113,37 +111,38 @@ class RowSamples:
     def order(self) -> Epochs:
         """The order of the training samples."""
         rows = [
-            SourceRows(name, self._lengths(held.items), weight)
-            for (name, weight), held in zip(
+            SourceRows(name, self._lengths(part.items), weight)
+            for (name, weight), part in zip(
                 self.weights.items(), self.rows.splits["train"], strict=True
             )
         ]
         return Epochs(rows, capacity=self.capacity, seed=self.seed)
 
     def train(self, n: int) -> EncodedSample:
-        """Training sample n."""
+        """Return training sample n."""
         pack = self.order(n)
         items = self.rows.splits["train"][pack.source].items
         return EncodedSample(n, pack.source, tuple(items[row] for row in pack.rows))
 
-    def wheres(self, n: int) -> list[str]:
-        """File and number of the rows of training sample n."""
+    def origins(self, n: int) -> list[str]:
+        """Return file and number of each row of training sample n."""
         pack = self.order(n)
-        return [self.rows.splits["train"][pack.source].wheres[row] for row in pack.rows]
+        return [self.rows.splits["train"][pack.source].origins[row] for row in pack.rows]
 
-    def held_out(self, split: str, *, limit: Optional[int]) -> list[EncodedSample]:
-        """The samples of a held-out split, the same at every validation and for every number of
-        ranks.
+    def held_out(self, split: str, *, limit: int | None) -> list[EncodedSample]:
+        """Return the samples of a held-out split.
+
+        They are the same at every validation and for every number of ranks.
 
         Args:
             split: validation or test.
             limit: Most rows of each source; None takes all.
         """
         samples: list[EncodedSample] = []
-        for s, (name, held) in enumerate(zip(self.weights, self.rows.splits[split], strict=True)):
+        for s, (name, part) in enumerate(zip(self.weights, self.rows.splits[split], strict=True)):
             items = [
-                held.items[row]
-                for row in chosen_rows(len(held.items), split=split, source=name, limit=limit)
+                part.items[row]
+                for row in chosen_rows(len(part.items), split=split, source=name, limit=limit)
             ]
             if not items:
                 continue

@@ -1,18 +1,17 @@
-"""Order: global sample number n -> (source, epoch, block), a pure function of (blocks, mixture,
-seed, n).
+"""Order: the (source, epoch, block) of each sample, a pure function of (blocks, mixture, seed, n).
 
-Nothing is remembered between calls, so a checkpoint stores one integer, prefetching cannot matter,
-and any step can be traced to its documents. Four levels:
+Calls keep no state, so a checkpoint stores a single integer, prefetching cannot change the order,
+and any step can be traced to its documents. The order has four levels:
 
-1. Stretches (`stretches.py`), between two changes of the mixture.
-2. Cycles of `cycle` samples. Every cycle of a stretch holds exactly `quota[s]` samples of source s,
-   in a shuffled order of its own.
+1. Stretches (`stretches.py`) lie between two changes of the mixture.
+2. Cycles have `cycle` samples. Every cycle of a stretch holds exactly `quota[s]` samples of source
+   s, in a shuffled order of its own.
 3. Epochs. The i-th sample of a source, counted over all stretches, lies in its epoch i // blocks;
    every epoch holds every block once, reshuffled. So a mixture decides when a source is read, never
    in which order.
 4. Groups. An epoch visits the source's chunks in shuffled order, `shuffle_chunks` at a time, and
-   shuffles blocks only within such a group: a remote reader downloads each chunk once per epoch, in
-   sequence.
+   shuffles blocks only within such a group, so that a remote reader downloads each chunk once per
+   epoch, one after the other.
 """
 
 from bisect import bisect_right
@@ -39,12 +38,12 @@ from lit_pretrain.hashing import permutation
 
 
 class OrderedSample(NamedTuple):
-    """Where one sample comes from."""
+    """The place of one sample in the data."""
 
     source: int
     """Index into the order's sources."""
     epoch: int
-    """How often the source had been read completely before."""
+    """How often the source has been read completely before."""
     block: int
     """Number of the block (row) within the source, in stored order."""
 
@@ -53,21 +52,21 @@ class Order:
     """The data order of a run.
 
     Args:
-        sources: The sources that the data holds.
+        sources: All sources of the data.
         weights: Share of the samples by source name, in any scale; 0 or a missing name leaves a
             source out. None: in proportion to blocks, so that every source reaches the end of its
             epoch at about the same time.
-        changes: Other weights from later samples on, by rising `begin`; one at sample 0 replaces
+        changes: Changes to other weights, by rising `begin`; a change at sample 0 replaces
             `weights`.
-        max_epochs: How often a source may be read. One that has been read as often leaves its place
-            to the others, in proportion.
-        seed: Another seed is another order.
+        max_epochs: How often a source may be read. When a source reaches its cap, the others take
+            its place in proportion to their weights.
+        seed: Seed of the order.
         cycle: Samples per cycle; the resolution of the weights is 1 / cycle.
         shuffle_chunks: Chunks whose blocks are shuffled together.
 
     Raises:
         UserError: Negative weights, unknown names, no weight at all, a weight too small for the
-            cycle, or a cap that cannot be.
+            cycle, or an impossible cap.
     """
 
     def __init__(
@@ -91,9 +90,9 @@ class Order:
         self.shuffle_chunks = shuffle_chunks
         self.changes = tuple(changes)
         self.weights = tuple(checked_weights(self.sources, change) for change in changes)
-        """Of every change, the weight of every source, in the scale in which it was given."""
+        """The weight of each source after each change, not normalised."""
         self.limits = limits_of(self.sources, max_epochs)
-        """How many samples each source may give; None without a limit."""
+        """Most samples of each source; None without a limit."""
         self.stretches, self.end = lay_stretches(
             self.sources, self.changes, self.weights, self.limits, seed=seed, cycle=cycle
         )
@@ -102,8 +101,7 @@ class Order:
     def _make_caches(self) -> None:
         self._blocks = [source.blocks for source in self.sources]
         self._begins = [stretch.begin for stretch in self.stretches]
-        # Per instance: the functions are pure, and neighbouring samples ask for the same cycle,
-        # epoch and group.
+        # Caches of the instance: neighbouring samples need the same cycle, epoch and group.
         self._cycle_plan = lru_cache(maxsize=8)(self._make_cycle_plan)
         self._epoch_plan = lru_cache(maxsize=4 * len(self.sources))(self._make_epoch_plan)
         self._group_blocks = lru_cache(maxsize=4 * len(self.sources))(self._make_group_blocks)
@@ -116,7 +114,7 @@ class Order:
         self._make_caches()
 
     def __call__(self, n: int) -> OrderedSample:
-        """Where global sample n comes from.
+        """Return the place of global sample n.
 
         Raises:
             UserError: No source may be read any more at sample n.
@@ -134,7 +132,7 @@ class Order:
         return OrderedSample(s, epoch, int(self._group_blocks(s, epoch, group)[place - begin]))
 
     def counts(self, n: int) -> tuple[int, ...]:
-        """How many of the samples 0..n-1 come from each source.
+        """Count the samples of each source among the samples 0..n-1.
 
         Raises:
             UserError: No source may be read any more before sample n - 1.
@@ -142,7 +140,7 @@ class Order:
         return count_until(self.stretches[self._stretch_at(n, n - 1)], n, seed=self.seed)
 
     def begins_as(self, other: "Order", n: int) -> bool:
-        """Whether the samples 0..n-1 are those of another order over the same sources."""
+        """Tell whether the samples 0..n-1 equal those of another order over the same sources."""
         same = [
             getattr(self, name) == getattr(other, name)
             for name in ("sources", "seed", "cycle", "shuffle_chunks")
@@ -153,8 +151,11 @@ class Order:
         return self.stretches[: bisect_right(self._begins, n - 1)]
 
     def _stretch_at(self, n: int, last: int) -> int:
-        """Index of the stretch in which sample n lies, or that it ends; `last` is the last
-        sample that is asked for.
+        """Find the index of the stretch that holds sample n.
+
+        Args:
+            n: Number of the sample.
+            last: The last sample that the caller needs; it must exist.
         """
         if n < 0:
             raise ValueError(f"sample numbers start at 0, got {n}")
@@ -168,15 +169,13 @@ class Order:
     def _make_cycle_plan(
         self, j: int, k: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The k-th cycle of stretch j."""
+        """Plan the k-th cycle of stretch j."""
         return cycle_plan(self.stretches[j].quotas, self.seed, self.stretches[j].first_cycle + k)
 
     def _make_epoch_plan(
         self, s: int, epoch: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The chunks of one epoch in the order they are visited, and the running block count
-        after each group.
-        """
+        """Order the chunks of an epoch, and count the blocks up to the end of each group."""
         source = self.sources[s]
         chunks = permutation(len(source.chunk_blocks), self.seed, "chunks", source.name, epoch)
         blocks = np.asarray(source.chunk_blocks, dtype=np.int64)[chunks]
@@ -184,7 +183,7 @@ class Order:
         return chunks, ends
 
     def _make_group_blocks(self, s: int, epoch: int, group: int) -> npt.NDArray[np.int64]:
-        """The blocks of one group of chunks, in the order they are read."""
+        """Order the blocks of one group of chunks."""
         source = self.sources[s]
         chunks, _ = self._epoch_plan(s, epoch)
         begins = np.concatenate([[0], np.cumsum(source.chunk_blocks)])

@@ -1,9 +1,9 @@
 """Stretches: where the mixture of a run changes, and how many samples of each source come before.
 
-A mixture changes where it is told to, and where a source has been read as often as it may: then its
-place goes to the others in proportion. Both follow from the mixture alone and never from the length
-of the run. Within a stretch the samples come in cycles that hold exactly `quota[s]` samples of
-source s, shuffled; the end of a stretch cuts its last cycle short.
+A mixture changes where a phase begins, and where a source reaches its cap of epochs: the others
+then take its place in proportion to their weights. Both follow from the mixture alone, never from
+the length of the run. Within a stretch the samples come in cycles that hold exactly `quota[s]`
+samples of source s, shuffled; the end of a stretch cuts its last cycle short.
 """
 
 import math
@@ -18,47 +18,46 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import permutation
 
 MaxEpochs = float | Mapping[str, float] | None
-"""How often a source may be read: one number for all, or by source name; None for ever."""
+"""How often a source may be read: one number for all, or by source name; None sets no limit."""
 
 
 @dataclass(frozen=True)
 class SourceBlocks:
-    """One source of the mixture: its name and how many blocks each of its chunks holds, in
-    stored order.
-    """
+    """A source of the mixture with the sizes of its chunks."""
 
     name: str
     chunk_blocks: tuple[int, ...]
+    """Number of blocks of each chunk, in stored order."""
 
     @property
     def blocks(self) -> int:
-        """Blocks of the whole source."""
+        """Number of blocks of the whole source."""
         return sum(self.chunk_blocks)
 
 
 @dataclass(frozen=True)
 class Change:
-    """From one sample on, other weights."""
+    """A change to other weights at one sample."""
 
     begin: int
-    """Number of the first sample that is drawn by them."""
+    """Number of the first sample that is drawn by the new weights."""
     weights: Mapping[str, float] | None
-    """Share of the samples by source name, in any scale; 0 or a missing name leaves a source
-    out. None: in proportion to blocks.
+    """Share of the samples by source name, in any scale; 0 or a missing name leaves a source out.
+    None gives shares in proportion to blocks.
     """
-    where: str
-    """The setting they come from, for messages."""
+    setting: str
+    """Name of the setting that holds the weights, for messages."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Samples that are drawn by the same quotas."""
+    """Successive samples that are drawn by the same quotas."""
 
     begin: int
     """Number of its first sample."""
     first_cycle: int
-    """Cycles of the stretches before it, the cut ones too: they are numbered on, so that each
-    has a shuffle of its own.
+    """Number of its first cycle. Cycles are numbered over all stretches, those cut short included,
+    so that each has a shuffle of its own.
     """
     quotas: tuple[int, ...]
     """Samples of each source in a cycle."""
@@ -67,8 +66,9 @@ class Stretch:
 
 
 def quotas_of(weights: Sequence[float], cycle: int) -> tuple[int, ...]:
-    """Integers that sum to `cycle`, in proportion to the weights (largest remainder; ties go to
-    the earlier source).
+    """Round weights to integers that sum to `cycle`, by largest remainder.
+
+    Ties go to the earlier source.
     """
     total = float(sum(weights))
     exact = [w / total * cycle for w in weights]
@@ -82,13 +82,12 @@ def quotas_of(weights: Sequence[float], cycle: int) -> tuple[int, ...]:
 def cycle_plan(
     quotas: Sequence[int], seed: int, number: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For every position of a cycle: its source, and how many samples of that source precede it in
-    the cycle.
+    """Plan a cycle: for each position its source, and the samples of that source before it.
 
     Args:
         quotas: Samples of each source in a cycle.
         seed: Seed of the order.
-        number: Number of the cycle, over all stretches.
+        number: Number of the cycle over all stretches.
     """
     source_of = np.repeat(np.arange(len(quotas)), quotas)[
         permutation(sum(quotas), seed, "cycle", number)
@@ -102,9 +101,7 @@ def cycle_plan(
 
 
 def count_until(stretch: Stretch, n: int, *, seed: int) -> tuple[int, ...]:
-    """How many of the samples 0..n-1 come from each source, for an n within the stretch or at
-    its end.
-    """
+    """Count the samples of each source among the samples 0..n-1; n is in the stretch or its end."""
     k, rest = divmod(n - stretch.begin, sum(stretch.quotas))
     begun = (0,) * len(stretch.quotas)
     if rest:
@@ -117,7 +114,7 @@ def count_until(stretch: Stretch, n: int, *, seed: int) -> tuple[int, ...]:
 
 
 def checked_weights(sources: Sequence[SourceBlocks], change: Change) -> tuple[float, ...]:
-    """The weight of every source, as asked for and not normalised.
+    """Check the weights of a change and return one for each source, not normalised.
 
     Raises:
         UserError: Negative weights, unknown names, no weight at all, or a weight for a source
@@ -132,16 +129,18 @@ def checked_weights(sources: Sequence[SourceBlocks], change: Change) -> tuple[fl
                 f"the data holds no complete row: sources {names} have fewer tokens than one"
                 " sequence; prepare more text or lower data.seq_len"
             )
-    _check_names(weights, names, change.where)
+    _check_names(weights, names, change.setting)
     negative = {name: w for name, w in weights.items() if not 0 <= w < float("inf")}
     if negative:
-        raise UserError(f"{change.where} must be finite and not negative, found {negative}")
+        raise UserError(f"{change.setting} must be finite and not negative, found {negative}")
     if not any(weights.values()):
-        raise UserError(f"{change.where} leaves nothing to train on: every weight of {names} is 0")
+        raise UserError(
+            f"{change.setting} leaves nothing to train on: every weight of {names} is 0"
+        )
     for source in sources:
         if weights.get(source.name) and source.blocks == 0:
             raise UserError(
-                f"{change.where}: source {source.name!r} has weight {weights[source.name]:g} but"
+                f"{change.setting}: source {source.name!r} has weight {weights[source.name]:g} but"
                 " not one complete row; prepare more text, lower data.seq_len, or set its weight"
                 " to 0"
             )
@@ -149,8 +148,7 @@ def checked_weights(sources: Sequence[SourceBlocks], change: Change) -> tuple[fl
 
 
 def limits_of(sources: Sequence[SourceBlocks], max_epochs: MaxEpochs) -> tuple[int | None, ...]:
-    """How many samples each source may give, None without a limit; a fraction of an epoch is
-    rounded down to whole blocks.
+    """Compute the most samples of each source, None without a limit, rounded down to whole blocks.
 
     Raises:
         UserError: Unknown names, or a cap that is not positive or less than one block.
@@ -172,9 +170,8 @@ def limits_of(sources: Sequence[SourceBlocks], max_epochs: MaxEpochs) -> tuple[i
                 f"data.max_epochs must be finite and above 0, found {cap:g} for {source.name!r};"
                 " null means no limit"
             )
-        limit = math.floor(
-            Fraction(str(cap)) * source.blocks
-        )  # of the number as it was written: 1.1 epochs of 10 blocks are 11
+        # The cap is the decimal number as written: 1.1 epochs of 10 blocks are 11 blocks.
+        limit = math.floor(Fraction(str(cap)) * source.blocks)
         if limit == 0:
             raise UserError(
                 f"data.max_epochs: {cap:g} epochs of {source.name!r} are less than one of its"
@@ -193,34 +190,34 @@ def lay_stretches(
     seed: int,
     cycle: int,
 ) -> tuple[tuple[Stretch, ...], int | None]:
-    """The stretches of an order.
+    """Lay out the stretches of an order.
 
     Args:
-        sources: The sources that the data holds.
-        changes: The mixture and its changes, the first at sample 0, by rising `begin`.
-        weights: Of every change, the weight of every source.
-        limits: How many samples each source may give; None without a limit.
+        sources: All sources of the data.
+        changes: The changes of the mixture by rising `begin`, the first at sample 0.
+        weights: The weight of each source after each change.
+        limits: Most samples of each source; None without a limit.
         seed: Seed of the order.
         cycle: Samples per cycle.
 
     Returns:
-        The stretches, and the number of samples after which no source may be read any more (None:
-        never).
+        The stretches, and the number of samples after which every source has reached its cap; None
+        if that never happens.
     """
     stretches: list[Stretch] = []
     begin, first_cycle, before = 0, 0, (0,) * len(sources)
-    for change, asked, following in zip(
+    for change, wanted, following in zip(
         changes, weights, [*(c.begin for c in changes[1:]), None], strict=True
     ):
         while following is None or begin < following:
             left = [
                 0.0 if limit is not None and read >= limit else w
-                for w, limit, read in zip(asked, limits, before, strict=True)
+                for w, limit, read in zip(wanted, limits, before, strict=True)
             ]
             if not any(left):
                 return tuple(stretches), begin
             stretch = Stretch(
-                begin, first_cycle, _quotas(sources, left, cycle, change.where), before
+                begin, first_cycle, _quotas(sources, left, cycle, change.setting), before
             )
             stretches.append(stretch)
             ends = [n for n in (_first_to_leave(stretch, limits, seed), following) if n is not None]
@@ -234,13 +231,13 @@ def lay_stretches(
 
 
 def _quotas(
-    sources: Sequence[SourceBlocks], weights: Sequence[float], cycle: int, where: str
+    sources: Sequence[SourceBlocks], weights: Sequence[float], cycle: int, setting: str
 ) -> tuple[int, ...]:
     quotas = quotas_of(weights, cycle)
     for source, weight, quota in zip(sources, weights, quotas, strict=True):
         if weight > 0 and quota == 0:
             raise UserError(
-                f"{where}: source {source.name!r} has {weight / sum(weights):.2e} of the samples,"
+                f"{setting}: source {source.name!r} has {weight / sum(weights):.2e} of the samples,"
                 f" less than one in a cycle of {cycle}; raise its weight, set it to 0, or raise"
                 " data.cycle"
             )
@@ -248,10 +245,13 @@ def _quotas(
 
 
 def _first_to_leave(stretch: Stretch, limits: Sequence[int | None], seed: int) -> int | None:
-    """Number of the sample after the last one of the source that is the first to reach its
-    limit, were the stretch endless.
+    """Find where the first source reaches its limit if the stretch does not end before.
+
+    Returns:
+        The number of the sample after the last one of that source; None if none has a limit.
     """
-    last = {  # source -> (cycle of the stretch, rank within the cycle) of the last sample that it may give
+    # Source -> (cycle of the stretch, rank within the cycle) of the last sample that it may give.
+    last = {
         s: divmod(limit - stretch.before[s] - 1, quota)
         for s, (limit, quota) in enumerate(zip(limits, stretch.quotas, strict=True))
         if limit is not None and quota
@@ -266,7 +266,7 @@ def _first_to_leave(stretch: Stretch, limits: Sequence[int | None], seed: int) -
     return stretch.begin + k * sum(stretch.quotas) + place + 1
 
 
-def _check_names(named: Mapping[str, float], names: Sequence[str], where: str) -> None:
+def _check_names(named: Mapping[str, float], names: Sequence[str], setting: str) -> None:
     unknown = sorted(set(named) - set(names))
     if unknown:
-        raise UserError(f"{where} names unknown sources {unknown}; the data has {list(names)}")
+        raise UserError(f"{setting} names unknown sources {unknown}; the data has {list(names)}")

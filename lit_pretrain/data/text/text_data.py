@@ -1,11 +1,9 @@
-"""TextData: prepared text as micro-batches of packed rows, in an order that is a pure function
-of the step.
-"""
+"""TextData: prepared text as micro-batches of packed rows, in an order that depends on the step."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -43,22 +41,22 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 class TextData(BaseData):
-    """Streams a prepared dataset; no loader state is ever saved.
+    """Streams a prepared dataset.
 
     Args:
-        path: A directory made by `lit_pretrain prepare`, or an s3:// URL of one.
+        path: A directory written by `lit_pretrain prepare`, or an s3:// URL of one.
         seq_len: Inputs per row, T.
         global_batch_tokens: Inputs per optimizer step over all devices; micro-batches are
             accumulated to reach it.
-        micro_batch_size: The most rows that one device processes at once; limits memory and changes
-            nothing else. It is lowered where it does not divide a device's rows of a step.
-        weights: Share of the samples by source name; null follows the amount of text in each
-            source.
+        micro_batch_size: The most rows that one device processes at once; it limits memory and
+            changes nothing else. It is lowered where it does not divide a device's rows of a step.
+        weights: Share of the samples by source name; null gives shares in proportion to the amount
+            of text.
         temperature: Shares in proportion to tokens^(1/temperature), in place of weights: 1 follows
-            the amount of text, larger evens the sources out.
-        max_epochs: How often a source may be read, one number for all or by source name; one that
-            has been read as often leaves its place to the others, in proportion to their weights.
-            null reads on for ever.
+            the amount of text, larger values even the sources out.
+        max_epochs: How often a source may be read, one number for all or by source name. When a
+            source reaches its cap, the others take its place in proportion to their weights. null
+            sets no limit.
         phases: Changes of the mixture, each with from_tokens and weights or temperature; the first
             may begin at 0 in place of weights.
         seed: Seed of the data order.
@@ -70,10 +68,10 @@ class TextData(BaseData):
         val_tokens: Held-out inputs used by each validation, spread evenly over the sources; null
             uses all.
         num_workers: Loader processes; 0 is fastest for tokens, because copying between processes
-            costs more than reading. With remote data 1 hides the time in which a chunk is fetched.
-        cache_dir: Where remote chunks are kept.
-        max_cache_size: Limit of the chunks in that cache, such as 20GB; null for none.
-        storage_options: Passed to the object store's client, such as {endpoint_url:
+            costs more than reading. With remote data, 1 hides the time of downloads.
+        cache_dir: Directory that caches remote chunks.
+        max_cache_size: Most bytes of chunks in that cache, such as 20GB; null sets no limit.
+        storage_options: Options of the object store's client, such as {endpoint_url:
             http://127.0.0.1:5000}.
     """
 
@@ -87,19 +85,19 @@ class TextData(BaseData):
         seq_len: int = 512,
         global_batch_tokens: int = 4096,
         micro_batch_size: int = 8,
-        weights: Optional[dict[str, float]] = None,
-        temperature: Optional[float] = None,
-        max_epochs: Optional[Union[float, dict[str, float]]] = None,
-        phases: Optional[list[Phase]] = None,
+        weights: dict[str, float] | None = None,
+        temperature: float | None = None,
+        max_epochs: float | dict[str, float] | None = None,
+        phases: list[Phase] | None = None,
         seed: int = 0,
         cycle: int = 1024,
         shuffle_chunks: int = 1,
         cross_documents: bool = False,
-        val_tokens: Optional[int] = 262_144,
+        val_tokens: int | None = 262_144,
         num_workers: int = 0,
-        cache_dir: Optional[str] = None,
-        max_cache_size: Optional[str] = None,
-        storage_options: Optional[dict[str, Any]] = None,
+        cache_dir: str | None = None,
+        max_cache_size: str | None = None,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("seq_len", seq_len), ("micro_batch_size", micro_batch_size)):
@@ -127,7 +125,7 @@ class TextData(BaseData):
             storage_options=storage_options,
         )
 
-    # ------------------------------------------------------------------ what the data is
+    # ------------------------------------------------------------------ identity
 
     @property
     def manifest(self) -> Manifest:
@@ -161,7 +159,7 @@ class TextData(BaseData):
 
     @property
     def tokens_per_step(self) -> int:
-        """Inputs per optimizer step over all ranks."""
+        """Inputs per optimizer step over all devices."""
         return self.global_batch_tokens
 
     @property
@@ -184,7 +182,7 @@ class TextData(BaseData):
         return prepared_record(self.path, self.manifest)
 
     def order(self) -> Order:
-        """The data order of training."""
+        """Build the data order of training."""
         return make_order(
             self.manifest,
             self.mixture,
@@ -195,27 +193,27 @@ class TextData(BaseData):
             shuffle_chunks=self.shuffle_chunks,
         )
 
-    # ------------------------------------------------------------------ what the command line asks
+    # ------------------------------------------------------------------ size of a step and a run
 
     def _rows(self) -> int:
         return max(1, self.global_batch_tokens // self.seq_len)
 
     @property
     def step_size(self) -> StepSize:
-        """Size of an optimizer step."""
+        """Size of an optimizer step over all devices."""
         return StepSize(self.global_batch_tokens, self.seq_len)
 
     def batch_line(self, devices: int) -> str:
-        """Describe a step in words."""
+        """Describe the size of a step in words."""
         division = self.divide(devices).text(self.unit, self.seq_len)
         return f"{self.global_batch_tokens:,} tokens a step = {division}"
 
     def epochs(self, steps: int) -> float:
-        """How often a run reads as much text as there is."""
+        """Return how many epochs a run of `steps` optimizer steps reads, over all sources."""
         return steps * self.global_batch_tokens / max(self.manifest.tokens("train"), 1)
 
     def steps_of(self, epochs: float) -> int:
-        """Refuse: sources are read at their own pace.
+        """Refuse, because each source has epochs of its own.
 
         Raises:
             UserError: Always.
@@ -226,7 +224,7 @@ class TextData(BaseData):
         )
 
     def check_length(self, steps: int) -> None:
-        """Refuse a run that goes on when no source may be read any more."""
+        """Refuse a run that continues after every source has reached its cap of epochs."""
         check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
 
     def check_fork(
@@ -236,21 +234,17 @@ class TextData(BaseData):
         check_past(self.manifest, saved, now, step=step, checkpoint=checkpoint)
 
     def exposure(self, steps: int) -> str:
-        """How much of every source a run reads, as a table."""
+        """Tabulate how much of each source a run reads."""
         return exposure(
             self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len
         )
 
     def unique_tokens(self, steps: int) -> int:
-        """Distinct training tokens that a run reads; fewer than it trains on where sources are
-        read again.
-        """
+        """Count the distinct training tokens that a run reads."""
         return unique_tokens(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
 
     def describe(self, samples: Sequence[int]) -> str:
-        """The rows of some samples, a few of them: source, epoch, row and, of local data,
-        documents.
-        """
+        """Name source, epoch and row of a few samples and, of local data, the documents."""
         return named_rows(
             samples,
             path=self.path,
@@ -260,7 +254,7 @@ class TextData(BaseData):
         )
 
     def step_batches(self, step: int, rows: int) -> list[Batch]:
-        """The first rows of an optimizer step, as micro-batches."""
+        """Return the first rows of an optimizer step, as micro-batches."""
         ordered, first = OrderedRows(self.order(), self.readers("train")), step * self._rows()
         return self._collate()([ordered[n] for n in range(first, first + min(rows, self._rows()))])
 
@@ -271,9 +265,7 @@ class TextData(BaseData):
     # ------------------------------------------------------------------ loaders
 
     def setup(self, stage: str) -> None:
-        """Check what can be checked before the first step: that there is enough text, and that
-        local chunks are there and whole.
-        """
+        """Check before the first step that there is enough text and that local chunks are whole."""
         if stage == "fit":
             check_amount(
                 self.order(),
@@ -287,7 +279,7 @@ class TextData(BaseData):
         )
 
     def readers(self, split: str) -> list[Any]:
-        """One row reader per source; None where the split holds nothing of it."""
+        """Open one row reader per source; None if the split holds nothing of a source."""
         return self.prepared.open(split, seq_len=self.seq_len, shuffle_chunks=self.shuffle_chunks)
 
     def _loader(self, dataset: Any, batches: Any, *, workers: int) -> DataLoader[list[Batch]]:
@@ -308,10 +300,12 @@ class TextData(BaseData):
         )
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
-        """One batch per optimizer step, from the trainer's step on, without end."""
+        """Yield one batch per optimizer step, from the trainer's step on."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        self.micro_batch_size = self.divide(replicas).micro_batch_size  # as a run has done already
+        self.micro_batch_size = self.divide(
+            replicas
+        ).micro_batch_size  # a run has lowered it already
         rows, order, first = self.step_size.rows, self.order(), self.trainer.global_step
         sampler = StepSampler(
             rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end
@@ -321,16 +315,14 @@ class TextData(BaseData):
         )
 
     def val_dataloader(self) -> DataLoader[list[Batch]]:
-        """A fixed selection of held-out rows, the same at every validation and for every number
-        of ranks.
-        """
+        """Yield the held-out rows of a validation, the same ones every time."""
         return self._held_out("validation", self.val_tokens)
 
     def test_dataloader(self) -> DataLoader[list[Batch]]:
-        """All rows of the test split."""
+        """Yield all rows of the test split."""
         return self._held_out("test", None)
 
-    def _held_out(self, split: str, tokens: Optional[int]) -> DataLoader[list[Batch]]:
+    def _held_out(self, split: str, tokens: int | None) -> DataLoader[list[Batch]]:
         listed = spread_rows(
             self.manifest, split, seq_len=self.seq_len, tokens=tokens, location=self.path
         )
@@ -338,10 +330,10 @@ class TextData(BaseData):
         batches = held_out_batches(
             len(listed), size=self.micro_batch_size, rank=rank, replicas=replicas
         )
-        # The start of a process costs more than it takes to read what is held out.
+        # Starting a worker process takes longer than reading the held-out rows.
         return self._loader(ListedRows(listed, self.readers(split)), batches, workers=0)
 
 
-def _phases(phases: Optional[Sequence[Any]]) -> list[Phase]:
-    """Phases, also as plain values of a config."""
+def _phases(phases: Sequence[Any] | None) -> list[Phase]:
+    """Build phases that a config gives as plain values."""
     return [phase if isinstance(phase, Phase) else Phase(**phase) for phase in phases or ()]

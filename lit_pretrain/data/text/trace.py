@@ -1,4 +1,4 @@
-"""Trace: from an optimizer step back to rows, chunks and documents, without reading a token."""
+"""Trace: find the rows, chunks and documents of an optimizer step without reading a token."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from lit_pretrain.data.text.order import Order
 from lit_pretrain.files import is_remote
 
 _ROWS_NAMED, _DOCUMENTS_NAMED = 8, 4
-"""Of a step that diverged."""
+"""Most rows, and documents of a row, that a message about a step names."""
 
 
 @dataclass(frozen=True)
 class TracedRow:
-    """One row of a step and where its tokens come from."""
+    """A row of a step with the origin of its tokens."""
 
     sample: int
     source: str
@@ -27,16 +27,16 @@ class TracedRow:
     first_token: int
     """Offset of the row's first token in the chunk."""
     documents: tuple[DocumentRecord, ...]
-    """What the row reads from, in order."""
+    """The documents that the row reads from, in order."""
 
 
 class Tracer:
     """Looks up rows of a local dataset.
 
     Args:
-        path: The dataset's directory.
-        manifest: Its manifest.
-        order: The order of the run.
+        path: Directory of the dataset.
+        manifest: Manifest of the dataset.
+        order: Data order of the run.
         seq_len: Inputs per row.
     """
 
@@ -48,16 +48,16 @@ class Tracer:
         self._documents: dict[str, dict[str, list[DocumentRecord]]] = {}
 
     def rows(self, samples: Iterable[int]) -> Iterator[TracedRow]:
-        """The rows of some global sample numbers."""
+        """Yield the rows of some global sample numbers."""
         for n in samples:
-            where = self.order(n)
-            source = self.order.sources[where.source]
+            sample = self.order(n)
+            source = self.order.sources[sample.source]
             ends = np.cumsum(source.chunk_blocks)
-            c = int(np.searchsorted(ends, where.block, side="right"))
+            c = int(np.searchsorted(ends, sample.block, side="right"))
             chunk = self.manifest.sources[source.name].splits["train"].chunks[c].filename
-            first = (where.block - (int(ends[c - 1]) if c else 0)) * self.seq_len
+            first = (sample.block - (int(ends[c - 1]) if c else 0)) * self.seq_len
             documents = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
-            yield TracedRow(n, source.name, where.epoch, where.block, chunk, first, documents)
+            yield TracedRow(n, source.name, sample.epoch, sample.block, chunk, first, documents)
 
     def _overlapping(
         self, source: str, chunk: str, first: int, last: int
@@ -82,18 +82,17 @@ class Tracer:
 def named_rows(
     samples: Sequence[int], *, path: str, manifest: Manifest, order: Order, seq_len: int
 ) -> str:
-    """The rows of some samples, a few of them, as lines for people: source, epoch, row and, of
-    local data, documents.
+    """Name the rows of a few samples: source, epoch, row and, of local data, documents.
 
     Args:
         samples: Global sample numbers.
-        path: The dataset's directory or URL.
-        manifest: Its manifest.
-        order: The order of the run.
+        path: Directory or URL of the dataset.
+        manifest: Manifest of the dataset.
+        order: Data order of the run.
         seq_len: Inputs per row.
     """
     shown, names = samples[:_ROWS_NAMED], list(manifest.sources)
-    if is_remote(path):  # the list of documents lies with the data
+    if is_remote(path):  # the list of documents would have to be downloaded
         found = [f"{names[s.source]} epoch {s.epoch} row {s.block}" for s in map(order, shown)]
     else:
         found = []

@@ -20,7 +20,7 @@ def read(
 ) -> Any:
     return read_row(
         row,
-        find_format(name, kind=kind, fields=fields, roles=roles, where="data"),
+        find_format(name, kind=kind, fields=fields, roles=roles, setting="data"),
         kind=kind,
         system=system,
     )
@@ -38,11 +38,36 @@ def said(text: str) -> dict[str, str]:
     ("name", "row", "fields"),
     [
         ("messages", {"messages": [user("Hi"), said("Ho")]}, None),
-        ("messages", {"dialogue": {"turns": [user("Hi"), said("Ho")]}}, {"messages": "dialogue.turns"}),
-        ("messages", {"messages": [{"speaker": "user", "text": "Hi"}, {"speaker": "assistant", "text": "Ho"}]},
-         {"role": "speaker", "content": "text"}),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, said("Ho")]}, None),
-        ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, None),
+        (
+            "messages",
+            {"dialogue": {"turns": [user("Hi"), said("Ho")]}},
+            {"messages": "dialogue.turns"},
+        ),
+        (
+            "messages",
+            {
+                "messages": [
+                    {"speaker": "user", "text": "Hi"},
+                    {"speaker": "assistant", "text": "Ho"},
+                ]
+            },
+            {"role": "speaker", "content": "text"},
+        ),
+        (
+            "messages",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                    said("Ho"),
+                ]
+            },
+            None,
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            None,
+        ),
         ("alpaca", {"instruction": "Hi", "input": "", "output": "Ho"}, None),
         ("alpaca", {"instruction": "Hi", "output": "Ho"}, None),
         ("prompt_completion", {"prompt": "Hi", "completion": "Ho"}, None),
@@ -50,7 +75,7 @@ def said(text: str) -> dict[str, str]:
         ("prompt_completion", {"q": "Hi", "a": "Ho"}, {"prompt": "q", "completion": "a"}),
         ("qa", {"question": "Hi", "answer": "Ho"}, None),
     ],
-)  # fmt: skip
+)
 def test_known_layouts_become_the_same_conversation(
     name: str, row: dict[str, Any], fields: Any
 ) -> None:
@@ -117,13 +142,32 @@ PAIR = Preference(prompt=(user("Hi"),), chosen=(said("Ho"),), rejected=(said("No
     [
         ("preference", {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}),
         ("preference", {"prompt": [user("Hi")], "chosen": [said("Ho")], "rejected": [said("No")]}),
-        ("preference", {"chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]}),  # implicit
-        ("preference", {"prompt": [user("Hi")], "chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]}),  # repeated
-        ("alpaca_preference", {"instruction": "Hi", "input": "", "output": "x", "chosen": "Ho", "rejected": "No"}),
-        ("sharegpt_preference", {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Ho"},
-                                 "rejected": {"from": "gpt", "value": "No"}}),
+        (
+            "preference",
+            {"chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]},
+        ),  # implicit
+        (
+            "preference",
+            {
+                "prompt": [user("Hi")],
+                "chosen": [user("Hi"), said("Ho")],
+                "rejected": [user("Hi"), said("No")],
+            },
+        ),  # repeated
+        (
+            "alpaca_preference",
+            {"instruction": "Hi", "input": "", "output": "x", "chosen": "Ho", "rejected": "No"},
+        ),
+        (
+            "sharegpt_preference",
+            {
+                "conversations": [{"from": "human", "value": "Hi"}],
+                "chosen": {"from": "gpt", "value": "Ho"},
+                "rejected": {"from": "gpt", "value": "No"},
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_pairs(name: str, row: dict[str, Any]) -> None:
     assert read(row, name, "preference") == PAIR
 
@@ -345,7 +389,7 @@ def test_null_is_not_called_missing() -> None:
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_format(
-            **{"kind": "conversation", "fields": None, "roles": None, "where": "data", **options}
+            **{"kind": "conversation", "fields": None, "roles": None, "setting": "data", **options}
         )
 
 

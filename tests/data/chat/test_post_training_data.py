@@ -46,13 +46,32 @@ def attach(data: PostTrainingData, *, rank: int = 0, ranks: int = 1, step: int =
 
 @pytest.fixture
 def chat(write_rows: WriteRows, tokenizer_folder: Path) -> Callable[..., ChatData]:
-    first, second = write_rows(QA), write_rows([{"messages": [{"role": "user", "content": f"m{i}"}, {"role": "assistant", "content": "ok"}]}
-                                                for i in range(20)], "more.jsonl")  # fmt: skip
+    first, second = (
+        write_rows(QA),
+        write_rows(
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": f"m{i}"},
+                        {"role": "assistant", "content": "ok"},
+                    ]
+                }
+                for i in range(20)
+            ],
+            "more.jsonl",
+        ),
+    )
     sources = {"qa": RowSource(path=first, format="qa"), "talk": RowSource(path=second)}
 
     def make(rank: int = 0, ranks: int = 1, step: int = 0, **options: Any) -> ChatData:
-        common = {"sources": sources, "tokenizer": str(tokenizer_folder), "seq_len": 128, "global_batch_rows": 8, "micro_batch_size": 2,
-                  "validation": 0.1}  # fmt: skip
+        common = {
+            "sources": sources,
+            "tokenizer": str(tokenizer_folder),
+            "seq_len": 128,
+            "global_batch_rows": 8,
+            "micro_batch_size": 2,
+            "validation": 0.1,
+        }
         made: ChatData = attach(
             ChatData(**{**common, **options}), rank=rank, ranks=ranks, step=step
         )
@@ -220,8 +239,16 @@ def test_pairs_stand_in_two_halves(write_rows: WriteRows, tokenizer_folder: Path
         {**row, "margin": i, "ref_chosen_logp": -i, "ref_rejected_logp": -2 * i}
         for i, row in enumerate(PAIRS)
     ]
-    data = attach(PreferenceData(path=write_rows(rows), format="preference", tokenizer=str(tokenizer_folder), seq_len=64,
-                                 global_batch_rows=6, micro_batch_size=3))  # fmt: skip
+    data = attach(
+        PreferenceData(
+            path=write_rows(rows),
+            format="preference",
+            tokenizer=str(tokenizer_folder),
+            seq_len=64,
+            global_batch_rows=6,
+            micro_batch_size=3,
+        )
+    )
     assert data.contract.provides == {"labels", "pairs", "margin", "ref_logp"}
     step = next(iter(data.train_dataloader()))
     assert [len(batch.tokens_BT) for batch in step] == [6, 6]
@@ -271,8 +298,17 @@ def test_a_column_that_held_out_rows_lack_is_none(
 def test_a_validation_of_pairs_is_filled_up_with_rows_that_hold_nothing(
     write_rows: WriteRows, tokenizer_folder: Path
 ) -> None:
-    data = attach(PreferenceData(path=write_rows(PAIRS), format="preference", tokenizer=str(tokenizer_folder), seq_len=64,
-                                 global_batch_rows=4, micro_batch_size=4, validation=0.15))  # fmt: skip
+    data = attach(
+        PreferenceData(
+            path=write_rows(PAIRS),
+            format="preference",
+            tokenizer=str(tokenizer_folder),
+            seq_len=64,
+            global_batch_rows=4,
+            micro_batch_size=4,
+            validation=0.15,
+        )
+    )
     held = len(data.encoded.items("validation"))
     batches = [batch for step in data.val_dataloader() for batch in step]
     index = torch.cat([batch.index_B for batch in batches])
@@ -285,12 +321,20 @@ def test_a_validation_of_pairs_is_filled_up_with_rows_that_hold_nothing(
 def test_mismatched_answers_are_rendered_with_their_new_prompt(
     write_rows: WriteRows, tokenizer_folder: Path
 ) -> None:
-    data = attach(KTOData(path=write_rows(VERDICTS), format="kto", tokenizer=str(tokenizer_folder), seq_len=64, global_batch_rows=8,
-                          micro_batch_size=4))  # fmt: skip
+    data = attach(
+        KTOData(
+            path=write_rows(VERDICTS),
+            format="kto",
+            tokenizer=str(tokenizer_folder),
+            seq_len=64,
+            global_batch_rows=8,
+            micro_batch_size=4,
+        )
+    )
     assert data.contract.provides == {"labels", "verdicts"}
     decode = lambda ids: data.tokenizer.decode(ids, skip_special=False)  # noqa: E731
     for batch in next(iter(data.train_dataloader())):
-        verdicts = [data.samples.train(int(n)).items[0].verdict for n in batch.index_B[:4]]
+        verdicts = [data.samples.train(int(n)).items[0].answer for n in batch.index_B[:4]]
         for i in range(4):
             assert bool(batch.desirable_B[i]) == verdicts[i].desirable
             for row, answer in ((i, verdicts[i]), (i + 4, verdicts[i - 1])):
@@ -299,8 +343,10 @@ def test_mismatched_answers_are_rendered_with_their_new_prompt(
                     answer.completion[0]["content"],
                 )
                 sequence = batch.tokens_BT[row][batch.doc_BT[row] == 0].tolist()
-                text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{completion}<|im_end|>\n"
-                assert decode(sequence) == text
+                assert decode(sequence) == (
+                    f"<|im_start|>user\n{prompt}<|im_end|>\n"
+                    f"<|im_start|>assistant\n{completion}<|im_end|>\n"
+                )
                 labels = batch.labels_BT[row]
                 assert decode(labels[labels != IGNORE_INDEX].tolist()) == completion + "<|im_end|>"
     with pytest.raises(UserError, match="must be at least 2"):
@@ -333,10 +379,8 @@ def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRo
             text = data.tokenizer.decode(
                 batch.tokens_BT[b][batch.doc_BT[b] == 0].tolist(), skip_special=False
             )
-            assert (
-                text
-                == f"<|im_start|>user\n{row.get('prompt', row.get('question'))}<|im_end|>\n<|im_start|>assistant\n"
-            )
+            question = row.get("prompt", row.get("question"))
+            assert text == (f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
             if "task" in row:
                 a, b_ = (
                     int(word)
@@ -347,3 +391,33 @@ def test_prompts_carry_their_answers(tokenizer_folder: Path, write_rows: WriteRo
                 assert row["answer"] == str(a + b_)
             else:
                 assert row["answer"] == row["question"][1:]
+
+
+def test_val_rows_limits_the_validation_alone(chat: Callable[..., ChatData]) -> None:
+    def held_out(split: str, **options: Any) -> list[tuple[int, bytes]]:
+        data = chat(validation=0.4, test=0.4, packing="none", **options)
+        return [(sample.source, sample.items[0].ids.tobytes()) for sample in data.held_out(split)]
+
+    whole, few = held_out("validation", val_rows=None), held_out("validation", val_rows=5)
+    assert Counter(source for source, _ in few) == {0: 5, 1: 5}
+    assert set(few) < set(whole)
+    assert few == held_out("validation", val_rows=5)
+    assert held_out("test", val_rows=5) == held_out("test", val_rows=None)
+
+
+def test_template_options_reach_the_template_and_identify_the_data(
+    chat: Callable[..., ChatData], tmp_path: Path
+) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% if message.role == 'assistant' %}{% generation %}{{ 'hm, ' if thinking else '' }}"
+        "{{ message.content }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    )
+    plain = chat(template=str(template))
+    thinking = chat(template=str(template), template_options={"thinking": True})
+    for data, expected in ((plain, "assistant\nok"), (thinking, "assistant\nhm, ok")):
+        rows = data.encoded.splits["train"][1].items
+        assert all(expected in data.tokenizer.decode(row.ids.tolist()) for row in rows)
+    assert plain.manifest_hash != thinking.manifest_hash

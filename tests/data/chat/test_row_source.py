@@ -38,5 +38,5 @@ def test_reasoning_gym_is_optional() -> None:
     rows = task_rows(task, "data.x.task")
     score = reasoning_gym.get_score_answer_fn("chain_sum")
     assert [score(row["answer"], row["entry"]) for row in rows] == [1.0] * 5
-    with pytest.raises(UserError, match="does not make 'nothing'"):
+    with pytest.raises(UserError, match="cannot generate 'nothing'"):
         task_rows(Task(name="reasoning_gym/nothing"), "data.x.task")
