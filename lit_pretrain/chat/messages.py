@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 
@@ -69,54 +70,102 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversation:
+class TrainingRow(ABC):
+    """A row of post-training data, of some kind."""
+
+    tools: Sequence[ToolDescription] | None = None
+    """Descriptions of tools for the template."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """Join the text of everything that the row says, to look for evaluation items in it."""
+
+    @abstractmethod
+    def with_system(self, system: str) -> TrainingRow:
+        """Return the row with a system message, unless it has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation(TrainingRow):
     """Messages, of which some that the assistant wrote are learned."""
 
     messages: tuple[Message, ...]
     prompt: int
     """Number of leading messages that form the prompt; the others form the completion."""
-    tools: Sequence[ToolDescription] | None = None
-    """Descriptions of tools for the template."""
+
+    def text(self) -> str:
+        """Join the text of all messages."""
+        return _joined(self.messages)
+
+    def with_system(self, system: str) -> Conversation:
+        """Return the row with a system message, which becomes part of the prompt."""
+        messages = _begin_with_system(self.messages, system)
+        added = len(messages) - len(self.messages)
+        return replace(self, messages=messages, prompt=self.prompt + added)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
-    """Two completions of one prompt, of which one is better."""
+class _PromptedRow(TrainingRow):
+    """A row whose prompt is a field of its own."""
 
     prompt: tuple[Message, ...]
+
+    def with_system(self, system: str) -> TrainingRow:
+        """Return the row with a system message at the beginning of its prompt."""
+        return replace(self, prompt=_begin_with_system(self.prompt, system))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(_PromptedRow):
+    """Two completions of one prompt, of which one is better."""
+
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     margin: float | None = None
     """How much better the chosen one is."""
     ref_logp: tuple[float, float] | None = None
     """Log-probabilities of both completions under the reference, nats."""
-    tools: Sequence[ToolDescription] | None = None
+
+    def text(self) -> str:
+        """Join the text of the prompt and both completions."""
+        return _joined((*self.prompt, *self.chosen, *self.rejected))
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedAnswer:
+class JudgedAnswer(_PromptedRow):
     """A completion with a verdict of its own."""
 
-    prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
     desirable: bool
     ref_logp: float | None = None
     """Log-probability of the completion under the reference, nats."""
-    tools: Sequence[ToolDescription] | None = None
+
+    def text(self) -> str:
+        """Join the text of prompt and completion."""
+        return _joined((*self.prompt, *self.completion))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class Problem(_PromptedRow):
     """A prompt with an answer against which a reward checks completions."""
 
-    prompt: tuple[Message, ...]
     answer: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The whole row, for rewards that need more than the answer."""
-    tools: Sequence[ToolDescription] | None = None
+
+    def text(self) -> str:
+        """Join the text of prompt and answer."""
+        return "\n".join([_joined(self.prompt), self.answer])
 
 
-TrainingRow = Conversation | Preference | JudgedAnswer | Problem
+def _joined(messages: Sequence[Message]) -> str:
+    return "\n".join(text for message in messages if (text := message.get("content")))
+
+
+def _begin_with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    if messages and messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": system}, *messages)
 
 
 def joined_text(parts: Sequence[str]) -> str:

@@ -8,10 +8,6 @@ from typing import Any
 
 from lit_pretrain.chat.messages import (
     BadRow,
-    Conversation,
-    JudgedAnswer,
-    Message,
-    Preference,
     TrainingRow,
 )
 from lit_pretrain.data.chat.row_source import (
@@ -67,7 +63,7 @@ class RowDecontamination:
         Raises:
             BadRow: The row holds an item, and the config removes such rows.
         """
-        hits = self.index.check(text_of(row))
+        hits = self.index.check(row.text())
         self.tally.add(source, origin, hits)
         if hits and self.config.action == "remove":
             names = ", ".join(sorted({hit.set for hit in hits}))
@@ -91,21 +87,6 @@ class RowDecontamination:
             f" {record.unchecked_items:,}"
             for record in self.records()
         ]
-
-
-def text_of(row: TrainingRow) -> str:
-    """Join the text of all messages of a row; of a pair, of both completions."""
-    if isinstance(row, Conversation):
-        return _joined(row.messages)
-    if isinstance(row, Preference):
-        return _joined((*row.prompt, *row.chosen, *row.rejected))
-    if isinstance(row, JudgedAnswer):
-        return _joined((*row.prompt, *row.completion))
-    return "\n".join([_joined(row.prompt), row.answer])
-
-
-def _joined(messages: tuple[Message, ...]) -> str:
-    return "\n".join(text for message in messages if (text := message.get("content")))
 
 
 def as_decontaminate(

@@ -188,19 +188,7 @@ def read_row(
         if (value := _value(row, name, part, format)) is not None
     }
     result = _READERS[kind](parts, format, row)
-    if system is None:
-        return result
-    if isinstance(result, Conversation):
-        if result.messages[0]["role"] == "system":
-            return result
-        return replace(
-            result,
-            messages=({"role": "system", "content": system}, *result.messages),
-            prompt=result.prompt + 1,
-        )
-    if result.prompt and result.prompt[0]["role"] == "system":
-        return result
-    return replace(result, prompt=({"role": "system", "content": system}, *result.prompt))
+    return result if system is None else result.with_system(system)
 
 
 # ---------------------------------------------------------------------- kinds of rows

@@ -18,7 +18,7 @@ from lit_pretrain.chat.messages import (
     TrainingRow,
 )
 from lit_pretrain.data import ChatData, PreferenceData
-from lit_pretrain.data.chat.encoded_rows import RowDecontamination, as_decontaminate, text_of
+from lit_pretrain.data.chat.encoded_rows import RowDecontamination, as_decontaminate
 from lit_pretrain.data.chat.row_source import RowSource, RowTally, row_split_of
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
@@ -289,16 +289,16 @@ def test_an_item_is_found_in_every_part_of_every_kind_of_row(
         assert (caught.value.reason, caught.value.mistake) == ("contaminated", False)
     else:
         assert removes.check("s", "rows.jsonl, row 1", row) is False
-    for gate in (marks, removes):
-        (record,) = gate.records()
+    for checked in (marks, removes):
+        (record,) = checked.records()
         assert (record.items, record.unchecked_items, record.documents_hit, record.items_hit) == (
             2,
             1,
             int(holds),
             int(holds),
         )
-        assert record.clean is (gate is removes or not holds)
-    assert text_of(row)
+        assert record.clean is (checked is removes or not holds)
+    assert row.text()
 
 
 def test_rows_with_an_item_are_dropped_and_counted(
