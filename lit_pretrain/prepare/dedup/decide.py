@@ -11,10 +11,11 @@ first of its text goes, for the same reason and document.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +28,21 @@ from lit_pretrain.prepare.dedup.places import EdgeFiles, Places
 
 REASONS = ("exact", "near", "contained")
 """Why a document was removed, by the code in the files."""
+_EXACT, _NEAR, _CONTAINED = range(len(REASONS))
 _ALIKE = -1
 """In place of a band: the search for containers showed that documents are nearly the same."""
 _Bucket = tuple[int, int]
 """Band, and first document, of documents that may be nearly the same."""
-_Verdict = tuple[int, int, float]
-"""Document that stays, index into REASONS, and similarity, of a document that goes."""
+
+
+class _Removal(NamedTuple):
+    """Why a document goes."""
+
+    kept: int
+    """The document that stays for it."""
+    reason: int
+    """Index into REASONS."""
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ def decide(
     }
     buckets_of = _buckets(edges.bands, mine)
     containers, alike = _containers(edges.containers, mine, stored, config)
-    removed: dict[int, _Verdict] = {}
+    removed: dict[int, _Removal] = {}
     kept_in: dict[_Bucket, list[int]] = {}
     for document in _ordered(
         [document for document in mine.tolist() if document not in first_of], containers, stored
@@ -100,13 +110,15 @@ def decide(
         for key in (*buckets, (_ALIKE, document)) if document in alike else buckets:
             kept_in.setdefault(key, []).append(document)
     for document, first in first_of.items():
-        removed[document] = removed.get(first, (first, 0, 1.0))
+        removed[document] = removed.get(first, _Removal(first, _EXACT, 1.0))
     documents = sorted(removed)
     return Removed(
         document=np.array(documents, dtype=np.int64),
-        kept=np.array([removed[document][0] for document in documents], dtype=np.int64),
-        reason=np.array([removed[document][1] for document in documents], dtype=np.int8),
-        similarity=np.array([removed[document][2] for document in documents], dtype=np.float64),
+        kept=np.array([removed[document].kept for document in documents], dtype=np.int64),
+        reason=np.array([removed[document].reason for document in documents], dtype=np.int8),
+        similarity=np.array(
+            [removed[document].similarity for document in documents], dtype=np.float64
+        ),
     )
 
 
@@ -142,7 +154,8 @@ def _containers(
     found: dict[int, dict[int, float]] = {}
     alike: dict[int, list[_Bucket]] = {}
     if config.containment is not None:
-        near = 2.0 if config.near is None else config.near.threshold
+        # Without near-duplicates, no similarity reaches the threshold.
+        near = math.inf if config.near is None else config.near.threshold
         for path in paths:
             for large, small in _edge_pairs(path, documents):
                 common = count_shared(stored[small], stored[large])
@@ -188,35 +201,35 @@ def _ordered(
 def _container(
     document: int,
     inside: dict[int, float],
-    removed: dict[int, _Verdict],
+    removed: dict[int, _Removal],
     stored: Shingles,
     config: DedupConfig,
-) -> _Verdict | None:
+) -> _Removal | None:
     """Find the longest document that stays and holds this one.
 
     If all its containers went, it is the first document that they went for and that holds it.
     """
     for large, share in inside.items():
         if large not in removed:
-            return large, 2, share
+            return _Removal(large, _CONTAINED, share)
     for large in inside:
-        instead = removed[large][0]
+        instead = removed[large].kept
         if (stored.size(instead), -instead) > (stored.size(document), -document):
             assert config.containment is not None
             share = _share(document, instead, stored)
             if share >= config.containment.threshold:
-                return instead, 2, share
+                return _Removal(instead, _CONTAINED, share)
     return None
 
 
 def _nearest(
     document: int, others: Sequence[int], stored: Shingles, threshold: float
-) -> _Verdict | None:
+) -> _Removal | None:
     """Find the most similar of some documents that stay, the earliest of equals.
 
     Return None if none reaches the threshold.
     """
-    best: _Verdict | None = None
+    best: _Removal | None = None
     mine = stored[document]
     for other in others:
         size = stored.size(other)
@@ -224,8 +237,8 @@ def _nearest(
             continue  # Too different in size to reach it.
         common = count_shared(mine, stored[other])
         similarity = common / (len(mine) + size - common)
-        if similarity >= threshold and (best is None or similarity > best[2]):
-            best = (other, 1, similarity)
+        if similarity >= threshold and (best is None or similarity > best.similarity):
+            best = _Removal(other, _NEAR, similarity)
     return best
 
 

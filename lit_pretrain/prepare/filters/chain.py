@@ -109,7 +109,7 @@ class Chain:
 
 
 def _unique_names(found: list[str]) -> list[str]:
-    """Number names that occur again: a second Language becomes Language_2."""
+    """Append a number to names that occur again: a second Language becomes Language_2."""
     names: list[str] = []
     for place, name in enumerate(found):
         before = found[:place].count(name)

@@ -1,3 +1,1 @@
-"""Personal data with a recognisable form, taken out of the text: addresses, numbers of people,
-and secrets.
-"""
+"""Personal data with a recognisable form: addresses, numbers of people, and secrets."""

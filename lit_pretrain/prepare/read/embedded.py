@@ -1,10 +1,10 @@
-"""The embedded corpus: the Python standard library of the running interpreter, as three sources
-that need no download.
+"""The embedded corpus: the Python standard library, as three sources that need no download.
 
-`code` holds its modules, `tests` its test packages, and `prose` the docstrings of `code` (one
-document a module) with the language reference that ships for `help()`. The docstrings are in `code`
-too, as part of their modules. Which text there is depends on the interpreter: its version is
-recorded in the manifest, and some distributions ship no tests.
+It is the library of the running interpreter. `code` holds its modules, `tests` its test packages,
+and `prose` the docstrings of `code` (one document a module) with the language reference that ships
+for `help()`. The docstrings are in `code` too, as part of their modules. Which text there is
+depends on the interpreter: its version is recorded in the manifest, and some distributions ship no
+tests.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def module_documents(part: str, modules: Iterable[Path]) -> Iterator[tuple[str, 
 
 
 def _source(path: Path) -> str | None:
-    """Return a module's text in the encoding that it declares; None where that fails, as some test
-    data must.
+    """Read a module in the encoding that it declares.
+
+    Return None if that fails, as it must for some test data.
     """
     try:
         data = path.read_bytes()
@@ -131,9 +132,7 @@ def _topics(source: str) -> dict[str, str]:
 
 @functools.cache  # Two passes read the corpus: the result is 2 MB, parsing takes 2 s.
 def _docstrings(source: str) -> str:
-    """Join the docstrings of a module, its classes and functions in the order of the text, with a
-    blank line between them.
-    """
+    """Join the docstrings of a module, its classes and functions, in the order of the text."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -80,6 +80,24 @@ def test_files(tmp_path: Path) -> None:
     assert reason("https://good.example/", **arguments) == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "entry", "url", "found"),
+    [
+        ("address_files", "https://good.example/one", "http://www.good.example/one/", "address"),
+        ("address_files", "https://good.example/one", "https://good.example/two", ""),
+        ("soft_word_files", "cheap\nloan", "https://good.example/cheap-loan", "soft_words"),
+        ("soft_word_files", "cheap\nloan", "https://good.example/cheap-cheap", ""),
+        ("substring_files", "free-money", "https://good.example/my-freemon-ey", "substring"),
+        ("substring_files", "free-money", "https://good.example/free", ""),
+    ],
+)
+def test_files_of_the_other_lists(
+    tmp_path: Path, option: str, entry: str, url: str, found: str
+) -> None:
+    (tmp_path / "list").write_text(f"# of mine\n{entry}\n", encoding="utf-8")
+    assert reason(url, **{option: [str(tmp_path / "list")]}) == found
+
+
 def test_documents_without_a_url() -> None:
     assert reason(None, domains=["example.org"]) == ""
     assert reason(" ", domains=["example.org"], without_url="remove") == "no_url"
