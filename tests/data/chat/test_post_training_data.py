@@ -421,3 +421,28 @@ def test_template_options_reach_the_template_and_identify_the_data(
         rows = data.encoded.splits["train"][1].items
         assert all(expected in data.tokenizer.decode(row.ids.tolist()) for row in rows)
     assert plain.manifest_hash != thinking.manifest_hash
+
+
+def test_rows_of_a_batch_are_told_apart(write_rows: WriteRows, tokenizer_folder: Path) -> None:
+    common: dict[str, Any] = {
+        "tokenizer": str(tokenizer_folder),
+        "seq_len": 64,
+        "global_batch_rows": 4,
+        "micro_batch_size": 4,
+    }
+
+    def notes(data: PostTrainingData) -> list[str]:
+        (batch,) = data.step_batches(0, 4)
+        return [data.row_note(batch, row) for row in range(len(batch.index_B))]
+
+    pairs = PreferenceData(path=write_rows(PAIRS, "p.jsonl"), format="preference", **common)
+    assert notes(pairs) == ["chosen"] * 4 + ["rejected"] * 4
+    verdicts = KTOData(path=write_rows(VERDICTS, "v.jsonl"), format="kto", **common)
+    rows = [verdicts.samples.train(n).items[0].answer for n in range(4)]
+    own = ["desirable" if row.desirable else "undesirable" for row in rows]
+    assert notes(verdicts) == own + ["prompt with the answer of another row"] * 4
+    sums = PromptData(sources={"sums": RowSource(task=Task(rows=40))}, group_size=2, **common)
+    answers = [sums.samples.train(n).items[0].facts["answer"] for n in range(4)]
+    assert notes(sums) == [f"answer {answer!r}" for answer in answers]
+    talk = ChatData(path=write_rows(QA), format="qa", **common)
+    assert notes(talk) == [""] * 4
