@@ -25,7 +25,7 @@ class Lineage:
     stages: tuple[Mapping[str, Any], ...]
     """The artefact's own stage first, then its parent's, and so on. Each has name, verb, started,
     revision, parent and data; data is null where nothing was read or is not known, else where,
-    hash, sources and gate (`data_record` of cli/lineage.py).
+    hash, sources and gate (`DataRecord` of data/data_record.py).
     """
 
     def dump(self) -> str:
