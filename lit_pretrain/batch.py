@@ -1,5 +1,7 @@
 """Batch: the one contract that data, model, objective and stage share.
 
+Axes: B rows of a micro-batch, T tokens of a row, P preference pairs, K tokens of a teacher.
+
 The first five fields of every kind of batch are those of `Batch`, so that network, head and
 per-source sums need not know which it is. `Batch` holds packed rows; in all others a row is one
 padded sequence, laid out by these rules:

@@ -1,5 +1,7 @@
-"""Permutation: a shuffle that outlives library versions, a sort of SplitMix64 hashes and not a
-library's generator.
+"""Hashing: shuffles and word hashes that are the same in every process and library version.
+
+A permutation is a sort of SplitMix64 hashes, because the generators of libraries change between
+versions. Texts are compared by 64-bit hashes of their words and of runs of words.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def permutation(n: int, *key: int | str) -> npt.NDArray[np.int64]:
-    """A permutation of 0..n-1 that depends on nothing but n and the key."""
+    """Return a permutation of 0..n-1 that depends on nothing but n and the key."""
     digest = hashlib.sha256("\x00".join(map(str, key)).encode()).digest()
     word = np.frombuffer(digest[:8], dtype="<u8").astype(_UINT64)
     return np.argsort(
@@ -35,15 +37,10 @@ def permutation(n: int, *key: int | str) -> npt.NDArray[np.int64]:
     ).astype(np.int64)
 
 
-# Words: the two ways in which text is cut into words here, and 64-bit hashes of words and of runs
-# of words.
-#
-# Filters count white-space words (`str.split`): which splitter is used changes verdicts more than
-# any threshold does (the same Python manual passes Gopher's quality rules with 93 % of its pages by
-# white space and with 3 % when punctuation counts as words), so there is one. Comparisons between
-# texts (near-duplicates, containment, decontamination) use `plain_words`, blind to case and
-# punctuation.
-
+# Text is cut into words in two ways. Filters count white-space words: the splitter changes verdicts
+# more than any threshold does (of the pages of the Python manual, 93 % pass Gopher's quality rules
+# by white space and 3 % if punctuation counts as words), so all filters share one. Comparisons
+# between texts (near-duplicates, containment, decontamination) ignore case and punctuation.
 
 # Scripts written without spaces (kana, Han): a character is a word, or a page would be one.
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -61,12 +58,12 @@ _CACHED_WORDS = 1 << 20
 
 
 def words(text: str) -> list[str]:
-    """White-space words: the splitter of every filter."""
+    """Split a text at white space, as every filter does."""
     return text.split()
 
 
 def plain_words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits; kana and Han characters one by one."""
+    """Return the lower-case runs of letters and digits; kana and Han characters one by one."""
     if not text.isascii():
         bare = text
         for mark in _TYPOGRAPHY:
@@ -78,7 +75,7 @@ def plain_words(text: str) -> list[str]:
 
 
 class _HashOf(dict[str, int]):
-    """Word -> 64-bit hash; a text repeats its words, and a look-up is cheaper than a call."""
+    """Cache word -> 64-bit hash: texts repeat their words, and a look-up beats a call."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _CACHED_WORDS:
@@ -91,13 +88,12 @@ _hash_of = _HashOf()
 
 
 def hash_words(found: list[str]) -> npt.NDArray[np.uint64]:
-    """One stable 64-bit hash (XXH3) per word, [words]: the same in every process and version."""
+    """Return one stable 64-bit hash (XXH3) per word, [words]."""
     return np.fromiter(map(_hash_of.__getitem__, found), dtype=np.uint64, count=len(found))
 
 
 def hash_ngrams(hashes: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
-    """Hashes of all runs of `n` words in their order, [max(0, words - n + 1)], from the hashes of
-    the words.
+    """Hash all runs of `n` words from the hashes of the words, [max(0, words - n + 1)].
 
     A polynomial in an odd constant modulo 2^64, mixed by SplitMix64: two runs collide by chance
     once in about 2^64 pairs.

@@ -21,9 +21,6 @@ from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Chunk, Manifest, ver
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import is_remote
 
-# Remote: files of a dataset from a directory or an object store.
-
-
 SCRATCH = ".fetch-"
 """Begins the name of a folder beside a file that is being fetched."""
 
@@ -42,7 +39,7 @@ def allow_plain_http(storage_options: Mapping[str, Any] | None) -> None:
 
 
 def cache_folder(location: str, cache_dir: str | None) -> Path:
-    """Where what is fetched from a remote location is kept, one folder per location."""
+    """Return the folder for what is fetched from a remote location; each location has its own."""
     base = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / "lit_pretrain_cache"
     return base / hashlib.sha256(location.encode()).hexdigest()[:16]
 
@@ -55,6 +52,8 @@ def download(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Fetch one object of a store; the file appears whole or not at all.
+
+    A cache needs no fsync: every chunk is checked against its sha256 when it is opened.
 
     Args:
         url: Address of the object.
@@ -89,8 +88,9 @@ def download(
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a store's client says (LitData's prints all of its inner state),
-    and the operating system's word.
+    """Return the first line of what a store's client says, and the operating system's reason.
+
+    LitData's client prints all of its inner state.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     inner = re.findall(r'message: "([^"\n]+)"', str(error))
@@ -101,8 +101,9 @@ def _reason(error: Exception) -> str:
 def fetch(
     location: str, name: str, *, cache_dir: str | None, storage_options: Mapping[str, Any] | None
 ) -> Path:
-    """A local copy of one small file; fetched afresh each time, because the original may have been
-    replaced.
+    """Return a local copy of one small file.
+
+    It is fetched afresh each time, because the original may have been replaced.
 
     Raises:
         UserError: The object store does not have it or cannot be reached.
@@ -117,7 +118,7 @@ def fetch(
 def load_manifest(
     location: str, *, cache_dir: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Manifest:
-    """The manifest of a dataset in a directory or under a URL."""
+    """Load the manifest of a dataset in a directory or at a URL."""
     if not is_remote(location):
         return Manifest.load(location)
     path = fetch(location, MANIFEST_FILENAME, cache_dir=cache_dir, storage_options=storage_options)
@@ -218,7 +219,7 @@ class ChunkCache:
 
     @staticmethod
     def _is_whole(path: Path, chunk: Chunk) -> bool:
-        """Whether the copy is there and right; a copy of what the store held before is not."""
+        """Check that the copy is there and is not one of what the store held before."""
         try:
             verify_chunk(path, chunk)
             os.utime(path)  # opened now: dropped last

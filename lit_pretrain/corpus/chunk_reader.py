@@ -1,6 +1,4 @@
-"""Stored text: how often a split holds each id, and a sample of its documents, read from the
-chunks with numpy alone.
-"""
+"""Chunk reader: open chunks with numpy alone, count their ids, and sample their documents."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _SAMPLED_CHUNKS = 16
 
 
 def token_counts(path: Path, manifest: Manifest, split: str = "train") -> npt.NDArray[np.int64]:
-    """How often each id is stored in a split, over all sources, [vocab_size]. Separators count too.
+    """Count how often a split holds each id, separators too, over all sources, [vocab_size].
 
     Holds 4 Mi tokens at a time.
 
@@ -55,9 +53,9 @@ def sample_documents(
     size: int,
     split: str = "train",
 ) -> Iterator[str]:
-    """Text of documents of one source, drawn at random with a fixed seed until they make about
-    `size` UTF-8 bytes.
+    """Yield the text of documents of one source, about `size` UTF-8 bytes in all.
 
+    The documents are drawn at random with a fixed seed.
     They come from at most 16 chunks, spread evenly over the source, an equal share of each; a
     document longer than what is still wanted is cut. A tokenizer that normalises gives the
     normalised text back.
@@ -80,9 +78,8 @@ def sample_documents(
     ]
     left = size
     for number, chunk in enumerate(chosen):
-        share = left // (
-            len(chosen) - number
-        )  # what a small chunk could not give, the next ones do
+        # What a small chunk could not give, the next ones do.
+        share = left // (len(chosen) - number)
         tokens, begins = open_chunk(
             path / split / source / chunk.filename, manifest.dtype, chunk.bytes
         )

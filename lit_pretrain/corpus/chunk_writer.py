@@ -1,4 +1,4 @@
-"""Shards: encoded documents to LitData chunks, the same bytes every time.
+"""Chunk writer: write encoded documents to LitData chunks, with the same bytes every time.
 
 The format is LitData's for tokens (`TokensLoader`): a chunk is a uint32 count of rows, that many
 uint32 byte offsets and one more for the end, then the tokens. It is written here rather than by
@@ -30,12 +30,12 @@ _DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
 
 
 class ShardWriter:
-    """Writes one part of one split of one source: chunk-<part>-0.bin, chunk-<part>-1.bin, ... and
-    documents-<part>.jsonl.
+    """Write one part of one split of one source.
 
-    A chunk holds at most `chunk_tokens` tokens and whole documents, each a row of its header; only
-    a document longer than a chunk is cut, into rows that each fill one, the last excepted. Holds
-    one chunk in memory.
+    The files are chunk-<part>-0.bin, chunk-<part>-1.bin, ... and documents-<part>.jsonl. A chunk
+    holds at most `chunk_tokens` tokens and whole documents, each a row of its header; only a
+    document longer than a chunk is cut, into rows that each fill one, the last excepted. The writer
+    holds one chunk in memory.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ShardWriter:
         chunk_tokens: int,
         vocab_size: int,
     ) -> None:
-        """Creates the directory.
+        """Create the directory.
 
         Args:
             directory: For this part alone.
@@ -80,7 +80,7 @@ class ShardWriter:
         utf8_bytes: int,
         fields: Mapping[str, str] | None = None,
     ) -> None:
-        """Stores a document.
+        """Store a document.
 
         Args:
             ids: [tokens], of the stored dtype.
@@ -113,7 +113,7 @@ class ShardWriter:
         self.cut += len(pieces) > 1
 
     def close(self) -> SourceSplit:
-        """Writes what is left, makes all files durable, and returns their record."""
+        """Write what is left, make all files durable, and return their record."""
         if self._rows:
             self._finish()
         self._log.close()
@@ -124,14 +124,13 @@ class ShardWriter:
         )
 
     def abort(self) -> None:
-        """Closes the open file; the caller removes the directory."""
-        with contextlib.suppress(
-            OSError
-        ):  # of what is buffered: on a full disk it cannot be written, and nobody wants it
+        """Close the open file; the caller removes the directory."""
+        # On a full disk the buffered rest cannot be written, and nobody wants it.
+        with contextlib.suppress(OSError):
             self._log.close()
 
     def _finish(self) -> None:
-        """Writes the chunk that is full, and notes its rows."""
+        """Write the chunk that is full, and note its rows."""
         lengths = np.array([len(row) for row in self._rows], dtype=np.int64) * self._dtype.itemsize
         header = 4 * (len(lengths) + 2)
         offsets = header + np.concatenate([[0], np.cumsum(lengths)])
@@ -170,8 +169,9 @@ def assemble_chunks(
     dtype: str,
     chunk_tokens: int,
 ) -> SourceSplit:
-    """Makes one split of a source of its parts: moves the chunks, joins documents.jsonl, writes
-    LitData's index.json.
+    """Make one split of a source from its parts.
+
+    The chunks are moved, documents.jsonl is joined, and LitData's index.json is written.
 
     Args:
         directory: Where it goes; created when any part holds a document.
@@ -205,9 +205,7 @@ def assemble_chunks(
 
 
 class _lazy:
-    """A file that is created, with its directory, when it is first wanted, and synced at the
-    end.
-    """
+    """Create a file, with its directory, when it is first used, and sync it at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -230,7 +228,7 @@ class _lazy:
 
 
 def _index(chunks: list[Chunk], dtype: str, chunk_tokens: int) -> str:
-    """index.json as LitData reads it."""
+    """Return index.json as LitData reads it."""
     config = {
         "chunk_bytes": None,
         "chunk_size": chunk_tokens,
@@ -265,12 +263,12 @@ def _index(chunks: list[Chunk], dtype: str, chunk_tokens: int) -> str:
 
 
 def _documents_part(part: int) -> str:
-    """The rows of one part."""
+    """Name the file that lists the rows of one part."""
     return f"documents-{part}.jsonl"
 
 
 def directories_below(path: Path) -> Iterator[Path]:
-    """A directory and all below it, the deepest first."""
+    """Yield all directories below a directory, the deepest first, then itself."""
     for child in sorted(path.iterdir()):
         if child.is_dir():
             yield from directories_below(child)

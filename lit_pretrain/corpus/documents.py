@@ -22,7 +22,7 @@ DOCUMENTS_FILENAME = "documents.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class DocumentRecord:
-    """One row of a chunk: a document, or a piece of one that is longer than a chunk."""
+    """Describe one row of a chunk: a document, or a piece of one longer than a chunk."""
 
     chunk: str
     """File name of the chunk."""
@@ -82,7 +82,7 @@ def full_origin(source: Source, origin: str) -> str:
     return f"{source.path.rstrip('/')}/{origin}"
 
 
-# Search: where a text lies in the shards, down to the row of the file that it came from.
+# Search for a text in the shards, down to the row of the file that it came from.
 
 
 _AROUND_BYTES = 60
@@ -90,7 +90,7 @@ _AROUND_BYTES = 60
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """One place where the text stands."""
+    """Locate one occurrence of the text."""
 
     split: str
     source: str
@@ -107,7 +107,7 @@ class SearchHit:
 def find_text(
     path: Path, manifest: Manifest, tokenizer: Tokenizer, text: str
 ) -> Iterator[SearchHit]:
-    """All places of a text in a dataset, in the order of the data: splits, sources, chunks.
+    """Find all occurrences of a text in a dataset, in the order of the data.
 
     What is compared is the bytes that the tokens stand for, so that it does not matter how the text
     was cut into tokens. Text that a document continues in another chunk is not found across the
@@ -170,5 +170,5 @@ def find_text(
 
 
 def _readable(data: bytes) -> str:
-    """Text of bytes that may begin and end with half a character."""
+    """Decode bytes that may begin and end with half a character."""
     return data.decode(errors="ignore")

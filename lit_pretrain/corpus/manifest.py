@@ -30,7 +30,7 @@ _MEND = (
 
 @dataclass(frozen=True)
 class Chunk:
-    """One LitData chunk file."""
+    """Describe one LitData chunk file."""
 
     filename: str
     """File name within `<split>/<source>/`."""
@@ -46,7 +46,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """What one source gives to one split."""
+    """Describe what one source gives to one split."""
 
     documents: int
     """Documents, each counted once even where it was cut into pieces."""
@@ -84,7 +84,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one source came from, what was left out, and what it holds."""
+    """Record where one source came from, what was left out, and what it holds."""
 
     kind: str
     """As in the config: embedded, text, jsonl, parquet, ..."""
@@ -120,13 +120,13 @@ class Source:
 
     @property
     def tokens(self) -> int:
-        """Tokens over all splits."""
+        """Sum the tokens over all splits."""
         return sum(split.tokens for split in self.splits.values())
 
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """The contract of the tokenizer that encoded the data."""
+    """State the contract of the tokenizer that encoded the data."""
 
     hash: str
     """sha256 of the canonical tokenizer.json (`Tokenizer.hash`)."""
@@ -150,8 +150,9 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of a finished dataset. It is written last: a directory without one is not a
-    dataset.
+    """Record a finished dataset.
+
+    It is written last: a directory without a manifest is not a dataset.
     """
 
     tokenizer: TokenizerRecord
@@ -172,13 +173,12 @@ class Manifest:
     documents.jsonl of every split, and the reports. They are no part of `hash`.
     """
     decontamination: tuple[DecontaminationRecord, ...] = ()
-    """Evaluation sets that the documents were held against, and what was found."""
+    """Evaluation sets that the documents were decontaminated against, and what was found."""
     format_version: int = MANIFEST_VERSION
 
     @property
     def hash(self) -> str:
-        """The identity of the data: sha256 over the stored tokens and the contract to read them,
-        and nothing else.
+        """Identify the data: sha256 over the stored tokens and the contract to read them.
 
         Two datasets with the same hash give the same training run. Paths, licences, versions and
         the config may differ between them; one token, a chunk boundary, a source's name or the
@@ -201,12 +201,13 @@ class Manifest:
         return canonical_hash(identity)
 
     def tokens(self, split: str) -> int:
-        """Tokens of a split over all sources."""
+        """Sum the tokens of a split over all sources."""
         return sum(source.splits[split].tokens for source in self.sources.values())
 
     def dump(self) -> str:
-        """The text of manifest.json: the fields in their order, plus the `hash` for readers
-        without this library.
+        """Return the text of manifest.json.
+
+        It holds the fields in their order, and the `hash` for readers without this library.
         """
         record = {
             "gate" if name == "decontamination" else name: value  # the file keeps its old key
@@ -216,7 +217,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, where: str) -> Manifest:
-        """Reads the text of a manifest.json.
+        """Read the text of a manifest.json.
 
         Args:
             text: The JSON.
@@ -267,7 +268,7 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Reads `<directory>/manifest.json`.
+        """Read `<directory>/manifest.json`.
 
         Raises:
             UserError: There is none, or it is damaged.
@@ -289,7 +290,7 @@ class Manifest:
 
 
 def _source(raw: Mapping[str, Any]) -> Source:
-    """One entry of `sources` from its JSON."""
+    """Read one entry of `sources` from its JSON."""
     splits = {
         name: SourceSplit(**{**split, "chunks": tuple(Chunk(**chunk) for chunk in split["chunks"])})
         for name, split in raw["splits"].items()
@@ -317,7 +318,7 @@ def held_out_rows(chunk_tokens: Sequence[int], seq_len: int) -> list[int]:
 
 
 def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:
-    """Compares every file of a dataset with its manifest.
+    """Compare every file of a dataset with its manifest.
 
     Args:
         path: The dataset's directory.
@@ -356,7 +357,7 @@ def verify(path: str | os.PathLike[str], manifest: Manifest) -> list[str]:
 
 
 def verify_chunk(path: str | os.PathLike[str], expected: Chunk) -> None:
-    """Checks a chunk file against the manifest.
+    """Check a chunk file against the manifest.
 
     Args:
         path: The file.

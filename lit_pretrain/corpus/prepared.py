@@ -21,7 +21,7 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 class PreparedText:
-    """The files of one prepared dataset.
+    """Open the files of one prepared dataset.
 
     Args:
         path: Its directory, or the s3:// URL of one.
@@ -45,14 +45,14 @@ class PreparedText:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest, read once."""
+        """Read the manifest once."""
         return load_manifest(
             self.path, cache_dir=self.cache_dir, storage_options=self.storage_options
         )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, checked against the manifest.
+        """Load the tokenizer, checked against the manifest.
 
         Raises:
             UserError: It is another one.
@@ -90,7 +90,7 @@ class PreparedText:
                         )
 
     def open(self, split: str, *, seq_len: int, shuffle_chunks: int) -> list[Any]:
-        """One row reader per source; None where the split holds nothing of it.
+        """Return one row reader per source; None where the split holds nothing of it.
 
         Args:
             split: train, validation or test.
@@ -101,7 +101,8 @@ class PreparedText:
             UserError: An index is missing or damaged, or the cache is too small for what is read at
                 the same time.
         """
-        from lit_pretrain.corpus.rows import (  # imports litdata, which `fit --help` need not wait for
+        # `fit --help` need not wait for litdata.
+        from lit_pretrain.corpus.rows import (
             INDEX,
             open_rows,
         )

@@ -34,7 +34,7 @@ opened.
 
 
 class TokenRow(NamedTuple):
-    """T + 1 stored tokens and the document each belongs to."""
+    """Hold T + 1 stored tokens and the document each belongs to."""
 
     tokens: npt.NDArray[np.int64]
     """Token ids, shape (T + 1,); a shorter row is filled up with IGNORE_INDEX."""
@@ -43,7 +43,7 @@ class TokenRow(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """An open chunk."""
+    """Hold an open chunk."""
 
     tokens: npt.NDArray[Any]
     """All stored tokens, mapped from the file."""
@@ -52,8 +52,7 @@ class _Chunk(NamedTuple):
 
 
 class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
-    """LitData item loader that returns overlapping rows with document numbers, and checks each
-    chunk when it opens it.
+    """Load overlapping rows with document numbers, and check each chunk when it is opened.
 
     Args:
         seq_len: Inputs per row, T.
@@ -89,13 +88,11 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         self._checked: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_open": {},
-        }  # a map is of one process; pickled it would be a copy
+        # A memory map belongs to one process; pickled it would be a copy of the chunk.
+        return {**super().__getstate__(), "_open": {}}
 
     def generate_intervals(self) -> list[Interval]:
-        """First and last row of each chunk."""
+        """Return the first and last row of each chunk."""
         listed = {chunk["filename"]: chunk["dim"] for chunk in self._chunks}
         if list(listed.items()) != [
             (chunk.filename, chunk.tokens) for chunk in self._expected.values()
@@ -120,7 +117,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
     def load_item_from_chunk(
         self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int
     ) -> TokenRow:
-        """Row `index` of the source, which lies in the given chunk, whose first row is `begin`."""
+        """Return row `index` of the source from the given chunk, whose first row is `begin`."""
         name = os.path.basename(chunk_filepath)
         chunk = self._open.get(name) or self._map(name, chunk_filepath)
         first = (int(index) - int(begin)) * self._seq_len

@@ -1,9 +1,9 @@
-"""The index of evaluation items: which of their runs of words stand in a text.
+"""Decontamination index: find the items of evaluation sets in a text by their runs of words.
 
-Built once from the files, written to one file, loaded by every task. A document costs the hashing
-of its words and one look-up per n-gram in a bitmap that is nearly empty; only what passes that is
-searched for, and then compared word by word, so that a hit is never a matter of two hashes being
-equal.
+The index is built once from the files of the sets, written to one file, and loaded by every task.
+A document costs the hashing of its words and one look-up per n-gram in a bitmap that is nearly
+empty. Only what passes the bitmap is searched for and then compared word by word, so that two equal
+hashes alone never make a hit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WORD_SHOWN = 40
 
 @dataclass(frozen=True)
 class IndexedSet:
-    """One evaluation set of an index."""
+    """Describe one evaluation set of an index."""
 
     name: str
     file_sha256: str
@@ -54,7 +54,7 @@ class IndexedSet:
 
 @dataclass(frozen=True)
 class DecontaminationHit:
-    """One item that a text holds words of."""
+    """Locate one item of an evaluation set in a text."""
 
     set: str
     """Name of the evaluation set."""
@@ -69,7 +69,7 @@ class DecontaminationHit:
 
 
 class _Table:
-    """Sorted hashes of runs of `n` words, and the text and word at which each begins."""
+    """Hold the sorted hashes of runs of `n` words, and the text and word where each begins."""
 
     def __init__(
         self,
@@ -85,8 +85,10 @@ class _Table:
         self._present[hashes >> self._shift] = True
 
     def find(self, hashes: npt.NDArray[np.uint64]) -> list[tuple[int, int, int]]:
-        """(place, first entry, end of the entries) of every run of a text whose hash is in the
-        table; `hashes` are of its words.
+        """Return (place, first entry, end of the entries) of every run that the table holds.
+
+        Args:
+            hashes: Of the words of the text.
         """
         if len(self.hashes) == 0 or len(hashes) < self.n:
             return []
@@ -104,7 +106,7 @@ class _Table:
 
 
 class DecontaminationIndex:
-    """Runs of words of evaluation items. Held: 48 to 80 bytes per n-gram, and the items' texts."""
+    """Hold the runs of words of evaluation items: 48 to 80 bytes per n-gram, and the texts."""
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class DecontaminationIndex:
 
     @classmethod
     def build(cls, config: DecontaminateConfig) -> DecontaminationIndex:
-        """Reads the evaluation sets.
+        """Read the evaluation sets and index their items.
 
         Raises:
             UserError: The config is wrong, a file cannot be read, or a field is missing.
@@ -150,8 +152,9 @@ class DecontaminationIndex:
         return cls(config.ngram, config.min_words, tuple(sets), texts, owner_of, runs, heads)
 
     def check(self, text: str) -> list[DecontaminationHit]:
-        """Items that the text holds `ngram` words in a row of, or a whole shorter text of; by
-        set and item.
+        """Find the items whose words a text holds, sorted by set and item.
+
+        A hit is `ngram` words in a row, or the whole of a shorter text.
         """
         found = plain_words(text)
         hashes = hash_words(found)
@@ -188,7 +191,7 @@ class DecontaminationIndex:
 
     @property
     def hash(self) -> str:
-        """sha256 of what decides about hits: the sets' content, fields, and the lengths."""
+        """Hash what decides about hits: the content and fields of the sets, and the lengths."""
         return canonical_hash(
             [
                 _FORMAT,
@@ -200,9 +203,7 @@ class DecontaminationIndex:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the index to one file, which appears whole or not at all. The same index gives
-        the same bytes.
-        """
+        """Write the index to one file atomically; the same index gives the same bytes."""
         about = {
             "format": _FORMAT,
             "ngram": self.ngram,
@@ -225,7 +226,7 @@ class DecontaminationIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DecontaminationIndex:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             UserError: The file is missing, damaged or of another version.
@@ -256,9 +257,8 @@ class DecontaminationIndex:
             ) from None
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # a damaged archive fails in as many ways as zipfile, numpy and json know
+        except Exception as error:
+            # A damaged archive fails in as many ways as zipfile, numpy and json know.
             raise UserError(
                 f"the index of evaluation sets {path} is damaged ({error}). Delete it and run the"
                 " preparation again."
@@ -284,7 +284,7 @@ class DecontaminationIndex:
 def _read(
     name: str, evaluation_set: EvaluationSet, min_words: int
 ) -> tuple[IndexedSet, list[tuple[int, str]]]:
-    """One set: its description, and (item, plain words) of every text that is long enough."""
+    """Read one set: its description, and (item, plain words) of each text that is long enough."""
     records = read_records(evaluation_set.path, evaluation_set.separator)
     if not records:
         raise UserError(f"decontaminate.against.{name}: {evaluation_set.path} holds no item")
@@ -316,8 +316,9 @@ def _read(
 def _table(
     n: int, hashes: dict[int, npt.NDArray[np.uint64]], owners: npt.NDArray[np.int32] | None
 ) -> _Table:
-    """The runs of texts, by hash. With `owners`, a run that an item repeats (its stem, in each
-    of its choices) is entered once.
+    """Build the table of the runs of texts.
+
+    With `owners`, a run that an item repeats (its stem, in each of its choices) is entered once.
     """
     runs = {number: hash_ngrams(found, n) for number, found in hashes.items()}
     values = np.concatenate([np.empty(0, dtype=np.uint64), *runs.values()])
@@ -339,7 +340,7 @@ def _table(
 
 
 def _excerpt(found: list[str], place: int, length: int) -> str:
-    """Words around a match, the match in brackets."""
+    """Return the words around a match, with the match in brackets."""
     start = max(0, place - _EXCERPT_WORDS)
     shown = [
         word if len(word) <= _WORD_SHOWN else f"{word[:_WORD_SHOWN]}\u2026"

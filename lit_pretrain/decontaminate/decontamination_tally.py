@@ -1,6 +1,4 @@
-"""What the gate found: documents and items per evaluation set, with examples of both sides, and
-the records of the manifest.
-"""
+"""Decontamination tally: hits per evaluation set, with examples, and the manifest's records."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ _EXAMPLES = 10
 
 @dataclass(frozen=True, order=True)
 class DecontaminationExample:
-    """One hit, both sides."""
+    """Show one hit from both sides."""
 
     item: int
     """Record of the set, from 1."""
@@ -41,7 +39,7 @@ class DecontaminationExample:
 
 @dataclass
 class EvaluationSetTally:
-    """The hits of one set."""
+    """Count the hits of one set."""
 
     documents: int = 0
     """Documents with at least one hit."""
@@ -53,22 +51,23 @@ class EvaluationSetTally:
     """The first by item, source and origin, one per item."""
 
     def example(self, example: DecontaminationExample) -> None:
-        """Keeps the smallest, whatever the order in which they come."""
+        """Keep the smallest examples, whatever the order in which they come."""
         best = {kept.item: kept for kept in self.examples}
         best[example.item] = min(example, best.get(example.item, example))
         self.examples = heapq.nsmallest(_EXAMPLES, best.values())
 
 
 class DecontaminationTally:
-    """Hits over documents. Tallies of tasks add up to the same whole in any order, and go
-    through JSON.
+    """Count hits over documents.
+
+    Tallies of tasks add up to the same whole in any order, and go through JSON.
     """
 
     def __init__(self) -> None:
         self.sets: dict[str, EvaluationSetTally] = {}
 
     def add(self, source: str, origin: str, hits: Sequence[DecontaminationHit]) -> None:
-        """Counts the hits of one document, or row."""
+        """Count the hits of one document or row."""
         for name in dict.fromkeys(hit.set for hit in hits):
             self.sets.setdefault(name, EvaluationSetTally()).documents += 1
         for hit in hits:
@@ -81,7 +80,7 @@ class DecontaminationTally:
             )
 
     def merge(self, other: DecontaminationTally) -> None:
-        """Adds the counts of another task."""
+        """Add the counts of another task."""
         for name, theirs in other.sets.items():
             ours = self.sets.setdefault(name, EvaluationSetTally())
             ours.documents += theirs.documents
@@ -90,7 +89,7 @@ class DecontaminationTally:
                 ours.example(example)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value, the same for equal tallies."""
+        """Return a JSON value, which is the same for equal tallies."""
         return {
             name: {
                 "documents": tally.documents,
@@ -102,7 +101,7 @@ class DecontaminationTally:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> DecontaminationTally:
-        """The inverse of `to_json`."""
+        """Invert `to_json`."""
         tally = cls()
         for name, counted in raw.items():
             items = Counter({int(item): count for item, count in counted["items"].items()})
@@ -117,8 +116,9 @@ class DecontaminationTally:
 def decontamination_records(
     index: DecontaminationIndex, tally: DecontaminationTally, config: DecontaminateConfig
 ) -> tuple[DecontaminationRecord, ...]:
-    """One record per evaluation set, for the manifest; by name, so that the order of the config
-    makes no difference.
+    """Return one record per evaluation set, for the manifest.
+
+    They are sorted by name, so that the order of the config makes no difference.
     """
     records = []
     for described in index.sets:

@@ -41,12 +41,12 @@ unprintable ones from U+0100 on.
 
 
 class NotByteLevel(Exception):
-    """tiktoken cannot run this tokenizer exactly; the message is the reason."""
+    """Say why tiktoken cannot run a tokenizer exactly."""
 
 
 @dataclass(frozen=True)
 class ByteLevelBPE:
-    """All that tiktoken needs."""
+    """Hold all that tiktoken needs."""
 
     pattern_name: str
     """Key of PATTERNS."""
@@ -59,9 +59,7 @@ class ByteLevelBPE:
 
 
 def pattern_name(spec: Mapping[str, Any]) -> str | None:
-    """Name of the pre-tokenizer's regex in the JSON of a tokenizer, None when it is not one of
-    `PATTERNS`.
-    """
+    """Name the pre-tokenizer's regex in the JSON of a tokenizer; None if `PATTERNS` lacks it."""
     try:
         return _pattern_name(spec.get("pre_tokenizer"))
     except NotByteLevel:
@@ -69,7 +67,7 @@ def pattern_name(spec: Mapping[str, Any]) -> str | None:
 
 
 def analyse(spec: Mapping[str, Any]) -> ByteLevelBPE:
-    """Takes the JSON of a tokenizer apart.
+    """Take the JSON of a tokenizer apart.
 
     tiktoken merges whichever adjacent pair spells the token with the lowest id; `tokenizers`
     follows its list of merges. They agree when the list is in the order of the ids, which is
@@ -118,9 +116,7 @@ def analyse(spec: Mapping[str, Any]) -> ByteLevelBPE:
 
 
 def _plain_tokens(tokens: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Added tokens matched in ordinary text, where tiktoken finds the same matches as
-    `tokenizers`.
-    """
+    """Return the added tokens for which tiktoken finds the same matches as `tokenizers`."""
     spellings = sorted(token["content"] for token in tokens)
     for token in tokens:
         if any(token.get(option) for option in ("lstrip", "rstrip", "single_word", "normalized")):
@@ -132,7 +128,7 @@ def _plain_tokens(tokens: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def _pattern_name(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """Name of the split, or NotByteLevel with what was found."""
+    """Name the regex of the split, or raise NotByteLevel with what was found."""
     steps = (pre_tokenizer or {}).get("pretokenizers") or ([pre_tokenizer] if pre_tokenizer else [])
     kinds = [step["type"] for step in steps]
     if not kinds or kinds[-1] != "ByteLevel" or kinds[:-1] not in ([], ["Split"]):

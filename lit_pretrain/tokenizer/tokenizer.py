@@ -39,7 +39,7 @@ class StreamDecoder:
         self._given = ""
 
     def push(self, index: int) -> str:
-        """Takes one id; gives out the text that is complete now, which may be empty."""
+        """Take one id, and return the text that is complete now, which may be empty."""
         tokenizer = self._tokenizer
         if tokenizer._bytes_of is not None:
             return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
@@ -53,7 +53,7 @@ class StreamDecoder:
         return new
 
     def flush(self) -> str:
-        """The end: whatever is held back, half characters as U+FFFD."""
+        """Return whatever is held back at the end, half characters as U+FFFD."""
         if self._tokenizer._bytes_of is not None:
             return self._utf8.decode(b"", final=True)
         return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[
@@ -81,7 +81,7 @@ _SELF_CHECK = (
 
 
 class Spelt(NamedTuple):
-    """A text in which special tokens are spelt, as tokens."""
+    """Hold the tokens of a text in which special tokens are spelt."""
 
     ids: npt.NDArray[np.int32]
     begins: npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ class Spelt(NamedTuple):
     """Whether it is a special token."""
 
     def part(self, begin: int, end: int) -> Spelt:
-        """Tokens begin to end - 1."""
+        """Return the tokens from `begin` to `end` - 1."""
         return Spelt(
             self.ids[begin:end],
             self.begins[begin:end],
@@ -104,7 +104,7 @@ class Spelt(NamedTuple):
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Turn text into ids and back.
 
     Text is data: the spelling of a special token within a text is encoded as ordinary text, never
     as that token. (Added tokens that their tokenizer.json does not call special, such as Qwen 3's
@@ -212,12 +212,12 @@ class Tokenizer:
 
     @property
     def backend(self) -> str:
-        """What encodes: tiktoken or tokenizers."""
+        """Name the library that encodes: tiktoken or tokenizers."""
         return "tokenizers" if self._tiktoken is None else "tiktoken"
 
     @property
     def one_separator(self) -> bool:
-        """Whether one token both starts and ends documents."""
+        """Tell whether one token both starts and ends documents."""
         return self.bos_id == self.eos_id
 
     @property
@@ -229,11 +229,11 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical tokenizer.json: the same for any spacing and order of keys."""
+        """Hash the canonical tokenizer.json: the same for any spacing and order of keys."""
         return canonical_hash(self._spec)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without separators."""
+        """Encode a text, without separators."""
         ids: list[int] = self._encode(text).tolist()
         return ids
 
@@ -264,7 +264,7 @@ class Tokenizer:
         return spelt
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of ids; bytes that are not UTF-8 (a character cut in half) become U+FFFD.
+        """Decode ids; bytes that are not UTF-8 (a character cut in half) become U+FFFD.
 
         Args:
             ids: Token ids.
@@ -277,7 +277,7 @@ class Tokenizer:
         )
 
     def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A decoder that takes one id at a time and never gives out half a character."""
+        """Return a decoder that takes one id at a time and never gives out half a character."""
         return StreamDecoder(self, skip_special=skip_special)
 
     def spellings(self) -> dict[int, str]:
@@ -313,7 +313,7 @@ class Tokenizer:
         return pieces
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
-        """UTF-8 bytes that each id stands for, [vocab_size]; 0 for special tokens and unused ids.
+        """Count the UTF-8 bytes of each id, [vocab_size]; 0 for special tokens and unused ids.
 
         The sum over a document is its length in bytes: the denominator of bits per byte.
         SentencePiece-like tokenizers put a space in front of a text, which counts as one byte.
@@ -340,7 +340,7 @@ class Tokenizer:
                 return
 
     def _id(self, token: str, where: str) -> int:
-        """Id of a special token."""
+        """Return the id of a special token."""
         if token not in self.special_tokens:
             kind = (
                 "calls it an ordinary token, which text could spell"
@@ -376,7 +376,7 @@ class Tokenizer:
         self.check_equality(_SELF_CHECK)
 
     def _encode(self, text: str) -> npt.NDArray[np.int32]:
-        """Ids of one text."""
+        """Encode one text with tiktoken where it runs, else with `tokenizers`."""
         if self._tiktoken is None:
             return self._encode_hf([text])[0]
         if self._nfc and not text.isascii():
@@ -397,13 +397,13 @@ class Tokenizer:
             return self._encode_hf([text])[0]
 
     def _encode_hf(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Ids by the reference implementation."""
+        """Encode with the reference implementation."""
         encodings = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     @cached_property
     def _hf_places(self) -> tokenizers.Tokenizer:
-        """The reference implementation as it tells the places of tokens."""
+        """Return the reference implementation, set up to tell the places of tokens."""
         import tokenizers
 
         # A post-processor would add tokens that a template writes itself, and trim blanks off the
@@ -415,14 +415,14 @@ class Tokenizer:
 
     @cached_property
     def _special_ids(self) -> npt.NDArray[np.bool_]:
-        """Whether each id is a special token, [vocab_size]."""
+        """Tell for each id whether it is a special token, [vocab_size]."""
         special = np.zeros(self.vocab_size, dtype=np.bool_)
         special[list(self.special_tokens.values())] = True
         return special
 
     @cached_property
     def _bytes_of(self) -> dict[int, bytes] | None:
-        """Id -> bytes of every ordinary token of a byte-level tokenizer, None for other kinds."""
+        """Map ids of ordinary tokens to bytes; None if the tokenizer is not byte-level."""
         if "ByteLevel" not in json.dumps(self._spec.get("decoder")):
             return None
         bytes_of: dict[int, bytes] = {}
@@ -439,16 +439,16 @@ class Tokenizer:
 
     @cached_property
     def _model_ids(self) -> frozenset[int]:
-        """Ids that the model itself spells: the vocabulary without added tokens."""
+        """Return the ids that the model itself spells: the vocabulary without added tokens."""
         return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - self._added.keys()
 
     @cached_property
     def _special_spelling(self) -> dict[int, bytes]:
-        """Id -> spelling of the special tokens."""
+        """Map the ids of special tokens to their spelling."""
         return {index: token.encode() for token, index in self.special_tokens.items()}
 
     def _token_bytes(self, index: int, skip_special: bool) -> bytes:
-        """Bytes of one id; unused ids have none."""
+        """Return the bytes of one id; unused ids have none."""
         assert self._bytes_of is not None
         return self._bytes_of.get(index) or (
             b"" if skip_special else self._special_spelling.get(index, b"")

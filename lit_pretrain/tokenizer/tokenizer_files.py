@@ -1,6 +1,4 @@
-"""Tokenizer files: which file of a folder is the tokenizer, and which of its tokens separate
-documents.
-"""
+"""Tokenizer files: find the tokenizer of a folder, and the tokens that separate documents."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ tokenizer_config.json tells.
 
 
 def read_tokenizer_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """A tokenizer.json, or that of a folder: where it is, and its text.
+    """Find a tokenizer.json, given itself or its folder, and read its text.
 
     Raises:
         UserError: It does not exist or cannot be read.
@@ -46,7 +44,7 @@ def read_tokenizer_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def stated_separators(folder: Path) -> tuple[str | None, str | None]:
-    """(bos, eos) as tokenizer_config.json says, else special_tokens_map.json.
+    """Return (bos, eos) as tokenizer_config.json states them, else special_tokens_map.json.
 
     Raises:
         UserError: One of these files is damaged.
@@ -63,16 +61,16 @@ def stated_separators(folder: Path) -> tuple[str | None, str | None]:
 def separators(
     special_tokens: Collection[str], bos: str | None, eos: str | None, where: str
 ) -> tuple[str, str]:
-    """The tokens that start and end a document: as told, else by their usual names.
+    """Return the tokens that start and end a document: those given, else the usual names.
 
     Args:
         special_tokens: Of the tokenizer.
-        bos: As told; one of both is used for both.
+        bos: As the user or a file states it; if only one is given, it serves as both.
         eos: Likewise.
         where: Name of the file, for messages.
 
     Raises:
-        UserError: Nothing is told and none of the usual names is there.
+        UserError: Neither is given and no pair of the usual names is there.
     """
     if bos is None and eos is None:
         for pair in _KNOWN_SEPARATORS:
