@@ -16,8 +16,8 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.find import resolve
 from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.checkpoint.network import load_network
+from lit_pretrain.checkpoint.verify import TEXTS
 from lit_pretrain.checkpoint.weights import read_weights, weights_identity
-from lit_pretrain.cli.exchange import TEXTS
 
 NET = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=4",

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "hashing": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
+    "data_lineage": set(),
     "tokenizer": {"errors", "files"},
     "chat": {"errors", "files", "tokenizer"},
     "decontaminate": {"errors", "files", "hashing", "record_files"},
@@ -41,6 +42,7 @@ MAY_IMPORT = {
         "chat",
         "decontaminate",
         "corpus",
+        "data_lineage",
     },
     "roles": {"errors"},
     "model": {"errors", "batch", "roles"},
@@ -50,11 +52,13 @@ MAY_IMPORT = {
     "parallel": {"errors", "model"},
     "report": {"errors", "files"},
     # An adapter is put into its base when it is read.
-    "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"},
+    "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
+    | {"data_lineage"},
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "step_size", "roles", "model", "report"},
     "generate": {"errors", "batch", "model", "tokenizer", "chat"},
-    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate"}
+    # What a score is worth follows from the lineage.
+    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate", "checkpoint"}
     | {"record_files"},
     "reward": {"errors"},
     # Answers become rows as the data lays them out.
@@ -98,6 +102,7 @@ TORCH_FREE = (
     "roles",
     "optim.recipe",
     "optim.schedule",
+    "data_lineage",
     "tokenizer.*",
     "chat.*",
     "decontaminate.*",
@@ -125,6 +130,7 @@ TORCH_FREE = (
     "checkpoint.find",
     "checkpoint.hf_card",
     "checkpoint.lineage",
+    "checkpoint.record",
     "evaluate.decontamination",
     "cli.parser",
     "cli.verb",

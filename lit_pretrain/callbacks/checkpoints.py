@@ -6,14 +6,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_pretrain.checkpoint.contract import KEY
 from lit_pretrain.checkpoint.find import (
     BEST,
     CHECKPOINTS_FOLDER,
@@ -22,35 +21,32 @@ from lit_pretrain.checkpoint.find import (
     is_complete,
     step_of,
 )
-from lit_pretrain.checkpoint.weights import consolidated
+from lit_pretrain.checkpoint.record import RECORD_KEY, CheckpointRecord
+from lit_pretrain.checkpoint.weights import consolidated, write_checkpoint
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import remove_path, rename_durably, sync, write_file
-
-# Checkpoint input and output: tensors and primitives only, straight to the path that was asked for,
-# then fsync.
-#
-# Lightning's own plugin writes to the temporary directory and moves: across file systems a kill
-# leaves a torn file under the final name. Here the caller names a scratch path beside the final one
-# and renames it when everybody is done.
+from lit_pretrain.files import remove_path, rename_durably, write_file
 
 
 class PlainCheckpointIO(CheckpointIO):
-    """One file per checkpoint, loaded with `weights_only=True`."""
+    """Read and write checkpoints, one file each, loaded with `weights_only=True`.
+
+    Lightning's own plugin writes to the temporary directory and moves: across file systems a kill
+    leaves a torn file under the final name. This one writes to the path that it is given.
+    `Checkpoints` names a scratch path beside the final one and renames it when all ranks are done.
+    """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint and wait until it is on the disk."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            torch.save(checkpoint, file)
-        sync(Path(path))
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: Optional[bool] = True
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; arbitrary objects in it are refused. A sharded one is put together
-        for strategies that do not shard.
+        """Read a checkpoint and refuse arbitrary objects in it.
+
+        A sharded checkpoint is consolidated for strategies that do not shard.
         """
         if Path(path).is_dir():
             return consolidated(Path(path))
@@ -65,7 +61,7 @@ class PlainCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves the whole state of training after every `every` optimizer steps and after the last one.
+    """Save the state of training after every `every` optimizer steps and after the last one.
 
     Args:
         run: The run's folder.
@@ -94,14 +90,14 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.contract = dict(contract)
         self.on_saved = on_saved
-        self.latest: Optional[Path] = None
+        self.latest: Path | None = None
         """What this attempt has saved last."""
         self._validation_due = False
-        self._resumed_due: Optional[int] = None
+        self._resumed_due: int | None = None
         """Step with whose validation this attempt begins."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Sweep up what a killed run was writing."""
+        """Delete what a killed run was writing."""
         if trainer.is_global_zero:
             for scratch in (self.run / CHECKPOINTS_FOLDER).glob("*.tmp"):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
@@ -110,20 +106,19 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Put the contract into the checkpoint."""
-        step, due = trainer.global_step, self._validation_due
-        checkpoint[KEY] = {"step": step, "contract": self.contract, "validation_due": due}
+        record = CheckpointRecord(trainer.global_step, self.contract, self._validation_due)
+        checkpoint[RECORD_KEY] = record.stored()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """See whether a validation is due before the next step."""
-        saved = checkpoint[KEY]
-        self._resumed_due = saved["step"] if saved.get("validation_due") else None
+        saved = CheckpointRecord.of(checkpoint)
+        assert saved is not None, "a run resumes only from checkpoints with a contract"
+        self._resumed_due = saved.step if saved.validation_due else None
 
     def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Take the mark of `save` away, which Lightning has read: it would stay in later
-        checkpoints.
-        """
+        """Remove the mark of `save` once Lightning has read it; later checkpoints lack it."""
         if self._resumed_due is not None:
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
 
@@ -214,8 +209,10 @@ class Checkpoints(Checkpoint):
         return path
 
     def _prune(self, saved: Path) -> None:
-        """Delete all but the newest complete checkpoints, the best, and the one just saved; and
-        what is torn and older than that.
+        """Delete old checkpoints.
+
+        The newest complete ones, the best and the one just saved are kept; torn ones that are older
+        than that go as well.
         """
         record = self.run / CHECKPOINTS_FOLDER / BEST
         best = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
@@ -230,7 +227,7 @@ class Checkpoints(Checkpoint):
 
 
 def validates_now(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the optimizer step that has just ended."""
+    """Tell whether a validation follows the optimizer step that has just ended."""
     step, every = trainer.global_step, trainer.val_check_batch
     last = step == trainer.max_steps or trainer.should_stop
     return bool(trainer.enable_validation and (last or (every and step % every == 0)))

@@ -15,8 +15,9 @@ from lit_pretrain.evaluate.harness import EvaluationRequest, flat, load_tasks, r
 
 
 class Evaluations(L.Callback):
-    """Scores tasks on rank 0, in the dtype of the weights: the figures are those of `lit_pretrain
-    evaluate` on the same weights.
+    """Score tasks on rank 0, in the dtype of the weights.
+
+    The figures are those of `lit_pretrain evaluate` on the same weights.
 
     Args:
         run: The run's folder, which holds the tokenizer and the lineage.

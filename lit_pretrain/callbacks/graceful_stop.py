@@ -1,13 +1,11 @@
-"""Graceful stop: a signal or the time limit saves the run where it stands and ends it, to be
-resumed.
-"""
+"""Graceful stop: a signal or the time limit saves the run at its step, to be resumed."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,7 +24,7 @@ ECHO_SECONDS = 0.5
 
 
 class Stopped(UserError):
-    """The run was asked to stop, has saved itself, and can be resumed.
+    """Say that the run was asked to stop, has saved itself, and can be resumed.
 
     Args:
         reason: One of `REASONS`.
@@ -39,7 +37,7 @@ class Stopped(UserError):
 
 
 class GracefulStop(Checkpoint):
-    """Stops after the step, or within the validation, in which the run is asked to.
+    """Stop a run after the step, or within the validation, in which it is asked to.
 
     The handler of a signal only sets a flag: saving inside it hangs now and then. It is a
     `Checkpoint` so that Lightning calls it after `Checkpoints`, whose file of the same step it
@@ -50,13 +48,13 @@ class GracefulStop(Checkpoint):
         seconds: Wall time after which the run stops by itself; None: never.
     """
 
-    def __init__(self, checkpoints: Checkpoints, *, seconds: Optional[float] = None) -> None:
+    def __init__(self, checkpoints: Checkpoints, *, seconds: float | None = None) -> None:
         self.checkpoints = checkpoints
         self.seconds = seconds
         self.go_on = "go on with --resume auto"
         """How to resume, for people."""
         self._reason = 0
-        self._interrupted: Optional[float] = None
+        self._interrupted: float | None = None
         self._before: dict[int, Any] = {}
         self._began = time.monotonic()
 
@@ -99,7 +97,10 @@ class GracefulStop(Checkpoint):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer, *, validation_due: bool = False) -> None:
-        """Agree on a reason (one rank that was asked is enough); save and leave if there is one."""
+        """Agree with the other ranks on a reason to stop; save and leave if there is one.
+
+        One rank that was asked is enough.
+        """
         if self.seconds is not None and time.monotonic() - self._began > self.seconds:
             self._reason = max(self._reason, REASONS.index("trainer.max_time"))
         reason = self._reason
@@ -115,7 +116,7 @@ class GracefulStop(Checkpoint):
         raise Stopped(REASONS[reason], message)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signals' handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

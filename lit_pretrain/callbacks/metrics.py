@@ -1,26 +1,27 @@
-"""Metrics: what happened in the last few optimizer steps, gathered on the device and read once
-per window.
+"""Metrics: means over the last few optimizer steps, summed on the device.
+
+Axes of the sums: S sources; M objective metrics, each with its sum and its count (M2).
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lit_pretrain.checkpoint.record import WINDOW_KEY
 from lit_pretrain.errors import UserError
 
-WINDOW = "metrics_window"
-"""Where the unfinished window lies in a checkpoint."""
 Sink = Callable[[int, dict[str, float]], None]
 """Takes the optimizer step and the metrics of a window or of a validation."""
 
 
 class Metrics(L.Callback):
-    """Collects sums per optimizer step without reading them, and hands means of a window to its
-    sinks.
+    """Sum metrics over optimizer steps and hand the means of a window to sinks.
+
+    The sums stay on the device and are read once a window.
 
     Args:
         every: Optimizer steps per window.
@@ -38,7 +39,7 @@ class Metrics(L.Callback):
         sources: Sequence[str],
         tokens_per_step: int,
         flops_per_token: float,
-        peak: Optional[float],
+        peak: float | None,
         sinks: Sequence[Sink],
     ) -> None:
         if every < 1:
@@ -49,7 +50,7 @@ class Metrics(L.Callback):
         self.flops_per_token = flops_per_token
         self.peak = peak
         self.sinks = list(sinks)
-        self.expected: Optional[Callable[[float], dict[str, float]]] = None
+        self.expected: Callable[[float], dict[str, float]] | None = None
         """Forecasts to be drawn beside a validation, by the tokens trained on until then; None
         where no law covers the run.
         """
@@ -58,11 +59,11 @@ class Metrics(L.Callback):
         self.names: tuple[str, ...] = ()
         """Names of the objective's own means."""
         self._rates: dict[str, float] = {}
-        self._unfinished: Optional[dict[str, Any]] = None
+        self._unfinished: dict[str, Any] | None = None
         self._begin(time.perf_counter())
 
     def _begin(self, now: float) -> None:
-        self._sums: Optional[Tensor] = None
+        self._sums: Tensor | None = None
         self._norms: list[Tensor] = []
         self._steps = self._timed_steps = 0
         self._data = self._compute = self._paused = 0.0
@@ -87,22 +88,21 @@ class Metrics(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the window that is not finished: a resumed run writes the same means as one that
-        was not interrupted.
-        """
+        """Keep the unfinished window, so that a resumed run writes the same means."""
         if self._sums is not None:
             norms = torch.stack(self._norms).float().tolist()
-            checkpoint[WINDOW] = {"sums": self._total(trainer).tolist(), "norms": norms}
+            checkpoint[WINDOW_KEY] = {"sums": self._total(trainer).tolist(), "norms": norms}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take up the window again."""
-        self._unfinished = checkpoint.get(WINDOW)
+        self._unfinished = checkpoint.get(WINDOW_KEY)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """What passed since the last step was waiting for data (validation and checkpoints have
-        been taken out).
+        """Count the time since the last step as waiting for data.
+
+        `pause` has taken validation and checkpoints out of it.
         """
         # Before the step: at its end the scheduler has set the rates of the next one.
         self._rates = {
@@ -168,7 +168,7 @@ class Metrics(L.Callback):
         return {"progress/tokens": float(tokens), "progress/flops": tokens * self.flops_per_token}
 
     def _total(self, trainer: L.Trainer) -> Tensor:
-        """The sums of the window over all ranks; all of them call this."""
+        """Sum the window over all ranks; all of them call this."""
         assert self._sums is not None
         if trainer.world_size == 1:
             return self._sums

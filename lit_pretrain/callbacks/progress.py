@@ -1,10 +1,8 @@
-"""Progress: one live line on a terminal, one plain line per report elsewhere; both count
-optimizer steps and tokens.
-"""
+"""Progress: optimizer steps and tokens, on one live line or on a line per report."""
 
 import sys
 import time
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 import lightning as L
 from rich.console import Console
@@ -12,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 def short(number: float) -> str:
-    """A count with three digits and a suffix: 1.23M."""
+    """Write a count with three digits and a suffix: 1.23M."""
     for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= unit:
             return f"{number / unit:.3g}{suffix}"
@@ -20,7 +18,7 @@ def short(number: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration as h:mm:ss or m:ss."""
+    """Write a duration as h:mm:ss or m:ss."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -33,15 +31,17 @@ is what one looks at.
 
 
 class ProgressLine(L.Callback):
-    """Shows step of total, tokens, tokens per second, loss and the time left.
+    """Show step of total, tokens, tokens per second, loss and the time left.
+
+    On a terminal it is one live line, elsewhere one plain line per report.
 
     Args:
         stream: Where to write; a live line if it is a terminal.
     """
 
-    def __init__(self, stream: Optional[IO[str]] = None) -> None:
+    def __init__(self, stream: IO[str] | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.live: Optional[Progress] = None
+        self.live: Progress | None = None
         self.validation = ""
         self._began = 0.0
         self._first = 0
@@ -105,9 +105,7 @@ class ProgressLine(L.Callback):
             print(f"step {step}/{self._total} | {text}", file=self.stream, flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Take the length again: a run that resumes with its last validation begins a step
-        longer.
-        """
+        """Read the length again: a run that resumes with its last validation is a step longer."""
         self._total = trainer.max_steps
         if self.live is not None:
             self.live.update(self.task, total=self._total)

@@ -1,5 +1,6 @@
-"""AnswersShown: some answers of rollouts as text in TensorBoard, because a reward that rises
-may be one that is cheated.
+"""Text in TensorBoard: samples of the network, and answers of rollouts with their rewards.
+
+A reward that rises may be one that is cheated; the answers show it.
 """
 
 import time
@@ -16,8 +17,9 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 class AnswersShown(L.Callback):
-    """Writes a few prompts with their answers and rewards: of training at the end of every window
-    of metrics, of validation at each.
+    """Write a few prompts with their answers and rewards to TensorBoard.
+
+    Answers of training appear at the end of every window of metrics, those of validation at each.
 
     Args:
         every: Optimizer steps between those of training.
@@ -29,13 +31,13 @@ class AnswersShown(L.Callback):
         """TensorBoard's SummaryWriter, if there is one."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Write those of the step's rollout."""
+        """Write answers of the step's rollout."""
         step = trainer.global_step
         if step % self.every == 0 or step == trainer.max_steps:
             self._write("answers/train", pl_module, step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Write those of the last held-out prompts."""
+        """Write answers to the last held-out prompts."""
         if trainer.state.fn == "fit":
             self._write("answers/validation", pl_module, trainer.global_step)
 
@@ -53,17 +55,13 @@ class AnswersShown(L.Callback):
 
 
 def _cell(text: str) -> str:
-    """A text that stays in its cell of a Markdown table."""
+    """Escape a text so that it stays in its cell of a Markdown table."""
     shown = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
     return shown.replace("\r", "").replace("\n", "<br>")
 
 
-# Samples: text that the network writes during and after training, in TensorBoard and in the
-# summary.
-
-
 class TextSamples(L.Callback):
-    """Completes a few prompts at validations and at the end, on rank 0.
+    """Complete a few prompts at validations and at the end, on rank 0.
 
     Args:
         run: The run's folder, which holds the tokenizer.

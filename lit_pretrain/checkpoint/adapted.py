@@ -1,28 +1,26 @@
-"""Adapted: the checkpoint of a run with an adapter holds the adapter alone, and says which base
-it belongs to.
-"""
+"""Adapter checkpoints: they hold the adapter alone, and name the base that it belongs to."""
+
+from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_pretrain.adapter import LoRA, merged_weight
 from lit_pretrain.adapter.nf4 import dequantize, quantize
+from lit_pretrain.checkpoint.record import ADAPTER_KEY
 from lit_pretrain.errors import UserError
-
-RECORD = "adapter"
-"""Where a checkpoint describes its adapter; one without it holds a whole network."""
 
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """What an adapter's checkpoint says of itself."""
+    """Describe the adapter of a checkpoint and its base."""
 
     adapter: LoRA
     """Its settings."""
@@ -34,7 +32,7 @@ class AdapterRecord:
     """Identity of the base's weights."""
 
     def plain(self) -> dict[str, Any]:
-        """As it is stored: primitives only."""
+        """Give the record as it is stored: primitives only."""
         return {
             **asdict(self),
             "adapter": {
@@ -43,16 +41,16 @@ class AdapterRecord:
         }
 
     @classmethod
-    def of(cls, checkpoint: Mapping[str, Any]) -> Optional["AdapterRecord"]:
-        """The record in a checkpoint; None if it holds a whole network."""
-        stored = checkpoint.get(RECORD)
+    def of(cls, checkpoint: Mapping[str, Any]) -> AdapterRecord | None:
+        """Read the record of a checkpoint; None if it holds a whole network."""
+        stored = checkpoint.get(ADAPTER_KEY)
         if stored is None:
             return None
         settings = {**stored["adapter"], "targets": tuple(stored["adapter"]["targets"])}
         return cls(LoRA(**settings), stored["base"], stored["base_from_run"], stored["base_hash"])
 
     def find_base(self, checkpoint: Path) -> str:
-        """Where the base lies now.
+        """Find the base, where it lay in training or beside the run.
 
         Args:
             checkpoint: The adapter's checkpoint, in its run's folder.
@@ -85,7 +83,7 @@ class AdapterRecord:
 
 
 def adapter_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
+    """Hash names, dtypes, shapes and bytes of tensors, in the order of their names (sha256).
 
     Args:
         tensors: As they are stored, not as a precision has rounded them.
@@ -103,7 +101,7 @@ def adapter_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
 def compose(
     base: Mapping[str, Tensor], tensors: Mapping[str, Tensor], adapter: LoRA
 ) -> dict[str, Tensor]:
-    """The weights of the one network that base and adapter make together.
+    """Merge an adapter into the weights of its base.
 
     Args:
         base: The base's state dict.

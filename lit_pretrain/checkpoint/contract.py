@@ -1,12 +1,9 @@
-"""Contract: what must be the same for a run to go on as if it had never stopped."""
+"""Contract: the fields that must be the same for a run to go on as if it had never stopped."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lit_pretrain.errors import UserError
-
-KEY = "lit_pretrain"
-"""Where the contract lies in a checkpoint."""
 
 HARMLESS = frozenset(
     {
@@ -22,7 +19,7 @@ HARMLESS = frozenset(
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted names; lists and tuples are leaves."""
+    """Flatten nested mappings to one level of dotted names; lists and tuples are leaves."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -45,7 +42,7 @@ def contract_of(
     tokenizer_hash: str,
     template_hash: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of a resolved run config that decide the numbers, by dotted name.
+    """Collect the fields of a resolved config that decide the numbers, by dotted name.
 
     Args:
         config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
@@ -68,7 +65,7 @@ def contract_of(
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per field that differs: its name and both values."""
+    """Describe every field that differs: its name and both values."""
     return [
         f"{key}: the checkpoint has {saved.get(key)!r}, this run {now.get(key)!r}"
         for key in sorted(set(saved) | set(now))
@@ -101,7 +98,7 @@ orders).
 
 
 def data_of(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data` of a config again, as far as a contract holds it: the opposite of `flatten`."""
+    """Rebuild the `data` of a config as far as a contract holds it: the inverse of `flatten`."""
     data: dict[str, Any] = {}
     for key, value in contract.items():
         group, _, field = key.partition(".")

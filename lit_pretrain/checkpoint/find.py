@@ -1,13 +1,13 @@
-"""Find: the checkpoints of a run, the newest complete one, the best, and the config they belong
-to.
-"""
+"""Find: the checkpoints of a run, the newest complete one, the best, and their run's config."""
+
+from __future__ import annotations
 
 import json
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 
@@ -15,26 +15,52 @@ from lit_pretrain.errors import UserError
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST = "best.json"
+HF_CONFIG = "config.json"
+"""The file that marks a Hugging Face folder."""
 _NAME = re.compile(r"step=(\d+)\.ckpt")
 
 
+def is_hf_folder(path: Path) -> bool:
+    """Tell whether a folder is a Hugging Face model: its config.json names a model type."""
+    file = path / HF_CONFIG
+    return file.is_file() and "model_type" in read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object that belongs to a model.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    return loaded
+
+
+def artefact_folder(place: str | Path) -> Path:
+    """Give the folder of an artefact: the run of a checkpoint, else the folder itself."""
+    path = Path(place)
+    return path if path.is_dir() and step_of(path) is None else path.parent.parent
+
+
 def checkpoint_name(step: int) -> str:
-    """File (or, sharded, folder) name of the checkpoint after `step` optimizer steps."""
+    """Name the file (or, sharded, the folder) of the checkpoint after `step` optimizer steps."""
     return f"step={step:08d}.ckpt"
 
 
-def step_of(path: Path) -> Optional[int]:
-    """The step in a checkpoint's name; None for other files."""
+def step_of(path: Path) -> int | None:
+    """Read the step from a checkpoint's name; None for other files."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: a whole archive, or a folder with both of its
-    indexes.
+    """Tell whether a checkpoint was written to its end.
 
     A torn zip archive lacks its central directory, which is written last and found from the end of
-    the file.
+    the file. A sharded checkpoint is a folder; it is complete with both of its indexes.
     """
     if path.is_dir():
         return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
@@ -42,15 +68,15 @@ def is_complete(path: Path) -> bool:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """All checkpoints of a run, complete or not, oldest first."""
+    """List all checkpoints of a run, complete or not, oldest first."""
     found = [
         path for path in (run / CHECKPOINTS_FOLDER).glob("step=*.ckpt") if step_of(path) is not None
     ]
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def newest_complete(run: Path, warn: Callable[[str], None]) -> Optional[Path]:
-    """The newest complete checkpoint of a run; torn ones are passed over with a warning."""
+def newest_complete(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """Find the newest complete checkpoint of a run; warn of torn ones and pass over them."""
     for path in reversed(checkpoints(run)):
         if is_complete(path):
             return path
@@ -58,8 +84,8 @@ def newest_complete(run: Path, warn: Callable[[str], None]) -> Optional[Path]:
     return None
 
 
-def best(run: Path) -> Optional[Path]:
-    """The checkpoint with the lowest validation loss among those that are kept."""
+def best(run: Path) -> Path | None:
+    """Find the checkpoint with the lowest validation loss among those that are kept."""
     record = run / CHECKPOINTS_FOLDER / BEST
     if not record.is_file():
         return None
@@ -68,15 +94,21 @@ def best(run: Path) -> Optional[Path]:
 
 
 def resolve(where: str, *, which: str = "last") -> Path:
-    """A checkpoint from what a user wrote: a run's folder, or a checkpoint itself.
+    """Find the checkpoint that a user names: by its run's folder, or directly.
 
     Args:
         where: Path of a run folder or of one checkpoint.
         which: For a run folder: last or best.
 
     Raises:
-        UserError: There is no such path, it holds no complete checkpoint, or the named one is torn.
+        UserError: There is no such path, it holds no complete checkpoint, the named one is torn, or
+            `which` is neither last nor best.
     """
+    if which not in ("last", "best"):
+        raise UserError(
+            f"--checkpoint={which!r} must be last or best; name a single checkpoint in place of"
+            " its run"
+        )
     path = Path(where)
     if not path.exists():
         raise UserError(
@@ -104,7 +136,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
 
 
 def config_of(checkpoint: Path) -> dict[str, Any]:
-    """The resolved config of the run that a checkpoint belongs to.
+    """Read the resolved config of the run that a checkpoint belongs to.
 
     Raises:
         UserError: The checkpoint does not lie in a run folder.

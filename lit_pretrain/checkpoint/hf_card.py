@@ -1,9 +1,12 @@
-"""Card: the README.md of an exported folder, which says what the weights are, how to prompt
-them and all that they were made of.
+"""Model card: the README.md of an export.
+
+It says what the weights are, how to prompt them, what was measured and what they were trained on.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.checkpoint.lineage import StageRecord
 
 
 def model_card(
@@ -12,30 +15,26 @@ def model_card(
     kind: str,
     parameters: int,
     dtype: str,
-    language: Mapping[str, Any],
-    bos: str,
-    adds_bos: bool,
-    stages: Sequence[Mapping[str, Any]],
+    language: ModelTokenizer,
+    stages: Sequence[StageRecord],
     measured: Mapping[str, float],
     compared: str,
     versions: Mapping[str, str],
 ) -> str:
-    """The text of the card.
+    """Write the text of the card.
 
     Args:
         title: Name of the model.
         kind: Model type of transformers.
-        parameters: How many.
+        parameters: Number of parameters.
         dtype: Of the weights.
-        language: Record of tokenizer and template.
-        bos: Spelling of the token that begins a document.
-        adds_bos: Whether prompts begin with it.
+        language: Tokenizer and template.
         stages: The lineage, newest first.
-        measured: Last figures of validation, by name.
+        measured: Figures of the last validation, by name.
         compared: The comparison of logits, in words.
-        versions: Of the libraries that wrote it.
+        versions: Of the libraries that wrote the export.
     """
-    template = language.get("template")
+    bos, template = language.tokenizer.bos, language.template
     written = f'`tokenizer("{bos}" + text)`'
     prompts = (
         f"Plain text that begins with `{bos}`, as every document of the training did: {written}."
@@ -43,8 +42,9 @@ def model_card(
         " `add_bos_token=True`, and so does lm-eval with that among its `--model_args`."
         if template is None
         else (
-            f"Conversations by the chat template (sha256 `{template[:16]}`), which"
-            f" {'begins' if adds_bos else 'does not begin'} with `{bos}`; the tokenizer adds none."
+            f"Conversations by the chat template (sha256 `{template.hash[:16]}`), which"
+            f" {'begins' if language.adds_bos else 'does not begin'} with `{bos}`; the tokenizer"
+            " adds none."
         )
     )
     lines = [
@@ -67,7 +67,7 @@ def model_card(
         "",
         (
             f"Prompts: {prompts} Generation stops at the ids"
-            f" {', '.join(map(str, language['stop_ids']))}."
+            f" {', '.join(map(str, sorted(language.stop_ids)))}."
         ),
         "",
         "## Figures",
@@ -93,16 +93,16 @@ def model_card(
     return "\n".join(lines)
 
 
-def _stage(stage: Mapping[str, Any]) -> list[str]:
+def _stage(stage: StageRecord) -> list[str]:
     when = f", {stage['started']}" if stage.get("started") else ""
     revision = f", revision `{stage['revision']}`" if stage.get("revision") else ""
     lines = [f"- **{stage['name']}**: {stage['verb']}{when}{revision}"]
-    data: Optional[Mapping[str, Any]] = stage.get("data")
+    data = stage["data"]
     if data is None:
         return [*lines, "  - data: not known"]
     if not data["sources"]:
         return lines
-    lines += [f"  - data {data['where']} (`{data['hash'][:16]}`)"]
+    lines += [f"  - data {data['where']} (`{data['hash']:.16}`)"]
     if any("tokens" in source for source in data["sources"].values()):
         lines += [
             "",
@@ -114,14 +114,14 @@ def _stage(stage: Mapping[str, Any]) -> list[str]:
             licence = s.get("licence") or "not stated"
             lines.append(
                 f"    | {name} | {s['kind']} | {licence} | {where} | {s['documents']:,} |"
-                f" {s['tokens']:,} | `{s['sha256'][:16]}` |"
+                f" {s['tokens']:,} | `{s['sha256']:.16}` |"
             )
         lines.append("")
     else:
         for name, s in data["sources"].items():
             lines.append(
                 f"  - rows {name}: {s.get('path') or 'made'} ({s.get('format')})"
-                + (f", sha256 `{s['sha256'][:16]}`" if s["sha256"] else "")
+                + (f", sha256 `{s['sha256']:.16}`" if s["sha256"] else "")
             )
     if data["gate"]:
         lines += [

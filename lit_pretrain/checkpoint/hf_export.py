@@ -1,8 +1,7 @@
-"""Export: a network of ours as the config and tensors of an architecture in transformers, the
-opposite of `hf_import`.
+"""Export of a network to the config and tensors of transformers, the inverse of `hf_import`.
 
 A configuration is written for transformers 4 and 5 alike: 5 reads `rope_parameters` and `dtype`, 4
-reads `rope_theta`, `rope_scaling` and `torch_dtype` and ignores the others without a word.
+reads `rope_theta`, `rope_scaling` and `torch_dtype` and silently ignores the others.
 """
 
 import json
@@ -10,16 +9,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.checkpoint.find import HF_CONFIG
 from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, MAP_FILENAME
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -29,6 +32,8 @@ CLASSES = {
     "gpt2": "GPT2LMHeadModel",
 }
 """Model type -> class of transformers."""
+_PAD = "<|pad|>"
+"""The special token that fills up rows, where a tokenizer has it."""
 _LLAMA_NAMES = (
     (r"^token_embedding\.", "model.embed_tokens."),
     (r"^final_norm\.", "model.norm."),
@@ -60,8 +65,9 @@ _NEITHER = {
 
 
 def architecture(shape: ModelConfig) -> tuple[str, ModelConfig]:
-    """The model type that computes what a shape computes, and the shape as that type has it: gains
-    and biases that ours lacks are there.
+    """Find the model type of transformers that computes what a shape computes.
+
+    Returns the type and the shape as that type has it, with the gains and biases that ours lacks.
 
     Raises:
         UserError: There is none; every part in the way is named, and where to find shapes without
@@ -134,9 +140,9 @@ def _llama_like(shape: ModelConfig) -> tuple[str, ModelConfig]:
 
 
 def to_config(
-    shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: Optional[int]
+    shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: int | None
 ) -> dict[str, Any]:
-    """The content of config.json.
+    """Build the content of config.json.
 
     Args:
         shape: Of the network.
@@ -226,9 +232,9 @@ def _gpt2_config(shape: ModelConfig) -> dict[str, Any]:
 
 
 def to_tensors(
-    shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: Optional[torch.dtype] = None
+    shape: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Weights by the names of transformers; a tied head is left out, as its loaders expect.
+    """Name weights as transformers does; a tied head is left out, as its loaders expect.
 
     Args:
         shape: Of the network.
@@ -275,6 +281,54 @@ def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
     for old, new in names:
         name = re.sub(old, new, name)
     return name
+
+
+def write_configs(
+    folder: Path, shape: ModelConfig, language: ModelTokenizer, *, dtype: str
+) -> None:
+    """Write config.json and generation_config.json."""
+    tokenizer = language.tokenizer
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    pad_id = tokenizer.special_tokens.get(_PAD)
+    config = to_config(shape, dtype=dtype, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+    write_file(folder / HF_CONFIG, _json(config))
+    generation = {
+        "bos_token_id": bos_id,
+        "eos_token_id": sorted(language.stop_ids),
+        "pad_token_id": pad_id,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+    }
+    write_file(folder / "generation_config.json", _json(generation))
+
+
+def write_tokenizer(folder: Path, language: ModelTokenizer, *, length: int) -> None:
+    """Write tokenizer and template as transformers 4 and 5 both read them.
+
+    The template goes into the tokenizer's config and into a file of its own.
+
+    Args:
+        folder: The export.
+        language: Tokenizer and template.
+        length: Longest input in tokens.
+    """
+    language.save(folder)
+    tokenizer = language.tokenizer
+    config = json.loads((folder / CONFIG_FILENAME).read_text(encoding="utf-8"))
+    names = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    if _PAD in tokenizer.special_tokens:
+        names["pad_token"] = _PAD
+    extra = [token for token in tokenizer.special_tokens if token not in names.values()]
+    config |= {**names, "additional_special_tokens": extra, "model_max_length": length}
+    if language.template is not None:
+        config["chat_template"] = language.template.source
+    write_file(folder / CONFIG_FILENAME, _json(config))
+    write_file(folder / MAP_FILENAME, _json({**names, "additional_special_tokens": extra}))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_tensors(

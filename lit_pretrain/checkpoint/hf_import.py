@@ -1,11 +1,10 @@
-"""Import: a Hugging Face model folder as a shape and weights of ours.
+"""Import of a Hugging Face model folder as a shape and weights of ours.
 
 Field and tensor names are those of transformers 5 (and of 4, where they differ). What a family can
 do and we cannot is refused, never ignored: a network that is almost the same gives almost the same
 numbers, and nobody notices.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_pretrain.checkpoint.find import HF_CONFIG, read_json
 from lit_pretrain.errors import UserError
 
-HF_CONFIG = "config.json"
 HF_WEIGHTS = "model.safetensors"
 HF_INDEX = "model.safetensors.index.json"
 
@@ -48,21 +47,15 @@ _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
 """Tables that old releases stored beside the weights."""
 
 
-def is_hf_folder(path: Path) -> bool:
-    """Whether a folder looks like a Hugging Face model: a config.json that names a model type."""
-    file = path / HF_CONFIG
-    return file.is_file() and "model_type" in _read_json(file)
-
-
 def read_shape(path: Path) -> dict[str, Any]:
-    """The fields of `ModelConfig` that make it the network of a Hugging Face folder.
+    """Read the fields of `ModelConfig` that make it the network of a Hugging Face folder.
 
     Raises:
         UserError: The family, or something that its config asks for, is not one of ours; names the
             field and its value.
     """
     file = path / HF_CONFIG
-    config = _read_json(file)
+    config = read_json(file)
     family = config.get("model_type")
     if family not in _SHAPES:
         raise UserError(
@@ -75,12 +68,12 @@ def read_shape(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of our network from a Hugging Face folder, in the dtypes of its files.
+    """Read the state dict of our network from a Hugging Face folder, in the dtypes of its files.
 
     Raises:
         UserError: A file is missing or damaged.
     """
-    config = _read_json(path / HF_CONFIG)
+    config = read_json(path / HF_CONFIG)
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path):
         try:
@@ -107,7 +100,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _weight_files(path: Path) -> list[Path]:
     if (path / HF_INDEX).is_file():
         return [
-            path / name for name in sorted(set(_read_json(path / HF_INDEX)["weight_map"].values()))
+            path / name for name in sorted(set(read_json(path / HF_INDEX)["weight_map"].values()))
         ]
     if (path / HF_WEIGHTS).is_file():
         return [path / HF_WEIGHTS]
@@ -115,14 +108,6 @@ def _weight_files(path: Path) -> list[Path]:
         f"{path} holds neither {HF_WEIGHTS} nor {HF_INDEX}; save the model with safetensors"
         " (`save_pretrained` does)"
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    return loaded
 
 
 def _rename(key: str, names: tuple[tuple[str, str], ...]) -> str:
@@ -154,7 +139,7 @@ def _rename_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """What Llama, Mistral, Qwen2 and Qwen3 have in common."""
+    """Read what Llama, Mistral, Qwen2 and Qwen3 have in common."""
     _require(config, file, "hidden_act", "silu")
     rope = {
         "rope_theta": 10000.0,

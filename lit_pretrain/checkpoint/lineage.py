@@ -1,52 +1,70 @@
-"""Lineage: what every artefact says of its language and of all stages that made it, down to the
-raw sources; it outlives their folders.
+"""Lineage: lineage.json says in which language an artefact speaks and which stages led to it.
+
+The record names the raw sources of every stage and is copied from parent to child, so that an
+artefact answers for its data when the folders of its parents are gone.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, TypedDict
 
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokenizer
+from lit_pretrain.checkpoint.find import HF_CONFIG, artefact_folder
+from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance
 
 LINEAGE_FILENAME = "lineage.json"
 LINEAGE_VERSION = 1
 
 
+class _StageFields(TypedDict):
+    name: str
+    """The folder that the stage wrote."""
+    verb: str | None
+    started: str | None
+    revision: str | None
+    parent: str | None
+    data: DataRecord | None
+    """`NO_DATA` if the stage read none; None if its data is not known."""
+
+
+class StageRecord(_StageFields, total=False):
+    """Record one stage of a lineage; an export adds what it measured."""
+
+    weights: str
+    """sha256 of the exported weights by content."""
+    logit_difference: float
+    """Largest difference between the logits of the run and of its export."""
+
+
 @dataclass(frozen=True)
 class Lineage:
-    """The record of a run, an adapter, a merged run or an export."""
+    """Record the language and all stages of a run, an adapter, a merged run or an export."""
 
     language: Mapping[str, Any]
-    """Tokenizer hash, vocabulary, special ids and template hash
-    (`data.language.Language.record`); empty where it is not known.
+    """Tokenizer hash, vocabulary, special ids and template hash (`ModelTokenizer.record`); empty
+    if it is not known.
     """
-    stages: tuple[Mapping[str, Any], ...]
-    """The artefact's own stage first, then its parent's, and so on. Each has name, verb, started,
-    revision, parent and data; data is null where nothing was read or is not known, else where,
-    hash, sources and gate (`DataRecord` of data/data_record.py).
-    """
+    stages: tuple[StageRecord, ...]
+    """The artefact's own stage first, then its parent's, and so on."""
 
     def dump(self) -> str:
-        """The text of lineage.json."""
-        return (
-            json.dumps(
-                {
-                    "format_version": LINEAGE_VERSION,
-                    "language": dict(self.language),
-                    "stages": list(self.stages),
-                },
-                indent=1,
-                ensure_ascii=False,
-            )
-            + "\n"
-        )
+        """Give the text of lineage.json."""
+        content = {
+            "format_version": LINEAGE_VERSION,
+            "language": dict(self.language),
+            "stages": list(self.stages),
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Optional["Lineage"]:
-        """That of a folder; None if it has none, as runs of earlier versions and folders from
-        elsewhere.
+    def read(cls, folder: Path) -> Lineage | None:
+        """Read the lineage of a folder; None if it has none, like a Hugging Face folder.
 
         Raises:
             UserError: It is damaged, or of another version.
@@ -68,24 +86,100 @@ class Lineage:
             f"{file} has format_version {version!r}; this lit_pretrain reads {LINEAGE_VERSION}"
         )
 
+    @classmethod
+    def begin(
+        cls, language: ModelTokenizer | None, stage: StageRecord, parent: Lineage | None
+    ) -> Lineage:
+        """Record a new stage in front of those of its parent."""
+        return cls(
+            {} if language is None else language.record(),
+            (stage, *(() if parent is None else parent.stages)),
+        )
 
-def source_lines(data: Mapping[str, Any]) -> list[str]:
-    """A line for each raw source of a stage's data."""
+
+def stage_record(name: str, provenance: Provenance, data: DataRecord | None) -> StageRecord:
+    """Record one stage.
+
+    Args:
+        name: The folder that it wrote.
+        provenance: The provenance of that folder.
+        data: The record of its data; `NO_DATA` if it read none, None if the data is not known.
+    """
+    return {
+        "name": name,
+        "verb": provenance.get("verb"),
+        "started": provenance.get("started"),
+        "revision": provenance.get("revision"),
+        "parent": provenance.get("parent"),
+        "data": data,
+    }
+
+
+def lineage_of(place: str | Path) -> Lineage:
+    """Give the lineage of a run, a checkpoint, an export or a Hugging Face folder.
+
+    A folder without lineage.json gets a lineage of one stage, as far as its files tell it.
+
+    Raises:
+        UserError: Its record is damaged, or the place belongs to no run.
+    """
+    folder = artefact_folder(place)
+    found = Lineage.read(folder)
+    if found is not None:
+        return found
+    language = ModelTokenizer.found(folder)
+    if (folder / HF_CONFIG).is_file():
+        return Lineage.begin(
+            language, stage_record(str(folder), {"verb": "Hugging Face folder"}, None), None
+        )
+    if not (folder / PROVENANCE).is_file():
+        raise UserError(f"{place} belongs to no run: {folder / PROVENANCE} is missing")
+    return Lineage.begin(language, stage_record(str(folder), read_provenance(folder), None), None)
+
+
+def check_files(place: str | Path, *, accept: tuple[str, ...] = ()) -> ModelTokenizer | None:
+    """Read tokenizer and template of an artefact; they must be the ones that its record names.
+
+    Args:
+        place: A run, a checkpoint, an export or a Hugging Face folder.
+        accept: Fields that may differ.
+
+    Returns:
+        None if it holds no tokenizer.
+
+    Raises:
+        UserError: The files have changed since; names each field.
+    """
+    folder = artefact_folder(place)
+    language, record = ModelTokenizer.found(folder), Lineage.read(folder)
+    if language is not None and record is not None:
+        check_model_tokenizer(
+            record.language,
+            language.record(),
+            owner=f"the record of {folder}",
+            other=f"the tokenizer or template beside it in {folder}",
+            accept=accept,
+            mend="Put the files back that belong to it.",
+        )
+    return language
+
+
+def source_lines(data: DataRecord) -> list[str]:
+    """Describe the raw sources and the evaluation sets of a stage's data, a line for each."""
     lines = []
     for name, source in data["sources"].items():
-        told = [str(source[key]) for key in ("kind", "format") if source.get(key)]
-        told += [f"licence {source['licence']}"] if source.get("licence") else []
-        told += (
-            [f"{source['documents']:,} documents"] if source.get("documents") is not None else []
-        )
-        told += [f"{source['tokens']:,} tokens"] if source.get("tokens") is not None else []
-        told += (
-            [f"from {source.get('origin') or source.get('path')}"]
-            if source.get("origin") or source.get("path")
-            else []
-        )
-        told += [f"sha256 {source['sha256'][:16]}"] if source.get("sha256") else []
-        lines.append(f"source {name}: {', '.join(told)}")
+        facts = [text for text in (source.get("kind"), source.get("format")) if text]
+        if licence := source.get("licence"):
+            facts.append(f"licence {licence}")
+        if (documents := source.get("documents")) is not None:
+            facts.append(f"{documents:,} documents")
+        if (tokens := source.get("tokens")) is not None:
+            facts.append(f"{tokens:,} tokens")
+        if origin := source.get("origin") or source.get("path"):
+            facts.append(f"from {origin}")
+        if sha256 := source.get("sha256"):
+            facts.append(f"sha256 {sha256[:16]}")
+        lines.append(f"source {name}: {', '.join(facts)}")
     for record in data["gate"]:
         hits = f"{record['documents_hit']:,} documents hit, {record['action']}"
         lines.append(f"held against {record['name']}: {hits}")

@@ -1,19 +1,19 @@
-"""Network: a whole network, ready to use, from a checkpoint and the config of its run."""
+"""Networks from checkpoints: whole, ready to use, shaped by the config of their run."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
 from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.contract import KEY
-from lit_pretrain.checkpoint.find import config_of, resolve
-from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_shape
+from lit_pretrain.checkpoint.find import config_of, is_hf_folder, resolve
+from lit_pretrain.checkpoint.hf_import import read_shape
+from lit_pretrain.checkpoint.record import CheckpointRecord
 from lit_pretrain.checkpoint.weights import (
     load_weights,
+    read_adapter_record,
     read_metadata,
-    read_record,
     read_stored,
     weights_identity,
 )
@@ -23,13 +23,13 @@ from lit_pretrain.model.transformer import Transformer
 
 
 def model_config(fields: dict[str, Any]) -> ModelConfig:
-    """The shape from the plain values of a saved config."""
+    """Build the shape from the plain values of a saved config."""
     scaling = fields.get("rope_scaling")
     return ModelConfig(**{**fields, "rope_scaling": RopeScaling(**scaling) if scaling else None})
 
 
 def load_network(checkpoint: Path) -> Transformer:
-    """The network of a checkpoint, on the CPU in fp32.
+    """Load the network of a checkpoint, on the CPU in fp32.
 
     Args:
         checkpoint: `<run>/checkpoints/step=....ckpt`, beside the run's config.yaml.
@@ -42,10 +42,17 @@ def load_network(checkpoint: Path) -> Transformer:
     return net
 
 
+def read_hf_network(folder: Path) -> Transformer:
+    """Load the network of a Hugging Face folder, on the CPU in fp32."""
+    net = Transformer(model_config(read_shape(folder))).eval()
+    load_weights(net, str(folder))
+    return net
+
+
 def load_adapted(
-    checkpoint: Path, *, base: Optional[str] = None
+    checkpoint: Path, *, base: str | None = None
 ) -> tuple[Transformer, AdapterRecord, str]:
-    """The network of an adapter's checkpoint, on the CPU in fp32, with the adapter beside its base.
+    """Load an adapter's checkpoint, on the CPU in fp32, with the adapter beside its base.
 
     Args:
         checkpoint: In the run's folder, beside its config.yaml.
@@ -57,7 +64,7 @@ def load_adapted(
     Raises:
         UserError: The checkpoint holds a whole network, or its base is gone or has changed.
     """
-    record = read_record(checkpoint)
+    record = read_adapter_record(checkpoint)
     if record is None:
         raise UserError(f"{checkpoint} is a whole network: there is no adapter in it")
     beneath = record.find_base(checkpoint) if base is None else base
@@ -71,18 +78,15 @@ def load_adapted(
     return net.eval(), record, beneath
 
 
-# Parent: what a stage takes its first weights from, a run of ours or a Hugging Face folder.
-
-
 @dataclass(frozen=True)
 class Parent:
-    """A parent, found and read as far as its shape."""
+    """Describe the run or Hugging Face folder that a stage takes its first weights from."""
 
     path: Path
     """A checkpoint of ours, or a Hugging Face folder."""
     shape: dict[str, Any]
     """The fields of its `ModelConfig`."""
-    tokenizer_hash: Optional[str]
+    tokenizer_hash: str | None
     """Identity of the tokenizer it was trained with; None for a Hugging Face folder, whose own
     files say it.
     """
@@ -101,7 +105,6 @@ def find_parent(where: str) -> Parent:
     if is_hf_folder(folder):
         return Parent(folder, read_shape(folder), None)
     path = resolve(where)
-    saved = read_metadata(path).get(KEY, {})
-    return Parent(
-        path, config_of(path)["model"]["net"], saved.get("contract", {}).get("data.tokenizer")
-    )
+    record = CheckpointRecord.of(read_metadata(path))
+    tokenizer_hash = None if record is None else record.contract.get("data.tokenizer")
+    return Parent(path, config_of(path)["model"]["net"], tokenizer_hash)

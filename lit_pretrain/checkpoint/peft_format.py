@@ -8,12 +8,16 @@ update of the whole is three that share A. Nothing is lost either way, but a rou
 give the same rank.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_pretrain.adapter import LoRA
@@ -53,7 +57,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def family(shape: ModelConfig) -> str:
-    """The layout of names that a shape has in transformers: llama or gpt2.
+    """Find the layout of names that a shape has in transformers: llama or gpt2.
 
     Raises:
         UserError: It has none.
@@ -84,9 +88,9 @@ def family(shape: ModelConfig) -> str:
 
 
 def to_peft(
-    shape: ModelConfig, adapter: LoRA, tensors: Mapping[str, Tensor], *, base: Optional[str]
+    shape: ModelConfig, adapter: LoRA, tensors: Mapping[str, Tensor], *, base: str | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The two files of peft.
+    """Build the two files of peft.
 
     Args:
         shape: Of the network.
@@ -167,7 +171,7 @@ def _alpha(scale: float, rank: int, rslora: bool) -> float:
 
 
 def _fuse(parts: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]:
-    """Updates of queries, keys and values as one of the matrix that holds all three."""
+    """Fuse the updates of queries, keys and values into one of the matrix that holds all three."""
     size = next(iter(parts.values()))["B"].shape[0]
     A = torch.cat([part["A"] for part in parts.values()])
     B = torch.zeros(size * len(_PARTS), A.shape[0])
@@ -189,8 +193,9 @@ def _fuse(parts: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]
 
 
 def _targets(names: list[str], layers: int) -> list[str]:
-    """Names of matrices, without layers if every layer has the same ones; peft takes the end of
-    a name for all of them.
+    """Name matrices for peft, without layers if every layer has the same ones.
+
+    peft takes the end of a name for all of them.
     """
     kinds = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
     return kinds if len(names) == len(kinds) * layers else names
@@ -199,10 +204,26 @@ def _targets(names: list[str], layers: int) -> list[str]:
 # ---------------------------------------------------------------------- import
 
 
+def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the two files of peft: its config and its tensors.
+
+    Raises:
+        UserError: One is missing or damaged.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        return config, load_file(folder / PEFT_WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} is not an adapter of peft, or a damaged one ({PEFT_CONFIG}, {PEFT_WEIGHTS}):"
+            f" {error}"
+        ) from None
+
+
 def from_peft(
     shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str
 ) -> tuple[LoRA, dict[str, Tensor]]:
-    """An adapter of ours from the two files of peft.
+    """Build an adapter of ours from the two files of peft.
 
     Matrices of other ranks or scales than the rest are given those of the rest: ranks by rows of
     zeros, scales within B.
@@ -309,9 +330,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
 
 
 def _pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """What peft's alpha_pattern says of a matrix: the first key that is the end of its name, as
-    a regular expression.
-    """
+    """Look a matrix up in peft's alpha_pattern: the first regular expression that ends its name."""
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", name):
             return float(value)
@@ -337,7 +356,7 @@ def _by_matrix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """blocks.3.attention.q_proj -> 3, attention.q_proj."""
+    """Split a name: blocks.3.attention.q_proj -> 3, attention.q_proj."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
         raise UserError(

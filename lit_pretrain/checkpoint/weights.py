@@ -1,10 +1,11 @@
-"""Weights: the network's tensors out of a checkpoint, whole, sharded or an adapter's, or out of
-a Hugging Face folder.
+"""Weights: the network's tensors from a checkpoint or a Hugging Face folder.
+
+A checkpoint may be one file, a sharded folder, or an adapter's, which is merged into its base.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,16 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_pretrain.adapter import is_adapter_tensor
-from lit_pretrain.checkpoint.adapted import RECORD, AdapterRecord, adapter_hash, compose
-from lit_pretrain.checkpoint.find import resolve
-from lit_pretrain.checkpoint.hf_import import is_hf_folder, read_tensors
+from lit_pretrain.checkpoint.adapted import AdapterRecord, adapter_hash, compose
+from lit_pretrain.checkpoint.find import is_hf_folder, resolve
+from lit_pretrain.checkpoint.hf_import import read_tensors
+from lit_pretrain.checkpoint.record import ADAPTER_KEY, NET_PREFIX, SCORE_KEY, CheckpointRecord
 from lit_pretrain.errors import UserError
-
-# Consolidate: a sharded checkpoint folder as the one state that a single process or DDP resumes
-# from.
+from lit_pretrain.files import sync
 
 
 def read_folder(path: Path, *, only: set[str] | None = None) -> dict[str, Any]:
-    """The tensors of a sharded checkpoint, whole, on the CPU of this process.
+    """Read the tensors of a sharded checkpoint, whole, on the CPU of this process.
 
     Args:
         path: The folder.
@@ -36,8 +36,7 @@ def read_folder(path: Path, *, only: set[str] | None = None) -> dict[str, Any]:
 
 
 def consolidated(path: Path) -> dict[str, Any]:
-    """The checkpoint of a folder as it would have been written by a strategy that does not shard;
-    training goes on from it exactly.
+    """Consolidate a sharded checkpoint: a run goes on from it exactly without sharding.
 
     Args:
         path: A complete sharded checkpoint.
@@ -53,9 +52,7 @@ def consolidated(path: Path) -> dict[str, Any]:
 
 
 def by_position(named: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer state keyed by parameter names, as the positions that an unsharded optimizer
-    counts.
-    """
+    """Key an optimizer state by the positions that an unsharded optimizer counts, not by names."""
     names = [name for group in named["param_groups"] for name in group["params"]]
     position = {name: i for i, name in enumerate(names)}
     return {
@@ -67,21 +64,25 @@ def by_position(named: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-PREFIX = "net."
-SCORE = "score.weight"
-"""Key of a reward model's score head, (1, D), in a checkpoint."""
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint straight to its path and wait until it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        torch.save(checkpoint, file)
+    sync(path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; the tensors of a file are mapped and not read."""
+    """Read a checkpoint; the tensors of a file are mapped and not read."""
     if path.is_dir():
         return dict(torch.load(path / "meta.pt", map_location="cpu", weights_only=True))
     return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
 def read_stored(path: Path) -> dict[str, Tensor]:
-    """The network's tensors that a place holds itself, in their own dtypes: of an adapter's
-    checkpoint the adapter's only.
+    """Read the network's tensors that a place holds itself, in their own dtypes.
+
+    Of an adapter's checkpoint these are the adapter's only.
 
     Args:
         path: A checkpoint or a Hugging Face folder.
@@ -96,45 +97,55 @@ def read_stored(path: Path) -> dict[str, Tensor]:
     else:
         whole = read_metadata(path).get("state_dict", {})
     weights = {
-        key.removeprefix(PREFIX): value for key, value in whole.items() if key.startswith(PREFIX)
+        key.removeprefix(NET_PREFIX): value
+        for key, value in whole.items()
+        if key.startswith(NET_PREFIX)
     }
     if not weights:
         raise UserError(
-            f"checkpoint {path} holds no network (no key starts with {PREFIX!r}); was it made by"
-            " lit_pretrain?"
+            f"checkpoint {path} holds no network (no key starts with {NET_PREFIX!r}); did"
+            " lit_pretrain write it?"
         )
     return weights
 
 
-def read_score(path: Path) -> Optional[Tensor]:
-    """The score head of a checkpoint, if it is a reward model's."""
+def read_score(path: Path) -> Tensor | None:
+    """Read the score head of a checkpoint; None if it is not a reward model's."""
     whole = read_folder(path, only={"state_dict"}) if path.is_dir() else read_metadata(path)
-    weight: Optional[Tensor] = whole.get("state_dict", {}).get(SCORE)
+    weight: Tensor | None = whole.get("state_dict", {}).get(SCORE_KEY)
     return weight
 
 
-def read_record(path: Path) -> Optional[AdapterRecord]:
-    """What a place says of its adapter; None if it is a whole network."""
+def read_record(path: Path) -> CheckpointRecord:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        UserError: lit_pretrain did not write it.
+    """
+    record = CheckpointRecord.of(read_metadata(path))
+    if record is None:
+        raise UserError(f"{path} was not written by lit_pretrain: it carries no contract")
+    return record
+
+
+def read_adapter_record(path: Path) -> AdapterRecord | None:
+    """Read what a place says of its adapter; None if it is a whole network."""
     return None if is_hf_folder(path) else AdapterRecord.of(read_metadata(path))
 
 
 def weights_identity(where: str) -> str:
-    """sha256 of weights by content; of an adapter's checkpoint, over the adapter and the identity
-    of its base.
+    """Hash weights by content (sha256); those of an adapter together with its base's hash.
 
     Args:
         where: A run folder, a checkpoint or a Hugging Face folder.
     """
     path = _place(where)
-    record = read_record(path)
+    record = read_adapter_record(path)
     return adapter_hash(read_stored(path), beneath="" if record is None else record.base_hash)
 
 
-def read_weights(
-    where: str, *, which: str = "last", base: Optional[str] = None
-) -> dict[str, Tensor]:
-    """The network's state dict, consolidated, from a run folder, a checkpoint or a Hugging Face
-    folder.
+def read_weights(where: str, *, which: str = "last", base: str | None = None) -> dict[str, Tensor]:
+    """Read the network's state dict, whole, from a run, a checkpoint or a Hugging Face folder.
 
     An adapter is put into its base's matrices.
 
@@ -148,7 +159,7 @@ def read_weights(
             changed.
     """
     path = _place(where, which)
-    stored, record = read_stored(path), read_record(path)
+    stored, record = read_stored(path), read_adapter_record(path)
     if record is None:
         if base is not None:
             raise UserError(f"{where} is a whole network and has no base: leave --base out")
@@ -186,28 +197,22 @@ def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:
     net.load_state_dict(weights)
 
 
-# Adapter only: what a checkpoint of a run with an adapter keeps, and what such a run goes on from.
-
-
-def keep_adapter(checkpoint: dict[str, Any], record: Optional[AdapterRecord]) -> None:
-    """Leave of a whole network's checkpoint the adapter, and the record of it on the rank that
-    writes.
-    """
+def keep_adapter(checkpoint: dict[str, Any], record: AdapterRecord | None) -> None:
+    """Reduce a network's checkpoint to the adapter, with its record on the rank that writes."""
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {
         key: value
         for key, value in state.items()
-        if not key.startswith(PREFIX) or is_adapter_tensor(key)
+        if not key.startswith(NET_PREFIX) or is_adapter_tensor(key)
     }
     if record is not None:
-        checkpoint[RECORD] = record.plain()
+        checkpoint[ADAPTER_KEY] = record.plain()
 
 
 def check_adapter(
-    checkpoint: Mapping[str, Any], names: set[str], *, base: str, base_hash: Optional[str]
+    checkpoint: Mapping[str, Any], names: set[str], *, base: str, base_hash: str | None
 ) -> None:
-    """Refuse to go on from an adapter that belongs to another base, and from one whose tensors are
-    others.
+    """Refuse to go on from an adapter that has another base or other tensors.
 
     Args:
         checkpoint: That of an interrupted run.

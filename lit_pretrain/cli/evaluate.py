@@ -72,7 +72,7 @@ def evaluate_run(
     if not held_out and not names:
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
     from lit_pretrain.checkpoint.find import resolve, step_of
-    from lit_pretrain.cli.lineage import check_files, lineage_of
+    from lit_pretrain.checkpoint.lineage import check_files, lineage_of
     from lit_pretrain.cli.notices import quiet_libraries
     from lit_pretrain.evaluate.harness import (
         EvaluationRequest,

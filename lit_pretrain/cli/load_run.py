@@ -1,4 +1,4 @@
-"""Loading: the network, tokenizer and template of a run, for the verbs that write text."""
+"""Loading the network, tokenizer and template of a run, for the verbs that write text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Dtype = Literal["float32", "bfloat16"]
 def load_run(
     run: str, checkpoint: str, device: str, dtype: Dtype = "float32", *, accept: Sequence[str] = ()
 ) -> tuple[Transformer, Tokenizer, Path]:
-    """The network of a run, ready to write, and its tokenizer.
+    """Load the network of a run, ready to write, and its tokenizer.
 
     Args:
         run: A run folder, or one checkpoint of a run.
@@ -35,15 +35,10 @@ def load_run(
         UserError: There is no such run, checkpoint or device; or its tokenizer or template was
             changed.
     """
-    if checkpoint not in ("last", "best"):
-        raise UserError(
-            f"--checkpoint={checkpoint!r} must be last or best; a single checkpoint is named by"
-            " --run itself"
-        )
     from lit_pretrain.checkpoint.find import resolve
 
     path = resolve(run, which=checkpoint)
-    from lit_pretrain.cli.lineage import check_files
+    from lit_pretrain.checkpoint.lineage import check_files
 
     check_files(path, accept=tuple(accept))
     import torch
@@ -64,7 +59,7 @@ def load_run(
 
 
 def load_renderer(tokenizer: Tokenizer, folder: Path, template: str) -> tuple[Renderer, bool]:
-    """What makes conversations of messages, and whether the run brought its template.
+    """Build the renderer of conversations, and tell whether the run brought its template.
 
     Args:
         tokenizer: The run's.

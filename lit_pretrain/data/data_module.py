@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightning as L
 
 from lit_pretrain.batch import Asking, DataContract
-from lit_pretrain.data.data_record import DataRecord
+from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.step_size import Division, StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 

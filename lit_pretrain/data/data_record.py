@@ -1,38 +1,19 @@
-"""Data record: what lineage.json says of the data that a stage read."""
+"""Data record: how prepared text and rows describe themselves in lineage.json."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
 
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data.chat.row_source import RowSource, rows_identity
+from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-
-
-class DataRecord(TypedDict):
-    """The entry `data` of a stage in lineage.json."""
-
-    where: str | None
-    """Where the data lies."""
-    hash: str | None
-    """Identity of the data."""
-    sources: Mapping[str, Mapping[str, Any]]
-    """Facts of each source by its name; prepared text and rows of a file have different ones."""
-    gate: list[dict[str, Any]]
-    """The `DecontaminationRecord` of each evaluation set, as plain values."""
-
-
-NO_DATA: DataRecord = {"where": None, "hash": None, "sources": {}, "gate": []}
-"""The record of a stage that reads no data, such as merge and export. A stage whose data is
-unknown has None instead.
-"""
 
 
 def prepared_record(location: str, manifest: Manifest) -> DataRecord:
     """Describe prepared text: its sources and the evaluation sets that it was compared with."""
-    sources = {
+    sources: dict[str, SourceRecord] = {
         name: {
             "kind": source.kind, "origin": source.origin, "licence": source.licence,
             "path": source.path,
@@ -58,7 +39,7 @@ def rows_record(
 ) -> DataRecord:
     """Describe rows: their sources and the evaluation sets that they were compared with."""
     identity = rows_identity(sources)
-    described = {
+    described: dict[str, SourceRecord] = {
         name: {
             "kind": "rows" if source.path else "made",
             "format": identity[name]["format"],

@@ -1,5 +1,6 @@
-"""Harness: tasks of lm-evaluation-harness on a network of ours, and what must be said beside
-their scores.
+"""Tasks of lm-evaluation-harness on a network of ours, and the report of their scores.
+
+A score never stands without the conditions that it was measured under.
 """
 
 import dataclasses
@@ -11,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.checkpoint.lineage import StageRecord
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.evaluate.decontamination import Status, status_of
@@ -26,14 +28,14 @@ LM_EVAL = "lm_eval"
 
 
 class WithoutBars(io.TextIOBase):
-    """A stream as it is, but for progress bars, which begin with a carriage return."""
+    """Pass a stream on without progress bars, which begin with a carriage return."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self._after_bar = False
 
     def write(self, text: str) -> int:
-        """Pass on what is no bar and no end of one."""
+        """Write what is neither a bar nor the end of one."""
         bar = text.startswith("\r") or (self._after_bar and not text.strip())
         if not bar:
             self.stream.write(text)
@@ -43,19 +45,19 @@ class WithoutBars(io.TextIOBase):
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Which tasks, and how."""
+    """Say which tasks to score, and how."""
 
     tasks: tuple[str, ...]
     """Names of the harness's tasks, of tasks in `include`, or YAML files."""
-    include: Optional[str] = None
+    include: str | None = None
     """A folder of more task files."""
-    shots: Optional[int] = None
+    shots: int | None = None
     """Examples before each question; None: as the task says."""
-    limit: Optional[int] = None
+    limit: int | None = None
     """Only the first so many items of each task."""
     batch_size: int = 16
     """Rows at once."""
-    bos: Optional[bool] = None
+    bos: bool | None = None
     """Whether contexts begin with bos; None: as prompts of this network do."""
     apply_chat_template: bool = False
     """Put questions as conversations."""
@@ -65,7 +67,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """The result of one task."""
+    """Hold the result of one task."""
 
     task: str
     metrics: Mapping[str, float]
@@ -81,7 +83,7 @@ class Score:
 
 
 def check_installed() -> str:
-    """The version of the harness.
+    """Return the version of the harness.
 
     Raises:
         UserError: It is not installed.
@@ -96,7 +98,7 @@ def check_installed() -> str:
 
 
 def load_tasks(request: EvaluationRequest) -> Any:
-    """The harness's task objects.
+    """Load the harness's task objects.
 
     Raises:
         UserError: A task is not known, or its data cannot be read.
@@ -137,12 +139,12 @@ def run_tasks(
     net: "Transformer",
     language: ModelTokenizer,
     request: EvaluationRequest,
-    stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[StageRecord],
     *,
     loaded: Any = None,
-    autocast: Optional[AbstractContextManager[Any]] = None,
+    autocast: AbstractContextManager[Any] | None = None,
 ) -> list[Score]:
-    """Score a network.
+    """Score a network on tasks.
 
     Args:
         net: The network; dropout is off and weights are untouched.
@@ -198,14 +200,14 @@ def run_tasks(
 
 
 def begins_with_bos(language: ModelTokenizer, request: EvaluationRequest) -> bool:
-    """Whether contexts begin with bos."""
+    """Tell whether contexts begin with bos."""
     if request.apply_chat_template:
         return False  # the template writes it, if it is wanted
     return language.adds_bos if request.bos is None else request.bos
 
 
 def _numbers(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics and their standard errors."""
+    """Split the results of a task into metrics and their standard errors."""
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in result.items():
@@ -218,9 +220,7 @@ def _numbers(result: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, flo
 
 
 def content_hashes(task: Any) -> frozenset[str]:
-    """Identities of the records that a task asks about: of its local files, and as the harness
-    has read them.
-    """
+    """Hash the records that a task asks about, in its local files and as the harness reads them."""
     split = task.config.test_split or task.config.validation_split
     hashes = set()
     files = (task.config.dataset_kwargs or {}).get("data_files")
@@ -233,16 +233,12 @@ def content_hashes(task: Any) -> frozenset[str]:
     return frozenset(hashes)
 
 
-# Report: what an evaluation found, as a page of text and as JSON; a score never stands without what
-# it was measured with.
-
-
 def evaluation_json(
     conditions: Mapping[str, Any],
     held_out: Mapping[str, Mapping[str, float]],
     scores: Sequence[Score],
 ) -> dict[str, Any]:
-    """The whole report as JSON values.
+    """Collect the whole report as JSON values.
 
     Args:
         conditions: What it was measured on and with.
@@ -261,7 +257,7 @@ def evaluation_json(
 
 
 def flat(held_out: Mapping[str, Mapping[str, float]], scores: Sequence[Score]) -> dict[str, float]:
-    """The figures under one name each, as TensorBoard and metrics.jsonl want them."""
+    """Give each figure one name, for TensorBoard and metrics.jsonl."""
     figures = {
         f"eval/{key}/{source}": value
         for source, values in held_out.items()
@@ -279,9 +275,7 @@ def page(
     held_out: Mapping[str, Mapping[str, float]],
     scores: Sequence[Score],
 ) -> list[str]:
-    """The report as lines: conditions, then a table of the held-out text by source, then one of
-    the tasks.
-    """
+    """Lay the report out as lines: conditions, held-out text by source, tasks."""
     width = max(map(len, conditions), default=0)
     lines = [f"{name:<{width}}  {value}" for name, value in conditions.items()]
     if held_out:
@@ -315,5 +309,5 @@ def page(
 
 
 def _short(value: float) -> str:
-    """Four decimals, or, for the perplexity of a network that knows nothing, four digits."""
+    """Write four decimals or, for the perplexity of an untrained network, four digits."""
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -1,8 +1,11 @@
-"""Language model: our network and engine as lm-evaluation-harness asks for them."""
+"""Our network and engine behind lm-evaluation-harness's interface of a language model.
+
+Axes: B rows, T tokens, D width, L tokens of a continuation, V vocabulary.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -26,7 +29,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional extra, and has no types
-    """A network that answers the three questions of the harness.
+    """Answer the three questions of the harness with a network of ours.
 
     Conventions are those of the harness's own model of transformers, so that scores can be compared
     with published ones: a context that is too long loses its beginning, an empty one is the bos
@@ -74,29 +77,29 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
 
     @property
     def eot_token_id(self) -> int:
-        """Ends a document."""
+        """Return the id that ends a document."""
         return self.language.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is."""
+        """Return the id that stands for an empty context."""
         return self.language.tokenizer.bos_id
 
     @property
     def max_length(self) -> int:
-        """Longest row in tokens."""
+        """Return the longest row in tokens."""
         return self.net.config.max_seq_len
 
     @property
     def tokenizer_name(self) -> str:
-        """Identity of what renders and encodes; the harness names caches by it."""
+        """Identify tokenizer and template; the harness names caches by it."""
         record = self.language.record()
         return f"{record['tokenizer']}-{record['template']}"
 
     def tok_encode(
-        self, string: str, add_special_tokens: Optional[bool] = None, **options: Any
+        self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        """Ids of a text, with bos where contexts begin with it."""
+        """Encode a text, with bos where contexts begin with it."""
         tokenizer = self.language.tokenizer
         ids = (
             [int(i) for i in tokenizer.encode_spelt([string])[0].ids]
@@ -106,8 +109,8 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         adds = self.bos if add_special_tokens is None else add_special_tokens
         return [tokenizer.bos_id, *ids] if adds and ids[:1] != [tokenizer.bos_id] else ids
 
-    def chat_template(self, chat_template: Any = False) -> Optional[str]:
-        """The Jinja text; the harness keeps it with the results."""
+    def chat_template(self, chat_template: Any = False) -> str | None:
+        """Return the Jinja text, which the harness keeps with the results."""
         return (
             None
             if not chat_template or self.language.template is None
@@ -117,9 +120,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Messages as text, up to where the assistant begins to write, or within its unfinished
-        message.
-        """
+        """Render messages up to the assistant's turn, or within its unfinished message."""
         template, tokenizer = self.language.template, self.language.tokenizer
         assert template is not None
         text = template.render(
@@ -138,8 +139,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     def _loglikelihood_tokens(
         self, requests: Sequence[Scored], **options: Any
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation in nats, and whether greedy decoding would have
-        written it.
+        """Score continuations: log-likelihood in nats, and whether greedy decoding writes them.
 
         Requests with the same tokens, which are those of one-token answers to one question, are
         computed once.
@@ -175,8 +175,9 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         return scores
 
     def _hidden(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """Hidden states of rows of different lengths; what stands behind a row's end is never
-        looked at.
+        """Compute hidden states of rows of different lengths.
+
+        Nothing reads the states behind the end of a row.
         """
         longest = max(map(len, rows))
         tokens_BT = torch.tensor(
@@ -191,9 +192,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of whole texts, in windows as long as the network; bos is the context
-        of the first.
-        """
+        """Score whole texts in windows as long as the network; bos is the context of the first."""
         windows: list[Scored] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
@@ -215,8 +214,9 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
     # ------------------------------------------------------------------ answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answers, up to a stop string, a stop token or the task's length; requests with the
-        same settings share batches.
+        """Answer up to a stop string, a stop token or the task's length.
+
+        Requests with the same settings share batches.
         """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -277,7 +277,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
 
 @contextmanager
 def _looking_at(net: nn.Module) -> Iterator[None]:
-    """No dropout and no autograd, on a network that may be in training."""
+    """Switch off dropout and autograd on a network that may be in training."""
     training = [module for module in net.modules() if module.training]
     for module in training:
         module.training = False
@@ -290,7 +290,7 @@ def _looking_at(net: nn.Module) -> Iterator[None]:
 
 
 def _settings(given: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
-    """Stop strings, length and sampling from a task's generation_kwargs.
+    """Read stop strings, length and sampling from a task's generation_kwargs.
 
     Raises:
         UserError: One is not known.

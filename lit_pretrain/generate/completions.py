@@ -1,12 +1,13 @@
-"""Completions: whole answers to a batch of prompts as tensors, with the log-probability of
-every token that was drawn.
+"""Completions: whole answers to a batch of prompts, with the log-probability of every token.
+
+Axes: B rows, N new tokens, C candidates, V vocabulary.
 """
 
 import random
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from lit_pretrain.model.transformer import Transformer
 
 
 class Completions(NamedTuple):
-    """Answers to B prompts. N is at most the tokens that were allowed."""
+    """Hold the answers to B prompts; N is at most the number of tokens allowed."""
 
     tokens_BN: Tensor
     """Token ids, int64, a stop id included; 0 behind the end of an answer."""
@@ -31,7 +32,7 @@ class Completions(NamedTuple):
 
 
 class CompletionSampling(NamedTuple):
-    """From which distribution tokens are drawn, and where answers end."""
+    """Say from which distribution tokens are drawn, and where answers end."""
 
     max_tokens: int
     """Longest answer."""
@@ -39,9 +40,9 @@ class CompletionSampling(NamedTuple):
     """An answer ends after one of these."""
     temperature: float = 1.0
     """Divides the logits; 0 is greedy, and then log-probabilities are those at temperature 1."""
-    top_k: Optional[int] = None
-    top_p: Optional[float] = None
-    min_p: Optional[float] = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
 
 def sample_completions(
@@ -51,8 +52,9 @@ def sample_completions(
     sampling: CompletionSampling,
     seeds: Sequence[int],
 ) -> Completions:
-    """Answer prompts, all at once; rows that have ended are dropped from the batch as soon as that
-    halves it.
+    """Answer prompts, all at once.
+
+    Rows that have ended leave the batch as soon as that halves it.
 
     The tokens that `lit_pretrain.generate.engine.generate` draws for the same prompt, seed and
     settings. Dropout is off, and no gradient is recorded.
@@ -114,8 +116,7 @@ def sample_completions(
 
 @contextmanager
 def _sampling_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """No dropout, no gradient, no compiler; and where autocast is on, weights are cast once and not
-    for every token.
+    """Switch off dropout, gradients and the compiler; under autocast, cast weights once a rollout.
 
     Not inference mode, in which autocast keeps no casts: a matrix of 2048 x 2048 then takes a row
     three times as long on a CPU. What was kept is thrown away at the end: torch 2.13 does not use

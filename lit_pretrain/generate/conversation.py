@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from lit_pretrain.chat.messages import BadRow, Message, check_messages
 from lit_pretrain.chat.render import Renderer
@@ -14,12 +14,11 @@ from lit_pretrain.generate.text import split_at_stop
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-# Reply: what one prompt is answered, as text that grows, and how it ended.
-
 
 class Reply:
-    """A reply that is written while it is iterated over, in pieces of whole characters that cannot
-    be part of a stop string.
+    """Write a reply while it is iterated over.
+
+    Pieces are whole characters that cannot be part of a stop string.
 
     Args:
         tokens: Of the engine, one row.
@@ -40,7 +39,7 @@ class Reply:
         """What was given out."""
         self.tokens = 0
         """Tokens drawn, that which ended it included."""
-        self.finish: Optional[Literal["stop", "length"]] = None
+        self.finish: Literal["stop", "length"] | None = None
         """stop: a stop token or string came. length: the limit came first. None: it is not
         finished, or was closed.
         """
@@ -54,7 +53,7 @@ class Reply:
         return self._pieces
 
     def close(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self._pieces.close()
 
     def _write(self) -> Generator[str, None, None]:
@@ -81,12 +80,12 @@ def reply(
     max_new_tokens: int,
     stop_ids: Collection[int],
     temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
-    min_p: Optional[float] = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
-    kept: Optional[KeptCache] = None,
+    kept: KeptCache | None = None,
 ) -> Reply:
     """Begin a reply to a prompt; settings are those of `generate`.
 
@@ -103,7 +102,7 @@ def reply(
 
 @dataclass(frozen=True, kw_only=True)
 class ReplySampling:
-    """How replies are drawn."""
+    """Say how replies are drawn."""
 
     max_new_tokens: int = 512
     temperature: float = 0.8
@@ -115,7 +114,7 @@ class ReplySampling:
 
 
 class Talk:
-    """A conversation: messages, and the cache that remembers them for the network.
+    """Keep a conversation: its messages, and the cache that remembers them for the network.
 
     When the context is full, the oldest questions and their answers are forgotten, never the system
     message. `messages` stays whole.
@@ -149,7 +148,7 @@ class Talk:
 
     @property
     def whole(self) -> list[Message]:
-        """The conversation as it may be saved and learned from."""
+        """Give the conversation as it may be saved and learned from."""
         return [*self._system(self.system), *self.messages]
 
     def check(self) -> None:
@@ -165,8 +164,9 @@ class Talk:
         self.system, self.messages, self.forgotten = system, [], 0
 
     def say(self, text: str) -> Reply:
-        """Say something. The reply is written while it is read; `heard` puts what was read into the
-        conversation.
+        """Say something and begin the reply, which is written while it is read.
+
+        `heard` puts into the conversation what was read of it.
 
         Raises:
             UserError: It cannot be rendered, or is too long by itself; the conversation is as
@@ -190,8 +190,9 @@ class Talk:
         self.messages.append({"role": "assistant", "content": text})
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[list[int], int, int]:
-        """Tokens of the latest messages that leave room for a reply, how many are left out, and
-        the room.
+        """Choose the latest messages that leave room for a reply.
+
+        Returns their tokens, the number of messages left out, and the room.
         """
         limit = self.net.config.max_seq_len
         # Half the context at most is kept free: else a large max_new_tokens would make a small

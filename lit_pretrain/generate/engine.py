@@ -1,11 +1,14 @@
-"""Engine: continue a batch of prompts of different lengths, token by token."""
+"""Engine: continue a batch of prompts of different lengths, token by token.
+
+Axes: B rows, T tokens, D width, C candidates, V vocabulary.
+"""
 
 import itertools
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +18,11 @@ from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
 
-# Decoder: a batch of prompts in the key-value cache, and the logits of what comes next.
-
 
 class Decoder:
-    """Reads prompts at once, each once however often it is to be answered, then one token a row at
-    a time.
+    """Read prompts into the key-value cache, then decode one token a row at a time.
+
+    Equal prompts are read once, however many answers they get.
 
     Without a gradient, in evaluation mode.
 
@@ -79,22 +81,21 @@ class Decoder:
         self.logits_BV = self.logits_BV[rows]
 
 
-# Kept: keys and values of one sequence from one reply to the next, so that a conversation is not
-# read anew at each turn.
-
-
 class KeptCache:
-    """What the cache of a model holds of the last sequence. Begins empty; for one model only."""
+    """Keep the keys and values of the last sequence, so that a conversation is not read anew.
+
+    It begins empty and serves one model only.
+    """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         """Tokens whose keys and values the cache holds."""
         self.reused = 0
         """Tokens of the last prompt that were not computed again."""
-        self._cache: Optional[KVCache] = None
+        self._cache: KVCache | None = None
 
     def begin(self, model: Transformer, prompt: Sequence[int], room: int) -> tuple[KVCache, int]:
-        """Get ready for a prompt.
+        """Reuse what a prompt has in common with the last sequence.
 
         Args:
             model: The model, always the same one.
@@ -123,7 +124,7 @@ class KeptCache:
 
 
 class Token(NamedTuple):
-    """One new token of one row."""
+    """Hold one new token of one row."""
 
     row: int
     """Index of the prompt that it continues."""
@@ -139,12 +140,12 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
-    min_p: Optional[float] = None,
-    seed: Union[int, Sequence[int]] = 0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int | Sequence[int] = 0,
     stop_ids: Collection[int] = (),
-    kept: Optional[KeptCache] = None,
+    kept: KeptCache | None = None,
 ) -> Iterator[Token]:
     """Continue prompts, yielding each token as soon as it is drawn, the rows in turn.
 
@@ -216,7 +217,7 @@ def _stream(
     max_new_tokens: int,
     sample: Callable[[Tensor], Tensor],
     stop_ids: Collection[int],
-    kept: Optional[KeptCache],
+    kept: KeptCache | None,
 ) -> Iterator[Token]:
     device = model.token_embedding.weight.device
     rows = torch.arange(len(prompts), device=device)
@@ -263,8 +264,9 @@ def _stream(
 
 @contextmanager
 def _one_step(model: nn.Module) -> Iterator[None]:
-    """No dropout, no autograd, no compiler; never across a yield, because a generator may be
-    left hanging there.
+    """Switch off dropout, autograd and the compiler for one step.
+
+    Never hold this across a yield: a generator may be abandoned there.
     """
     training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:

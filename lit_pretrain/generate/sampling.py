@@ -1,6 +1,7 @@
-"""Sampling: from the logits of the next token to a token."""
+"""Sampling: from the logits of the next token to a token.
 
-from typing import Optional
+Axes: B rows, C candidates, V vocabulary; 1 is an axis that is kept.
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from lit_pretrain.errors import UserError
 
 
 def check_sampling(
-    temperature: float, top_k: Optional[int], top_p: Optional[float], min_p: Optional[float]
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
     """Refuse settings that name no distribution.
 
@@ -30,9 +31,9 @@ def candidates(
     logits_BV: Tensor,
     *,
     temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
-    min_p: Optional[float] = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """List the tokens that may come next and their probabilities.
 
@@ -110,9 +111,10 @@ def draw(probabilities_BC: Tensor, ids_BC: Tensor, uniform_B: Tensor) -> Tensor:
     return ids_BC.gather(1, torch.minimum(index_B1, last_B1)).squeeze(1)
 
 
-def _likeliest(logits_BV: Tensor, k: Optional[int]) -> tuple[Tensor, Tensor]:
-    """The k highest logits, descending, and their ids; of equal ones those of the lowest ids,
-    so that every device keeps the same.
+def _likeliest(logits_BV: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
+    """Find the k highest logits, descending, and their ids.
+
+    Of equal logits the lowest ids win, so that every device keeps the same.
     """
     ids_BC = None
     if k is not None and k < logits_BV.shape[1]:

@@ -1,7 +1,7 @@
 """Text: prompts and completions as strings, streamed, with stop strings."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from lit_pretrain.generate.engine import Token, generate
 from lit_pretrain.model.transformer import Transformer
@@ -9,16 +9,14 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
-    """Some new text of one row."""
+    """Hold some new text of one row."""
 
     row: int
     text: str
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the beginning of a document: every document that was trained on begins with
-    the bos id.
-    """
+    """Encode a prompt as the beginning of a document: it starts with bos, as in training."""
     return [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
 
@@ -29,13 +27,14 @@ def stream(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """Complete prompts; text appears as soon as it is whole characters that cannot be part of a
-    stop string.
+    """Complete prompts and yield the text of each row as it grows.
+
+    Text appears as soon as it is whole characters that cannot be part of a stop string.
 
     Args:
         net: The network.
@@ -86,7 +85,7 @@ def _pieces(
 
 
 def split_at_stop(text: str, stop: Sequence[str], *, last: bool) -> tuple[str, bool]:
-    """What of a row's text may be given out, and whether a stop string ended it.
+    """Split off the text of a row that may be given out, and tell whether a stop string ended it.
 
     Args:
         text: Text that has not been given out.
@@ -113,12 +112,12 @@ def complete(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> list[str]:
-    """The completions of `stream`, one string per prompt."""
+    """Collect the completions of `stream`, one string per prompt."""
     texts = ["" for _ in prompts]
     pieces = stream(
         net,

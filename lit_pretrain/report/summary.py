@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
@@ -11,18 +11,18 @@ from lit_pretrain.report.run_folder import SUMMARY, read_metrics
 
 
 class Foreseen(NamedTuple):
-    """The loss that a law expected of a run."""
+    """Hold the loss that a law expected of a run."""
 
     metric: str
     """The validation metric that it speaks of."""
     loss: float
-    interval: Optional[tuple[float, float]]
+    interval: tuple[float, float] | None
     """95 %."""
     text: str
     """The same in words, with the law's name."""
 
     def beside(self, final: Mapping[str, float]) -> str:
-        """Forecast, interval and what came of it."""
+        """Set forecast and interval beside the final loss."""
         actual = final[self.metric]
         held = (
             ""
@@ -45,7 +45,7 @@ def write_summary(
     plan: str,
     mixture: str,
     samples: Mapping[str, str],
-    forecast: Optional[Foreseen] = None,
+    forecast: Foreseen | None = None,
 ) -> dict[str, float]:
     """Write summary.md and return the final figures.
 

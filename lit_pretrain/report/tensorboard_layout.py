@@ -1,7 +1,7 @@
-"""Layout: TensorBoard's custom-scalars page, which opens on the curves one looks at first."""
+"""Layout of TensorBoard's custom scalars, which opens on the curves to look at first."""
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 PREFERENCES = {
     "share of pairs in which the better answer has the greater reward": ("rewards/accuracy",),
@@ -17,9 +17,9 @@ PREFERENCES = {
 
 
 def layout(
-    sources: Sequence[str], forecast: Optional[str] = None, metrics: Sequence[str] = ()
+    sources: Sequence[str], forecast: str | None = None, metrics: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Categories and charts for `SummaryWriter.add_custom_scalars`.
+    """Lay out categories and charts for `SummaryWriter.add_custom_scalars`.
 
     Args:
         sources: Names of the mixture's sources.
@@ -79,11 +79,8 @@ def layout(
     }
 
 
-# Rollout layout: the charts that are looked at first where answers are sampled and rewarded.
-
-
 def rollout_layout(rewards: Sequence[str]) -> dict[str, Any]:
-    """A category for `SummaryWriter.add_custom_scalars`, to stand before those of `layout`.
+    """Lay out the category of rollouts, to stand before those of `layout`.
 
     Args:
         rewards: Names of the rewards.

@@ -1,10 +1,14 @@
-"""ExactAnswer: 1 where the answer is the right one, else 0."""
+"""Built-in rewards: exact answers, formats, lengths, a random control and reasoning-gym.
+
+Each is a callable (prompt, completion, row) -> float. One of your own needs no change here: name
+the dotted path of a function or class under `model.rollout.rewards`.
+"""
 
 import hashlib
 import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Optional
+from typing import Any
 
 from lit_pretrain.errors import UserError
 
@@ -12,8 +16,9 @@ _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?")
 
 
 class ExactAnswer:
-    """Whether the answer of a completion equals that of the row; numbers are compared as numbers
-    (1,200.0 is 1200).
+    """Reward a completion whose answer equals the row's.
+
+    Numbers are compared as numbers: 1,200.0 is 1200.
 
     Args:
         after: The answer is the rest of the line after the last such mark, as `####` in GSM8K;
@@ -23,7 +28,7 @@ class ExactAnswer:
     """
 
     def __init__(
-        self, after: Optional[str] = None, last_number: bool = False, field: str = "answer"
+        self, after: str | None = None, last_number: bool = False, field: str = "answer"
     ) -> None:
         if after == "":
             raise UserError(
@@ -35,7 +40,7 @@ class ExactAnswer:
         self.field = field
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         if self.field not in row:
             raise UserError(
                 f"ExactAnswer: the row has no field {self.field!r}; it has"
@@ -44,8 +49,8 @@ class ExactAnswer:
         found = self.extract(completion)
         return float(found is not None and _same(found, str(row[self.field])))
 
-    def extract(self, completion: str) -> Optional[str]:
-        """The answer in a completion; None where it holds none."""
+    def extract(self, completion: str) -> str | None:
+        """Find the answer in a completion; None if it holds none."""
         text = completion
         if self.after is not None:
             if self.after not in text:
@@ -63,8 +68,8 @@ def _same(a: str, b: str) -> bool:
     return a.strip() == b.strip() if one is None or other is None else one == other
 
 
-def _number(text: str) -> Optional[Decimal]:
-    """The number that a text is, None where it is none."""
+def _number(text: str) -> Decimal | None:
+    """Read a text as a number; None if it is none."""
     plain = text.strip().rstrip(".").replace(",", "").replace("$", "")
     try:
         value = Decimal(plain)
@@ -73,11 +78,8 @@ def _number(text: str) -> Optional[Decimal]:
     return value if value.is_finite() else None
 
 
-# Format: 1 where a completion looks as it should, else 0.
-
-
 class Format:
-    r"""Whether a completion has a form, whatever it says.
+    r"""Reward a completion that has a form, whatever it says.
 
     Args:
         pattern: Regular expression, in which `.` means line feeds, too. Such as
@@ -96,16 +98,15 @@ class Format:
         self.whole = whole
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         look = self.pattern.fullmatch if self.whole else self.pattern.search
         return float(look(completion.strip()) is not None)
 
 
-# LengthPenalty: nothing for short answers, then ever less, down to -1.
-
-
 class LengthPenalty:
-    """Soft overlong punishment (Yu et al. 2025, eq. 13), in tokens, the stop token included.
+    """Punish answers that are too long, softly (Yu et al. 2025, eq. 13).
+
+    Lengths are in tokens, the stop token included.
 
     Args:
         free_tokens: Up to so many the penalty is 0.
@@ -122,19 +123,17 @@ class LengthPenalty:
         self.max_tokens = max_tokens
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
-        """Between -1.0 and 0.0."""
+        """Return a value between -1.0 and 0.0."""
         over: float = (row["rollout"]["tokens"] - self.free_tokens) / (
             self.max_tokens - self.free_tokens
         )
         return -min(max(over, 0.0), 1.0)
 
 
-# Random: a reward that knows nothing, for the control of an experiment.
-
-
 class Random:
-    """1 with a given probability, else 0, whatever the answer; a function of (seed, step, sample,
-    number of the answer).
+    """Reward at random, whatever the answer: the control of an experiment.
+
+    The value is a function of (seed, step, sample, number of the answer).
 
     Args:
         probability: Of a 1.
@@ -148,7 +147,7 @@ class Random:
         self.seed = seed
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
-        """1.0 or 0.0."""
+        """Return 1.0 or 0.0."""
         place = row["rollout"]
         digest = hashlib.sha256(
             f"{self.seed}\x00{place['step']}\x00{place['sample']}\x00{place['answer']}".encode()
@@ -156,12 +155,8 @@ class Random:
         return float(int.from_bytes(digest[:8], "little") / 2**64 < self.probability)
 
 
-# ReasoningGym: the scorer that belongs to a dataset of reasoning-gym.
-
-
 class ReasoningGym:
-    """The score that reasoning-gym gives an answer to one of its problems (rows of `task: {name:
-    reasoning_gym/NAME}`).
+    """Reward an answer as reasoning-gym scores it (rows of `task: {name: reasoning_gym/NAME}`).
 
     It needs the extra `reasoning`. The completion is taken as the answer, but for blanks around it.
     """
@@ -176,7 +171,7 @@ class ReasoningGym:
         self._scorer = reasoning_gym.get_score_answer_fn
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> float:
-        """Between 0.0 and 1.0."""
+        """Return a value between 0.0 and 1.0."""
         if "entry" not in row:
             raise UserError(
                 "ReasoningGym scores rows of task: {name: reasoning_gym/NAME}; this row has no"

@@ -1,4 +1,4 @@
-"""Reward: from the names in a config to callables, and from an answer to one number."""
+"""Rewards: from names in a config to callables, and from an answer to one number."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from jsonargparse.typing import register_type
 
@@ -21,7 +21,7 @@ REWARDS = ("ExactAnswer", "Format", "LengthPenalty", "Random", "ReasoningGym")
 
 @dataclass(kw_only=True)
 class Reward:
-    """One reward: a callable (prompt, completion, row) -> float, and what it weighs.
+    """Name one reward, a callable (prompt, completion, row) -> float, and its weight.
 
     The prompt is what the network read, special tokens spelt; the completion what it wrote, without
     them. The row is the data row, with the right `answer` and, under `rollout`, step, sample,
@@ -32,14 +32,14 @@ class Reward:
     """One of ours (ExactAnswer, Format, LengthPenalty, Random, ReasoningGym), or the dotted path of
     a function or of a class whose objects can be called.
     """
-    options: Optional[dict[str, Any]] = None
+    options: dict[str, Any] | None = None
     """Arguments of the class, or further ones of the function, by name."""
     weight: float = 1.0
     """What it is multiplied by in the sum; 0 only reports it."""
 
 
 def read_reward(value: Any) -> Reward:
-    """A reward from its mapping in a config.
+    """Read a reward from its mapping in a config.
 
     Raises:
         UserError: It is none, or a field is unknown or of the wrong type.
@@ -79,7 +79,7 @@ register_type(
 
 
 class Rewards:
-    """Several rewards as a weighted sum.
+    """Weigh and sum several rewards.
 
     Args:
         rewards: By the name under which each is reported.
@@ -110,7 +110,7 @@ class Rewards:
         self._callees = tuple(load_reward(name, reward) for name, reward in rewards.items())
 
     def __call__(self, prompt: str, completion: str, row: Mapping[str, Any]) -> tuple[float, ...]:
-        """What each says of an answer, unweighted.
+        """Ask every reward for its value of an answer, unweighted.
 
         Raises:
             UserError: One fails, or returns no finite number; says of which answer.
@@ -121,7 +121,7 @@ class Rewards:
         )
 
     def total(self, values: tuple[float, ...]) -> float:
-        """The weighted sum."""
+        """Sum the weighted values."""
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
 
     @staticmethod
@@ -155,7 +155,7 @@ class Rewards:
 
 
 def load_reward(name: str, reward: Reward) -> RewardFunction:
-    """The callable behind a reward.
+    """Load the callable of a reward.
 
     Raises:
         UserError: It does not exist, cannot be called, or does not take its options.

@@ -1,5 +1,6 @@
-"""Answers: what a rollout was asked, what it said and what that is worth, as batches for the
-objective.
+"""Answers: prompts answered within a step, rewarded, and batched for the objective.
+
+Axes: B rows, T tokens, N sampled tokens.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ SHOWN = 4
 
 
 class Answer(NamedTuple):
-    """One sampled answer."""
+    """Hold one sampled answer."""
 
     ids: npt.NDArray[np.int32]
     logp: npt.NDArray[np.float32]
@@ -41,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An answer as people read it."""
+    """Hold an answer as people read it."""
 
     prompt: str
     completion: str
@@ -52,7 +53,7 @@ class Shown(NamedTuple):
 
 
 class Answers:
-    """Answers prompts and keeps the answers for as long as they are learned from.
+    """Answer prompts, and keep the answers for as long as the run learns from them.
 
     A rollout is a function of (seed, step, sample number, number within the group) and the weights:
     neither ranks nor micro-batches change what is sampled. With several updates per rollout its
@@ -94,8 +95,9 @@ class Answers:
     def batches(
         self, net: Transformer, prompts: Sequence[PromptBatch], step: int, advantages: Advantages
     ) -> tuple[list[PolicyBatch], list[dict[str, Tensor]]]:
-        """The answers to a step's prompts, sampled if this step begins a rollout, as micro-batches,
-        with the metrics of each.
+        """Answer a step's prompts if the step begins a rollout, and batch the answers.
+
+        Returns micro-batches, and the metrics of each.
 
         Args:
             net: The policy.
@@ -126,13 +128,13 @@ class Answers:
         return made, metrics
 
     def on_policy(self, step: int) -> bool:
-        """Whether the answers of a step were sampled by the network as it is."""
+        """Tell whether the network as it is sampled the answers of a step."""
         return step % self.asking.updates == 0 and self.engine.same_policy
 
     def _policy_batch(
         self, batch: PromptBatch, advantages: Advantages
     ) -> tuple[PolicyBatch, dict[str, Tensor]]:
-        """A micro-batch of answers; each prompt's stand together."""
+        """Batch the answers to the prompts of a micro-batch; those to one prompt stand together."""
         device, group = batch.tokens_BT.device, self.asking.group_size
         answers: list[Answer | None] = []
         for n in batch.index_B.tolist():
@@ -176,8 +178,9 @@ class Answers:
     def measure(
         self, net: Transformer, prompts: Sequence[PromptBatch], step: int
     ) -> list[dict[str, Tensor]]:
-        """Answer held-out prompts once each; metrics of each micro-batch, of which the loss is
-        minus the reward.
+        """Answer held-out prompts once each, and return the metrics of each micro-batch.
+
+        The loss is minus the reward.
         """
         told = [(batch, b) for batch in prompts for b in range(len(batch.index_B))]
         found = self._answer(net, told, HELD_OUT, 1, taken=step)
@@ -228,7 +231,7 @@ class Answers:
         *,
         taken: int | None = None,
     ) -> list[list[Answer]]:
-        """`count` answers to each prompt; none to rows that only fill up a batch."""
+        """Sample `count` answers to each prompt; none for rows that only fill up a batch."""
         asked = [(batch, b) for batch, b in told if int(batch.index_B[b]) >= 0]
         ids = [self._prompt(batch, b) for batch, b in asked]
         numbers = [int(batch.index_B[b]) for batch, b in asked]
@@ -269,7 +272,7 @@ class Answers:
         sample: int,
         g: int,
     ) -> tuple[Answer, Shown]:
-        """An answer with its rewards."""
+        """Decode an answer and ask the rewards about it."""
         stopped = int(ids[-1]) in self.asking.stop_ids
         texts = (
             self.asking.decode(prompt, special=True),
@@ -297,8 +300,9 @@ class Answers:
     # of a rollout
 
     def state(self, step: int, gather: Callable[[Any], list[Any]]) -> dict[str, Any] | None:
-        """The answers that a run which goes on at `step` still learns from, of all ranks; None at
-        the beginning of a rollout.
+        """Collect the answers of all ranks that a run which goes on at `step` still learns from.
+
+        None at the beginning of a rollout.
 
         Args:
             step: The next optimizer step.
@@ -334,7 +338,7 @@ class Answers:
 
 
 def row_seed(seed: int, step: int, sample: int, answer: int) -> int:
-    """The seed of one answer."""
+    """Derive the seed of one answer."""
     digest = hashlib.sha256(
         f"rollout\x00{seed}\x00{step}\x00{sample}\x00{answer}".encode()
     ).digest()

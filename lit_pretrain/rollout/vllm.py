@@ -1,10 +1,11 @@
-"""VLLM: rollouts by vLLM beside the network, for long answers; it gets the weights anew before
-each rollout.
+"""Rollouts by vLLM, for long answers; it receives the weights before each rollout.
+
+Axes: B rows, N sampled tokens.
 """
 
 import os
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ HEAD = "lm_head.weight"
 
 
 class VLLM:
-    """Samples with vLLM in this process, on this device (extra `vllm`).
+    """Sample with vLLM in this process, on this device (extra `vllm`).
 
     The engine is built once, from a Hugging Face folder that gives it architecture and size; before
     each rollout it is given the weights of the network, under the names of transformers, an adapter
@@ -39,7 +40,7 @@ class VLLM:
     same_policy = False
 
     def __init__(
-        self, folder: str, memory: float = 0.3, options: Optional[dict[str, Any]] = None
+        self, folder: str, memory: float = 0.3, options: dict[str, Any] | None = None
     ) -> None:
         if not 0 < memory < 1:
             raise UserError(
@@ -132,9 +133,7 @@ class VLLM:
 
 
 def _completions(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]]) -> Completions:
-    """Answers of different lengths as padded tensors; of each position's log-probabilities that
-    of the token that was drawn.
-    """
+    """Pad answers of different lengths, with each drawn token's log-probability."""
     longest = max(map(len, tokens), default=0)
     found = Completions(
         torch.zeros(len(tokens), longest, dtype=torch.int64),
@@ -151,7 +150,8 @@ def _completions(tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[An
 
 
 def _packs(net: Transformer) -> bool:
-    """Whether vLLM keeps matrices in another layout, as on a CPU: a tied head is then a copy,
-    which new embeddings do not reach.
+    """Tell whether vLLM keeps matrices in another layout, as on a CPU.
+
+    A tied head is then a copy, which new embeddings do not reach.
     """
     return net.head_weight.device.type == "cpu"

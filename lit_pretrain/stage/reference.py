@@ -85,20 +85,39 @@ def tempered(
     return hidden_BTD / temperature, None if softcap is None else softcap / temperature
 
 
-Place = Literal["column", "adapter", "copy"]
+Place = Literal["column", "cache", "adapter", "copy"]
+"""Where a reference's log-probabilities come from: a column of the data, a column that
+`model.reference_cache` keeps, the network with its adapter switched off, or a frozen copy.
+"""
 
 
-def resolve_reference(provides: frozenset[str], *, adapter: bool, named: bool) -> Place:
-    """Decide where the reference comes from.
+def resolve_reference(
+    provides: frozenset[str],
+    *,
+    adapter: bool,
+    reference: Optional[str],
+    init_from: Optional[str],
+    cache: Optional[str],
+) -> tuple[Place, Optional[str]]:
+    """Choose the reference of a run; the stage and the plan before it follow this one rule.
 
     Args:
         provides: `DataContract.provides`.
         adapter: Whether the network carries an adapter.
-        named: Whether the reference is another network than the one that training starts from.
+        reference: `model.reference`.
+        init_from: `model.init_from`.
+        cache: `model.reference_cache`.
+
+    Returns:
+        Where the log-probabilities come from, and the reference's weights if they are not those
+        that training starts from.
     """
+    named = reference if reference != init_from else None
     if "ref_logp" in provides:
-        return "column"
-    return "adapter" if adapter and not named else "copy"
+        return "column", named
+    if cache is not None:
+        return "cache", named
+    return ("adapter" if adapter and named is None else "copy"), named
 
 
 def describe_place(place: Place, whose: str) -> str:

@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.weights import SCORE, check_adapter, keep_adapter, weights_identity
+from lit_pretrain.checkpoint.record import ANSWERS_KEY, SCORE_KEY
+from lit_pretrain.checkpoint.weights import check_adapter, keep_adapter, weights_identity
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -45,7 +46,6 @@ from lit_pretrain.stage.reference import (
 )
 from lit_pretrain.stage.step_sums import StepSums, step_seed
 
-ANSWERS = "answers"
 """Where the answers of an unfinished rollout lie in a checkpoint."""
 
 
@@ -205,9 +205,16 @@ class Stage(L.LightningModule):
             self.trainer.print(f"teacher: {self.teacher_from}")
 
     def _join_reference(self) -> None:
-        named = self.reference_from if self.reference_from != self.init_from else None
+        place, named = resolve_reference(
+            self.provides,
+            adapter=self.adapter is not None,
+            reference=self.reference_from,
+            init_from=self.init_from,
+            cache=self.reference_cache,
+        )
         printed = None
-        if self.reference_cache is not None and "ref_logp" not in self.provides:
+        if place == "cache":
+            assert self.reference_cache is not None
             data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
             network = weights_identity(named) if named is not None else self.origin.name()
             printed = fill_column(
@@ -218,9 +225,7 @@ class Stage(L.LightningModule):
                 rank=self.global_rank, gather=self._gather,
             )  # fmt: skip
             self.provides = self.provides | {"ref_logp"}
-        place = resolve_reference(
-            self.provides, adapter=self.adapter is not None, named=named is not None
-        )
+            place = "column"
         self.reference = Reference(
             place, self.net, self.adapter, lambda: self._frozen(named), self.temperature
         )
@@ -240,7 +245,7 @@ class Stage(L.LightningModule):
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:
-                checkpoint[ANSWERS] = state
+                checkpoint[ANSWERS_KEY] = state
         if self.adapter is None:
             return
         record = None
@@ -261,8 +266,8 @@ class Stage(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore unfinished answers; refuse an adapter of another base or with other tensors."""
-        if self.answers is not None and ANSWERS in checkpoint:
-            self.answers.load_state(checkpoint[ANSWERS])
+        if self.answers is not None and ANSWERS_KEY in checkpoint:
+            self.answers.load_state(checkpoint[ANSWERS_KEY])
         if self.adapter is None:
             return
         check_adapter(
@@ -328,7 +333,7 @@ class Stage(L.LightningModule):
             trained += [
                 (f"score.{name}", parameter) for name, parameter in self.score.named_parameters()
             ]
-            roles[SCORE] = "head"
+            roles[SCORE_KEY] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))

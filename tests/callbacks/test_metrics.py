@@ -15,8 +15,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.callbacks.metrics import WINDOW, Metrics
+from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.checkpoint.network import model_config
+from lit_pretrain.checkpoint.record import WINDOW_KEY
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.objective import CrossEntropy
@@ -298,7 +299,7 @@ def test_an_unfinished_window_travels_in_the_checkpoint() -> None:
     take(first, 1, [5.0, 0.0], [4.0, 0.0], 5.0)
     checkpoint: dict[str, Any] = {}
     first.on_save_checkpoint(trainer(2), None, checkpoint)  # type: ignore[arg-type]
-    assert checkpoint[WINDOW]["norms"] == [1.0, 5.0]
+    assert checkpoint[WINDOW_KEY]["norms"] == [1.0, 5.0]
     second = made(resumed, every=3)
     second.on_load_checkpoint(trainer(2), None, checkpoint)  # type: ignore[arg-type]
     second.on_train_start(trainer(2))

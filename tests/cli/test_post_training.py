@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.lineage import lineage_of
+from lit_pretrain.checkpoint.lineage import lineage_of
 from lit_pretrain.cli.train.resolve import names_class
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.evaluate.decontamination import status_of

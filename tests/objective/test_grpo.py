@@ -184,3 +184,23 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
 def test_a_reference_is_needed_only_for_the_kl() -> None:
     assert GRPO().needs == {"rollout"}
     assert GRPO(beta=0.1).needs == {"rollout", "ref_logp"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "scale_rewards", "scaled"),
+    [
+        ("dapo", None, True),
+        ("dr_grpo", None, False),
+        ("dapo", False, False),
+        ("dr_grpo", True, True),
+    ],
+)
+def test_scale_rewards_overrules_the_variant(
+    variant: Any, scale_rewards: bool | None, scaled: bool
+) -> None:
+    reward, group = torch.tensor([1.0, 2, 4]), torch.zeros(3).long()
+    found = GRPO(variant=variant, scale_rewards=scale_rewards, max_completion_tokens=8).advantages(
+        reward, group
+    )
+    centred = reward - reward.mean()
+    torch.testing.assert_close(found, centred / (reward.std() + 1e-4) if scaled else centred)

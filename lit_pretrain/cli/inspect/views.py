@@ -1,15 +1,21 @@
 """Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import yaml
 
-from lit_pretrain.checkpoint.lineage import Lineage, source_lines
+from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
 from lit_pretrain.errors import UserError
-from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
+from lit_pretrain.report.run_folder import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    read_metrics,
+    read_provenance,
+)
 
 
 def order(
@@ -91,12 +97,12 @@ def run(path: str) -> str:
     """
     lines: list[str] = []
     here: Optional[str] = path
-    recorded: list[Mapping[str, Any]] = []
+    recorded: list[StageRecord] = []
     while here is not None:
         folder = Path(here)
         lineage = Lineage.read(folder)
         recorded = [] if lineage is None else list(lineage.stages)
-        facts = _json(folder / PROVENANCE)
+        facts = read_provenance(folder)
         config = _config(here)
         final = (
             [m for m in read_metrics(folder) if "val/loss" in m]
@@ -137,12 +143,12 @@ def run(path: str) -> str:
         if stage["data"] is None:
             lines.append("  data not known")
         elif stage["data"]["sources"]:
-            lines.append(f"  data {stage['data']['where']} ({stage['data']['hash'][:16]})")
+            lines.append(f"  data {stage['data']['where']} ({stage['data']['hash']:.16})")
         lines += [f"    {line}" for line in _sources([stage])]
     return "\n".join(lines) + "\n"
 
 
-def _sources(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+def _sources(stages: Sequence[StageRecord]) -> list[str]:
     """A line for each raw source of the data of stages."""
     return [
         line
@@ -158,11 +164,4 @@ def _config(where: str) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{where} is neither a run folder (it would hold {CONFIG}) nor a YAML file")
     loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return loaded
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"{file} is missing: {file.parent} is not a run folder")
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return loaded

@@ -94,14 +94,15 @@ def _frozen_parameters(config: Namespace, data: BaseData) -> int:
     """
     model, shapes = config.model, []
     needs = instantiate(model.objective).needs
-    if "ref_logp" in needs and model.reference_cache is None:
-        named = model.reference if model.reference != model.init_from else None
-        if (
-            resolve_reference(
-                data.contract.provides, adapter=model.adapter is not None, named=named is not None
-            )
-            == "copy"
-        ):
+    if "ref_logp" in needs:
+        place, named = resolve_reference(
+            data.contract.provides,
+            adapter=model.adapter is not None,
+            reference=model.reference,
+            init_from=model.init_from,
+            cache=model.reference_cache,
+        )
+        if place == "copy":
             shapes.append(
                 net_of(config) if named is None else model_config(find_parent(named).shape)
             )

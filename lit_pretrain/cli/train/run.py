@@ -17,11 +17,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
-from lit_pretrain.checkpoint.contract import KEY
-from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME as LINEAGE
-from lit_pretrain.checkpoint.lineage import Lineage
-from lit_pretrain.checkpoint.weights import read_metadata
-from lit_pretrain.cli.lineage import home_of, lineage_of, stage_record
+from lit_pretrain.checkpoint.find import artefact_folder
+from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
+from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.notices import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
@@ -36,8 +34,11 @@ from lit_pretrain.report.run_folder import (
     METRICS,
     PROVENANCE,
     MetricsFile,
+    Provenance,
+    ProvenanceFacts,
     make_run_folder,
     provenance,
+    timestamp,
 )
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard_layout import layout, rollout_layout
@@ -62,9 +63,7 @@ def train(verb: str, argv: list[str]) -> int:
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
     cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
-    first_step = (
-        int(read_metadata(cli.place.checkpoint)[KEY]["step"]) if cli.place.checkpoint else 0
-    )
+    first_step = read_record(cli.place.checkpoint).step if cli.place.checkpoint else 0
     on_gpu = trainer.strategy.root_device.type == "cuda"
     plan = fit_plan(
         cli.config,
@@ -152,7 +151,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
     cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
     data, adapter = cli.datamodule, adapter_of(cli.config)
-    facts = provenance(
+    facts = ProvenanceFacts(
         verb=cli.verb,
         manifest_hash=data.manifest_hash,
         tokenizer_hash=data.tokenizer_hash,
@@ -167,13 +166,14 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         adapter=(
             None if adapter is None else adapter_cost(net_of(cli.config), adapter).line(adapter)
         ),
-        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        started=timestamp(),
     )
+    recorded = provenance(facts)
     write_file(
         folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"),
-        json.dumps(facts, indent=1) + "\n",
+        json.dumps(recorded, indent=1) + "\n",
     )
-    write_language(folder, cli, facts)
+    write_language(folder, cli, recorded)
     file = MetricsFile(folder / METRICS, first_step=first_step)
     cli.callbacks.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
@@ -189,16 +189,16 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
             cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
 
 
-def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> None:
+def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
     """Write tokenizer, template and lineage: what the run's text looks like, and all that lies
     behind it.
     """
     cli.datamodule.save(folder)
-    behind = () if facts["parent"] is None else lineage_of(facts["parent"]).stages
+    parent = facts["parent"]
     inherited = (
         None
-        if facts["parent"] is None or cli.datamodule.template_hash is not None
-        else ModelTokenizer.found(home_of(facts["parent"]))
+        if parent is None or cli.datamodule.template_hash is not None
+        else ModelTokenizer.found(artefact_folder(parent))
     )
     if (
         inherited is not None
@@ -208,10 +208,12 @@ def write_language(folder: Path, cli: TrainCLI, facts: Mapping[str, Any]) -> Non
         write_file(
             folder / TEMPLATE, inherited.template.source
         )  # text has no template; the network still knows its parent's
-    stage = stage_record(str(folder), facts, cli.datamodule.record())
-    write_file(
-        folder / LINEAGE, Lineage(ModelTokenizer.of(folder).record(), (stage, *behind)).dump()
+    lineage = Lineage.begin(
+        ModelTokenizer.of(folder),
+        stage_record(str(folder), facts, cli.datamodule.record()),
+        None if parent is None else lineage_of(parent),
     )
+    write_file(folder / LINEAGE_FILENAME, lineage.dump())
 
 
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:

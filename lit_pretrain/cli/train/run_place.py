@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Optional
 
 from jsonargparse import Namespace
 
-from lit_pretrain.checkpoint.contract import KEY, check_fork, check_resume, data_of
+from lit_pretrain.checkpoint.contract import check_fork, check_resume, data_of
 from lit_pretrain.checkpoint.find import newest_complete, resolve
-from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.notices import warn
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.train.run_settings import RunSettings
@@ -91,20 +91,16 @@ def check_place(
         UserError: Says what differs, or that there is nothing left to do.
     """
     if place.checkpoint is not None:
-        saved = read_metadata(place.checkpoint).get(KEY, {})
-        if "contract" not in saved:
-            raise UserError(
-                f"{place.checkpoint} was not written by lit_pretrain: it carries no contract"
-            )
+        saved = read_record(place.checkpoint)
         forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
-        (check_fork if forks else check_resume)(saved["contract"], contract, str(place.checkpoint))
+        (check_fork if forks else check_resume)(saved.contract, contract, str(place.checkpoint))
         if forks:
-            before, now = data_of(saved["contract"]), data_of(contract)
-            data.check_fork(before, now, step=saved["step"], checkpoint=str(place.checkpoint))
-        only_validates = saved["step"] == config.max_steps and saved.get("validation_due")
-        if saved["step"] >= config.max_steps and not only_validates:
+            before, now = data_of(saved.contract), data_of(contract)
+            data.check_fork(before, now, step=saved.step, checkpoint=str(place.checkpoint))
+        only_validates = saved.step == config.max_steps and saved.validation_due
+        if saved.step >= config.max_steps and not only_validates:
             raise UserError(
-                f"{place.checkpoint} stands at step {saved['step']} and the run ends at"
+                f"{place.checkpoint} stands at step {saved.step} and the run ends at"
                 f" {config.max_steps}: nothing is left to do"
             )
     if is_first_process():

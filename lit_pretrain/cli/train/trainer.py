@@ -24,8 +24,7 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.text_samples import AnswersShown, TextSamples
-from lit_pretrain.checkpoint.contract import KEY
-from lit_pretrain.checkpoint.weights import read_metadata
+from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
@@ -283,7 +282,7 @@ def make_trainer(
         UserError: Lightning refuses the settings.
     """
     every, callbacks = config.validate_every or config.max_steps, list(callbacks)
-    first_step = read_metadata(place.checkpoint)[KEY]["step"] if place.checkpoint else 0
+    first_step = read_record(place.checkpoint).step if place.checkpoint else 0
     only_validates = first_step == config.max_steps
     if only_validates:
         callbacks.insert(0, LastValidation())

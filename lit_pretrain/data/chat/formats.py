@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +133,7 @@ def find_format(
     """Find a format by name and apply a user's own field and role names.
 
     Args:
-        name: One of `ROW_FORMATS`.
+        name: One of `ROW_FORMATS`, or the dotted path of a `RowFormat`.
         kind: conversation, preference, verdict or problem.
         fields: Part -> field, in place of the format's own.
         roles: Role in the file -> our role, in place of the format's own.
@@ -142,11 +143,15 @@ def find_format(
         UserError: The name or a part is unknown, or the format gives rows of another kind.
     """
     fitting = [other for other, format in ROW_FORMATS.items() if kind in format.kinds()]
-    if name not in ROW_FORMATS:
+    if name in ROW_FORMATS:
+        format = ROW_FORMATS[name]
+    elif "." in name:
+        format = load_format(name, setting)
+    else:
         raise UserError(
-            f"{setting}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}"
+            f"{setting}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}, or"
+            " the dotted path of a RowFormat of yours"
         )
-    format = ROW_FORMATS[name]
     if kind not in format.kinds():
         raise UserError(
             f"{setting}.format={name!r} gives a {' or a '.join(format.kinds())}, here a {kind} is"
@@ -166,6 +171,35 @@ def find_format(
     return replace(
         format, fields={**format.fields, **(fields or {})}, roles={**format.roles, **(roles or {})}
     )
+
+
+def load_format(path: str, setting: str) -> RowFormat:
+    """Load a format of the user's own: a `RowFormat` in a module of theirs.
+
+    Args:
+        path: Its dotted path, such as my_formats.TRIPLES.
+        setting: The setting, for messages.
+
+    Raises:
+        UserError: There is no such module or name, or it is no RowFormat.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists and lacks another one: its own error says so best
+        raise UserError(
+            f"{setting}.format={path!r}: there is no module {error.name!r}; correct it, or put its"
+            " directory on PYTHONPATH"
+        ) from None
+    found = getattr(module, name, None)
+    if not isinstance(found, RowFormat):
+        raise UserError(
+            f"{setting}.format={path!r} must name a lit_pretrain.data.chat.formats.RowFormat; found"
+            f" {found!r}"
+        )
+    return found
 
 
 def read_row(

@@ -40,7 +40,8 @@ from lit_pretrain.data.chat.row_source import (
 )
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.data.data_record import DataRecord, rows_record
+from lit_pretrain.data.data_record import rows_record
+from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash

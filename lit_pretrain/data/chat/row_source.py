@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import numpy as np
 
 from lit_pretrain.chat.messages import BadRow, TrainingRow
-from lit_pretrain.data.chat.formats import find_format, read_row
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, load_format, read_row
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
@@ -348,9 +348,25 @@ def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, SourceIdentity]
             "fields": source.fields, "roles": source.roles, "system": source.system,
             "weight": source.weight,
             "task": None if source.task is None else asdict(source.task),
+            **_own_format(source),
         }
         for name, source in sources.items()
     }  # fmt: skip
+
+
+def _own_format(source: RowSource) -> dict[str, Any]:
+    """Give the content of a format of the user's own, which its name does not identify."""
+    name = _format(source)
+    if name in ROW_FORMATS or "." not in name:
+        return {}
+    format = load_format(name, "data.sources")
+    content = {
+        "fields": dict(format.fields),
+        "optional": sorted(format.optional),
+        "roles": dict(format.roles),
+        "answer_after": format.answer_after,
+    }
+    return {"own_format": content}
 
 
 def as_sources(

@@ -21,7 +21,7 @@ from lit_pretrain.data.batches import (
     start_worker,
 )
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.data.data_record import DataRecord, prepared_record
+from lit_pretrain.data.data_record import prepared_record
 from lit_pretrain.data.held_out import rows_held_out, spread_rows
 from lit_pretrain.data.text.mixture import (
     Mixture,
@@ -35,6 +35,7 @@ from lit_pretrain.data.text.mixture import (
 )
 from lit_pretrain.data.text.order import Order
 from lit_pretrain.data.text.trace import named_rows
+from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer

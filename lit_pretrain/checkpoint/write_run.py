@@ -1,0 +1,100 @@
+"""Writing a run that no training made: what import, merge and adapter import leave behind."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+from lit_pretrain.checkpoint.adapted import AdapterRecord
+from lit_pretrain.checkpoint.find import CHECKPOINTS_FOLDER, checkpoint_name
+from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
+from lit_pretrain.checkpoint.record import (
+    ADAPTER_KEY,
+    NET_PREFIX,
+    RECORD_KEY,
+    SCORE_KEY,
+    CheckpointRecord,
+)
+from lit_pretrain.checkpoint.weights import write_checkpoint
+from lit_pretrain.data_lineage import DataRecord
+from lit_pretrain.files import write_file
+from lit_pretrain.report.run_folder import (
+    CONFIG,
+    PROVENANCE,
+    ProvenanceFacts,
+    provenance,
+    timestamp,
+    write_folder,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContent:
+    """Hold a run that others can start from, generate with and measure."""
+
+    config: Mapping[str, Any]
+    """Its config.yaml."""
+    tensors: Mapping[str, Tensor]
+    """The network or its adapter, by the names of the network's state dict."""
+    step: int
+    """Number of the checkpoint."""
+    language: ModelTokenizer | None
+    """Tokenizer and template; a Hugging Face folder may have none."""
+    facts: ProvenanceFacts
+    """For provenance.json, beside versions, revision and command."""
+    data: DataRecord | None
+    """The data of this stage for its lineage; None if it is not known."""
+    parent: Lineage
+    """The stages that led to it."""
+    adapter: AdapterRecord | None = None
+    """Describes the adapter if `tensors` hold one."""
+    score: Tensor | None = None
+    """The score head of a reward model."""
+
+
+def write_run(
+    out: Path, run: RunContent, *, check: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Write a run; its folder appears whole or not at all.
+
+    Args:
+        out: The folder; it must not exist.
+        run: What it holds.
+        check: Called with the finished folder before it gets its name; an error leaves nothing.
+
+    Raises:
+        UserError: The folder exists or cannot be written.
+    """
+    recorded = provenance({**run.facts, "started": timestamp()})
+    lineage = Lineage.begin(run.language, stage_record(str(out), recorded, run.data), run.parent)
+
+    def fill(folder: Path) -> None:
+        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=120)
+        write_file(folder / CONFIG, text)
+        if run.language is not None:
+            run.language.save(folder)
+        write_file(folder / PROVENANCE, json.dumps(recorded, indent=1) + "\n")
+        write_file(folder / LINEAGE_FILENAME, lineage.dump())
+        write_checkpoint(_checkpoint(run), folder / CHECKPOINTS_FOLDER / checkpoint_name(run.step))
+        check(folder)
+
+    write_folder(out, fill)
+
+
+def _checkpoint(run: RunContent) -> dict[str, Any]:
+    contract = {} if run.language is None else {"data.tokenizer": run.language.tokenizer.hash}
+    state = {NET_PREFIX + name: tensor for name, tensor in run.tensors.items()}
+    if run.score is not None:
+        state[SCORE_KEY] = run.score
+    checkpoint: dict[str, Any] = {
+        "state_dict": state,
+        RECORD_KEY: CheckpointRecord(run.step, contract).stored(),
+    }
+    if run.adapter is not None:
+        checkpoint[ADAPTER_KEY] = run.adapter.plain()
+    return checkpoint
