@@ -54,7 +54,7 @@ def test_provenance_names_versions_and_survives_json(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert revision() is None
     monkeypatch.setattr("sys.argv", ["/somewhere/lit_pretrain", "fit", "--name", "a b"])
-    facts = json.loads(json.dumps(provenance(parent=None)))
+    facts = json.loads(json.dumps(provenance({"parent": None})))
     assert facts["command"] == "lit_pretrain fit --name 'a b'"
     assert facts["revision"] is None
     assert facts["versions"]["torch"].startswith("2.")
