@@ -95,10 +95,10 @@ def resolve_reference(
     provides: frozenset[str],
     *,
     adapter: bool,
-    reference: Optional[str],
-    init_from: Optional[str],
-    cache: Optional[str],
-) -> tuple[Place, Optional[str]]:
+    reference: str | None,
+    init_from: str | None,
+    cache: str | None,
+) -> tuple[Place, str | None]:
     """Choose the reference of a run; the stage and the plan before it follow this one rule.
 
     Args:
