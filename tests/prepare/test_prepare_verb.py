@@ -112,7 +112,7 @@ def test_help_is_complete_and_imports_little() -> None:  # how quick it is: test
     for words in (
         "Most tokens in a chunk file",
         "The dataset's directory",
-        "Share for validation",
+        "Share of the bytes for validation",
         "--tokenizer.pattern",
     ):
         assert words in " ".join(text.split())
