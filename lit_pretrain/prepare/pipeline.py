@@ -105,7 +105,7 @@ def _check_documents(run: Preparation) -> None:
     """Refuse a source of which no document is left."""
     for name in run.inputs:
         check_read(
-            name, [run.clean[number] for number in run.of(name)], run.config.max_bad_fraction
+            name, [run.clean[number] for number in run.parts_of(name)], run.config.max_bad_fraction
         )
         steps = list(run.funnel(name).steps.values())
         if not steps[-1].documents:

@@ -166,14 +166,14 @@ class Preparation:
         """List, by part, the bytes that are left after the last step of its funnel."""
         return [result["funnel"][-1]["bytes"] for result in self.clean]
 
-    def of(self, name: str) -> list[int]:
+    def parts_of(self, name: str) -> list[int]:
         """List the numbers of the parts of a source."""
         return [number for number, part in enumerate(self.parts) if part.source == name]
 
     def funnel(self, name: str) -> Funnel:
         """Add up the steps of a source over its parts."""
         funnel = Funnel([])
-        for number in self.of(name):
+        for number in self.parts_of(name):
             funnel.add(self.clean[number]["funnel"])
         return funnel
 

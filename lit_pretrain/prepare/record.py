@@ -110,7 +110,7 @@ def _source(
     run: Preparation, name: str, encoded: Sequence[EncodeResult], tokenizer: Tokenizer, dtype: str
 ) -> Source:
     """Assemble the parts of a source, and record it."""
-    mine = run.of(name)
+    mine = run.parts_of(name)
     splits = {
         split: assemble_chunks(
             run.dataset / split / name,
@@ -201,7 +201,7 @@ def _write_rejects(run: Preparation) -> None:
     lines = []
     for name in run.inputs:
         kept = Rejects(run.config.keep_rejects)
-        for number in run.of(name):
+        for number in run.parts_of(name):
             kept.add(run.clean[number]["rejects"])
         lines += [
             json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n"
@@ -245,15 +245,15 @@ def _files(dataset: Path, sources: dict[str, Source]) -> dict[str, str]:
 
 def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -> None:
     """Refuse a source without training text, and say where the text that is held out is unusual."""
-    wished = dataclasses.asdict(run.config.splits)
+    shares = dataclasses.asdict(run.config.splits)
     total = sum(split.bytes for split in splits.values())
     more = f"add text, or raise splits.{{}} (now {{:g}} of {total:,} bytes)"
     if not splits["train"].tokens:
         raise UserError(
             f"sources.{name} is left without training text: its {total:,} bytes are too few for "
-            f"these shares. Add text, or lower `splits` ({wished})."
+            f"these shares. Add text, or lower `splits` ({shares})."
         )
-    for label, fraction in wished.items():
+    for label, fraction in shares.items():
         part = splits[label]
         if fraction and not part.tokens:
             say(f"{name}: no text is held out for {label}; {more.format(label, fraction)}")

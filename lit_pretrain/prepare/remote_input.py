@@ -236,11 +236,10 @@ def _cause(error: Exception) -> str:
 def hub_files(
     where: str, name: str, *, subset: str | None, split: str, revision: str | None
 ) -> list[Path]:
-    """The Arrow files of a dataset on the hub, downloaded to the cache of `datasets` unless they
-    are there.
+    """List the Arrow files of a dataset on the hub; download those that the cache does not hold.
 
     Raises:
-        UserError: `datasets` is not installed, or the dataset cannot be had.
+        UserError: `datasets` is not installed, or the dataset cannot be fetched.
     """
     try:
         import datasets
@@ -251,10 +250,11 @@ def hub_files(
         ) from None
     try:
         loaded = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # hub, network, and builders each have their own; the cause is kept
+    # Hub, network and builders have exceptions of their own; the message keeps the cause.
+    except Exception as error:
         raise UserError(
-            f"{where}: the dataset {name!r} (subset {subset!r}, split {split!r}) cannot be had from"
-            f" the Hugging Face hub: {_cause(error)}; check its name and the network, or save it"
-            " elsewhere with `save_to_disk` and give its `path`"
+            f"{where}: the dataset {name!r} (subset {subset!r}, split {split!r}) cannot be fetched"
+            f" from the Hugging Face hub: {_cause(error)}; check its name and the network, or save"
+            " it elsewhere with `save_to_disk` and give its `path`"
         ) from error
     return [Path(entry["filename"]) for entry in loaded.cache_files]

@@ -2,7 +2,7 @@
 
 A hash of each document decides, as long as that gives every split of a source about the share of
 bytes it should have. With few documents, or very unequal ones, it does not: a single file would
-be training text as a whole. `choose` then holds text of that source out by its bytes.
+be training text as a whole. `choose_by_bytes` then holds text of that source out by its bytes.
 """
 
 from __future__ import annotations
@@ -144,31 +144,31 @@ def hold_out(run: Preparation) -> None:
     measured = run.do("measure", "measure the splits", task, run.bytes_left())
     chosen: dict[int, Segments] = {}
     for name in run.inputs:
-        parts = run.of(name)
+        parts = run.parts_of(name)
         held = {
             "train": sum(measured[n]["train"] for n in parts),
             "validation": sum(measured[n]["validation"] for n in parts),
             "test": sum(measured[n]["test"] for n in parts),
         }
-        shares = wished(sum(held.values()), config.splits)
-        if stands(held, shares):
+        shares = target_bytes(sum(held.values()), config.splits)
+        if close_to_targets(held, shares):
             run.held_out[name] = {
                 split: "hash" for split in ("validation", "test") if shares[split]
             }
             continue
         keys, sizes = np.concatenate([np.load(_keys_file(run.work, n)) for n in parts]).T
-        found, run.held_out[name] = choose(keys, sizes, config.splits, chosen)
+        found, run.held_out[name] = choose_by_bytes(keys, sizes, config.splits, chosen)
         chosen |= found
     write_file(_chosen_file(run.work), json.dumps(chosen))
 
 
-def wished(total: int, splits: SplitsConfig) -> dict[str, int]:
+def target_bytes(total: int, splits: SplitsConfig) -> dict[str, int]:
     """Compute the bytes that each split of a source should have."""
     held_out = {"test": round(splits.test * total), "validation": round(splits.validation * total)}
     return {**held_out, "train": total - sum(held_out.values())}
 
 
-def stands(held: Mapping[str, int], shares: Mapping[str, int]) -> bool:
+def close_to_targets(held: Mapping[str, int], shares: Mapping[str, int]) -> bool:
     """Check whether what the hash gives to the splits is near enough to what they should have."""
     return all(
         (held[split] * _BOUND >= share or share < _LEAST_BYTES) and held[split] <= share * _BOUND
@@ -176,7 +176,7 @@ def stands(held: Mapping[str, int], shares: Mapping[str, int]) -> bool:
     )
 
 
-def choose(
+def choose_by_bytes(
     keys: npt.NDArray[np.uint64],
     sizes: npt.NDArray[np.uint64],
     splits: SplitsConfig,
@@ -184,10 +184,10 @@ def choose(
 ) -> tuple[dict[int, Segments], dict[str, str]]:
     """Hold text of a source out by its bytes.
 
-    The test, and then validation, takes documents in the order of their keys: each that still fits
-    into its share, until one does not and half of the share is there. If that much does not fit,
-    the end of a larger document fills it up. So each gets between half of its share and all of it,
-    and training gets its own at least.
+    The test split, and then validation, takes documents in the order of their keys: each that
+    still fits into its share, until one does not and half of the share is there. If that much
+    does not fit, the end of a larger document fills it up. So each gets between half of its share
+    and all of it, and training gets its own at least.
 
     Args:
         keys: [documents], of the whole source, copies included.
@@ -203,7 +203,7 @@ def choose(
     by_hash = Splitter(splits, 0).split
     unique, first, counts = np.unique(keys, return_index=True, return_counts=True)
     documents = zip(unique.tolist(), sizes[first].tolist(), counts.tolist(), strict=True)
-    shares = wished(int(sizes.sum()), splits)
+    shares = target_bytes(int(sizes.sum()), splits)
     held = dict.fromkeys(shares, 0)
     free: dict[int, tuple[int, int]] = {}  # size and number of copies, in the order of the keys
     for key, size, count in documents:

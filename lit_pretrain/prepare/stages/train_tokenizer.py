@@ -100,7 +100,7 @@ def check_encoder(run: Preparation, tokenizer: Tokenizer) -> None:
     texts: list[str] = []
     for name in run.inputs:
         size, share = 0, _EQUALITY_SAMPLE_BYTES // len(run.inputs)
-        for document in read_documents(clean_file(run.work, run.of(name)[0])):
+        for document in read_documents(clean_file(run.work, run.parts_of(name)[0])):
             texts.append(document.text[:_EQUALITY_SAMPLE_BYTES])
             size += len(document.utf8)
             if size >= share:

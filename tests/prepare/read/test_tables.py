@@ -259,7 +259,7 @@ def test_a_dataset_on_the_hub_is_read_from_the_cache(
     with pytest.raises(
         UserError,
         match=(
-            r"'some/rows' \(subset 'en', split 'train'\) cannot be had .*offline mode is enabled\);"
+            r"'some/rows' \(subset 'en', split 'train'\) cannot be fetched .*offline mode is enabled\);"
             r" check"
         ),
     ):

@@ -1,4 +1,4 @@
-"""Splits follow the text and nothing else, and their bytes are near what was wished."""
+"""Splits follow the text and nothing else, and their bytes are near their shares."""
 
 import random
 
@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.prepare_config import SplitsConfig
-from lit_pretrain.prepare.stages.hold_out import Chosen, Splitter, choose, stands, wished
+from lit_pretrain.prepare.stages.hold_out import (
+    Chosen,
+    Splitter,
+    choose_by_bytes,
+    close_to_targets,
+    target_bytes,
+)
 
 
 def split_of(text: str, seed: int = 0, **fractions: float) -> str:
@@ -52,9 +58,11 @@ def assign(texts: list[str], splits: SplitsConfig, before: Chosen) -> Splitter:
     held = dict.fromkeys(("train", "validation", "test"), 0)
     for key, size in zip(keys, sizes, strict=True):
         held[splitter.split(key)] += size
-    if stands(held, wished(sum(sizes), splits)):
+    if close_to_targets(held, target_bytes(sum(sizes), splits)):
         return Splitter(splits, 0, before)
-    found, _ = choose(np.array(keys, np.uint64), np.array(sizes, np.uint64), splits, before)
+    found, _ = choose_by_bytes(
+        np.array(keys, np.uint64), np.array(sizes, np.uint64), splits, before
+    )
     return Splitter(splits, 0, {**before, **found})
 
 
@@ -84,7 +92,7 @@ def test_bytes_decide_where_the_hash_does_not(
         assert len({split for split, _ in found}) == len(found)
         for split, piece in found:
             held[split] += len(piece.encode())
-    for split, share in wished(sum(held.values()), splits).items():
+    for split, share in target_bytes(sum(held.values()), splits).items():
         if (
             share >= 2_000
         ):  # within a smaller one, the copies of a document and the lines are coarse
