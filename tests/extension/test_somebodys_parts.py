@@ -51,7 +51,9 @@ def test_a_run_learns_by_an_optimizer_and_an_objective_of_somebody_else(
 def test_the_planner_reads_the_moments_of_somebodys_optimizer(run_cli: RunCli) -> None:
     moments = {}
     for optimizer in ("somebody.momentum_sgd.MomentumSGD", "lit_pretrain.optim.AdamW"):
-        done = run_cli("plan", *NET, f"--model.optimizer={optimizer}", "--json", env=HERE)
+        done = run_cli(
+            "plan", *NET, "--max_tokens=1e6", f"--model.optimizer={optimizer}", "--json", env=HERE
+        )
         assert done.returncode == 0, done.stderr
         moments[optimizer] = json.loads(done.stdout)["memory"]["states"]["moments"]
     sgd, adamw = moments.values()
