@@ -259,8 +259,8 @@ def test_a_dataset_on_the_hub_is_read_from_the_cache(
     with pytest.raises(
         UserError,
         match=(
-            r"'some/rows' \(subset 'en', split 'train'\) cannot be fetched .*offline mode is enabled\);"
-            r" check"
+            r"'some/rows' \(subset 'en', split 'train'\) cannot be fetched .*offline mode is"
+            r" enabled\); check"
         ),
     ):
         find_inputs("mine", source)
