@@ -322,7 +322,13 @@ def check_sources(sources: Mapping[str, RowSource]) -> None:
                 )
 
 
-class SourceIdentity(TypedDict):
+class OwnFormat(TypedDict, total=False):
+    """The content of a format of the user's own; absent for ours, which their name identifies."""
+
+    own_format: Mapping[str, Any]
+
+
+class SourceIdentity(OwnFormat):
     """What decides the rows of a source; its hash is part of the identity of the data."""
 
     sha256: str | None
@@ -354,7 +360,7 @@ def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, SourceIdentity]
     }  # fmt: skip
 
 
-def _own_format(source: RowSource) -> dict[str, Any]:
+def _own_format(source: RowSource) -> OwnFormat:
     """Give the content of a format of the user's own, which its name does not identify."""
     name = _format(source)
     if name in ROW_FORMATS or "." not in name:
