@@ -531,10 +531,9 @@ class Stage(L.LightningModule):
         if self.answers is not None:
             assert isinstance(metric, Means)
             prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-            for micro, values in zip(
-                prompts, self.answers.measure(self.net, prompts, self.global_step), strict=True
-            ):
-                metric.update(values, micro.source_B)
+            measured = self.answers.measure(self.net, prompts, self.global_step)
+            for prompt, values in zip(prompts, measured, strict=True):
+                metric.update(values, prompt.source_B)
             return
         self.token_bytes_V = self.token_bytes_V.to(self.device)
         for micro in batch:

@@ -46,13 +46,11 @@ def run(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     run(stream, monkeypatch)
-    assert (
-        stream.getvalue().splitlines()
-        == [
-            "step 20/40 | 41k tokens | 2.05k tok/s | loss 3.2500 | left 0:40",  # 10 steps took 20 s, 20 are left
-            "step 20/40 | val 3.5000 (1.2500 bits/byte)",
-        ]
-    )
+    assert stream.getvalue().splitlines() == [
+        # 10 steps took 20 s, 20 are left.
+        "step 20/40 | 41k tokens | 2.05k tok/s | loss 3.2500 | left 0:40",
+        "step 20/40 | val 3.5000 (1.2500 bits/byte)",
+    ]
 
 
 def test_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "word": {
         "output_type": "loglikelihood", "doc_to_text": "{{question}}",
         "doc_to_target": "{{' ' + word}}",
-        "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}, {"metric": "acc"}],
+        "metric_list": [
+            {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            {"metric": "acc"},
+        ],
     },
     "text": {
         "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",

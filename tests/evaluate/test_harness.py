@@ -151,8 +151,9 @@ def test_within_training_and_after_it_the_figures_are_the_same(
         if any(key.startswith("eval_fox") for key in line)
     }
     assert sorted(lines) == [40, 60]
-    assert main(["evaluate", str(trained), "--tasks", "[fox_choice, fox_answer]", f"--include={tasks}", "--limit=8",
-                 f"--report={tmp_path / 'r.json'}", "--tensorboard=false"]) == 0  # fmt: skip
+    options = [f"--include={tasks}", "--limit=8", f"--report={tmp_path / 'r.json'}"]
+    options += ["--tasks", "[fox_choice, fox_answer]", "--tensorboard=false"]
+    assert main(["evaluate", str(trained), *options]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     for task in ("fox_choice", "fox_answer"):
         for metric, value in report["tasks"][task]["metrics"].items():
@@ -182,8 +183,11 @@ def test_the_report_says_what_was_measured_with_what(
         == 0
     )
     out = capsys.readouterr().out
-    for text in ("precision", "32-true", "lm-eval 0.4", "do not begin with bos", "chat template", "none, not applied", "the first 6 items",
-                 "nats/token", "perplexity", "bits/byte", "story", "sums", "code", "undeclared:", "was never held against it"):  # fmt: skip
+    for text in (
+        "precision", "32-true", "lm-eval 0.4", "do not begin with bos", "chat template",
+        "none, not applied", "the first 6 items", "nats/token", "perplexity", "bits/byte", "story",
+        "sums", "code", "undeclared:", "was never held against it",
+    ):  # fmt: skip
         assert text in out, text
     (file,) = (trained / "evaluations").glob("*.json")
     report = json.loads(file.read_text())

@@ -133,7 +133,8 @@ def test_streamed_equals_cut_at_once(whole: str, stop: list[str], step: int) -> 
     assert whole.startswith(given_out)
     if not places:
         assert given_out == whole
-    else:  # of two stop strings the one that is whole first wins, so a longer one may begin before it
+    else:
+        # Of two stop strings the first to be whole wins, so a longer one may begin before it.
         assert any(len(given_out) == place for place in places)
         assert all(s not in given_out for s in stop)
 

@@ -237,7 +237,8 @@ def prepare_until(where):
 
     def rename_and_die(source, target):
         rename(source, target)
-        if where == "assemble" and Path(target).name == "chunk-2-0.bin" or where == "finish" and Path(target).name == "data":
+        last = {"assemble": "chunk-2-0.bin", "finish": "data"}.get(where)
+        if Path(target).name == last:
             die()
 
     stages.write_file, os.rename = write_and_die, rename_and_die

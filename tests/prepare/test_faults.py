@@ -109,9 +109,12 @@ from lit_pretrain.prepare.prepare_config import SourceConfig
 
 source = SourceConfig(kind="jsonl", path=sys.argv[1])
 reader = SourceReader(source, find_inputs("a", source).files, ReadPolicy())
-found = [[item.reason, item.detail] if isinstance(item, BadRecord) else item.text for item in reader]
-# Not of getrusage: its peak is that of the process before exec, too, which is as large as the tests are.
-peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+found = [
+    [item.reason, item.detail] if isinstance(item, BadRecord) else item.text for item in reader
+]
+# Not of getrusage: its peak is also that of the process before exec, as large as the tests are.
+status = Path("/proc/self/status").read_text().splitlines()
+peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
 print(json.dumps([found, int(peak)]))
 """
 

@@ -192,8 +192,14 @@ def test_the_real_one_does(
         NET, n_head=2, n_kv_head=1, head_dim=32, tie_embeddings=tied
     )  # its kernels have no smaller heads
     save_llama(
-        transformers, tmp_path / "parent", seed=0, tie_word_embeddings=tied, num_attention_heads=2, num_key_value_heads=1, head_dim=32
-    )  # fmt: skip
+        transformers,
+        tmp_path / "parent",
+        seed=0,
+        tie_word_embeddings=tied,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+    )
     three_steps(tmp_path / "parent", net, adapter)
 
 

@@ -152,7 +152,8 @@ def run(
         clip_norm=None, compile="off", seed=3, **options,
     )  # fmt: skip
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, precision=precision, max_steps=steps, max_epochs=-1, logger=False, callbacks=callbacks,  # type: ignore[arg-type]
+        accelerator="cpu", devices=1, precision=precision, max_steps=steps, max_epochs=-1,
+        logger=False, callbacks=callbacks,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=None if validate else 0, num_sanity_val_steps=0,
@@ -226,7 +227,8 @@ def test_the_gradient_is_that_of_the_same_answers_given_as_data() -> None:
             seed=3,
         )
         trainer = L.Trainer(
-            accelerator="cpu", devices=1, precision=precision, max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False,  # type: ignore[arg-type]
+            accelerator="cpu", devices=1, precision=precision, max_steps=1, max_epochs=-1,
+            logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
             limit_val_batches=0,
         )  # fmt: skip

@@ -220,7 +220,9 @@ body="$FAKE/body.$$"
 cp "$script" "$body"
 export SLURM_NODELIST=here
 set -m  # a process group of its own, so that scancel reaches all of the job
-( for n in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$n bash "$body" >>"$FAKE/jobs.log" 2>&1; done; rm "$FAKE/running" ) \\
+( for n in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$n bash "$body" >>"$FAKE/jobs.log" 2>&1
+  done; rm "$FAKE/running" ) \\
   >/dev/null 2>&1 </dev/null &
 echo $! >"$FAKE/running"
 echo "Submitted batch job 4711"
