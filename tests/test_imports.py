@@ -130,7 +130,7 @@ TORCH_FREE = (
     "checkpoint.find",
     "checkpoint.hf_card",
     "checkpoint.lineage",
-    "checkpoint.record",
+    "checkpoint.checkpoint_record",
     "evaluate.decontamination",
     "cli.parser",
     "cli.verb",

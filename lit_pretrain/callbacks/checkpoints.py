@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_pretrain.checkpoint.checkpoint_record import RECORD_KEY, CheckpointRecord
 from lit_pretrain.checkpoint.find import (
     BEST,
     CHECKPOINTS_FOLDER,
@@ -21,7 +22,6 @@ from lit_pretrain.checkpoint.find import (
     is_complete,
     step_of,
 )
-from lit_pretrain.checkpoint.record import RECORD_KEY, CheckpointRecord
 from lit_pretrain.checkpoint.weights import consolidated, write_checkpoint
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import remove_path, rename_durably, write_file

@@ -17,7 +17,7 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME
 
 
-class TokenizerRecord(TypedDict, total=False):
+class ModelTokenizerRecord(TypedDict, total=False):
     """Identity of tokenizer and template, as every artefact stores it; empty where unknown."""
 
     tokenizer: str
@@ -36,7 +36,7 @@ MODEL_TOKENIZER_FIELDS = {
     "template": "sha256 of the chat template",
     "stop_ids": "ids that end what is generated",
 }
-"""Meaning of the fields of `TokenizerRecord`, for messages."""
+"""Meaning of the fields of `ModelTokenizerRecord`, for messages."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ModelTokenizer:
             ) from None
         return text.startswith(self.tokenizer.bos)
 
-    def record(self) -> TokenizerRecord:
+    def record(self) -> ModelTokenizerRecord:
         """Return the identity of tokenizer and template, as every artefact stores it."""
         return {
             "tokenizer": self.tokenizer.hash,

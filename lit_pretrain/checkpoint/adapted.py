@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_pretrain.adapter import LoRA, merged_weight
 from lit_pretrain.adapter.nf4 import dequantize, quantize
-from lit_pretrain.checkpoint.record import ADAPTER_KEY
+from lit_pretrain.checkpoint.checkpoint_record import ADAPTER_KEY
 from lit_pretrain.errors import UserError
 
 

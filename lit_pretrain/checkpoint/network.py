@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from lit_pretrain.checkpoint.adapted import AdapterRecord
+from lit_pretrain.checkpoint.checkpoint_record import CheckpointRecord
 from lit_pretrain.checkpoint.find import config_of, is_hf_folder, resolve
 from lit_pretrain.checkpoint.hf_import import read_shape
-from lit_pretrain.checkpoint.record import CheckpointRecord
 from lit_pretrain.checkpoint.weights import (
     load_weights,
     read_adapter_record,

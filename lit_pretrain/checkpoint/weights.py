@@ -15,9 +15,14 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_pretrain.adapter import is_adapter_tensor
 from lit_pretrain.checkpoint.adapted import AdapterRecord, adapter_hash, compose
+from lit_pretrain.checkpoint.checkpoint_record import (
+    ADAPTER_KEY,
+    NET_PREFIX,
+    SCORE_KEY,
+    CheckpointRecord,
+)
 from lit_pretrain.checkpoint.find import is_hf_folder, resolve
 from lit_pretrain.checkpoint.hf_import import read_tensors
-from lit_pretrain.checkpoint.record import ADAPTER_KEY, NET_PREFIX, SCORE_KEY, CheckpointRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import sync
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.find import CHECKPOINTS_FOLDER, checkpoint_name
-from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
-from lit_pretrain.checkpoint.record import (
+from lit_pretrain.checkpoint.checkpoint_record import (
     ADAPTER_KEY,
     NET_PREFIX,
     RECORD_KEY,
     SCORE_KEY,
     CheckpointRecord,
 )
+from lit_pretrain.checkpoint.find import CHECKPOINTS_FOLDER, checkpoint_name
+from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
 from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.files import write_file

@@ -181,7 +181,8 @@ def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
 ) -> None:
     (pretend / "seconds").write_text("60")
     code = (
-        "import sys\nfrom lit_pretrain.cli.scaling import launch\nlaunch.command = lambda config,"
+        "import sys\nfrom lit_pretrain.cli.scaling import launch\n"
+        "launch.training_command = lambda config,"
         f" devices, launched: [sys.executable, {str(tmp_path / 'pretended.py')!r},"
         " str(config)]\nfrom lit_pretrain.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
     )

@@ -33,7 +33,7 @@ class Unfinished(UserError):
         self.exit_code = exit_code
 
 
-def command(config: Path, devices: int, *, launched: bool) -> list[str]:
+def training_command(config: Path, devices: int, *, launched: bool) -> list[str]:
     """Build the command that trains one run, or continues it.
 
     Args:
@@ -52,7 +52,10 @@ def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> P
     """Write the commands of the runs, one per line."""
     out = Path(settings.out)
     lines = [
-        _text(settings.launcher, command(out / CONFIGS / f"{name}.yaml", devices, launched=True))
+        _text(
+            settings.launcher,
+            training_command(out / CONFIGS / f"{name}.yaml", devices, launched=True),
+        )
         for name in names
     ]
     write_file(out / LIST, "".join(f"{line}\n" for line in lines))
@@ -194,7 +197,7 @@ class Local:
         assert self._lock is not None
         words = [
             *shlex.split(self.settings.launcher),
-            *command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False),
+            *training_command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False),
         ]
         threads = self.settings.threads or max(1, (os.cpu_count() or 1) // self.settings.processes)
         with self._log(name).open("ab") as log:
