@@ -88,7 +88,7 @@ def test_what_is_saved_is_what_was_said_and_can_be_learned(talk: Talk, tmp_path:
     assert saved["messages"][2]["content"] in said.out
     row = read_row(
         saved,
-        find_format("messages", kind="conversation", fields=None, roles=None, where="here"),
+        find_format("messages", kind="conversation", fields=None, roles=None, setting="here"),
         kind="conversation",
     )
     assert isinstance(row, Conversation)

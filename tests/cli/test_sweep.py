@@ -88,7 +88,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(PRETENDED)
     monkeypatch.setattr(
         launch,
-        "command",
+        "training_command",
         lambda config, devices, launched: [sys.executable, str(script), str(config)],
     )
     (tmp_path / "out").mkdir()
