@@ -118,8 +118,8 @@ class RunCallbacks:
 
 
 # Ours to decide, because a stage counts optimizer steps and normalises and clips by itself: what is
-# accepted besides None, and what to do instead. tests/cli/test_trainer.py knows of every other
-# option.
+# accepted besides None, and what to do instead. tests/cli/train/test_trainer.py knows of every
+# other option.
 OWNED = {
     "fast_dev_run": (False, "set --max_steps 2 and a --name to throw away"),
     "min_epochs": (
