@@ -6,6 +6,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -235,6 +236,20 @@ def test_libraries_keep_to_their_rooms(libraries, places):
     assert not wrong, (
         f"{'/'.join(sorted(libraries))} belongs in {', '.join(places)} only:\n" + "\n".join(wrong)
     )
+
+
+def test_a_name_stands_for_one_thing():
+    """Files, and classes and functions at the top of a module; every verb has its own `main`."""
+    places = defaultdict(list)
+    for file in FILES:
+        if file.name not in ("__init__.py", "__main__.py"):
+            places[file.name].append(where(file))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            named = isinstance(node, (ast.ClassDef, ast.FunctionDef))
+            if named and node.name != "main" and not node.name.startswith("_"):
+                places[node.name].append(where(file))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert not twice, f"give each its own name: {twice}"
 
 
 def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
