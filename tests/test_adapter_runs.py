@@ -15,7 +15,7 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.adapter import is_adapter_tensor
-from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.layout import resolve
 from lit_pretrain.checkpoint.network import load_adapted, load_network
 from lit_pretrain.checkpoint.weights import read_stored, read_weights, weights_identity
 from lit_pretrain.errors import UserError

@@ -13,10 +13,9 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.layout import resolve
 from lit_pretrain.checkpoint.lineage import Lineage
-from lit_pretrain.checkpoint.network import load_network
-from lit_pretrain.checkpoint.verify import TEXTS
+from lit_pretrain.checkpoint.network import TEXTS, load_network
 from lit_pretrain.checkpoint.weights import read_weights, weights_identity
 
 NET = [

@@ -13,10 +13,11 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_pretrain.checkpoint.checkpoint_record import RECORD_KEY, CheckpointRecord
-from lit_pretrain.checkpoint.find import (
+from lit_pretrain.checkpoint.layout import (
     BEST,
     CHECKPOINTS_FOLDER,
+    RECORD_KEY,
+    CheckpointRecord,
     checkpoint_name,
     checkpoints,
     is_complete,

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
-from lit_pretrain.checkpoint.find import step_of
+from lit_pretrain.checkpoint.layout import step_of
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 
 REASONS = ("", "trainer.max_time", "SIGUSR1", "SIGINT", "SIGTERM")

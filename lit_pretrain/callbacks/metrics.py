@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_pretrain.checkpoint.checkpoint_record import WINDOW_KEY
+from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.errors import UserError
 
 Sink = Callable[[int, dict[str, float]], None]

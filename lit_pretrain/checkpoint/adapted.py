@@ -1,4 +1,7 @@
-"""Adapter checkpoints: they hold the adapter alone, and name the base that it belongs to."""
+"""Adapter checkpoints: they hold the adapter alone, and name the base that it belongs to.
+
+`weights.py` reads base and adapter as one network.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_pretrain.adapter import LoRA, merged_weight
+from lit_pretrain.adapter import LoRA, is_adapter_tensor, merged_weight
 from lit_pretrain.adapter.nf4 import dequantize, quantize
-from lit_pretrain.checkpoint.checkpoint_record import ADAPTER_KEY
+from lit_pretrain.checkpoint.layout import ADAPTER_KEY, NET_PREFIX
 from lit_pretrain.errors import UserError
 
 
@@ -31,14 +34,10 @@ class AdapterRecord:
     base_hash: str
     """Identity of the base's weights."""
 
-    def plain(self) -> dict[str, Any]:
-        """Give the record as it is stored: primitives only."""
-        return {
-            **asdict(self),
-            "adapter": {
-                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.adapter).items()
-            },
-        }
+    def stored(self) -> dict[str, object]:
+        """Return the entry of a checkpoint under `ADAPTER_KEY`: primitives only."""
+        settings = asdict(self.adapter)
+        return {**asdict(self), "adapter": {**settings, "targets": list(settings["targets"])}}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> AdapterRecord | None:
@@ -69,7 +68,7 @@ class AdapterRecord:
         )
 
     def check_base(self, found_hash: str, found: str, where: str) -> None:
-        """Refuse other weights than those that the adapter was trained on.
+        """Refuse weights that are not those that the adapter was trained on.
 
         Raises:
             UserError: Names both hashes.
@@ -86,8 +85,8 @@ def adapter_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
     """Hash names, dtypes, shapes and bytes of tensors, in the order of their names (sha256).
 
     Args:
-        tensors: As they are stored, not as a precision has rounded them.
-        beneath: Identity of the weights that these are an adapter of.
+        tensors: The tensors as they are stored, not as a precision has rounded them.
+        beneath: Identity of the base's weights if the tensors are an adapter.
     """
     digest = hashlib.sha256(beneath.encode())
     for name in sorted(tensors):
@@ -129,3 +128,50 @@ def compose(
         )
         weights[f"{name}.weight"] = merged
     return weights
+
+
+def keep_adapter(checkpoint: dict[str, Any], record: AdapterRecord | None) -> None:
+    """Reduce a network's checkpoint to the adapter, with its record on the rank that writes."""
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(NET_PREFIX) or is_adapter_tensor(key)
+    }
+    if record is not None:
+        checkpoint[ADAPTER_KEY] = record.stored()
+
+
+def check_adapter(
+    checkpoint: Mapping[str, Any], names: set[str], *, base: str, base_hash: str | None
+) -> None:
+    """Refuse to go on from an adapter that has another base or other tensors.
+
+    Args:
+        checkpoint: The checkpoint of an interrupted run.
+        names: Keys of the state dict of the network that is to go on.
+        base: Where the weights beneath its adapter lie.
+        base_hash: Their identity, on ranks that know it.
+
+    Raises:
+        UserError: Names both hashes, or tensors of either.
+    """
+    record = AdapterRecord.of(checkpoint)
+    if record is None:
+        raise UserError(
+            "this checkpoint holds a whole network, but the run has model.adapter; start from it"
+            " with --from"
+        )
+    if base_hash is not None:
+        record.check_base(base_hash, base, "the checkpoint")
+    if "state_dict" not in checkpoint:
+        return  # a sharded strategy has loaded it itself
+    saved, own = (
+        {key for key in keys if is_adapter_tensor(key)}
+        for keys in (checkpoint["state_dict"], names)
+    )
+    if saved != own:
+        raise UserError(
+            f"the checkpoint's adapter is another: it lacks {sorted(own - saved)[:3]} and has"
+            f" {sorted(saved - own)[:3]}"
+        )

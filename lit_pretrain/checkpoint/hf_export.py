@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.checkpoint.find import HF_CONFIG
 from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS
+from lit_pretrain.checkpoint.layout import HF_CONFIG
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 from lit_pretrain.model.config import ModelConfig

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_pretrain.checkpoint.find import HF_CONFIG, read_json
+from lit_pretrain.checkpoint.layout import HF_CONFIG, read_json
 from lit_pretrain.errors import UserError
 
 HF_WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokenizer
-from lit_pretrain.checkpoint.find import HF_CONFIG, artefact_folder
+from lit_pretrain.checkpoint.layout import HF_CONFIG, artefact_folder
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance

@@ -13,16 +13,16 @@ from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlan
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from lit_pretrain.adapter import is_adapter_tensor
 from lit_pretrain.checkpoint.adapted import AdapterRecord, adapter_hash, compose
-from lit_pretrain.checkpoint.checkpoint_record import (
-    ADAPTER_KEY,
+from lit_pretrain.checkpoint.hf_import import read_tensors
+from lit_pretrain.checkpoint.layout import (
     NET_PREFIX,
     SCORE_KEY,
+    SHARDED_ENTRIES,
     CheckpointRecord,
+    is_hf_folder,
+    resolve,
 )
-from lit_pretrain.checkpoint.find import is_hf_folder, resolve
-from lit_pretrain.checkpoint.hf_import import read_tensors
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import sync
 
@@ -47,7 +47,7 @@ def consolidated(path: Path) -> dict[str, Any]:
         path: A complete sharded checkpoint.
     """
     tensors = read_folder(path)
-    checkpoint = dict(torch.load(path / "meta.pt", map_location="cpu", weights_only=True))
+    checkpoint = dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
     checkpoint["state_dict"] = tensors["state_dict"]
     states: list[dict[str, Any]] = []
     while (name := f"optimizer_{len(states)}") in tensors:
@@ -80,7 +80,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read a checkpoint; the tensors of a file are mapped and not read."""
     if path.is_dir():
-        return dict(torch.load(path / "meta.pt", map_location="cpu", weights_only=True))
+        return dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
     return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
 
 
@@ -200,50 +200,3 @@ def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:
             " model.net)"
         )
     net.load_state_dict(weights)
-
-
-def keep_adapter(checkpoint: dict[str, Any], record: AdapterRecord | None) -> None:
-    """Reduce a network's checkpoint to the adapter, with its record on the rank that writes."""
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {
-        key: value
-        for key, value in state.items()
-        if not key.startswith(NET_PREFIX) or is_adapter_tensor(key)
-    }
-    if record is not None:
-        checkpoint[ADAPTER_KEY] = record.plain()
-
-
-def check_adapter(
-    checkpoint: Mapping[str, Any], names: set[str], *, base: str, base_hash: str | None
-) -> None:
-    """Refuse to go on from an adapter that has another base or other tensors.
-
-    Args:
-        checkpoint: That of an interrupted run.
-        names: Keys of the state dict of the network that goes on.
-        base: Where the weights beneath its adapter lie.
-        base_hash: Their identity, on ranks that know it.
-
-    Raises:
-        UserError: Names both hashes, or tensors of either.
-    """
-    record = AdapterRecord.of(checkpoint)
-    if record is None:
-        raise UserError(
-            "this checkpoint holds a whole network, but the run has model.adapter; start from it"
-            " with --from"
-        )
-    if base_hash is not None:
-        record.check_base(base_hash, base, "the checkpoint")
-    if "state_dict" not in checkpoint:
-        return  # a sharded strategy has loaded it itself
-    saved, own = (
-        {key for key in keys if is_adapter_tensor(key)}
-        for keys in (checkpoint["state_dict"], names)
-    )
-    if saved != own:
-        raise UserError(
-            f"the checkpoint's adapter is another: it lacks {sorted(own - saved)[:3]} and has"
-            f" {sorted(saved - own)[:3]}"
-        )

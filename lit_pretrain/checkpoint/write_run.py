@@ -11,14 +11,15 @@ from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.checkpoint_record import (
+from lit_pretrain.checkpoint.layout import (
     ADAPTER_KEY,
+    CHECKPOINTS_FOLDER,
     NET_PREFIX,
     RECORD_KEY,
     SCORE_KEY,
     CheckpointRecord,
+    checkpoint_name,
 )
-from lit_pretrain.checkpoint.find import CHECKPOINTS_FOLDER, checkpoint_name
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
 from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.data_lineage import DataRecord
@@ -96,5 +97,5 @@ def _checkpoint(run: RunContent) -> dict[str, Any]:
         RECORD_KEY: CheckpointRecord(run.step, contract).stored(),
     }
     if run.adapter is not None:
-        checkpoint[ADAPTER_KEY] = run.adapter.plain()
+        checkpoint[ADAPTER_KEY] = run.adapter.stored()
     return checkpoint

@@ -38,7 +38,7 @@ def export_peft(
     """
     from safetensors.torch import save_file
 
-    from lit_pretrain.checkpoint.find import config_of, is_hf_folder, resolve
+    from lit_pretrain.checkpoint.layout import config_of, is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import (
         LINEAGE_FILENAME,
         Lineage,
@@ -107,7 +107,7 @@ def import_peft(
 
     from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
     from lit_pretrain.checkpoint.adapted import AdapterRecord
-    from lit_pretrain.checkpoint.find import artefact_folder, config_of, is_hf_folder
+    from lit_pretrain.checkpoint.layout import artefact_folder, config_of, is_hf_folder
     from lit_pretrain.checkpoint.lineage import Lineage, check_files, lineage_of
     from lit_pretrain.checkpoint.network import find_parent, model_config
     from lit_pretrain.checkpoint.peft_format import from_peft, read_peft
@@ -153,7 +153,7 @@ def import_peft(
         os.path.relpath(parent.path, out),
         weights_identity(str(parent.path)),
     )
-    config["model"] |= {"adapter": record.plain()["adapter"], "init_from": str(parent.path)}
+    config["model"] |= {"adapter": record.stored()["adapter"], "init_from": str(parent.path)}
     config.setdefault("max_steps", 0)
     run = RunContent(
         config=config,

@@ -71,7 +71,7 @@ def evaluate_run(
     )
     if not held_out and not names:
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
-    from lit_pretrain.checkpoint.find import resolve, step_of
+    from lit_pretrain.checkpoint.layout import resolve, step_of
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
     from lit_pretrain.cli.notices import quiet_libraries
     from lit_pretrain.evaluate.harness import (
@@ -179,7 +179,7 @@ def _held_out(
     Raises:
         UserError: The run's own data is of another kind, or is gone.
     """
-    from lit_pretrain.checkpoint.find import config_of
+    from lit_pretrain.checkpoint.layout import config_of
     from lit_pretrain.cli.validate import EvaluateCLI
 
     saved = config_of(path)["data"]

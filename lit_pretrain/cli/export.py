@@ -39,7 +39,6 @@ def export_hf(
     check_new_folder(out)
     import torch
 
-    from lit_pretrain.checkpoint.find import is_hf_folder, resolve
     from lit_pretrain.checkpoint.hf_card import model_card
     from lit_pretrain.checkpoint.hf_export import (
         architecture,
@@ -48,6 +47,7 @@ def export_hf(
         write_tensors,
         write_tokenizer,
     )
+    from lit_pretrain.checkpoint.layout import is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import (
         LINEAGE_FILENAME,
         Lineage,
@@ -55,13 +55,14 @@ def export_hf(
         lineage_of,
         stage_record,
     )
-    from lit_pretrain.checkpoint.network import load_network, read_hf_network
-    from lit_pretrain.checkpoint.verify import (
+    from lit_pretrain.checkpoint.network import (
         check_same_logits,
         hf_logits,
+        load_network,
         logits_of,
         other_ids,
         probe_tokens,
+        read_hf_network,
     )
     from lit_pretrain.checkpoint.weights import read_score, read_weights, weights_identity
     from lit_pretrain.data_lineage import NO_DATA

@@ -23,15 +23,17 @@ def import_hf(
     """
     import dataclasses
 
-    from lit_pretrain.checkpoint.find import is_hf_folder, resolve
     from lit_pretrain.checkpoint.hf_import import read_shape, read_tensors
+    from lit_pretrain.checkpoint.layout import is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
-    from lit_pretrain.checkpoint.network import load_network, model_config, read_hf_network
-    from lit_pretrain.checkpoint.verify import (
+    from lit_pretrain.checkpoint.network import (
         check_same_logits,
         hf_logits,
+        load_network,
         logits_of,
+        model_config,
         probe_tokens,
+        read_hf_network,
     )
     from lit_pretrain.checkpoint.weights import weights_identity
     from lit_pretrain.checkpoint.write_run import RunContent, write_run

@@ -35,7 +35,7 @@ def load_run(
         UserError: There is no such run, checkpoint or device; or its tokenizer or template was
             changed.
     """
-    from lit_pretrain.checkpoint.find import resolve
+    from lit_pretrain.checkpoint.layout import resolve
 
     path = resolve(run, which=checkpoint)
     from lit_pretrain.checkpoint.lineage import check_files

@@ -34,10 +34,14 @@ def merge(
     check_new_folder(out)
     import torch
 
-    from lit_pretrain.checkpoint.find import config_of, resolve
+    from lit_pretrain.checkpoint.layout import config_of, resolve
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
-    from lit_pretrain.checkpoint.network import load_adapted
-    from lit_pretrain.checkpoint.verify import check_same_logits, logits_of, probe_tokens
+    from lit_pretrain.checkpoint.network import (
+        check_same_logits,
+        load_adapted,
+        logits_of,
+        probe_tokens,
+    )
     from lit_pretrain.checkpoint.weights import read_record, read_score, read_weights
     from lit_pretrain.checkpoint.write_run import RunContent, write_run
     from lit_pretrain.data_lineage import NO_DATA

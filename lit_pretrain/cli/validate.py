@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
-from lit_pretrain.checkpoint.find import config_of, resolve
+from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.cli.notices import quiet_libraries
 from lit_pretrain.cli.parser import parser_options, raw_option

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_pretrain.adapter import LoRA, freeze_
-from lit_pretrain.checkpoint.find import is_hf_folder, resolve
+from lit_pretrain.checkpoint.layout import is_hf_folder, resolve
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.checkpoint.weights import load_weights, read_score, weights_identity
 from lit_pretrain.errors import UserError

@@ -21,9 +21,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
-from lit_pretrain.checkpoint.adapted import AdapterRecord
-from lit_pretrain.checkpoint.checkpoint_record import ANSWERS_KEY, SCORE_KEY
-from lit_pretrain.checkpoint.weights import check_adapter, keep_adapter, weights_identity
+from lit_pretrain.checkpoint.adapted import AdapterRecord, check_adapter, keep_adapter
+from lit_pretrain.checkpoint.layout import ANSWERS_KEY, SCORE_KEY
+from lit_pretrain.checkpoint.weights import weights_identity
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer

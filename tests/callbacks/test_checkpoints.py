@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
-from lit_pretrain.checkpoint.find import checkpoint_name
+from lit_pretrain.checkpoint.layout import checkpoint_name
 from lit_pretrain.errors import UserError
 
 

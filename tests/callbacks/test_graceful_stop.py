@@ -16,7 +16,7 @@ import torch
 
 from lit_pretrain.callbacks import graceful_stop
 from lit_pretrain.callbacks.graceful_stop import SIGNALS, GracefulStop, Stopped
-from lit_pretrain.checkpoint.find import checkpoint_name
+from lit_pretrain.checkpoint.layout import checkpoint_name
 
 
 class Saves:

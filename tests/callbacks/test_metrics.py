@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.callbacks.metrics import Metrics
-from lit_pretrain.checkpoint.checkpoint_record import WINDOW_KEY
+from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import count_parameters

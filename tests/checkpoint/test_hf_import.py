@@ -15,8 +15,8 @@ from torch import nn
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.batch import IGNORE_INDEX
-from lit_pretrain.checkpoint.find import is_hf_folder
 from lit_pretrain.checkpoint.hf_import import read_shape
+from lit_pretrain.checkpoint.layout import is_hf_folder
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import load_weights
 from lit_pretrain.data.batches import Collate, OrderedRows

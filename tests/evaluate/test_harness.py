@@ -12,7 +12,7 @@ import torch
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.checkpoint.find import resolve
+from lit_pretrain.checkpoint.layout import resolve
 from lit_pretrain.checkpoint.network import load_network
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import read_metrics

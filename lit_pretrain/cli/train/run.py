@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
-from lit_pretrain.checkpoint.find import artefact_folder
+from lit_pretrain.checkpoint.layout import artefact_folder
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.notices import quiet_libraries, warn

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
-from lit_pretrain.checkpoint.contract import contract_of
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
+from lit_pretrain.checkpoint.resume_contract import contract_of
 from lit_pretrain.cli.notices import warn
 from lit_pretrain.cli.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of

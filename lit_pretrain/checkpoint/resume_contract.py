@@ -1,9 +1,15 @@
-"""Contract: the fields that must be the same for a run to go on as if it had never stopped."""
+"""Contract: the fields that must be the same for a run to go on as if it had never stopped.
+
+Every checkpoint stores them. A resume compares all of them; a fork lets a few differ.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lit_pretrain.errors import UserError
+
+Contract = dict[str, Any]
+"""Plain values of the config by dotted name, such as `model.net.width`."""
 
 HARMLESS = frozenset(
     {
@@ -16,11 +22,48 @@ HARMLESS = frozenset(
         "model.net.attention",
     }
 )  # fmt: skip
+"""Fields of `model` and `data` that decide no number, and so are no part of the contract."""
+MIXTURE = ("data.weights", "data.temperature", "data.max_epochs", "data.phases")
+FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
+"""Beginnings of the fields that a fork may change.
+
+These are how the learning rate goes on, how long, and the mixture from the fork's step on. Every
+source is read on from where it was, which the data module checks by comparing the two orders.
+"""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def contract_of(
+    config: Mapping[str, Any],
+    *,
+    manifest_hash: str,
+    tokenizer_hash: str,
+    template_hash: str | None = None,
+) -> Contract:
+    """Collect the fields of a resolved config that decide the numbers, by dotted name.
+
+    Args:
+        config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
+        manifest_hash: Identity of the data.
+        tokenizer_hash: Identity of its tokenizer.
+        template_hash: Identity of its chat template, if it has one.
+    """
+    data = config["data"]
+    if "class_path" in data:
+        data = {"class": data["class_path"], **data["init_args"]}
+    flat = flatten({"model": config["model"], "data": data})
+    contract = {key: value for key, value in flat.items() if not _harmless(key)}
+    contract["max_steps"] = config["max_steps"]
+    contract["trainer.precision"] = config["trainer"]["precision"]
+    contract["data.manifest"] = manifest_hash
+    contract["data.tokenizer"] = tokenizer_hash
+    if template_hash is not None:
+        contract["data.template"] = template_hash
+    return contract
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Contract:
     """Flatten nested mappings to one level of dotted names; lists and tuples are leaves."""
-    flat: dict[str, Any] = {}
+    flat: Contract = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -35,33 +78,18 @@ def _harmless(key: str) -> bool:
     )
 
 
-def contract_of(
-    config: Mapping[str, Any],
-    *,
-    manifest_hash: str,
-    tokenizer_hash: str,
-    template_hash: str | None = None,
-) -> dict[str, Any]:
-    """Collect the fields of a resolved config that decide the numbers, by dotted name.
-
-    Args:
-        config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
-        manifest_hash: Identity of the data.
-        tokenizer_hash: Identity of its tokenizer.
-        template_hash: Identity of its chat template, where it has one.
-    """
-    data = config["data"]
-    if "class_path" in data:
-        data = {"class": data["class_path"], **data["init_args"]}
-    flat = flatten({"model": config["model"], "data": data})
-    contract = {key: value for key, value in flat.items() if not _harmless(key)}
-    contract["max_steps"] = config["max_steps"]
-    contract["trainer.precision"] = config["trainer"]["precision"]
-    contract["data.manifest"] = manifest_hash
-    contract["data.tokenizer"] = tokenizer_hash
-    if template_hash is not None:
-        contract["data.template"] = template_hash
-    return contract
+def data_of(contract: Mapping[str, Any]) -> Contract:
+    """Rebuild the `data` of a config as far as a contract holds it: the inverse of `flatten`."""
+    data: Contract = {}
+    for key, value in contract.items():
+        group, _, field = key.partition(".")
+        if group == "data":
+            name, _, entry = field.partition(".")  # the name of a source may hold dots itself
+            if entry:
+                data.setdefault(name, {})[entry] = value
+            else:
+                data[name] = value
+    return data
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -87,28 +115,6 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
             + "\nResume with the settings of the run (its config.yaml), start a new run with --from"
             " to take only the weights, or with --fork to go on with another schedule or length."
         )
-
-
-MIXTURE = ("data.weights", "data.temperature", "data.max_epochs", "data.phases")
-FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
-"""A fork may change how the learning rate goes on, how long, and the mixture it goes on with: from
-its step on, so that every source is read on from where it was (the command line compares the
-orders).
-"""
-
-
-def data_of(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild the `data` of a config as far as a contract holds it: the inverse of `flatten`."""
-    data: dict[str, Any] = {}
-    for key, value in contract.items():
-        group, _, field = key.partition(".")
-        if group == "data":
-            name, _, entry = field.partition(".")  # the name of a source may hold dots itself
-            if entry:
-                data.setdefault(name, {})[entry] = value
-            else:
-                data[name] = value
-    return data
 
 
 def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

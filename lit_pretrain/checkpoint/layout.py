@@ -1,0 +1,215 @@
+"""Layout: what a checkpoint looks like on disk, and how the checkpoints of a run are found.
+
+    <run>/config.yaml                            shape of the network
+    <run>/checkpoints/step=00000100.ckpt         one file, or a folder if the run saves shards
+    <run>/checkpoints/best.json                  the one with the lowest validation loss
+
+Beside Lightning's own entries (loops, optimizer states, schedulers) a checkpoint holds
+
+    lit_pretrain     `CheckpointRecord`: step, contract, whether a validation is due
+    state_dict       the network under `net.`; the score head of a reward model under `score.weight`
+    adapter          `AdapterRecord` of a run whose state_dict holds an adapter alone
+    metrics_window   sums of the metrics window that the checkpoint interrupts
+    answers          answers that further optimizer steps still learn from
+
+All of it is tensors and primitives, so that `torch.load(weights_only=True)` reads it. A new layout
+begins here; `weights.py` reads it and `callbacks/checkpoints.py` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import CONFIG
+
+CHECKPOINTS_FOLDER = "checkpoints"
+BEST = "best.json"
+SHARDS_INDEX = ".metadata"
+"""Of a sharded checkpoint: which file holds which part of which tensor."""
+SHARDED_ENTRIES = "meta.pt"
+"""Of a sharded checkpoint: every entry that is not a tensor of the network or the optimizer."""
+HF_CONFIG = "config.json"
+"""The file that marks a Hugging Face folder."""
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+
+RECORD_KEY = "lit_pretrain"
+ADAPTER_KEY = "adapter"
+WINDOW_KEY = "metrics_window"
+ANSWERS_KEY = "answers"
+NET_PREFIX = "net."
+"""Prefix of the network's keys in `state_dict`."""
+SCORE_KEY = "score.weight"
+"""Key of a reward model's score head, (1, D), in `state_dict`."""
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """Describe a checkpoint: how far the run is, and the contract that it holds to."""
+
+    step: int
+    """Optimizer steps that the run has made."""
+    contract: Mapping[str, Any]
+    """Config fields that decide the numbers, by dotted name (`resume_contract.py`)."""
+    validation_due: bool = False
+    """Whether a resumed run begins with the validation of this step."""
+
+    def stored(self) -> dict[str, object]:
+        """Return the entry of a checkpoint under `RECORD_KEY`."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> CheckpointRecord | None:
+        """Read the record of a loaded checkpoint; None if lit_pretrain did not write it."""
+        stored = checkpoint.get(RECORD_KEY, {})
+        if "step" not in stored or "contract" not in stored:
+            return None
+        return cls(
+            int(stored["step"]), stored["contract"], bool(stored.get("validation_due", False))
+        )
+
+
+# ------------------------------------------------------------------ names
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the file (or, sharded, the folder) of the checkpoint after `step` optimizer steps."""
+    return f"step={step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int | None:
+    """Read the step from a checkpoint's name; None for other files."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def artefact_folder(place: str | Path) -> Path:
+    """Return the folder of an artefact: the run of a checkpoint, else the folder itself."""
+    path = Path(place)
+    return path if path.is_dir() and step_of(path) is None else path.parent.parent
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Tell whether a folder is a Hugging Face model: its config.json names a model type."""
+    file = path / HF_CONFIG
+    return file.is_file() and "model_type" in read_json(file)
+
+
+def read_json(file: Path) -> Mapping[str, Any]:
+    """Read a JSON object that belongs to a model.
+
+    Raises:
+        UserError: The file is missing or damaged, or holds something else.
+    """
+    try:
+        loaded = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{file} holds a JSON {type(loaded).__name__}; it must be an object")
+    return loaded
+
+
+# ------------------------------------------------------------------ the checkpoints of a run
+
+
+def is_complete(path: Path) -> bool:
+    """Tell whether a checkpoint was written to its end.
+
+    A torn zip archive lacks its central directory, which is written last and found from the end of
+    the file. A sharded checkpoint is a folder; it is complete with both of its indexes.
+    """
+    if path.is_dir():
+        return (path / SHARDS_INDEX).is_file() and (path / SHARDED_ENTRIES).is_file()
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """List all checkpoints of a run, complete or not, oldest first."""
+    found = [
+        path for path in (run / CHECKPOINTS_FOLDER).glob("step=*.ckpt") if step_of(path) is not None
+    ]
+    return sorted(found, key=lambda path: step_of(path) or 0)
+
+
+def newest_complete(run: Path, warn: Callable[[str], None]) -> Path | None:
+    """Find the newest complete checkpoint of a run; warn of torn ones and pass over them."""
+    for path in reversed(checkpoints(run)):
+        if is_complete(path):
+            return path
+        warn(f"checkpoint {path} is torn (its writing was cut off); it is passed over")
+    return None
+
+
+def best(run: Path) -> Path | None:
+    """Find the checkpoint with the lowest validation loss among those that are kept."""
+    record = run / CHECKPOINTS_FOLDER / BEST
+    if not record.is_file():
+        return None
+    path = run / CHECKPOINTS_FOLDER / json.loads(record.read_text())["checkpoint"]
+    return path if is_complete(path) else None
+
+
+def resolve(where: str, *, which: str = "last") -> Path:
+    """Find the checkpoint that a user names: by its run's folder, or directly.
+
+    Args:
+        where: Path of a run folder or of one checkpoint.
+        which: For a run folder: last or best.
+
+    Raises:
+        UserError: There is no such path, it holds no complete checkpoint, the named one is torn, or
+            `which` is neither last nor best.
+    """
+    if which not in ("last", "best"):
+        raise UserError(
+            f"--checkpoint={which!r} must be last or best; name a single checkpoint in place of"
+            " its run"
+        )
+    path = Path(where)
+    if not path.exists():
+        raise UserError(
+            f"{where} does not exist; give a run folder such as runs/NAME, or one of its"
+            " checkpoints"
+        )
+    if step_of(path) is not None or path.is_file():
+        if not is_complete(path):
+            raise UserError(
+                f"checkpoint {where} is torn or not a checkpoint; give another one of the run"
+            )
+        return path
+    found = best(path) if which == "best" else newest_complete(path, lambda message: None)
+    if found is None and (path / HF_CONFIG).is_file():
+        raise UserError(
+            f"{where} is a Hugging Face folder; make a run of it: lit_pretrain import {where}"
+            " runs/NAME"
+        )
+    if found is None:
+        raise UserError(
+            f"{where} holds no complete checkpoint ({which}) under {path / CHECKPOINTS_FOLDER};"
+            " train the run first"
+        )
+    return found
+
+
+def config_of(checkpoint: Path) -> Mapping[str, Any]:
+    """Read the resolved config of the run that a checkpoint belongs to.
+
+    Raises:
+        UserError: The checkpoint does not lie in a run folder.
+    """
+    file = checkpoint.parent.parent / CONFIG
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing, so the network of {checkpoint} is not known; give a run folder"
+        )
+    loaded: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded
