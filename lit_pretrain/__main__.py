@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Optional
 
 from lit_pretrain import __version__
-from lit_pretrain.cli.verb import dispatch
+from lit_pretrain.cli.command.verb import dispatch
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, did_you_mean, message_of
 
 CLI = Path(__file__).parent / "cli"

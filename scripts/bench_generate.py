@@ -75,7 +75,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     if options.run:
-        from lit_pretrain.cli.load_run import load_run
+        from lit_pretrain.cli.command.load_run import load_run
 
         net = load_run(options.run, "last", device)[0]
     elif options.tiny:

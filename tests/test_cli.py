@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from lit_pretrain import __main__ as cli
-from lit_pretrain.cli.parser import Suggesting
-from lit_pretrain.cli.verb import Group, Verb
+from lit_pretrain.cli.command.parser import Suggesting
+from lit_pretrain.cli.command.verb import Group, Verb
 from lit_pretrain.errors import DivergedError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -472,7 +472,7 @@ def test_fp16_is_refused(tmp_path, dataset):
 
 
 def test_names_as_shells_have_them() -> None:
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("try")
     parser.add_argument("path", type=str)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_pretrain.cli.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 
@@ -211,7 +211,7 @@ def _check_fit(
 
 
 def _call(name: str, function: Callable[..., int], argv: list[str]) -> int:
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser(f"adapter {name}", VERB.parts[name].help)
     parser.add_function_arguments(function, as_positional=True)

@@ -2,9 +2,9 @@
 
 from typing import Optional
 
-from lit_pretrain.cli.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.notices import warn
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
+from lit_pretrain.cli.command.notices import warn
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 
 
@@ -41,7 +41,7 @@ def chat(
     """
     net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept)
     renderer, own = load_renderer(tokenizer, path.parent.parent, template)
-    from lit_pretrain.cli.terminal import Terminal
+    from lit_pretrain.cli.command.terminal import Terminal
     from lit_pretrain.generate.conversation import ReplySampling, Talk
     from lit_pretrain.generate.sampling import check_sampling
 
@@ -64,7 +64,7 @@ def chat(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain chat`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("chat", __doc__)
     parser.add_function_arguments(chat)

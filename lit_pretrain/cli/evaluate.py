@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 
 EVALUATIONS_FOLDER = "evaluations"
@@ -73,7 +73,7 @@ def evaluate_run(
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
     from lit_pretrain.checkpoint.layout import resolve, step_of
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
-    from lit_pretrain.cli.notices import quiet_libraries
+    from lit_pretrain.cli.command.notices import quiet_libraries
     from lit_pretrain.evaluate.harness import (
         EvaluationRequest,
         begins_with_bos,
@@ -223,7 +223,7 @@ def _held_out(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain evaluate RUN`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("evaluate", __doc__)
     parser.add_function_arguments(evaluate_run, as_positional=True)

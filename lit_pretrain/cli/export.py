@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 
@@ -164,7 +164,7 @@ def export_hf(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain export RUN OUT`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("export", __doc__)
     parser.add_function_arguments(export_hf, as_positional=True)

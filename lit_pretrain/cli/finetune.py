@@ -1,6 +1,6 @@
 """Adapt a finished run to a task: `--from RUN`, with the defaults of fine-tuning."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:

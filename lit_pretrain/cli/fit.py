@@ -1,6 +1,6 @@
 """Train any stage: pretraining by default."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Optional
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 LONGEST = 256
 """Tokens of a completion, if the model has room for them."""
@@ -42,7 +42,7 @@ def generate_text(
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
-    from lit_pretrain.cli.load_run import load_run
+    from lit_pretrain.cli.command.load_run import load_run
 
     net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept)
     from lit_pretrain.generate.text import encode_prompt, stream
@@ -85,7 +85,7 @@ def generate_text(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain generate`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("generate", __doc__)
     parser.add_function_arguments(generate_text)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 
 
@@ -120,7 +120,7 @@ def import_hf(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain import FOLDER OUT`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("import", __doc__)
     parser.add_function_arguments(import_hf, as_positional=True)

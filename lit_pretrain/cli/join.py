@@ -1,11 +1,11 @@
 """Join finished datasets of one tokenizer to one, without encoding anything again."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain join OUT DATASET DATASET ...`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("join", __doc__)
     parser.add_argument("out", help="The directory of the new dataset; it must not exist.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def merge(
@@ -96,7 +96,7 @@ def merge(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain merge RUN OUT`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("merge", __doc__)
     parser.add_function_arguments(merge, as_positional=True)

@@ -1,6 +1,6 @@
 """Train on from a finished run: `--from RUN`, with the defaults of post-training."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:

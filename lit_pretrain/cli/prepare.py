@@ -4,12 +4,12 @@ import signal
 from types import FrameType
 from typing import Optional
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain prepare`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
     from lit_pretrain.prepare.prepare_config import PrepareConfig
 
     parser = make_parser("prepare", __doc__)

@@ -1,6 +1,6 @@
 """Measure a finished run on its data's test split, in nats per token and bits per byte."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
-from lit_pretrain.cli.notices import quiet_libraries
-from lit_pretrain.cli.parser import parser_options, raw_option
+from lit_pretrain.cli.command.notices import quiet_libraries
+from lit_pretrain.cli.command.parser import parser_options, raw_option
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision
 from lit_pretrain.cli.train.resolve import build, names_class
 from lit_pretrain.cli.train.train_cli import TrainParser
 from lit_pretrain.cli.train.trainer import check_evaluation
-from lit_pretrain.cli.verb import Verb
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.stage.stage import Stage

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import did_you_mean
 
 VERDICTS = (

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from lit_pretrain.cli.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb
 
 
 def _order(argv: list[str]) -> int:
@@ -31,7 +31,7 @@ def _batch(argv: list[str]) -> int:
 
 
 def _show(name: str, view: Callable[..., str], argv: list[str]) -> int:
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser(f"inspect {name}", VERB.parts[name].help)
     parser.add_function_arguments(view, as_positional=True)

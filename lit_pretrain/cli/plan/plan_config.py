@@ -16,7 +16,7 @@ from typing import Any, Literal, Optional
 import yaml
 from jsonargparse import Namespace
 
-from lit_pretrain.cli.parser import VerbParser, make_parser
+from lit_pretrain.cli.command.parser import VerbParser, make_parser
 from lit_pretrain.cli.signatures import (
     data_parameters,
     schedule_parameters,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_pretrain.cli.notices import warn
+from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.signatures import data_parameters
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.errors import UserError, did_you_mean

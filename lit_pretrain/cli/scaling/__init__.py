@@ -2,7 +2,7 @@
 
 import importlib
 
-from lit_pretrain.cli.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb
 
 
 def _part(name: str, options: str, help: str) -> Verb:

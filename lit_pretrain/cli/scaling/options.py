@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
-from lit_pretrain.cli.parser import VerbParser
+from lit_pretrain.cli.command.parser import VerbParser
 
 if TYPE_CHECKING:  # numpy and scipy are loaded after the options have been read
     from lit_pretrain.scaling.fitted import Fitted

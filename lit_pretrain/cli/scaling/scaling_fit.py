@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import (
     COUNT_NAMES,
     add_fit,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import (
     COUNT_NAMES,
     add_fit,

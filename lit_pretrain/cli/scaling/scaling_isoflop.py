@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lit_pretrain.cli.notices import warn
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.notices import warn
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import (
     COUNT_NAMES,
     add_bootstrap,

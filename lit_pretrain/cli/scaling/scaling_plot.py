@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_pretrain.cli.notices import warn
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.notices import warn
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs
 from lit_pretrain.cli.scaling.scaling_isoflop import add_within
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_pretrain.cli.notices import warn
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.notices import warn
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
 from lit_pretrain.files import write_file

@@ -1,11 +1,11 @@
 """Serve a trained run over HTTP as OpenAI's interface, on this machine unless told otherwise."""
 
-from lit_pretrain.cli.verb import Verb
+from lit_pretrain.cli.command.verb import Verb
 
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain serve`."""
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
     from lit_pretrain.cli.serve.server import serve
 
     parser = make_parser("serve", __doc__)

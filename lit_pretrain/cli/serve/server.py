@@ -9,8 +9,8 @@ import signal
 import socket
 from typing import Optional
 
-from lit_pretrain.cli.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.notices import warn
+from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
+from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.errors import UserError
 
 

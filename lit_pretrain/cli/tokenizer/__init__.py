@@ -2,11 +2,11 @@
 
 import sys
 
-from lit_pretrain.cli.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb
 
 
 def _report(argv: list[str]) -> int:
-    from lit_pretrain.cli.parser import make_parser
+    from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("tokenizer report", VERB.parts["report"].help)
     parser.add_argument(

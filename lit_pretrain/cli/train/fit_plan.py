@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lit_pretrain.adapter import freeze_
 from lit_pretrain.callbacks.progress import clock, short
 from lit_pretrain.checkpoint.network import find_parent, model_config
-from lit_pretrain.cli.notices import warn
+from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, instantiate, net_of
 from lit_pretrain.data.data_module import BaseData

@@ -17,7 +17,7 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
 from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.cli.parser import raw_option
+from lit_pretrain.cli.command.parser import raw_option
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError

@@ -20,7 +20,7 @@ from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
 from lit_pretrain.checkpoint.layout import artefact_folder
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.notices import quiet_libraries, warn
+from lit_pretrain.cli.command.notices import quiet_libraries, warn
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lit_pretrain.checkpoint.layout import newest_complete, resolve
 from lit_pretrain.checkpoint.resume_contract import check_fork, check_resume, data_of
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.notices import warn
+from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.data.data_module import BaseData

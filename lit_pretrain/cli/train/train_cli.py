@@ -13,8 +13,8 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import contract_of
-from lit_pretrain.cli.notices import warn
-from lit_pretrain.cli.parser import Suggesting, asks_only, parser_options, raw_parent
+from lit_pretrain.cli.command.notices import warn
+from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.precision import check_precision, default_precision
 from lit_pretrain.cli.train.resolve import (

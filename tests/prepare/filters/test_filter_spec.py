@@ -7,7 +7,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_pretrain.cli.parser import make_parser
+from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.prepare.filters.chain import Chain
 from lit_pretrain.prepare.filters.filter_spec import FilterEntry, FilterSpec
 

@@ -1,0 +1,1 @@
+"""What the verbs share: how they are declared, parsed and loaded."""
