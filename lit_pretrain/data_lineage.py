@@ -1,6 +1,6 @@
 """What a stage records about its data: the part of lineage.json that data modules write.
 
-`data` writes these records, `checkpoint` keeps them with every artefact, and `evaluate` reads in
+`data` writes these records, `checkpoint` keeps them with every artefact, and `evaluate` judges by
 them whether a score is clean. The keys and their order are the file format: they stay as they are.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 
 class SourceRecord(TypedDict, total=False):
-    """One raw source. Rows have a format; prepared text has origin, licence and counts."""
+    """Record one raw source. Rows have a format; prepared text has origin, licence and counts."""
 
     kind: str
     format: str
@@ -23,7 +23,7 @@ class SourceRecord(TypedDict, total=False):
 
 
 class DataRecord(TypedDict):
-    """The data of one stage."""
+    """Record the data of one stage."""
 
     where: str | None
     """Path or URL; None for a stage that reads no data."""

@@ -17,8 +17,9 @@ _UINT64 = np.uint64
 
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Mix 64-bit integers (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
-    generators", fig. 16).
+    """Mix 64-bit integers.
+
+    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 16.
     """
     with np.errstate(over="ignore"):
         z = x + _UINT64(0x9E3779B97F4A7C15)

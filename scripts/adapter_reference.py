@@ -165,7 +165,7 @@ def _their_value(key: str, state: dict[str, Tensor]) -> Tensor:
         if ".attn.c_attn." in key:
             parts = [
                 state[
-                    hf_import._rename(
+                    hf_import.rename_tensor(
                         key.replace(".attn.c_attn.", f".attention.{x}_proj."), hf_import._GPT2_NAMES
                     )
                 ]
@@ -173,9 +173,9 @@ def _their_value(key: str, state: dict[str, Tensor]) -> Tensor:
             ]
             whole = torch.cat(parts)
             return whole.T.contiguous() if whole.ndim == 2 else whole
-        value = state[hf_import._rename(key, hf_import._GPT2_NAMES)]
+        value = state[hf_import.rename_tensor(key, hf_import._GPT2_NAMES)]
         return value.T.contiguous() if ".c_" in key and value.ndim == 2 else value
-    return state[hf_import._rename(key, hf_import._LLAMA_NAMES)]
+    return state[hf_import.rename_tensor(key, hf_import._LLAMA_NAMES)]
 
 
 def save_peft(net: Transformer, adapter: LoRA, folder: Path) -> None:

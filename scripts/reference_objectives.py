@@ -27,7 +27,7 @@ from lit_pretrain.batch import (
     PolicyBatch,
     PreferenceBatch,
 )
-from lit_pretrain.checkpoint.hf_import import _LLAMA_NAMES, _rename
+from lit_pretrain.checkpoint.hf_import import _LLAMA_NAMES, rename_tensor
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
@@ -364,7 +364,9 @@ def _llama(state: dict[str, Tensor], *, scores: bool = False) -> Any:
         transformers.LlamaForSequenceClassification if scores else transformers.LlamaForCausalLM
     )(config)
     whole = state | {"score.weight": SCORE}
-    model.load_state_dict({name: whole[_rename(name, _LLAMA_NAMES)] for name in model.state_dict()})
+    model.load_state_dict(
+        {name: whole[rename_tensor(name, _LLAMA_NAMES)] for name in model.state_dict()}
+    )
     return model.train()
 
 
@@ -577,7 +579,7 @@ def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
     model, loss = TRAINERS[case.trl](case)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), {
-        _rename(name, _LLAMA_NAMES): p.grad
+        rename_tensor(name, _LLAMA_NAMES): p.grad
         for name, p in model.named_parameters()
         if p.grad is not None
     }

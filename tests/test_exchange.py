@@ -213,7 +213,7 @@ def test_the_card_and_the_lineage_name_everything(
         "rows.jsonl",
         str(dataset),
         "largest difference",
-        "held against no evaluation set",
+        "not decontaminated",
     ):
         assert text in card
 

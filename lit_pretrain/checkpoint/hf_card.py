@@ -1,6 +1,6 @@
 """Model card: the README.md of an export.
 
-It says what the weights are, how to prompt them, what was measured and what they were trained on.
+It describes the weights, how to prompt them, what was measured and what they were trained on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ def model_card(
         title: Name of the model.
         kind: Model type of transformers.
         parameters: Number of parameters.
-        dtype: Of the weights.
+        dtype: Type of the weights.
         language: Tokenizer and template.
         stages: The lineage, newest first.
         measured: Figures of the last validation, by name.
-        compared: The comparison of logits, in words.
-        versions: Of the libraries that wrote the export.
+        compared: One line on the comparison of logits.
+        versions: Versions of the libraries that wrote the export.
     """
     bos, template = language.tokenizer.bos, language.template
     written = f'`tokenizer("{bos}" + text)`'
@@ -55,7 +55,7 @@ def model_card(
         "",
         f"# {title}",
         "",
-        f"A {kind} network with {parameters:,} parameters in {dtype}, made by lit_pretrain.",
+        f"A {kind} network with {parameters:,} parameters in {dtype}, trained with lit_pretrain.",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -99,7 +99,7 @@ def _stage(stage: StageRecord) -> list[str]:
     lines = [f"- **{stage['name']}**: {stage['verb']}{when}{revision}"]
     data = stage["data"]
     if data is None:
-        return [*lines, "  - data: not known"]
+        return [*lines, "  - data: unknown"]
     if not data["sources"]:
         return lines
     lines += [f"  - data {data['where']} (`{data['hash']:.16}`)"]
@@ -120,16 +120,16 @@ def _stage(stage: StageRecord) -> list[str]:
     else:
         for name, s in data["sources"].items():
             lines.append(
-                f"  - rows {name}: {s.get('path') or 'made'} ({s.get('format')})"
+                f"  - rows {name}: {s.get('path') or 'generated'} ({s.get('format')})"
                 + (f", sha256 `{s['sha256']:.16}`" if s["sha256"] else "")
             )
     if data["gate"]:
         lines += [
-            f"  - held against {r['name']}: {r['documents_hit']:,} documents with a hit,"
-            f" {r['action']}; {r['unchecked_items']:,} of {r['items']:,} items too short to be"
-            " looked for"
+            f"  - decontaminated against {r['name']}: {r['documents_hit']:,} documents with a hit,"
+            f" {r['action']}; {r['unchecked_items']:,} of {r['items']:,} items are too short to be"
+            " searched for"
             for r in data["gate"]
         ]
     else:
-        lines.append("  - held against no evaluation set")
+        lines.append("  - not decontaminated")
     return lines

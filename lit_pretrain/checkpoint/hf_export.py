@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS
+from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS, rename_tensor
 from lit_pretrain.checkpoint.layout import HF_CONFIG
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
@@ -31,9 +31,9 @@ CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
-"""Model type -> class of transformers."""
+"""Class of transformers by model type."""
 _PAD = "<|pad|>"
-"""The special token that fills up rows, where a tokenizer has it."""
+"""The special token that fills up rows, if a tokenizer has it."""
 _LLAMA_NAMES = (
     (r"^token_embedding\.", "model.embed_tokens."),
     (r"^final_norm\.", "model.norm."),
@@ -61,17 +61,17 @@ _NEITHER = {
     "embed_norm": False, "attn_softcap": None, "logit_softcap": None, "value_embeddings": "none",
     "residual_scalars": False,
 }  # fmt: skip
-"""Parts that no architecture here has, and the values under which they are absent."""
+"""Parts that no architecture of `CLASSES` has, with the values under which they are absent."""
 
 
 def architecture(shape: ModelConfig) -> tuple[str, ModelConfig]:
     """Find the model type of transformers that computes what a shape computes.
 
-    Returns the type and the shape as that type has it, with the gains and biases that ours lacks.
+    Returns:
+        The type, and the shape with the gains and biases that this type has and ours may lack.
 
     Raises:
-        UserError: There is none; every part in the way is named, and where to find shapes without
-            it.
+        UserError: There is none; names every part in the way, and configs that do without.
     """
     parts = [
         f"{name}={getattr(shape, name)!r}"
@@ -141,15 +141,15 @@ def _llama_like(shape: ModelConfig) -> tuple[str, ModelConfig]:
 
 def to_config(
     shape: ModelConfig, *, dtype: str, bos_id: int, eos_id: int, pad_id: int | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Build the content of config.json.
 
     Args:
-        shape: Of the network.
-        dtype: Of the weights, such as bfloat16.
-        bos_id: Begins a document.
-        eos_id: Ends it.
-        pad_id: Fills up rows, if there is such a token.
+        shape: Shape of the network.
+        dtype: Type of the stored weights, such as bfloat16.
+        bos_id: Id of the token that begins a document.
+        eos_id: Id of the token that ends it.
+        pad_id: Id of the token that fills up rows, if there is one.
     """
     kind, shape = architecture(shape)
     common = {
@@ -168,9 +168,9 @@ def to_config(
     return common | (_gpt2_config(shape) if kind == "gpt2" else _llama_config(shape, kind))
 
 
-def _llama_config(shape: ModelConfig, kind: str) -> dict[str, Any]:
+def _llama_config(shape: ModelConfig, kind: str) -> dict[str, object]:
     scaling = shape.rope_scaling
-    rope: dict[str, Any] = {"rope_type": "default"}
+    rope: dict[str, object] = {"rope_type": "default"}
     if scaling is not None:
         rope = {
             "rope_type": "llama3",
@@ -179,7 +179,7 @@ def _llama_config(shape: ModelConfig, kind: str) -> dict[str, Any]:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_seq_len,
         }
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.n_layer,
         "num_attention_heads": shape.n_head,
@@ -213,7 +213,7 @@ def _llama_config(shape: ModelConfig, kind: str) -> dict[str, Any]:
     return config
 
 
-def _gpt2_config(shape: ModelConfig) -> dict[str, Any]:
+def _gpt2_config(shape: ModelConfig) -> dict[str, object]:
     return {
         "n_embd": shape.width,
         "n_layer": shape.n_layer,
@@ -237,9 +237,9 @@ def to_tensors(
     """Name weights as transformers does; a tied head is left out, as its loaders expect.
 
     Args:
-        shape: Of the network.
+        shape: Shape of the network.
         tensors: Its state dict.
-        dtype: To round to; None leaves each as it is.
+        dtype: Type to round to; None keeps the types of the tensors.
     """
     kind, written = architecture(shape)
     with torch.device("meta"):
@@ -248,12 +248,12 @@ def to_tensors(
     for name, like in expected.items():
         if name in tensors:
             whole[name] = tensors[name]
-        else:  # what ours lacks: a gain of one, a bias of zero
+        else:  # transformers has a gain or a bias here that ours lacks: write ones or zeros
             whole[name] = (torch.ones if name.endswith("norm.weight") else torch.zeros)(like.shape)
     named = (
         _gpt2_names(whole)
         if kind == "gpt2"
-        else {_rename(name, _LLAMA_NAMES): tensor for name, tensor in whole.items()}
+        else {rename_tensor(name, _LLAMA_NAMES): tensor for name, tensor in whole.items()}
     )
     return {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in named.items()}
 
@@ -263,11 +263,10 @@ def _gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         match = re.fullmatch(r"blocks\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)", name)
         if match is None:
-            turned = tensor.ndim == 2 and name.startswith(
-                "blocks."
-            )  # GPT-2 stores its matrices input first
-            named[_rename(name, _GPT2_NAMES)] = tensor.T if turned else tensor
-        elif match[2] == "q":  # queries, keys and values are one matrix there
+            # GPT-2 stores the matrices of its blocks with the input axis first.
+            turned = tensor.ndim == 2 and name.startswith("blocks.")
+            named[rename_tensor(name, _GPT2_NAMES)] = tensor.T if turned else tensor
+        elif match[2] == "q":  # GPT-2 keeps queries, keys and values in one matrix
             parts = torch.cat(
                 [tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
             )
@@ -275,12 +274,6 @@ def _gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 parts.T if parts.ndim == 2 else parts
             )
     return named
-
-
-def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
-    for old, new in names:
-        name = re.sub(old, new, name)
-    return name
 
 
 def write_configs(
@@ -311,7 +304,7 @@ def write_tokenizer(folder: Path, language: ModelTokenizer, *, length: int) -> N
     Args:
         folder: The export.
         language: Tokenizer and template.
-        length: Longest input in tokens.
+        length: Longest input of the network, in tokens.
     """
     language.save(folder)
     tokenizer = language.tokenizer
@@ -334,10 +327,10 @@ def _json(value: Mapping[str, Any]) -> str:
 def write_tensors(
     tensors: Mapping[str, Tensor], folder: Path, *, max_shard_bytes: int
 ) -> list[str]:
-    """Write safetensors, in several files with an index where one would be too large.
+    """Write safetensors: one file, or several with an index if one would be too large.
 
     Returns:
-        The names of the files of weights.
+        The names of the files that hold weights.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -355,7 +348,7 @@ def write_tensors(
     )
     for file, shard in zip(files, shards, strict=True):
         save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors lets nobody else read
+        (folder / file).chmod(0o644)  # safetensors creates files that only their owner may read
     if many:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},

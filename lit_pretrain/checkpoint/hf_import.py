@@ -16,6 +16,11 @@ from torch import Tensor
 from lit_pretrain.checkpoint.layout import HF_CONFIG, read_json
 from lit_pretrain.errors import UserError
 
+HfConfig = Mapping[str, Any]
+"""Content of config.json, as somebody else wrote it."""
+ShapeFields = dict[str, Any]
+"""Fields of our `ModelConfig`, by name."""
+
 HF_WEIGHTS = "model.safetensors"
 HF_INDEX = "model.safetensors.index.json"
 
@@ -44,15 +49,15 @@ _GPT2_NAMES = (
     (r"\.mlp\.c_proj\.", ".feed_forward.down_proj."),
 )
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
-"""Tables that old releases stored beside the weights."""
+"""Tables, not weights, that old releases of transformers stored with them."""
 
 
-def read_shape(path: Path) -> dict[str, Any]:
-    """Read the fields of `ModelConfig` that make it the network of a Hugging Face folder.
+def read_shape(path: Path) -> ShapeFields:
+    """Read the shape of the network in a Hugging Face folder.
 
     Raises:
-        UserError: The family, or something that its config asks for, is not one of ours; names the
-            field and its value.
+        UserError: We do not have the family, or something that its config asks for; names the field
+            and its value.
     """
     file = path / HF_CONFIG
     config = read_json(file)
@@ -90,7 +95,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     renamed = (
         _rename_gpt2(tensors)
         if config["model_type"] == "gpt2"
-        else {_rename(k, _LLAMA_NAMES): v for k, v in tensors.items()}
+        else {rename_tensor(k, _LLAMA_NAMES): v for k, v in tensors.items()}
     )
     if read_shape(path)["tie_embeddings"]:
         renamed.pop("head.weight", None)  # some files hold it twice
@@ -110,7 +115,8 @@ def _weight_files(path: Path) -> list[Path]:
     )
 
 
-def _rename(key: str, names: tuple[tuple[str, str], ...]) -> str:
+def rename_tensor(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    """Apply all (regular expression, replacement) pairs to the name of a tensor, in their order."""
     for old, new in names:
         key = re.sub(old, new, key)
     return key
@@ -127,18 +133,17 @@ def _rename_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
         if ".attn.c_attn." in key:
             for letter, part in zip("qkv", stored.chunk(3), strict=True):
-                renamed[
-                    _rename(key.replace(".attn.c_attn.", f".attention.{letter}_proj."), _GPT2_NAMES)
-                ] = part
+                own = key.replace(".attn.c_attn.", f".attention.{letter}_proj.")
+                renamed[rename_tensor(own, _GPT2_NAMES)] = part
         else:
-            renamed[_rename(key, _GPT2_NAMES)] = stored
+            renamed[rename_tensor(key, _GPT2_NAMES)] = stored
     return renamed
 
 
-# ---------------------------------------------------------------------- shapes
+# ------------------------------------------------------------------ shapes
 
 
-def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _llama_like(config: HfConfig, file: Path) -> ShapeFields:
     """Read what Llama, Mistral, Qwen2 and Qwen3 have in common."""
     _require(config, file, "hidden_act", "silu")
     rope = {
@@ -147,7 +152,7 @@ def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
         **(config.get("rope_scaling") or {}),
     }
     rope |= config.get("rope_parameters") or {}  # transformers 5
-    shape: dict[str, Any] = {
+    shape: ShapeFields = {
         "vocab_size": config["vocab_size"],
         "n_layer": config["num_hidden_layers"],
         "width": config["hidden_size"],
@@ -174,7 +179,7 @@ def _llama_like(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return shape
 
 
-def _llama(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _llama(config: HfConfig, file: Path) -> ShapeFields:
     _require(config, file, "pretraining_tp", 1)
     bias = config.get("attention_bias", False)
     return _llama_like(config, file) | {
@@ -184,18 +189,18 @@ def _llama(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     }
 
 
-def _mistral(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _mistral(config: HfConfig, file: Path) -> ShapeFields:
     shape = _llama_like(config, file)
     if config.get("sliding_window") is not None:
         shape |= {"sliding_window": config["sliding_window"], "window_pattern": "S"}
     return shape
 
 
-def _qwen2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _qwen2(config: HfConfig, file: Path) -> ShapeFields:
     return _llama_like(config, file) | {"qkv_bias": True} | _qwen_windows(config)
 
 
-def _qwen3(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _qwen3(config: HfConfig, file: Path) -> ShapeFields:
     bias = config.get("attention_bias", False)
     shape = (
         _llama_like(config, file)
@@ -205,7 +210,7 @@ def _qwen3(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return shape | {"head_dim": config.get("head_dim", 128)}
 
 
-def _qwen_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+def _qwen_windows(config: HfConfig) -> ShapeFields:
     if not config.get("use_sliding_window", False) or config.get("sliding_window") is None:
         return {}
     first = config.get("max_window_layers", 28)  # transformers: layers from here on slide
@@ -221,7 +226,7 @@ def _qwen_windows(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _gpt2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _gpt2(config: HfConfig, file: Path) -> ShapeFields:
     _require(config, file, "scale_attn_weights", True)
     _require(config, file, "scale_attn_by_inverse_layer_idx", False)
     _require(config, file, "add_cross_attention", False)
@@ -251,7 +256,7 @@ def _gpt2(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     }
 
 
-_SHAPES: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
+_SHAPES: dict[str, Callable[[HfConfig, Path], ShapeFields]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -260,7 +265,7 @@ _SHAPES: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
 }
 
 
-def _require(config: Mapping[str, Any], file: Path, field: str, value: Any) -> None:
+def _require(config: HfConfig, file: Path, field: str, value: Any) -> None:
     found = config.get(field, value)
     if found != value:
         raise UserError(f"{file}: {field}={found!r} is not one of ours; only {value!r} is")

@@ -200,7 +200,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
     return found
 
 
-def config_of(checkpoint: Path) -> Mapping[str, Any]:
+def config_of(checkpoint: Path) -> dict[str, Any]:
     """Read the resolved config of the run that a checkpoint belongs to.
 
     Raises:
@@ -211,5 +211,5 @@ def config_of(checkpoint: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{file} is missing, so the network of {checkpoint} is not known; give a run folder"
         )
-    loaded: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return loaded

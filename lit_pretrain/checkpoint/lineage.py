@@ -1,4 +1,4 @@
-"""Lineage: lineage.json says in which language an artefact speaks and which stages led to it.
+"""Lineage: lineage.json names the tokenizer of an artefact and the stages that led to it.
 
 The record names the raw sources of every stage and is copied from parent to child, so that an
 artefact answers for its data when the folders of its parents are gone.
@@ -54,7 +54,7 @@ class Lineage:
     """The artefact's own stage first, then its parent's, and so on."""
 
     def dump(self) -> str:
-        """Give the text of lineage.json."""
+        """Return the text of lineage.json."""
         content = {
             "format_version": LINEAGE_VERSION,
             "language": dict(self.language),
@@ -101,7 +101,7 @@ def stage_record(name: str, provenance: Provenance, data: DataRecord | None) -> 
     """Record one stage.
 
     Args:
-        name: The folder that it wrote.
+        name: The folder that the stage wrote.
         provenance: The provenance of that folder.
         data: The record of its data; `NO_DATA` if it read none, None if the data is not known.
     """
@@ -116,9 +116,9 @@ def stage_record(name: str, provenance: Provenance, data: DataRecord | None) -> 
 
 
 def lineage_of(place: str | Path) -> Lineage:
-    """Give the lineage of a run, a checkpoint, an export or a Hugging Face folder.
+    """Return the lineage of a run, a checkpoint, an export or a Hugging Face folder.
 
-    A folder without lineage.json gets a lineage of one stage, as far as its files tell it.
+    A folder without lineage.json gets a lineage of one stage, as far as its files show it.
 
     Raises:
         UserError: Its record is damaged, or the place belongs to no run.
@@ -138,7 +138,7 @@ def lineage_of(place: str | Path) -> Lineage:
 
 
 def check_files(place: str | Path, *, accept: tuple[str, ...] = ()) -> ModelTokenizer | None:
-    """Read tokenizer and template of an artefact; they must be the ones that its record names.
+    """Read tokenizer and template of an artefact, and check that its record names them.
 
     Args:
         place: A run, a checkpoint, an export or a Hugging Face folder.
@@ -148,7 +148,7 @@ def check_files(place: str | Path, *, accept: tuple[str, ...] = ()) -> ModelToke
         None if it holds no tokenizer.
 
     Raises:
-        UserError: The files have changed since; names each field.
+        UserError: The files have changed since the record was written; names each field.
     """
     folder = artefact_folder(place)
     language, record = ModelTokenizer.found(folder), Lineage.read(folder)
@@ -165,7 +165,7 @@ def check_files(place: str | Path, *, accept: tuple[str, ...] = ()) -> ModelToke
 
 
 def source_lines(data: DataRecord) -> list[str]:
-    """Describe the raw sources and the evaluation sets of a stage's data, a line for each."""
+    """Describe the raw sources of a stage's data and its evaluation sets, one line each."""
     lines = []
     for name, source in data["sources"].items():
         facts = [text for text in (source.get("kind"), source.get("format")) if text]
@@ -182,5 +182,5 @@ def source_lines(data: DataRecord) -> list[str]:
         lines.append(f"source {name}: {', '.join(facts)}")
     for record in data["gate"]:
         hits = f"{record['documents_hit']:,} documents hit, {record['action']}"
-        lines.append(f"held against {record['name']}: {hits}")
+        lines.append(f"decontaminated against {record['name']}: {hits}")
     return lines

@@ -75,7 +75,7 @@ def load_adapted(
 
     Args:
         checkpoint: A checkpoint within its run's folder, which holds the shape in config.yaml.
-        base: Where the base lies, if not where it lay in training.
+        base: Where the base lies, if it has moved since training.
 
     Returns:
         The network, the checkpoint's record of its adapter, and where the base was found.

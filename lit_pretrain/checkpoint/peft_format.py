@@ -1,5 +1,4 @@
-"""PEFT format: an adapter of ours as adapter_config.json and adapter_model.safetensors of peft, and
-back.
+"""PEFT format: our adapters as adapter_config.json and adapter_model.safetensors, and back.
 
 Names exist for networks that have a Hugging Face architecture: Llama, Mistral, Qwen2 and Qwen3,
 whose matrices are ours one to one, and GPT-2, which keeps queries, keys and values in one matrix.
@@ -24,6 +23,8 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 
+PeftConfig = Mapping[str, Any]
+"""Content of adapter_config.json, whoever wrote it."""
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
@@ -84,20 +85,19 @@ def family(shape: ModelConfig) -> str:
     )
 
 
-# ---------------------------------------------------------------------- export
+# ------------------------------------------------------------------ export
 
 
 def to_peft(
     shape: ModelConfig, adapter: LoRA, tensors: Mapping[str, Tensor], *, base: str | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[PeftConfig, dict[str, Tensor]]:
     """Build the two files of peft.
 
     Args:
-        shape: Of the network.
+        shape: Shape of the network.
         adapter: Settings of the adapter.
-        tensors: Its tensors by the names of our state dict.
-        base: What peft is to load beneath it, if it is not told otherwise: a folder or a name on
-            the hub.
+        tensors: Its tensors, by the names of our state dict.
+        base: The base that peft loads by default: a folder, or a name on the hub.
 
     Returns:
         The content of adapter_config.json, and the tensors by the names of peft.
@@ -137,7 +137,7 @@ def to_peft(
         named[f"{root}{key}.lora_B.weight"] = update["B"].contiguous()
         if adapter.dora:
             named[f"{root}{key}.lora_magnitude_vector"] = update["magnitude"].contiguous()
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -193,25 +193,25 @@ def _fuse(parts: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]
 
 
 def _targets(names: list[str], layers: int) -> list[str]:
-    """Name matrices for peft, without layers if every layer has the same ones.
+    """Name matrices for peft, without their layers if every layer has the same ones.
 
-    peft takes the end of a name for all of them.
+    peft adapts every module whose name ends like this.
     """
     kinds = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in names})
     return kinds if len(names) == len(kinds) * layers else names
 
 
-# ---------------------------------------------------------------------- import
+# ------------------------------------------------------------------ import
 
 
-def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_peft(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
     """Read the two files of peft: its config and its tensors.
 
     Raises:
         UserError: One is missing or damaged.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config: PeftConfig = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
         return config, load_file(folder / PEFT_WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
@@ -221,22 +221,21 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def from_peft(
-    shape: ModelConfig, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, where: str
+    shape: ModelConfig, config: PeftConfig, tensors: Mapping[str, Tensor], *, where: str
 ) -> tuple[LoRA, dict[str, Tensor]]:
     """Build an adapter of ours from the two files of peft.
 
-    Matrices of other ranks or scales than the rest are given those of the rest: ranks by rows of
-    zeros, scales within B.
+    If matrices differ in rank or scale, all get the largest rank, by rows of zeros, and the scale
+    of the first, by a factor on B.
 
     Args:
-        shape: Of the network beneath.
+        shape: Shape of the base network.
         config: Content of adapter_config.json.
-        tensors: Those of adapter_model.safetensors.
-        where: The folder, for messages.
+        tensors: Content of adapter_model.safetensors.
+        where: Names the folder in messages.
 
     Raises:
-        UserError: The adapter is of another kind, or changes what we leave alone; the field and its
-            value are named.
+        UserError: The adapter is of a kind that we do not have; names the field and its value.
     """
     kind = family(shape)
     _check(config, where)
@@ -274,9 +273,8 @@ def from_peft(
     scale = next(iter(scales.values()))
     alpha = float(config["lora_alpha"])
     if scale != alpha / (math.sqrt(rank) if rslora else rank):
-        alpha = _alpha(
-            scale, rank, rslora
-        )  # the settings were those of other matrices: what the update is multiplied by is kept
+        # lora_alpha and r belong to other matrices: keep the factor of the update instead.
+        alpha = _alpha(scale, rank, rslora)
     ours: dict[str, Tensor] = {}
     for name, own in found.items():
         layer, _, matrix = name.partition(".")
@@ -301,7 +299,7 @@ def from_peft(
     return adapter, ours
 
 
-def _check(config: Mapping[str, Any], where: str) -> None:
+def _check(config: PeftConfig, where: str) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{where}/{PEFT_CONFIG}: peft_type={config.get('peft_type')!r} cannot be imported; only"
@@ -310,7 +308,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     for field, neutral in _NEUTRAL.items():
         if config.get(field, neutral[0]) not in neutral:
             raise UserError(
-                f"{where}/{PEFT_CONFIG}: {field}={config[field]!r} is not something of ours; only"
+                f"{where}/{PEFT_CONFIG}: {field}={config[field]!r} is not supported; only"
                 f" {neutral[0]!r} is"
             )
     start = config.get("init_lora_weights", True)
@@ -356,7 +354,7 @@ def _by_matrix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Split a name: blocks.3.attention.q_proj -> 3, attention.q_proj."""
+    """Split a name: blocks.3.attention.q_proj becomes 3 and attention.q_proj."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
         raise UserError(

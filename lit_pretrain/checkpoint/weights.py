@@ -1,11 +1,12 @@
-"""Weights: the network's tensors from a checkpoint or a Hugging Face folder.
+"""Weights: write checkpoints, and read the network's tensors from them or from other folders.
 
-A checkpoint may be one file, a sharded folder, or an adapter's, which is merged into its base.
+A place may hold them in one file, in a sharded folder, as an adapter, which is merged into its
+base, or in the format of Hugging Face.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,16 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import sync
 
 
-def read_folder(path: Path, *, only: set[str] | None = None) -> dict[str, Any]:
+class OptimizerState(TypedDict):
+    """Hold what `torch.optim.Optimizer.state_dict` returns, keyed by numbers or by names."""
+
+    state: Mapping[Any, Mapping[str, Any]]
+    """Moments of every parameter."""
+    param_groups: list[dict[str, Any]]
+    """Settings of every group; `params` lists its parameters."""
+
+
+def read_folder(path: Path, *, only: set[str] | None = None) -> Mapping[str, Any]:
     """Read the tensors of a sharded checkpoint, whole, on the CPU of this process.
 
     Args:
@@ -49,14 +59,14 @@ def consolidated(path: Path) -> dict[str, Any]:
     tensors = read_folder(path)
     checkpoint = dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
     checkpoint["state_dict"] = tensors["state_dict"]
-    states: list[dict[str, Any]] = []
+    states: list[OptimizerState] = []
     while (name := f"optimizer_{len(states)}") in tensors:
         states.append(by_position(tensors[name]))
     checkpoint["optimizer_states"] = states
     return checkpoint
 
 
-def by_position(named: dict[str, Any]) -> dict[str, Any]:
+def by_position(named: OptimizerState) -> OptimizerState:
     """Key an optimizer state by the positions that an unsharded optimizer counts, not by names."""
     names = [name for group in named["param_groups"] for name in group["params"]]
     position = {name: i for i, name in enumerate(names)}
@@ -77,8 +87,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     sync(path)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; the tensors of a file are mapped and not read."""
+def read_metadata(path: Path) -> Mapping[str, Any]:
+    """Read the entries of a checkpoint; tensors in a file are mapped and not read."""
     if path.is_dir():
         return dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
     return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
@@ -87,7 +97,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def read_stored(path: Path) -> dict[str, Tensor]:
     """Read the network's tensors that a place holds itself, in their own dtypes.
 
-    Of an adapter's checkpoint these are the adapter's only.
+    An adapter's checkpoint holds the adapter alone.
 
     Args:
         path: A checkpoint or a Hugging Face folder.
@@ -122,7 +132,7 @@ def read_score(path: Path) -> Tensor | None:
 
 
 def read_record(path: Path) -> CheckpointRecord:
-    """Read what a checkpoint says of itself.
+    """Read the record of a checkpoint.
 
     Raises:
         UserError: lit_pretrain did not write it.
@@ -134,7 +144,7 @@ def read_record(path: Path) -> CheckpointRecord:
 
 
 def read_adapter_record(path: Path) -> AdapterRecord | None:
-    """Read what a place says of its adapter; None if it is a whole network."""
+    """Read the record of a place's adapter; None if the place holds a whole network."""
     return None if is_hf_folder(path) else AdapterRecord.of(read_metadata(path))
 
 
@@ -156,8 +166,8 @@ def read_weights(where: str, *, which: str = "last", base: str | None = None) ->
 
     Args:
         where: The place.
-        which: Of a run folder, its last or its best checkpoint.
-        base: Where the base of an adapter lies, if not where it lay in training.
+        which: Which checkpoint of a run folder: last or best.
+        base: Where the base of an adapter lies, if it has moved since training.
 
     Raises:
         UserError: There is no complete checkpoint, it holds no network, or its base is gone or has

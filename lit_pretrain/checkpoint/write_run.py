@@ -1,4 +1,4 @@
-"""Writing a run that no training made: what import, merge and adapter import leave behind."""
+"""Run folders that no training wrote: what import, merge and adapter import leave behind."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -36,10 +36,10 @@ from lit_pretrain.report.run_folder import (
 
 @dataclass(frozen=True, kw_only=True)
 class RunContent:
-    """Hold a run that others can start from, generate with and measure."""
+    """Hold the content of a run folder that other verbs can start from, run and measure."""
 
     config: Mapping[str, Any]
-    """Its config.yaml."""
+    """Content of config.yaml."""
     tensors: Mapping[str, Tensor]
     """The network or its adapter, by the names of the network's state dict."""
     step: int
@@ -47,9 +47,9 @@ class RunContent:
     language: ModelTokenizer | None
     """Tokenizer and template; a Hugging Face folder may have none."""
     facts: ProvenanceFacts
-    """For provenance.json, beside versions, revision and command."""
+    """Content of provenance.json beside versions, revision and command."""
     data: DataRecord | None
-    """The data of this stage for its lineage; None if it is not known."""
+    """The data of this stage, for the lineage; None if it is not known."""
     parent: Lineage
     """The stages that led to it."""
     adapter: AdapterRecord | None = None
@@ -65,7 +65,7 @@ def write_run(
 
     Args:
         out: The folder; it must not exist.
-        run: What it holds.
+        run: Its content.
         check: Called with the finished folder before it gets its name; an error leaves nothing.
 
     Raises:
@@ -87,12 +87,12 @@ def write_run(
     write_folder(out, fill)
 
 
-def _checkpoint(run: RunContent) -> dict[str, Any]:
+def _checkpoint(run: RunContent) -> Mapping[str, object]:
     contract = {} if run.language is None else {"data.tokenizer": run.language.tokenizer.hash}
     state = {NET_PREFIX + name: tensor for name, tensor in run.tensors.items()}
     if run.score is not None:
         state[SCORE_KEY] = run.score
-    checkpoint: dict[str, Any] = {
+    checkpoint: dict[str, object] = {
         "state_dict": state,
         RECORD_KEY: CheckpointRecord(run.step, contract).stored(),
     }

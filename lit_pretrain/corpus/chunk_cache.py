@@ -1,9 +1,8 @@
-"""Chunk cache: chunks of a remote dataset on the local disk, verified when they arrive and never
-more of them than a limit.
+"""Chunk cache: chunks of a remote dataset on the local disk, verified and within a limit.
 
 LitData's own cache deletes chunks behind a sequential reader, counts its limit for each source
-apart, and polls. The rows of a run are read by number (`dataset[i]`), so the cache is a plain one
-here: fetch what is missing, drop what was opened longest ago.
+apart, and polls. The rows of a run are read by number (`dataset[i]`), so a plain cache does: fetch
+what is missing, and drop what was opened longest ago.
 """
 
 import hashlib
@@ -26,8 +25,7 @@ SCRATCH = ".fetch-"
 
 
 def allow_plain_http(storage_options: Mapping[str, Any] | None) -> None:
-    """Let LitData's object-store client speak to an http:// endpoint that the user named, such as
-    MinIO on the same machine.
+    """Let LitData's client reach an http:// endpoint that the user names, such as a local MinIO.
 
     LitData 0.2.76 has no option for it, and its client refuses the scheme; an https:// or default
     endpoint changes nothing.
@@ -159,8 +157,7 @@ ABANDONED_SECONDS = 3600.0
 
 
 class ChunkCache:
-    """The local copies of one remote dataset's chunks, shared by all of its sources and by all
-    processes on the machine.
+    """Keep local copies of a remote dataset's chunks, shared by all processes on the machine.
 
     All chunk files under `root` together stay within `limit` bytes, plus one chunk for every
     further process that fetches at the same time. A chunk that is dropped while a process still has
@@ -188,12 +185,12 @@ class ChunkCache:
         self._in_use: dict[str, set[Path]] = {}
 
     def fetch(self, folder: str, chunk: Chunk, *, in_use: Collection[str] = ()) -> Path:
-        """The local copy of a chunk, with the content that the manifest says.
+        """Return the local copy of a chunk, with the content that the manifest records.
 
         Args:
             folder: Where the chunk lies in the dataset: `<split>/<source>`.
             chunk: Its entry in the manifest.
-            in_use: Names of the chunks of this folder that the caller reads besides: they are
+            in_use: Names of the other chunks of this folder that the caller reads; they are
                 dropped last.
 
         Raises:
@@ -202,9 +199,8 @@ class ChunkCache:
         path = self.root / folder / chunk.filename
         self._in_use[folder] = {self.root / folder / name for name in in_use} | {path}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(
-            f"{path}.lock"
-        ):  # the ranks of a machine ask for the same chunk at the same time
+        # The ranks of a machine need the same chunk at the same time: one of them fetches it.
+        with FileLock(f"{path}.lock"):
             if self._is_whole(path, chunk):
                 return path
             self._make_room(chunk.bytes)
@@ -219,7 +215,7 @@ class ChunkCache:
 
     @staticmethod
     def _is_whole(path: Path, chunk: Chunk) -> bool:
-        """Check that the copy is there and is not one of what the store held before."""
+        """Check that there is a copy, and not of an earlier state of the store."""
         try:
             verify_chunk(path, chunk)
             os.utime(path)  # opened now: dropped last
@@ -238,8 +234,7 @@ class ChunkCache:
             except FileNotFoundError:  # another process made room, or has just finished fetching
                 continue
             total += status.st_size
-            # What is being fetched counts, but is not ours to drop; what a killed process left
-            # behind is.
+            # Another process's fetch counts but must stay; what a killed process left may go.
             if (
                 not path.parent.name.startswith(SCRATCH)
                 or time.time() - status.st_mtime > ABANDONED_SECONDS

@@ -15,16 +15,15 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.corpus.documents import DOCUMENTS_FILENAME
-from lit_pretrain.corpus.manifest import Chunk, SourceSplit
+from lit_pretrain.corpus.manifest import INDEX_FILENAME, Chunk, SourceSplit
 from lit_pretrain.files import sync, write_file
 
-INDEX_FILENAME = "index.json"
 _DATA_FORMAT = {"uint16": "no_header_numpy:5", "int32": "no_header_numpy:2"}
 """LitData's names of token arrays without headers."""
 
@@ -50,9 +49,9 @@ class ShardWriter:
         """Create the directory.
 
         Args:
-            directory: For this part alone.
+            directory: Directory of this part alone.
             part: Number of the part within its source: file names of all parts differ.
-            dtype: Of the stored tokens.
+            dtype: Type of the stored tokens.
             chunk_tokens: Most tokens in a chunk.
             vocab_size: Every id must lie below it.
         """
@@ -64,7 +63,7 @@ class ShardWriter:
         self._vocab_size = vocab_size
         self._log: IO[str] = (directory / _documents_part(part)).open("w", encoding="utf-8")
         self._rows: list[npt.NDArray[np.generic]] = []  # of the chunk that is being filled
-        self._records: list[dict[str, Any]] = []  # of the same
+        self._records: list[Mapping[str, object]] = []  # of the same chunk
         self._tokens = 0
         self._chunks: list[Chunk] = []
         self._documents = 0
@@ -98,7 +97,7 @@ class ShardWriter:
         for number, piece in enumerate(pieces):
             if self._tokens + len(piece) > self._chunk_tokens:
                 self._finish()
-            record = {
+            record: dict[str, object] = {
                 "origin": origin,
                 "tokens": len(piece),
                 "bytes": utf8_bytes if number == 0 else 0,
@@ -174,9 +173,9 @@ def assemble_chunks(
     The chunks are moved, documents.jsonl is joined, and LitData's index.json is written.
 
     Args:
-        directory: Where it goes; created when any part holds a document.
+        directory: Directory of the split; created if any part holds a document.
         parts: (number, directory of the part, its record), in order.
-        dtype: Of the stored tokens.
+        dtype: Type of the stored tokens.
         chunk_tokens: Most tokens in a chunk.
 
     Returns:

@@ -39,8 +39,9 @@ class DocumentRecord:
 
 
 def read_document_records(path: Path, split: str, source: str) -> Iterator[DocumentRecord]:
-    """The records of one split of one source, in the order of the data. A split without chunks has
-    none, and no file: do not ask.
+    """Yield the records of one split of one source, in the order of the data.
+
+    A split without chunks has no such file; the caller passes over it.
 
     Raises:
         UserError: The file is missing, or a line of it is damaged.
@@ -74,18 +75,17 @@ def _record(raw: dict[str, Any]) -> DocumentRecord:
 
 
 def full_origin(source: Source, origin: str) -> str:
-    """A document's origin with the path at which its source lay: what to open, and the row in
-    it.
-    """
+    """Prefix a document's origin with the path of its source: the file to open, and its row."""
     if not source.path:  # the embedded corpus, or paths that have nothing in common
         return origin
     return f"{source.path.rstrip('/')}/{origin}"
 
 
-# Search for a text in the shards, down to the row of the file that it came from.
+# ------------------------------------------------------------------ search
 
 
 _AROUND_BYTES = 60
+"""Context shown on either side of a hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class SearchHit:
     record: DocumentRecord
     """The document, or the piece of one, that holds it."""
     token: int
-    """Offset in the row of the token in which it begins."""
+    """Offset within the row of the token in which the hit begins."""
     before: str
     """What stands before it in the document, at most 60 bytes."""
     after: str
@@ -117,7 +117,7 @@ def find_text(
         path: The dataset's directory.
         manifest: Its manifest.
         tokenizer: Its tokenizer; must spell bytes.
-        text: What to look for; a tokenizer that normalises is applied to it first.
+        text: The text to find; a tokenizer that normalises is applied to it first.
 
     Raises:
         UserError: A chunk or the list of its documents is missing or damaged.

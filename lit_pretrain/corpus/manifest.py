@@ -1,6 +1,4 @@
-"""Manifest: what a prepared dataset holds, where each part came from, and the sha256 that each
-chunk must have.
-"""
+"""Manifest: the content of a prepared dataset, the origin of each part, and all checksums."""
 
 from __future__ import annotations
 
@@ -17,6 +15,8 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, file_sha256
 
 MANIFEST_FILENAME = "manifest.json"
+INDEX_FILENAME = "index.json"
+"""LitData's list of the chunks of one split of one source, in `<split>/<source>/`."""
 MANIFEST_VERSION = 3
 SPLITS = ("train", "validation", "test")
 """The splits of every dataset, in the order in which they are listed and stored."""
@@ -60,20 +60,18 @@ class SourceSplit:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the preparation let through: together the steps of a source are its
-    funnel.
-    """
+    """Count what one step of the preparation let through; all steps together are the funnel."""
 
     name: str
-    """read, then the steps of the config in their order (a filter's name, exact, near, ...),
-    then store.
+    """read, then the steps of the config in their order (a filter's name, exact, near, ...), then
+    store.
     """
     documents: int
     """Documents that left the step."""
     bytes: int
     """UTF-8 bytes of their text."""
     tokens: int
-    """Of their text, separators included."""
+    """Tokens of their text, separators included."""
     tokens_estimated: bool
     """Whether `tokens` comes from a sample of what left the step. False: counted."""
     removed: Mapping[str, int]
@@ -95,7 +93,7 @@ class Source:
     files: int
     """Input files read."""
     input_bytes: int
-    """Their size on disk."""
+    """Size of the input files on disk."""
     content_sha256: str
     """Of the input: over one line `<name>\\0<sha256>` for every file, in reading order
     (`content_hash`). Shows that it changed since.
@@ -159,7 +157,7 @@ class Manifest:
     dtype: str
     """Of the stored tokens: uint16 or int32."""
     splits: Mapping[str, float]
-    """The asked share of bytes per split."""
+    """Share of bytes per split, as the config gives it."""
     sources: Mapping[str, Source]
     """By name, in the order of the config."""
     config: Mapping[str, Any]
@@ -167,7 +165,7 @@ class Manifest:
     config_hash: str
     """sha256 of the canonical JSON of `config`."""
     versions: Mapping[str, str]
-    """Of lit_pretrain, Python, its Unicode tables and the libraries that made the bytes."""
+    """Versions of lit_pretrain, Python, its Unicode tables and the libraries that were used."""
     files: Mapping[str, str]
     """sha256 of every other file of the dataset, by its path in it: tokenizer.json, index.json and
     documents.jsonl of every split, and the reports. They are no part of `hash`.
@@ -301,17 +299,15 @@ def _source(raw: Mapping[str, Any]) -> Source:
 
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
-    """How many rows of `seq_len` inputs (and as many targets) a chunk of `chunk_tokens` tokens
-    holds.
-    """
+    """Count the rows of `seq_len` inputs, and as many targets, in a chunk of `chunk_tokens`."""
     return max(0, (chunk_tokens - 1) // seq_len)
 
 
 def held_out_rows(chunk_tokens: Sequence[int], seq_len: int) -> list[int]:
-    """How many rows each chunk of a source holds that are read of text that is held out.
+    """Count the rows of each chunk of a source that are read of held-out text.
 
-    Complete ones; of text that fills none, one shorter row of each chunk, so that little text is
-    measured rather than refused.
+    These are the complete ones. A source that fills none gives one shorter row per chunk, so that
+    little text is measured rather than refused.
     """
     complete = [rows_in(tokens, seq_len) for tokens in chunk_tokens]
     return complete if any(complete) else [int(tokens > 1) for tokens in chunk_tokens]

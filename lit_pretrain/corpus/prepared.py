@@ -1,11 +1,12 @@
-"""PreparedText: what `lit_pretrain prepare` made, in a directory or under a URL: its manifest,
-its tokenizer and the rows of its splits.
+"""PreparedText: a prepared dataset, in a directory or at a URL.
+
+It opens the manifest, the tokenizer and the rows of the splits.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lit_pretrain.corpus.chunk_cache import (
     ChunkCache,
@@ -14,7 +15,7 @@ from lit_pretrain.corpus.chunk_cache import (
     load_manifest,
     size_in_bytes,
 )
-from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.corpus.manifest import INDEX_FILENAME, Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import is_remote
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -34,9 +35,9 @@ class PreparedText:
         self,
         path: str,
         *,
-        cache_dir: Optional[str] = None,
-        max_cache_size: Optional[str] = None,
-        storage_options: Optional[Mapping[str, Any]] = None,
+        cache_dir: str | None = None,
+        max_cache_size: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.cache_dir = cache_dir
@@ -68,8 +69,9 @@ class PreparedText:
         return tokenizer
 
     def check_whole(self, splits: Iterable[str]) -> None:
-        """Refuse local chunks that are missing or have another size; remote ones are checked when
-        they are fetched.
+        """Refuse local chunks that are missing or have another size.
+
+        Remote ones are checked when they are fetched.
 
         Raises:
             UserError: Names the first such chunk.
@@ -101,11 +103,7 @@ class PreparedText:
             UserError: An index is missing or damaged, or the cache is too small for what is read at
                 the same time.
         """
-        # `fit --help` need not wait for litdata.
-        from lit_pretrain.corpus.rows import (
-            INDEX,
-            open_rows,
-        )
+        from lit_pretrain.corpus.rows import open_rows  # `fit --help` need not wait for litdata
 
         cache = self._cache(shuffle_chunks) if is_remote(self.path) else None
         readers: list[Any] = []
@@ -116,7 +114,7 @@ class PreparedText:
                 continue
             # LitData reads index.json where it expects the chunks; of a remote source both are
             # copies.
-            index = self._fetch(f"{folder}/{INDEX}")
+            index = self._fetch(f"{folder}/{INDEX_FILENAME}")
             readers.append(
                 open_rows(
                     index.parent,

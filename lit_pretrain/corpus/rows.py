@@ -1,10 +1,9 @@
-"""Rows: fixed-length rows of tokens, with document numbers, read by number from the LitData shards
-of one source.
+"""Rows: fixed-length rows of tokens with document numbers, by number, from LitData shards.
 
-A chunk is one stream of tokens. Row i of a chunk holds tokens [i*T, i*T + T + 1): neighbours share
-one token, so that every token but the first of a chunk is a target exactly once (LitData's own
-loader would lose one target in T + 1). Where documents begin is read from the chunk's header, never
-guessed from an end-of-text id.
+A chunk is one stream of tokens. Row i of a chunk holds tokens [i*T, i*T + T + 1), with T inputs per
+row: neighbours share one token, so that every token but the first of a chunk is a target exactly
+once (LitData's own loader would lose one target in T + 1). The beginnings of documents are read
+from the chunk's header, never guessed from an end-of-text id.
 """
 
 import json
@@ -22,15 +21,17 @@ from litdata.streaming.resolver import Dir
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.corpus.chunk_cache import ChunkCache
 from lit_pretrain.corpus.chunk_reader import map_chunk
-from lit_pretrain.corpus.manifest import Chunk, held_out_rows, rows_in, verify_chunk
+from lit_pretrain.corpus.manifest import (
+    INDEX_FILENAME,
+    Chunk,
+    held_out_rows,
+    rows_in,
+    verify_chunk,
+)
 from lit_pretrain.errors import UserError
 
-INDEX = "index.json"
-"""LitData's list of the chunks of one source and split."""
 ATTEMPTS = 10
-"""How often a chunk is fetched that other processes drop from a shared cache before it is
-opened.
-"""
+"""How often to fetch a chunk that other processes drop from a shared cache before it is opened."""
 
 
 class TokenRow(NamedTuple):
@@ -98,8 +99,8 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
             (chunk.filename, chunk.tokens) for chunk in self._expected.values()
         ]:
             raise UserError(
-                f"{INDEX} of {self._folder} lists other chunks than the manifest; copy it again"
-                " from where the dataset came from, or run `lit_pretrain prepare` again"
+                f"{INDEX_FILENAME} of {self._folder} lists other chunks than the manifest; copy it"
+                " again from where the dataset came from, or run `lit_pretrain prepare` again"
             )
         tokens = [chunk.tokens for chunk in self._expected.values()]
         rows = (
@@ -192,7 +193,7 @@ def open_rows(
         held_out: Read what does not fill a row, too, where there is no more (`held_out_rows`).
         keep_open: Chunks that stay mapped; as many as are shuffled together.
     """
-    index = Path(directory) / INDEX
+    index = Path(directory) / INDEX_FILENAME
     try:
         json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

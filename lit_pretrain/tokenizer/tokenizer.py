@@ -19,48 +19,6 @@ from lit_pretrain.files import canonical_hash
 from lit_pretrain.tokenizer import byte_level, tokenizer_files
 from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, TOKENIZER_FILENAME
 
-# Ids to text one at a time, without ever giving out half a character.
-
-
-if TYPE_CHECKING:
-    pass
-
-
-class StreamDecoder:
-    """Ids to text one at a time; what it gave out concatenates to `Tokenizer.decode` of all of
-    them.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._ids: list[int] = []
-        self._given = ""
-
-    def push(self, index: int) -> str:
-        """Take one id, and return the text that is complete now, which may be empty."""
-        tokenizer = self._tokenizer
-        if tokenizer._bytes_of is not None:
-            return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
-        # Other kinds decode in context (a space before a word): decode all, hold back what may
-        # still change.
-        self._ids.append(index)
-        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
-        if text.endswith("\ufffd"):
-            return ""
-        new, self._given = text[len(self._given) :], text
-        return new
-
-    def flush(self) -> str:
-        """Return whatever is held back at the end, half characters as U+FFFD."""
-        if self._tokenizer._bytes_of is not None:
-            return self._utf8.decode(b"", final=True)
-        return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[
-            len(self._given) :
-        ]
-
-
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
@@ -81,17 +39,15 @@ _SELF_CHECK = (
 
 
 class Spelt(NamedTuple):
-    """Hold the tokens of a text in which special tokens are spelt."""
+    """Hold the tokens of a text, with the characters that each of them stands for."""
 
     ids: npt.NDArray[np.int32]
     begins: npt.NDArray[np.int64]
-    """Of each token, the character of the text with which it begins."""
+    """First character of each token, counted in the text."""
     ends: npt.NDArray[np.int64]
-    """The character after its last. Tokens that share a character, which is cut within its
-    bytes, overlap.
-    """
+    """The character after its last. Two tokens overlap if a character is split between them."""
     special: npt.NDArray[np.bool_]
-    """Whether it is a special token."""
+    """Whether each is a special token."""
 
     def part(self, begin: int, end: int) -> Spelt:
         """Return the tokens from `begin` to `end` - 1."""
@@ -119,17 +75,17 @@ class Tokenizer:
         eos: str | None = None,
         where: str = TOKENIZER_FILENAME,
     ) -> None:
-        """Builds a tokenizer from the text of a tokenizer.json.
+        """Build a tokenizer from the text of a tokenizer.json.
 
         Args:
             text: The JSON.
-            bos: Token that starts a document. Default: guessed from the names of the special
+            bos: Token that starts a document; None guesses it from the names of the special
                 tokens.
             eos: Token that ends it. A tokenizer with only one of both uses it for both.
-            where: Name of the file, for messages.
+            where: Names the file in messages.
 
         Raises:
-            UserError: Not a tokenizer.json, or no token can separate documents.
+            UserError: This is no tokenizer.json, or no token can separate documents.
         """
         import tokenizers
 
@@ -172,8 +128,7 @@ class Tokenizer:
     def load(
         cls, path: str | os.PathLike[str], *, bos: str | None = None, eos: str | None = None
     ) -> Tokenizer:
-        """Loads a tokenizer.json, or a folder that holds one (a prepared dataset, a Hugging Face
-        model).
+        """Load a tokenizer.json, or that of a folder: a prepared dataset, a Hugging Face model.
 
         The folder's tokenizer_config.json names the bos and eos tokens, else its
         special_tokens_map.json, unless they are given here.
@@ -188,8 +143,9 @@ class Tokenizer:
         return cls(text, bos=bos, eos=eos, where=str(file))
 
     def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Writes tokenizer.json, unchanged, and the tokenizer_config.json that lets transformers'
-        AutoTokenizer load the folder.
+        """Write tokenizer.json unchanged, and a tokenizer_config.json for transformers.
+
+        AutoTokenizer can load the folder then.
 
         Returns:
             The two files.
@@ -222,9 +178,7 @@ class Tokenizer:
 
     @property
     def normalizes(self) -> bool:
-        """Whether it alters text before encoding it, so that decoding may not give the text
-        back.
-        """
+        """Tell whether it alters text before encoding, so that decoding may give another text."""
         return self._spec.get("normalizer") is not None
 
     @cached_property
@@ -238,20 +192,20 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Ids of many texts, without separators, in order. Releases the GIL while it works, so
-        threads scale.
+        """Encode many texts, without separators, in their order.
+
+        The GIL is released meanwhile, so that threads scale.
         """
         if self._tiktoken is None:
             return self._encode_hf(texts)
         return [self._encode(text) for text in texts]
 
     def encode_spelt(self, texts: Sequence[str], *, special: bool = True) -> list[Spelt]:
-        """Ids of texts in which special tokens are spelt, as chat templates write them, with the
-        place of every token in its text.
+        """Encode texts that may spell special tokens, as chat templates do, with offsets.
 
         Args:
             texts: The texts.
-            special: Take the spelling of a special token for the token; otherwise it is text, as in
+            special: Encode the spelling of a special token as that token; otherwise as text, like
                 `encode`.
         """
         self._hf_places.encode_special_tokens = not special
@@ -268,7 +222,7 @@ class Tokenizer:
 
         Args:
             ids: Token ids.
-            skip_special: Leave special tokens out; otherwise they are spelt.
+            skip_special: Leave special tokens out instead of spelling them.
         """
         if self._bytes_of is None:
             return str(self._hf.decode([int(i) for i in ids], skip_special_tokens=skip_special))
@@ -281,14 +235,11 @@ class Tokenizer:
         return StreamDecoder(self, skip_special=skip_special)
 
     def spellings(self) -> dict[int, str]:
-        """Id -> token as its file spells it, special tokens included; ids without a token are
-        left out.
-        """
+        """Return the spelling of every token by its id, as the file has it, with special tokens."""
         return {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
 
     def pieces(self) -> dict[int, bytes]:
-        """Id -> the UTF-8 bytes that it stands for, of every ordinary token; special tokens and
-        unused ids are left out.
+        """Return the UTF-8 bytes of every ordinary token by its id; special tokens are left out.
 
         Raises:
             UserError: The tokenizer is lossy (WordPiece, Unigram without bytes), so that its tokens
@@ -328,8 +279,9 @@ class Tokenizer:
         return lengths
 
     def check_equality(self, texts: Sequence[str]) -> None:
-        """Encodes texts both ways and gives tiktoken up, with the reason, at the first
-        difference. No-op on the fallback.
+        """Encode texts both ways; at the first difference keep to `tokenizers` from then on.
+
+        `fallback_reason` quotes the text. Does nothing if tiktoken is not used anyway.
         """
         if self._tiktoken is None:
             return
@@ -348,16 +300,14 @@ class Tokenizer:
                 else "does not have it"
             )
             raise UserError(
-                f"{where} has no special token {token!r}, which is to separate documents: it"
+                f"{where} has no special token {token!r} to separate documents with: it"
                 f" {kind}. Set `tokenizer.bos` and `tokenizer.eos` in the prepare config to others;"
                 f" it has {tokenizer_files.listed(self.special_tokens)}"
             )
         return self.special_tokens[token]
 
     def _try_tiktoken(self) -> None:
-        """Goes over to tiktoken where the file allows it and both give the same ids on hard
-        text.
-        """
+        """Encode with tiktoken if the file allows it and both give the same ids on hard texts."""
         try:
             bpe = byte_level.analyse(self._spec)
         except byte_level.NotByteLevel as reason:
@@ -380,9 +330,8 @@ class Tokenizer:
         if self._tiktoken is None:
             return self._encode_hf([text])[0]
         if self._nfc and not text.isascii():
-            if any(
-                token in text for token in self._plain
-            ):  # the reference cuts these out before it normalises
+            # The reference cuts these tokens out before it normalises the text.
+            if any(token in text for token in self._plain):
                 return self._encode_hf([text])[0]
             # Not unicodedata: its Unicode version is Python's, the reference's is that of
             # `tokenizers`.
@@ -403,7 +352,7 @@ class Tokenizer:
 
     @cached_property
     def _hf_places(self) -> tokenizers.Tokenizer:
-        """Return the reference implementation, set up to tell the places of tokens."""
+        """Return the reference implementation, set up to report the offsets of tokens."""
         import tokenizers
 
         # A post-processor would add tokens that a template writes itself, and trim blanks off the
@@ -455,10 +404,44 @@ class Tokenizer:
         )
 
 
-def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:
-    """Unpickles: the native parts are built again from the JSON; tiktoken stays given up where
-    it was.
+class StreamDecoder:
+    """Decode ids one at a time; the pieces concatenate to `Tokenizer.decode` of all ids.
+
+    A piece never ends within a character.
     """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._ids: list[int] = []
+        self._pushed = ""
+
+    def push(self, index: int) -> str:
+        """Take one id, and return the text that is complete now, which may be empty."""
+        tokenizer = self._tokenizer
+        if tokenizer._bytes_of is not None:
+            return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
+        # Other kinds decode in context (a space before a word): decode all, hold back what may
+        # still change.
+        self._ids.append(index)
+        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
+        if text.endswith("\ufffd"):
+            return ""
+        new, self._pushed = text[len(self._pushed) :], text
+        return new
+
+    def flush(self) -> str:
+        """Return whatever is held back at the end, half characters as U+FFFD."""
+        if self._tokenizer._bytes_of is not None:
+            return self._utf8.decode(b"", final=True)
+        return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[
+            len(self._pushed) :
+        ]
+
+
+def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:
+    """Unpickle a tokenizer: build its native parts from the JSON, and keep its backend."""
     tokenizer = Tokenizer(text, bos=bos, eos=eos)
     if fallback_reason is not None and tokenizer.fallback_reason is None:
         tokenizer._tiktoken, tokenizer.fallback_reason = None, fallback_reason

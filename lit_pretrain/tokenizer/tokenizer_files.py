@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ _KNOWN_SEPARATORS = (
     ("<s>", "</s>"),
     ("<bos>", "<eos>"),
 )
-"""(bos, eos) by the names that published tokenizers use, tried in this order where no
-tokenizer_config.json tells.
-"""
+"""Pairs (bos, eos) of published tokenizers, tried in this order if no file names the tokens."""
 
 
 def read_tokenizer_file(path: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -64,10 +62,11 @@ def separators(
     """Return the tokens that start and end a document: those given, else the usual names.
 
     Args:
-        special_tokens: Of the tokenizer.
-        bos: As the user or a file states it; if only one is given, it serves as both.
-        eos: Likewise.
-        where: Name of the file, for messages.
+        special_tokens: Special tokens of the tokenizer.
+        bos: The first token of documents, if the user or a file states it. One of the two serves
+            as both.
+        eos: The last token of documents, likewise.
+        where: Names the file in messages.
 
     Raises:
         UserError: Neither is given and no pair of the usual names is there.
@@ -95,12 +94,12 @@ def separators(
 
 
 def _content(token: Any) -> str | None:
-    """The spelling of a token in a tokenizer_config.json: a string, or an object that holds it."""
+    """Return the spelling of a token in tokenizer_config.json: a string, or an object with one."""
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is no file."""
+def _json_object(file: Path) -> Mapping[str, Any]:
+    """Read the JSON object in a file; an empty one if there is no file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,7 +112,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def listed(tokens: Iterable[str]) -> str:
-    """Spellings for a message: published tokenizers reserve hundreds of special tokens."""
+    """List spellings for a message, at most 12: some tokenizers reserve hundreds of tokens."""
     spellings = sorted(tokens)
     return (
         ", ".join(spellings[:12])
@@ -123,7 +122,7 @@ def listed(tokens: Iterable[str]) -> str:
 
 
 def _other_kind(folder: Path) -> str:
-    """What to do about a missing tokenizer.json, by what lies there instead."""
+    """Say what to do about a missing tokenizer.json, by the files in its folder."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [
         n

@@ -110,7 +110,7 @@ def test_rows_are_held_against_what_the_run_will_be_examined_on(
     assert "was held against it as exam" in status_of(exam, stages[:1]).reason
     assert status_of(exam, stages).verdict == "undeclared"  # the text of its parent was not
     assert main(["inspect", "run", str(work / "gated")]) == 0
-    assert "held against exam: 1 documents hit, remove" in capsys.readouterr().out
+    assert "decontaminated against exam: 1 documents hit, remove" in capsys.readouterr().out
     again = [
         "posttrain",
         "--config",

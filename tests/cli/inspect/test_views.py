@@ -70,7 +70,7 @@ def test_what_is_gone_is_still_recorded(tmp_path: Path) -> None:
         "source prose: jsonl, licence CC0-1.0, 1,234 documents, 5,678 tokens, from a library,"
         " sha256 " + "d" * 16 in text
     )
-    assert "held against piqa: 3 documents hit, remove" in text
+    assert "decontaminated against piqa: 3 documents hit, remove" in text
     assert text.endswith(
         "models/llama: Hugging Face folder, started today, as recorded\n  data not known\n"
     )
