@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Optional
 
 from lit_pretrain import __version__
+from lit_pretrain.class_path import search_current_folder
 from lit_pretrain.cli.command.verb import dispatch
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, did_you_mean, message_of
 
@@ -130,6 +131,7 @@ def _run(arguments: list[str]) -> int:
     if verb not in verbs():
         hint = did_you_mean(verb, verbs())
         raise UserError(f"there is no verb {verb!r}.{hint} `lit_pretrain --help` lists them.")
+    search_current_folder()  # class paths may name a module that lies there
     module = importlib.import_module(f"lit_pretrain.cli.{verb}")
     return dispatch(f"lit_pretrain {verb}", module.VERB, rest)
 

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "record_files": {"errors"},
     "hashing": {"errors"},
+    "class_path": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
     "data_lineage": set(),
@@ -31,9 +32,10 @@ MAY_IMPORT = {
     "decontaminate": {"errors", "files", "hashing", "record_files"},
     "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"},
     "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"}
-    | {"record_files"},
+    | {"record_files", "class_path"},
     "data": {
         "errors",
+        "class_path",
         "files",
         "record_files",
         "hashing",
@@ -61,7 +63,7 @@ MAY_IMPORT = {
     # What a score is worth follows from the lineage.
     "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate", "checkpoint"}
     | {"record_files"},
-    "reward": {"errors"},
+    "reward": {"errors", "class_path"},
     # Answers become rows as the data lays them out.
     "rollout": {"errors", "batch", "model", "adapter", "checkpoint", "generate", "reward"}
     | {"chat", "data"},
@@ -99,6 +101,7 @@ TORCH_FREE = (
     "files",
     "record_files",
     "hashing",
+    "class_path",
     "step_size",
     "roles",
     "optim.recipe",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lit_pretrain
-from lit_pretrain.prepare.class_path import distributions_of
+from lit_pretrain.class_path import search_current_folder
 from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
 from lit_pretrain.prepare.read.file_reader import READERS, reader_class
 
@@ -86,7 +86,8 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
 
 def _class_path(path: str, names: set[str], contents: set[str]) -> None:
     """Add the package that a user's class comes from; its module's file if it has none."""
-    packages = distributions_of(path)
+    # A module of the user's own belongs to no installed package.
+    packages = importlib.metadata.packages_distributions().get(path.partition(".")[0], [])
     names.update(package for package in packages if package != "lit_pretrain")
     if not packages:
         contents.add(f"{_MODULE}{path.rpartition('.')[0]}")
@@ -104,6 +105,7 @@ def _content(name: str) -> str:
     """Hash a module's file, or a list."""
     path: str | None = name.removeprefix(_LIST)
     if name.startswith(_MODULE):
+        search_current_folder()
         found = importlib.util.find_spec(name.removeprefix(_MODULE))
         path = None if found is None else found.origin
     if path is None or not Path(path).expanduser().is_file():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 import math
 import traceback
@@ -12,6 +11,7 @@ from typing import Any
 
 from jsonargparse.typing import register_type
 
+from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError
 
 RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
@@ -201,33 +201,13 @@ def load_reward(name: str, reward: Reward) -> RewardFunction:
 
 def _find(where: str, path: str) -> Any:
     if path in REWARDS:
-        return getattr(importlib.import_module("lit_pretrain.reward.builtin_rewards"), path)
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
+        path = f"lit_pretrain.reward.builtin_rewards.{path}"
+    if "." not in path:
         raise UserError(
             f"{where}.path={path!r} is unknown. Ours: {', '.join(REWARDS)}; others need a dotted"
             " path, such as my_rewards.right"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, and misses another one: its own error says so best
-        raise UserError(
-            f"{where}.path={path!r}: no module {error.name!r}. Correct it, or put its directory on"
-            " PYTHONPATH"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{where}.path={path!r} is no dotted path ({error})") from None
-    target = getattr(module, name, None)
+    target = import_class_path(path, f"{where}.path")
     if not callable(target):
-        public = [
-            known
-            for known, value in vars(module).items()
-            if not known.startswith("_") and callable(value)
-        ]
-        raise UserError(
-            f"{where}.path={path!r}: {module_name} has no function or class {name!r}; it has"
-            f" {', '.join(public) or 'none'}"
-        )
+        raise UserError(f"{where}.path={path!r} must name a function or a class; found {target!r}")
     return target

@@ -145,10 +145,10 @@ def test_functions_and_classes_by_path_are_summed_with_their_weights() -> None:
     ("spec", "message"),
     [
         ({"path": "ExactAnwser"}, "'ExactAnwser' is unknown. Ours: ExactAnswer, Format"),
-        ({"path": "no_such_module.f"}, "no module 'no_such_module'"),
+        ({"path": "no_such_module.f"}, "there is no module 'no_such_module'"),
         (
             {"path": "my_rewards_for_tests.shorter"},
-            "has no function or class 'shorter'; it has longer",
+            "has no 'shorter'. It has Mute, Says",
         ),
         (
             {"path": "ExactAnswer", "options": {"befor": "#"}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from lit_pretrain.chat.messages import (
     check_messages,
     joined_text,
 )
+from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError
 
 
@@ -183,17 +183,7 @@ def load_format(path: str, setting: str) -> RowFormat:
     Raises:
         UserError: There is no such module or name, or it is no RowFormat.
     """
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists and lacks another one: its own error says so best
-        raise UserError(
-            f"{setting}.format={path!r}: there is no module {error.name!r}; correct it, or put its"
-            " directory on PYTHONPATH"
-        ) from None
-    found = getattr(module, name, None)
+    found = import_class_path(path, f"{setting}.format")
     if not isinstance(found, RowFormat):
         raise UserError(
             f"{setting}.format={path!r} must name a lit_pretrain.data.chat.formats.RowFormat; found"

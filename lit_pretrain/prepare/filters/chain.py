@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError, did_you_mean
-from lit_pretrain.prepare.class_path import import_class_path
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
 from lit_pretrain.prepare.filters.filter_spec import (

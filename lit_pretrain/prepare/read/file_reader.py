@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError, did_you_mean
-from lit_pretrain.prepare.class_path import import_class_path
 from lit_pretrain.prepare.prepare_config import COMMON_SOURCE_FIELDS, SourceConfig, check_kind
 from lit_pretrain.prepare.read.records import BadRecord, NoText, RawText, ReadPolicy
 

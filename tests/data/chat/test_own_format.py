@@ -62,7 +62,7 @@ def test_its_content_identifies_the_data(tmp_path: Path, monkeypatch: pytest.Mon
     ("path", "message"),
     [
         ("no_such_formats.TRIPLES", "there is no module 'no_such_formats'"),
-        ("my_formats_for_tests.NOTHING", "must name a .*RowFormat; found None"),
+        ("my_formats_for_tests.NOTHING", "module my_formats_for_tests has no 'NOTHING'"),
         ("my_formats_for_tests.NUMBER", "must name a .*RowFormat; found 3"),
     ],
 )

@@ -137,7 +137,7 @@ def test_its_packages_and_its_module_count_as_versions(logbooks: Path) -> None:
     ("kind", "message"),
     [
         ("jsonlines", "sources.mine.kind='jsonlines' is unknown. Did you mean 'jsonl'?"),
-        ("nowhere.Reader", "sources.mine.kind nowhere.Reader: there is no module 'nowhere'"),
+        ("nowhere.Reader", "sources.mine.kind='nowhere.Reader': there is no module 'nowhere'"),
         ("logbook.LogbokReader", "has no 'LogbokReader'. Did you mean 'LogbookReader'?"),
         ("json.JSONDecoder", "sources.mine.kind: json.JSONDecoder is no reader; derive it from"),
         ("json.loads", "sources.mine.kind: json.loads is no reader; derive it from"),
