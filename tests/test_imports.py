@@ -139,6 +139,7 @@ TORCH_FREE = (
     "cli.command.verb",
     "cli.doctor.*",
     "cli.inspect.views",
+    "cli.runs.*",
     "cli.scaling.*",
     "cli.adapter",
     "cli.chat",

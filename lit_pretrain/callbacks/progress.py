@@ -8,21 +8,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-
-def short(number: float) -> str:
-    """Write a count with three digits and a suffix: 1.23M."""
-    for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= unit:
-            return f"{number / unit:.3g}{suffix}"
-    return f"{number:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as h:mm:ss or m:ss."""
-    whole = max(0, round(seconds))
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
+from lit_pretrain.report.short_numbers import clock, short
 
 LOSS, REWARD = "train/loss", "train/reward"
 """The loss of a policy gradient is near zero whatever is learned; where there is a reward, it

@@ -11,7 +11,6 @@ import torch
 from jsonargparse import Namespace
 
 from lit_pretrain.adapter import freeze_
-from lit_pretrain.callbacks.progress import clock, short
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.precision import peak_dtype
@@ -21,6 +20,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe
+from lit_pretrain.report.short_numbers import clock, short
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.forecast import Expected, expected

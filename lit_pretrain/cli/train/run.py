@@ -5,6 +5,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
@@ -40,6 +41,7 @@ from lit_pretrain.report.run_folder import (
     provenance,
     timestamp,
 )
+from lit_pretrain.report.run_state import recorded_attempt
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard_layout import layout, rollout_layout
 from lit_pretrain.scaling.hardware import peak_flops
@@ -85,9 +87,10 @@ def train(verb: str, argv: list[str]) -> int:
         print(said, mixture, sep="\n", flush=True)
         if cli.place.checkpoint:
             print(f"resume: {cli.place.checkpoint}, step {first_step}")
+    recorded = recorded_attempt(cli.place.folder) if trainer.is_global_zero else nullcontext()
     began = time.perf_counter()
     try:
-        with one_voice(trainer), listening(trainer):
+        with recorded, one_voice(trainer), listening(trainer):
             trainer.fit(
                 stage,
                 datamodule=data,

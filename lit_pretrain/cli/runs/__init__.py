@@ -1,0 +1,215 @@
+"""List the runs of a folder: state, progress, loss, speed, and in which options they differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_pretrain.cli.command.verb import Verb
+from lit_pretrain.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lit_pretrain.cli.runs.run_list import RunList
+
+COLUMNS = (
+    "name", "stage", "state", "steps", "max_steps", "tokens", "loss", "train_loss",
+    "bits_per_byte", "tokens_per_second", "time", "parent", "started",
+)  # fmt: skip
+"""Fields of a run, for --sort and --json."""
+_FIXED = "\N{NO-BREAK SPACE}"
+_HEAD = ("name", "state", "step", "tokens", "loss", "bits/byte", "tok/s", "time")
+
+
+def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = False) -> str:
+    """List runs.
+
+    Args:
+        folder: Folder of the runs; those in folders within it are found, too.
+        sort: What to sort by: name, stage, state, steps, max_steps, tokens, loss, train_loss,
+            bits_per_byte, tokens_per_second, time, parent, started, or an option in which the runs
+            differ, such as model.optimizer.lr. Runs without it come last.
+        json_output: One JSON object with all figures and all options that differ.
+
+    Returns:
+        What to print.
+
+    Raises:
+        UserError: There is no such folder, or nothing of that name to sort by.
+    """
+    from lit_pretrain.cli.runs.differing_options import differing_options
+    from lit_pretrain.cli.runs.run_list import list_runs, parent_name
+
+    listed = list_runs(Path(folder))
+    compared = [run for run in listed.runs if run.trained]
+    differs = dict(
+        zip(
+            (run.name for run in compared),
+            differing_options([run.options for run in compared]),
+            strict=True,
+        )
+    )
+    rows = [
+        {field: getattr(run, field) for field in COLUMNS}
+        | {
+            "parent": parent_name(run, Path(folder)),
+            "path": run.path,
+            "reason": run.reason,
+            "differs": differs.get(run.name, {}),
+        }
+        for run in listed.runs
+    ]
+    rows = _sorted(rows, sort)
+    if json_output:
+        content = {"runs": rows, "damaged": listed.damaged, "foreign": listed.foreign}
+        return json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n"
+    return _table(rows, listed, folder)
+
+
+def _sorted(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    options = {name for row in rows for name in row["differs"]}
+    if field not in COLUMNS and field not in options:
+        hint = did_you_mean(field, [*COLUMNS, *sorted(options)])
+        raise UserError(
+            f"--sort {field}: runs are sorted by {', '.join(COLUMNS)}, or by an option in which"
+            f" they differ.{hint}"
+        )
+
+    def rank(row: dict[str, Any]) -> tuple[int, float, str]:
+        value = row["differs"].get(field) if field in options else row[field]
+        if isinstance(value, (int, float)) and not math.isnan(value):
+            return 0, float(value), ""
+        text = isinstance(value, float) or value is None
+        return (2, 0.0, "") if text else (1, 0.0, str(value))
+
+    return sorted(rows, key=rank)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold by null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+# ------------------------------------------------------------------ for people
+
+
+def _table(rows: Sequence[dict[str, Any]], listed: RunList, folder: str) -> str:
+    """Write a line of figures and a line of words for each run."""
+    width = shutil.get_terminal_size().columns
+    cells = [_HEAD, *(_cells(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEAD))]
+    apart = sum(widths) + 2 * (len(widths) - 1) > width  # a name has a line of its own
+    if apart:
+        widths[0] = 2
+    lines, options = list[str](), _option_texts(rows)
+    for i, row in enumerate(cells):
+        if apart and i:
+            lines.append(row[0])
+        first = "" if apart and i else row[0]
+        left = [first, row[1]]
+        lines.append(
+            "  ".join(
+                [text.ljust(w) for text, w in zip(left, widths, strict=False)]
+                + [text.rjust(w) for text, w in zip(row[2:], widths[2:], strict=True)]
+            ).rstrip()
+        )
+        if i:
+            words = [_words(rows[i - 1]), *options[i - 1]]
+            # An option and its value stay on one line where they fit.
+            text = "; ".join(
+                word.replace(" ", _FIXED) if len(word) < width // 2 else word for word in words
+            )
+            lines += [line.replace(_FIXED, " ") for line in _wrapped(text, width, indent="    ")]
+    if not rows:
+        lines = [f"no runs in {folder}"]
+    if any(row["loss"] is None and row["train_loss"] is not None for row in rows):
+        lines += _wrapped("* loss of training: there is no validation yet", width)
+    for name, why in listed.damaged.items():
+        lines.append(f"damaged: {name}: {why}")
+    if listed.foreign:
+        lines.append(f"no runs in: {', '.join(listed.foreign)}")
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    from lit_pretrain.report.short_numbers import clock, short
+
+    loss, training = row["loss"], row["train_loss"]
+    tokens, bits, rate, time = (
+        row[field] for field in ("tokens", "bits_per_byte", "tokens_per_second", "time")
+    )
+    done, length = row["steps"], row["max_steps"]
+    return (
+        row["name"],
+        row["state"],
+        f"{done}" if done >= length else f"{done}/{length}",
+        "" if tokens is None else short(tokens),
+        f"{loss:.4f}" if loss is not None else "" if training is None else f"{training:.4f}*",
+        "" if bits is None else f"{bits:.4f}",
+        "" if rate is None else short(rate),
+        "" if time is None else clock(time),
+    )
+
+
+def _option_texts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Write for each run its values of the options in which the runs differ."""
+    from lit_pretrain.cli.runs.differing_options import shortened
+
+    texts: list[list[str]] = [[] for _ in rows]
+    names = dict.fromkeys(name for row in rows for name in row["differs"])
+    for name in sorted(names, key=lambda name: not name.startswith(("model.", "data."))):
+        having = [i for i, row in enumerate(rows) if name in row["differs"]]
+        values = shortened([rows[i]["differs"][name] for i in having])
+        for i, value in zip(having, values, strict=True):
+            texts[i].append(f"{name} {value}")
+    return texts
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """Write stage, parent, and what ended the run before its time."""
+    words = [row["stage"]]
+    if row["parent"] is not None:
+        words.append(f"from {row['parent']}")
+    if row["reason"] is not None:
+        words.append(row["reason"])
+    return ", ".join(words)
+
+
+def main(argv: list[str]) -> int:
+    """Run `lit_pretrain runs [FOLDER]`."""
+    from lit_pretrain.cli.command.parser import make_parser
+
+    parser = make_parser("runs", __doc__)
+    parser.add_argument("folder", nargs="?", default="runs", help="Folder of the runs.")
+    parser.add_argument(
+        "--sort",
+        default="started",
+        help="Sort by this: " + ", ".join(COLUMNS) + ", or an option in which the runs differ.",
+    )
+    parser.add_argument("--json", action="store_true", help="Print all of it as JSON.")
+    options = parser.parse_args(argv)
+    sys.stdout.write(show_runs(options.folder, options.sort, options.json))
+    return 0
+
+
+VERB = Verb(main, example="lit_pretrain runs")

@@ -1,0 +1,257 @@
+"""Run list: the runs below a folder, and how far they came, as their folders tell it."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_pretrain.checkpoint.layout import CHECKPOINTS_FOLDER, checkpoints, step_of
+from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, SUMMARY
+from lit_pretrain.report.run_state import RunState, read_attempt
+
+UNTRAINED = ("import", "merge", "adapter import")
+"""Verbs that write a run without training it."""
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """Describe a run; figures are None where there are none yet."""
+
+    path: str
+    name: str
+    """The folder, relative to the one that is listed."""
+    stage: str
+    """The verb, with an objective or adapter of its own: `fit`, `posttrain DPO`."""
+    trained: bool
+    """False of a run that was imported or merged."""
+    state: RunState
+    reason: str | None
+    """Why the last attempt ended before its time."""
+    steps: int
+    max_steps: int
+    tokens: float | None
+    loss: float | None
+    """Of the last validation."""
+    train_loss: float | None
+    """Of the last window of training."""
+    bits_per_byte: float | None
+    tokens_per_second: float | None
+    """Median over the windows of training."""
+    time: float | None
+    """Seconds of training and validation."""
+    parent: str | None
+    started: str | None
+    options: Mapping[str, Any]
+    """The resolved config."""
+
+
+class RunList(NamedTuple):
+    """The runs below a folder, and what else lies there."""
+
+    runs: list[ListedRun]
+    damaged: dict[str, str]
+    """Run folders that cannot be read -> why."""
+    foreign: list[str]
+    """Folders without a run in them."""
+
+
+def list_runs(folder: Path) -> RunList:
+    """Read all runs in a folder and in folders within it; a run folder stands for itself.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        found = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {found}; give a folder of runs, as --runs names it to `fit`")
+    places, listed = _search(folder, set()), RunList([], {}, [])
+    for path, problem in sorted(places.runs.items()):
+        name = path.name if path == folder else path.relative_to(folder).as_posix()
+        try:
+            if problem is not None:
+                raise UserError(problem)
+            listed.runs.append(_read_run(path, name))
+        except UserError as error:
+            why = str(error).replace(f"{path}{os.sep}", "")
+            listed.damaged[name] = textwrap.shorten(why, _LONGEST_REASON, placeholder=" …")
+    listed.foreign.extend(
+        sorted(path.relative_to(folder).as_posix() for path in places.foreign if path != folder)
+    )
+    return listed
+
+
+class _Places(NamedTuple):
+    runs: dict[Path, str | None]
+    """Run folders, each with what keeps it from being read."""
+    foreign: list[Path]
+
+
+def _search(folder: Path, seen: set[str]) -> _Places:
+    """Find run folders; a branch without any is one foreign folder."""
+    seen.add(os.path.realpath(folder))  # a link may lead back
+    try:
+        names = {child.name: child for child in folder.iterdir()}
+    except OSError as error:
+        return _Places({folder: f"it cannot be read: {error.strerror or error}"}, [])
+    if CONFIG in names:
+        return _Places({folder: None}, [])
+    if not names.keys().isdisjoint((PROVENANCE, METRICS)):
+        return _Places({folder: f"{CONFIG} is missing"}, [])
+    runs: dict[Path, str | None] = {}
+    foreign: list[Path] = []
+    for name, child in names.items():
+        if child.is_dir() and not name.startswith(".") and os.path.realpath(child) not in seen:
+            below = _search(child, seen)
+            runs |= below.runs
+            foreign += below.foreign
+    return _Places(runs, foreign if runs else [folder])
+
+
+# ------------------------------------------------------------------ one run
+
+
+def _read_run(run: Path, name: str) -> ListedRun:
+    """Read a run from its folder.
+
+    Raises:
+        UserError: A file of it is damaged.
+    """
+    resumed = {
+        int(file.stem.rpartition("-")[2]): file
+        for file in run.glob("config.resume-*.yaml")
+        if file.stem.rpartition("-")[2].isdigit()
+    }
+    file = resumed[max(resumed)] if resumed else run / CONFIG
+    config, facts = _read_mapping(file), _read_mapping(run / PROVENANCE)
+    model, max_steps = config.get("model"), config.get("max_steps")
+    if not isinstance(model, dict) or not isinstance(max_steps, int):
+        raise UserError(f"{file} is not the config of a run: model or max_steps is missing")
+    lines = _read_lines(run / METRICS)
+    train = [line for line in lines if "train/loss" in line]
+    held_out = [line for line in lines if "val/loss" in line]
+    saved = checkpoints(run)
+    steps = max(int(lines[-1]["step"]) if lines else 0, (step_of(saved[-1]) or 0) if saved else 0)
+    verb = str(facts.get("verb") or "unknown")
+    state, reason = _state(run, steps, trained=verb not in UNTRAINED)
+    rates = [line["throughput/tokens_per_second"] for line in train if _RATE in line]
+    return ListedRun(
+        path=str(run),
+        name=name,
+        stage=_stage(verb, model),
+        trained=verb not in UNTRAINED,
+        state=state,
+        reason=reason,
+        steps=steps,
+        max_steps=max_steps,
+        tokens=next((x[_TOKENS] for x in reversed(lines) if _TOKENS in x), None),
+        loss=held_out[-1]["val/loss"] if held_out else None,
+        train_loss=train[-1]["train/loss"] if train else None,
+        bits_per_byte=held_out[-1].get("val/bits_per_byte") if held_out else None,
+        tokens_per_second=statistics.median(rates) if rates else None,
+        time=_seconds(lines) if lines else None,
+        parent=_text(facts.get("parent")),
+        started=_text(facts.get("started")),
+        options=config,
+    )
+
+
+_RATE, _TOKENS = "throughput/tokens_per_second", "progress/tokens"
+
+
+def _state(run: Path, steps: int, *, trained: bool) -> tuple[RunState, str | None]:
+    recorded = read_attempt(run)
+    if not trained or (recorded is None and (run / SUMMARY).is_file()):
+        return "finished", None
+    if recorded is None:
+        return ("stopped" if steps else "not started"), None
+    state, reason = recorded
+    return ("not started" if state == "stopped" and not steps else state), reason
+
+
+def _stage(verb: str, model: Mapping[str, Any]) -> str:
+    words = [verb]
+    objective, adapter = model.get("objective"), model.get("adapter")
+    path = objective.get("class_path") if isinstance(objective, dict) else objective
+    if isinstance(path, str) and not path.endswith("CrossEntropy"):
+        words.append(path.rpartition(".")[2])
+    if isinstance(adapter, dict):
+        kind = "DoRA" if adapter.get("dora") else "LoRA"
+        words.append(f"Q{kind}" if adapter.get("quantize") else kind)
+    return " ".join(words)
+
+
+def _seconds(lines: list[dict[str, Any]]) -> float:
+    """Sum the time of steps and validations; a window has the steps since the one before it."""
+    total, before = 0.0, 0
+    for line in lines:
+        total += line.get("time/validation_seconds", 0.0)
+        if "time/step_seconds" in line:
+            total += line["time/step_seconds"] * (line["step"] - before)
+            before = line["step"]
+    return total
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = (
+            json.loads(text)
+            if file.suffix == ".json"
+            else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        )
+    except FileNotFoundError:
+        raise UserError(f"{file.name} is missing") from None
+    except OSError as error:
+        raise UserError(f"{file.name} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file.name} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file.name} is damaged: it holds no mapping")
+    return found
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl; the last line may be half written."""
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file.name} cannot be read: {error}") from None
+    found = []
+    whole, _, _ = text.rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            if not isinstance(values["step"], int) or not all(
+                isinstance(value, (int, float)) for value in values.values()
+            ):
+                raise TypeError("a value is no number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file.name}, line {number} is damaged: {error!r}") from None
+        found.append(values)
+    return found
+
+
+def parent_name(run: ListedRun, folder: Path) -> str | None:
+    """Name the parent of a run as the list names runs, or by its folder if it lies elsewhere."""
+    if run.parent is None:
+        return None
+    place = Path(run.parent)  # which may be gone
+    if place.parent.name == CHECKPOINTS_FOLDER:
+        place = place.parent.parent
+    if os.path.realpath(place).startswith(os.path.realpath(folder) + os.sep):
+        return os.path.relpath(os.path.realpath(place), os.path.realpath(folder))
+    return str(place)
