@@ -1,5 +1,5 @@
 """Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb MB] [--repeats 3]
-[filters dedup gate bpe encode whole]`.
+[filters dedup decontaminate bpe encode whole]`.
 
 Figures are medians of CPU seconds of this process, so that what else the machine does counts
 little; datatrove's filters (extra `cluster`) take turns with ours on the same text. The text is the
@@ -86,7 +86,7 @@ def bench_filters(megabytes: float, repeats: int) -> None:
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     from lit_pretrain.prepare.filters.c4 import count_sentences
-    from lit_pretrain.prepare.filters.chain import Chain
+    from lit_pretrain.prepare.filters.filter import Chain
 
     class WhiteSpace(WordTokenizer):  # type: ignore[misc]
         def word_tokenize(self, text: str) -> list[str]:
@@ -155,7 +155,7 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
         race(jobs, size_of(documents), "MB", repeats)
 
 
-def bench_gate(megabytes: float, repeats: int) -> None:
+def bench_decontaminate(megabytes: float, repeats: int) -> None:
     """13-grams against an index of 7,000 items."""
     from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
     from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
@@ -303,7 +303,7 @@ def _prepare_all(documents: Sequence[Document]) -> None:
 BENCHES: dict[str, Callable[[float, int], None]] = {
     "filters": bench_filters,
     "dedup": bench_dedup,
-    "gate": bench_gate,
+    "decontaminate": bench_decontaminate,
     "bpe": bench_bpe,
     "encode": bench_encode,
     "whole": bench_whole,

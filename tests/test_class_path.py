@@ -10,14 +10,14 @@ import pytest
 
 from lit_pretrain.data.chat.formats import load_format
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.filters.chain import load_filter
+from lit_pretrain.prepare.filters.filter import load_filter
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
-from lit_pretrain.prepare.read.file_reader import reader_class
+from lit_pretrain.prepare.read.reader import reader_class
 from lit_pretrain.reward import Reward, Rewards
 
 MINE = """
 from lit_pretrain.data.chat.formats import RowFormat
-from lit_pretrain.prepare.read.file_reader import FileReader
+from lit_pretrain.prepare.read.reader import FileReader
 class Mine(FileReader):
     def records(self, path, name): return []
 def judge(document, view): return True

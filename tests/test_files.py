@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from lit_pretrain.files import atomic_path, write_file
-from lit_pretrain.prepare.dedup import columns as arrays
-from lit_pretrain.prepare.dedup.candidates import Shingles, store_shingles
+from lit_pretrain.prepare.dedup import dedup_files
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig
-from lit_pretrain.prepare.dedup.sketch import sketch
+from lit_pretrain.prepare.dedup.sketch import Shingles, sketch, store_shingles
 from lit_pretrain.prepare.document_store import Document
 
 DOCUMENTS = [Document(" ".join(f"word{n}x{m}" for m in range(60)), f"file:{n}") for n in range(20)]
@@ -67,7 +66,9 @@ def test_deduplication_leaves_no_scratch_files_on_a_full_disk(
 ) -> None:
     """The disk takes some arrays and then no more, at every place in turn."""
     config = DedupConfig(containment=ContainmentConfig(min_words=20))
-    arrays.save_columns(tmp_path / "candidates", {"compared": np.arange(0, 20, 2, dtype=np.int64)})
+    dedup_files.save_columns(
+        tmp_path / "candidates", {"compared": np.arange(0, 20, 2, dtype=np.int64)}
+    )
     write = np.save
     left = 0
 

@@ -134,7 +134,7 @@ TORCH_FREE = (
     "checkpoint.layout",
     "checkpoint.hf_card",
     "checkpoint.lineage",
-    "evaluate.decontamination",
+    "evaluate.harness",
     "cli.command.parser",
     "cli.command.verb",
     "cli.doctor.*",

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationHit
 from lit_pretrain.decontaminate.evaluation_set import (
     DecontaminateConfig,
     EvaluationSet,
@@ -50,22 +51,6 @@ class IndexedSet:
     unchecked_items: int
     licence: str | None
     origin: str | None
-
-
-@dataclass(frozen=True)
-class DecontaminationHit:
-    """Locate one item of an evaluation set in a text."""
-
-    set: str
-    """Name of the evaluation set."""
-    item: int
-    """Record of the set, from 1."""
-    ngrams: int
-    """Places in the text at which an n-gram of the item, or the whole of a shorter text, begins."""
-    excerpt: str
-    """The first of them with its surroundings, in plain words: the text's side."""
-    evaluation: str
-    """The same place in the item: the set's side."""
 
 
 class _Table:

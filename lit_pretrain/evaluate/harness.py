@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.lineage import StageRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError, did_you_mean
-from lit_pretrain.evaluate.decontamination import Status, status_of
 from lit_pretrain.record_files import read_records
 
 if TYPE_CHECKING:
@@ -65,6 +65,20 @@ class EvaluationRequest:
     """Of the choice of examples, and of answers that are sampled."""
 
 
+DecontaminationVerdict = Literal["clean", "contaminated", "undeclared"]
+
+
+class DecontaminationStatus(NamedTuple):
+    """Whether an evaluation set is among the training data."""
+
+    verdict: DecontaminationVerdict
+    """clean: the data of every stage was compared with the set, and no hit is left. contaminated:
+    hits were found and kept. undeclared: some data was never compared with it, or is not known.
+    """
+    reason: str
+    """The stages that decide the verdict, in words."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Hold the result of one task."""
@@ -79,7 +93,7 @@ class Score:
     shots: int
     items: int
     version: str
-    status: Status
+    status: DecontaminationStatus
 
 
 def check_installed() -> str:
@@ -193,7 +207,7 @@ def run_tasks(
                 shots=int(results["n-shot"][name]),
                 items=int(results["n-samples"][name]["effective"]),
                 version=str(results["versions"][name]),
-                status=status_of(content_hashes(task), stages),
+                status=decontamination_status(content_hashes(task), stages),
             )
         )
     return scores
@@ -231,6 +245,47 @@ def content_hashes(task: Any) -> frozenset[str]:
     rows = task.dataset[split] if task.dataset is not None and split in task.dataset else []
     hashes.add(content_sha256([dict(row) for row in rows]))
     return frozenset(hashes)
+
+
+def decontamination_status(
+    content_hashes: frozenset[str], stages: Sequence[StageRecord]
+) -> DecontaminationStatus:
+    """Judge an evaluation set for a network.
+
+    Args:
+        content_hashes: sha256 of the set's records (`evaluation_set.content_sha256`), as they lie
+            in its file and as the harness reads them.
+        stages: The network's lineage.
+    """
+    undeclared, contaminated, clean = [], [], []
+    for stage in stages:
+        data = stage["data"]
+        if data is None:
+            undeclared.append(f"what {stage['name']} was trained on is not known")
+            continue
+        if not data["sources"]:
+            continue  # merge and export read no data
+        records = [DecontaminationRecord.from_json(raw) for raw in data["gate"]]
+        record = next((r for r in records if r.content_sha256 in content_hashes), None)
+        if record is None:
+            undeclared.append(f"{data['where']} was never decontaminated against it")
+        elif not record.clean:
+            contaminated.append(
+                f"{data['where']} holds {record.items_hit:,} of its {record.items:,} items"
+                f" ({record.documents_hit:,} documents)"
+            )
+        else:
+            rest = (
+                f", {record.unchecked_items:,} of {record.items:,} items too short to be looked for"
+                if record.unchecked_items
+                else ""
+            )
+            clean.append(f"{data['where']} was decontaminated against it as {record.name}{rest}")
+    if contaminated:
+        return DecontaminationStatus("contaminated", "; ".join(contaminated + undeclared))
+    if undeclared or not clean:
+        return DecontaminationStatus("undeclared", "; ".join(undeclared) or "no data is recorded")
+    return DecontaminationStatus("clean", "; ".join(clean))
 
 
 def evaluation_json(
@@ -293,7 +348,7 @@ def page(
             "",
             (
                 f"{'task':<20} {'metric':<24} {'value':>10} {'±':>8} {'items':>6} {'shots':>5} "
-                " contamination"
+                " decontamination"
             ),
         ]
         for score in scores:

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypedDict
 import xxhash
 
 from lit_pretrain.corpus.manifest import Step
-from lit_pretrain.prepare.filters.chain import Outcome
+from lit_pretrain.prepare.filters.filter import Outcome
 
 BLOCK_BYTES = 2048
 """A cut may split a word, which makes one token more in about 500."""

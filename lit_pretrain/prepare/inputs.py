@@ -11,7 +11,7 @@ from typing import Any
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash, is_remote
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read.file_reader import reader_class
+from lit_pretrain.prepare.read.reader import reader_class
 from lit_pretrain.prepare.remote_input import RemoteFile, s3_objects, url_file
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.manifest import Manifest, Source
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.decontaminate.decontamination_tally import DecontaminationTally
+from lit_pretrain.decontaminate.decontamination_record import (
+    DecontaminationRecord,
+    DecontaminationTally,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.prepare import directory

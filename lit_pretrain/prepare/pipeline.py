@@ -163,7 +163,7 @@ def _state(
         "keep_rejects": config.keep_rejects,
         "files": files,
         "tokenizer": None if given is None else given.hash,
-        "gate": None if index is None else index.hash,
+        "evaluation_sets": None if index is None else index.hash,
         "versions": library_versions,
     }
     return canonical_hash(facts)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
+from lit_pretrain.decontaminate.decontamination_record import TallyRecord
 from lit_pretrain.prepare import directory
-from lit_pretrain.prepare.engine import cluster, local
-from lit_pretrain.prepare.engine.task_stage import EngineConfig, PrepareTask, Result, TaskStage
+from lit_pretrain.prepare.engine import cluster
+from lit_pretrain.prepare.engine.task_stage import (
+    EngineConfig,
+    PrepareTask,
+    Result,
+    TaskStage,
+    run_locally,
+)
 from lit_pretrain.prepare.funnel import Funnel, RejectRecord, StepRecord
 from lit_pretrain.prepare.inputs import Inputs, cut
 from lit_pretrain.prepare.prepare_config import PrepareConfig
@@ -50,8 +57,8 @@ class CleanResult(TypedDict):
     """Name and sha256 of each of its files."""
     rejects: list[RejectRecord]
     """A sample of the documents that its steps left out."""
-    gate: Mapping[str, Any]
-    """The `DecontaminationTally` of its documents as JSON."""
+    decontamination: TallyRecord
+    """The `DecontaminationTally` of its documents as JSON; empty if no set is checked."""
     read: CountsRecord
     bad: dict[str, ExampleRecord]
     """Reason -> the first record that could not be used."""
@@ -150,7 +157,7 @@ class Preparation:
                     f"{len(sizes) - len(open_tasks)} of {len(sizes)} tasks were done before"
                 )
             if self._engine.engine == "local":
-                local.run_locally(stage, self._engine.workers, advance)
+                run_locally(stage, self._engine.workers, advance)
             else:
                 cluster.run_on_cluster(stage, advance, self._engine, self.versions)
         return stage.results()

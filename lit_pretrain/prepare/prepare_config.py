@@ -33,7 +33,7 @@ class SourceConfig:
     pages, their main text is extracted. jsonl: one JSON object a line. parquet: tables. dataset: a
     Hugging Face dataset, saved to disk or on the hub. warc: WARC or WET files, as Common Crawl has
     them. Files ending in .gz, .zst or .bz2 are unpacked as they are read. Or the dotted path of a
-    reader of your own, a subclass of lit_pretrain.prepare.read.file_reader.FileReader.
+    reader of your own, a subclass of lit_pretrain.prepare.read.FileReader.
     """
     path: str | list[str] | None = None
     """A file, or a directory that is searched with `glob`, or an s3:// address of either, or the
@@ -112,7 +112,7 @@ class SourceConfig:
         Raises:
             UserError: A field does not go with the kind, or is missing; or the name cannot be used.
         """
-        from lit_pretrain.prepare.read.file_reader import reader_class  # it imports this file
+        from lit_pretrain.prepare.read.reader import reader_class  # it imports this file
 
         _check_name(name)
         where = f"sources.{name}"
@@ -344,7 +344,7 @@ class PrepareConfig:
         Raises:
             UserError: A value is out of range, or a field does not go with its kind.
         """
-        from lit_pretrain.prepare.filters.chain import Chain  # numpy, which --help can do without
+        from lit_pretrain.prepare.filters.filter import Chain  # numpy, which --help can do without
 
         refuse_null(self)
         if not self.sources:

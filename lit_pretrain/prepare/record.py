@@ -13,8 +13,8 @@ from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.decontaminate.decontamination_tally import (
+from lit_pretrain.decontaminate.decontamination_record import (
+    DecontaminationRecord,
     DecontaminationTally,
     decontamination_records,
 )
@@ -29,7 +29,7 @@ from lit_pretrain.prepare.funnel import (
 )
 from lit_pretrain.prepare.preparation import Preparation
 from lit_pretrain.prepare.progress_table import say
-from lit_pretrain.prepare.read.file_reader import reader_class
+from lit_pretrain.prepare.read.reader import reader_class
 from lit_pretrain.prepare.stages.compare import all_duplicates
 from lit_pretrain.prepare.stages.encode import EncodeResult, encoded_split, part_directory
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def record(
 
     Args:
         run: The run, whose stages have all ended.
-        index: DecontaminationIndex of the evaluation sets.
+        index: Index of the evaluation sets; None if no set is checked.
         tokenizer: The tokenizer that encoded the parts.
         dtype: Type of the stored tokens.
         encoded: Result of encoding each part.
@@ -188,7 +188,7 @@ def _decontamination_records(
     assert run.config.decontaminate is not None
     tally = DecontaminationTally()
     for result in run.clean:
-        tally.merge(DecontaminationTally.from_json(result["gate"]))
+        tally.merge(DecontaminationTally.from_json(result["decontamination"]))
     write_file(
         run.dataset / DECONTAMINATION_FILENAME,
         json.dumps(tally.to_json(), indent=1, ensure_ascii=False) + "\n",

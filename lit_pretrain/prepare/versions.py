@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import lit_pretrain
 from lit_pretrain.class_path import search_current_folder
 from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
-from lit_pretrain.prepare.read.file_reader import READERS, reader_class
+from lit_pretrain.prepare.read.reader import READERS, reader_class
 
 if TYPE_CHECKING:
     from lit_pretrain.prepare.prepare_config import PrepareConfig

@@ -12,7 +12,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.lineage import lineage_of
 from lit_pretrain.cli.train.resolve import names_class
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
-from lit_pretrain.evaluate.decontamination import status_of
+from lit_pretrain.evaluate.harness import decontamination_status
 from lit_pretrain.record_files import read_records
 from lit_pretrain.report.run_folder import read_metrics
 
@@ -101,14 +101,16 @@ def test_rows_are_held_against_what_the_run_will_be_examined_on(
     printed = capsys.readouterr().out
     assert "leaky: 61 rows, 60 used, dropped 1 (contaminated 1)" in printed
     assert (
-        "held against exam: rows with an item 1 (removed), items found 1 of 1, too short to be"
-        " looked for 0" in printed
+        "decontaminated against exam: rows with an item 1 (removed), items found 1 of 1, too short"
+        " to be looked for 0" in printed
     )
     stages = lineage_of(work / "gated").stages
     exam = frozenset({content_sha256(read_records(work / "exam.jsonl"))})
-    assert status_of(exam, stages[:1]).verdict == "clean"
-    assert "was held against it as exam" in status_of(exam, stages[:1]).reason
-    assert status_of(exam, stages).verdict == "undeclared"  # the text of its parent was not
+    alone = decontamination_status(exam, stages[:1])
+    assert alone.verdict == "clean"
+    assert "was decontaminated against it as exam" in alone.reason
+    # The text of its parent was not.
+    assert decontamination_status(exam, stages).verdict == "undeclared"
     assert main(["inspect", "run", str(work / "gated")]) == 0
     assert "decontaminated against exam: 1 documents hit, remove" in capsys.readouterr().out
     again = [

@@ -21,8 +21,13 @@ pytest.importorskip("lm_eval", reason="needs the eval extra (lm-eval)")
 
 from lm_eval.api.instance import Instance
 
-from lit_pretrain.evaluate.decontamination import status_of
-from lit_pretrain.evaluate.harness import EvaluationRequest, content_hashes, load_tasks, run_tasks
+from lit_pretrain.evaluate.harness import (
+    EvaluationRequest,
+    content_hashes,
+    decontamination_status,
+    load_tasks,
+    run_tasks,
+)
 from lit_pretrain.evaluate.language_model import NetworkLM
 
 ALL = ("fox_choice", "fox_word", "fox_text", "fox_answer")
@@ -186,7 +191,7 @@ def test_the_report_says_what_was_measured_with_what(
     for text in (
         "precision", "32-true", "lm-eval 0.4", "do not begin with bos", "chat template",
         "none, not applied", "the first 6 items", "nats/token", "perplexity", "bits/byte", "story",
-        "sums", "code", "undeclared:", "was never held against it",
+        "sums", "code", "undeclared:", "was never decontaminated against it",
     ):  # fmt: skip
         assert text in out, text
     (file,) = (trained / "evaluations").glob("*.json")
@@ -318,9 +323,10 @@ def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path:
             )
         )
         data = prepared_record(action, Manifest.load(tmp_path / action))
-        found[action] = status_of(content_hashes(task), [{"name": "run", "data": data}])
+        stages = [{"name": "run", "data": data}]
+        found[action] = decontamination_status(content_hashes(task), stages)
     assert found["remove"].verdict == "clean"
-    assert "held against it as animals" in found["remove"].reason
+    assert "decontaminated against it as animals" in found["remove"].reason
     assert found["mark"].verdict == "contaminated"
     (tmp_path / "rows.jsonl").write_text(
         (tasks / "rows.jsonl").read_text() + json.dumps(rows[0]) + "\n"
@@ -328,6 +334,4 @@ def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path:
     file = tmp_path / "longer.yaml"
     file.write_text((tasks / "word.yaml").read_text().replace(str(tasks), str(tmp_path)))
     (longer,) = load_tasks(EvaluationRequest((str(file),)))["tasks"].values()
-    assert (
-        status_of(content_hashes(longer), [{"name": "run", "data": data}]).verdict == "undeclared"
-    )
+    assert decontamination_status(content_hashes(longer), stages).verdict == "undeclared"

@@ -20,8 +20,8 @@ from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
-from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
-from lit_pretrain.prepare.read import embedded
+from lit_pretrain.prepare.filters.gopher import GopherQuality
+from lit_pretrain.prepare.read import embedded_reader as embedded
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

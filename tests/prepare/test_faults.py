@@ -102,9 +102,9 @@ HUGE = """
 import json, sys
 from pathlib import Path
 from lit_pretrain.prepare.inputs import find_inputs
-from lit_pretrain.prepare.read.records import BadRecord
-from lit_pretrain.prepare.read.source_reader import SourceReader
-from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.read.reader import BadRecord
+from lit_pretrain.prepare.read.read_source import SourceReader
+from lit_pretrain.prepare.read.reader import ReadPolicy
 from lit_pretrain.prepare.prepare_config import SourceConfig
 
 source = SourceConfig(kind="jsonl", path=sys.argv[1])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.files import file_sha256
+from lit_pretrain.prepare import preparation
 from lit_pretrain.prepare.dedup.dedup_config import (
     ContainmentConfig,
     DedupConfig,
@@ -27,9 +28,8 @@ from lit_pretrain.prepare.dedup.dedup_config import (
     NearConfig,
 )
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.engine import local
 from lit_pretrain.prepare.engine.task_stage import Advance, TaskStage
-from lit_pretrain.prepare.filters.chain import Chain
+from lit_pretrain.prepare.filters.filter import Chain
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.pii.pii_config import PiiConfig
 from lit_pretrain.prepare.pipeline import prepare
@@ -176,7 +176,7 @@ def test_what_has_no_say(
         for number in rng.sample(tasks, len(tasks)):
             stage.run(number, advance)
 
-    monkeypatch.setattr(local, "run_locally", in_any_order)
+    monkeypatch.setattr(preparation, "run_locally", in_any_order)
     out = tmp_path_factory.mktemp("again") / "data"
     manifest = prepare(config(folder, out, list(order), part_bytes=part_bytes, workers=3))
     if part_bytes == 10**9:

@@ -166,12 +166,12 @@ def data(
 
 
 def _decontamination_lines(manifest: Manifest) -> list[str]:
-    """What the documents were held against."""
+    """List the evaluation sets that the documents were decontaminated against."""
     if not manifest.decontamination:
-        return ["held against no evaluation set (decontaminate)"]
+        return ["decontaminated against no evaluation set (see `decontaminate`)"]
     return [
-        f"held against {record.name} ({record.content_sha256[:12]}, {record.ngram}-grams): "
-        f"{record.documents_hit:,} documents hit, action {record.action}"
+        f"decontaminated against {record.name} ({record.content_sha256[:12]},"
+        f" {record.ngram}-grams): {record.documents_hit:,} documents hit, action {record.action}"
         for record in manifest.decontamination
     ]
 

@@ -20,8 +20,8 @@ from lit_pretrain.data.chat.row_source import (
     read_source,
 )
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.decontaminate.decontamination_tally import (
+from lit_pretrain.decontaminate.decontamination_record import (
+    DecontaminationRecord,
     DecontaminationTally,
     decontamination_records,
 )
@@ -82,9 +82,9 @@ class RowDecontamination:
         """Describe the result for each set in a line."""
         done = "removed" if self.config.action == "remove" else "kept"
         return [
-            f"held against {record.name}: rows with an item {record.documents_hit:,} ({done}),"
-            f" items found {record.items_hit:,} of {record.items:,}, too short to be looked for"
-            f" {record.unchecked_items:,}"
+            f"decontaminated against {record.name}: rows with an item"
+            f" {record.documents_hit:,} ({done}), items found {record.items_hit:,} of"
+            f" {record.items:,}, too short to be looked for {record.unchecked_items:,}"
             for record in self.records()
         ]
 

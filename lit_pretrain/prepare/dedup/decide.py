@@ -20,11 +20,16 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.dedup.candidates import Shingles, count_shared, group_of
-from lit_pretrain.prepare.dedup.columns import Numbers, load_column, save_column
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
-from lit_pretrain.prepare.dedup.edges import edges_of
-from lit_pretrain.prepare.dedup.places import EdgeFiles, Places
+from lit_pretrain.prepare.dedup.dedup_files import (
+    EdgeFiles,
+    Numbers,
+    Places,
+    load_column,
+    save_column,
+)
+from lit_pretrain.prepare.dedup.edges import edges_of, group_of
+from lit_pretrain.prepare.dedup.sketch import Shingles, count_shared
 
 REASONS = ("exact", "near", "contained")
 """Why a document was removed, by the code in the files."""

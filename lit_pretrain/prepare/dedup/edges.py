@@ -1,8 +1,9 @@
-"""Edges: pairs of documents of which one may go for the other; true comparison decides later.
+"""Edges: pairs of documents of which one may go for the other, and the groups that they form.
 
 Documents are numbered through the whole corpus, in its order; an edge is two such numbers. A task
-looks at one range of the keys of one column, over all parts. It holds about 50 bytes a key, and one
-bit for each document of the corpus.
+that finds edges looks at one range of the keys of one column, over all parts. It holds about 50
+bytes a key, and one bit for each document of the corpus. The groups can then be decided
+independently, by a true comparison (`decide`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.prepare.dedup.columns import Numbers, in_range, load_column, save_columns
+from lit_pretrain.hashing import splitmix64
+from lit_pretrain.prepare.dedup.dedup_files import Numbers, in_range, load_column, save_columns
 
 HOLDERS = 32
 """Most documents with which one is paired over one shingle."""
@@ -21,6 +23,10 @@ _SLAB = 1 << 20
 """Sampled shingles that are paired at a time: at most HOLDERS · 24 bytes each, 0.8 GB, and far less
 where phrases are rare.
 """
+GROUP = 50_000
+"""Candidates in a group, roughly; the documents of one component always stay together."""
+BATCH_EDGES = 1 << 24
+"""Edges joined at a time: about 140 bytes each, 2.3 GB."""
 
 
 class Copies:
@@ -275,3 +281,80 @@ def find_containers(
         size * threshold * (1 - threshold)
     )
     return save_edges(out, large[enough], small[enough])
+
+
+def group_candidates(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
+    """Find the connected components of all edges and distribute them over groups.
+
+    Holds about 140 bytes for each candidate and for each edge of a batch; documents that resemble
+    no other cost nothing.
+
+    Args:
+        copies: Files of edges between exact copies.
+        edges: Files of all other edges; the documents that they join are compared by shingles.
+        out: A directory of arrays: compared [D] (documents that need shingles, sorted), document
+            [C] (all candidates, by group, sorted within it), offsets [groups + 1] (where each
+            group begins).
+
+    Returns:
+        Number of groups; 0 if there are no candidates.
+    """
+    joined = _join(np.empty((0, 2), np.int64), edges)
+    compared = joined[:, 1]
+    joined = _join(joined, copies)
+    component, document = joined[:, 0], joined[:, 1]
+    groups = -(-len(document) // GROUP)
+    dealt = (splitmix64(component.astype(np.uint64)) % np.uint64(max(1, groups))).astype(np.int64)
+    order = np.lexsort((document, dealt))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(dealt, minlength=groups))]).astype(
+        np.int64
+    )
+    save_columns(out, {"compared": compared, "document": document[order], "offsets": offsets})
+    return groups
+
+
+def _join(known: Numbers, files: Sequence[Path]) -> Numbers:
+    """Add the edges of some files to known components.
+
+    Returns:
+        [C, 2]: (smallest document of its component, document), sorted by document.
+    """
+    batch: list[Numbers] = [known]
+    held = 0
+    for path in files:
+        first, document = load_column(path, "first"), load_column(path, "document")
+        for begin in range(0, len(first), BATCH_EDGES):
+            batch.append(
+                np.stack(
+                    [first[begin : begin + BATCH_EDGES], document[begin : begin + BATCH_EDGES]],
+                    axis=1,
+                )
+            )
+            held += len(batch[-1])
+            if held >= BATCH_EDGES:
+                batch, held = [_components(np.concatenate(batch))], 0
+    return _components(np.concatenate(batch)) if len(batch) > 1 else batch[0]
+
+
+def _components(edges: Numbers) -> Numbers:
+    """Find the components of a graph, as edges from the smallest document of each to all of it."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    document, place = np.unique(edges, return_inverse=True)
+    place = place.reshape(-1, 2)
+    graph = coo_matrix(
+        (np.ones(len(place), np.int8), (place[:, 0], place[:, 1])),
+        shape=(len(document), len(document)),
+    )
+    _, label = connected_components(graph, directed=False)
+    # Documents are sorted: the first of a label is its smallest.
+    _, first = np.unique(label, return_index=True)
+    return np.stack([document[first][label] if len(document) else document, document], axis=1)
+
+
+def group_of(candidates: Path, number: int) -> Numbers:
+    """Return the documents of a group, sorted."""
+    begin, end = load_column(candidates, "offsets")[number : number + 2].tolist()
+    found: Numbers = np.asarray(load_column(candidates, "document")[begin:end]).astype(np.int64)
+    return found

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import xxhash
 
 from lit_pretrain.hashing import words
-from lit_pretrain.prepare.dedup.columns import in_range, load_column, save_columns
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
+from lit_pretrain.prepare.dedup.dedup_files import in_range, load_column, save_columns
 from lit_pretrain.prepare.document_store import Document
 
 

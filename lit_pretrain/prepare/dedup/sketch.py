@@ -1,29 +1,39 @@
-"""Sketch: what is kept of each document for finding candidates, instead of its text.
+"""What is kept of the documents instead of their texts: sketches of all, shingles of a few.
 
-On disk, a document takes 20 bytes of exact hash, 12 a band (240 by default), 20 of sizes, and 12 a
-sampled shingle (with sample = 32, about 0.4 bytes a word). A corpus of 10 GB in documents of 5 kB
-has sketches of 0.6 GB. All columns are sorted by key, so that a task that looks for equal keys
-reads its range of them alone. While a part is sketched, its sketch is held at twice that size.
+Sketches find the pairs that may be duplicates. On disk, a document takes 20 bytes of exact hash, 12
+a band (240 by default), 20 of sizes, and 12 a sampled shingle (with sample = 32, about 0.4 bytes a
+word). A corpus of 10 GB in documents of 5 kB has sketches of 0.6 GB. All columns are sorted by key,
+so that a task that looks for equal keys reads its range of them alone. While a part is sketched,
+its sketch is held at twice that size.
+
+All shingles are kept only of documents that a pair joins, to compare them truly.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.files import atomic_path
 from lit_pretrain.hashing import hash_ngrams, hash_words, plain_words, splitmix64
-from lit_pretrain.prepare.dedup.columns import save_columns
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, NearConfig
+from lit_pretrain.prepare.dedup.dedup_files import Numbers, load_column, save_columns
 from lit_pretrain.prepare.document_store import Document
 
 NO_KEY = np.uint64(0)
 """Band key of a document without shingles, which joins nobody."""
 _BATCH_SHINGLES = 1 << 19
 """Shingles held at a time: 4 MiB."""
+_FLAT = "shingles.u64"
+_OPEN_FILES = 100
+"""Parts whose shingles are mapped at a time: there may be more parts than files that a process may
+open.
+"""
 
 
 def shingles(text: str, words: int) -> npt.NDArray[np.uint64]:
@@ -134,3 +144,107 @@ def _band_keys(sets: list[npt.NDArray[np.uint64]], config: NearConfig) -> npt.ND
     keys |= np.uint64(1)
     keys[[len(found) == 0 for found in sets]] = NO_KEY
     return keys
+
+
+def store_shingles(
+    documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int
+) -> int:
+    """Write the shingles of those documents of a part that are compared by them.
+
+    Args:
+        documents: The documents of the part.
+        begin: Number of its first document in the corpus.
+        end: The one after its last.
+        candidates: The directory that `group_candidates` wrote.
+        out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1]
+            (where the shingles of each begin), and a file of all shingles, flat, so that readers
+            can map it.
+        words: Words in a shingle.
+
+    Returns:
+        Number of such documents.
+    """
+    compared = load_column(candidates, "compared")
+    here = slice(*np.searchsorted(compared, [begin, end]).tolist())
+    mine = np.asarray(compared[here])
+    wanted = set(mine.tolist())
+    lengths = [0]
+    with atomic_path(out) as scratch:
+        scratch.mkdir()
+        with (scratch / _FLAT).open("wb") as flat:
+            for number, document in enumerate(documents if wanted else (), start=begin):
+                if number in wanted:
+                    hashes = shingles(document.text, words)
+                    flat.write(hashes.tobytes())
+                    lengths.append(len(hashes))
+        np.save(scratch / "documents.npy", mine)
+        np.save(scratch / "offsets.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
+    return len(mine)
+
+
+class Shingles:
+    """The shingles of some documents, mapped from the files of the parts.
+
+    Only what is looked at is read.
+
+    Args:
+        paths: Files of `store_shingles`, of all parts.
+        begins: Number of the first document of each part.
+        documents: The documents, sorted; about 200 bytes each are held. Those without stored
+            shingles are left out.
+    """
+
+    def __init__(self, paths: Sequence[Path], begins: Sequence[int], documents: Numbers) -> None:
+        self._paths = paths
+        self._of: dict[int, tuple[int, int, int]] = {}
+        self._open: OrderedDict[int, npt.NDArray[np.uint64]] = OrderedDict()
+        cuts = np.searchsorted(documents, [*begins, np.iinfo(np.int64).max])
+        for part in np.flatnonzero(np.diff(cuts)).tolist():
+            mine = documents[cuts[part] : cuts[part + 1]]
+            stored = load_column(paths[part], "documents")
+            offsets = load_column(paths[part], "offsets")
+            places = np.searchsorted(stored, mine)
+            there = places < len(stored)
+            there[there] = stored[places[there]] == mine[there]
+            places = places[there]
+            for number, low, high in zip(
+                mine[there].tolist(),
+                offsets[places].tolist(),
+                offsets[places + 1].tolist(),
+                strict=True,
+            ):
+                self._of[number] = (part, low, high)
+
+    def __getitem__(self, document: int) -> npt.NDArray[np.uint64]:
+        """Return the sorted distinct shingles of a document."""
+        part, begin, end = self._of[document]
+        return np.asarray(self._flat(part)[begin:end])
+
+    def size(self, document: int) -> int:
+        """Count the shingles of a document."""
+        _, begin, end = self._of[document]
+        return end - begin
+
+    def _flat(self, part: int) -> npt.NDArray[np.uint64]:
+        """Map the shingles of a part."""
+        if part not in self._open:
+            path = self._paths[part] / _FLAT
+            self._open[part] = (
+                np.memmap(path, dtype=np.uint64, mode="r")
+                if path.stat().st_size
+                else np.empty(0, np.uint64)
+            )
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(part)
+        return self._open[part]
+
+
+def count_shared(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> int:
+    """Count the shingles that two sorted sets have in common."""
+    small, large = (one, other) if len(one) <= len(other) else (other, one)
+    if not len(small):
+        return 0
+    place = np.searchsorted(large, small)
+    place[place == len(large)] = 0
+    return int(np.count_nonzero(large[place] == small))

@@ -67,8 +67,8 @@ register_type(
 FILTERS = {
     "C4": "lit_pretrain.prepare.filters.c4.C4",
     "FineWeb": "lit_pretrain.prepare.filters.fineweb.FineWeb",
-    "GopherQuality": "lit_pretrain.prepare.filters.gopher_quality.GopherQuality",
-    "GopherRepetition": "lit_pretrain.prepare.filters.gopher_repetition.GopherRepetition",
+    "GopherQuality": "lit_pretrain.prepare.filters.gopher.GopherQuality",
+    "GopherRepetition": "lit_pretrain.prepare.filters.gopher.GopherRepetition",
     "Language": "lit_pretrain.prepare.filters.language.Language",
     "Url": "lit_pretrain.prepare.filters.url.Url",
 }

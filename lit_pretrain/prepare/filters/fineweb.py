@@ -12,8 +12,7 @@ in `lit_pretrain.prepare.filters.filter_spec`.
 from __future__ import annotations
 
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
-from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS
+from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
 
 
 class FineWeb:

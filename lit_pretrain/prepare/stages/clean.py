@@ -13,19 +13,18 @@ from lit_pretrain.decontaminate.decontamination_index import (
     DecontaminationHit,
     DecontaminationIndex,
 )
-from lit_pretrain.decontaminate.decontamination_tally import DecontaminationTally
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationTally
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
-from lit_pretrain.prepare.filters.chain import Chain
+from lit_pretrain.prepare.filters.filter import Chain
 from lit_pretrain.prepare.funnel import Funnel, Rejects, block_threshold
 from lit_pretrain.prepare.inputs import Part
 from lit_pretrain.prepare.pii.redact import Redactor
 from lit_pretrain.prepare.preparation import CleanResult, CountsRecord, ExampleRecord
 from lit_pretrain.prepare.prepare_config import PrepareConfig
-from lit_pretrain.prepare.read.read_counts import ReadCounts, check_bad
-from lit_pretrain.prepare.read.records import BadRecord, ReadPolicy
-from lit_pretrain.prepare.read.source_reader import SourceReader
+from lit_pretrain.prepare.read.read_source import ReadCounts, SourceReader, check_bad
+from lit_pretrain.prepare.read.reader import BadRecord, ReadPolicy
 from lit_pretrain.prepare.stages.ids import (
     has_ids,
     hashes_file,
@@ -96,7 +95,7 @@ class CleanTask:
             funnel=steps.funnel.dump(),
             files=reader.files,
             rejects=steps.rejects.dump(),
-            gate=steps.tally.to_json(),
+            decontamination=steps.tally.to_json(),
             read=_counts_record(reader.counts),
             bad={reason: _example_record(record) for reason, record in reader.examples.items()},
         )
@@ -238,4 +237,4 @@ def check_read(name: str, results: Iterable[CleanResult], limit: float) -> None:
 
 def decontamination_index_file(work: Path) -> Path:
     """Name the file with the index of the evaluation sets that tasks load."""
-    return work / "gate.npz"
+    return work / "decontamination_index.npz"

@@ -1,33 +1,34 @@
 """Compare: take out what the corpus has said before, whole documents first and then lines.
 
-The steps are those of `lit_pretrain.prepare.dedup`, each cut into tasks. `Survivors` then iterates
-over what is left of a part, for every stage that follows.
+The steps are those of `lit_pretrain.prepare.dedup`. Each is a function here of the corpus and the
+number of a part, of a range of keys or of a _group, which runs as one task. `Survivors` then
+iterates over what is left of a part, for every stage that follows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict
+from typing import Generic, Literal, Protocol
 
 import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
-from lit_pretrain.prepare.dedup import candidates, decide, edges, repeated_lines, sketch
-from lit_pretrain.prepare.dedup.columns import ranges_for, save_columns
+from lit_pretrain.prepare.dedup import decide, edges, repeated_lines, sketch
 from lit_pretrain.prepare.dedup.decide import REASONS, RemovedCounts, SettledPart, stretches
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
+from lit_pretrain.prepare.dedup.dedup_files import Places, ranges_for, save_columns
 from lit_pretrain.prepare.dedup.dedup_report import (
     DEDUP_FILENAME,
     Findings,
     dedup_report,
     findings,
 )
-from lit_pretrain.prepare.dedup.places import Places
 from lit_pretrain.prepare.dedup.repeated_lines import Repeated
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
 from lit_pretrain.prepare.engine.task_stage import Advance, PrepareTask, Result
@@ -44,11 +45,10 @@ def compare_corpus(run: Preparation) -> None:
     if config.compares:
         _compare_documents(run, corpus)
     if config.lines is not None:
-        counts = run.do("lines", "hash lines", LinesTask(corpus), run.left)
-        ranges = ranges_for(sum(result["lines"] for result in counts))
-        run.do(
-            "repeated", "find repeated lines", RepeatedTask(corpus, ranges), [1] * ranges, "tasks"
-        )
+        stages = CompareStages(corpus, run.do)
+        ranges = ranges_for(sum(stages.by_part("lines", "hash lines", _store_lines)))
+        repeated = functools.partial(_find_repeated_lines, ranges=ranges)
+        stages.by_number("repeated", "find repeated lines", repeated, ranges)
 
 
 def _compare_documents(run: Preparation, corpus: Comparison) -> None:
@@ -91,6 +91,18 @@ def _compare_documents(run: Preparation, corpus: Comparison) -> None:
             raise all_duplicates(run, name, last.removed)
 
 
+def all_duplicates(run: Preparation, name: str, removed: Mapping[str, int]) -> UserError:
+    """Explain that deduplication left nothing of a source."""
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(removed.items()))
+    report = run.dataset / DEDUP_FILENAME
+    shown = f" ({report} shows pairs)" if report.exists() else ""
+    return UserError(
+        f"sources.{name} is left without a document: all that it says stands in those of other"
+        f" sources ({counts}){shown}. Remove it from `sources`; if it is the one to keep, put it"
+        " before the others; or compare less: see `dedup`."
+    )
+
+
 class RunStage(Protocol):
     """Run the tasks of a stage, as `Preparation.do` does."""
 
@@ -113,42 +125,33 @@ def find_duplicates(corpus: Comparison, do: RunStage) -> tuple[list[Findings], l
         do: Runs a stage.
 
     Returns:
-        The `findings` of each group, and what `decide.settle` says of each part.
+        The `findings` of each _group, and what `decide.settle` says of each part.
     """
-    places = corpus.places
-    sketched = do("sketch", "sketch documents", SketchTask(corpus), corpus.sizes)
+    places, stages = corpus.places, CompareStages(corpus, do)
+    sketched = stages.by_part("sketch", "sketch documents", _sketch_part)
     if places.copies:
-        do("copies", "find exact copies", CopiesTask(corpus), [1] * places.ranges, "tasks")
-    sampled_ranges = ranges_for(sum(result["sampled"] for result in sketched))
-    if count := (task := BucketTask(corpus, sampled_ranges)).count:
-        do("bucket", "find pairs of similar documents", task, [1] * count, "tasks")
+        stages.by_number("copies", "find exact copies", _find_copies, places.ranges)
+    sampled_ranges = ranges_for(sum(sketched))
+    pairs = len(places.bands) * places.ranges
+    if corpus.config.containment is not None:
+        pairs += sampled_ranges
+    if pairs:
+        similar = functools.partial(_find_pairs, sampled_ranges=sampled_ranges)
+        stages.by_number("bucket", "find pairs of similar documents", similar, pairs)
     if places.containers:
-        do(
+        stages.by_number(
             "containers",
             "find documents that may contain others",
-            ContainersTask(corpus, sampled_ranges),
-            [1] * places.ranges,
-            "tasks",
+            functools.partial(_find_containers, sampled_ranges=sampled_ranges),
+            places.ranges,
         )
-    groups = do("group", "group similar documents", GroupTask(corpus), [1], "tasks")[0]["groups"]
-    do("shingles", "read similar documents again", ShinglesTask(corpus), corpus.sizes)
-    found = do("decide", "compare similar documents", DecideTask(corpus), [1] * groups, "tasks")
+    groups = stages.by_number("group", "group similar documents", _group, 1)[0]
+    stages.by_part("shingles", "read similar documents again", _store_shingles)
+    found = stages.by_number("decide", "compare similar documents", _decide_group, groups)
+    settle = functools.partial(_settle_stretch, groups=groups)
     count = len(stretches(places.begins, places.documents))
-    settle = SettleTask(corpus, groups)
-    settled = do("settle", "list the duplicates of each part", settle, [1] * count, "tasks")
-    return found, [left for result in settled for left in result["parts"]]
-
-
-def all_duplicates(run: Preparation, name: str, removed: Mapping[str, int]) -> UserError:
-    """Explain that deduplication left nothing of a source."""
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(removed.items()))
-    report = run.dataset / DEDUP_FILENAME
-    shown = f" ({report} shows pairs)" if report.exists() else ""
-    return UserError(
-        f"sources.{name} is left without a document: all that it says stands in those of other"
-        f" sources ({counts}){shown}. Remove it from `sources`; if it is the one to keep, put it"
-        " before the others; or compare less: see `dedup`."
-    )
+    settled = stages.by_number("settle", "list the duplicates of each part", settle, count)
+    return found, [left for parts in settled for left in parts]
 
 
 @dataclass(frozen=True)
@@ -175,263 +178,146 @@ class Comparison:
         return edges.Copies(self.places.copies, self.documents)
 
 
-class SketchResult(TypedDict):
-    """The result of a SketchTask."""
-
-    documents: int
-    sampled: int
-    """Shingles that were sampled for containment."""
+CompareStep = Callable[["Comparison", int], Result]
+"""(corpus, number of the part, range or group) -> what is found. A function of a module, or a
+partial one, for it is pickled.
+"""
 
 
 @dataclass(frozen=True)
-class SketchTask:
-    """Sketch one part."""
+class CompareTask(Generic[Result]):
+    """Run a step of the comparison as the task of a stage."""
+
+    step: CompareStep[Result]
+    corpus: Comparison
+    sizes: tuple[int, ...]
+
+    def __call__(self, number: int, advance: Advance) -> Result:
+        """Write the files of the step for one number."""
+        found = self.step(self.corpus, number)
+        advance(self.sizes[number])
+        return found
+
+
+@dataclass(frozen=True)
+class CompareStages:
+    """Run steps of the comparison as stages, and return the results of all their tasks."""
 
     corpus: Comparison
+    do: RunStage
 
-    def __call__(self, number: int, advance: Advance) -> SketchResult:
-        """Write dedup/sketch-<number>/."""
-        corpus = self.corpus
-        documents = read_documents(clean_file(corpus.work, number))
-        count, sampled = sketch.sketch(documents, corpus.places.sketches[number], corpus.config)
-        advance(corpus.sizes[number])
-        return SketchResult(documents=count, sampled=sampled)
+    def by_part(self, name: str, title: str, step: CompareStep[Result]) -> list[Result]:
+        """Run a step that reads the text of each part."""
+        sizes = self.corpus.sizes
+        return self.do(name, title, CompareTask(step, self.corpus, sizes), sizes)
+
+    def by_number(
+        self, name: str, title: str, step: CompareStep[Result], count: int
+    ) -> list[Result]:
+        """Run a step for each number below `count`: of ranges, groups or stretches."""
+        sizes = (1,) * count
+        return self.do(name, title, CompareTask(step, self.corpus, sizes), sizes, "tasks")
 
 
-class CopiesResult(TypedDict):
-    """The result of a CopiesTask."""
-
-    copies: int
+# The steps. `places` names the files that each of them writes; a number that one returns says how
+# much it found.
 
 
-@dataclass(frozen=True)
-class CopiesTask:
+def _sketch_part(corpus: Comparison, number: int) -> int:
+    """Sketch a part; count the shingles that were sampled for containment."""
+    documents = read_documents(clean_file(corpus.work, number))
+    _, sampled = sketch.sketch(documents, corpus.places.sketches[number], corpus.config)
+    return sampled
+
+
+def _find_copies(corpus: Comparison, number: int) -> int:
     """Find the exact copies in one range of hashes."""
-
-    corpus: Comparison
-
-    def __call__(self, number: int, advance: Advance) -> CopiesResult:
-        """Write dedup/copies-<number>/."""
-        places = self.corpus.places
-        count = edges.find_copies(
-            places.sketches, places.begins, number, places.ranges, places.copies[number]
-        )
-        advance(1)
-        return CopiesResult(copies=count)
+    places = corpus.places
+    out = places.copies[number]
+    return edges.find_copies(places.sketches, places.begins, number, places.ranges, out)
 
 
-class EdgesResult(TypedDict):
-    """The result of a BucketTask or ContainersTask."""
-
-    edges: int
-
-
-@dataclass(frozen=True)
-class BucketTask:
+def _find_pairs(corpus: Comparison, number: int, sampled_ranges: int) -> int:
     """Find the documents that share keys of one range, of one band or of the sampled shingles.
 
-    The numbers of the tasks count ranges within bands.
+    Numbers count the ranges of each band, and then those of the sampled shingles.
     """
-
-    corpus: Comparison
-    sampled_ranges: int
-
-    @property
-    def count(self) -> int:
-        """Count the tasks."""
-        places = self.corpus.places
-        return len(places.bands) * places.ranges + (
-            0 if self.corpus.config.containment is None else self.sampled_ranges
-        )
-
-    def __call__(self, number: int, advance: Advance) -> EdgesResult:
-        """Write dedup/band-<band>-<range>/ or dedup/overlap-<range>/."""
-        places, copies = self.corpus.places, self.corpus.copies
-        band, here = divmod(number, places.ranges)
-        if band < len(places.bands):
-            count = edges.find_band(
-                places.sketches,
-                places.begins,
-                band,
-                here,
-                places.ranges,
-                copies,
-                places.bands[band][here],
-            )
-        else:
-            here = number - len(places.bands) * places.ranges
-            out = places.overlaps(self.sampled_ranges)[here]
-            count = edges.find_overlap(
-                places.sketches, places.begins, here, self.sampled_ranges, copies, out
-            )
-        advance(1)
-        return EdgesResult(edges=count)
+    places, copies = corpus.places, corpus.copies
+    band, here = divmod(number, places.ranges)
+    if band < len(places.bands):
+        out, ranges = places.bands[band][here], places.ranges
+        count = edges.find_band(places.sketches, places.begins, band, here, ranges, copies, out)
+    else:
+        here = number - len(places.bands) * places.ranges
+        out, ranges = places.overlaps(sampled_ranges)[here], sampled_ranges
+        count = edges.find_overlap(places.sketches, places.begins, here, ranges, copies, out)
+    return count
 
 
-@dataclass(frozen=True)
-class ContainersTask:
-    """Find the documents in which those of one slice of the corpus may lie."""
-
-    corpus: Comparison
-    sampled_ranges: int
-
-    def __call__(self, number: int, advance: Advance) -> EdgesResult:
-        """Write dedup/containers-<number>/."""
-        places = self.corpus.places
-        assert self.corpus.config.containment is not None
-        threshold = self.corpus.config.containment.threshold
-        overlaps, out = places.overlaps(self.sampled_ranges), places.containers[number]
-        count = edges.find_containers(
-            overlaps, places.sketches, places.begins, *places.slice(number), threshold, out
-        )
-        advance(1)
-        return EdgesResult(edges=count)
+def _find_containers(corpus: Comparison, number: int, sampled_ranges: int) -> int:
+    """Find the documents that may contain those of one slice of the corpus."""
+    places = corpus.places
+    assert corpus.config.containment is not None
+    return edges.find_containers(
+        places.overlaps(sampled_ranges),
+        places.sketches,
+        places.begins,
+        *places.slice(number),
+        corpus.config.containment.threshold,
+        places.containers[number],
+    )
 
 
-class GroupResult(TypedDict):
-    """The result of a GroupTask."""
-
-    groups: int
-
-
-@dataclass(frozen=True)
-class GroupTask:
+def _group(corpus: Comparison, number: int) -> int:
     """Group the documents that edges join; the only task that sees all edges."""
-
-    corpus: Comparison
-
-    def __call__(self, number: int, advance: Advance) -> GroupResult:
-        """Write dedup/candidates/."""
-        places = self.corpus.places
-        bands = [path for paths in places.bands for path in paths]
-        groups = candidates.group_candidates(
-            places.copies, [*bands, *places.containers], places.candidates
-        )
-        advance(1)
-        return GroupResult(groups=groups)
+    places = corpus.places
+    bands = [path for paths in places.bands for path in paths]
+    others = [*bands, *places.containers]
+    return edges.group_candidates(places.copies, others, places.candidates)
 
 
-class ShinglesResult(TypedDict):
-    """The result of a ShinglesTask."""
-
-    candidates: int
-
-
-@dataclass(frozen=True)
-class ShinglesTask:
-    """Store the shingles of the candidates of one part."""
-
-    corpus: Comparison
-
-    def __call__(self, number: int, advance: Advance) -> ShinglesResult:
-        """Write dedup/shingles-<number>.*."""
-        corpus, places = self.corpus, self.corpus.places
-        documents = read_documents(clean_file(corpus.work, number))
-        words = corpus.config.shingle_words
-        count = candidates.store_shingles(
-            documents, *places.span(number), places.candidates, places.shingles[number], words
-        )
-        advance(corpus.sizes[number])
-        return ShinglesResult(candidates=count)
+def _store_shingles(corpus: Comparison, number: int) -> int:
+    """Store the shingles of the documents of a part that are compared by them."""
+    places, words = corpus.places, corpus.config.shingle_words
+    documents = read_documents(clean_file(corpus.work, number))
+    begin, end = places.span(number)
+    out = places.shingles[number]
+    return sketch.store_shingles(documents, begin, end, places.candidates, out, words)
 
 
-@dataclass(frozen=True)
-class DecideTask:
-    """Decide which documents of one group of candidates go."""
-
-    corpus: Comparison
-
-    def __call__(self, number: int, advance: Advance) -> Findings:
-        """Write dedup/verdicts-<number>/, and return what the report may show of it."""
-        places = self.corpus.places
-        found = decide.decide(
-            places.candidates,
-            number,
-            places.shingles,
-            places.begins,
-            places.edges,
-            self.corpus.config,
-        )
-        save_columns(places.verdicts(number), vars(found))
-        advance(1)
-        return findings(found)
+def _decide_group(corpus: Comparison, number: int) -> Findings:
+    """Decide which documents of one group go, and return what the report may show of it."""
+    places = corpus.places
+    removed = decide.decide(
+        places.candidates, number, places.shingles, places.begins, places.edges, corpus.config
+    )
+    save_columns(places.verdicts(number), vars(removed))
+    return findings(removed)
 
 
-class SettleResult(TypedDict):
-    """The result of a SettleTask."""
-
-    parts: list[SettledPart]
-    """What is left of each part of the stretch, as `decide.settle` returns it."""
-
-
-@dataclass(frozen=True)
-class SettleTask:
-    """Sort the verdicts on all groups by the parts of one stretch."""
-
-    corpus: Comparison
-    groups: int
-
-    def __call__(self, number: int, advance: Advance) -> SettleResult:
-        """Write removed/<part>.npy of each part, and return what is left of it and what went."""
-        corpus, places = self.corpus, self.corpus.places
-        parts = stretches(places.begins, places.documents)[number]
-        verdicts = [places.verdicts(group) for group in range(self.groups)]
-        left = decide.settle(
-            verdicts, places, parts, [removed_file(corpus.work, part) for part in parts]
-        )
-        advance(1)
-        return SettleResult(parts=left)
+def _settle_stretch(corpus: Comparison, number: int, groups: int) -> list[SettledPart]:
+    """Sort the verdicts on all groups by the parts of one stretch; return what is left of each."""
+    places = corpus.places
+    parts = stretches(places.begins, places.documents)[number]
+    verdicts = [places.verdicts(each) for each in range(groups)]
+    return decide.settle(verdicts, places, parts, [removed_file(corpus.work, n) for n in parts])
 
 
-class LinesResult(TypedDict):
-    """The result of a LinesTask."""
-
-    lines: int
-
-
-@dataclass(frozen=True)
-class LinesTask:
+def _store_lines(corpus: Comparison, number: int) -> int:
     """Store the hashes of the lines of one part, in the documents that are left."""
-
-    corpus: Comparison
-
-    def __call__(self, number: int, advance: Advance) -> LinesResult:
-        """Write lines/<number>/."""
-        corpus = self.corpus
-        assert corpus.config.lines is not None
-        numbered = Survivors(
-            corpus.config, corpus.work, number, corpus.begins[number], lines=False
-        ).numbered()
-        count = repeated_lines.store_lines(
-            numbered, lines_file(corpus.work, number), corpus.config.lines
-        )
-        advance(corpus.sizes[number])
-        return LinesResult(lines=count)
+    config, begin = corpus.config, corpus.begins[number]
+    assert config.lines is not None
+    left = Survivors(config, corpus.work, number, begin, lines=False).numbered()
+    out = lines_file(corpus.work, number)
+    return repeated_lines.store_lines(left, out, config.lines)
 
 
-class RepeatedResult(TypedDict):
-    """The result of a RepeatedTask."""
-
-    repeated: int
-
-
-@dataclass(frozen=True)
-class RepeatedTask:
+def _find_repeated_lines(corpus: Comparison, number: int, ranges: int) -> int:
     """Find the repeated lines of one range of hashes."""
-
-    corpus: Comparison
-    ranges: int
-
-    def __call__(self, number: int, advance: Advance) -> RepeatedResult:
-        """Write repeated/<number>/."""
-        corpus = self.corpus
-        assert corpus.config.lines is not None
-        files = [lines_file(corpus.work, part) for part in range(len(corpus.begins))]
-        count = repeated_lines.find_repeated(
-            files, number, self.ranges, repeated_file(corpus.work, number), corpus.config.lines
-        )
-        advance(1)
-        return RepeatedResult(repeated=count)
+    assert corpus.config.lines is not None
+    files = [lines_file(corpus.work, part) for part in range(len(corpus.begins))]
+    out = repeated_file(corpus.work, number)
+    return repeated_lines.find_repeated(files, number, ranges, out, corpus.config.lines)
 
 
 class Survivors:

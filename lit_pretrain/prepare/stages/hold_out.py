@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.files import write_file
-from lit_pretrain.prepare.dedup.columns import save_column
+from lit_pretrain.prepare.dedup.dedup_files import save_column
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.preparation import Preparation

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import xxhash
 
 from lit_pretrain.files import atomic_path
-from lit_pretrain.prepare.dedup.columns import save_column
+from lit_pretrain.prepare.dedup.dedup_files import save_column
 from lit_pretrain.prepare.document_store import (
     Document,
     DocumentWriter,

@@ -330,8 +330,8 @@ def test_rows_with_an_item_are_dropped_and_counted(
     origins = {origin for part in removed.encoded.splits.values() for origin in part[0].origins}
     assert not origins & {f"{common['path']}, row 8", f"{common['path']}, row 9"}
     assert (
-        "held against clips: rows with an item 2 (removed), items found 1 of 2, too short to be"
-        " looked for 1" in removed.exposure(1)
+        "decontaminated against clips: rows with an item 2 (removed), items found 1 of 2, too short"
+        " to be looked for 1" in removed.exposure(1)
     )
     assert (
         len({data.manifest_hash for data in (plain, removed, marked)}) == 3

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_pretrain.prepare.dedup.columns import load_column
 from lit_pretrain.prepare.dedup.decide import Removed
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
+from lit_pretrain.prepare.dedup.dedup_files import load_column
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.stages.compare import Comparison, find_duplicates
 

@@ -15,9 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.prepare.dedup import candidates
-from lit_pretrain.prepare.dedup import columns as arrays
-from lit_pretrain.prepare.dedup import edges as overlap
+from lit_pretrain.prepare.dedup import dedup_files, edges, sketch
 from lit_pretrain.prepare.dedup.decide import REASONS, Removed
 from lit_pretrain.prepare.dedup.dedup_config import (
     ContainmentConfig,
@@ -53,11 +51,11 @@ def run(deduplicate: Callable[..., Removed]) -> Run:
     ) -> Removed:
         with pytest.MonkeyPatch.context() as patch:
             if bounds is not None:
-                patch.setattr(arrays, "RANGE_KEYS", bounds[0])
-                patch.setattr(candidates, "GROUP", bounds[1])
-                patch.setattr(candidates, "BATCH_EDGES", bounds[2])
-                patch.setattr(overlap, "_SLAB", bounds[3])
-                patch.setattr(candidates, "_OPEN_FILES", 1)
+                patch.setattr(dedup_files, "RANGE_KEYS", bounds[0])
+                patch.setattr(edges, "GROUP", bounds[1])
+                patch.setattr(edges, "BATCH_EDGES", bounds[2])
+                patch.setattr(edges, "_SLAB", bounds[3])
+                patch.setattr(sketch, "_OPEN_FILES", 1)
             return deduplicate([[Document(text, "") for text in part] for part in parts], config)
 
     return removed
@@ -194,7 +192,7 @@ def test_what_went_went_for_something_that_stays(
         containment=CONFIG.containment,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overlap, "HOLDERS", holders)
+        patch.setattr(edges, "HOLDERS", holders)
         found = rows(run([texts], config))
     gone = {row[0] for row in found}
     sets = [shingle_set(text) for text in texts]

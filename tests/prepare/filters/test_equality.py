@@ -23,12 +23,10 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.c4 import C4
-from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict, View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
-from lit_pretrain.prepare.filters.gopher_quality import GopherQuality
-from lit_pretrain.prepare.filters.gopher_repetition import GopherRepetition
-from lit_pretrain.prepare.filters.punctuation import SENTENCE_ENDS, SYMBOLS
-from lit_pretrain.prepare.read import embedded
+from lit_pretrain.prepare.filters.gopher import GopherQuality, GopherRepetition
+from lit_pretrain.prepare.read import embedded_reader as embedded
 
 
 class WhiteSpace(WordTokenizer):

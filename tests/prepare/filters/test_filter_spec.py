@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_pretrain.cli.command.parser import make_parser
-from lit_pretrain.prepare.filters.chain import Chain
+from lit_pretrain.prepare.filters.filter import Chain
 from lit_pretrain.prepare.filters.filter_spec import FilterEntry, FilterSpec
 
 

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.inputs import find_inputs
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read import lines as lines_module
-from lit_pretrain.prepare.read.read_counts import ReadCounts
-from lit_pretrain.prepare.read.records import ReadPolicy
-from lit_pretrain.prepare.read.source_reader import SourceReader
+from lit_pretrain.prepare.read import text_readers
+from lit_pretrain.prepare.read.read_source import ReadCounts, SourceReader
+from lit_pretrain.prepare.read.reader import ReadPolicy
 
 ROWS = ["one", "zwei Grüße", "中\n文", "x" * 10_000]
 PACK = {
@@ -243,12 +242,12 @@ def test_an_id_that_occurred_before_is_bad_where_ids_are_mapped(tmp_path: Path, 
     limit=st.integers(0, 50),
 )
 def test_pieces_between_separators(data: str, separator: str, block: int, limit: int) -> None:
-    original, lines_module.BLOCK_BYTES = lines_module.BLOCK_BYTES, block
+    original, text_readers.BLOCK_BYTES = text_readers.BLOCK_BYTES, block
     try:
         stream = io.BytesIO(data.encode())
-        pieces = list(lines_module.split_stream(stream, separator.encode(), limit))
+        pieces = list(text_readers.split_stream(stream, separator.encode(), limit))
     finally:
-        lines_module.BLOCK_BYTES = original
+        text_readers.BLOCK_BYTES = original
     expected = data.encode().split(separator.encode())
     assert len(pieces) == len(expected)
     for piece, whole in zip(pieces, expected, strict=True):
@@ -305,8 +304,8 @@ def test_a_line_of_any_length_takes_no_more_memory_than_the_limit(
         "import resource, sys\n"
         "from lit_pretrain.prepare.inputs import find_inputs\n"
         "from lit_pretrain.prepare.prepare_config import SourceConfig\n"
-        "from lit_pretrain.prepare.read.records import ReadPolicy\n"
-        "from lit_pretrain.prepare.read.source_reader import SourceReader\n"
+        "from lit_pretrain.prepare.read.reader import ReadPolicy\n"
+        "from lit_pretrain.prepare.read.read_source import SourceReader\n"
         "import zstandard, xxhash\n"
         "source = SourceConfig(kind='jsonl', path=sys.argv[1])\n"
         "files, policy = find_inputs('a', source).files, ReadPolicy(max_document_bytes=100_000)\n"

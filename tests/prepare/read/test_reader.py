@@ -14,7 +14,7 @@ from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.inputs import find_inputs
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
-from lit_pretrain.prepare.read.file_reader import READERS, FileReader, reader_class
+from lit_pretrain.prepare.read.reader import READERS, FileReader, reader_class
 from lit_pretrain.prepare.versions import versions
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -23,8 +23,8 @@ LOGBOOK = '''"""Logbooks: an entry is a document; its date stands in its first l
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_pretrain.prepare.read.file_reader import FileReader
-from lit_pretrain.prepare.read.records import BadRecord, RawText
+from lit_pretrain.prepare.read.reader import FileReader
+from lit_pretrain.prepare.read.reader import BadRecord, RawText
 
 
 class LogbookReader(FileReader):

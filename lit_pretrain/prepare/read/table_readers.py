@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read.file_reader import FileReader
-from lit_pretrain.prepare.read.records import (
+from lit_pretrain.prepare.read.reader import (
     BadRecord,
     DamagedFile,
+    FileReader,
     RawText,
     ReadPolicy,
     as_text,

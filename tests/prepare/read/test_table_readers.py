@@ -13,7 +13,7 @@ import pytest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.inputs import find_inputs
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.read.reader import ReadPolicy
 
 ROWS = ["one", "zwei Grüße", "中\n文", "x" * 10_000]
 BROKEN = pyarrow.array([b"fine", b"\xff\xfe"], type=pyarrow.binary()).view(pyarrow.string())
@@ -221,7 +221,7 @@ def test_a_dataset_on_the_hub_is_read_from_the_cache(
 ) -> None:
     """The network is left out: a loader of files on disk goes the same way."""
     datasets = pytest.importorskip("datasets")
-    from lit_pretrain.prepare.read.source_reader import SourceReader
+    from lit_pretrain.prepare.read.read_source import SourceReader
 
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(5))

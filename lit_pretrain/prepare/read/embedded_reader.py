@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lit_pretrain.prepare.prepare_config import SourceConfig
-from lit_pretrain.prepare.read.file_reader import FileReader
-from lit_pretrain.prepare.read.records import RawText
+from lit_pretrain.prepare.read.reader import FileReader, RawText
 
 _TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_pretrain.prepare.read import embedded
+from lit_pretrain.prepare.read import embedded_reader as embedded
 
 
 @pytest.fixture

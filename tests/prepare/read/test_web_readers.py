@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.read.records import ReadPolicy
+from lit_pretrain.prepare.read.reader import ReadPolicy
 
 pytest.importorskip("trafilatura")
 pytest.importorskip("warcio")

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.read.read_counts import ReadCounts, check_bad
-from lit_pretrain.prepare.read.records import BadRecord
+from lit_pretrain.prepare.read.read_source import ReadCounts, check_bad
+from lit_pretrain.prepare.read.reader import BadRecord
 
 EXAMPLES = {
     "not_json": BadRecord("a.jsonl:7", "not_json", "not JSON: Expecting value", "<html>"),

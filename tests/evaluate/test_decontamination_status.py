@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.evaluate.decontamination import status_of
+from lit_pretrain.evaluate.harness import decontamination_status
 
 RECORD = DecontaminationRecord(
     name="piqa", file_sha256="f", content_sha256="c", fields=("query",), items=100,
@@ -36,7 +36,7 @@ MARKED = dataclasses.replace(RECORD, action="mark")
 @pytest.mark.parametrize(
     ("stages", "verdict", "reason"),
     [
-        ([stage(RECORD)], "clean", "data/x was held against it as piqa"),
+        ([stage(RECORD)], "clean", "data/x was decontaminated against it as piqa"),
         ([NOTHING, stage(RECORD)], "clean", "data/x"),
         (
             [stage(dataclasses.replace(RECORD, unchecked_items=7))],
@@ -45,16 +45,16 @@ MARKED = dataclasses.replace(RECORD, action="mark")
         ),
         ([stage(dataclasses.replace(MARKED, documents_hit=0, items_hit=0))], "clean", "data/x"),
         ([stage(MARKED)], "contaminated", "data/x holds 2 of its 100 items (3 documents)"),
-        ([stage(), stage(MARKED)], "contaminated", "never held against it"),
+        ([stage(), stage(MARKED)], "contaminated", "never decontaminated against it"),
         (
             [stage(dataclasses.replace(RECORD, content_sha256="another"))],
             "undeclared",
-            "data/x was never held against it",
+            "data/x was never decontaminated against it",
         ),
         (
             [stage(where="rows.jsonl"), stage(RECORD)],
             "undeclared",
-            "rows.jsonl was never held against it",
+            "rows.jsonl was never decontaminated against it",
         ),
         ([stage(RECORD), UNKNOWN], "undeclared", "what models/llama was trained on is not known"),
         ([NOTHING], "undeclared", "no data is recorded"),
@@ -62,6 +62,6 @@ MARKED = dataclasses.replace(RECORD, action="mark")
     ],
 )
 def test_status(stages: list[dict[str, Any]], verdict: str, reason: str) -> None:
-    found = status_of(frozenset({"c", "as the harness reads it"}), stages)
+    found = decontamination_status(frozenset({"c", "as the harness reads it"}), stages)
     assert found.verdict == verdict
     assert reason in found.reason

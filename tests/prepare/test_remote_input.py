@@ -25,8 +25,8 @@ from lit_pretrain.prepare import remote_input as remote
 from lit_pretrain.prepare.inputs import InputFile, find_inputs
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig, TokenizerConfig
-from lit_pretrain.prepare.read.records import ReadPolicy
-from lit_pretrain.prepare.read.source_reader import SourceReader
+from lit_pretrain.prepare.read.read_source import SourceReader
+from lit_pretrain.prepare.read.reader import ReadPolicy
 
 ROWS = [f"row {n} {n * 7919 % 10007}" for n in range(2000)]
 BODY = "".join(json.dumps({"text": row}) + "\n" for row in ROWS).encode()

@@ -9,9 +9,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_pretrain.prepare.read.file_reader import FileReader
-from lit_pretrain.prepare.read.packed import open_unpacked, packed_or_not, unread_bytes
-from lit_pretrain.prepare.read.records import BadRecord, DamagedFile, NoText, RawText, ReadPolicy
+from lit_pretrain.prepare.read.reader import (
+    BadRecord,
+    DamagedFile,
+    FileReader,
+    NoText,
+    RawText,
+    ReadPolicy,
+)
+from lit_pretrain.prepare.read.text_readers import open_unpacked, packed_or_not, unread_bytes
 
 MAX_PAGE_BYTES = 20_000_000
 """Larger pages are not parsed: the tree takes some twenty times as much memory, and no article is
