@@ -1,1 +1,1 @@
-"""Decontamination: no document of the training data holds what a model will be examined on."""
+"""Decontamination: no document of the training data holds an item of an evaluation set."""

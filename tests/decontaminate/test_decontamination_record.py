@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.decontaminate.decontamination_index import (
-    DecontaminationHit,
-    DecontaminationIndex,
-)
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
 from lit_pretrain.decontaminate.decontamination_record import (
+    DecontaminationHit,
     DecontaminationRecord,
     DecontaminationTally,
     decontamination_records,

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_pretrain.decontaminate.decontamination_index import (
+from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
+from lit_pretrain.decontaminate.decontamination_record import (
     DecontaminationHit,
-    DecontaminationIndex,
+    DecontaminationTally,
 )
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationTally
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
