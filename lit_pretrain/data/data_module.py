@@ -86,6 +86,11 @@ class BaseData(L.LightningDataModule, ABC):
         return None
 
     @property
+    def longest_prompt(self) -> int | None:
+        """Most tokens of a prompt that is answered within a step; None without prompts."""
+        return None
+
+    @property
     def contract(self) -> DataContract:
         """What this data promises to a stage."""
         return DataContract(
@@ -107,6 +112,15 @@ class BaseData(L.LightningDataModule, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write to a run's folder what its network needs to read and write text."""
+
+    def check_files(self) -> None:
+        """Refuse data whose files are not on this machine, before any of them is read.
+
+        A plan needs sizes only, so it is made for data that is still elsewhere.
+
+        Raises:
+            UserError: Names the first file that is missing.
+        """
 
     # ------------------------------------------------------------------ size of a step and a run
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -17,9 +17,19 @@ from lit_pretrain.scaling.flops import StageCost, StageName, flops_per_token, st
 from lit_pretrain.scaling.hardware import Device, Utilization, beside, room
 from lit_pretrain.scaling.law import Floats, coordinates, log_loss
 from lit_pretrain.scaling.memory import remedies
-from lit_pretrain.scaling.planner import DAY, Budget, Rate, lifetime_optimum, solve
+from lit_pretrain.scaling.planner import (
+    DAY,
+    Budget,
+    Rate,
+    lifetime_optimum,
+    recommendations,
+    solve,
+)
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, find_law, published_law
 from lit_pretrain.step_size import StepSize, counted
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 _DRAWS = 1000
 """Laws to draw for the intervals of a published law."""
@@ -48,8 +58,12 @@ class Question:
     """Number of devices; None to solve for it."""
     stage: StageName = "pretrain"
     lora_rank: int = 16
+    step: StepSize | None = None
+    """Size of an optimizer step; None where it is not known."""
     step_tokens: int | None = None
     """Tokens per optimizer step."""
+    fixed_rows: bool = False
+    """Whether the loss depends on the micro-batch, which then is never lowered."""
     device: Device | None = None
     dtype: str = "bf16"
     mfu: Utilization | None = None
@@ -65,11 +79,190 @@ class Question:
     """Memory of one device in bytes."""
     unique_tokens: float | None = None
     inference_tokens: float | None = None
-    law: str = DEFAULT
+    law: str | None = None
+    """None takes the default law, where it covers the run."""
     assumptions: tuple[Assumption, ...] = ()
 
 
-def make_plan(question: Question) -> dict[str, Any]:
+class ParameterReport(TypedDict):
+    """Counts of parameters."""
+
+    total: int
+    matmul: int
+    non_embedding: int
+
+
+class StageReport(TypedDict):
+    """The kind of training, and what it costs."""
+
+    name: StageName
+    flops_per_token: float
+    trained_parameters: int
+    why: str
+
+
+class FlopsReport(TypedDict):
+    """Training FLOPs per token, by three ways to count."""
+
+    six_n: float
+    exact: float
+    causal: float
+
+
+class LengthReport(TypedDict):
+    """Length of the run."""
+
+    tokens: float
+    steps: float | None
+    tokens_per_step: int | None
+    flops: float
+    flops_6nd: float
+    tokens_per_parameter: float
+    unique_tokens: float | None
+    epochs: float | None
+
+
+class TimeReport(TypedDict):
+    """Speed of a device, and the time of the run; None where no speed is known."""
+
+    device: str | None
+    devices: int
+    dtype: str
+    peak_flops: float | None
+    mfu: float | None
+    goodput: float
+    tokens_per_second_per_device: float | None
+    days: float | None
+    device_hours: float | None
+
+
+class MoneyReport(TypedDict):
+    """Dollars per device-hour, and for the run."""
+
+    price: float | None
+    dollars: float | None
+
+
+class LayoutReport(TypedDict):
+    """How the run is laid out on its devices."""
+
+    sharding: memory.Sharding
+    devices: int
+    rows: int
+    seq_len: int
+    micro_batches: int | None
+    precision: str
+    activation_checkpointing: bool
+    head: str
+    compiled: bool
+
+
+class MemoryReport(TypedDict):
+    """Bytes of one device."""
+
+    layout: LayoutReport
+    states: dict[str, float]
+    activations: float
+    phases: dict[str, float]
+    peak: float
+    peak_phase: str
+    overhead: float
+    limit: float | None
+    fits: bool | None
+    remedies: list[str]
+
+
+class LossReport(TypedDict):
+    """A loss, with the 95 % interval of the law's value."""
+
+    loss: float
+    ci95: list[float] | None
+
+
+class OptimumReport(LossReport):
+    """The compute-optimal run of the same FLOPs."""
+
+    n: float
+    d: float
+    n_ci95: NotRequired[list[float]]
+    d_ci95: NotRequired[list[float]]
+
+
+class RepetitionReport(TypedDict):
+    """What reading the data several times adds to the loss."""
+
+    loss_added: float
+    law: str
+    citation: str
+
+
+class LifetimeReport(TypedDict):
+    """The size that is cheapest to train and serve at the same loss."""
+
+    inference_tokens: float
+    n: float
+    d: float
+    flops: float
+    saved: float
+    share: float
+
+
+class PredictionReport(TypedDict):
+    """What a law says of the run."""
+
+    law: str
+    citation: str
+    unit: str
+    note: str
+    params: dict[str, float]
+    form: str
+    counts: str
+    n: float
+    here: LossReport
+    optimum: OptimumReport
+    outside: list[str]
+    interval: str
+    repetition: NotRequired[RepetitionReport]
+    lifetime: NotRequired[LifetimeReport]
+
+
+class RuleReport(TypedDict):
+    """Batch and learning rate by one published rule."""
+
+    name: str
+    batch_tokens: float
+    lr: float | None
+    formula: str
+    source: str
+
+
+class RecommendationReport(TypedDict):
+    """Ranges of learning rate and batch over the published rules."""
+
+    lr: list[float]
+    batch_tokens: list[float]
+    rules: list[RuleReport]
+
+
+class Plan(TypedDict):
+    """The answer to a `Question`, as `plan --json` prints it."""
+
+    parameters: ParameterReport
+    stage: StageReport
+    flops_per_token: FlopsReport
+    solved_for: str
+    length: LengthReport
+    time: TimeReport
+    money: MoneyReport
+    memory: MemoryReport
+    loss: PredictionReport | None
+    no_loss: str | None
+    """Why no loss is forecast; None where one is."""
+    recommended: RecommendationReport | None
+    assumptions: list[dict[str, str]]
+
+
+def make_plan(question: Question) -> Plan:
     """Answer a question in values that JSON has.
 
     Raises:
@@ -86,8 +279,8 @@ def make_plan(question: Question) -> dict[str, Any]:
     )  # fmt: skip
     spread = q.devices is None and budget.devices != q.layout.devices
     layout, noted = _spread(q, budget.devices) if spread else (q.layout, ())
-    # The laws hold for networks that are trained from scratch on text.
-    prediction = _loss(counts, budget.tokens, q) if q.stage == "pretrain" else None
+    no_loss = _why_no_loss(q, counts, budget.tokens)
+    prediction = _loss(counts, budget.tokens, q) if no_loss is None else None
     return {
         "parameters": {
             "total": counts.total,
@@ -111,9 +304,26 @@ def make_plan(question: Question) -> dict[str, Any]:
         "money": {"price": q.price, "dollars": budget.dollars},
         "memory": _memory(q, layout),
         "loss": prediction,
-        "recommended": None if prediction is None else _recommended(counts, budget, prediction),
+        "no_loss": no_loss,
+        "recommended": (
+            _recommended(counts, budget, prediction) if q.stage == "pretrain" else None
+        ),
         "assumptions": [dataclasses.asdict(assumption) for assumption in (*q.assumptions, *noted)],
     }
+
+
+def _why_no_loss(q: Question, counts: ParameterCounts, tokens: float) -> str | None:
+    """Say why `fit` would forecast no loss either; None where it would."""
+    if q.stage != "pretrain":
+        return (
+            "laws, and the rules for batch and learning rate, are of networks that are trained from"
+            " nothing on text"
+        )
+    law = find_law(q.law or DEFAULT)
+    outside = [] if q.law is not None else law.outside(counts.counted(law.counts), tokens)
+    if not outside:
+        return None
+    return f"{law.name} does not cover the run: {'; '.join(outside)}; --law {law.name} extrapolates"
 
 
 def _rate(q: Question, cost: StageCost) -> float | None:
@@ -128,21 +338,21 @@ def _spread(q: Question, devices: int) -> tuple[memory.Layout, tuple[Assumption,
     layout = q.layout
     sharding = "ddp" if layout.sharding == "none" and devices > 1 else layout.sharding
     layout = dataclasses.replace(layout, devices=devices, sharding=sharding)
-    if q.step_tokens is None:
+    if q.step is None:
         return layout, ()
-    step = StepSize(q.step_tokens, layout.seq_len)
-    division = step.divide(devices, layout.rows)
-    said = step.lowered(division, layout.rows)
-    rows, accumulates = division.micro_batch_size, division.micro_batches > 1
+    asked = layout.rows // layout.group
+    division = q.step.divide(devices, asked, fixed=q.fixed_rows)
+    said, rows = q.step.lowered(division, asked), division.micro_batch_size
     noted = () if said is None else (Assumption("micro-batch", counted(rows, "rows"), said),)
-    return dataclasses.replace(layout, rows=rows, accumulates=accumulates), noted
+    accumulates = division.micro_batches > 1
+    return dataclasses.replace(layout, rows=rows * layout.group, accumulates=accumulates), noted
 
 
 def _trained(counts: ParameterCounts, cost: StageCost) -> int:
     return round(counts.total * cost.trainable) + cost.added
 
 
-def _length(q: Question, budget: Budget, counts: ParameterCounts) -> dict[str, Any]:
+def _length(q: Question, budget: Budget, counts: ParameterCounts) -> LengthReport:
     tokens = budget.tokens
     return {
         "tokens": tokens,
@@ -156,7 +366,7 @@ def _length(q: Question, budget: Budget, counts: ParameterCounts) -> dict[str, A
     }
 
 
-def _time(q: Question, budget: Budget, cost: StageCost) -> dict[str, Any]:
+def _time(q: Question, budget: Budget, cost: StageCost) -> TimeReport:
     rate, peak = _rate(q, cost), None if q.device is None else q.device.peak(q.dtype)
     return {
         "device": None if q.device is None else q.device.name,
@@ -171,7 +381,7 @@ def _time(q: Question, budget: Budget, cost: StageCost) -> dict[str, Any]:
     }
 
 
-def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
+def _memory(q: Question, layout: memory.Layout) -> MemoryReport:
     """Describe the layout, the peak of each phase and what would make the run fit."""
     peak = memory.peak(q.net, layout)
     overhead = beside(peak.bytes, layout.device)
@@ -200,20 +410,21 @@ def _memory(q: Question, layout: memory.Layout) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]:
+def _loss(counts: ParameterCounts, tokens: float, q: Question) -> PredictionReport:
     """Predict the loss of the run and of the compute-optimal run of the same FLOPs."""
-    found = find_law(q.law)
+    found = find_law(q.law or DEFAULT)
     n = counts.counted(found.counts)
     flops = 6.0 * n * tokens
     unique = q.unique_tokens if q.unique_tokens is not None and q.unique_tokens < tokens else None
     best = found.optimum(flops, unique if found.form == "data" else None)
     drawn = _drawn(found)
-    answer: dict[str, Any] = {
+    optimum = _at(found, drawn, best.n, best.d, unique)
+    answer: PredictionReport = {
         "law": found.name, "citation": found.citation, "unit": found.unit, "note": found.note,
         "params": dict(found.params),
         "form": found.form, "counts": found.counts, "n": n,
         "here": _at(found, drawn, n, tokens, unique),
-        "optimum": {"n": best.n, "d": best.d, **_at(found, drawn, best.n, best.d, unique)},
+        "optimum": {"n": best.n, "d": best.d, "loss": optimum["loss"], "ci95": optimum["ci95"]},
         "outside": found.outside(n, tokens),
         "interval": (
             "95 %, from resamples of the law's runs: it omits the error of the law's form, other"
@@ -242,7 +453,10 @@ def _loss(counts: ParameterCounts, tokens: float, q: Question) -> dict[str, Any]
         life = lifetime_optimum(found, n, tokens, q.inference_tokens)
         answer["lifetime"] = {
             "inference_tokens": q.inference_tokens,
-            **life._asdict(),
+            "n": life.n,
+            "d": life.d,
+            "flops": life.flops,
+            "saved": life.saved,
             "share": life.share,
         }
     return answer
@@ -271,7 +485,7 @@ def _optima(drawn: Floats, flops: float) -> Floats:
 
 def _at(
     found: PublishedLaw, drawn: Floats | None, n: float, d: float, unique: float | None
-) -> dict[str, Any]:
+) -> LossReport:
     interval = None if drawn is None else _middle(np.exp(log_loss(found.form, drawn, n, d)))
     return {
         "loss": float(found.loss(n, d, unique if found.form == "data" else None)),
@@ -284,69 +498,25 @@ def _middle(values: Floats) -> list[float]:
 
 
 def _recommended(
-    counts: ParameterCounts, budget: Budget, prediction: dict[str, Any]
-) -> dict[str, Any]:
-    nats = prediction["unit"].startswith("nats")  # the rule of the critical batch needs nats
-    rules = recommendations(
-        counts.total, budget.tokens, prediction["here"]["loss"] if nats else None
-    )
+    counts: ParameterCounts, budget: Budget, prediction: PredictionReport | None
+) -> RecommendationReport:
+    # The rule of the critical batch needs a loss in nats.
+    nats = prediction is not None and prediction["unit"].startswith("nats")
+    loss = prediction["here"]["loss"] if prediction is not None and nats else None
+    rules = recommendations(counts.total, budget.tokens, loss)
     rates = [rule.lr for rule in rules if rule.lr is not None]
     batches = [rule.batch_tokens for rule in rules if rule.lr is not None]
     return {
         "lr": [min(rates), max(rates)],
         "batch_tokens": [min(batches), max(batches)],
-        "rules": [rule._asdict() for rule in rules],
+        "rules": [
+            {
+                "name": rule.name,
+                "batch_tokens": rule.batch_tokens,
+                "lr": rule.lr,
+                "formula": rule.formula,
+                "source": rule.source,
+            }
+            for rule in rules
+        ],
     }
-
-
-class Recommendation(NamedTuple):
-    """Batch and learning rate by one published rule."""
-
-    name: str
-    batch_tokens: float
-    """Tokens per optimizer step."""
-    lr: float | None
-    """Peak learning rate of AdamW; None if the rule gives none."""
-    formula: str
-    source: str
-
-
-def recommendations(n: float, d: float, loss: float | None = None) -> list[Recommendation]:
-    """Apply all published rules to one run. They disagree by factors.
-
-    Args:
-        n: Parameters.
-        d: Training tokens.
-        loss: Predicted final loss in nats per token, for the critical batch.
-    """
-    c = 6.0 * n * d
-    scale = n / 108e6
-    rules = [
-        Recommendation(
-            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
-            "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
-            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1",
-        ),
-        Recommendation(
-            "Step Law", 0.58 * d**0.571, 1.79 * n**-0.713 * d**0.307,
-            "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
-            "Li et al. 2025, Predictable Scale part I; fitted up to 1 B parameters and 100 B"
-            " tokens",
-        ),
-        Recommendation(
-            "OLMo ladder", 2048 * 160 * scale ** (2 / 3), 0.0047 * scale ** (-1 / 3) / 2,
-            "B = 2048 · 160 (N / 108e6)^(2/3), lr = 0.0047 (N / 108e6)^(-1/3) / 2",
-            "OLMo's model ladder; after Porian et al. 2024",
-        ),
-    ]  # fmt: skip
-    if loss is not None:
-        rules.append(
-            Recommendation(
-                "critical batch",
-                2e8 / loss ** (1 / 0.21),
-                None,
-                "B = 2e8 / L^(1/0.21)",
-                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
-            )
-        )
-    return rules

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling.flops import flops_per_token
-from lit_pretrain.scaling.plan import recommendations
+from lit_pretrain.scaling.planner import recommendations
 from lit_pretrain.step_size import StepSize
 
 RuleName = Literal["deepseek", "step_law", "olmo", "none"]

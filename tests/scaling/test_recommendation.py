@@ -4,7 +4,7 @@ from them.
 
 import pytest
 
-from lit_pretrain.scaling.plan import recommendations
+from lit_pretrain.scaling.planner import recommendations
 
 
 def test_rules_at_7b_and_2t() -> None:

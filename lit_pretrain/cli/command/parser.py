@@ -5,9 +5,9 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from docstring_parser import DocstringStyle
@@ -56,7 +56,7 @@ class Suggesting:
     in a name is `_`.
     """
 
-    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Parse; `--keep-rejects 2` is `--keep_rejects 2`, and a bare `--verify` is `--verify
         true`.
         """
@@ -93,8 +93,13 @@ class Suggesting:
             name = arg.partition("=")[0].removesuffix("+")
             if name.startswith("--") and name[2:].split(".")[0] not in groups:
                 self.error(f"Unrecognized arguments: {arg}")
+        # jsonargparse passes over an unknown section that is empty.
+        for content in raw_configs(list(args)):
+            for name in content:
+                if name not in groups | {"from"}:
+                    self.error(f"Option '{name}' is not accepted")
 
-    def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, with a hint for a misspelt name, and exit with 2; the usage of
         hundreds of options helps nobody.
         """
@@ -177,7 +182,7 @@ class VerbParser(Suggesting, ArgumentParser):
     """The parser of verbs that need no Trainer."""
 
     # It passes on what it does not read.
-    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse; a group of options that a config leaves empty is a mistake."""
         parsed = super().parse_args(args, *rest, **options)
         optional = {
@@ -219,7 +224,7 @@ def make_parser(verb: str, description: str = "") -> VerbParser:
 # ---------------------------------------------------------------- before there is a parser
 
 
-def raw_option(args: list[str], name: str) -> Optional[str]:
+def raw_option(args: list[str], name: str) -> str | None:
     """The value of an option in raw arguments, the last one winning."""
     found = None
     for i, arg in enumerate(args):
@@ -230,26 +235,29 @@ def raw_option(args: list[str], name: str) -> Optional[str]:
     return found
 
 
-def raw_parent(args: list[str]) -> Optional[str]:
-    """The parent named in raw arguments: by --from, or by `from` in one of the files given with
-    --config.
+def raw_configs(args: list[str]) -> list[Mapping[str, Any]]:
+    """Load the files given with --config, as plain values and in their order.
+
+    A file that cannot be read is left out: the parser reads it, too, and says what is wrong.
     """
-    parent = None
-    for i, arg in enumerate(args):
-        file = (
-            args[i + 1]
-            if arg in ("-c", "--config") and i + 1 < len(args)
-            else arg[9:]
-            if arg.startswith("--config=")
-            else None
-        )
-        if file is not None and Path(file).is_file():
+    files = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
+    files += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    found = []
+    for file in files:
+        if Path(file).is_file():
             try:
                 content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # the parser reads the file, too, and says what is wrong with it
-            parent = content.get("from") or parent if isinstance(content, dict) else parent
-    return raw_option(args, "--from") or parent
+                continue
+            if isinstance(content, Mapping):
+                found.append(content)
+    return found
+
+
+def raw_parent(args: list[str]) -> str | None:
+    """Find the parent in raw arguments: in --from, or `from` in a file given with --config."""
+    named = [content["from"] for content in raw_configs(args) if content.get("from")]
+    return raw_option(args, "--from") or (named[-1] if named else None)
 
 
 def asks_only(args: list[str]) -> bool:

@@ -1,30 +1,109 @@
 """Say before a run what it takes: FLOPs, memory, time, money, and the loss to expect."""
 
 import sys
+from dataclasses import dataclass
+from typing import Literal
 
 from lit_pretrain.cli.command.verb import Verb
 
 
+@dataclass
+class PlanSettings:
+    """Options of `lit_pretrain plan` that a run's config does not have."""
+
+    device: str | None = None
+    """Kind of the devices, as the driver names it or short: H100, "NVIDIA H200", MI300X, TPU v5p.
+    Default: none, so no time and no limit of memory but what is given.
+    """
+    devices: int | None = None
+    """Number of devices. Default: trainer.devices × trainer.num_nodes where they are numbers, else
+    1, or as many as a given time requires.
+    """
+    mfu: float | None = None
+    """Share of the peak that training reaches, in (0, 1]. Default: depends on the device."""
+    dtype: Literal["fp8"] | None = None
+    """Number format of the matrix products, for the peak alone. Default: that of
+    trainer.precision, which has no fp8.
+    """
+    tokens_per_second: float | None = None
+    """Measured on one device, in place of peak × mfu: `fit` prints it. The way to plan on a CPU."""
+    goodput: float | None = None
+    """Share of the time in which training makes progress. Default: 0.9."""
+    price: float | None = None
+    """Dollars per device-hour. Default: none, and the plan names no cost."""
+    dollars: float | None = None
+    """Dollars to spend, in place of a length."""
+    days: float | None = None
+    """Wall-clock time in days, in place of a length. With a length, the plan solves for the number
+    of devices, or with --devices for the goodput.
+    """
+    hours: float | None = None
+    """Wall-clock time in hours, in place of days."""
+    memory_gib: float | None = None
+    """Memory of one device in GiB (1024³ bytes). Default: depends on the device."""
+    head: Literal["chunked", "plain"] = "chunked"
+    """Output head: chunked, as in `fit`, or plain, which keeps the logits of all tokens."""
+    stage: Literal["pretrain", "sft", "dpo", "lora", "qlora"] | None = None
+    """Kind of training: dpo adds a frozen reference, lora freezes the weights, qlora also stores
+    them in four bits. Default: what the config trains.
+    """
+    lora_rank: int = 16
+    """Rank of the adapter of every matrix of the blocks, where --stage is lora or qlora."""
+    unique_tokens: float | None = None
+    """Distinct training tokens. Default: those of the dataset at data.path, if there is one."""
+    inference_tokens: float | None = None
+    """Tokens that the model will read and write in its life. The plan then names the size that is
+    cheapest to train and serve at the same loss.
+    """
+    law: str | None = None
+    """Published law by name: besiroglu, besiroglu_lad, hoffmann, kaplan or muennighoff. Or a law of
+    your own runs: the file that `lit_pretrain scaling fit ... --out FILE` has written. Default:
+    besiroglu where it covers the run, as in `fit`; a law that is named also extrapolates.
+    """
+    png: str | None = None
+    """File for a picture of the plan: memory by phase, and loss along the budget."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+
+HELP = """\
+Say before a run what it takes: FLOPs, memory, time, money, and the loss to expect.
+
+All options of `lit_pretrain fit` are read as well, from --config and the command line
+(`lit_pretrain fit --help` lists them), such as --max_steps, --max_tokens, --max_flops,
+--data.seq_len, --data.global_batch_tokens, --data.micro_batch_size, --trainer.precision,
+--trainer.strategy, --model.net.width and --from. A config of a network's shape alone, without
+data.path, is planned for the network's own sequence length.
+"""
+
+
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain plan`."""
-    from lit_pretrain.cli.plan.plan_config import describes_data, parse, plan_parser
-
-    parser = plan_parser(__doc__ or "")
-    config, optimizer = parse(parser, argv)
+    if "-h" in argv or "--help" in argv:
+        _print_help()
+        return 0
 
     import json
 
-    from lit_pretrain.cli.plan.question import ask
-    from lit_pretrain.cli.plan.show import plan_table
+    from lit_pretrain.cli.plan.question import PlanCLI, ask
+    from lit_pretrain.cli.plan.show import draw_plan, plan_table
     from lit_pretrain.scaling.plan import make_plan
 
-    plan = make_plan(ask(config, optimizer=optimizer, bare=not describes_data(argv)))
-    if config.png is not None:
-        from lit_pretrain.cli.plan.show import draw_plan
-
-        draw_plan(plan, config.png)
-    sys.stdout.write(json.dumps(plan, indent=1) + "\n" if config.json else plan_table(plan))
+    cli = PlanCLI(argv)
+    plan = make_plan(ask(cli, bare=not cli.names_data))
+    if cli.settings.png is not None:
+        draw_plan(plan, cli.settings.png)
+    sys.stdout.write(json.dumps(plan, indent=1) + "\n" if cli.settings.json else plan_table(plan))
     return 0
+
+
+def _print_help() -> None:
+    """Print a plan's own options; the parser of `fit` would import torch to list its own."""
+    from lit_pretrain.cli.command.parser import make_parser
+
+    parser = make_parser("plan", HELP)
+    parser.add_class_arguments(PlanSettings)
+    parser.print_help()
 
 
 VERB = Verb(main, example="lit_pretrain plan --config configs/pretrain/quickstart.yaml")

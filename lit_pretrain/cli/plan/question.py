@@ -1,20 +1,37 @@
-"""Turn a config and the options of `plan` into a question, noting an assumption for each gap."""
+"""The question of `plan`: parse the options of `fit` and of a plan, note what nobody gave.
+
+Every gap is filled as `fit` fills it, and listed with its source as an `Assumption`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_pretrain.cli.command.notices import warn
-from lit_pretrain.cli.signatures import data_parameters
+from lit_pretrain.cli.plan import PlanSettings
+from lit_pretrain.cli.train.fit_plan import answers, frozen_parameters, trained_share
+from lit_pretrain.cli.train.resolve import (
+    UNITS,
+    adapter_of,
+    build,
+    instantiate,
+    net_of,
+    settings_of,
+)
+from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
+from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, did_you_mean
-from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters, padded_vocab_size
+from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
 from lit_pretrain.optim import OptimizerRecipe
+from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES
-from lit_pretrain.scaling.flops import stage_cost
+from lit_pretrain.scaling.flops import StageName, stage_cost
 from lit_pretrain.scaling.hardware import (
     BASE,
     GIB,
@@ -25,66 +42,109 @@ from lit_pretrain.scaling.hardware import (
     known_devices,
     source,
 )
-from lit_pretrain.scaling.memory import Layout, Sharding
+from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
-from lit_pretrain.scaling.published import find_law
 from lit_pretrain.step_size import StepSize, counted
 
 GOODPUT = Utilization(
     0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs"
 )
+UNCOUNTED_STEPS = 100
+"""Steps to plan where a length in epochs cannot be counted, because its rows are elsewhere."""
+_SIZES = ("seq_len", "micro_batch_size", "global_batch_tokens")
 
 
-def ask(
-    config: Namespace, *, optimizer: type[OptimizerRecipe], bare: bool, own_step: bool = True
-) -> Question:
+class PlanCLI(TrainCLI):
+    """The config of a training command with the options of a plan; nothing is instantiated."""
+
+    def __init__(self, args: ArgsType) -> None:
+        self.settings: PlanSettings  # type: ignore[assignment]  # a plan's in place of a run's
+        self.given: Namespace
+        """What files and command line say, without any default."""
+        super().__init__("plan", args)
+
+    @property
+    def names_data(self) -> bool:
+        """Whether the options name data; if not, they describe a network alone."""
+        return any(self.given.get(f"data.{name}") is not None for name in ("path", "class_path"))
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a plan to those of a run."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(PlanSettings, None)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse once with the defaults, and once without to learn what is given."""
+        assert isinstance(args, list)
+        super().parse_arguments(parser, args)
+        self.given = parser.parse_args(args, defaults=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Take the tokenizer from the parent, as a run does."""
+        fields = PlanSettings.__dataclass_fields__
+        self.settings = PlanSettings(**{name: self.config[name] for name in fields})
+        self.take_tokenizer()
+        if self.parent is not None:
+            self.config.model.init_from = str(self.parent.path)
+
+    def instantiate_classes(self) -> None:
+        """Nothing: a plan needs sizes only."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the data lays out an optimizer step."""
+
+    seq_len: int
+    rows: int
+    """Samples of a micro-batch on one device."""
+    size: StepSize | None = None
+    """None for a bare shape without data.global_batch_tokens."""
+    tokens: int | None = None
+    """Tokens of the step over all devices; None as above."""
+    group: int = 1
+    """Sequences that the network sees for each sample."""
+    fixed: bool = False
+    """Whether the loss depends on the micro-batch, which then must divide as it is."""
+
+
+def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     """Build the question that the options ask.
 
     Args:
-        config: Parsed options.
-        optimizer: Class of the optimizer's recipe.
-        bare: Whether no config file has a data section: the shape is then planned for its own
-            sequence length.
+        cli: Parsed options.
+        bare: Whether to plan the network alone, for its own positions, and not as `fit` would train
+            it on its default dataset.
         own_step: Whether the config decides the size of a step; False where a sweep's rule does.
     """
-    noted: list[Assumption] = []
-    manifest = _manifest(config.data.path, noted)
-    net = _net(config.model.net, manifest, noted)
-    data = _data(config.data, net, bare=bare, noted=noted)
-    device = _device(config.device)
-    precision, dtype = _precision(config.trainer.precision, noted)
-    devices = config.devices or _devices_of(config.trainer)
+    config, settings, noted = cli.config, cli.settings, list[Assumption]()
+    data = None if bare else build(config.data, here=False)
+    manifest = None if data is None else _manifest(data, noted)
+    net = _net(config, data, manifest, noted)
+    step = _bare_step(cli.given, net, noted) if data is None else _step(cli.given, data, noted)
+    if step.seq_len > net.max_seq_len:
+        raise UserError(
+            f"data.seq_len={step.seq_len} is longer than the network's positions,"
+            f" model.net.max_seq_len={net.max_seq_len}"
+        )
+    if not own_step:
+        step = replace(step, size=None, tokens=None)
+    device = _device(settings.device)
+    precision, dtype = _precision(config.trainer.precision, settings.dtype, noted)
+    devices = settings.devices or _devices_of(config.trainer)
     if devices is not None and devices < 1:
         raise UserError(f"devices={devices} must be at least 1")
-    sharding = _sharding(config.trainer.strategy, devices or 1)
-    step, rows = data["global_batch_tokens"] if own_step else None, data["micro_batch_size"]
-    size = None if step is None else StepSize(step, data["seq_len"])
-    division = None if size is None else size.divide(devices or 1, rows)
-    if size is not None and division is not None:
-        said, rows = size.lowered(division, rows), division.micro_batch_size
-        noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
-    cost = stage_cost(net, data["seq_len"], config.stage, config.lora_rank)
-    moments = {role: optimizer.moments(role) for role in ROLES}
-    layout = Layout(
-        rows=rows, seq_len=data["seq_len"], step_rows=None if size is None else size.rows,
-        devices=devices or 1, sharding=sharding, precision=precision,
-        compiled=config.model.compile != "off", head=config.head,
-        checkpointing=config.model.activation_checkpointing,
-        optimizer_moments=moments,
-        accumulates=division is not None and division.micro_batches > 1,
-        trainable=cost.trainable, added=cost.added, quantized=cost.quantized,
-        frozen=count_parameters(net).total if cost.reference else 0,
-        device="cpu" if device is None else "cuda", fused_norm=device is not None,
+    stage, rank = _stage(cli, data, noted)
+    cost = stage_cost(net, step.seq_len, stage, rank)
+    layout = _layout(cli, net, step, devices or 1, noted)
+    layout = replace(
+        layout, precision=precision, device="cpu" if device is None else "cuda",
+        fused_norm=device is not None, added=cost.added, quantized=cost.quantized,
+        trainable=cost.trainable * (1.0 if cost.added else trained_share(net, config.model.freeze)),
+        frozen=_frozen(cli, net, reference=cost.reference),
+        answering=None if data is None else answers(config, data, devices or 1),
     )  # fmt: skip
-    noted.append(
-        Assumption(
-            "optimizer",
-            optimizer.__name__,
-            f"it keeps {counted(moments['matrix'], 'moments')} of a matrix and"
-            f" {moments['embedding']} of an embedding; its workspace is not counted",
-        )
-    )
     noted.append(
         Assumption(
             "beside tensors",
@@ -93,77 +153,146 @@ def ask(
             source(layout.device),
         )
     )
-    utilization = _utilization(config, device, dtype, noted)
+    utilization = _utilization(settings, device, dtype, noted)
     return Question(
-        net=net, layout=layout, devices=devices, stage=config.stage, lora_rank=config.lora_rank,
-        step_tokens=step,
+        net=net, layout=layout, devices=devices, stage=stage, lora_rank=rank,
+        step=step.size, step_tokens=step.tokens, fixed_rows=step.fixed,
         device=device, dtype=dtype,
-        mfu=utilization, tokens_per_second=config.tokens_per_second,
-        goodput=_goodput(config, noted), price=config.price,
-        **_length(config, step), dollars=config.dollars, seconds=_seconds(config),
-        limit=_memory_limit(config, device),
-        unique_tokens=_unique(config.unique_tokens, manifest),
-        inference_tokens=config.inference_tokens, law=find_law(config.law).name,
+        mfu=utilization, tokens_per_second=settings.tokens_per_second,
+        goodput=_goodput(settings, noted), price=settings.price,
+        **(_length(cli, data, step, noted) if own_step else Length())._asdict(),
+        dollars=settings.dollars, seconds=_seconds(settings),
+        limit=_memory_limit(settings, device),
+        unique_tokens=_unique(settings.unique_tokens, manifest),
+        inference_tokens=settings.inference_tokens, law=settings.law,
         assumptions=tuple(noted),
     )  # fmt: skip
 
 
 def _net(
-    values: ModelConfig | Namespace, manifest: Manifest | None, noted: list[Assumption]
+    config: Namespace, data: BaseData | None, manifest: Manifest | None, noted: list[Assumption]
 ) -> ModelConfig:
-    """Build the shape; a dataset's tokenizer sets its vocabulary where the options do not."""
-    fields: dict[str, Any] = (
-        values.as_dict() if isinstance(values, Namespace) else dict(vars(values))
-    )
-    if isinstance(fields["rope_scaling"], dict):
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    if fields["vocab_size"] is None:
-        fields["vocab_size"] = (
-            ModelConfig.vocab_size
-            if manifest is None
-            else padded_vocab_size(manifest.tokenizer.vocab_size)
-        )
+    """Build the shape; the data's tokenizer sets its vocabulary where the options do not."""
+    if config.model.net.vocab_size is None:
+        known = _vocabulary(data, manifest)
+        size = ModelConfig.vocab_size if known is None else padded_vocab_size(known)
         why = (
             "no vocab_size and no dataset is given"
-            if manifest is None
+            if known is None
             else "the dataset's tokenizer, padded as `fit` does"
         )
-        noted.append(Assumption("vocabulary", f"{fields['vocab_size']:,}", why))
-    return ModelConfig(**fields)
+        noted.append(Assumption("vocabulary", f"{size:,}", why))
+        config.model.net.vocab_size = size
+    return net_of(config)
 
 
-def _data(
-    given: Namespace, net: ModelConfig, *, bare: bool, noted: list[Assumption]
-) -> dict[str, Any]:
-    """Complete the options of the data with those of `fit`, or of a bare shape."""
-    defaults: dict[str, Any] = (
-        {"seq_len": net.max_seq_len, "micro_batch_size": 1, "global_batch_tokens": None}
-        if bare
-        else data_parameters()
-    )
-    found = {}
-    for name in ("seq_len", "micro_batch_size", "global_batch_tokens"):
-        found[name] = defaults[name] if given[name] is None else given[name]
-        if found[name] is not None and found[name] < 1:
-            raise UserError(f"data.{name}={found[name]} must be positive")
-        if given[name] is None and found[name] is not None:
-            why = (
-                ("its max_seq_len" if name == "seq_len" else "the least") + ": a bare shape"
-                if bare
-                else "the default of `fit`"
-            )
-            noted.append(Assumption(f"data.{name}", f"{found[name]:,}", why))
-    if found["seq_len"] > net.max_seq_len:
-        raise UserError(
-            f"data.seq_len={found['seq_len']} is longer than the network's positions,"
-            f" model.net.max_seq_len={net.max_seq_len}"
+def _vocabulary(data: BaseData | None, manifest: Manifest | None) -> int | None:
+    """Count the token ids of the data; None where neither dataset nor tokenizer is here."""
+    if manifest is not None:
+        return manifest.tokenizer.vocab_size
+    if data is None or data.scaling_laws_apply:  # a dataset that is elsewhere
+        return None
+    try:
+        return data.vocab_size
+    except UserError:
+        return None
+
+
+def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> Step:
+    """Lay out a step for a shape that comes without data."""
+    sizes = {name: given.get(f"data.{name}") for name in _SIZES}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"data.{name}={size} must be positive")
+    seq_len, rows, total = sizes.values()
+    if seq_len is None:
+        seq_len = net.max_seq_len
+        why = "its max_seq_len: a bare shape"
+        noted.append(Assumption("data.seq_len", f"{seq_len:,}", why))
+    if rows is None:
+        rows = 1
+        noted.append(Assumption("data.micro_batch_size", "1", "the least: a bare shape"))
+    size = None if total is None else StepSize(total, seq_len)
+    return Step(seq_len, rows, size, total)
+
+
+def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> Step:
+    """Lay out a step as the data does, and note the sizes that are defaults of `fit`."""
+    settings = settings_of(given.data)
+    for name in _SIZES:
+        value = getattr(data, name, None)
+        if settings.get(name) is None and value is not None:
+            noted.append(Assumption(f"data.{name}", f"{value:,}", "the default of `fit`"))
+    return Step(
+        data.seq_len, data.micro_batch_size, data.step_size, data.tokens_per_step,
+        data.sequences_per_row, data.micro_batch_is_fixed,
+    )  # fmt: skip
+
+
+def _layout(
+    cli: PlanCLI, net: ModelConfig, step: Step, devices: int, noted: list[Assumption]
+) -> Layout:
+    """Lay the run out on its devices, with a smaller micro-batch where a step takes one."""
+    config, rows, accumulates = cli.config, step.rows, False
+    if step.size is not None:
+        division = step.size.divide(devices, rows, fixed=step.fixed)
+        said, rows = step.size.lowered(division, rows), division.micro_batch_size
+        noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
+        accumulates = division.micro_batches > 1
+    optimizer: OptimizerRecipe = instantiate(config.model.optimizer)
+    moments = {role: optimizer.moments(role) for role in ROLES}
+    noted.append(
+        Assumption(
+            "optimizer",
+            type(optimizer).__name__,
+            f"it keeps {counted(moments['matrix'], 'moments')} of a matrix and"
+            f" {moments['embedding']} of an embedding; its workspace is not counted",
         )
-    return found
+    )
+    return Layout(
+        rows=rows * step.group, group=step.group, seq_len=step.seq_len,
+        step_rows=None if step.size is None else step.size.rows,
+        devices=devices, sharding=sharding_of(config.trainer.strategy, devices),
+        compiled=config.model.compile != "off", head=cli.settings.head,
+        checkpointing=config.model.activation_checkpointing,
+        optimizer_moments=moments, accumulates=accumulates,
+    )  # fmt: skip
 
 
-def _manifest(path: str | None, noted: list[Assumption]) -> Manifest | None:
+def _stage(cli: PlanCLI, data: BaseData | None, noted: list[Assumption]) -> tuple[StageName, int]:
+    """Find the kind of training and the rank of its adapter."""
+    if cli.settings.stage is not None:
+        return cli.settings.stage, cli.settings.lora_rank
+    adapter = adapter_of(cli.config)
+    if adapter is not None:
+        stage: StageName = "lora" if adapter.quantize is None else "qlora"
+        noted.append(Assumption("stage", stage, "model.adapter"))
+        return stage, adapter.rank
+    objective = instantiate(cli.config.model.objective)
+    if "ref_logp" in objective.needs:
+        noted.append(Assumption("stage", "dpo", f"{type(objective).__name__} has a reference"))
+        return "dpo", cli.settings.lora_rank
+    if cli.parent is not None:
+        noted.append(Assumption("stage", "sft", f"its weights start from {cli.parent.path}"))
+        return "sft", cli.settings.lora_rank
+    if data is not None and not data.scaling_laws_apply:
+        noted.append(Assumption("stage", "sft", "its rows are no text for pretraining"))
+        return "sft", cli.settings.lora_rank
+    return "pretrain", cli.settings.lora_rank
+
+
+def _frozen(cli: PlanCLI, net: ModelConfig, *, reference: bool) -> int:
+    """Count the parameters of the networks that only run forward beside the one that trains."""
+    if cli.settings.stage is not None:
+        return count_parameters(net).total if reference else 0
+    # Rows may bring the log-probabilities of a reference; a plan does not read them.
+    return frozen_parameters(cli.config, frozenset())
+
+
+def _manifest(data: BaseData, noted: list[Assumption]) -> Manifest | None:
     """Load the manifest of a dataset on this machine; a plan does not fetch any other."""
-    if path is None:
+    path = data.location
+    if not data.scaling_laws_apply:  # rows have no manifest
         return None
     if "://" in path or not (Path(path) / MANIFEST_FILENAME).is_file():
         noted.append(
@@ -195,8 +324,13 @@ def _device(name: str | None) -> Device | None:
     return device
 
 
-def _precision(given: str | None, noted: list[Assumption]) -> tuple[str, str]:
+def _precision(given: str | None, dtype: str | None, noted: list[Assumption]) -> tuple[str, str]:
     """Return the precision of the layout, and the type of its matrix products."""
+    if dtype is not None:
+        noted.append(
+            Assumption(f"memory in {dtype}", given or "bf16-mixed", "only the products are in it")
+        )
+        return given or "bf16-mixed", dtype
     if given is None:
         noted.append(
             Assumption(
@@ -206,11 +340,6 @@ def _precision(given: str | None, noted: list[Assumption]) -> tuple[str, str]:
             )
         )
         return "bf16-mixed", "bf16"
-    if given == "fp8":
-        noted.append(
-            Assumption("memory in fp8", "bf16-mixed", "products in fp8 keep what bf16 keeps")
-        )
-        return "bf16-mixed", "fp8"
     known = {
         "bf16-mixed": "bf16",
         "bf16-true": "bf16",
@@ -220,7 +349,7 @@ def _precision(given: str | None, noted: list[Assumption]) -> tuple[str, str]:
         "32": "tf32",
     }
     if given not in known:
-        raise UserError(f"trainer.precision={given!r} is not one of {', '.join(known)}, fp8")
+        raise UserError(f"trainer.precision={given!r} is not one of {', '.join(known)}")
     return given, known[given]
 
 
@@ -233,32 +362,23 @@ def _devices_of(trainer: Namespace) -> int | None:
     return local * nodes if isinstance(local, int) and local > 0 else nodes if nodes > 1 else None
 
 
-def _sharding(strategy: Any, devices: int) -> Sharding:
-    name = str(
-        strategy.get("class_path") if isinstance(strategy, dict) else strategy or "auto"
-    ).lower()
-    if "fsdp" in name or "modelparallel" in name or "sharded" in name:
-        return "fsdp"
-    return "ddp" if devices > 1 else "none"
-
-
-def _memory_limit(config: Namespace, device: Device | None) -> float | None:
-    if config.memory_gib is not None:
-        return float(config.memory_gib * GIB)
+def _memory_limit(settings: PlanSettings, device: Device | None) -> float | None:
+    if settings.memory_gib is not None:
+        return float(settings.memory_gib * GIB)
     return None if device is None else device.memory
 
 
 def _utilization(
-    config: Namespace, device: Device | None, dtype: str, noted: list[Assumption]
+    settings: PlanSettings, device: Device | None, dtype: str, noted: list[Assumption]
 ) -> Utilization | None:
     """Return the MFU to assume; None where the speed is measured or cannot be known."""
-    if config.mfu is not None and not 0 < config.mfu <= 1:
-        raise UserError(f"mfu={config.mfu} must lie in (0, 1]: it is a share of the peak")
-    if config.mfu is not None and config.tokens_per_second is not None:
+    if settings.mfu is not None and not 0 < settings.mfu <= 1:
+        raise UserError(f"mfu={settings.mfu} must lie in (0, 1]: it is a share of the peak")
+    if settings.mfu is not None and settings.tokens_per_second is not None:
         raise UserError("give mfu or tokens_per_second: each says how fast it trains")
-    if device is None and config.mfu is not None:
+    if device is None and settings.mfu is not None:
         raise UserError("mfu is a share of a device's peak: give --device")
-    if device is None or config.tokens_per_second is not None:
+    if device is None or settings.tokens_per_second is not None:
         return None
     if device.peak(dtype) is None:
         warn(
@@ -266,8 +386,8 @@ def _utilization(
             " --tokens_per_second"
         )
         return None
-    if config.mfu is not None:
-        return Utilization(config.mfu, "given")
+    if settings.mfu is not None:
+        return Utilization(settings.mfu, "given")
     default = device.utilization(dtype)
     noted.append(
         Assumption(
@@ -280,32 +400,72 @@ def _utilization(
     return default
 
 
-def _goodput(config: Namespace, noted: list[Assumption]) -> float:
-    if config.goodput is not None:
-        return float(config.goodput)
+def _goodput(settings: PlanSettings, noted: list[Assumption]) -> float:
+    if settings.goodput is not None:
+        return float(settings.goodput)
     noted.append(Assumption("goodput", f"{GOODPUT.value:g}", GOODPUT.source))
     return GOODPUT.value
 
 
-def _length(config: Namespace, step: int | None) -> dict[str, float | None]:
-    given = [name for name in ("max_steps", "max_tokens", "max_flops") if config[name] is not None]
+class Length(NamedTuple):
+    """Length of a run, in tokens or in FLOPs; both None where money or time decide it."""
+
+    tokens: float | None = None
+    flops: float | None = None
+
+
+def _length(cli: PlanCLI, data: BaseData | None, step: Step, noted: list[Assumption]) -> Length:
+    """Find the length that the config gives, or that `fit` takes where it gives none."""
+    config, settings = cli.config, cli.settings
+    given = {name: config[name] for name in UNITS if config[name] is not None}
     if len(given) > 1:
         raise UserError(
-            f"give one of max_steps, max_tokens and max_flops; found {' and '.join(given)} (null"
-            " takes one of a config back)"
+            f"give one of {', '.join(UNITS)}; found {' and '.join(given)} (null takes one of a"
+            " config back)"
         )
-    if config.max_steps is None:
-        return {"tokens": config.max_tokens, "flops": config.max_flops}
-    if step is None:
+    if not given:
+        default = None if data is None else data.default_steps
+        if default is None or (settings.dollars, settings.days, settings.hours) != (None,) * 3:
+            return Length()
+        noted.append(Assumption("max_steps", f"{default:,}", "the default of `fit`"))
+        given = {"max_steps": default}
+    name, value = next(iter(given.items()))
+    if name == "max_tokens":
+        return Length(tokens=value)
+    if name == "max_flops":
+        return Length(flops=value)
+    if name == "max_epochs" and data is None:
         raise UserError(
-            "max_steps is a length only with data.global_batch_tokens: give that, or max_tokens"
+            f"max_epochs={value:g} is a length only with data: name it, or give max_steps"
         )
-    return {"tokens": float(config.max_steps * step), "flops": None}
+    if step.tokens is None:
+        raise UserError(
+            f"{name} is a length only with data.global_batch_tokens: give that, or max_tokens"
+        )
+    steps = _steps_of(value, data, noted) if name == "max_epochs" and data else value
+    return Length(tokens=float(steps * step.tokens))
 
 
-def _seconds(config: Namespace) -> float | None:
-    if config.days is not None and config.hours is not None:
+def _steps_of(epochs: float, data: BaseData, noted: list[Assumption]) -> int:
+    """Count the steps of some epochs; where the rows cannot be read, plan for a few and say so."""
+    if data.default_steps is not None:
+        return data.steps_of(epochs)
+    try:
+        data.check_files()
+        return data.steps_of(epochs)
+    except UserError as error:
+        warn(
+            f"max_epochs={epochs:g} cannot be counted: {error}\nThe plan takes {UNCOUNTED_STEPS}"
+            " steps in its place; --max_steps gives the length."
+        )
+        why = f"the rows of max_epochs={epochs:g} cannot be counted here"
+        noted.append(Assumption("max_steps", str(UNCOUNTED_STEPS), why))
+        return UNCOUNTED_STEPS
+
+
+def _seconds(settings: PlanSettings) -> float | None:
+    if settings.days is not None and settings.hours is not None:
         raise UserError("give days or hours, not both")
-    if config.days is not None:
-        return float(config.days * DAY)
-    return None if config.hours is None else float(config.hours * HOUR)
+    if settings.days is not None:
+        return float(settings.days * DAY)
+    return None if settings.hours is None else float(settings.hours * HOUR)

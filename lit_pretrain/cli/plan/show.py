@@ -15,6 +15,13 @@ import numpy as np
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path
 from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.scaling.plan import (
+    LengthReport,
+    MemoryReport,
+    Plan,
+    PredictionReport,
+    RecommendationReport,
+)
 from lit_pretrain.scaling.published import find_law
 from lit_pretrain.step_size import counted
 
@@ -24,15 +31,11 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 
 _WIDTH = 140
 """Columns of the table."""
-NO_LAW = (
-    "laws, and the rules for batch and learning rate, are of networks that are trained from nothing"
-    " on text"
-)
 _LEFT = 24
 """Columns of the names on its left."""
 
 
-def plan_table(plan: dict[str, Any]) -> str:
+def plan_table(plan: Plan) -> str:
     """Format a plan as a table."""
     lines: list[str] = []
     for title, rows in (
@@ -42,7 +45,7 @@ def plan_table(plan: dict[str, Any]) -> str:
         (
             "loss",
             (
-                [("not forecast", NO_LAW)]
+                [("not forecast", plan["no_loss"] or "")]
                 if plan["loss"] is None
                 else _loss_rows(plan["loss"], plan["length"])
             ),
@@ -65,7 +68,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def _model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _model_rows(plan: Plan) -> list[tuple[str, str]]:
     p, f, stage = plan["parameters"], plan["flops_per_token"], plan["stage"]
     rows = [
         (
@@ -93,7 +96,7 @@ def _model_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _run_rows(plan: Plan) -> list[tuple[str, str]]:
     length, time, money = plan["length"], plan["time"], plan["money"]
     steps = (
         ""
@@ -102,7 +105,7 @@ def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     )
     epochs = (
         ""
-        if length["epochs"] is None
+        if length["epochs"] is None or length["unique_tokens"] is None
         else f", {length['epochs']:.2f} epochs over {_short(length['unique_tokens'])} unique tokens"
     )
     rows = [
@@ -117,7 +120,7 @@ def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("FLOPs", f"{length['flops']:.4g} ({length['flops_6nd']:.4g} = 6ND)"),
     ]
     devices = f"{time['devices']:,} × {time['device'] or 'device'}"
-    if time["tokens_per_second_per_device"] is None:
+    if time["tokens_per_second_per_device"] is None or time["days"] is None:
         return [
             *rows,
             (
@@ -130,7 +133,7 @@ def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     mfu = (
         ""
-        if time["mfu"] is None
+        if time["mfu"] is None or time["peak_flops"] is None
         else (
             f" (MFU {time['mfu']:.2%} of {time['peak_flops'] / 1e12:,.4g} TFLOP/s in"
             f" {time['dtype']})"
@@ -154,7 +157,7 @@ def _run_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("money", cost)]
 
 
-def _memory_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory_rows(m: MemoryReport) -> list[tuple[str, str]]:
     layout, states = m["layout"], m["states"]
     how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
     over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
@@ -181,7 +184,7 @@ def _memory_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in m["phases"].items()
     ]
     total = f"{_gib(m['peak'] + m['overhead'])} with {_gib(m['overhead'])} beside tensors"
-    if m["fits"] is None:
+    if m["limit"] is None:
         return [*rows, ("needs", f"{total}; no limit is known (--device or --memory_gib)")]
     if m["fits"]:
         return [*rows, ("fits", f"{total}, of {_gib(m['limit'])}")]
@@ -190,7 +193,7 @@ def _memory_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, *(("would fit with", remedy) for remedy in what)]
 
 
-def _loss_rows(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, str]]:
+def _loss_rows(loss: PredictionReport, length: LengthReport) -> list[tuple[str, str]]:
     here, best = loss["here"], loss["optimum"]
     rows = [
         ("law", f"{loss['law']}: {loss['citation']}; N counts {loss['counts']} parameters"),
@@ -233,7 +236,7 @@ def _loss_rows(loss: dict[str, Any], length: dict[str, Any]) -> list[tuple[str, 
     return rows
 
 
-def _recommended_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
+def _recommended_rows(r: RecommendationReport) -> list[tuple[str, str]]:
     (low, high), (small, large) = r["lr"], r["batch_tokens"]
     rows = [
         (
@@ -278,7 +281,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def draw_plan(plan: dict[str, Any], path: str) -> None:
+def draw_plan(plan: Plan, path: str) -> None:
     """Write the picture, whole or not at all.
 
     Raises:
@@ -308,7 +311,7 @@ def draw_plan(plan: dict[str, Any], path: str) -> None:
         plt.close(figure)
 
 
-def _draw_memory(axes: Any, m: dict[str, Any]) -> None:
+def _draw_memory(axes: Any, m: MemoryReport) -> None:
     names, sizes = list(m["phases"]), [value / GIB for value in m["phases"].values()]
     over, kept = m["overhead"] / GIB, sum(m["states"].values()) - m["states"]["gradients"]
     states = [min(kept / GIB, size) for size in sizes]
@@ -340,7 +343,7 @@ def _draw_memory(axes: Any, m: dict[str, Any]) -> None:
     axes.legend(loc="upper right", ncols=2, fontsize="small")
 
 
-def _draw_loss(axes: Any, loss: dict[str, Any], tokens: float) -> None:
+def _draw_loss(axes: Any, loss: PredictionReport, tokens: float) -> None:
     found, n, best = find_law(loss["law"]), loss["n"], loss["optimum"]
     budget = 6.0 * n * tokens
     low, high = sorted((n, best["n"]))

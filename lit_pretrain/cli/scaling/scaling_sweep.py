@@ -136,16 +136,16 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
     from lit_pretrain.optim import AdamW
     from lit_pretrain.scaling.sweep import Shared
 
-    config, optimizer = checked(base)
-    config.device, config.mfu, config.price = settings.device, settings.mfu, settings.price
-    if settings.rule != "none" and optimizer is not AdamW:
+    cli = checked(base, settings)
+    optimizer = cli.config.model.optimizer.class_path
+    if settings.rule != "none" and optimizer.rpartition(".")[2] != AdamW.__name__:
         raise UserError(
             f"rule: {settings.rule} says AdamW's learning rate, but the optimizer is"
-            f" {optimizer.__name__};"
+            f" {optimizer.rpartition('.')[2]};"
             " take `rule: none`, which leaves the base's rates, or `run: {model: {optimizer:"
             " {class_path: lit_pretrain.optim.AdamW}}}`"
         )
-    question = ask(config, optimizer=optimizer, bare=False, own_step=settings.rule == "none")
+    question = ask(cli, bare=False, own_step=settings.rule == "none")
     arguments = (base.get("model") or {}).get("optimizer", {}).get("init_args") or {}
     shared = Shared(
         seq_len=question.layout.seq_len,

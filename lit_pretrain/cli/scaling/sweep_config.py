@@ -14,6 +14,7 @@ import yaml
 from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
+    from lit_pretrain.cli.plan.question import PlanCLI
     from lit_pretrain.scaling.sweep import SweepRun
 
 
@@ -149,19 +150,19 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
             into[name] = copy.deepcopy(value)
 
 
-def checked(options: Mapping[str, Any]) -> Any:
-    """Parse options of `fit` as `plan` does; return them and the class of the optimizer.
-
-    Every name is then known, and every option that a plan needs has its type.
-    """
-    from lit_pretrain.cli.plan.plan_config import parse, plan_parser
+def checked(options: Mapping[str, Any], settings: SweepSettings) -> PlanCLI:
+    """Parse options of `fit` as `plan` does, so that every name is known and every value typed."""
+    from lit_pretrain.cli.plan.question import PlanCLI
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "base.yaml"
         file.write_text(
             yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-        return parse(plan_parser(""), ["--config", str(file)])
+        cli = PlanCLI(["--config", str(file)])
+    cli.settings.device, cli.settings.mfu = settings.device, settings.mfu
+    cli.settings.price = settings.price
+    return cli
 
 
 def run_config(base: Mapping[str, Any], settings: SweepSettings, run: SweepRun) -> dict[str, Any]:

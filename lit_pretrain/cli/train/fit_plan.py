@@ -20,12 +20,13 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe
+from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.short_numbers import clock, short
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.hardware import GIB, beside, find_device, room
-from lit_pretrain.scaling.memory import Answering, Layout, Sharding, peak, remedies
+from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference
 
@@ -55,8 +56,6 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
         if config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         else "cpu"
     )
-    name = str(config.trainer.strategy)
-    sharding: Sharding = "fsdp" if name == "fsdp" else "ddp" if world > 1 else "none"
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
     optimizer: OptimizerRecipe = instantiate(config.model.optimizer)
     division = data.divide(world)
@@ -64,19 +63,20 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)
     return Layout(
         rows=division.micro_batch_size * data.sequences_per_row, group=data.sequences_per_row,
-        seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world, sharding=sharding,
+        seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world,
+        sharding=sharding_of(config.trainer.strategy, world),
         precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda",
         checkpointing=config.model.activation_checkpointing,
         optimizer_moments={role: optimizer.moments(role) for role in ROLES},
         accumulates=division.micro_batches > 1, device=device,
-        trainable=_trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
+        trainable=trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
         added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
-        frozen=_frozen_parameters(config, data), answering=_answering(config, data, world),
+        frozen=frozen_parameters(config, data.provides), answering=answers(config, data, world),
     )  # fmt: skip
 
 
-def _trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
+def trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
     """Share of the parameters that is trained where some are frozen by name."""
     if not freeze:
         return 1.0
@@ -88,7 +88,7 @@ def _trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
     )
 
 
-def _frozen_parameters(config: Namespace, data: BaseData) -> int:
+def frozen_parameters(config: Namespace, provides: frozenset[str]) -> int:
     """Parameters of the networks that are kept beside the one that is trained: a reference's
     copy, a teacher.
     """
@@ -96,7 +96,7 @@ def _frozen_parameters(config: Namespace, data: BaseData) -> int:
     needs = instantiate(model.objective).needs
     if "ref_logp" in needs:
         place, named = resolve_reference(
-            data.contract.provides,
+            provides,
             adapter=model.adapter is not None,
             reference=model.reference,
             init_from=model.init_from,
@@ -106,17 +106,17 @@ def _frozen_parameters(config: Namespace, data: BaseData) -> int:
             shapes.append(
                 net_of(config) if named is None else model_config(find_parent(named).shape)
             )
-    if "teacher" in needs and model.teacher is not None and "teacher" not in data.contract.provides:
+    if "teacher" in needs and model.teacher is not None and "teacher" not in provides:
         shapes.append(model_config(find_parent(model.teacher).shape))
     return sum(count_parameters(shape).total for shape in shapes)
 
 
-def _answering(config: Namespace, data: BaseData, world: int) -> Optional[Answering]:
+def answers(config: Namespace, data: BaseData, world: int) -> Optional[Answering]:
     """What the network answers at once; None where it answers nothing, or another engine does,
     whose memory is its own.
     """
     rollout = config.model.rollout
-    if rollout is None or data.asking is None:
+    if rollout is None or data.longest_prompt is None:
         return None
     engine = rollout.engine
     if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
@@ -125,7 +125,7 @@ def _answering(config: Namespace, data: BaseData, world: int) -> Optional[Answer
     every = Answering(
         prompts * data.sequences_per_row,
         prompts,
-        data.asking.max_prompt_tokens,
+        data.longest_prompt,
         rollout.max_completion_tokens,
     )
     most = None if engine is None else (engine.get("init_args") or {}).get("rows")

@@ -6,18 +6,16 @@ Everything here is computed before weights or a Trainer exist, so that a mistake
 import math
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
 from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.cli.command.parser import raw_option
+from lit_pretrain.cli.command.parser import raw_configs, raw_option
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
@@ -89,22 +87,9 @@ def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> b
     """Whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
         return True
-    for i, arg in enumerate(args):
-        file = (
-            args[i + 1]
-            if arg in ("-c", "--config") and i + 1 < len(args)
-            else arg[9:]
-            if arg.startswith("--config=")
-            else None
-        )
-        if file is None or not Path(file).is_file():
-            continue
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            continue  # the parser reads the file, too, and says what is wrong with it
-        data = content.get("data") if isinstance(content, dict) else None
-        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+    for content in raw_configs(args):
+        data = content.get("data")
+        if isinstance(data, str) or (isinstance(data, Mapping) and "class_path" in data):
             return True
     return (
         raw_option(args, "--data") is not None or raw_option(args, "--data.class_path") is not None
@@ -116,16 +101,21 @@ def settings_of(data: Any) -> Any:
     return data["init_args"] if "class_path" in data else data
 
 
-def build(data: Namespace) -> BaseData:
-    """The data module of a parsed config.
+def build(data: Namespace, *, here: bool = True) -> BaseData:
+    """Build the data module of a parsed config.
+
+    Args:
+        data: The `data` of the config.
+        here: Whether its files must be on this machine.
 
     Raises:
-        UserError: Its class is none of ours, or its settings contradict each other.
+        UserError: Its class is none of ours, its settings contradict each other, or a file is
+            missing.
     """
     settings = settings_of(data)
     values = settings.as_dict() if isinstance(settings, Namespace) else dict(settings)
     if "class_path" not in data:
-        return TextData(**values)
+        return TextData(**values)  # whose dataset may lie in an object store
     module, _, name = data["class_path"].rpartition(".")
     cls = getattr(import_module(module), name)
     if not (isinstance(cls, type) and issubclass(cls, BaseData)):
@@ -133,7 +123,10 @@ def build(data: Namespace) -> BaseData:
             f"data.class_path={data['class_path']!r} is not one of the data classes of"
             " lit_pretrain.data"
         )
-    return cls(**values)
+    built = cls(**values)
+    if here:
+        built.check_files()
+    return built
 
 
 # ---------------------------------------------------------------- network and adapter

@@ -16,7 +16,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
-from lightning.pytorch.strategies import DDPStrategy
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
 from lit_pretrain.callbacks.evaluations import Evaluations
@@ -29,7 +28,7 @@ from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest
-from lit_pretrain.parallel.fsdp import ShardedStrategy
+from lit_pretrain.parallel.strategy import STRATEGIES, make_strategy
 from lit_pretrain.report.run_folder import TENSORBOARD
 
 
@@ -174,7 +173,6 @@ OWNED = {
     "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
     "default_root_dir": (None, "set --runs and --name"),
 }
-STRATEGIES = ("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true", "single_device")
 PROFILERS: dict[str, Any] = {
     "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler,
 }  # fmt: skip
@@ -298,7 +296,11 @@ def make_trainer(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(place.folder),
-        "strategy": _strategy(config),
+        "strategy": make_strategy(
+            config.trainer.strategy,
+            world_of(config.trainer),
+            sharded_checkpoints=config.sharded_checkpoints,
+        ),
     }
     if options["logger"] in (None, True):
         options["logger"] = TensorBoardLogger(
@@ -327,21 +329,6 @@ def _profiler(name: str, place: RunPlace) -> Profiler:
         raise UserError(f"trainer.profiler={name!r} is not one of {', '.join(PROFILERS)}")
     profiler: Profiler = PROFILERS[name](dirpath=str(place.folder), filename="profile")
     return profiler
-
-
-def _strategy(config: Namespace) -> Any:
-    name = config.trainer.strategy
-    world = world_of(config.trainer)
-    if name == "fsdp":
-        return ShardedStrategy(
-            data_parallel_size=world,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=config.sharded_checkpoints,
-        )
-    if name == "ddp" or (name == "auto" and world > 1):
-        # The only buffers are tables that every rank derives by itself.
-        return DDPStrategy(broadcast_buffers=False)
-    return name
 
 
 def _listed(value: Any) -> list[Any]:

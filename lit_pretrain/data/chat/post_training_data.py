@@ -35,6 +35,7 @@ from lit_pretrain.data.chat.row_source import (
     RowSource,
     RowTally,
     as_sources,
+    check_source_files,
     check_sources,
     rows_identity,
 )
@@ -136,6 +137,10 @@ class PostTrainingData(BaseData):
         self.decontaminate = as_decontaminate(decontaminate)
         self.seed = seed
         check_sources(self.row_sources)
+
+    def check_files(self) -> None:
+        """Refuse rows whose files are not on this machine."""
+        check_source_files(self.row_sources)
 
     # ------------------------------------------------------------------ what subclasses define
 

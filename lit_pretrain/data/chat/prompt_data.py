@@ -73,6 +73,11 @@ class PromptData(PostTrainingData):
         return {"max_prompt_tokens": self.max_prompt_tokens}
 
     @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt."""
+        return self.max_prompt_tokens
+
+    @property
     def asking(self) -> Asking:
         """How the prompts are to be answered."""
         return Asking(

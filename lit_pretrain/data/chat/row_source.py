@@ -288,11 +288,10 @@ def read_source(
 
 
 def check_sources(sources: Mapping[str, RowSource]) -> None:
-    """Refuse sources that cannot be read, before any of them is read.
+    """Refuse sources that do not say what to read, or how often.
 
     Raises:
-        UserError: There is no source, a file is missing or has another type, or a weight is not
-            positive.
+        UserError: There is no source, one names no rows, or a weight is not positive.
     """
     if not sources:
         raise UserError(
@@ -307,6 +306,15 @@ def check_sources(sources: Mapping[str, RowSource]) -> None:
             )
         if (source.path is None) == (source.task is None):
             raise UserError(f"data.sources.{name} needs either a path or a task")
+
+
+def check_source_files(sources: Mapping[str, RowSource]) -> None:
+    """Refuse sources whose files are not on this machine.
+
+    Raises:
+        UserError: Names the first that is missing.
+    """
+    for name, source in sources.items():
         for path in filter(None, (source.path, source.validation_path)):
             if not Path(path).expanduser().is_file():
                 raise UserError(

@@ -15,13 +15,13 @@ from lightning.pytorch import Trainer
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.train.trainer import (
     OWNED,
-    STRATEGIES,
     check_evaluation,
     check_owned,
     time_limit,
     world_of,
 )
 from lit_pretrain.errors import UserError
+from lit_pretrain.parallel.strategy import STRATEGIES
 
 TINY = [
     "--model.net.n_layer=1", "--model.net.width=16", "--model.net.n_head=1",
