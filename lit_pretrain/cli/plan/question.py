@@ -93,7 +93,7 @@ class PlanCLI(TrainCLI):
 
 
 @dataclass(frozen=True)
-class Step:
+class StepLayout:
     """How the data lays out an optimizer step."""
 
     seq_len: int
@@ -198,7 +198,7 @@ def _vocabulary(data: BaseData | None, manifest: Manifest | None) -> int | None:
         return None
 
 
-def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> Step:
+def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> StepLayout:
     """Lay out a step for a shape that comes without data."""
     sizes = {name: given.get(f"data.{name}") for name in _SIZES}
     for name, size in sizes.items():
@@ -213,24 +213,24 @@ def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> S
         rows = 1
         noted.append(Assumption("data.micro_batch_size", "1", "the least: a bare shape"))
     size = None if total is None else StepSize(total, seq_len)
-    return Step(seq_len, rows, size, total)
+    return StepLayout(seq_len, rows, size, total)
 
 
-def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> Step:
+def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> StepLayout:
     """Lay out a step as the data does, and note the sizes that are defaults of `fit`."""
     settings = settings_of(given.data)
     for name in _SIZES:
         value = getattr(data, name, None)
         if settings.get(name) is None and value is not None:
             noted.append(Assumption(f"data.{name}", f"{value:,}", "the default of `fit`"))
-    return Step(
+    return StepLayout(
         data.seq_len, data.micro_batch_size, data.step_size, data.tokens_per_step,
         data.sequences_per_row, data.micro_batch_is_fixed,
     )  # fmt: skip
 
 
 def _layout(
-    cli: PlanCLI, net: ModelConfig, step: Step, devices: int, noted: list[Assumption]
+    cli: PlanCLI, net: ModelConfig, step: StepLayout, devices: int, noted: list[Assumption]
 ) -> Layout:
     """Lay the run out on its devices, with a smaller micro-batch where a step takes one."""
     config, rows, accumulates = cli.config, step.rows, False
@@ -414,7 +414,9 @@ class Length(NamedTuple):
     flops: float | None = None
 
 
-def _length(cli: PlanCLI, data: BaseData | None, step: Step, noted: list[Assumption]) -> Length:
+def _length(
+    cli: PlanCLI, data: BaseData | None, step: StepLayout, noted: list[Assumption]
+) -> Length:
     """Find the length that the config gives, or that `fit` takes where it gives none."""
     config, settings = cli.config, cli.settings
     given = {name: config[name] for name in UNITS if config[name] is not None}
