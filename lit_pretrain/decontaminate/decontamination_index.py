@@ -1,9 +1,9 @@
 """Decontamination index: find the items of evaluation sets in a text by their runs of words.
 
 The index is built once from the files of the sets, written to one file, and loaded by every task.
-A document costs the hashing of its words and one look-up per n-gram in a bitmap that is nearly
-empty. Only what passes the bitmap is searched for and then compared word by word, so that two equal
-hashes alone never make a hit.
+For a document, its words are hashed and every n-gram is looked up in a bitmap that is nearly empty.
+Only n-grams that pass the bitmap are searched for among the sorted hashes and then compared word by
+word, so that two equal hashes alone never make a hit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +33,16 @@ from lit_pretrain.record_files import read_records
 
 _FORMAT = 1
 _SPARSE = 32
-"""Bitmap cells per n-gram, at least: one n-gram in 32 of an innocent text is searched for."""
+"""Bitmap cells per n-gram, at least: of a text without any item, 1 n-gram in 32 is searched for."""
 _EXCERPT_WORDS = 8
 """Words of context on each side of a match."""
 _WORD_SHOWN = 40
-"""Letters of a word that an excerpt shows: encoded data count as one word and can be megabytes."""
+"""Letters of a word that an excerpt shows: encoded data counts as one word, maybe of megabytes."""
 
 
 @dataclass(frozen=True)
 class IndexedSet:
-    """Describe one evaluation set of an index."""
+    """One evaluation set of an index."""
 
     name: str
     file_sha256: str
@@ -54,7 +55,7 @@ class IndexedSet:
 
 
 class _Table:
-    """Hold the sorted hashes of runs of `n` words, and the text and word where each begins."""
+    """Sorted hashes of runs of `n` words, with the text and the word where each begins."""
 
     def __init__(
         self,
@@ -70,10 +71,13 @@ class _Table:
         self._present[hashes >> self._shift] = True
 
     def find(self, hashes: npt.NDArray[np.uint64]) -> list[tuple[int, int, int]]:
-        """Return (place, first entry, end of the entries) of every run that the table holds.
+        """Find the runs of a text that the table holds.
 
         Args:
-            hashes: Of the words of the text.
+            hashes: Hashes of the words of the text.
+
+        Returns:
+            (word at which the run begins, first of its entries in the table, end of its entries).
         """
         if len(self.hashes) == 0 or len(hashes) < self.n:
             return []
@@ -90,8 +94,21 @@ class _Table:
         )
 
 
+class _Match(NamedTuple):
+    """Equal words in a text and in an item."""
+
+    place: int
+    """Word of the text at which they begin."""
+    text: int
+    """Number of the item's text among those of the index."""
+    offset: int
+    """Word of the item's text at which they begin."""
+    length: int
+    """How many words are equal."""
+
+
 class DecontaminationIndex:
-    """Hold the runs of words of evaluation items: 48 to 80 bytes per n-gram, and the texts."""
+    """Runs of words of all evaluation items: 48 to 80 bytes per n-gram, and the texts."""
 
     def __init__(
         self,
@@ -146,37 +163,38 @@ class DecontaminationIndex:
         long, short = self._runs.find(hashes), self._heads.find(hashes)
         if not long and not short:
             return []
-        places: defaultdict[tuple[int, int], dict[int, tuple[int, int, int]]] = defaultdict(
-            dict
-        )  # owner -> place -> entry
+        matches: defaultdict[tuple[int, int], list[_Match]] = defaultdict(list)  # by set and item
         for table, candidates in ((self._runs, long), (self._heads, short)):
             for place, first, end in candidates:
-                for number, offset in zip(
+                entries = zip(
                     table.texts[first:end].tolist(), table.offsets[first:end].tolist(), strict=True
-                ):
+                )
+                for number, offset in entries:
                     item = self._texts[number].split(" ")
                     length = self.ngram if table is self._runs else len(item)
                     if found[place : place + length] == item[offset : offset + length]:
-                        owner = (int(self._owners[number, 0]), int(self._owners[number, 1]))
-                        places[owner].setdefault(place, (number, offset, length))
+                        set_number, item_number = self._owners[number].tolist()
+                        match = _Match(place, number, offset, length)
+                        matches[set_number, item_number].append(match)
         hits = []
-        for (set_number, item_number), at in sorted(places.items()):
-            place = min(at)
-            number, offset, length = at[place]
+        for (set_number, item_number), of_item in sorted(matches.items()):
+            # An item that repeats a run matches several times at one place; the first counts.
+            first_match = min(of_item, key=lambda match: match.place)
+            item = self._texts[first_match.text].split(" ")
             hits.append(
                 DecontaminationHit(
                     set=self.sets[set_number].name,
                     item=item_number,
-                    ngrams=len(at),
-                    excerpt=_excerpt(found, place, length),
-                    evaluation=_excerpt(self._texts[number].split(" "), offset, length),
+                    ngrams=len({match.place for match in of_item}),
+                    excerpt=_excerpt(found, first_match.place, first_match.length),
+                    evaluation=_excerpt(item, first_match.offset, first_match.length),
                 )
             )
         return hits
 
     @property
     def hash(self) -> str:
-        """Hash what decides about hits: the content and fields of the sets, and the lengths."""
+        """Hash what decides about hits: content and fields of the sets, and both lengths."""
         return canonical_hash(
             [
                 _FORMAT,
@@ -301,9 +319,13 @@ def _read(
 def _table(
     n: int, hashes: dict[int, npt.NDArray[np.uint64]], owners: npt.NDArray[np.int32] | None
 ) -> _Table:
-    """Build the table of the runs of texts.
+    """Build the table of all runs of `n` words of some texts.
 
-    With `owners`, a run that an item repeats (its stem, in each of its choices) is entered once.
+    Args:
+        n: Words of a run.
+        hashes: Number of each text -> hashes of its words.
+        owners: Set and item of each text. If it is given, a run that an item repeats (its stem, in
+            each of its choices) is entered once.
     """
     runs = {number: hash_ngrams(found, n) for number, found in hashes.items()}
     values = np.concatenate([np.empty(0, dtype=np.uint64), *runs.values()])
@@ -317,7 +339,7 @@ def _table(
     order = np.lexsort((offsets, texts, values))
     values, texts, offsets = values[order], texts[order], offsets[order]
     if owners is not None and len(values):
-        # texts of an item are neighbours, so that equal runs of one item are neighbours too
+        # Texts of an item are neighbours, so that equal runs of one item are neighbours too.
         same = (values[1:] == values[:-1]) & (owners[texts[1:]] == owners[texts[:-1]]).all(axis=1)
         kept = np.concatenate([[True], ~same])
         values, texts, offsets = values[kept], texts[kept], offsets[kept]
@@ -325,7 +347,7 @@ def _table(
 
 
 def _excerpt(found: list[str], place: int, length: int) -> str:
-    """Return the words around a match, with the match in brackets."""
+    """Join the words around a match, with the match in brackets."""
     start = max(0, place - _EXCERPT_WORDS)
     shown = [
         word if len(word) <= _WORD_SHOWN else f"{word[:_WORD_SHOWN]}\u2026"

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from lit_pretrain.errors import UserError
 
@@ -21,34 +21,35 @@ class EvaluationSet:
     .bz2).
     """
     fields: list[str] = field(default_factory=lambda: ["text"])
-    """What counts of an item. Each field is looked for on its own, because a leak may hold the
-    question without the answer, and words across their seam stand in a row in one layout only. `a +
-    b` joins fields that are read as one text (a stem and its endings). A field with a list gives
-    one text per element; `a.b` looks into an object. Txt files have the field `text`.
+    """Fields of an item to look for. Each is looked for on its own, because a leak may hold the
+    question without the answer, and an n-gram across both would depend on the layout. `a + b` joins
+    fields that are read as one text (a stem and its endings). A field with a list gives one text
+    per element; `a.b` looks into an object. Txt files have the field `text`.
     """
     separator: str = "\n"
     """Txt only: what stands between items; "\\n\\n" makes each paragraph one."""
-    licence: Optional[str] = None
-    """Goes into the manifest."""
-    origin: Optional[str] = None
-    """Goes into the manifest: where the set came from, for a reader."""
+    licence: str | None = None
+    """Licence of the set, for the manifest."""
+    origin: str | None = None
+    """Where the set came from, in words, for the manifest."""
 
 
 @dataclass(kw_only=True)
 class DecontaminateConfig:
-    """Which evaluation sets the data are held against. A document is hit when it holds `ngram`
-    words in a row of an item, or the whole of a shorter text; case, punctuation and white space
-    make no difference (`words.plain_words`).
+    """Evaluation sets that the data must not contain.
+
+    A document is hit when it holds `ngram` words in a row of an item, or the whole of a shorter
+    text; case, punctuation and white space make no difference (`hashing.plain_words`).
     """
 
     against: dict[str, EvaluationSet] = field(default_factory=dict)
-    """Name -> file. What is not named here cannot get a clean score later."""
+    """Name -> file. A score on a set that is not named here can never be called clean."""
     ngram: int = 13
     """Words in a row that make a hit. 13 as in GPT-3 (Brown et al. 2020, appendix C)."""
     min_words: int = 8
     """Texts shorter than `ngram` are looked for as a whole when they have at least so many words.
-    Shorter ones ("the toilet filled with water") stand in innocent documents too; an item with no
-    longer text is counted as unchecked.
+    Shorter ones ("the toilet filled with water") occur in documents that leak nothing; an item with
+    no longer text is counted as unchecked.
     """
     action: Literal["remove", "mark"] = "remove"
     """remove: the document is left out. mark: it stays, with the names of the sets in its field
@@ -56,7 +57,7 @@ class DecontaminateConfig:
     """
 
     def validate(self) -> None:
-        """Checks what the types cannot say.
+        """Check what the types cannot say.
 
         Raises:
             UserError: A value is out of range, or a set has no fields.
@@ -113,9 +114,10 @@ def texts_of(record: Mapping[str, Any], fields: Iterable[str], where: str) -> li
 
 
 def content_sha256(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return the sha256 of the records as a bag.
+    """Hash the records as a bag.
 
-    It is the same whatever the file's name, format, packing, and the order of its rows and keys.
+    The hash does not depend on the file's name, format or packing, nor on the order of its rows and
+    keys.
     """
     canonical = sorted(
         json.dumps(record, sort_keys=True, separators=(",", ":"), default=str) for record in records
@@ -124,7 +126,7 @@ def content_sha256(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _values(value: Any, names: list[str], where: str) -> Iterator[str]:
-    """Yield the texts at the end of a path; null gives none, a number its digits."""
+    """Yield the texts at the end of a path: none for null, the digits of a number."""
     if isinstance(value, list):
         for element in value:
             yield from _values(element, names, where)

@@ -49,9 +49,9 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
     """Yield a directory to work in, and turn its `dataset` into `out` when the block succeeds.
 
     The state names the directory and lies in it: a task of another config that a cluster runs late
-    finds neither its directory nor its state, and cannot reach this one. What a run with the same
-    state left there after a fault is still in it; what other states left is removed. A lock, which
-    dies with its process, keeps two runs from sharing it.
+    finds neither its directory nor its state, and cannot write into this one. Files that a run with
+    the same state left after a fault are kept; those of other states are removed. A lock, which
+    ends with its process, keeps two runs from sharing the directory.
 
     Args:
         out: The dataset's directory.
@@ -99,9 +99,9 @@ def workspace(out: Path, state: str) -> Iterator[Path]:
 
 
 def clear(out: Path) -> None:
-    """Remove what a run that was killed after its last rename has left beside a finished dataset.
+    """Remove what a run that was killed after its last rename left beside a finished dataset.
 
-    While another run works there, nothing is removed.
+    Nothing is removed while another run works there.
     """
     root = partial(out)
     if not root.is_dir():
@@ -121,7 +121,7 @@ def clear(out: Path) -> None:
 
 
 def _worth_keeping(work: Path) -> bool:
-    """Check whether a task has ended here, or a cluster has left its logs."""
+    """Check whether a task has finished here, or a cluster has left its logs."""
     return any(work.glob("*/*.json")) or any(work.glob("*/logs"))
 
 

@@ -1,9 +1,9 @@
-"""Funnel: documents, bytes and tokens that leave each step of a source, and why others stayed.
+"""Funnel: documents, bytes and tokens that pass each step of a source, and why the others did not.
 
-Tokens are estimated from a sample of what a step let through. A text is cut into blocks of 2 KiB,
-and those with the smallest hashes are kept. So every byte has the same chance, long documents and
-short ones count by their size, and the sample depends neither on the order of the documents nor on
-their parts. Rejected documents are sampled likewise, for a person to read.
+Tokens are estimated from a sample of the text that passed a step: texts are cut into blocks of
+2 KiB, and the blocks with the smallest hashes are kept. So every byte has the same chance,
+documents count by their size, and the sample depends neither on the order of the documents nor on
+the parts. Rejected documents are sampled likewise, for a person to read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lit_pretrain.corpus.manifest import Step
 from lit_pretrain.prepare.filters.filter import Outcome
 
 BLOCK_BYTES = 2048
-"""A cut may split a word, which makes one token more in about 500."""
+"""Size of a block. A cut may split a word, which adds one token to about 500."""
 MOST = 64
 """Most blocks of a sample: 128 KiB. If blocks differ by 15 % in their bytes per token, the mean of
 64 is right to 2 %.
 """
 _SLACK = 16
-"""How many more blocks than a sample needs have hashes that count, so that a step which takes most
-of a source still leaves enough.
+"""How many times the blocks that a sample needs have hashes that count, so that enough are left
+after a step that removes most of a source.
 """
 
 TextBlock: TypeAlias = tuple[int, str, int]
@@ -36,9 +36,9 @@ TextBlock: TypeAlias = tuple[int, str, int]
 
 
 def block_threshold(total_bytes: int) -> int:
-    """Compute below which hash a block of a source of this size may count.
+    """Compute the hash below which a block of a source of this size may count.
 
-    This bounds what the parts of a large source write.
+    The threshold bounds how much the parts of a large source write.
     """
     return round(min(1.0, _SLACK * MOST * BLOCK_BYTES / max(1, total_bytes)) * 2**64)
 
@@ -83,7 +83,7 @@ class BlockSample:
 
 REJECTS_FILENAME = "rejects.jsonl"
 _TEXT_CHARACTERS = 2_000
-"""Characters kept of each."""
+"""Characters kept of a rejected document."""
 
 
 class RejectRecord(TypedDict):
@@ -96,9 +96,9 @@ class RejectRecord(TypedDict):
 
 
 class Rejects:
-    """Keep a sample of fixed size per (step, reason): the documents with the smallest hashes.
+    """Keep a sample of fixed size per step and reason: the documents with the smallest hashes.
 
-    The order in which they come makes no difference.
+    The order in which they are offered makes no difference.
     """
 
     def __init__(self, keep: int) -> None:
@@ -155,7 +155,7 @@ class StepRecord(TypedDict):
 
 @dataclass
 class StepCount:
-    """Count what one step lets through."""
+    """What passed one step, and why the rest did not."""
 
     name: str
     documents: int = 0
@@ -164,7 +164,7 @@ class StepCount:
     changed: Counter[str] = field(default_factory=Counter)
     sample: BlockSample = field(default_factory=BlockSample)
     base: str = ""
-    """Step whose sample this step's is a part of; empty if it has its own."""
+    """Step whose sample contains this step's sample; empty if the step has its own."""
 
     def dump(self) -> StepRecord:
         """Write the step as JSON."""
@@ -179,7 +179,7 @@ class StepCount:
         )
 
     def same_text(self, before: StepCount) -> bool:
-        """Check whether it let through, unchanged, all that the step before it did."""
+        """Check whether all documents of the step before passed, and unchanged."""
         return (
             not +self.removed
             and not {what for what in +self.changed if what != CUT}
@@ -201,8 +201,8 @@ class Funnel:
         self._below = below
         self._text, self._blocks = "", blocks("", 0)
 
-    def passed(self, name: str, text: str, size: int) -> None:
-        """Count a document that left a step.
+    def count_document(self, name: str, text: str, size: int) -> None:
+        """Count a document that passed a step.
 
         Args:
             name: Name of the step.
@@ -217,11 +217,11 @@ class Funnel:
         step.documents += 1
         step.bytes += size
 
-    def judged(self, names: Sequence[str], outcome: Outcome) -> None:
+    def count_outcome(self, names: Sequence[str], outcome: Outcome) -> None:
         """Count the outcome of the filters of these names for a document."""
         # A document that was removed passed only the first of them.
         for name, text, size in zip(names, outcome.texts, outcome.passed, strict=False):
-            self.passed(name, text, size)
+            self.count_document(name, text, size)
         for name, what in outcome.changed:
             self.steps[name].changed[what] += 1
         if not outcome.kept:
@@ -263,8 +263,8 @@ class Funnel:
                 if not after.same_text(step):
                     sample = self._sample(step)
                     size = sum(len(text.encode()) for text in sample)
-                    # A step that took nearly all of a huge source leaves no sample; the ratio of
-                    # what is left at the end must serve.
+                    # A step that removed nearly all of a huge source leaves no sample; then the
+                    # ratio of the last step is used.
                     ratio = sum(map(count, sample)) / size if size else tokens / max(1, after.bytes)
                     tokens, estimated = (
                         round(step.bytes * ratio) + separators * step.documents,
@@ -304,14 +304,14 @@ def step_after_removal(
     gone: Collection[int],
     removed: Mapping[str, int],
 ) -> StepRecord:
-    """Record the step of a part that follows another one and takes documents out.
+    """Record a step of a part that removes documents after another step.
 
     Args:
-        step: The one before.
-        name: The name of the new one.
+        step: The step before.
+        name: Name of the new step.
         documents: Documents that are left.
         size: UTF-8 bytes that are left.
-        gone: Numbers of the documents that were removed, among those that left the step before.
+        gone: Numbers of the removed documents, among those that passed the step before.
         removed: Reason -> documents that were removed.
     """
     return StepRecord(

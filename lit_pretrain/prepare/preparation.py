@@ -1,4 +1,4 @@
-"""One run of the pipeline: its inputs and directory, and what its stages found of every part."""
+"""One run of the pipeline: its inputs and directory, and what its stages found in every part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_pretrain.prepare.engine.task_stage import (
 from lit_pretrain.prepare.funnel import Funnel, RejectRecord, StepRecord
 from lit_pretrain.prepare.inputs import Inputs, cut
 from lit_pretrain.prepare.prepare_config import PrepareConfig
-from lit_pretrain.prepare.progress_table import working
+from lit_pretrain.prepare.progress_table import show_progress
 
 
 class CountsRecord(TypedDict):
@@ -49,7 +49,7 @@ class ExampleRecord(TypedDict):
 
 
 class CleanResult(TypedDict):
-    """What reading and cleaning found of a part: the result of a CleanTask."""
+    """What reading and cleaning found in a part: the result of a CleanTask."""
 
     funnel: list[StepRecord]
     """The steps of the part; later stages add theirs."""
@@ -71,8 +71,9 @@ class Preparation:
         config: What to prepare.
         inputs: The files of every source.
         work: The directory.
-        state: Hash of all that decides the files in it (`directory.workspace`).
-        versions: Versions of what makes the bytes; workers on other machines must have the same.
+        state: Hash of everything that decides the files in it (`directory.workspace`).
+        versions: Versions of the libraries that decide the bytes; workers on other machines must
+            have the same.
     """
 
     def __init__(
@@ -89,15 +90,15 @@ class Preparation:
         self.versions = versions
         self.parts = tuple(cut(inputs, config.part_bytes))
         self.clean: list[CleanResult] = []
-        """By part: what reading and cleaning found."""
+        """Results of reading and cleaning, by part."""
         self.left: list[int] = []
-        """By part: bytes that are left before documents are compared."""
+        """Bytes that are left before documents are compared, by part."""
         self.begins: tuple[int, ...] = ()
-        """By part: number of its first document in the corpus, before documents are compared."""
+        """Number of the first document in the corpus, before documents are compared, by part."""
         self.documents = 0
         """Documents of the corpus, before they are compared."""
         self.held_out: dict[str, dict[str, str]] = {}
-        """By source and held-out split: how its text was chosen (`Source.held_out`)."""
+        """How text was chosen for each held-out split, by source (`Source.held_out`)."""
         self._state = state
         self._engine = EngineConfig(
             engine=config.engine,
@@ -151,7 +152,7 @@ class Preparation:
         if not open_tasks:
             return stage.results()
         work = sum(sizes[number] for number in open_tasks)
-        with working(title, work, unit) as (advance, figures):
+        with show_progress(title, work, unit) as (advance, figures):
             if len(open_tasks) < len(sizes):
                 figures.append(
                     f"{len(sizes) - len(open_tasks)} of {len(sizes)} tasks were done before"
@@ -163,7 +164,7 @@ class Preparation:
         return stage.results()
 
     def number_documents(self) -> None:
-        """Note what is left of every part: from here on a document has a number in the corpus."""
+        """Number the documents that are left; from here on each has a number in the corpus."""
         self.left = self.bytes_left()
         counts = [result["funnel"][-1]["documents"] for result in self.clean]
         self.begins = tuple(itertools.accumulate(counts[:-1], initial=0))

@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def working(
+def show_progress(
     title: str, total: int, unit: Literal["bytes", "tasks"] = "bytes"
 ) -> Iterator[tuple[Advance, list[str]]]:
     """Show a step of the work: a bar on a terminal, and one line when it is done.

@@ -1,4 +1,4 @@
-"""Record: assemble the parts to a dataset, and write the manifest that says where it came from."""
+"""Record: assemble the parts to a dataset, and write the manifest that says where it comes from."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 STEP_TOKENS = 4096
 """Tokens that a step of `fit` reads by default: `data.global_batch_tokens` of `TextData`."""
 FEW_TOKENS = 1000
-"""Held-out tokens below which the loss is hardly worth a look: its standard error, with a deviation
-of 3 nats a token, is a tenth of a nat."""
+"""Held-out tokens below which the loss says little: at a standard deviation of 3 nats per token,
+its standard error is a tenth of a nat."""
 DECONTAMINATION_FILENAME = "contamination.json"
 """File of the dataset that counts the hits of evaluation sets, and shows both sides of a few."""
 
@@ -197,7 +197,7 @@ def _decontamination_records(
 
 
 def _write_rejects(run: Preparation) -> None:
-    """Write the samples of what each step left out, by source."""
+    """Write the samples of the documents that each step rejected, by source."""
     lines = []
     for name in run.inputs:
         kept = Rejects(run.config.keep_rejects)

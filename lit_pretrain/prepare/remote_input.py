@@ -1,4 +1,4 @@
-"""Remote input: list the files behind an address, and fetch whole local copies of them."""
+"""Remote input: list the files at an address, and fetch complete local copies of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import is_remote
 
 PAUSES = (1.0, 4.0, 15.0)
-"""Seconds before each further attempt: a busy object store recovers in this time, and a person is
-still willing to wait.
+"""Seconds before each further attempt: long enough for a busy object store to recover, and short
+enough for a person to wait.
 """
 _TIMEOUT = 60.0
 _BLOCK = 1 << 20
@@ -95,7 +95,7 @@ def url_file(address: str) -> RemoteFile:
 def local_copy(
     location: str, size: int, *, scratch: Path, storage_options: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """Yield a whole copy of a remote file while the block runs, or a local file as it is.
+    """Yield a complete copy of a remote file while the block runs, or a local file itself.
 
     Args:
         location: Path or address.
@@ -169,7 +169,7 @@ def _s3(storage_options: Mapping[str, Any]) -> Any:
 
 
 def _attempts(address: str, verb: str, do: Callable[[], _T]) -> _T:
-    """Run `do`, and again after a pause while the cause of a failure may pass."""
+    """Run `do`, and try again after a pause if the cause of the failure may be temporary."""
     for pause in (*PAUSES, None):
         try:
             return do()

@@ -1,11 +1,10 @@
-"""Rerun: check that a finished dataset is the one that the config describes."""
+"""Rerun: check that a finished dataset is what the config and its input describe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
@@ -13,7 +12,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash, file_sha256, is_remote
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
 from lit_pretrain.prepare.prepare_config import PrepareConfig
-from lit_pretrain.prepare.progress_table import say, working
+from lit_pretrain.prepare.progress_table import say, show_progress
 from lit_pretrain.prepare.stages.train_tokenizer import load_tokenizer
 from lit_pretrain.prepare.versions import CONTENTS, versions
 from lit_pretrain.record_files import read_records
@@ -40,7 +39,7 @@ def refuse_difference(out: Path, existing: Manifest, config: PrepareConfig) -> N
         ]
     if differences:
         raise UserError(
-            f"{out} was prepared otherwise:\n  "
+            f"{out} was prepared from another config or input:\n  "
             + "\n  ".join(differences)
             + "\nChoose another `out`, or remove that directory to prepare it again."
         )
@@ -99,7 +98,7 @@ def _content(name: str, found: Inputs) -> str:
         return file.name, sha256
 
     with (
-        working(f"compare the files of {name} with those that were read", found.bytes) as (
+        show_progress(f"compare the files of {name} with those that were read", found.bytes) as (
             advance,
             _,
         ),
@@ -143,7 +142,7 @@ def _changed_filters(existing: Manifest, config: PrepareConfig) -> Iterator[str]
             yield f"content of {name}: {there} there, {here} here"
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
     """Flatten nested mappings to dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix: value}

@@ -53,8 +53,8 @@ def versions(config: PrepareConfig) -> dict[str, str]:
     }
 
 
-def difference(there: Mapping[str, str]) -> str:
-    """Say in words how this machine differs from another one's versions; empty if it does not."""
+def version_difference(there: Mapping[str, str]) -> str:
+    """Describe how the versions on this machine differ from another's; empty if they do not."""
     here = {
         "lit_pretrain": lit_pretrain.__version__,
         "python": platform.python_version(),
@@ -69,7 +69,7 @@ def difference(there: Mapping[str, str]) -> str:
 
 
 def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
-    """Add the libraries that the filters of a source use, and the user's own modules and lists."""
+    """Add the libraries, the user's own modules and the lists that a source's filters use."""
     for spec in expand_filters(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
@@ -85,7 +85,7 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
 
 
 def _class_path(path: str, names: set[str], contents: set[str]) -> None:
-    """Add the package that a user's class comes from; its module's file if it has none."""
+    """Add the package of a user's class, or its module if it belongs to none."""
     # A module of the user's own belongs to no installed package.
     packages = importlib.metadata.packages_distributions().get(path.partition(".")[0], [])
     names.update(package for package in packages if package != "lit_pretrain")

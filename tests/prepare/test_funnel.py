@@ -30,9 +30,9 @@ def tokens(text: str) -> int:
 def counted(texts: Sequence[str], below: int = 2**64) -> Funnel:
     funnel = Funnel(["read", "short"], below)
     for text in texts:
-        funnel.passed("read", text, len(text.encode()))
+        funnel.count_document("read", text, len(text.encode()))
         if len(text) < 3000:
-            funnel.passed("short", text, len(text.encode()))
+            funnel.count_document("short", text, len(text.encode()))
         else:
             funnel.steps["short"].removed["long"] += 1
     return funnel

@@ -285,7 +285,7 @@ def test_a_file_that_changes_while_it_is_read(
             yield found
 
     monkeypatch.setattr(JsonlReader, "records", with_a_writer)
-    with pytest.raises(UserError, match=r"code\.jsonl changed while the run was at work on it"):
+    with pytest.raises(UserError, match=r"code\.jsonl changed while it was read"):
         prepare(config(corpus))
 
 

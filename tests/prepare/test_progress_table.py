@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_pretrain.prepare.progress_table import working
+from lit_pretrain.prepare.progress_table import show_progress
 
 ROOT = Path(__file__).parents[2]
 BYTES = [
@@ -104,7 +104,7 @@ def test_every_step_has_a_bar(tmp_path: Path) -> None:
 
 
 def test_quiet_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with working("count", 3, "tasks") as (advance, figures):
+    with show_progress("count", 3, "tasks") as (advance, figures):
         advance(3)
         figures.append("three")
     assert re.fullmatch(r"prepare: count: three, \d\.\d s\n", capsys.readouterr().err)

@@ -12,7 +12,7 @@ import pytest
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, NearConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
-from lit_pretrain.prepare.versions import difference, versions
+from lit_pretrain.prepare.versions import version_difference, versions
 
 ALWAYS = {
     "lit_pretrain",
@@ -73,10 +73,10 @@ def test_a_filter_of_ones_own_counts_by_its_file(
     asked = config(filters=["ones_own_filters.keep"])
     first = versions(asked)
     assert first["module ones_own_filters"].startswith("sha256:")
-    assert not difference(first)
+    assert not version_difference(first)
     (tmp_path / "ones_own_filters.py").write_text("def keep(document, view): return False\n")
     assert versions(asked) != first
-    assert difference(first).startswith("module ones_own_filters is sha256:")
+    assert version_difference(first).startswith("module ones_own_filters is sha256:")
     assert "ones_own_filters" not in sys.modules, "looking at it does not run it"
 
 
@@ -91,14 +91,14 @@ def test_the_lists_of_a_filter_count_by_their_content(tmp_path: Path) -> None:
     assert set(first) - ALWAYS == {f"file {tmp_path / 'words.txt'}"}
     (tmp_path / "words.txt").write_text("worse\n")
     assert versions(asked) != first
-    assert "words.txt is sha256:" in difference(first)
+    assert "words.txt is sha256:" in version_difference(first)
 
 
 def test_another_machine_is_told_apart() -> None:
     here = versions(config())
-    assert not difference(here)
+    assert not version_difference(here)
     assert (
-        difference(here | {"tokenizers": "0.1", "unicode": "1.0"})
+        version_difference(here | {"tokenizers": "0.1", "unicode": "1.0"})
         == f"unicode is {unicodedata.unidata_version} here, 1.0 there, tokenizers is"
         f" {here['tokenizers']} here, 0.1 there"
     )

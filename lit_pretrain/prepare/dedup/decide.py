@@ -1,12 +1,12 @@
 """Decide: which candidates go, and for which document that stays.
 
-Documents are taken in an order, and each is compared with those before it *that stay*, never with
-one that went: no document is removed over a chain of others, no pair below a threshold is merged,
-whatever a document went for is there in the end, and a second run finds nothing. The order is that
-of the corpus, except that a document that contains others comes before the first of them: where a
-chapter comes before its book, it is the book that the others are compared with. Of two documents
-that are nearly the same, neither contains the other: the first one stays. A copy goes whenever the
-first of its text goes, for the same reason and document.
+Documents are taken in an order, and each is compared only with earlier ones *that stay*, never with
+one that went. So no document is removed through a chain of others, no pair below a threshold is
+merged, the document for which another one went is still there at the end, and a second run finds
+nothing. The order is that of the corpus, except that a document that contains others comes before
+the first of them: where a chapter precedes its book, the others are compared with the book. Two
+documents that are nearly the same do not contain each other; the first one stays. A copy goes
+whenever the first of its text goes, for the same reason and document.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _nearest(
     return best
 
 
-# Settle: sort the verdicts on groups by the parts whose documents they are about.
+# What is left of each part, by the decisions about all groups.
 
 STRETCH = 1 << 24
 """Documents, roughly, of the consecutive parts that one task settles. It holds 9 bytes for each

@@ -30,10 +30,10 @@ BATCH_EDGES = 1 << 24
 
 
 class Copies:
-    """The documents that are copies of an earlier one, as one bit per document.
+    """Which documents are copies of an earlier one, as one bit per document.
 
-    They are left out of every other comparison: a copy goes whenever the first of its text goes,
-    and several copies would count as several documents.
+    Copies take part in no other comparison: a copy goes whenever the first of its text goes, and
+    several copies would count as several documents.
     """
 
     def __init__(self, files: Sequence[Path], documents: int) -> None:
@@ -45,8 +45,8 @@ class Copies:
     def __contains__(self, document: int) -> bool:
         return bool(self._bits[document >> 3] >> (document & 7) & 1)
 
-    def among(self, documents: Numbers) -> npt.NDArray[np.bool_]:
-        """Tell of each document whether it is a copy."""
+    def mask(self, documents: Numbers) -> npt.NDArray[np.bool_]:
+        """Tell for each document whether it is a copy."""
         bits: npt.NDArray[np.bool_] = (
             self._bits[documents >> 3] >> (documents & 7).astype(np.uint8) & 1
         ).astype(bool)
@@ -97,10 +97,10 @@ def find_band(
     for path, begin in zip(sketches, begins, strict=True):
         keys = load_column(path, "band_keys")[band]
         here = in_range(keys, number, ranges)
-        # NO_KEY, which is 0, joins nobody.
+        # NO_KEY, which is 0, joins no documents.
         here = slice(max(here.start, int(np.searchsorted(keys, np.uint64(1)))), here.stop)
         owners = load_column(path, "band_documents")[band][here].astype(np.int64) + begin
-        first = ~copies.among(owners)
+        first = ~copies.mask(owners)
         found.append(keys[here][first])
         documents.append(owners[first])
     values, numbers = np.concatenate(found), np.concatenate(documents)
@@ -112,7 +112,9 @@ def find_band(
 def _star(differs: npt.NDArray[np.bool_], documents: Numbers) -> tuple[Numbers, Numbers]:
     """Join each document to the first of its run of equal keys.
 
-    `differs` says where, after the first document, runs begin.
+    Args:
+        differs: For every document but the first, whether its key differs from the one before.
+        documents: The documents, sorted by key.
     """
     begins = np.concatenate([np.ones(min(1, len(documents)), bool), differs])
     first = documents[np.flatnonzero(begins)][np.cumsum(begins) - 1]
@@ -179,7 +181,7 @@ def find_overlap(
         keys = load_column(path, "sample_keys")
         here = in_range(keys, number, ranges)
         places = load_column(path, "sample_documents")[here].astype(np.int64)
-        first = ~copies.among(places + begin)
+        first = ~copies.mask(places + begin)
         found.append(keys[here][first])
         documents.append(places[first] + begin)
         sizes.append(load_column(path, "distinct")[places[first]])
@@ -286,8 +288,8 @@ def find_containers(
 def group_candidates(copies: Sequence[Path], edges: Sequence[Path], out: Path) -> int:
     """Find the connected components of all edges and distribute them over groups.
 
-    Holds about 140 bytes for each candidate and for each edge of a batch; documents that resemble
-    no other cost nothing.
+    Holds about 140 bytes for each candidate and for each edge of a batch; documents without an edge
+    cost nothing.
 
     Args:
         copies: Files of edges between exact copies.

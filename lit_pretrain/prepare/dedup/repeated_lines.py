@@ -53,7 +53,7 @@ def store_lines(documents: Iterable[tuple[int, Document]], out: Path, config: Li
     return len(hashes)
 
 
-def find_repeated(
+def find_repeated_lines(
     files: Sequence[Path], number: int, ranges: int, out: Path, config: LinesConfig
 ) -> int:
     """Write the lines of one range that occur in `min_count` documents, with the first of these.
@@ -82,11 +82,11 @@ def find_repeated(
     return int(often.sum())
 
 
-class Repeated:
+class RepeatedLines:
     """The repeated lines of a part.
 
     Args:
-        files: Files of `find_repeated`, of all ranges.
+        files: Files of `find_repeated_lines`, of all ranges.
         lines: File of `store_lines`, of the part.
     """
 
@@ -104,7 +104,7 @@ class Repeated:
         self._hashes: npt.NDArray[np.uint64] = np.concatenate(hashes)
         self._owners: npt.NDArray[np.int64] = np.concatenate(owners)
 
-    def without(self, text: str, document: int, config: LinesConfig) -> tuple[str, int]:
+    def drop_from(self, text: str, document: int, config: LinesConfig) -> tuple[str, int]:
         """Take out the lines that an earlier document holds, and count them.
 
         Args:

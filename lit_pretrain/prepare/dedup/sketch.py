@@ -149,26 +149,26 @@ def _band_keys(sets: list[npt.NDArray[np.uint64]], config: NearConfig) -> npt.ND
 def store_shingles(
     documents: Iterable[Document], begin: int, end: int, candidates: Path, out: Path, words: int
 ) -> int:
-    """Write the shingles of those documents of a part that are compared by them.
+    """Write the shingles of the candidates of a part: the documents that an edge joins.
 
     Args:
         documents: The documents of the part.
         begin: Number of its first document in the corpus.
-        end: The one after its last.
+        end: Number of the document after its last.
         candidates: The directory that `group_candidates` wrote.
-        out: A directory of arrays: documents [D] (the numbers of those documents), offsets [D + 1]
-            (where the shingles of each begin), and a file of all shingles, flat, so that readers
-            can map it.
+        out: A directory for: documents [D], the numbers of the candidates; offsets [D + 1], where
+            the shingles of each begin; and a file of all shingles one after the other, which
+            readers map.
         words: Words in a shingle.
 
     Returns:
-        Number of such documents.
+        Number of candidates.
     """
     compared = load_column(candidates, "compared")
-    here = slice(*np.searchsorted(compared, [begin, end]).tolist())
-    mine = np.asarray(compared[here])
-    wanted = set(mine.tolist())
-    lengths = [0]
+    first, last = np.searchsorted(compared, [begin, end]).tolist()
+    numbers = np.asarray(compared[first:last])
+    wanted = set(numbers.tolist())
+    lengths = [0]  # shingles of each candidate, behind a 0 for the first offset
     with atomic_path(out) as scratch:
         scratch.mkdir()
         with (scratch / _FLAT).open("wb") as flat:
@@ -177,15 +177,13 @@ def store_shingles(
                     hashes = shingles(document.text, words)
                     flat.write(hashes.tobytes())
                     lengths.append(len(hashes))
-        np.save(scratch / "documents.npy", mine)
+        np.save(scratch / "documents.npy", numbers)
         np.save(scratch / "offsets.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
-    return len(mine)
+    return len(numbers)
 
 
 class Shingles:
-    """The shingles of some documents, mapped from the files of the parts.
-
-    Only what is looked at is read.
+    """The shingles of some documents, mapped from the files of the parts and read on demand.
 
     Args:
         paths: Files of `store_shingles`, of all parts.

@@ -20,7 +20,7 @@ from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.engine.task_stage import Advance, EngineConfig, TaskStage
-from lit_pretrain.prepare.versions import difference
+from lit_pretrain.prepare.versions import version_difference
 
 _POLL_SECONDS = 0.5
 _GROUP_BYTES = 32 << 20
@@ -81,7 +81,7 @@ class ClusterTask:
 
     def __call__(self, data: object, rank: int, world_size: int) -> tuple[()]:
         """Do the tasks of a rank that are not done: an earlier process may have died among them."""
-        if what := difference(self._versions):
+        if what := version_difference(self._versions):
             raise RuntimeError(
                 f"this machine would make other bytes than the one that started the run: {what}"
             )

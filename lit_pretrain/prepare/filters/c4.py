@@ -4,13 +4,13 @@ Raffel et al. (2020), Exploring the Limits of Transfer Learning (JMLR 21, 20-074
 the three rules that are only in the authors' code (words too long, citation marks, policy lines).
 The same verdicts and texts as datatrove 0.10.1.
 
-What it shares with datatrove and the authors' code, against the letter of the paper: "lorem ipsum"
-and a curly bracket remove the page only from a line that the rules before it have left, so that a
-page of code is mostly removed for having no sentences; and words are counted before citation marks
-are taken out (the authors: after). The paper's list of bad words is not part of this filter.
+Like datatrove and the authors' code, and against the letter of the paper, "lorem ipsum" and a curly
+bracket remove the page only when they occur in a line that the earlier rules have kept. So a page
+of code is mostly removed for having no sentences. Words are counted before citation marks are
+removed (the authors count after). The paper's list of bad words is not part of this filter.
 
-Sentences are counted by their ends, where the authors use NLTK's Punkt, a trained model: the number
-matters only for pages of fewer kept lines than `min_sentences`, since a line has at least one.
+Sentences are counted by their ends; the authors use NLTK's Punkt, a trained model. The number
+matters only for pages with fewer kept lines than `min_sentences`, since a line has at least one.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Filter(Protocol):
 
 
 class Verdict(NamedTuple):
-    """Keep or remove a document, and why."""
+    """Whether a document stays, and why."""
 
     keep: bool
     """False removes the document."""
@@ -139,8 +139,8 @@ class Outcome:
     """What the filters of a chain decided about one document."""
 
     document: Document
-    """The document as the last filter saw it, with the edits and fields of those that it passed.
-    A removed one is kept in this form as a reject.
+    """The document as the last filter saw it, with the edits and fields of the filters before.
+    This is also what a reject shows.
     """
     removed_by: str
     """Name of the filter that removed it; empty if it is kept."""
@@ -284,10 +284,12 @@ def _find(path: str) -> Any:
 
 
 def _check_names(spec: FilterSpec, signature: inspect.Signature, *, skip: int) -> None:
-    """Refuse arguments that the callable does not take, and ask for those that it needs.
+    """Refuse arguments that the callable does not take, and name those that it needs.
 
-    `skip` is the number of leading parameters that are no arguments: document and view of a
-    function.
+    Args:
+        spec: The filter in the config.
+        signature: Signature of its class or function.
+        skip: Leading parameters that are no arguments: document and view of a function.
     """
     parameters = list(signature.parameters.values())[skip:]
     named = {
@@ -312,21 +314,21 @@ def _check_names(spec: FilterSpec, signature: inspect.Signature, *, skip: int) -
         raise UserError(f"filters: {spec.class_path} needs init_args: {', '.join(missing)}")
 
 
-def _typed_arguments(spec: FilterSpec, target: Any) -> dict[str, Any]:
-    """Check the arguments of one of our classes against its annotations."""
+def _typed_arguments(spec: FilterSpec, target: Any) -> Mapping[str, Any]:
+    """Parse the arguments of one of our classes by its annotations."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(target)
     try:
-        values: dict[str, Any] = parser.parse_object(dict(spec.init_args)).as_dict()
+        values: Mapping[str, Any] = parser.parse_object(dict(spec.init_args)).as_dict()
     except ArgumentError as error:
         raise UserError(f"filters: {spec.class_path}: {error.message}") from None
     return values
 
 
-# Which characters end a sentence, and which make a word of symbols.
-# Code points in hexadecimal, so that no verdict depends on the Unicode version of a library.
+# The characters that end a sentence, and those that make a word of symbols, as code points in
+# hexadecimal: no verdict depends on the Unicode version of a library.
 _SENTENCE_ENDS = """
 21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e
 1735-1736 17d4-17d6 17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e

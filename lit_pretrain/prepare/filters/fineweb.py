@@ -1,11 +1,11 @@
-"""FineWeb's own rules: lists, menus and pages that repeat their lines.
+"""FineWeb's own rules, against lists, menus and pages that repeat their lines.
 
 Penedo et al. (2024), The FineWeb Datasets (arXiv:2406.17557), section 3.6 "Developing additional
 heuristic filters"; the rule on line breaks per word is only in their code. The same verdicts as
 datatrove 0.10.1, with which the dataset was made.
 
-The paper gives 0.1 for characters in repeated lines; their code runs with 0.01, and so do we by
-default. Bounds are strict as in the code. FineWeb ran these after other rules; the whole recipe is
+For characters in repeated lines the paper gives 0.1; their code runs with 0.01, which is our
+default. Bounds are strict, as in the code. FineWeb ran these after other rules; the whole recipe is
 in `lit_pretrain.prepare.filters.filter_spec`.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 Span = tuple[int, int]
 """Start and end of a finding in the text, in characters."""
 
-# RFC 5321 §4.5.3.1.1: at most 64 characters before the @. RFC 5322 allows more signs there than
-# anybody uses.
+# RFC 5321 §4.5.3.1.1: at most 64 characters before the @. Of the signs that RFC 5322 allows, those
+# in use.
 _LOCAL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,62}[A-Za-z0-9_+-])?\Z")
 _LOCAL_RUN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+'-")
 _DOMAIN = re.compile(

@@ -1,4 +1,4 @@
-"""Keys: private keys and access tokens, by the forms that their issuers publish for scanners."""
+"""Keys: private keys and access tokens, by the patterns that their issuers publish for scanners."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ _FORMS = tuple(
         ),
     )
 )
-"""(what must occur in the text, the whole form). Each form begins with its literal, so that a
-search runs at the speed of a string search.
+"""(literal that must occur in the text, pattern of the whole). Most texts hold none of the literals
+and cost only string searches; a pattern begins with its literal, so that it is found as fast.
 """
 
 

@@ -1,4 +1,4 @@
-"""Redaction: personal data in a text is replaced by what depends on the value and config alone."""
+"""Redaction: replace personal data in a text, by a function of the value and the config alone."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Redactor:
         """
         counts: Counter[PiiKind] = Counter()
         before = None
-        # A replacement may free its neighbours: go on until nothing is found, or a second run would
-        # find more.
+        # A replacement may uncover its neighbours: go on until nothing is found, or a second run
+        # would find more.
         while text != before:
             before = text
             shape = text.encode("utf-8", "surrogatepass").translate(_SHAPE)

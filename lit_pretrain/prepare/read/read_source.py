@@ -45,9 +45,9 @@ _CURES = {
 class SourceReader:
     """Iterate over the documents and bad records of files, in their order, and count them.
 
-    Each reader is good for one pass. It holds one record (a few hundred rows of a table); where
-    `id` is mapped, also a 64-bit hash of each id of the current file. A damaged file gives the
-    documents before the damage and one bad record, and the next file is read.
+    Each reader serves one pass. It holds one record (of a table, a few hundred rows) and, if the
+    source maps `id`, a 64-bit hash of each id of the current file. A damaged file yields the
+    documents before the damage and one bad record; then the next file is read.
 
     Args:
         source: The source's config.
@@ -196,16 +196,15 @@ class SourceReader:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Return what differs after somebody has written to a file: its size, and its time in ns."""
+    """Return size and time of change (ns) of a file, which differ after somebody wrote to it."""
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns
 
 
 def _changed(file: InputFile) -> UserError:
-    """Make the error for a file that somebody writes to while it is read."""
+    """Return the error for a file that changes while it is read."""
     return UserError(
-        f"{file.location} changed while the run was at work on it. Run again when nobody writes"
-        " to it."
+        f"{file.location} changed while it was read. Run again when nobody writes to it."
     )
 
 
@@ -261,18 +260,18 @@ class ReadCounts:
 def check_bad(
     name: str, counts: ReadCounts, examples: Mapping[str, BadRecord], limit: float
 ) -> None:
-    """Refuse a source too much of which could not be used.
+    """Refuse a source if too many of its records, or of its bytes, could not be used.
 
     Args:
         name: Name of the source.
         counts: Counts over all its files.
         examples: Reason -> the first bad record.
-        limit: `max_bad_fraction`: of the records, and of the input's bytes for what could not be
-            read of damaged files.
+        limit: `max_bad_fraction`, a fraction of the records and, for what could not be read of
+            damaged files, of the input's bytes.
 
     Raises:
-        UserError: More is bad. The message lists the reasons with their counts and first examples,
-            and what to do.
+        UserError: More than the limit is bad. The message lists the reasons with their counts, the
+            first example of each, and what to do.
     """
     bad = counts.bad.total()
     too_many = bad > limit * counts.records

@@ -167,12 +167,12 @@ class RawText:
     fields: Mapping[str, str] = field(default_factory=dict)
     """What else the record says about the document, by our names (`TEXT_FIELDS`)."""
     replaced: bool = False
-    """Whether the reader has replaced bytes that are not UTF-8."""
+    """Whether the reader replaced bytes that are not UTF-8."""
 
 
 @dataclass(frozen=True)
 class NoText:
-    """A record without text that is no fault, such as an image in a crawl; it is only counted."""
+    """A record that rightly has no text, such as an image in a crawl; it is only counted."""
 
     reason: str
 
@@ -182,7 +182,7 @@ class BadRecord:
     """A record that could not be used; the fields are what the reject file shows."""
 
     origin: str
-    """As a document's origin; the file alone where all of it or its rest is meant."""
+    """As a document's origin; the name of the file alone if all of it, or its rest, is bad."""
     reason: str
     """not_json, missing_field, wrong_type, duplicate_id, undecodable, too_large, unparsable or
     damaged_file.
@@ -219,7 +219,7 @@ class DamagedFile(Exception):
 
     def __init__(self, cause: str, unread_bytes: int) -> None:
         super().__init__(cause)
-        # What a cut file lacks cannot be known, but it is something.
+        # How much a cut file lacks cannot be known, but it is more than nothing.
         self.unread_bytes = max(1, unread_bytes)
 
 

@@ -40,9 +40,11 @@ def _zstd() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
 
-# Suffix -> what makes a decompressor, and packed bytes unpacked at a time. These bound the memory
-# where a file unpacks to very much more than its size (gzip 1,000 times, zstd 30,000, bzip2 a
-# million), and what is lost before the damage.
+# Suffix -> function that makes a decompressor, and packed bytes to unpack at a time. Small pieces
+# bound the memory where a file unpacks to far more than its size (gzip up to 1,000 times, zstd
+# 30,000, bzip2 a million), and how much text before a damage is lost. The libraries' own readers
+# either take a cut file for a whole one (zstandard) or drop what they had unpacked before the
+# damage (pyarrow).
 _DECOMPRESSORS: dict[str, tuple[Callable[[], Any], int]] = {
     ".gz": (_gzip, 1 << 14),
     ".zst": (_zstd, 1 << 11),
@@ -50,7 +52,7 @@ _DECOMPRESSORS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
-def packed_or_not(*suffixes: str) -> tuple[str, ...]:
+def packed_suffixes(*suffixes: str) -> tuple[str, ...]:
     """List each suffix as it is and with those of packed files: .txt, .txt.gz, ..."""
     return tuple(f"{suffix}{packed}" for suffix in suffixes for packed in ("", *_DECOMPRESSORS))
 
@@ -58,10 +60,10 @@ def packed_or_not(*suffixes: str) -> tuple[str, ...]:
 class TextReader(FileReader):
     """Read plain text: a file is one document, or several with a separator between them.
 
-    Holds at most one document. Of one that is too large it keeps no more than shows that.
+    Holds at most one document. Of one that is too large, it keeps just enough to know that.
     """
 
-    suffixes: ClassVar = packed_or_not(".txt", ".md")
+    suffixes: ClassVar = packed_suffixes(".txt", ".md")
     options: ClassVar = (*FileReader.options, "separator")
 
     def records(self, path: Path, name: str) -> Iterator[RawText]:
@@ -79,9 +81,9 @@ class TextReader(FileReader):
 
 
 def split_stream(file: io.BufferedIOBase, separator: bytes, limit: int) -> Iterator[bytes]:
-    """Yield what stands between separators.
+    """Yield the pieces between separators.
 
-    Of a piece longer than `limit` only the beginning is kept: enough to know that it is too large.
+    Of a piece longer than `limit`, only the beginning is kept: enough to know that it is too large.
     """
     rest, beginning = b"", None
     while block := file.read1(BLOCK_BYTES):  # `read` would lose what came before a damage.
@@ -104,7 +106,7 @@ class JsonlReader(FileReader):
     there are other fields.
     """
 
-    suffixes: ClassVar = packed_or_not(".jsonl")
+    suffixes: ClassVar = packed_suffixes(".jsonl")
     options: ClassVar = (*FileReader.options, "fields")
 
     def records(self, path: Path, name: str) -> Iterator[RawText | BadRecord]:
@@ -205,7 +207,7 @@ class _UnpackedFile(io.RawIOBase):
         return count
 
     def _fill(self) -> bool:
-        """Unpack a piece; return whether there was one."""
+        """Unpack the next piece; return False at the end of the file."""
         packed = self._packed or self._file.read(self._piece)
         self._packed = b""
         if not packed:

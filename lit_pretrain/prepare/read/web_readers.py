@@ -17,7 +17,7 @@ from lit_pretrain.prepare.read.reader import (
     RawText,
     ReadPolicy,
 )
-from lit_pretrain.prepare.read.text_readers import open_unpacked, packed_or_not, unread_bytes
+from lit_pretrain.prepare.read.text_readers import open_unpacked, packed_suffixes, unread_bytes
 
 MAX_PAGE_BYTES = 20_000_000
 """Larger pages are not parsed: the tree takes some twenty times as much memory, and no article is
@@ -47,7 +47,7 @@ _WARC_FIELDS = {
 class HtmlReader(FileReader):
     """Read HTML files: each is a page, whose main text is a document. Holds one page."""
 
-    suffixes: ClassVar = packed_or_not(".html", ".htm")
+    suffixes: ClassVar = packed_suffixes(".html", ".htm")
     packages: ClassVar = ("lxml", "trafilatura")
     install: ClassVar = "'lit_pretrain[web]'"
 
@@ -65,7 +65,7 @@ class WarcReader(FileReader):
     as requests, are passed over. Holds one record. Origins count all records of the file, from 0.
     """
 
-    suffixes: ClassVar = packed_or_not(".warc", ".wet")
+    suffixes: ClassVar = packed_suffixes(".warc", ".wet")
     packages: ClassVar = ("lxml", "trafilatura", "warcio")
     install: ClassVar = "'lit_pretrain[web]'"
 
@@ -102,7 +102,7 @@ class WarcReader(FileReader):
 
 
 class _AvailableBytes:
-    """Read what is available, so that nothing that came before a damage is lost."""
+    """Return the bytes that are available, so that nothing before a damage is lost."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.read = file.read1
@@ -133,7 +133,7 @@ def _read_record(
         page = record.content_stream().read(MAX_PAGE_BYTES + 1)
     except DamagedFile:
         raise
-    except Exception as error:  # The server did not keep to the encoding that it declared.
+    except Exception as error:  # The bytes are not in the encoding that the server declared.
         return BadRecord.of(origin, "unparsable", f"{type(error).__name__}: {error}")
     return read_page(origin, page, _charset(parameters), fields)
 
@@ -181,7 +181,7 @@ def main_text(page: bytes, charset: str | None = None) -> tuple[str, str | None]
         The text, empty where there is none, and the page's title.
 
     Raises:
-        Exception: Of any kind; lxml and trafilatura meet pages that nobody foresaw.
+        Exception: Any; lxml and trafilatura fail in many ways on malformed pages.
     """
     import trafilatura
 
@@ -197,8 +197,8 @@ def main_text(page: bytes, charset: str | None = None) -> tuple[str, str | None]
 def _decode(page: bytes, charset: str | None) -> str | bytes:
     """Decode a page, or return its bytes for trafilatura to guess.
 
-    UTF-8 is tried first, for pages in UTF-8 that declare Latin-1 are common and the reverse is not
-    seen; then each declared encoding.
+    UTF-8 is tried first, since pages in UTF-8 that declare Latin-1 are common and the reverse is
+    not seen; then each declared encoding.
     """
     declared = [charset] if charset else []
     if found := _META_CHARSET.search(page, 0, 4096):

@@ -1,4 +1,7 @@
-"""Clean: all steps that look at one document at a time, from raw files to documents to compare."""
+"""Clean: all steps that look at one document at a time, from raw files to the documents to compare.
+
+The steps are read → filters → decontaminate → pii.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from lit_pretrain.prepare.stages.ids import (
 
 @dataclass(frozen=True)
 class CleanTask:
-    """Clean one part: read → filters → decontaminate → pii."""
+    """Clean one part."""
 
     config: PrepareConfig
     parts: tuple[Part, ...]
@@ -74,13 +77,13 @@ class CleanTask:
                     )
                     continue
                 size = len(document.utf8)
-                steps.funnel.passed("read", document.text, size)
+                steps.funnel.count_document("read", document.text, size)
                 if (kept := steps.judge(document)) is not None:
                     writer.add(kept)
                     if place is not None and (key := id_hash(kept, place)) is not None:
                         ids.append(key)
-                # Packed text is larger than its file, and a table holds more than text. So the
-                # text moves the bar within its file, and the end of the file sets it right.
+                # Packed text is larger than its file, and a table holds more than text. So text
+                # moves the bar only within the share of its file, whose end corrects it.
                 file = len(reader.files)
                 now = min(ends[file], max(ends[file - 1], reported + size))
                 advance(now - reported)
@@ -95,7 +98,7 @@ class CleanTask:
             funnel=steps.funnel.dump(),
             files=reader.files,
             rejects=steps.rejects.dump(),
-            decontamination=steps.tally.to_json(),
+            decontamination={} if steps.tally is None else steps.tally.to_json(),
             read=_counts_record(reader.counts),
             bad={reason: _example_record(record) for reason, record in reader.examples.items()},
         )
@@ -117,12 +120,12 @@ class _Steps:
         later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
         self.funnel = Funnel(["read", *self._chain.names, *later], below)
         self.rejects = Rejects(config.keep_rejects)
-        self.tally = DecontaminationTally()
+        self.tally = None if self._index is None else DecontaminationTally()
 
     def judge(self, document: Document) -> Document | None:
         """Return the document as the steps leave it; None when one of them removes it."""
         outcome = self._chain(document)
-        self.funnel.judged(self._chain.names, outcome)
+        self.funnel.count_outcome(self._chain.names, outcome)
         if not outcome.kept:
             self.rejects.offer(
                 outcome.removed_by, outcome.reason, outcome.document.origin, outcome.document.text
@@ -132,12 +135,12 @@ class _Steps:
         return None if kept is None else self._redact(kept)
 
     def _decontaminate(self, document: Document) -> Document | None:
-        if self._index is None:
+        if self._index is None or self.tally is None:
             return document
         assert self._config.decontaminate is not None
         hits = self._index.check(document.text)
         self.tally.add(self._source, document.origin, hits)
-        kept = removed_or_marked(document, hits, self._config.decontaminate)
+        kept = apply_action(document, hits, self._config.decontaminate)
         names = "+".join(sorted({hit.set for hit in hits}))
         if kept is None:
             self.funnel.steps["decontaminate"].removed[names] += 1
@@ -145,7 +148,7 @@ class _Steps:
             return None
         if hits:
             self.funnel.steps["decontaminate"].changed[f"marked {names}"] += 1
-        self.funnel.passed("decontaminate", kept.text, len(kept.utf8))
+        self.funnel.count_document("decontaminate", kept.text, len(kept.utf8))
         return kept
 
     def _redact(self, document: Document) -> Document:
@@ -156,14 +159,14 @@ class _Steps:
             self.funnel.steps["pii"].changed[f"with {kind}"] += 1
         if counts:
             document = dataclasses.replace(document, text=text)
-        self.funnel.passed("pii", document.text, len(document.utf8))
+        self.funnel.count_document("pii", document.text, len(document.utf8))
         return document
 
 
-def removed_or_marked(
+def apply_action(
     document: Document, hits: Sequence[DecontaminationHit], config: DecontaminateConfig
 ) -> Document | None:
-    """Apply the config's action to a document that holds evaluation items.
+    """Apply `decontaminate.action` to a document that holds evaluation items.
 
     Returns:
         None to remove it, or the document with the names of the sets in its field `contamination`.
@@ -177,7 +180,7 @@ def removed_or_marked(
 
 
 def _counts_record(counts: ReadCounts) -> CountsRecord:
-    """Write the counts of a reader as JSON; the inverse of `_read_counts`."""
+    """Write the counts of a reader as JSON; `_read_counts` is the inverse."""
     return CountsRecord(
         input_bytes=counts.input_bytes,
         records=counts.records,

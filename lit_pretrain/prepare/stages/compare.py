@@ -29,7 +29,7 @@ from lit_pretrain.prepare.dedup.dedup_report import (
     dedup_report,
     findings,
 )
-from lit_pretrain.prepare.dedup.repeated_lines import Repeated
+from lit_pretrain.prepare.dedup.repeated_lines import RepeatedLines
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
 from lit_pretrain.prepare.engine.task_stage import Advance, PrepareTask, Result
 from lit_pretrain.prepare.funnel import step_after_removal
@@ -317,7 +317,7 @@ def _find_repeated_lines(corpus: Comparison, number: int, ranges: int) -> int:
     assert corpus.config.lines is not None
     files = [lines_file(corpus.work, part) for part in range(len(corpus.begins))]
     out = repeated_file(corpus.work, number)
-    return repeated_lines.find_repeated(files, number, ranges, out, corpus.config.lines)
+    return repeated_lines.find_repeated_lines(files, number, ranges, out, corpus.config.lines)
 
 
 class Survivors:
@@ -341,7 +341,7 @@ class Survivors:
         self._file = clean_file(work, number)
         self._begin = begin
         self._removed: frozenset[int] = frozenset()
-        self._repeated: Repeated | None = None
+        self._repeated: RepeatedLines | None = None
         self.changed = 0
         """Documents that lost lines."""
         self.lines = 0
@@ -352,7 +352,7 @@ class Survivors:
             if config.compares:
                 self._removed = frozenset(np.load(removed_file(work, number)).tolist())
             if lines and config.lines is not None:
-                self._repeated = Repeated(
+                self._repeated = RepeatedLines(
                     sorted((work / "repeated").glob("[0-9]*")), lines_file(work, number)
                 )
 
@@ -368,7 +368,7 @@ class Survivors:
             if self._repeated is not None:
                 assert self._config is not None
                 assert self._config.lines is not None
-                text, gone = self._repeated.without(document.text, number, self._config.lines)
+                text, gone = self._repeated.drop_from(document.text, number, self._config.lines)
                 if gone:
                     self.changed += 1
                     self.lines += gone

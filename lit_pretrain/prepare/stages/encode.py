@@ -1,4 +1,4 @@
-"""Encode: the documents of a part that are left, as chunks of their splits."""
+"""Encode: write the documents that are left of a part as chunks of their splits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SplitRecord(TypedDict):
 
 
 class LostLines(TypedDict):
-    """What the documents of a part lost as repeated lines."""
+    """Repeated lines that the documents of a part lost."""
 
     lines: int
     """Lines that were taken out."""
@@ -132,7 +132,7 @@ class EncodeTask:
                 for split in SPLITS
             }
             if writers:
-                # A run that was killed before it wrote its result may have left them.
+                # A run that was killed before it wrote its result may have left its chunks.
                 shutil.rmtree(final, ignore_errors=True)
                 rename_durably(scratch, final)
         finally:
@@ -156,7 +156,7 @@ def part_directory(work: Path, number: int) -> Path:
 
 
 def _split_record(split: SourceSplit) -> SplitRecord:
-    """Write the record of a split as JSON; the inverse of `encoded_split`."""
+    """Write the record of a split as JSON; `encoded_split` is the inverse."""
     return SplitRecord(
         documents=split.documents,
         tokens=split.tokens,
@@ -223,7 +223,7 @@ def encode_documents(
 
 
 def _batches(documents: Iterable[Document]) -> Generator[list[Document]]:
-    """Group documents by size, so that a call of the encoder is neither tiny nor huge."""
+    """Batch documents by size, so that a call of the encoder is neither tiny nor huge."""
     batch: list[Document] = []
     size = 0
     for document in documents:

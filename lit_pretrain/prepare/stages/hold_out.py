@@ -1,8 +1,8 @@
-"""Hold out: which text of each source is kept from training, decided once for all later stages.
+"""Hold out: choose which text of each source is kept from training, once for all later stages.
 
 A hash of each document decides, as long as that gives every split of a source about the share of
-bytes it should have. With few documents, or very unequal ones, it does not: a single file would
-be training text as a whole. `choose_by_bytes` then holds text of that source out by its bytes.
+bytes that it should have. With few documents, or very unequal ones, it does not: a single file
+would go to training as a whole. Then `choose_by_bytes` holds out text of that source by its bytes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _LEAST_BYTES = 64
 
 
 class Splitter:
-    """Hash a text to a key that is uniform over 64 bits, and a key to a split.
+    """Assign texts to splits by a key: a hash of the text that is uniform over 64 bits.
 
-    Equal texts go to the same split, wherever they stand, so that no copy of a training document
-    is in validation; and while the hash decides, a document keeps its split when others are added.
+    Equal texts go to the same split wherever they stand, so that validation holds no copy of a
+    training document. While the hash decides, a document keeps its split when others are added.
     """
 
     def __init__(self, splits: SplitsConfig, seed: int, chosen: Chosen | None = None) -> None:
@@ -169,7 +169,7 @@ def target_bytes(total: int, splits: SplitsConfig) -> dict[str, int]:
 
 
 def close_to_targets(held: Mapping[str, int], shares: Mapping[str, int]) -> bool:
-    """Check whether what the hash gives to the splits is near enough to what they should have."""
+    """Check whether the bytes that the hash gives to each split are close enough to its share."""
     return all(
         (held[split] * _BOUND >= share or share < _LEAST_BYTES) and held[split] <= share * _BOUND
         for split, share in shares.items()
@@ -182,12 +182,12 @@ def choose_by_bytes(
     splits: SplitsConfig,
     before: Chosen,
 ) -> tuple[dict[int, Segments], dict[str, str]]:
-    """Hold text of a source out by its bytes.
+    """Hold out text of a source by its bytes.
 
-    The test split, and then validation, takes documents in the order of their keys: each that
-    still fits into its share, until one does not and half of the share is there. If that much
-    does not fit, the end of a larger document fills it up. So each gets between half of its share
-    and all of it, and training gets its own at least.
+    The test split, and then validation, takes documents in the order of their keys, each that still
+    fits into its share, until one does not fit and half of the share is filled. If whole documents
+    fill less than half, the end of a larger document is added. So each split gets between half of
+    its share and all of it, and training gets at least its own.
 
     Args:
         keys: [documents], of the whole source, copies included.
@@ -229,7 +229,7 @@ def choose_by_bytes(
             elif held[split] * 2 >= share:
                 break
         if held[split] * 2 < share:
-            # Whatever is still whole did not fit, so its end alone will do.
+            # Documents that are still whole did not fit: only the end of one can.
             whole = (key for key in free if key not in found)
             cut = (key for key, segments in found.items() if len(segments) > 1)
             for key in (*whole, *cut):

@@ -1,10 +1,9 @@
-"""Ids: a document whose `id` an earlier one of its source has is left out, in whatever file.
+"""Ids: remove documents whose `id` an earlier document of their source has, in whatever file.
 
-Within one file the reader notices them. Over files and parts, each part writes a 64-bit hash of
-the id of every document that its filters kept; tasks that read a range of the hashes each, of at
-most 2^23 at a time (about 250 MB), find those that occur twice; and each part leaves out what it
-holds of them, except where it is the first to hold it. Two ids of 10^9 share a hash with a chance
-of 3 %.
+Within one file the reader rejects them. Over files and parts, each part writes a 64-bit hash of the
+id of every document that its filters kept. Then tasks, each on one range of at most 2^23 hashes
+(about 250 MB), find the hashes that occur twice, and each part removes its documents with such an
+id, except the first in the corpus. Among 10^9 ids, the chance that two share a hash is 3 %.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _RANGE = 2**23
 
 
 def has_ids(config: PrepareConfig, source: str) -> bool:
-    """Check whether the documents of a source have ids."""
+    """Check whether the config maps the ids of a source's documents."""
     return "id" in config.sources[source].fields
 
 
 def drop_ids(run: Preparation) -> None:
-    """Take out the documents whose id an earlier one of their source has, in whatever file."""
+    """Remove the documents whose id an earlier one of their source has, in whatever file."""
     parts = tuple(
         number for number, part in enumerate(run.parts) if has_ids(run.config, part.source)
     )
@@ -54,7 +53,7 @@ def drop_ids(run: Preparation) -> None:
     run.do(
         "twice",
         "find ids that occur twice",
-        TwiceTask(run.work, parts, ranges),
+        RepeatedIdsTask(run.work, parts, ranges),
         [1] * ranges,
         "tasks",
     )
@@ -85,15 +84,15 @@ def drop_ids(run: Preparation) -> None:
         with_ids_file(run.work, part).unlink(missing_ok=True)
 
 
-class TwiceResult(TypedDict):
-    """The result of a TwiceTask."""
+class RepeatedIdsResult(TypedDict):
+    """The result of a RepeatedIdsTask."""
 
     twice: int
     """Ids that occur twice or more."""
 
 
 @dataclass(frozen=True)
-class TwiceTask:
+class RepeatedIdsTask:
     """Find the ids that occur twice, in one range of their hashes."""
 
     work: Path
@@ -101,7 +100,7 @@ class TwiceTask:
     """Those whose source has ids."""
     ranges: int
 
-    def __call__(self, number: int, advance: Advance) -> TwiceResult:
+    def __call__(self, number: int, advance: Advance) -> RepeatedIdsResult:
         """Write ids/twice-<number>.npy: [N, 2], hash and first part, sorted by hash."""
         low, high = (2**64 * bound // self.ranges for bound in (number, number + 1))
         hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
@@ -121,9 +120,11 @@ class TwiceTask:
             if len(flat)
             else np.empty(0, np.int64)
         )
-        save_column(twice_file(self.work, number), np.stack([flat[first], owner[first]], axis=1))
+        save_column(
+            repeated_ids_file(self.work, number), np.stack([flat[first], owner[first]], axis=1)
+        )
         advance(1)
-        return TwiceResult(twice=len(first))
+        return RepeatedIdsResult(twice=len(first))
 
 
 class DropResult(TypedDict):
@@ -139,7 +140,7 @@ class DropResult(TypedDict):
 
 @dataclass(frozen=True)
 class DropTask:
-    """Take the documents of one part out whose id an earlier one has."""
+    """Remove the documents of one part whose id an earlier one has."""
 
     work: Path
     parts: tuple[int, ...]
@@ -159,7 +160,7 @@ class DropTask:
         own: npt.NDArray[np.uint64] = np.load(hashes_file(self.work, part), mmap_mode="r")
         owner: dict[int, int] = {}
         for range_ in range(self.ranges):
-            twice = np.load(twice_file(self.work, range_), mmap_mode="r")
+            twice = np.load(repeated_ids_file(self.work, range_), mmap_mode="r")
             owner.update(twice[np.isin(twice[:, 0], own)].tolist())
         if not owner:
             _link_or_copy(before, after)
@@ -184,7 +185,7 @@ class DropTask:
 
 
 def id_hash(document: Document, source: int) -> int | None:
-    """Hash a document's id, which is another one in another source; None when it has no id."""
+    """Hash a document's id, differently for each source; return None if it has no id."""
     identity = document.fields.get("id")
     if identity is None:
         return None
@@ -206,7 +207,7 @@ def hashes_file(work: Path, number: int) -> Path:
     return work / "ids" / f"{number:05d}.npy"
 
 
-def twice_file(work: Path, number: int) -> Path:
+def repeated_ids_file(work: Path, number: int) -> Path:
     """Name the file with the hashes of a range that occur twice, and the first part of each."""
     return work / "ids" / f"twice-{number:05d}.npy"
 

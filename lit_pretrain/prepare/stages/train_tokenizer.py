@@ -1,7 +1,7 @@
 """Train a tokenizer on the text that is left, and check the fast encoder against the reference.
 
-Each part writes the documents that a uniform sample over all sources may want; the driver merges
-these samples and trains a byte-level BPE on the result.
+Each part writes the documents that may belong to a uniform sample over all sources; the driver
+merges these samples and trains a byte-level BPE on the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lit_pretrain.prepare.prepare_config import (
     PrepareConfig,
     TokenizerConfig,
 )
-from lit_pretrain.prepare.progress_table import say, working
+from lit_pretrain.prepare.progress_table import say, show_progress
 from lit_pretrain.prepare.stages.compare import Survivors
 from lit_pretrain.prepare.stages.hold_out import Splitter
 from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 USUAL_VOCAB_SIZE = 8192
 """Ids of a tokenizer that learns from enough text; they fit uint16, two bytes a token."""
 _SLACK = 4
-"""How much more text than the sample needs lies below the threshold, so that enough is left when
-deduplication takes most of it.
+"""How many times the text that the sample needs lies below the threshold, so that enough is left
+when deduplication removes most of it.
 """
 _DOCUMENTS = 1_000
-"""How many documents should lie below it, so that chance does not leave too few large ones."""
+"""Documents that should lie below the threshold, so that chance does not leave too few of them."""
 _EQUALITY_SAMPLE_BYTES = 1_000_000
 """Text of the data itself on which tiktoken must agree with `tokenizers` before it encodes the
 rest.
@@ -83,7 +83,7 @@ def train_tokenizer(run: Preparation) -> Tokenizer:
             "no source holds any training text: every document fell to validation or test"
         )
     size = sum(len(text.encode()) for text in texts)
-    with working(f"train a tokenizer on {sum(map(len, texts)):,} characters", size) as (
+    with show_progress(f"train a tokenizer on {sum(map(len, texts)):,} characters", size) as (
         advance,
         figures,
     ):
@@ -119,7 +119,7 @@ class SampleResult(TypedDict):
 
 @dataclass(frozen=True)
 class SampleTask:
-    """Draw the documents of one part that the sample may want: at most its size in memory."""
+    """Draw the documents of one part that may belong to the sample; holds at most its size."""
 
     config: PrepareConfig
     work: Path

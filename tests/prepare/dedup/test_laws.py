@@ -23,7 +23,11 @@ from lit_pretrain.prepare.dedup.dedup_config import (
     LinesConfig,
     NearConfig,
 )
-from lit_pretrain.prepare.dedup.repeated_lines import Repeated, find_repeated, store_lines
+from lit_pretrain.prepare.dedup.repeated_lines import (
+    RepeatedLines,
+    find_repeated_lines,
+    store_lines,
+)
 from lit_pretrain.prepare.document_store import Document
 
 # One row a band: whoever shares a shingle or two meets in some of them, so that candidates leave
@@ -235,12 +239,13 @@ def without_lines(parts: list[list[str]], ranges: int) -> list[str]:
             number += len(part)
         found = [work / f"repeated-{place}" for place in range(ranges)]
         for place, path in enumerate(found):
-            find_repeated(files, place, ranges, path, LINES)
+            find_repeated_lines(files, place, ranges, path, LINES)
         number = 0
         for part, path in zip(parts, files, strict=True):
-            repeated = Repeated(found, path)
+            repeated = RepeatedLines(found, path)
             lefts += [
-                repeated.without(text, number + place, LINES)[0] for place, text in enumerate(part)
+                repeated.drop_from(text, number + place, LINES)[0]
+                for place, text in enumerate(part)
             ]
             number += len(part)
         return lefts

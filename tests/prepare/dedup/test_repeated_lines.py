@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from lit_pretrain.hashing import words
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
-from lit_pretrain.prepare.dedup.repeated_lines import Repeated, find_repeated, store_lines
+from lit_pretrain.prepare.dedup.repeated_lines import (
+    RepeatedLines,
+    find_repeated_lines,
+    store_lines,
+)
 from lit_pretrain.prepare.document_store import Document
 
 
@@ -23,15 +27,15 @@ def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:
             begin += len(part)
         files = [work / f"lines-{number}" for number in range(len(parts))]
         for number in range(ranges):
-            find_repeated(files, number, ranges, work / f"repeated-{number}", config)
+            find_repeated_lines(files, number, ranges, work / f"repeated-{number}", config)
         repeated = [
-            Repeated([work / f"repeated-{number}" for number in range(ranges)], path)
+            RepeatedLines([work / f"repeated-{number}" for number in range(ranges)], path)
             for path in files
         ]
         places = [place for place, part in enumerate(parts) for _ in part]
         texts = [text for part in parts for text in part]
         return [
-            repeated[place].without(text, n, config)[0]
+            repeated[place].drop_from(text, n, config)[0]
             for n, (place, text) in enumerate(zip(places, texts, strict=True))
         ]
 

@@ -158,8 +158,8 @@ def test_funnel(texts: list[str], cut: int) -> None:
         [Funnel(filters.names, 2**64), Funnel(filters.names, 2**64)],
     )
     for place, outcome in enumerate(outcomes):
-        whole.judged(filters.names, outcome)
-        parts[place < cut].judged(filters.names, outcome)
+        whole.count_outcome(filters.names, outcome)
+        parts[place < cut].count_outcome(filters.names, outcome)
     parts[1].add(parts[0].dump())
     stored = sum(len(outcome.document.text) + 1 for outcome in outcomes if outcome.kept)
     assert parts[1].record(len, 1, stored) == whole.record(len, 1, stored), "parts add up"

@@ -3,7 +3,7 @@
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationHit
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.stages.clean import removed_or_marked
+from lit_pretrain.prepare.stages.clean import apply_action
 
 
 def test_remove_or_mark() -> None:
@@ -13,7 +13,7 @@ def test_remove_or_mark() -> None:
         DecontaminationHit("a", 2, 1, "", ""),
         DecontaminationHit("b", 3, 1, "", ""),
     ]
-    assert removed_or_marked(document, hits, DecontaminateConfig()) is None
-    marked = removed_or_marked(document, hits, DecontaminateConfig(action="mark"))
+    assert apply_action(document, hits, DecontaminateConfig()) is None
+    marked = apply_action(document, hits, DecontaminateConfig(action="mark"))
     assert marked == Document(text="t", origin="o", fields={"url": "u", "contamination": "a,b"})
-    assert removed_or_marked(document, [], DecontaminateConfig()) is document
+    assert apply_action(document, [], DecontaminateConfig()) is document

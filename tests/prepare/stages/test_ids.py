@@ -16,11 +16,11 @@ from lit_pretrain.prepare.document_store import (
 )
 from lit_pretrain.prepare.stages.ids import (
     DropTask,
-    TwiceTask,
+    RepeatedIdsTask,
     hashes_file,
     id_hash,
+    repeated_ids_file,
     save_hashes,
-    twice_file,
     with_ids_file,
 )
 
@@ -43,7 +43,7 @@ def drop(
         )
     numbers = tuple(range(len(parts)))
     for number in range(ranges):
-        TwiceTask(work, numbers, ranges)(number, lambda done: None)
+        RepeatedIdsTask(work, numbers, ranges)(number, lambda done: None)
     everything = tuple(frozenset(range(len(part))) for part in parts)
     task = DropTask(work, numbers, tuple(sources), tuple(10 for _ in parts), everything, ranges)
     results = [task(number, lambda done: None) for number in numbers]
@@ -95,4 +95,4 @@ def test_it_can_be_done_again(tmp_path: Path) -> None:
     """As after a kill between its file and its result."""
     parts: list[list[str | None]] = [["a", "b", "a"], ["b", "c"]]
     assert drop(tmp_path, parts, [0, 0], 2) == drop(tmp_path, parts, [0, 0], 2)
-    assert twice_file(tmp_path, 1).is_file()
+    assert repeated_ids_file(tmp_path, 1).is_file()
