@@ -1,5 +1,6 @@
 """Shared fixtures: a small prepared dataset, and the command line as a user runs it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -98,6 +99,43 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def quickstart(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the quickstart leaves, in little: configs, data/embedded (the small
+    dataset under the names of the embedded corpus) and runs/quickstart; not to be changed.
+    """
+    from lit_pretrain.__main__ import main
+    from lit_pretrain.corpus.manifest import SPLITS, Manifest
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    data = Path(shutil.copytree(dataset, folder / "data" / "embedded"))
+    names = {"code": "code", "story": "prose", "sums": "tests"}
+    for split in SPLITS:
+        for old, new in names.items():
+            if old != new and (data / split / old).exists():
+                (data / split / old).rename(data / split / new)
+    manifest = Manifest.load(data)
+    manifest = dataclasses.replace(
+        manifest, sources={names[name]: source for name, source in manifest.sources.items()}
+    )
+    (data / "manifest.json").write_text(manifest.dump(), encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)  # so that the run's config names its data as that of the quickstart does
+    try:
+        code = main([
+            "fit", "--config", "configs/pretrain/quickstart.yaml", "--model.net.n_layer=2",
+            "--model.net.width=32", "--model.net.n_head=2", "--model.net.max_seq_len=512",
+            "--model.compile=off", "--data.seq_len=64", "--data.global_batch_tokens=512",
+            "--data.val_tokens=512", "--max_steps=2", "--log_every=1", "--sample_prompts=[]",
+            "--trainer.accelerator=cpu", "--name=quickstart",
+        ])  # fmt: skip
+    finally:
+        os.chdir(before)
+    assert code == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,9 @@ MAY_IMPORT = {
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
     | {"checkpoint", "report", "evaluate"},
+    # For scripts: models and data together, as the verbs use them.
+    "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
+    | {"generate", "checkpoint"},
 }
 EVERYTHING = {"cli", "__main__"}
 LIGHTNING = (

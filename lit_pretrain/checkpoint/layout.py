@@ -11,6 +11,7 @@ Beside Lightning's own entries (loops, optimizer states, schedulers) a checkpoin
     adapter          `AdapterRecord` of a run whose state_dict holds an adapter alone
     metrics_window   sums of the metrics window that the checkpoint interrupts
     answers          answers that further optimizer steps still learn from
+    standalone       `Standalone`, of a checkpoint that no run folder stands behind: a script's
 
 All of it is tensors and primitives, so that `torch.load(weights_only=True)` reads it. A new layout
 begins here; `weights.py` reads it and `callbacks/checkpoints.py` writes it.
@@ -24,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -45,10 +46,20 @@ RECORD_KEY = "lit_pretrain"
 ADAPTER_KEY = "adapter"
 WINDOW_KEY = "metrics_window"
 ANSWERS_KEY = "answers"
+STANDALONE_KEY = "standalone"
 NET_PREFIX = "net."
 """Prefix of the network's keys in `state_dict`."""
 SCORE_KEY = "score.weight"
 """Key of a reward model's score head, (1, D), in `state_dict`."""
+
+
+class Standalone(TypedDict):
+    """Hold what a run folder would say of a checkpoint's network."""
+
+    net: dict[str, Any]
+    """The fields of its `ModelConfig`."""
+    files: dict[str, str]
+    """Name -> content of the files of tokenizer and template."""
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ def lineage_of(place: str | Path) -> Lineage:
             language, stage_record(str(folder), {"verb": "Hugging Face folder"}, None), None
         )
     if not (folder / PROVENANCE).is_file():
+        if Path(place).is_file():  # a script's checkpoint
+            return Lineage.begin(None, stage_record(str(place), {"verb": "script"}, None), None)
         raise UserError(f"{place} belongs to no run: {folder / PROVENANCE} is missing")
     return Lineage.begin(language, stage_record(str(folder), read_provenance(folder), None), None)
 

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from lit_pretrain.checkpoint.adapted import AdapterRecord
 from lit_pretrain.checkpoint.hf_import import read_shape
-from lit_pretrain.checkpoint.layout import CheckpointRecord, config_of, is_hf_folder, resolve
+from lit_pretrain.checkpoint.layout import (
+    STANDALONE_KEY,
+    CheckpointRecord,
+    config_of,
+    is_hf_folder,
+    resolve,
+)
 from lit_pretrain.checkpoint.weights import (
     load_weights,
     read_adapter_record,
@@ -47,13 +53,24 @@ def model_config(fields: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**{**fields, "rope_scaling": RopeScaling(**scaling) if scaling else None})
 
 
+def stored_shape(checkpoint: Path) -> Mapping[str, Any]:
+    """Read the fields of a network's `ModelConfig`: the checkpoint's own, or those of its run.
+
+    Raises:
+        UserError: It has none, and does not lie in a run folder.
+    """
+    own = read_metadata(checkpoint).get(STANDALONE_KEY)
+    fields: Mapping[str, Any] = config_of(checkpoint)["model"]["net"] if own is None else own["net"]
+    return fields
+
+
 def load_network(checkpoint: Path) -> Transformer:
     """Load the network of a checkpoint, on the CPU in fp32.
 
     Args:
         checkpoint: A checkpoint within its run's folder, which holds the shape in config.yaml.
     """
-    fields = config_of(checkpoint)["model"]["net"]
+    fields = stored_shape(checkpoint)
     with torch.device("meta"):
         net = Transformer(model_config(fields))
     net.to_empty(device="cpu")
@@ -89,7 +106,7 @@ def load_adapted(
     beneath = record.find_base(checkpoint) if base is None else base
     record.check_base(weights_identity(beneath), beneath, str(checkpoint))
     with torch.device("meta"):
-        net = Transformer(model_config(config_of(checkpoint)["model"]["net"]))
+        net = Transformer(model_config(stored_shape(checkpoint)))
     net.to_empty(device="cpu")
     load_weights(net, beneath)
     record.adapter.apply(net)
@@ -126,7 +143,7 @@ def find_parent(where: str) -> Parent:
     path = resolve(where)
     record = CheckpointRecord.of(read_metadata(path))
     tokenizer_hash = None if record is None else record.contract.get("data.tokenizer")
-    return Parent(path, config_of(path)["model"]["net"], tokenizer_hash)
+    return Parent(path, stored_shape(path), tokenizer_hash)
 
 
 # ------------------------------------------------------------------ comparison

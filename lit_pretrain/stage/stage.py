@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.adapted import AdapterRecord, check_adapter, keep_adapter
-from lit_pretrain.checkpoint.layout import ANSWERS_KEY, SCORE_KEY
+from lit_pretrain.checkpoint.layout import ANSWERS_KEY, RECORD_KEY, SCORE_KEY, STANDALONE_KEY
 from lit_pretrain.checkpoint.weights import weights_identity
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
@@ -44,6 +44,7 @@ from lit_pretrain.stage.reference import (
     resolve_reference,
     tempered,
 )
+from lit_pretrain.stage.script import check_trainer, standalone
 from lit_pretrain.stage.step_sums import StepSums, step_seed
 
 """Where the answers of an unfinished rollout lie in a checkpoint."""
@@ -242,6 +243,8 @@ class Stage(L.LightningModule):
 
         The adapter is saved with the identity of its base.
         """
+        if RECORD_KEY not in checkpoint:
+            checkpoint[STANDALONE_KEY] = standalone(self.config, self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:
@@ -299,7 +302,7 @@ class Stage(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data against network and objective, and prepare what is measured."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = check_trainer(self.trainer) if stage == "fit" else self.trainer.datamodule  # type: ignore[attr-defined]
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         self.check(contract, data, sharded=sharded, evaluates=stage != "fit")
