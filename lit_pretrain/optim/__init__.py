@@ -3,9 +3,15 @@
 The planner reads recipes and schedules, so nothing here imports torch; `clip` and `muon` do.
 """
 
-from lit_pretrain.optim.adamw import AdamW
 from lit_pretrain.optim.muon_adamw import MuonAdamW
-from lit_pretrain.optim.recipe import OptimizerRecipe, decays, split_by_role
+from lit_pretrain.optim.optimizer import (
+    AdamW,
+    OptimizerRecipe,
+    TorchOptimizer,
+    decays,
+    recipe_of,
+    split_by_role,
+)
 from lit_pretrain.optim.schedule import Schedule, factor, span_to_steps
 
 __all__ = [
@@ -13,8 +19,10 @@ __all__ = [
     "MuonAdamW",
     "OptimizerRecipe",
     "Schedule",
+    "TorchOptimizer",
     "decays",
     "factor",
+    "recipe_of",
     "span_to_steps",
     "split_by_role",
 ]

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.optim.adamw import can_fuse, check_adamw
-from lit_pretrain.optim.recipe import OptimizerRecipe, check_not_negative, decays, split_by_role
+from lit_pretrain.optim.optimizer import (
+    OptimizerRecipe,
+    can_fuse,
+    check_adamw,
+    check_not_negative,
+    decays,
+    split_by_role,
+)
 from lit_pretrain.roles import ROLES, Role
 
 if TYPE_CHECKING:
@@ -142,7 +148,6 @@ class MuonAdamW(OptimizerRecipe):
             groups.append(group)
         return MuonWithAdamW(groups)
 
-    @classmethod
-    def moments(cls, role: Role) -> int:
+    def moments(self, role: Role) -> int:
         """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW)."""
         return 1 if role == "matrix" else 2

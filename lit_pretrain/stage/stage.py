@@ -15,6 +15,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import lazy_instance
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,7 +29,7 @@ from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
-from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule
+from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.fsdp import shard_
 from lit_pretrain.roles import parameter_roles
@@ -47,8 +48,6 @@ from lit_pretrain.stage.reference import (
 from lit_pretrain.stage.script import check_trainer, standalone
 from lit_pretrain.stage.step_sums import StepSums, step_seed
 
-"""Where the answers of an unfinished rollout lie in a checkpoint."""
-
 
 class Stage(L.LightningModule):
     """Network, objective and optimisation of one stage of training.
@@ -56,7 +55,8 @@ class Stage(L.LightningModule):
     Args:
         net: Shape of the network.
         objective: What is minimised.
-        optimizer: How weights are updated.
+        optimizer: How weights are updated: a recipe of `lit_pretrain.optim`, or a class whose first
+            argument is the parameters, such as those of `torch.optim`.
         schedule: How the learning rates move over the run.
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves
             gradients as they are.
@@ -87,7 +87,7 @@ class Stage(L.LightningModule):
         self,
         net: ModelConfig = ModelConfig(),
         objective: Objective = lazy_instance(CrossEntropy),
-        optimizer: OptimizerRecipe = lazy_instance(MuonAdamW),
+        optimizer: OptimizerRecipe | OptimizerCallable = lazy_instance(MuonAdamW),
         schedule: Schedule = Schedule(),
         clip_norm: float | None = 1.0,
         init_from: str | None = None,
@@ -118,7 +118,7 @@ class Stage(L.LightningModule):
             )
         self.config = net
         self.objective = objective
-        self.optimizer_recipe = optimizer
+        self.optimizer_recipe = recipe_of(optimizer)
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.init_from = init_from

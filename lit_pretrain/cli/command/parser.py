@@ -5,33 +5,18 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Sequence
+from argparse import Action
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, get_args
 
 import yaml
 from docstring_parser import DocstringStyle
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
-from lit_pretrain.cli.command.arguments import (
-    Config,
-    holds,
-    mark_literal,
-    name_run,
-    read_configs,
-    replaced_options,
-    split_configs,
-    unmark,
-)
-from lit_pretrain.errors import did_you_mean, nearest
-from lit_pretrain.plain_data import (
-    boolean_words,
-    check_yaml,
-    escape_references,
-    read_text,
-    yaml_mistake,
-)
+from lit_pretrain.errors import nearest
 
 MODE = "omegaconf+"
 # What follows keeps `--help` below half a second: one style of docstrings is tried and not four;
@@ -40,18 +25,7 @@ MODE = "omegaconf+"
 set_parsing_settings(
     docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True
 )
-_load_yaml = get_loader("yaml")
-
-
-def _load_strictly(text: str) -> Any:
-    """Load a config, or the value of an option, but for what `check_yaml` refuses."""
-    check_yaml(text)
-    value = _load_yaml(text)
-    # A comment alone is nothing in a file; as the value of an option it is text.
-    return text if value is None else value
-
-
-set_loader(MODE, _load_strictly, (YAMLError,))
+set_loader(MODE, get_loader("yaml"), (YAMLError,))
 
 # How jsonargparse says that it does not know a name. Within a list or mapping of configs it names
 # the class instead of the group.
@@ -67,8 +41,6 @@ _NOWHERE = (
     re.compile(r"module '(?P<parent>[\w.]+)' has no attribute '(?P<name>\w+)'"),
     re.compile(r"No module named '(?P<parent>[\w.]+)\.(?P<name>\w+)'"),
 )
-_PARSER_KEY = re.compile(r'Parser key "(?P<name>[\w.]+)"')
-_BOOLEAN_VALUE = re.compile(r"(?:Got|Given) value: .*\b(?:True|False)\b")
 _NO_PATH = re.compile(r"Expected a dot import path string: (?P<name>\w+)(?![\w.])")
 _HOMES = (
     "lit_pretrain.optim",
@@ -83,75 +55,63 @@ _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 class Suggesting:
     """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-`
-    in a name is `_`; options win over files, wherever they stand; and what is typed is taken
-    literally, `${...}` included, which only files interpolate.
+    in a name is `_`.
     """
 
-    rivals: Sequence[Sequence[str]] = ()
-    """Groups of options that say the same thing in several ways: the last layer that gives one of a
-    group replaces those of earlier layers."""
-
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Parse; `--keep-rejects 2` is `--keep_rejects 2`, and a bare `--verify` is `--verify
-        true`.
+        """Parse; `--keep-rejects` is `--keep_rejects`, and a bare `--verify` is `--verify true`.
 
-        Raises:
-            UserError: A file given with --config cannot be read, or the run is given twice.
+        An option that names another class takes that class's own defaults. jsonargparse would keep
+        the values of the class before it for all options of the same name, even defaults:
+        `--model.optimizer AdamW` would silently train with the betas of MuonAdamW. So arguments
+        that change a class are parsed again with the new class as the default, and without what a
+        config file says of another class.
         """
-        if args is None or not self.exit_on_error:  # type: ignore[attr-defined]  # within a parse
+        if args is None:
             return super().parse_args(args, *rest, **options)  # type: ignore[misc]
-        given = self._named_run(self._as_declared(list(args)))
-        configs, others = split_configs(given)
-        files = read_configs(given)
-        # A parse without defaults only asks what was given.
-        tell = options.get("defaults", True)
-        others += replaced_options(given, files, self.rivals, tell=tell)
-        ordered = [f"--config={config}" for config in configs] + mark_literal(others)
-        try:
-            return unmark(super().parse_args(ordered, *rest, **options))  # type: ignore[misc]
-        except UnicodeDecodeError as error:
-            self.error(f"a file named by an option is not UTF-8: {error}")
-        except Exception as error:
-            if not type(error).__module__.startswith("omegaconf."):
-                raise
-            self.error(self._interpolation_mistake(files, error))
+        given = self._as_declared(list(args))
+        # It prints what the first parse has found, and exits.
+        first = [arg for arg in given if not arg.startswith("--print_config")]
+        parsed = super().parse_args(first, *rest, **options)  # type: ignore[misc]
+        self._changed = self._changed_classes(parsed) if options.get("defaults", True) else {}
+        if self._changed:
+            options["namespace"] = self._defaults_of(self._changed)
+        if self._changed or first != given:
+            parsed = super().parse_args(given, *rest, **options)  # type: ignore[misc]
+        return parsed
 
-    def _named_run(self, args: list[str]) -> list[str]:
-        """Let a verb that takes a run take it by --run and by its place."""
-        actions = self._actions  # type: ignore[attr-defined]
-        declared = next((action for action in actions if action.dest == "run"), None)
-        if declared is None:
-            return args
-        return name_run(args, as_option=bool(declared.option_strings))
+    def parse_string(self, *args: Any, **options: Any) -> Any:
+        """Parse the text of a config file; drop what it says of a class that is not used."""
+        parsed = super().parse_string(*args, **options)  # type: ignore[misc]
+        for action, path in self._changed.items():
+            value = parsed.get(action.dest)
+            if is_class_spec(value) and _named(value["class_path"]) is not _named(path):
+                parsed.pop(action.dest)
+        return parsed
 
-    def _interpolation_mistake(self, files: Sequence[Config], error: Exception) -> str:
-        key = str(getattr(error, "full_key", None) or "")
-        where = [file.path for file in files if holds(file.content, key)]
-        reason = str(error).partition("\n")[0]
-        missing = re.fullmatch(r"Interpolation key '(.+)' not found", reason)
-        hint = "" if missing is None else did_you_mean(missing[1], self._known_names())
-        variable = re.search(r"Environment variable '(.+)' not found", reason)
-        if variable is not None:
-            reason = f"the environment variable {variable[1]} is not set"
-            hint = f" Set it, or give a value for that case: ${{oc.env:{variable[1]},VALUE}}."
-        return (
-            f"{': '.join([*where[-1:], *filter(None, [key])])}: a reference ${{...}} cannot be"
-            f" resolved: {reason}.{hint} Text that is no reference is written \\${{...}}"
-        )
+    _changed: Mapping[Action, str] = MappingProxyType({})
+    """Options whose class is not the default, with its path; known after a first parse."""
 
-    def set_defaults(self, *mappings: dict[str, Any], **values: Any) -> None:
-        """Set defaults, which are taken literally."""
-        super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))  # type: ignore[misc]
+    def _changed_classes(self, parsed: Any) -> dict[Action, str]:
+        changed = {}
+        for action in self._actions:  # type: ignore[attr-defined]
+            value, default = parsed.get(action.dest), action.default
+            if is_class_spec(value) and not (
+                is_class_spec(default)
+                and _named(default["class_path"]) is _named(value["class_path"])
+            ):
+                changed[action] = value["class_path"]
+        return changed
 
-    def dump(self, *arguments: Any, **options: Any) -> str:
-        """Write a config as YAML; what --print_config prints can be read as a config again."""
-        text: str = super().dump(*arguments, **options)  # type: ignore[misc]
-        # jsonargparse also calls this to resolve references, and then keeps the targets of links.
-        printed = hasattr(self, "print_config") and options.get("skip_link_targets", True)
-        if not printed or unmark(text).count("${") == 0:
-            return text
-        plain = escape_references(unmark(yaml.safe_load(text)))
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    def _defaults_of(self, classes: Mapping[Action, str]) -> Any:
+        """Return the default of every option, of these ones with another class."""
+        own = {action: action.default for action in classes}
+        for action, path in classes.items():
+            action.default = Namespace(class_path=path)  # type: ignore[no-untyped-call]
+        defaults = self.get_defaults()  # type: ignore[attr-defined]
+        for action, default in own.items():
+            action.default = default
+        return defaults
 
     def _as_declared(self, args: list[str]) -> list[str]:
         names = {f"--{name}" for name in self._known_names()}
@@ -184,8 +144,8 @@ class Suggesting:
             if name.startswith("--") and name[2:].split(".")[0] not in groups:
                 self.error(f"Unrecognized arguments: {arg}")
         # jsonargparse passes over an unknown section that is empty.
-        for config in read_configs(args):
-            for name in config.content:
+        for content in raw_configs(list(args)):
+            for name in content:
                 if name not in groups | {"from"}:
                     self.error(f"Option '{name}' is not accepted")
 
@@ -194,11 +154,10 @@ class Suggesting:
         hundreds of options helps nobody.
         """
         if self.exit_on_error:  # type: ignore[attr-defined]
-            message = unmark(_REQUIRED.sub(self._as_typed, message))
+            message = _REQUIRED.sub(self._as_typed, message)
             program = self.prog  # type: ignore[attr-defined]
-            hint = f"{self._hint(message)}{self._yaml_hint(message)}"
             print(
-                f"error: {message}{hint}\n`{program} --help` lists the options.",
+                f"error: {message}{self._hint(message)}\n`{program} --help` lists the options.",
                 file=sys.stderr,
             )
             sys.exit(2)
@@ -215,32 +174,17 @@ class Suggesting:
         if match is None:
             return _path_hint(message)
         found = match.groupdict()
+        if (
+            not found.get("owner")
+            and not found.get("group")
+            and not found["name"].startswith("-")
+            and "run" in self._known_names()
+        ):
+            return f"\nDid you mean --run {found['name']}?"
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
         known = _parameters(found["owner"]) if found.get("owner") else self._known_names()
         near = nearest(name, known, cutoff=0.75)
         return f"\nDid you mean {near[0]!r}?" if near else ""
-
-    def _yaml_hint(self, message: str) -> str:
-        """Say what YAML made of a value: of the word `off`, and of options that are not YAML."""
-        configs, others = split_configs(getattr(self, "args", ()))  # jsonargparse sets it
-        hints = []
-        key = _PARSER_KEY.search(message)
-        if key is not None and _BOOLEAN_VALUE.search(message):
-            hints = [
-                f"{path}, {hint}"
-                for path in configs
-                if Path(path).is_file()
-                for name, hint in boolean_words(read_text(path))
-                if name.startswith(key["name"]) or key["name"].startswith(name)
-            ]
-        for arg in others:
-            name, _, value = arg.rpartition("=") if arg.startswith("--") else ("", "", arg)
-            if value[:1] in ("{", "["):
-                try:
-                    check_yaml(value)
-                except YAMLError as error:
-                    hints.append(f"{name or value}: {yaml_mistake(error)}")
-        return "".join(f"\n{hint}" for hint in hints)
 
     def _known_names(self) -> list[str]:
         names: list[str] = []
@@ -279,9 +223,14 @@ def _name_hint(message: str) -> str:
 
 
 def _parameters(path: str) -> list[str]:
-    """Names that a class takes."""
+    """Return the names of the parameters of a class."""
+    return list(inspect.signature(_named(path)).parameters)
+
+
+def _named(path: str) -> Any:
+    """Import what a class path names."""
     module, _, name = path.rpartition(".")
-    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    return getattr(importlib.import_module(module), name)
 
 
 class VerbParser(Suggesting, ArgumentParser):
@@ -302,6 +251,11 @@ class VerbParser(Suggesting, ArgumentParser):
             if parsed.get(group) is None:
                 self.error(f"{group} is empty: give its options, or leave it out for the defaults")
         return parsed
+
+
+def is_class_spec(value: Any) -> bool:
+    """Tell whether a parsed value names a class, with its options beside it."""
+    return isinstance(value, Namespace | dict) and "class_path" in value
 
 
 def parser_options(verb: str) -> dict[str, Any]:
@@ -341,9 +295,28 @@ def raw_option(args: list[str], name: str) -> str | None:
     return found
 
 
+def raw_configs(args: list[str]) -> list[Mapping[str, Any]]:
+    """Load the files given with --config, as plain values and in their order.
+
+    A file that cannot be read is left out: the parser reads it, too, and says what is wrong.
+    """
+    files = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
+    files += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    found = []
+    for file in files:
+        if Path(file).is_file():
+            try:
+                content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                continue
+            if isinstance(content, Mapping):
+                found.append(content)
+    return found
+
+
 def raw_parent(args: list[str]) -> str | None:
     """Find the parent in raw arguments: in --from, or `from` in a file given with --config."""
-    named = [config.content["from"] for config in read_configs(args) if config.content.get("from")]
+    named = [content["from"] for content in raw_configs(args) if content.get("from")]
     return raw_option(args, "--from") or (named[-1] if named else None)
 
 

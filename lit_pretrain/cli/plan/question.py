@@ -21,6 +21,7 @@ from lit_pretrain.cli.train.resolve import (
     build,
     instantiate,
     net_of,
+    optimizer_of,
     settings_of,
 )
 from lit_pretrain.cli.train.train_cli import TrainCLI
@@ -28,7 +29,6 @@ from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
-from lit_pretrain.optim import OptimizerRecipe
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import StageName, stage_cost
@@ -239,12 +239,12 @@ def _layout(
         said, rows = step.size.lowered(division, rows), division.micro_batch_size
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
         accumulates = division.micro_batches > 1
-    optimizer: OptimizerRecipe = instantiate(config.model.optimizer)
+    optimizer = optimizer_of(config)
     moments = {role: optimizer.moments(role) for role in ROLES}
     noted.append(
         Assumption(
             "optimizer",
-            type(optimizer).__name__,
+            optimizer.name,
             f"it keeps {counted(moments['matrix'], 'moments')} of a matrix and"
             f" {moments['embedding']} of an embedding; its workspace is not counted",
         )

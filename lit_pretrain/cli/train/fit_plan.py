@@ -14,12 +14,17 @@ from lit_pretrain.adapter import freeze_
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.precision import peak_dtype
-from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, instantiate, net_of
+from lit_pretrain.cli.train.resolve import (
+    adapter_cost,
+    adapter_of,
+    instantiate,
+    net_of,
+    optimizer_of,
+)
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.optim import OptimizerRecipe
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.short_numbers import clock, short
 from lit_pretrain.roles import ROLES
@@ -57,7 +62,7 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
         else "cpu"
     )
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
-    optimizer: OptimizerRecipe = instantiate(config.model.optimizer)
+    optimizer = optimizer_of(config)
     division = data.divide(world)
     adapter = adapter_of(config)
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)

@@ -3,6 +3,7 @@
 Everything here is computed before weights or a Trainer exist, so that a mistake costs seconds.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,13 +16,13 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
 from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.cli.command.arguments import read_configs
-from lit_pretrain.cli.command.parser import raw_option
+from lit_pretrain.cli.command.parser import raw_configs, raw_option
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.optim import OptimizerRecipe, recipe_of
 from lit_pretrain.scaling.flops import flops_per_token
 
 
@@ -88,20 +89,13 @@ def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> b
     """Whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
         return True
-    for config in read_configs(args):
-        data = config.content.get("data")
-        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+    for content in raw_configs(args):
+        data = content.get("data")
+        if isinstance(data, str) or (isinstance(data, Mapping) and "class_path" in data):
             return True
     return (
         raw_option(args, "--data") is not None or raw_option(args, "--data.class_path") is not None
     )
-
-
-DATA_RIVALS = (
-    ("data.global_batch_tokens", "data.global_batch_rows"),
-    ("data.path", "data.sources"),
-)
-"""Options of data that say the same thing in two ways, of which one may be given."""
 
 
 def settings_of(data: Any) -> Any:
@@ -154,13 +148,29 @@ def adapter_of(config: Namespace) -> Optional[LoRA]:
 
 def instantiate(values: Any) -> Any:
     """What a parsed config describes by class_path and init_args, made now if it is not yet."""
-    if not isinstance(values, Namespace):
-        return values
+    return _factory(values)() if isinstance(values, Namespace) else values
+
+
+def _factory(values: Namespace) -> functools.partial[Any]:
+    """Bind the class that a parsed config names to its options."""
     module, _, name = str(values.class_path).rpartition(".")
     arguments = values.get("init_args")
-    return getattr(import_module(module), name)(
-        **(arguments.as_dict() if isinstance(arguments, Namespace) else arguments or {})
+    return functools.partial(
+        getattr(import_module(module), name),
+        **(arguments.as_dict() if isinstance(arguments, Namespace) else arguments or {}),
     )
+
+
+def optimizer_of(config: Namespace) -> OptimizerRecipe:
+    """Make the recipe of the optimizer in a parsed config; it may name a class of torch's kind."""
+    values = config.model.optimizer
+    if not isinstance(values, Namespace):
+        return recipe_of(values)
+    make = _factory(values)
+    if isinstance(make.func, type) and issubclass(make.func, OptimizerRecipe):
+        recipe: OptimizerRecipe = make()
+        return recipe
+    return recipe_of(make)
 
 
 def adapter_parameters(config: Namespace) -> Optional[int]:

@@ -1,6 +1,6 @@
 """TrainCLI: from arguments to a resolved config, a Trainer, a stage and its data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,8 +18,6 @@ from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_option
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.precision import check_precision, default_precision
 from lit_pretrain.cli.train.resolve import (
-    DATA_RIVALS,
-    UNITS,
     build,
     names_class,
     net_of,
@@ -124,10 +122,17 @@ CONFIG_PRESETS = Path(__file__).parent / "presets"
 NEEDS_PARENT = ("posttrain", "finetune")
 
 
+def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name each option of a config with its value; a class with its options is one value."""
+    for name, value in content.items():
+        if isinstance(value, Mapping) and "class_path" not in value:
+            yield from _options(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
     """LightningCLI's parser with hints for misspelt names."""
-
-    rivals = (UNITS, *DATA_RIVALS)
 
 
 class TrainCLI(LightningCLI):
@@ -178,9 +183,10 @@ class TrainCLI(LightningCLI):
                 {f"model.net.{field}": value for field, value in self.parent.shape.items()}
             )
         preset = CONFIG_PRESETS / f"{self.verb}.yaml"
-        self.config = parser.parse_args(
-            [*(["--config", str(preset)] if preset.exists() else []), *args]
-        )
+        if preset.exists():
+            # As defaults and not as a config: another optimizer must not take the preset's rate.
+            parser.set_defaults(dict(_options(yaml.safe_load(preset.read_text(encoding="utf-8")))))
+        self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the run as a whole."""

@@ -40,7 +40,6 @@ class MomentumSGD(OptimizerRecipe):
             )
         return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
 
-    @classmethod
-    def moments(cls, role: Role) -> int:
+    def moments(self, role: Role) -> int:
         """Count one: the momentum."""
         return 1

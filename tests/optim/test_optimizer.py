@@ -1,12 +1,16 @@
-"""AdamW: what decays, at which rate, and the update in closed form."""
+"""Optimizers: parameters by role, what decays, AdamW in closed form, and classes of torch's."""
+
+import functools
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.optim import AdamW
-from lit_pretrain.optim.recipe import split_by_role
+from lit_pretrain.optim import AdamW, TorchOptimizer, decays
+from lit_pretrain.optim.optimizer import split_by_role
+from lit_pretrain.roles import ROLES
 
 
 def parameters() -> tuple[dict[str, nn.Parameter], dict[str, str]]:
@@ -104,3 +108,68 @@ def test_three_steps_in_closed_form(decay_embeddings: bool) -> None:
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         AdamW(**settings)  # type: ignore[arg-type]
+
+
+def by_class(cls: Any, **options: Any) -> TorchOptimizer:
+    return TorchOptimizer(functools.partial(cls, **options))
+
+
+# All of torch.optim but those that cannot train a network with groups by role, which follow.
+DENSE = [
+    torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.Adam,
+    torch.optim.AdamW, torch.optim.Adamax, torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", DENSE)
+def test_a_class_of_torch_updates_every_role_and_decays_as_ours_do(cls: Any) -> None:
+    named, roles = parameters()
+    options = {} if cls is torch.optim.Rprop else {"weight_decay": 0.5}  # which has no decay
+    recipe = by_class(cls, lr=0.1, **options)
+    optimizer = recipe.build(named.items(), roles)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    for p in named.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(not torch.equal(p, before[name]) for name, p in named.items())
+    for group in optimizer.param_groups:
+        role = group["role"]
+        assert group["lr"] == group["initial_lr"] == 0.1
+        if options or not decays(role, embeddings=True):
+            assert group["weight_decay"] == (0.5 if decays(role, embeddings=True) else 0.0), role
+    state = {role: list(optimizer.state[named[name]].values()) for name, role in roles.items()}
+    for role in ("matrix", "head"):
+        shape = named["block" if role == "matrix" else "head"].shape
+        kept = [value for value in state[role] if torch.is_tensor(value) and value.shape == shape]
+        assert recipe.moments(role) == len(kept)
+
+
+def test_torchs_adamw_by_class_takes_the_same_steps_as_the_recipe() -> None:
+    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    found = []
+    for recipe in (AdamW(**options), by_class(torch.optim.AdamW, **options, fused=True)):
+        named, roles = parameters()
+        optimizer = recipe.build(named.items(), roles)
+        for step in range(3):
+            for p in named.values():
+                p.grad = torch.full_like(p, 0.1 * (step + 1))
+            optimizer.step()
+        found.append(named)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (torch.optim.LBFGS, "LBFGS cannot update a dense parameter from its gradient"),
+        (torch.optim.Muon, "Muon refuses one group of parameters for each role"),
+        (torch.optim.SparseAdam, "SparseAdam cannot update a dense parameter"),
+        (list, "list returned list, which is no torch.optim.Optimizer"),
+    ],
+)
+def test_a_class_that_cannot_train_a_network_says_so(cls: Any, message: str) -> None:
+    """Before anything is computed: `fit` and `plan` ask every role for its moments."""
+    recipe = by_class(cls)
+    with pytest.raises(UserError, match=message):
+        print([recipe.moments(role) for role in ROLES])
