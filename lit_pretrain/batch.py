@@ -204,7 +204,8 @@ class Asking(NamedTuple):
     stop_ids: frozenset[int]
     """An answer ends with one of them."""
     decode: Callable[..., str]
-    """Text of token ids; with `special=True` special tokens are spelt, else left out."""
+    """Text of token ids; with `special=True` special tokens are spelt, else left out; `before=`
+    gives the ids of the prompt that they complete."""
 
 
 AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, PromptBatch, DistillBatch]

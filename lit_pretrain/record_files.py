@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import parse_json
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 RECORD_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
@@ -57,7 +57,7 @@ def read_records(
     if suffix == ".txt":
         return [{"text": piece.strip()} for piece in text.split(separator) if piece.strip()]
     if suffix == ".json":
-        whole = _parsed(text, str(path))
+        whole = parse_json(text, str(path))
         if not isinstance(whole, list):
             raise UserError(
                 f"{what} {path} holds a JSON {type(whole).__name__}; it must be a list of objects."
@@ -66,7 +66,7 @@ def read_records(
         return [_object(record, f"{path}, record {n}") for n, record in enumerate(whole, start=1)]
     # `splitlines` would break at U+2028 and the like, which JSON strings may hold unescaped.
     lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-    return [_object(_parsed(line, f"{path}:{n}"), f"{path}:{n}") for n, line in lines]
+    return [_object(parse_json(line, f"{path}:{n}"), f"{path}:{n}") for n, line in lines]
 
 
 def _unpacked(path: Path) -> bytes:
@@ -77,13 +77,6 @@ def _unpacked(path: Path) -> bytes:
     # zstandard's own reader takes a truncated file for a complete one; pyarrow's does not.
     with pyarrow.input_stream(str(path), compression=_COMPRESSIONS[path.suffix]) as stream:
         return bytes(stream.read())
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

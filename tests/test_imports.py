@@ -21,20 +21,23 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
-    "record_files": {"errors"},
+    "plain_data": {"errors"},
+    "record_files": {"errors", "plain_data"},
     "hashing": {"errors"},
     "class_path": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
     "data_lineage": set(),
-    "tokenizer": {"errors", "files"},
-    "chat": {"errors", "files", "tokenizer"},
+    "tokenizer": {"errors", "files", "plain_data"},
+    "chat": {"errors", "files", "plain_data", "tokenizer"},
     "decontaminate": {"errors", "files", "hashing", "record_files"},
-    "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"},
+    "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"}
+    | {"plain_data"},
     "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"}
-    | {"record_files", "class_path"},
+    | {"record_files", "class_path", "plain_data"},
     "data": {
         "errors",
+        "plain_data",
         "class_path",
         "files",
         "record_files",
@@ -56,9 +59,9 @@ MAY_IMPORT = {
     "report": {"errors", "files"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
-    | {"data_lineage"},
+    | {"data_lineage", "plain_data"},
     # Laws are fitted to run folders.
-    "scaling": {"errors", "files", "step_size", "roles", "model", "report"},
+    "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
     "generate": {"errors", "batch", "model", "tokenizer", "chat"},
     # What a score is worth follows from the lineage.
     "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate", "checkpoint"}
@@ -102,6 +105,7 @@ LITDATA = ("corpus/", "prepare/")
 TORCH_FREE = (
     "errors",
     "files",
+    "plain_data",
     "record_files",
     "hashing",
     "class_path",
@@ -138,6 +142,7 @@ TORCH_FREE = (
     "checkpoint.hf_card",
     "checkpoint.lineage",
     "evaluate.harness",
+    "cli.command.arguments",
     "cli.command.parser",
     "cli.command.verb",
     "cli.doctor.*",

@@ -18,6 +18,7 @@ import jinja2.sandbox
 
 from lit_pretrain.chat.messages import ToolDescription
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json, read_text
 
 TEMPLATE_PRESETS = Path(__file__).parent / "templates"
 TEMPLATE_FILENAME = "chat_template.jinja"
@@ -165,7 +166,7 @@ def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplat
         )
     preset = TEMPLATE_PRESETS / f"{wanted}.jinja"
     if "/" not in wanted and preset.is_file():
-        return ChatTemplate(preset.read_text(encoding="utf-8"), name=wanted)
+        return ChatTemplate(read_text(preset), name=wanted)
     file = Path(wanted)
     if file.is_dir():
         found = template_of(file)
@@ -180,19 +181,19 @@ def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplat
         raise UserError(
             f"data.template={wanted!r} is neither a file nor a folder nor one of auto, {names}"
         )
-    return ChatTemplate(file.read_text(encoding="utf-8"), name=wanted)
+    return ChatTemplate(read_text(file, "the chat template"), name=wanted)
 
 
 def template_of(folder: Path) -> ChatTemplate | None:
     """Read the template beside a tokenizer: its own file, else a field of tokenizer_config.json."""
     file = folder / TEMPLATE_FILENAME
     if file.is_file():
-        return ChatTemplate(file.read_text(encoding="utf-8"), name=str(file))
+        return ChatTemplate(read_text(file, "the chat template"), name=str(file))
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return None
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        found = load_json(config.read_text(encoding="utf-8")).get("chat_template")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config} is damaged: {error}") from None
     if isinstance(found, list):  # several templates by name, one of them "default"

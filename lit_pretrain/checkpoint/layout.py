@@ -27,9 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import yaml
-
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json, read_config
 from lit_pretrain.report.run_folder import CONFIG
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -121,7 +120,7 @@ def read_json(file: Path) -> Mapping[str, Any]:
         UserError: The file is missing or damaged, or holds something else.
     """
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
+        loaded = load_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
@@ -222,5 +221,4 @@ def config_of(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} is missing, so the network of {checkpoint} is not known; give a run folder"
         )
-    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return loaded
+    return read_config(file)

@@ -16,6 +16,7 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokeni
 from lit_pretrain.checkpoint.layout import HF_CONFIG, artefact_folder
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json
 from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance
 
 LINEAGE_FILENAME = "lineage.json"
@@ -73,7 +74,7 @@ class Lineage:
         if not file.is_file():
             return None
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = load_json(file.read_text(encoding="utf-8"))
             version = raw["format_version"]
             if version == LINEAGE_VERSION:
                 return cls(raw["language"], tuple(raw["stages"]))

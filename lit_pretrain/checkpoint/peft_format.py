@@ -7,7 +7,6 @@ update of the whole is three that share A. Nothing is lost either way, but a rou
 give the same rank.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.plain_data import load_json
 
 PeftConfig = Mapping[str, Any]
 """Content of adapter_config.json, whoever wrote it."""
@@ -211,7 +211,7 @@ def read_peft(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
         UserError: One is missing or damaged.
     """
     try:
-        config: PeftConfig = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config: PeftConfig = load_json((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
         return config, load_file(folder / PEFT_WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(

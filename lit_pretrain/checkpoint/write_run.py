@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
@@ -24,6 +23,7 @@ from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_rec
 from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.files import write_file
+from lit_pretrain.plain_data import dump_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
     PROVENANCE,
@@ -75,7 +75,7 @@ def write_run(
     lineage = Lineage.begin(run.language, stage_record(str(out), recorded, run.data), run.parent)
 
     def fill(folder: Path) -> None:
-        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=120)
+        text = dump_config(run.config)
         write_file(folder / CONFIG, text)
         if run.language is not None:
             run.language.save(folder)

@@ -34,7 +34,7 @@ def chat(
         top_k: Keep only the k likeliest tokens.
         top_p: Keep only the likeliest tokens that together reach this probability.
         seed: Seed of the first answer; the next ones count on from it.
-        device: auto, cpu or cuda.
+        device: auto, cpu, gpu, cuda or mps.
         dtype: Of the arithmetic.
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.

@@ -26,7 +26,7 @@ def evaluate_run(
     bos: Optional[bool] = None,
     apply_chat_template: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     seed: int = 1234,
     report: Optional[str] = None,
     tensorboard: bool = True,
@@ -50,7 +50,7 @@ def evaluate_run(
             as they all began with it.
         apply_chat_template: Put questions as conversations, by the run's template.
         precision: In which everything is computed.
-        device: Where.
+        device: auto, cpu, gpu, cuda or mps.
         seed: Of the choice of examples, and of sampled answers.
         report: File of the report; it must not exist. Default: one of its own in RUN/evaluations.
         tensorboard: Also write the figures to the run's TensorBoard, at the step of the checkpoint.
@@ -158,14 +158,9 @@ def _network(path: Path, precision: str, device: str) -> Any:
     import torch
 
     from lit_pretrain.checkpoint.network import load_network
+    from lit_pretrain.cli.command.load_run import choose_device
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device=cuda, but torch finds no CUDA device; leave it out to use the CPU"
-        )
-    place = (
-        "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+    place = choose_device(device)
     autocast = torch.autocast(place, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
     return load_network(path).to(place).eval(), autocast
 
@@ -180,6 +175,7 @@ def _held_out(
         UserError: The run's own data is of another kind, or is gone.
     """
     from lit_pretrain.checkpoint.layout import config_of
+    from lit_pretrain.cli.command.load_run import choose_device
     from lit_pretrain.cli.validate import EvaluateCLI
 
     saved = config_of(path)["data"]
@@ -187,7 +183,7 @@ def _held_out(
     options = [
         f"--run={path}",
         f"--trainer.precision={precision}",
-        f"--trainer.accelerator={device if device != 'cuda' else 'gpu'}",
+        f"--trainer.accelerator={choose_device(device)}",
     ]
     options.append(f"--accept={accept}")
     if data is not None:

@@ -38,7 +38,7 @@ def generate_text(
         top_p: Keep only the likeliest tokens that together reach this probability.
         seed: Seed of the first prompt; the next ones count on from it.
         stop: Strings that end a completion.
-        device: auto, cpu or cuda.
+        device: auto, cpu, gpu, cuda or mps.
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
@@ -75,11 +75,8 @@ def generate_text(
             print(f"=== {before!r}\n{before}{text}")
     else:
         print()
-    tokens, seconds = (
-        sum(len(tokenizer.encode(text)) for text in texts),
-        time.perf_counter() - began,
-    )
-    print(f"({tokens} tokens in {seconds:.1f} s)", file=sys.stderr)
+    seconds = time.perf_counter() - began
+    print(f"({pieces.tokens} tokens in {seconds:.1f} s)", file=sys.stderr)
     return 0
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
+from lit_pretrain.cli.command.arguments import name_run
 from lit_pretrain.cli.command.notices import quiet_libraries
 from lit_pretrain.cli.command.parser import parser_options, raw_option
 from lit_pretrain.cli.command.verb import Verb
@@ -34,6 +35,7 @@ class EvaluateCLI(LightningCLI):
     def __init__(self, verb: str, args: ArgsType) -> None:
         assert isinstance(args, list)
         self.verb = verb
+        args = name_run(args, as_option=True)
         run = raw_option(args, "--run")
         # A run that is not there is said after a misspelt option is.
         self.chosen = names_class(

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, file_sha256
+from lit_pretrain.plain_data import load_json
 
 MANIFEST_FILENAME = "manifest.json"
 INDEX_FILENAME = "index.json"
@@ -233,8 +234,8 @@ class Manifest:
             )
 
         try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
+            raw = load_json(text)
+        except ValueError as error:
             damaged(f"not JSON ({error})")
         if not isinstance(raw, dict):
             damaged(f"expected a JSON object, found {type(raw).__name__}")

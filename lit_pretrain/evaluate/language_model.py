@@ -250,7 +250,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         length: int,
         sampling: dict[str, Any],
     ) -> list[str]:
-        decoders = [self.language.tokenizer.stream_decoder() for _ in prompts]
+        decoders = [self.language.tokenizer.stream_decoder(before=prompt) for prompt in prompts]
         texts = [""] * len(prompts)
         running = set(range(len(prompts)))
         with self.autocast:

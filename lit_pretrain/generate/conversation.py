@@ -23,6 +23,7 @@ class Reply:
     Args:
         tokens: Of the engine, one row.
         tokenizer: Theirs.
+        prompt: Token ids that they continue.
         stop_ids: Tokens that end it.
         stop: Strings that end it; they are not given out.
     """
@@ -31,6 +32,7 @@ class Reply:
         self,
         tokens: Iterator[Token],
         tokenizer: Tokenizer,
+        prompt: Sequence[int],
         *,
         stop_ids: Collection[int],
         stop: Sequence[str],
@@ -44,7 +46,7 @@ class Reply:
         finished, or was closed.
         """
         self._tokens = tokens
-        self._tokenizer = tokenizer
+        self._decoder = tokenizer.stream_decoder(before=prompt)
         self._stop_ids = stop_ids
         self._stop = stop
         self._pieces = self._write()
@@ -57,7 +59,7 @@ class Reply:
         self._pieces.close()
 
     def _write(self) -> Generator[str, None, None]:
-        decoder, held = self._tokenizer.stream_decoder(), ""
+        decoder, held = self._decoder, ""
         for token in self._tokens:
             self.tokens += 1
             held += decoder.push(token.id) + (decoder.flush() if token.last else "")
@@ -97,7 +99,7 @@ def reply(
         top_p=top_p, min_p=min_p, seed=seed,
         stop_ids=stop_ids, kept=kept,
     )  # fmt: skip
-    return Reply(tokens, tokenizer, stop_ids=stop_ids, stop=stop)
+    return Reply(tokens, tokenizer, prompt, stop_ids=stop_ids, stop=stop)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,58 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
 
+class TextStream:
+    """Complete prompts while it is iterated over, and count the tokens that it takes.
+
+    Text appears as soon as it is whole characters that cannot be part of a stop string.
+
+    Args:
+        tokens: Of the engine.
+        tokenizer: Theirs.
+        prompts: Token ids that each row continues.
+        stop: Strings that end a row; they are not given out.
+    """
+
+    def __init__(
+        self,
+        tokens: Iterator[Token],
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+    ) -> None:
+        self.tokens = 0
+        """Tokens drawn so far in all rows, those that ended them included."""
+        self._pieces = self._write(tokens, tokenizer, prompts, stop)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    def _write(
+        self,
+        tokens: Iterator[Token],
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+    ) -> Iterator[Piece]:
+        decoders = [tokenizer.stream_decoder(before=prompt) for prompt in prompts]
+        held = ["" for _ in prompts]
+        stopped: set[int] = set()
+        for row, token, last in tokens:
+            if row in stopped:
+                continue
+            self.tokens += 1
+            held[row] += decoders[row].push(token) + (decoders[row].flush() if last else "")
+            ready, found = split_at_stop(held[row], stop, last=last)
+            held[row] = held[row][len(ready) :]
+            if ready:
+                yield Piece(row, ready)
+            if found:
+                stopped.add(row)
+                if len(stopped) == len(prompts):
+                    tokens.close()  # type: ignore[attr-defined]
+                    return
+
+
 def stream(
     net: Transformer,
     tokenizer: Tokenizer,
@@ -31,10 +83,8 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
-) -> Iterator[Piece]:
-    """Complete prompts and yield the text of each row as it grows.
-
-    Text appears as soon as it is whole characters that cannot be part of a stop string.
+) -> TextStream:
+    """Complete prompts and give the text of each row as it grows.
 
     Args:
         net: The network.
@@ -50,9 +100,10 @@ def stream(
     Raises:
         UserError: As of `generate`, and before the first piece is asked for.
     """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     tokens = generate(
         net,
-        [encode_prompt(tokenizer, prompt) for prompt in prompts],
+        encoded,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -60,28 +111,7 @@ def stream(
         seed=seed,
         stop_ids=frozenset({tokenizer.eos_id}),
     )
-    return _pieces(tokens, tokenizer, prompts, stop)
-
-
-def _pieces(
-    tokens: Iterator[Token], tokenizer: Tokenizer, prompts: Sequence[str], stop: Sequence[str]
-) -> Iterator[Piece]:
-    decoders = [tokenizer.stream_decoder() for _ in prompts]
-    held = ["" for _ in prompts]
-    stopped: set[int] = set()
-    for row, token, last in tokens:
-        if row in stopped:
-            continue
-        held[row] += decoders[row].push(token) + (decoders[row].flush() if last else "")
-        ready, found = split_at_stop(held[row], stop, last=last)
-        held[row] = held[row][len(ready) :]
-        if ready:
-            yield Piece(row, ready)
-        if found:
-            stopped.add(row)
-            if len(stopped) == len(prompts):
-                tokens.close()  # type: ignore[attr-defined]
-                return
+    return TextStream(tokens, tokenizer, encoded, stop)
 
 
 def split_at_stop(text: str, stop: Sequence[str], *, last: bool) -> tuple[str, bool]:

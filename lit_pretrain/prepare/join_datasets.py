@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections import Counter
@@ -18,6 +17,7 @@ from lit_pretrain.decontaminate.decontamination_record import (
 )
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
+from lit_pretrain.plain_data import load_json
 from lit_pretrain.prepare import directory
 from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME
 from lit_pretrain.prepare.funnel import REJECTS_FILENAME
@@ -235,7 +235,7 @@ def _decontamination_records(
         items: Counter[int] = Counter()
         for path, record in zip(paths, records, strict=True):
             tally = DecontaminationTally.from_json(
-                json.loads((path / DECONTAMINATION_FILENAME).read_text(encoding="utf-8"))
+                load_json((path / DECONTAMINATION_FILENAME).read_text(encoding="utf-8"))
             )
             if record.name in tally.sets:
                 items.update(tally.sets[record.name].items)

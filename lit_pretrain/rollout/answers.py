@@ -276,7 +276,7 @@ class Answers:
         stopped = int(ids[-1]) in self.asking.stop_ids
         texts = (
             self.asking.decode(prompt, special=True),
-            self.asking.decode(ids[:-1] if stopped else ids),
+            self.asking.decode(ids[:-1] if stopped else ids, before=prompt),
         )
         facts = {
             "step": step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json
 from lit_pretrain.scaling.bootstrap import Draws, bootstrap, exponent_intervals, param_intervals
 from lit_pretrain.scaling.law import EXPONENTS, PARAMETERS, Floats, Form, Law
 from lit_pretrain.scaling.regression import DELTA, Fit, Loss, fit
@@ -173,7 +173,7 @@ def read_document(path: Path) -> StoredFit:
         UserError: The file cannot be read or holds no fit.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path.read_text(encoding="utf-8"))
         form = cast(Form, found["law"])
         law = Law(form, found["params"])
         kept = StoredFit(

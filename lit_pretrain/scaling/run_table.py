@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
+from lit_pretrain.plain_data import parse_json, read_config, read_json_file
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
 from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
 
@@ -85,15 +83,7 @@ def _read(run: Path, counts: Counts) -> Record:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        )
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    found = read_json_file(path) if path.suffix == ".json" else read_config(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: a mapping was expected, found {type(found).__name__}")
     return found
@@ -235,9 +225,11 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         lines = (
             (number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()
         )
-        rows = [(f"{path}:{number}", _parse(f"{path}:{number}", line)) for number, line in lines]
+        rows = [
+            (f"{path}:{number}", parse_json(line, f"{path}:{number}")) for number, line in lines
+        ]
     else:
-        items = _parse(str(path), text)
+        items = parse_json(text, str(path))
         if not isinstance(items, list):
             raise UserError(
                 f"--data {path}: a list of objects is needed, found {type(items).__name__}"
@@ -251,13 +243,6 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise UserError(f"--data {path} has no rows")
     return rows
-
-
-def _parse(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
 
 
 def _choose(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
+from lit_pretrain.plain_data import load_json
 from lit_pretrain.tokenizer import byte_level, tokenizer_files
 from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, TOKENIZER_FILENAME
 
@@ -90,7 +91,7 @@ class Tokenizer:
         import tokenizers
 
         try:
-            self._spec: dict[str, Any] = json.loads(text)
+            self._spec: dict[str, Any] = load_json(text)
             self._hf: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise UserError(
@@ -230,9 +231,37 @@ class Tokenizer:
             "utf-8", errors="replace"
         )
 
-    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
+    def decode_after(
+        self, before: Sequence[int], ids: Iterable[int], *, skip_special: bool = True
+    ) -> str:
+        """Decode the ids of a completion in the context of its prompt.
+
+        Args:
+            before: Ids of the prompt.
+            ids: Ids of the completion.
+            skip_special: Leave special tokens out; otherwise they are spelt.
+        """
+        decoder = self.stream_decoder(before=before, skip_special=skip_special)
+        return "".join(decoder.push(int(index)) for index in ids) + decoder.flush()
+
+    def stream_decoder(
+        self, *, before: Sequence[int] = (), skip_special: bool = True
+    ) -> StreamDecoder:
         """Return a decoder that takes one id at a time and never gives out half a character."""
-        return StreamDecoder(self, skip_special=skip_special)
+        return StreamDecoder(self, before=before, skip_special=skip_special)
+
+    def context_of(self, before: Sequence[int], *, skip_special: bool) -> list[int]:
+        """Return the last of some ids, enough to decode what follows as it stands after all of
+        them.
+        """
+        special = set(self.special_tokens.values()) if skip_special else set()
+        ids = [index for index in map(int, before) if index not in special]
+        # A few tokens decide about a blank. A character in bytes must not be cut: it would make
+        # all bytes behind it U+FFFD.
+        for length in range(16, 24):
+            if not self.decode(ids[-length:], skip_special=skip_special).startswith("\ufffd"):
+                return ids[-length:]
+        return ids
 
     def spellings(self) -> dict[int, str]:
         """Return the spelling of every token by its id, as the file has it, with special tokens."""
@@ -405,17 +434,31 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decode ids one at a time; the pieces concatenate to `Tokenizer.decode` of all ids.
+    """Decode ids one at a time; the pieces concatenate to `Tokenizer.decode_after` of all ids.
 
     A piece never ends within a character.
+
+    Args:
+        tokenizer: Of the ids.
+        before: Ids that stand before the first, such as a prompt: a SentencePiece model leaves out
+            the blank of the token that begins a text, and no other.
+        skip_special: Leave special tokens out; otherwise they are spelt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, before: Sequence[int] = (), skip_special: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._ids: list[int] = []
         self._pushed = ""
+        if tokenizer._bytes_of is not None:
+            for index in before[-8:]:  # the prompt may end within a character
+                self.push(int(index))
+        else:
+            self._ids = tokenizer.context_of(before, skip_special=skip_special)
+            self._pushed = tokenizer.decode(self._ids, skip_special=skip_special).rstrip("\ufffd")
 
     def push(self, index: int) -> str:
         """Take one id, and return the text that is complete now, which may be empty."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json
 
 TOKENIZER_FILENAME = "tokenizer.json"
 CONFIG_FILENAME = "tokenizer_config.json"
@@ -101,7 +101,7 @@ def _content(token: Any) -> str | None:
 def _json_object(file: Path) -> Mapping[str, Any]:
     """Read the JSON object in a file; an empty one if there is no file."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = load_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -136,7 +136,8 @@ def test_what_the_template_refuses_is_said(net: Transformer, renderer: Renderer)
 
 def answered(tokenizer: Tokenizer, ids: list[int], stop: Sequence[str] = ()) -> Reply:
     tokens = (Token(0, token, place + 1 == len(ids)) for place, token in enumerate(ids))
-    return Reply(tokens, tokenizer, stop_ids={tokenizer.special_tokens["<|im_end|>"]}, stop=stop)
+    stop_ids = {tokenizer.special_tokens["<|im_end|>"]}
+    return Reply(tokens, tokenizer, [], stop_ids=stop_ids, stop=stop)
 
 
 def test_how_a_reply_ends(renderer: Renderer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from lit_pretrain.__main__ import main
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate import text
+from lit_pretrain.generate.conversation import Reply
 from lit_pretrain.generate.engine import Token
 from lit_pretrain.generate.text import Piece, complete, encode_prompt, split_at_stop, stream
 from lit_pretrain.model.config import ModelConfig
@@ -24,6 +26,18 @@ from lit_pretrain.tokenizer.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def tokenizer(dataset: Path) -> Tokenizer:
     return Tokenizer.load(dataset)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Tokenizer:
+    """Llama 2's kind: words marked by ▁, of which a text loses the first."""
+    words = ["▁the", "▁king", "▁is", "▁dead"]
+    vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *words])}
+    hf = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    hf.decoder = tokenizers.decoders.Metaspace()
+    hf.add_special_tokens(["<s>", "</s>"])
+    return Tokenizer(hf.to_str())
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +97,31 @@ def test_what_only_began_like_a_stop_string_is_given_out(
         [[n for word in ("a", "#", "b", "#") for n in tokenizer.encode(word)]],
     )
     assert [piece.text for piece in pieces(tokenizer, stop=["##"])] == ["a", "#b", "#"]
+
+
+def test_text_follows_its_prompt(sentencepiece: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that leaves out the first blank of a text leaves it out there alone."""
+    whole = sentencepiece.encode("the king is dead")
+    begun = sentencepiece.encode("the king")
+    assert whole[: len(begun)] == begun
+    spoken(monkeypatch, sentencepiece, [whole[len(begun) :]])
+    told = stream(None, sentencepiece, ["the king"], max_new_tokens=9)  # type: ignore[arg-type]
+    assert "".join(piece.text for piece in told) == " is dead"
+    tokens = (Token(0, index, False) for index in whole[len(begun) :])
+    answer = Reply(tokens, sentencepiece, begun, stop_ids=(), stop=())
+    assert "".join(answer) == " is dead"
+
+
+def test_tokens_are_counted_as_they_are_drawn(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as their text would be encoded: letters by themselves are one token as a word."""
+    letters = [tokenizer.encode(letter)[0] for letter in "return"]
+    assert len(tokenizer.encode("return")) < len(letters)
+    spoken(monkeypatch, tokenizer, [[*letters, tokenizer.eos_id]])
+    told = stream(None, tokenizer, [""], max_new_tokens=9)  # type: ignore[arg-type]
+    assert "".join(piece.text for piece in told) == "return"
+    assert told.tokens == len(letters) + 1
 
 
 def test_a_character_of_several_tokens_appears_whole(
@@ -189,7 +228,7 @@ def test_prompts_and_stop_strings_of_the_command_line(
     assert main([*ask, "--prompt=The fox"]) == 0
     (whole, told), prompt = capsys.readouterr(), "The fox"
     assert whole.startswith(prompt)
-    assert "tokens in" in told
+    assert "(40 tokens in" in told
     new = whole[len(prompt) :].rstrip("\n")
     stop = new[len(new) // 2 :][:3]
     assert main([*ask, "--prompt=The fox", f"--stop={[stop]!r}"]) == 0

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -130,6 +131,22 @@ def test_tiktoken_equals_tokenizers(pattern: str, text: str) -> None:
     assert tokenizer(pattern).backend == "tiktoken"
     assert tokenizer(pattern).pattern_name == pattern
     assert tokenizer(pattern).encode(text) == reference_ids(trained_json(pattern), text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=TEXT.filter(lambda text: "\ufffd" not in text) | st.text("ab éc中", max_size=60),
+    place=st.integers(0, 80),
+    kind=st.sampled_from([sentencepiece_like, trained_json]),
+)
+def test_a_completion_is_decoded_in_the_context_of_its_prompt(
+    text: str, place: int, kind: Callable[[], str]
+) -> None:
+    ours = Tokenizer(kind())
+    ids = ours.encode(text)
+    prompt, completion = [ours.bos_id, *ids[:place]], ids[place:]
+    before = ours.decode(prompt).rstrip("\ufffd")  # the prompt may end within a character
+    assert before + ours.decode_after(prompt, completion) == ours.decode(ids)
 
 
 @settings(max_examples=300, deadline=None)

@@ -24,7 +24,7 @@ def load_run(
     Args:
         run: A run folder, or one checkpoint of a run.
         checkpoint: For a run folder: last or best.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         dtype: Of the weights, and so of the arithmetic.
         accept: Fields of the contract in which the run's files may differ from its record.
 
@@ -46,16 +46,35 @@ def load_run(
     from lit_pretrain.checkpoint.network import load_network
     from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device not in ("cpu", "cuda"):
-        raise UserError(f"--device={device} is unknown; give auto, cpu or cuda")
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device=cuda, but torch finds no CUDA device; leave it out to use the CPU"
-        )
-    net = load_network(path).to(device, getattr(torch, dtype)).eval()
+    place = choose_device(device)
+    net = load_network(path).to(place, getattr(torch, dtype)).eval()
     return net, Tokenizer.load(str(path.parent.parent)), path
+
+
+def choose_device(wanted: str) -> str:
+    """Choose a device of this machine: cpu, cuda or mps.
+
+    Args:
+        wanted: One of these, or auto for the fastest there is; gpu is whichever GPU there is, as
+            in `--trainer.accelerator`.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpu = next((name for name, found in there.items() if found), None)
+    if wanted == "auto":
+        return gpu or "cpu"
+    if wanted == "gpu" and gpu is not None:
+        return gpu
+    if wanted == "cpu" or there.get(wanted):
+        return wanted
+    if wanted != "gpu" and wanted not in there:
+        raise UserError(f"--device={wanted} is unknown; give auto, cpu, gpu, cuda or mps")
+    found = "no GPU" if wanted == "gpu" else f"no {wanted.upper()} device"
+    raise UserError(f"--device={wanted}, but torch finds {found}; leave it out to use the CPU")
 
 
 def load_renderer(tokenizer: Tokenizer, folder: Path, template: str) -> tuple[Renderer, bool]:

@@ -16,7 +16,24 @@ from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
-from lit_pretrain.errors import nearest
+from lit_pretrain.cli.command.arguments import (
+    Config,
+    holds,
+    mark_literal,
+    name_run,
+    read_configs,
+    replaced_options,
+    split_configs,
+    unmark,
+)
+from lit_pretrain.errors import did_you_mean, nearest
+from lit_pretrain.plain_data import (
+    boolean_words,
+    check_yaml,
+    escape_references,
+    read_text,
+    yaml_mistake,
+)
 
 MODE = "omegaconf+"
 # What follows keeps `--help` below half a second: one style of docstrings is tried and not four;
@@ -25,7 +42,18 @@ MODE = "omegaconf+"
 set_parsing_settings(
     docstring_parse_style=DocstringStyle.GOOGLE, docstring_parse_attribute_docstrings=True
 )
-set_loader(MODE, get_loader("yaml"), (YAMLError,))
+_load_yaml = get_loader("yaml")
+
+
+def _load_strictly(text: str) -> Any:
+    """Load a config, or the value of an option, but for what `check_yaml` refuses."""
+    check_yaml(text)
+    value = _load_yaml(text)
+    # A comment alone is nothing in a file; as the value of an option it is text.
+    return text if value is None else value
+
+
+set_loader(MODE, _load_strictly, (YAMLError,))
 
 # How jsonargparse says that it does not know a name. Within a list or mapping of configs it names
 # the class instead of the group.
@@ -41,6 +69,8 @@ _NOWHERE = (
     re.compile(r"module '(?P<parent>[\w.]+)' has no attribute '(?P<name>\w+)'"),
     re.compile(r"No module named '(?P<parent>[\w.]+)\.(?P<name>\w+)'"),
 )
+_PARSER_KEY = re.compile(r'Parser key "(?P<name>[\w.]+)"')
+_BOOLEAN_VALUE = re.compile(r"(?:Got|Given) value: .*\b(?:True|False)\b")
 _NO_PATH = re.compile(r"Expected a dot import path string: (?P<name>\w+)(?![\w.])")
 _HOMES = (
     "lit_pretrain.optim",
@@ -55,29 +85,92 @@ _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 class Suggesting:
     """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-`
-    in a name is `_`.
+    in a name is `_`; options win over files, wherever they stand; and what is typed is taken
+    literally, `${...}` included, which only files interpolate.
     """
+
+    rivals: Sequence[Sequence[str]] = ()
+    """Groups of options that say the same thing in several ways: the last layer that gives one of a
+    group replaces those of earlier layers."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Parse; `--keep-rejects` is `--keep_rejects`, and a bare `--verify` is `--verify true`.
 
-        An option that names another class takes that class's own defaults. jsonargparse would keep
-        the values of the class before it for all options of the same name, even defaults:
-        `--model.optimizer AdamW` would silently train with the betas of MuonAdamW. So arguments
-        that change a class are parsed again with the new class as the default, and without what a
-        config file says of another class.
+        Raises:
+            UserError: A file given with --config cannot be read, or the run is given twice.
         """
-        if args is None:
+        if args is None or not self.exit_on_error:  # type: ignore[attr-defined]  # within a parse
             return super().parse_args(args, *rest, **options)  # type: ignore[misc]
-        given = self._as_declared(list(args))
+        given = self._named_run(self._as_declared(list(args)))
+        configs, others = split_configs(given)
+        files = read_configs(given)
+        # A parse without defaults only asks what was given.
+        tell = options.get("defaults", True)
+        others += replaced_options(given, files, self.rivals, tell=tell)
+        ordered = [f"--config={config}" for config in configs] + mark_literal(others)
+        try:
+            return unmark(self._parse_classes(ordered, *rest, **options))
+        except UnicodeDecodeError as error:
+            self.error(f"a file named by an option is not UTF-8: {error}")
+        except Exception as error:
+            if not type(error).__module__.startswith("omegaconf."):
+                raise
+            self.error(self._interpolation_mistake(files, error))
+
+    def _named_run(self, args: list[str]) -> list[str]:
+        """Let a verb that takes a run take it by --run and by its place."""
+        actions = self._actions  # type: ignore[attr-defined]
+        declared = next((action for action in actions if action.dest == "run"), None)
+        if declared is None:
+            return args
+        return name_run(args, as_option=bool(declared.option_strings))
+
+    def _interpolation_mistake(self, files: Sequence[Config], error: Exception) -> str:
+        key = str(getattr(error, "full_key", None) or "")
+        where = [file.path for file in files if holds(file.content, key)]
+        reason = str(error).partition("\n")[0]
+        missing = re.fullmatch(r"Interpolation key '(.+)' not found", reason)
+        hint = "" if missing is None else did_you_mean(missing[1], self._known_names())
+        variable = re.search(r"Environment variable '(.+)' not found", reason)
+        if variable is not None:
+            reason = f"the environment variable {variable[1]} is not set"
+            hint = f" Set it, or give a value for that case: ${{oc.env:{variable[1]},VALUE}}."
+        return (
+            f"{': '.join([*where[-1:], *filter(None, [key])])}: a reference ${{...}} cannot be"
+            f" resolved: {reason}.{hint} Text that is no reference is written \\${{...}}"
+        )
+
+    def set_defaults(self, *mappings: dict[str, Any], **values: Any) -> None:
+        """Set defaults, which are taken literally."""
+        super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))  # type: ignore[misc]
+
+    def dump(self, *arguments: Any, **options: Any) -> str:
+        """Write a config as YAML; what --print_config prints can be read as a config again."""
+        text: str = super().dump(*arguments, **options)  # type: ignore[misc]
+        # jsonargparse also calls this to resolve references, and then keeps the targets of links.
+        printed = hasattr(self, "print_config") and options.get("skip_link_targets", True)
+        if not printed or unmark(text).count("${") == 0:
+            return text
+        plain = escape_references(unmark(yaml.safe_load(text)))
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+    def _parse_classes(self, args: list[str], *rest: Any, **options: Any) -> Any:
+        """Parse, with its own defaults for every class that an option names.
+
+        jsonargparse would keep the values of the class before it for all options of the same name,
+        even defaults: `--model.optimizer AdamW` would silently train with the betas of MuonAdamW.
+        So arguments that change a class are parsed again with the new class as the default, and
+        without what a config file says of another class.
+        """
         # It prints what the first parse has found, and exits.
-        first = [arg for arg in given if not arg.startswith("--print_config")]
+        first = [arg for arg in args if not arg.startswith("--print_config")]
+        self._changed = {}
         parsed = super().parse_args(first, *rest, **options)  # type: ignore[misc]
         self._changed = self._changed_classes(parsed) if options.get("defaults", True) else {}
         if self._changed:
             options["namespace"] = self._defaults_of(self._changed)
-        if self._changed or first != given:
-            parsed = super().parse_args(given, *rest, **options)  # type: ignore[misc]
+        if self._changed or first != args:
+            parsed = super().parse_args(args, *rest, **options)  # type: ignore[misc]
         return parsed
 
     def parse_string(self, *args: Any, **options: Any) -> Any:
@@ -144,8 +237,8 @@ class Suggesting:
             if name.startswith("--") and name[2:].split(".")[0] not in groups:
                 self.error(f"Unrecognized arguments: {arg}")
         # jsonargparse passes over an unknown section that is empty.
-        for content in raw_configs(list(args)):
-            for name in content:
+        for config in read_configs(args):
+            for name in config.content:
                 if name not in groups | {"from"}:
                     self.error(f"Option '{name}' is not accepted")
 
@@ -154,10 +247,11 @@ class Suggesting:
         hundreds of options helps nobody.
         """
         if self.exit_on_error:  # type: ignore[attr-defined]
-            message = _REQUIRED.sub(self._as_typed, message)
+            message = unmark(_REQUIRED.sub(self._as_typed, message))
             program = self.prog  # type: ignore[attr-defined]
+            hint = f"{self._hint(message)}{self._yaml_hint(message)}"
             print(
-                f"error: {message}{self._hint(message)}\n`{program} --help` lists the options.",
+                f"error: {message}{hint}\n`{program} --help` lists the options.",
                 file=sys.stderr,
             )
             sys.exit(2)
@@ -174,17 +268,32 @@ class Suggesting:
         if match is None:
             return _path_hint(message)
         found = match.groupdict()
-        if (
-            not found.get("owner")
-            and not found.get("group")
-            and not found["name"].startswith("-")
-            and "run" in self._known_names()
-        ):
-            return f"\nDid you mean --run {found['name']}?"
         name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
         known = _parameters(found["owner"]) if found.get("owner") else self._known_names()
         near = nearest(name, known, cutoff=0.75)
         return f"\nDid you mean {near[0]!r}?" if near else ""
+
+    def _yaml_hint(self, message: str) -> str:
+        """Say what YAML made of a value: of the word `off`, and of options that are not YAML."""
+        configs, others = split_configs(getattr(self, "args", ()))  # jsonargparse sets it
+        hints = []
+        key = _PARSER_KEY.search(message)
+        if key is not None and _BOOLEAN_VALUE.search(message):
+            hints = [
+                f"{path}, {hint}"
+                for path in configs
+                if Path(path).is_file()
+                for name, hint in boolean_words(read_text(path))
+                if name.startswith(key["name"]) or key["name"].startswith(name)
+            ]
+        for arg in others:
+            name, _, value = arg.rpartition("=") if arg.startswith("--") else ("", "", arg)
+            if value[:1] in ("{", "["):
+                try:
+                    check_yaml(value)
+                except YAMLError as error:
+                    hints.append(f"{name or value}: {yaml_mistake(error)}")
+        return "".join(f"\n{hint}" for hint in hints)
 
     def _known_names(self) -> list[str]:
         names: list[str] = []
@@ -295,28 +404,9 @@ def raw_option(args: list[str], name: str) -> str | None:
     return found
 
 
-def raw_configs(args: list[str]) -> list[Mapping[str, Any]]:
-    """Load the files given with --config, as plain values and in their order.
-
-    A file that cannot be read is left out: the parser reads it, too, and says what is wrong.
-    """
-    files = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
-    files += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
-    found = []
-    for file in files:
-        if Path(file).is_file():
-            try:
-                content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue
-            if isinstance(content, Mapping):
-                found.append(content)
-    return found
-
-
 def raw_parent(args: list[str]) -> str | None:
     """Find the parent in raw arguments: in --from, or `from` in a file given with --config."""
-    named = [content["from"] for content in raw_configs(args) if content.get("from")]
+    named = [config.content["from"] for config in read_configs(args) if config.content.get("from")]
     return raw_option(args, "--from") or (named[-1] if named else None)
 
 

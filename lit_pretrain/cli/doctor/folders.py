@@ -2,7 +2,6 @@
 whether the datasets are whole.
 """
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from lit_pretrain.corpus.chunk_cache import cache_folder
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, is_remote
+from lit_pretrain.plain_data import load_json
 
 GB = 1000**3
 SCARCE = 1 * GB
@@ -156,7 +156,7 @@ def _tokenizer_trouble(file: Path, expected: str) -> Optional[str]:
         " `lit_pretrain prepare` again."
     )
     try:
-        found = canonical_hash(json.loads(file.read_text(encoding="utf-8")))
+        found = canonical_hash(load_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         return f"{file} cannot be read: {error}. {mend}"
     return (

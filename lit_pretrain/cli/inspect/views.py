@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
-
+from lit_pretrain.checkpoint.layout import artefact_folder
 from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import read_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
@@ -89,14 +89,14 @@ def order(
     return "\n".join(lines) + "\n"
 
 
-def run(path: str) -> str:
+def run(run: str) -> str:
     """What a run was, how it ended, and the runs, folders and raw sources it came from.
 
     Args:
-        path: The run's folder.
+        run: The run's folder, or one of its checkpoints.
     """
     lines: list[str] = []
-    here: Optional[str] = path
+    here: Optional[str] = str(artefact_folder(run))
     recorded: list[StageRecord] = []
     while here is not None:
         folder = Path(here)
@@ -163,5 +163,4 @@ def _config(where: str) -> dict[str, Any]:
     file = path / CONFIG if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{where} is neither a run folder (it would hold {CONFIG}) nor a YAML file")
-    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return loaded
+    return read_config(file)

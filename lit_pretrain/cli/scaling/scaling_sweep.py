@@ -16,6 +16,7 @@ from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
 from lit_pretrain.files import write_file
+from lit_pretrain.plain_data import read_yaml
 from lit_pretrain.scaling.planner import HOUR
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _agree(out: Path, configs: Mapping[str, dict[str, Any]]) -> None:
                 f"{out / name} is a run that no sweep has made: {kept} is not there; choose another"
                 " --out"
             )
-        before, now = _flat(yaml.safe_load(kept.read_text(encoding="utf-8"))), _flat(config)
+        before, now = _flat(read_yaml(kept)), _flat(config)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             what = "; ".join(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 import yaml
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from lit_pretrain.cli.plan.question import PlanCLI
@@ -98,7 +99,7 @@ def plain(value: Any) -> dict[str, Any]:
     With the type dict[str, Any] jsonargparse would instantiate the classes that the mapping names,
     and import torch for them.
     """
-    found = yaml.safe_load(value) if isinstance(value, str) else value
+    found = parse_yaml(value, "run") if isinstance(value, str) else value
     if not isinstance(found, dict):
         raise ValueError(f"a mapping of options of `fit` is needed, found {value!r}")
     return found
@@ -112,12 +113,7 @@ def merged(settings: SweepSettings) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for file in settings.base:
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"base: {file} cannot be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"base: {file} is not YAML: {error}") from None
+        content = read_yaml(file, "base:")
         if not isinstance(content, dict):
             raise UserError(
                 f"base: {file} holds no options of `fit`: a mapping was expected, found"

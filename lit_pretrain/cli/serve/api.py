@@ -5,17 +5,18 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Optional
 
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from lit_pretrain import __version__
-from lit_pretrain.chat.messages import BadRow, check_messages
+from lit_pretrain.chat.messages import BadRow, Message, check_messages
 from lit_pretrain.cli.serve.requests import (
     ChatRequest,
     CompletionRequest,
@@ -27,6 +28,7 @@ from lit_pretrain.cli.serve.writer import Stopping, Usage, Writer
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.conversation import ReplySampling
 from lit_pretrain.generate.text import encode_prompt
+from lit_pretrain.plain_data import load_json
 
 TEXT_TOKENS = 16
 """OpenAI's default of max_tokens in completions."""
@@ -60,6 +62,13 @@ class Api:
                 code="invalid_api_key",
             )
 
+    async def health(self) -> Response:
+        """GET /health, without a key: 200 while requests are taken, 503 once the server stops."""
+        stopping = self.writer.stopping()
+        return JSONResponse(
+            {"status": "stopping" if stopping else "ok"}, status_code=503 if stopping else 200
+        )
+
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""
         return {"object": "list", "data": [self._card()]}
@@ -77,11 +86,18 @@ class Api:
                 400, f"this model takes no chats: {self.writer.no_chat}", code="no_chat_template"
             )
         messages = [message.plain() for message in body.messages]
-        try:
-            check_messages(messages)
-            prompt: list[int] = self.writer.renderer.prompt(messages).tolist()
-        except BadRow as bad:
-            raise Refusal(400, str(bad), param="messages") from None
+        prompt = self._rendered(messages)
+        if any("name" in message for message in messages):
+            nameless: list[Message] = [
+                {"role": message["role"], "content": message["content"]} for message in messages
+            ]
+            if self._rendered(nameless) == prompt:
+                raise Refusal(
+                    400,
+                    "name is not read by this model's chat template; leave it out",
+                    param="name",
+                    code="unsupported_parameter",
+                )
         asked = (
             body.max_completion_tokens
             if body.max_completion_tokens is not None
@@ -146,6 +162,16 @@ class Api:
                 param="model",
                 code="model_not_found",
             )
+
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        """Render a conversation to the tokens of a prompt."""
+        assert self.writer.renderer is not None
+        try:
+            check_messages(messages)
+            prompt: list[int] = self.writer.renderer.prompt(messages).tolist()
+        except BadRow as bad:
+            raise Refusal(400, str(bad), param="messages") from None
+        return prompt
 
     def _room(self, prompt: list[int], asked: Optional[int], default: int, param: str) -> int:
         """Tokens that may be written after a prompt."""
@@ -301,11 +327,44 @@ class TextPayload(Payload):
         return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
 
 
+class StrictRequest(HttpRequest):
+    """A request whose JSON gives no key twice, and holds no text that cannot be encoded."""
+
+    async def json(self) -> Any:
+        """Return the body as a value."""
+        body = await self.body()
+        try:
+            value = load_json(body.decode("utf-8-sig"))
+            json.dumps(value, ensure_ascii=False).encode()
+        except json.JSONDecodeError:
+            raise
+        except UnicodeEncodeError:
+            raise json.JSONDecodeError("a text holds half of a surrogate pair", "", 0) from None
+        except ValueError as error:  # not UTF-8, nested too deeply, or with a key twice
+            raise json.JSONDecodeError(str(error), "", 0) from None
+        return value
+
+
+class StrictRoute(APIRoute):
+    """A route whose requests are strict."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        """Return the handler of requests."""
+        handle = super().get_route_handler()
+
+        async def strict(request: HttpRequest) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
 def make_app(writer: Writer, *, name: str, created: int, api_key: Optional[str]) -> FastAPI:
     """The application."""
     api = Api(writer, name=name, created=created, api_key=api_key)
     app = FastAPI(title="lit_pretrain", version=__version__)
+    app.router.route_class = StrictRoute
     guarded = [Depends(api.authorise)]
+    app.add_api_route("/health", api.health, methods=["GET"], response_model=None)
     app.add_api_route("/v1/models", api.models, methods=["GET"], dependencies=guarded)
     app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"], dependencies=guarded)
     app.add_api_route(
@@ -335,8 +394,8 @@ async def _invalid(request: HttpRequest, error: Any) -> Response:
 
 async def _unknown(request: HttpRequest, error: Any) -> Response:
     what = (
-        f"{request.method} {request.url.path} is not here: /v1/models, /v1/chat/completions and"
-        " /v1/completions are"
+        f"{request.method} {request.url.path} is not here: /v1/models, /v1/chat/completions,"
+        " /v1/completions and /health are"
     )
     return await _refused(
         request,

@@ -1,8 +1,9 @@
 """Requests as OpenAI's clients send them, and refusals in the shape that these clients expect."""
 
-from typing import Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from lit_pretrain.chat.messages import Message, joined_text
 from lit_pretrain.generate.conversation import ReplySampling
@@ -39,13 +40,16 @@ def of_validation(errors: list[Any]) -> Refusal:
     """The first thing wrong with a body, from pydantic's list."""
     # Of a field that may be of several kinds, what is wrong deepest within it says most.
     first = max(errors, key=lambda error: len(error["loc"]))
-    place = [str(part) for part in first["loc"] if part != "body"]
+    # Beside names and places, pydantic gives the kinds of a field that may be of several.
+    kinds = ("body", "str", "int")
+    parts = [str(part) for part in first["loc"] if part not in kinds]
+    place = [part for part in parts if part.isidentifier() or part.isdigit()]
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     if kind == "json_invalid":
         return Refusal(400, f"the body is not JSON: {first.get('ctx', {}).get('error', message)}")
     if kind == "extra_forbidden":
         return Refusal(
-            400, f"unknown field {place[-1]!r}", param=place[-1], code="unknown_parameter"
+            400, f"unknown field {'.'.join(place)!r}", param=place[-1], code="unknown_parameter"
         )
     if kind == "missing":
         return Refusal(
@@ -57,7 +61,7 @@ def of_validation(errors: list[Any]) -> Refusal:
         return Refusal(400, message, param=message.split()[0], code="unsupported_parameter")
     return Refusal(
         400,
-        f"{place[0] if place else 'body'}: {message}",
+        f"{'.'.join(place) or 'body'}: {message}",
         param=place[0] if place else None,
         code="invalid_value",
     )
@@ -75,41 +79,76 @@ NOT_HERE: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "prediction": (None,),
     "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
+    "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
     "top_logprobs": (None, 0),
+    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 """What OpenAI's interface has and this server has not: the values that ask for nothing, which
 are let pass.
 """
+NOT_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_call_id": (None,),
+    "tool_calls": (None, []),
+}
+"""The same for messages; clients send answers back with all their fields."""
 NO_MATTER = (
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "safety_identifier",
-    "service_tier",
-    "store",
     "user",
-    "verbosity",
 )
-"""Fields that change no answer here."""
+"""Fields that ask for nothing here: who is asking, and how requests are told apart."""
 
 
-class StreamOptions(BaseModel):
+def _without_what_is_not_here(values: Any, not_here: dict[str, tuple[Any, ...]]) -> Any:
+    """Refuse fields that nothing here reads, and leave out those whose value asks for nothing."""
+    if not isinstance(values, dict):
+        return values
+    for name, neutral in not_here.items():
+        if name in values and not any(_same(values[name], value) for value in neutral):
+            raise ValueError(f"{name} is not supported by this server; leave it out")
+    return {name: value for name, value in values.items() if name not in not_here}
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Compare as JSON does, where `0` is `0.0` but not `false`."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+class RequestPart(BaseModel):
+    """What all parts of a request share: a field that is not read is refused, and so is a value
+    that is only like one of the field's kind, such as `"1"` for a number.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(RequestPart):
     """How a stream is sent."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_here(cls, values: Any) -> Any:
+        return _without_what_is_not_here(values, {"include_obfuscation": (None, False)})
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(RequestPart):
     """What both kinds of request share."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str
     stream: Optional[bool] = False
@@ -128,16 +167,18 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_here(cls, values: Any) -> Any:
+        values = _without_what_is_not_here(values, NOT_HERE)
         if not isinstance(values, dict):
             return values
-        for name, neutral in NOT_HERE.items():
-            if name in values and values[name] not in neutral:
-                raise ValueError(f"{name} is not supported by this server; leave it out")
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in NOT_HERE and name not in NO_MATTER
-        }
+        return {name: value for name, value in values.items() if name not in NO_MATTER}
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_lost(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for streams: give stream: true, or leave it out")
+        if self.stop == "" or (isinstance(self.stop, list) and "" in self.stop):
+            raise ValueError("stop holds an empty text, which would end every reply")
+        return self
 
     def sampling(self, *, max_new_tokens: int, seed: int) -> ReplySampling:
         """The settings of the engine; the given seed where the client wants any."""
@@ -149,34 +190,40 @@ class CompletionRequest(BaseModel):
             top_p=self.top_p,
             min_p=self.min_p,
             seed=seed if self.seed is None else self.seed,
-            stop=tuple(s for s in stop if s),
+            stop=tuple(stop),
         )
 
 
-class TextPart(BaseModel):
+class TextPart(RequestPart):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(RequestPart):
     """A message of a conversation."""
 
-    model_config = ConfigDict(extra="ignore")
-
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Union[str, list[TextPart], None] = None
+    content: Union[str, Annotated[list[TextPart], Field(min_length=1)]]
     name: Optional[str] = None
+    """Only some templates read it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_here(cls, values: Any) -> Any:
+        return _without_what_is_not_here(values, NOT_IN_MESSAGES)
 
     def plain(self) -> Message:
         """As templates take it."""
         content = (
             self.content
             if isinstance(self.content, str)
-            else joined_text([part.text for part in self.content or []])
+            else joined_text([part.text for part in self.content])
         )
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        message: Message = {"role": role, "content": content}
+        return message if self.name is None else {**message, "name": self.name}
 
 
 class ChatRequest(CompletionRequest):
@@ -185,6 +232,13 @@ class ChatRequest(CompletionRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Optional[int] = Field(None, ge=1)
     """The newer name of max_tokens."""
+
+    @model_validator(mode="after")
+    def _refuse_two_limits(self) -> Self:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        return self
 
 
 class TextRequest(CompletionRequest):

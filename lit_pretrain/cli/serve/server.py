@@ -39,7 +39,7 @@ def serve(
         checkpoint: For a run folder: last or best.
         template: auto takes the run's, else chatml; or a preset, a file or a folder.
         max_tokens: Longest chat answer where the client asks for no limit.
-        device: auto, cpu or cuda.
+        device: auto, cpu, gpu, cuda or mps.
         dtype: Of the arithmetic.
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.

@@ -16,7 +16,8 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.adapter.lora import AdaptedLinear
 from lit_pretrain.adapter.nf4 import BLOCK, SCALE_BLOCK
 from lit_pretrain.checkpoint.network import model_config
-from lit_pretrain.cli.command.parser import raw_configs, raw_option
+from lit_pretrain.cli.command.arguments import read_configs
+from lit_pretrain.cli.command.parser import raw_option
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
@@ -89,13 +90,20 @@ def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> b
     """Whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
         return True
-    for content in raw_configs(args):
-        data = content.get("data")
-        if isinstance(data, str) or (isinstance(data, Mapping) and "class_path" in data):
+    for config in read_configs(args):
+        data = config.content.get("data")
+        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
             return True
     return (
         raw_option(args, "--data") is not None or raw_option(args, "--data.class_path") is not None
     )
+
+
+DATA_RIVALS = (
+    ("data.global_batch_tokens", "data.global_batch_rows"),
+    ("data.path", "data.sources"),
+)
+"""Options of data that say the same thing in two ways, of which one may be given."""
 
 
 def settings_of(data: Any) -> Any:

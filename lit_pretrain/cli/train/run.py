@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -30,6 +29,7 @@ from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.errors import DivergedError
 from lit_pretrain.files import write_file
 from lit_pretrain.model.config import count_parameters
+from lit_pretrain.plain_data import dump_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
@@ -145,7 +145,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     """
     folder, config = cli.place.folder, cli.plain_config()
     make_run_folder(folder)
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    text = dump_config(config)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would
     # have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0

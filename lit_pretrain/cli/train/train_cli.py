@@ -18,6 +18,8 @@ from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_option
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.precision import check_precision, default_precision
 from lit_pretrain.cli.train.resolve import (
+    DATA_RIVALS,
+    UNITS,
     build,
     names_class,
     net_of,
@@ -133,6 +135,8 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
     """LightningCLI's parser with hints for misspelt names."""
+
+    rivals = (UNITS, *DATA_RIVALS)
 
 
 class TrainCLI(LightningCLI):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from lit_pretrain.chat.messages import (
 )
 from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json
 
 
 def _same(*parts: str) -> dict[str, str]:
@@ -496,7 +496,7 @@ def _tools(parts: Parts) -> Sequence[ToolDescription] | None:
     tools = parts.get("tools")
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools) if tools.strip() else None
+            tools = load_json(tools) if tools.strip() else None
         except ValueError as error:
             raise BadRow("tools", f"the tools are not JSON: {error}") from None
     return tools or None

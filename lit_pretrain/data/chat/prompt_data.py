@@ -83,7 +83,9 @@ class PromptData(PostTrainingData):
         return Asking(
             self.sequences_per_row, self.updates, self.max_prompt_tokens, self.pad_id,
             self.renderer.stop_ids,
-            lambda ids, special=False: self.tokenizer.decode(ids, skip_special=not special),
+            lambda ids, special=False, before=(): self.tokenizer.decode_after(
+                before, ids, skip_special=not special
+            ),
         )  # fmt: skip
 
     @property

@@ -5,13 +5,13 @@ from __future__ import annotations
 import bz2
 import contextlib
 import io
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
+from lit_pretrain.plain_data import load_json
 from lit_pretrain.prepare.read.reader import (
     BadRecord,
     DamagedFile,
@@ -143,7 +143,7 @@ class JsonlReader(FileReader):
                 return BadRecord.of(origin, "undecodable", detail, line)
             text, replaced = line.decode("utf-8-sig", errors="replace"), True
         try:
-            record = json.loads(text)
+            record = load_json(text)
         # ValueError is also raised for a number of more digits than Python takes.
         except (ValueError, RecursionError) as error:
             return BadRecord.of(origin, "not_json", f"not JSON: {error}", text)

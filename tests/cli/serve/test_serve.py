@@ -246,6 +246,86 @@ def test_refusals(
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"role": "user"}, "content"),
+        ({"role": "user", "content": None}, "messages"),
+        ({"role": "user", "content": []}, "messages"),
+        ({"role": "user", "content": 7}, "messages"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "assistant", "content": "x", "refusal": "no"}, "refusal"),
+        ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, "audio"),
+        ({"role": "assistant", "content": "x", "annotations": [{}]}, "annotations"),
+        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "tool_call_id"),
+        ({"role": "user", "content": "x", "name": "Ann"}, "name"),
+        ({"role": "user", "content": "x", "weight": 0}, "weight"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "cache": 1}]}, "cache"),
+        ({"role": "user", "content": [{"type": "text"}]}, "text"),
+    ],
+)
+def test_a_message_is_refused_that_is_not_read_whole(
+    server: Server, fields: dict[str, Any], param: str
+) -> None:
+    status, answer = server.chat(messages=[fields], max_tokens=1)
+    assert (status, answer["error"]["param"]) == (400, param), answer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": 0},
+        {"echo": True},
+        {"store": True},
+        {"verbosity": "low"},
+        {"service_tier": "priority"},
+        {"reasoning_effort": "high"},
+        {"stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {"stream": True, "stream_options": {"other": 1}},
+        {"max_tokens": 1, "max_completion_tokens": 2},
+        {"stop": ""},
+        {"stop": ["a", ""]},
+        {"temperature": "1"},
+        {"n": True},
+        {"seed": 1.5},
+    ],
+)
+def test_a_field_is_refused_that_would_be_ignored(server: Server, fields: dict[str, Any]) -> None:
+    status, answer = server.chat(**fields)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error"), answer
+    assert any(name in answer["error"]["message"] for name in [*fields, "include_obfuscation"])
+
+
+def test_an_answer_can_be_sent_back_with_all_its_fields(server: Server) -> None:
+    _, answer = server.chat(max_tokens=1)
+    message = answer["choices"][0]["message"]
+    spelt_out = {"annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    status, second = server.chat(messages=[*HELLO, message | spelt_out, *HELLO], max_tokens=1)
+    assert status == 200, second
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"model": "talker", "model": "other"}', "the key 'model' is given twice"),
+        (b'{"model": "talker", "user": "\\ud800"}', "surrogate"),
+        (b'{"model": "caf\xe9"}', "utf-8"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_body_is_refused_that_is_not_strict_json(server: Server, body: bytes, said: str) -> None:
+    status, answer = server.ask("/v1/chat/completions", body)
+    assert status == 400
+    assert said in answer["error"]["message"]
+
+
+def test_health_needs_no_key(server: Server) -> None:
+    assert server.ask("/health", headers={}) == (200, {"status": "ok"})
+
+
 def test_refusals_of_other_kinds(server: Server) -> None:
     for headers in (
         {},
