@@ -103,6 +103,11 @@ class SourceConfig:
             if ours != "text" and isinstance(theirs, str)
         }
 
+    @property
+    def has_ids(self) -> bool:
+        """Tell whether `fields` maps the ids of documents."""
+        return "id" in self.fields
+
     def validate(self, name: str) -> None:
         """Check what the types cannot say.
 

@@ -29,7 +29,6 @@ from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.read.read_source import ReadCounts, SourceReader, check_bad
 from lit_pretrain.prepare.read.reader import BadRecord, ReadPolicy
 from lit_pretrain.prepare.stages.ids import (
-    has_ids,
     hashes_file,
     id_hash,
     save_hashes,
@@ -60,7 +59,8 @@ class CleanTask:
         reader = SourceReader(
             config.sources[part.source], part.files, policy, self.work / "fetched" / f"{number:05d}"
         )
-        place = list(config.sources).index(part.source) if has_ids(config, part.source) else None
+        has_ids = config.sources[part.source].has_ids
+        place = list(config.sources).index(part.source) if has_ids else None
         ids: list[int] = []
         with DocumentWriter(
             clean_file(self.work, number) if place is None else with_ids_file(self.work, number)

@@ -30,21 +30,15 @@ from lit_pretrain.prepare.document_store import (
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.funnel import step_after_removal
 from lit_pretrain.prepare.preparation import Preparation
-from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 _RANGE = 2**23
 """Hashes that a task compares at a time."""
 
 
-def has_ids(config: PrepareConfig, source: str) -> bool:
-    """Check whether the config maps the ids of a source's documents."""
-    return "id" in config.sources[source].fields
-
-
 def drop_ids(run: Preparation) -> None:
     """Remove the documents whose id an earlier one of their source has, in whatever file."""
     parts = tuple(
-        number for number, part in enumerate(run.parts) if has_ids(run.config, part.source)
+        number for number, part in enumerate(run.parts) if run.config.sources[part.source].has_ids
     )
     if not parts:
         return
