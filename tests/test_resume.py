@@ -23,7 +23,7 @@ import torch
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.report.run_folder import read_metrics
+from lit_pretrain.report.run_folder import read_config, read_metrics
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.stage import Stage
 
@@ -232,8 +232,9 @@ def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_next_attemp
     assert [line for line in losses(tmp_path / "run") if line[1] is not None] == trained
     assert losses(tmp_path / "run")[-1] == losses(whole / "one")[-1]
     assert (tmp_path / "run" / "summary.md").exists()
-    assert main(arguments) == 2
-    assert "nothing is left to do" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 def test_a_validation_is_left_at_a_signal_and_done_once_by_the_next_attempt(
@@ -615,15 +616,88 @@ def test_a_named_checkpoint_goes_on_in_its_own_run(
     assert losses(runs / "run") == losses(whole / "one")
 
 
-def test_a_finished_run_is_not_resumed(
+def test_a_finished_run_says_so(
     dataset: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(whole)
-    assert main(options(dataset, whole, "one", "--resume=auto")) == 2
-    assert (
-        "stands at step 14 and the run ends at 14: nothing is left to do" in capsys.readouterr().err
-    )
+    assert main(options(dataset, whole, "one", "--resume=auto")) == 0
+    assert "one has made all of its 14 steps; nothing is left to do" in capsys.readouterr().out
     assert tree(whole) == before
+
+
+def test_a_run_killed_before_its_summary_gets_one(
+    dataset: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole / "one", tmp_path / "one"))
+    page = (run / "summary.md").read_text().splitlines()
+    (run / "summary.md").unlink()
+    assert main(options(dataset, tmp_path, "one", "--resume=auto")) == 0
+    assert "done: " in capsys.readouterr().out
+    times = ("| time |", "| throughput", "1 device")
+    assert [line for line in (run / "summary.md").read_text().splitlines() if line not in page] == [
+        line
+        for line in (run / "summary.md").read_text().splitlines()
+        if line.startswith(times) and line not in page
+    ]
+    assert losses(run) == losses(whole / "one")
+
+
+def test_a_run_may_be_made_longer_before_its_decay(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is then the run that it would have been with that length from the start. Which schedules
+    allow it: tests/cli/train/test_run_place.py.
+    """
+
+    def length(steps: int) -> list[str]:
+        schedule = ["--model.schedule.kind=wsd", "--model.schedule.decay=2 steps"]
+        return [*schedule, f"--max_steps={steps}", "--validate_every=3", "--checkpoint_every=3"]
+
+    assert main(options(dataset, tmp_path, "run", *length(6))) == 0
+    longer = options(dataset, tmp_path, "run", *length(9), "--resume=auto")
+    assert main(longer) == 2
+    error = capsys.readouterr().err
+    assert "max_steps: the checkpoint has 6, this run 9" in error
+    assert "with schedule.kind constant, and with wsd before its decay" in error
+    (tmp_path / "run" / "checkpoints" / "step=00000006.ckpt").unlink()
+    assert main(longer) == 0
+    assert main(options(dataset, tmp_path, "long", *length(9))) == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "long")
+    assert "step 9" in (tmp_path / "run" / "summary.md").read_text()
+    assert read_config(tmp_path / "run")["max_steps"] == 9
+
+
+def test_a_run_has_one_writer(
+    dataset: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Path(shutil.copytree(begun, tmp_path / "runs"))
+    code = (
+        "import sys, pathlib; from lit_pretrain.report.run_folder import RunLock;"
+        "lock = RunLock(); lock.take(pathlib.Path(sys.argv[1])); print('locked', flush=True);"
+        "sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(runs / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "locked\n"
+    before = tree(runs)
+    for resume in ("auto", "never"):
+        assert main(options(dataset, runs, "run", f"--resume={resume}")) == 2
+        error = capsys.readouterr().err
+        assert f"is being written by process {other.pid} on" in error
+    assert tree(runs) == before
+    other.kill()
+    other.wait()
+    assert main(options(dataset, runs, "run", "--resume=auto")) == 0
+    assert f"took over the lock of {runs / 'run'} from process {other.pid}" in (
+        capsys.readouterr().err
+    )
+    assert not (runs / "run" / ".lock").exists()
 
 
 def test_something_else_is_not_a_checkpoint(

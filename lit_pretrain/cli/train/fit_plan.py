@@ -12,7 +12,6 @@ from jsonargparse import Namespace
 
 from lit_pretrain.adapter import freeze_
 from lit_pretrain.checkpoint.network import find_parent, model_config
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.resolve import (
     adapter_cost,
@@ -22,7 +21,7 @@ from lit_pretrain.cli.train.resolve import (
     optimizer_of,
 )
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.strategy import sharding_of

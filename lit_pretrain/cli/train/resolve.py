@@ -5,7 +5,7 @@ Everything here is computed before weights or a Trainer exist, so that a mistake
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, Optional
 
@@ -197,6 +197,32 @@ def training_flops(config: Namespace, *, seq_len: int) -> float:
     return flops_per_token(
         net_of(config), seq_len, adapter_parameters=adapter_parameters(config)
     ).training
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def check_finite(config: Mapping[str, Any]) -> None:
+    """Refuse numbers in a resolved config that are not finite, wherever they stand.
+
+    Raises:
+        UserError: Names each of them.
+    """
+    found = [f"{name}={value}" for name, value in _numbers("", config) if not math.isfinite(value)]
+    if found:
+        raise UserError(f"{', '.join(found)}: settings must be finite numbers")
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield all floats of a plain value with their dotted names."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _numbers(f"{name}.{key}".lstrip("."), entry)
+    elif isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            yield from _numbers(f"{name}[{i}]", entry)
+    elif isinstance(value, float):
+        yield name, value
 
 
 # ---------------------------------------------------------------- length

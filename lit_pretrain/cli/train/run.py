@@ -1,7 +1,6 @@
 """Train: what `fit`, `posttrain` and `finetune` do, from arguments to a finished run folder."""
 
 import dataclasses
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -20,25 +19,28 @@ from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
 from lit_pretrain.checkpoint.layout import artefact_folder
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.command.notices import quiet_libraries, warn
+from lit_pretrain.cli.command.notices import quiet_libraries
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
-from lit_pretrain.errors import DivergedError
-from lit_pretrain.files import write_file
+from lit_pretrain.errors import DivergedError, warn
+from lit_pretrain.files import seal_json, seal_lines, write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.plain_data import dump_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
     PROVENANCE,
+    SUMMARY,
     MetricsFile,
     Provenance,
     ProvenanceFacts,
-    make_run_folder,
+    check_run_unused,
     provenance,
+    read_config,
+    read_metrics,
     timestamp,
 )
 from lit_pretrain.report.run_state import recorded_attempt
@@ -59,6 +61,22 @@ def train(verb: str, argv: list[str]) -> int:
     """
     quiet_libraries()
     cli = TrainCLI(verb, argv)
+    try:
+        if cli.finished and (cli.place.folder / SUMMARY).is_file():
+            if cli.trainer.is_global_zero:
+                print(
+                    f"done: {cli.place.folder} has made all of its {cli.config.max_steps:,} steps;"
+                    " nothing is left to do"
+                )
+        else:
+            _train(cli)
+    finally:
+        cli.lock.release()
+    return 0
+
+
+def _train(cli: TrainCLI) -> None:
+    """Train, and write the summary; of a run that was killed before it had one, only the latter."""
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
     stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
@@ -91,21 +109,27 @@ def train(verb: str, argv: list[str]) -> int:
     began = time.perf_counter()
     try:
         with recorded, one_voice(trainer), listening(trainer):
-            trainer.fit(
-                stage,
-                datamodule=data,
-                ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None,
-                weights_only=True,
-            )
+            if not cli.finished:
+                trainer.fit(
+                    stage,
+                    datamodule=data,
+                    ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None,
+                    weights_only=True,
+                )
     except DivergedError as error:
+        if not error.samples:
+            raise
         raise DivergedError(
             f"{error}\nthe step read: {data.describe(error.samples)}", error.samples
         ) from error
     if trainer.is_global_zero:
+        seconds = time.perf_counter() - began, cli.callbacks.metrics.train_seconds
+        if cli.finished:
+            seconds = recorded_seconds(cli.place.folder)
         summary = write_summary(
             cli.place.folder,
-            seconds=time.perf_counter() - began,
-            train_seconds=cli.callbacks.metrics.train_seconds,
+            seconds=seconds[0],
+            train_seconds=seconds[1],
             plan=said,
             forecast=(
                 None
@@ -132,7 +156,18 @@ def train(verb: str, argv: list[str]) -> int:
             else f"val reward {0.0 - summary['val/loss']:.4f}"
         )
         print(f"done: {cli.place.folder}: {found}")
-    return 0
+
+
+def recorded_seconds(run: Path) -> tuple[float, float]:
+    """Add up the seconds in a run's metrics: of steps and validations, and of steps alone."""
+    steps = validations = 0.0
+    before = 0.0
+    for line in read_metrics(run):
+        validations += line.get("time/validation_seconds", 0.0)
+        if "time/step_seconds" in line:
+            steps += line["time/step_seconds"] * (line["step"] - before)
+            before = line["step"]
+    return steps + validations, steps
 
 
 def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
@@ -144,13 +179,22 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         forecast: The validation metric that a law forecasts; None where none does.
     """
     folder, config = cli.place.folder, cli.plain_config()
-    make_run_folder(folder)
+    if not cli.lock.held:
+        cli.lock.take(folder)
+        check_run_unused(folder)  # another process may have begun one since the first look
     text = dump_config(config)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would
     # have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
-    write_file(latest, text)
+    write_file(latest, seal_lines(text))
+    if attempt and (before := read_config(folder))["max_steps"] != config["max_steps"]:
+        # The run was made longer: readers of its folder go by config.yaml.
+        kept = folder / f"config.{before['max_steps']}-steps.yaml"
+        write_file(kept, (folder / CONFIG).read_bytes())
+        write_file(folder / CONFIG, seal_lines(text))
+    # A run that goes on beyond its end has one of its shorter self.
+    (folder / SUMMARY).unlink(missing_ok=True)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
     cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
     data, adapter = cli.datamodule, adapter_of(cli.config)
@@ -174,10 +218,15 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     recorded = provenance(facts)
     write_file(
         folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"),
-        json.dumps(recorded, indent=1) + "\n",
+        seal_json(recorded),
     )
     write_language(folder, cli, recorded)
-    file = MetricsFile(folder / METRICS, first_step=first_step)
+    own = cli.place.checkpoint is not None and cli.place.checkpoint.parent.parent == folder
+    file = MetricsFile(
+        folder / METRICS,
+        first_step=first_step,
+        expected=own and first_step >= cli.settings.log_every,
+    )
     cli.callbacks.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
         cli.callbacks.metrics.sinks.append(partial(log_to, logger))

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, Optional
 
 from jsonargparse import Namespace
 
-from lit_pretrain.checkpoint.layout import newest_complete, resolve
+from lit_pretrain.checkpoint.layout import CheckpointRecord, newest_complete, resolve
 from lit_pretrain.checkpoint.resume_contract import check_fork, check_resume, data_of
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.errors import UserError
-from lit_pretrain.report.run_folder import check_run_unused
+from lit_pretrain.errors import UserError, warn
+from lit_pretrain.optim.schedule import Schedule
+from lit_pretrain.report.run_folder import RunLock, check_run_unused
 
 
 class RunPlace(NamedTuple):
@@ -27,16 +27,20 @@ class RunPlace(NamedTuple):
     """What it goes on from, its own or another run's; None: it starts with step 0."""
 
 
-def resolve_place(config: Namespace, settings: RunSettings, verb: str) -> RunPlace:
-    """Find the folder and the checkpoint.
+def resolve_place(
+    config: Namespace, settings: RunSettings, verb: str, lock: Optional[RunLock] = None
+) -> RunPlace:
+    """Find the folder and the checkpoint, and lock the folder if there is one.
 
     Args:
         config: Parsed config; its `name` and `runs` are filled in.
         settings: Those of the run in it.
         verb: Begins the name of a run that is given none.
+        lock: Locks the folder before it is looked into.
 
     Raises:
-        UserError: The name cannot be, or there is no such checkpoint.
+        UserError: The name cannot be, there is no such checkpoint, or another process writes into
+            the folder.
     """
     checkpoint: Optional[Path] = None
     launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
@@ -63,11 +67,17 @@ def resolve_place(config: Namespace, settings: RunSettings, verb: str) -> RunPla
             " folder runs lie"
         )
     folder = Path(config.runs) / config.name
+    if lock is not None and folder.is_dir() and is_first_process():
+        lock.take(folder)
     if settings.resume == "auto":
-        checkpoint = newest_complete(folder, warn)
+        checkpoint = newest_complete(folder, warn if is_first_process() else _silent)
     if settings.fork is not None and checkpoint is None:
         checkpoint = resolve(settings.fork)
     return RunPlace(folder, checkpoint)
+
+
+def _silent(message: str) -> None:
+    """Leave it to the first process to warn."""
 
 
 def check_place(
@@ -77,7 +87,7 @@ def check_place(
     *,
     contract: Mapping[str, Any],
     data: BaseData,
-) -> None:
+) -> bool:
     """Refuse a checkpoint that the run cannot go on from, and a folder that holds another run.
 
     Args:
@@ -87,18 +97,26 @@ def check_place(
         contract: What decides the numbers of the run.
         data: Its data.
 
+    Returns:
+        Whether the run has made all of its steps already, and its last validation.
+
     Raises:
-        UserError: Says what differs, or that there is nothing left to do.
+        UserError: Says what differs, or that nothing is left for a fork to do.
     """
+    finished = False
     if place.checkpoint is not None:
         saved = read_record(place.checkpoint)
         forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
-        (check_fork if forks else check_resume)(saved.contract, contract, str(place.checkpoint))
         if forks:
+            check_fork(saved.contract, contract, str(place.checkpoint))
             before, now = data_of(saved.contract), data_of(contract)
             data.check_fork(before, now, step=saved.step, checkpoint=str(place.checkpoint))
+        else:
+            longer = same_rates(saved, contract, data.tokens_per_step)
+            check_resume(saved.contract, contract, str(place.checkpoint), longer=longer)
         only_validates = saved.step == config.max_steps and saved.validation_due
-        if saved.step >= config.max_steps and not only_validates:
+        finished = saved.step >= config.max_steps and not only_validates
+        if finished and forks:
             raise UserError(
                 f"{place.checkpoint} stands at step {saved.step} and the run ends at"
                 f" {config.max_steps}: nothing is left to do"
@@ -109,3 +127,21 @@ def check_place(
         # Processes that Lightning launches parse the same command line and must not choose a name
         # of their own.
         os.environ[LAUNCHED_NAME] = config.name
+    return finished
+
+
+def same_rates(saved: CheckpointRecord, contract: Mapping[str, Any], tokens_per_step: int) -> bool:
+    """Tell whether a longer run has had the same learning rates up to the checkpoint."""
+    before, now = saved.contract.get("max_steps"), contract["max_steps"]
+    if not isinstance(before, int) or before >= now:
+        return False
+    prefix = "model.schedule."
+    schedule = Schedule(
+        **{
+            key.removeprefix(prefix): value
+            for key, value in contract.items()
+            if key.startswith(prefix)
+        }
+    )
+    old, new = (schedule.in_steps(total, tokens_per_step) for total in (before, now))
+    return all(old(step) == new(step) for step in range(saved.step))

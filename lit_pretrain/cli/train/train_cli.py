@@ -13,7 +13,6 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import contract_of
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.precision import check_precision, default_precision
@@ -21,6 +20,7 @@ from lit_pretrain.cli.train.resolve import (
     DATA_RIVALS,
     UNITS,
     build,
+    check_finite,
     names_class,
     net_of,
     resolve_length,
@@ -38,8 +38,9 @@ from lit_pretrain.cli.train.trainer import (
 )
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZER
@@ -153,22 +154,29 @@ class TrainCLI(LightningCLI):
         """The data as the config says it, before anything else is made."""
         self.lowered: Optional[str] = None
         """Why the micro-batch is smaller than the config says; None where it is not."""
+        self.lock = RunLock()
+        self.finished = False
+        """Whether a run that is asked to go on has made all of its steps already."""
         assert isinstance(args, list)
         chosen = names_class(args)
-        super().__init__(
-            Stage,
-            LightningDataModule if chosen else TextData,
-            subclass_mode_data=chosen,
-            args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            # Checkpoints hold no hyper-parameters that could overrule the config.
-            load_from_checkpoint_support=False,
-            parser_class=TrainParser,
-            parser_kwargs=parser_options(verb),
-        )
+        try:
+            super().__init__(
+                Stage,
+                LightningDataModule if chosen else TextData,
+                subclass_mode_data=chosen,
+                args=args,
+                run=False,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=False,
+                # Checkpoints hold no hyper-parameters that could overrule the config.
+                load_from_checkpoint_support=False,
+                parser_class=TrainParser,
+                parser_kwargs=parser_options(verb),
+            )
+        except BaseException:
+            self.lock.release()
+            raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the shape of the parent's network as the default."""
@@ -232,8 +240,10 @@ class TrainCLI(LightningCLI):
                 " sharded_checkpoints: false"
             )
         resolve_length(config, data)
+        plain = self.plain_config()
+        check_finite(plain)
         self.contract = contract_of(
-            self.plain_config(),
+            plain,
             manifest_hash=data.manifest_hash,
             tokenizer_hash=data.tokenizer_hash,
             template_hash=data.template_hash,
@@ -246,8 +256,10 @@ class TrainCLI(LightningCLI):
             ranks_here=self.layout.devices // int(config.trainer.num_nodes),
             allow=self.settings.allow_oom,
         )
-        self.place = resolve_place(config, self.settings, self.verb)
-        check_place(self.place, config, self.settings, contract=self.contract, data=data)
+        self.place = resolve_place(config, self.settings, self.verb, self.lock)
+        self.finished = check_place(
+            self.place, config, self.settings, contract=self.contract, data=data
+        )
 
     def take_tokenizer(self) -> None:
         """Let rows be encoded by the parent's tokenizer where the config names none."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
+from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
-from lit_pretrain.cli.train.run_place import RunPlace, resolve_place
+from lit_pretrain.cli.train.run_place import RunPlace, resolve_place, same_rates
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
 
@@ -38,3 +39,28 @@ def test_a_launched_process_takes_the_name_of_the_first_and_makes_none_of_its_ow
         place(None)
     monkeypatch.setenv(LAUNCHED_NAME, "theirs")
     assert place(None).folder == Path("somewhere/theirs")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "same"),
+    [
+        ({"kind": "constant"}, 60, True),
+        ({"kind": "constant", "warmup": "7 steps"}, 100, True),
+        ({"kind": "constant", "warmup": "10k tokens"}, 100, True),
+        ({"kind": "constant", "warmup": "5%"}, 60, False),
+        ({"kind": "wsd", "decay": "20%"}, 80, True),
+        ({"kind": "wsd", "decay": "20%"}, 100, False),
+        ({"kind": "wsd", "decay_start": "50 steps"}, 40, True),
+        ({"kind": "cosine", "warmup": "30 steps"}, 30, True),
+        ({"kind": "cosine", "warmup": "30 steps"}, 60, False),
+        ({"kind": "linear"}, 60, False),
+    ],
+)
+def test_which_schedules_let_a_run_become_longer(
+    schedule: dict[str, str], step: int, same: bool
+) -> None:
+    """Those whose learning rates up to the checkpoint do not depend on the length."""
+    contract = {f"model.schedule.{name}": value for name, value in schedule.items()}
+    saved = CheckpointRecord(step, contract | {"max_steps": 100})
+    assert same_rates(saved, contract | {"max_steps": 150}, tokens_per_step=1000) is same
+    assert not same_rates(saved, contract | {"max_steps": 90}, tokens_per_step=1000)
