@@ -1,6 +1,7 @@
-"""Errors: mistakes that a user can mend, told in one message without a traceback."""
+"""Errors and warnings: what a user can mend, in one message without a traceback."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 
 PREEMPTED_EXIT_CODE = 75
@@ -34,6 +35,11 @@ class DivergedError(UserError):
     def __init__(self, message: str, samples: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.samples = tuple(samples)
+
+
+def warn(message: str) -> None:
+    """Print one line to the user that stops nothing."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def message_of(error: UserError) -> str:

@@ -1,4 +1,4 @@
-"""Files: atomic writes that survive a power cut, hashes of content, and remote addresses."""
+"""Files: atomic writes that survive a power cut, content that proves itself, remote addresses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.plain_data import load_json
+
+DIGEST = "digest"
+"""Key of a JSON object whose value is the sha256 of all other entries."""
 
 
 @contextlib.contextmanager
@@ -72,7 +78,63 @@ def remove_path(path: Path) -> None:
 def canonical_hash(value: Any) -> str:
     """Return the sha256 of a JSON value, whatever the order of its keys and its spacing."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def seal_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON object with a digest of its content, for `read_sealed_json`."""
+    sealed = {**content, DIGEST: canonical_hash(content)}
+    text = json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
+    # An argument that is not UTF-8 has lone surrogates, which only escapes can store.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def read_sealed_json(file: Path, *, known: Collection[str] = ()) -> dict[str, Any]:
+    """Read a JSON object, and compare it with its digest if it has one.
+
+    Args:
+        file: The file.
+        known: Keys that files without digest have, which older versions wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    return parse_sealed_json(text, str(file), known=known)
+
+
+def parse_sealed_json(text: str, where: str, *, known: Collection[str] = ()) -> dict[str, Any]:
+    """Parse the text of a JSON object, and compare it with its digest if it has one.
+
+    Args:
+        text: The JSON.
+        where: Names the file in messages.
+        known: Keys of an object without digest. A digest whose key is damaged is not among them.
+
+    Raises:
+        UserError: The text is damaged.
+    """
+    try:
+        content = load_json(text)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{where} is damaged: expected a JSON object, found {type(content).__name__}"
+        )
+    if DIGEST not in content:
+        if known and (unknown := sorted(content.keys() - set(known))):
+            raise UserError(f"{where} is damaged: nobody wrote the field {unknown[0]!r}")
+        return content
+    expected = content.pop(DIGEST)
+    if canonical_hash(content) != expected:
+        raise UserError(
+            f"{where} is damaged: its content does not have the digest that it was written with"
+        )
+    return content
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ are not UTF-8.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -368,22 +369,35 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
         yield name, str(value)
 
 
+_SEAL = "# sha256 of the lines below: "
+
+
 def dump_config(config: Mapping[str, Any]) -> str:
     """Write a resolved config as YAML that reads as the same config: no text in it is a reference.
 
-    `read_config` reads it, and so does `--config`.
+    `read_config` reads it, and so does `--config`. The first line is a comment with the digest of
+    the others, so that it outlives a text that is cut off.
     """
     plain = escape_references(dict(config))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the resolved config that `dump_config` wrote to a file.
 
     Raises:
-        UserError: The file cannot be read, or holds no config.
+        UserError: The file cannot be read, holds no config, or was changed since it was written.
     """
-    config = read_yaml(path)
+    text = read_text(path)
+    first, _, lines = text.partition("\n")
+    # A text without digest is of an older version, or somebody else's.
+    if _SEAL.strip("# ") in text and first != _SEAL + hashlib.sha256(lines.encode()).hexdigest():
+        raise UserError(
+            f"{path} is not what was written: it is damaged, or was edited. Put it back; if the"
+            " change is meant, delete its first line, the digest"
+        )
+    config = parse_yaml(text, str(path))
     if not isinstance(config, dict):
         raise UserError(f"{path} holds {type(config).__name__}; it must hold the config of a run")
     unescaped: dict[str, Any] = unescape_references(config)

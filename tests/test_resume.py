@@ -23,7 +23,8 @@ import torch
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import Manifest
-from lit_pretrain.report.run_folder import read_config, read_metrics
+from lit_pretrain.plain_data import read_config
+from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.stage import Stage
 
@@ -664,7 +665,7 @@ def test_a_run_may_be_made_longer_before_its_decay(
     assert main(options(dataset, tmp_path, "long", *length(9))) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "long")
     assert "step 9" in (tmp_path / "run" / "summary.md").read_text()
-    assert read_config(tmp_path / "run")["max_steps"] == 9
+    assert read_config(tmp_path / "run" / "config.yaml")["max_steps"] == 9
 
 
 def test_a_run_has_one_writer(

@@ -1,10 +1,13 @@
-"""Checkpoints: the newest few and the best of a run, each appearing whole or not at all."""
+"""Checkpoints: the newest few and the best of a run, each appearing whole or not at all.
 
-import json
+Each is written with digests (`checkpoint/digests.py`), and none with numbers that are not finite.
+"""
+
+import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,26 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from lit_pretrain.checkpoint.digests import damage, file_digest, write_digests
 from lit_pretrain.checkpoint.layout import (
     BEST,
     CHECKPOINTS_FOLDER,
     RECORD_KEY,
+    BestRecord,
     CheckpointRecord,
+    best_record,
     checkpoint_name,
     checkpoints,
-    is_complete,
     step_of,
 )
-from lit_pretrain.checkpoint.weights import consolidated, write_checkpoint
-from lit_pretrain.errors import UserError
-from lit_pretrain.files import remove_path, rename_durably, write_file
+from lit_pretrain.checkpoint.shards import consolidated, load_archive
+from lit_pretrain.checkpoint.weights import write_checkpoint
+from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.files import remove_path, rename_durably, seal_json, write_file
+from lit_pretrain.report.run_folder import sync_metrics
 
 
 class PlainCheckpointIO(CheckpointIO):
@@ -51,10 +60,7 @@ class PlainCheckpointIO(CheckpointIO):
         """
         if Path(path).is_dir():
             return consolidated(Path(path))
-        loaded: dict[str, Any] = torch.load(
-            path, map_location=map_location or "cpu", weights_only=True
-        )
-        return loaded
+        return load_archive(Path(path), map_location=map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
@@ -69,7 +75,7 @@ class Checkpoints(Checkpoint):
         every: Optimizer steps between checkpoints; 0 saves only the last.
         keep: Newest checkpoints that are kept; the best by validation loss is kept beside them.
         contract: The fields that a resumed run must share, stored in every checkpoint.
-        on_saved: Told how many seconds each save took, so that throughput does not count them.
+        on_saved: Called with the seconds that each save took; throughput does not count them.
     """
 
     def __init__(
@@ -92,16 +98,16 @@ class Checkpoints(Checkpoint):
         self.contract = dict(contract)
         self.on_saved = on_saved
         self.latest: Path | None = None
-        """What this attempt has saved last."""
+        """The last checkpoint that this attempt saved."""
         self._validation_due = False
         self._resumed_due: int | None = None
-        """Step with whose validation this attempt begins."""
+        """Step whose validation this attempt begins with."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Delete what a killed run was writing."""
         if trainer.is_global_zero:
             for scratch in (self.run / CHECKPOINTS_FOLDER).glob("*.tmp"):
-                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+                remove_path(scratch)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -136,21 +142,23 @@ class Checkpoints(Checkpoint):
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        # Rank 0 alone holds the figures.
+        loss = float(trainer.callback_metrics.get("val/loss", 0.0))
+        if not trainer.strategy.reduce_boolean_decision(math.isfinite(loss), all=True):
+            raise DivergedError(
+                f"the validation at step {trainer.global_step} has the loss {loss}: the network no"
+                " longer computes numbers; nothing was saved, older checkpoints are untouched"
+            )
         # That the validation is not due any more must be known to the next attempt, too.
         if self._is_due(trainer) or trainer.global_step == self._resumed_due:
             self.save(trainer)
         path = self.run / CHECKPOINTS_FOLDER / checkpoint_name(trainer.global_step)
         if not trainer.is_global_zero or not path.exists():
             return
-        loss = float(trainer.callback_metrics["val/loss"])
-        record = self.run / CHECKPOINTS_FOLDER / BEST
-        before = json.loads(record.read_text())["loss"] if record.is_file() else math.inf
-        if loss < before:
-            write_file(
-                record,
-                json.dumps({"checkpoint": path.name, "loss": loss, "step": trainer.global_step})
-                + "\n",
-            )
+        before = best_record(self.run)
+        if before is None or loss < before.loss:
+            record = BestRecord(path.name, loss, trainer.global_step)
+            write_file(self.run / CHECKPOINTS_FOLDER / BEST, seal_json(dataclasses.asdict(record)))
             self._prune(path)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
@@ -169,7 +177,9 @@ class Checkpoints(Checkpoint):
         Raises:
             UserError: The disk is full or the folder cannot be written; the older checkpoints are
                 untouched.
+            DivergedError: A weight or a moment is not finite.
         """
+        self._check_finite(trainer)
         path = self.run / CHECKPOINTS_FOLDER / checkpoint_name(trainer.global_step)
         scratch = path.with_suffix(".ckpt.tmp")
         began = time.perf_counter()
@@ -181,7 +191,11 @@ class Checkpoints(Checkpoint):
             progress.increment_ready()
             progress.increment_started()
         try:
+            if trainer.is_global_zero:
+                sync_metrics(self.run)  # the checkpoint may not outlive its history
             trainer.save_checkpoint(scratch, weights_only=False)
+            if scratch.is_dir():
+                self._seal_folder(trainer, scratch)
         except (OSError, RuntimeError) as error:
             # torch's zip writer reports a full disk as a RuntimeError; the OSError is its cause
             cause = error if isinstance(error, OSError) else error.__context__
@@ -201,7 +215,7 @@ class Checkpoints(Checkpoint):
             ) from error
         if trainer.is_global_zero:
             if path.is_dir():
-                shutil.rmtree(path)
+                remove_path(path)
             rename_durably(scratch, path)
             self._prune(path)
         trainer.strategy.barrier("checkpoint")
@@ -209,22 +223,64 @@ class Checkpoints(Checkpoint):
         self.latest = path
         return path
 
+    def _check_finite(self, trainer: L.Trainer) -> None:
+        """Refuse to save weights or moments that are not finite, if any rank has one."""
+        bad = [name for name, tensor in saved_tensors(trainer) if not tensor.isfinite().all()]
+        if not trainer.strategy.reduce_boolean_decision(not bad, all=True):
+            where = ", ".join(bad[:3]) or "a tensor of another rank"
+            raise DivergedError(
+                f"step {trainer.global_step}: {where} holds numbers that are not finite; nothing"
+                f" was saved, older checkpoints in {self.run / CHECKPOINTS_FOLDER} are untouched"
+            )
+
+    def _seal_folder(self, trainer: L.Trainer, folder: Path) -> None:
+        """Record the digests of a sharded checkpoint; every rank hashes what it has written."""
+        own = {path.name: file_digest(path) for path in folder.glob(f"__{trainer.global_rank}_*")}
+        everybody: list[Any] = [None] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(everybody, own)
+        else:
+            everybody = [own]
+        if trainer.is_global_zero:
+            digests = {name: digest for part in everybody for name, digest in part.items()}
+            for path in folder.iterdir():
+                if path.name not in digests:
+                    digests[path.name] = file_digest(path)
+            write_digests(folder, digests)
+
     def _prune(self, saved: Path) -> None:
         """Delete old checkpoints.
 
-        The newest complete ones, the best and the one just saved are kept; torn ones that are older
-        than that go as well.
+        The newest complete ones, the best and the one just saved are kept; damaged ones that are
+        older than that go as well.
         """
-        record = self.run / CHECKPOINTS_FOLDER / BEST
-        best = json.loads(record.read_text())["checkpoint"] if record.is_file() else None
+        best = best_record(self.run)
         found = checkpoints(self.run)
-        # A torn file must not count as one of those kept, or the last good one would go.
-        kept = {
-            path.name for path in [path for path in found if is_complete(path)][-self.keep :]
-        } | {saved.name, best}
+        # A damaged file must not count as one of those kept, or the last good one would go.
+        sound = [path for path in found if path == saved or damage(path) is None]
+        kept = {path.name for path in sound[-self.keep :]} | {saved.name}
+        kept |= set() if best is None else {best.checkpoint}
         for path in found:
             if path.name not in kept and (step_of(path) or 0) < (step_of(saved) or 0):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_path(path)
+
+
+def saved_tensors(trainer: L.Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Yield this rank's part of every trained weight and of every moment, by name."""
+    names: dict[int, str] = {}
+    for name, parameter in trainer.lightning_module.named_parameters():
+        names[id(parameter)] = name
+        if parameter.requires_grad:
+            yield name, _local(parameter)
+    for optimizer in trainer.optimizers:
+        for owner, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    yield f"{key} of {names.get(id(owner), 'a parameter')}", _local(value)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def validates_now(trainer: L.Trainer) -> bool:

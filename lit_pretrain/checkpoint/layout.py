@@ -4,6 +4,9 @@
     <run>/checkpoints/step=00000100.ckpt         one file, or a folder if the run saves shards
     <run>/checkpoints/best.json                  the one with the lowest validation loss
 
+Each carries digests of its content (`digests.py`); a sharded one consists of `.metadata`,
+`meta.pt`, the shards and `digests.json`.
+
 Beside Lightning's own entries (loops, optimizer states, schedulers) a checkpoint holds
 
     lit_pretrain     `CheckpointRecord`: step, contract, whether a validation is due
@@ -19,17 +22,17 @@ begins here; `weights.py` reads it and `callbacks/checkpoints.py` writes it.
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.checkpoint.digests import damage
+from lit_pretrain.errors import UserError, warn
+from lit_pretrain.files import read_sealed_json
 from lit_pretrain.plain_data import load_json, read_config
-from lit_pretrain.report.run_folder import CONFIG
+from lit_pretrain.report.run_folder import CONFIG, METRICS, read_metrics
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST = "best.json"
@@ -131,17 +134,6 @@ def read_json(file: Path) -> Mapping[str, Any]:
 # ------------------------------------------------------------------ the checkpoints of a run
 
 
-def is_complete(path: Path) -> bool:
-    """Tell whether a checkpoint was written to its end.
-
-    A torn zip archive lacks its central directory, which is written last and found from the end of
-    the file. A sharded checkpoint is a folder; it is complete with both of its indexes.
-    """
-    if path.is_dir():
-        return (path / SHARDS_INDEX).is_file() and (path / SHARDED_ENTRIES).is_file()
-    return path.is_file() and zipfile.is_zipfile(path)
-
-
 def checkpoints(run: Path) -> list[Path]:
     """List all checkpoints of a run, complete or not, oldest first."""
     found = [
@@ -150,22 +142,84 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def newest_complete(run: Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the newest complete checkpoint of a run; warn of torn ones and pass over them."""
+def newest_complete(run: Path, warn: Callable[[str], None] = warn) -> Path | None:
+    """Find the newest complete checkpoint of a run; warn of damaged ones and pass over them."""
     for path in reversed(checkpoints(run)):
-        if is_complete(path):
+        if (found := damage(path)) is None:
             return path
-        warn(f"checkpoint {path} is torn (its writing was cut off); it is passed over")
+        warn(f"checkpoint {path} is torn or damaged: {found}; it is passed over")
     return None
 
 
-def best(run: Path) -> Path | None:
-    """Find the checkpoint with the lowest validation loss among those that are kept."""
-    record = run / CHECKPOINTS_FOLDER / BEST
-    if not record.is_file():
+@dataclass(frozen=True)
+class BestRecord:
+    """Name the checkpoint with the lowest validation loss: the content of best.json."""
+
+    checkpoint: str
+    """File name, within the folder of checkpoints."""
+    loss: float
+    """Its validation loss."""
+    step: int
+
+
+def best_record(run: Path, warn: Callable[[str], None] = warn) -> BestRecord | None:
+    """Read best.json; None if there is none.
+
+    A damaged one is rebuilt from the validations in metrics.jsonl, with a warning.
+    """
+    file = run / CHECKPOINTS_FOLDER / BEST
+    if not file.exists():
         return None
-    path = run / CHECKPOINTS_FOLDER / json.loads(record.read_text())["checkpoint"]
-    return path if is_complete(path) else None
+    try:
+        content = read_sealed_json(file, known=("checkpoint", "loss", "step"))
+        found = BestRecord(
+            str(content["checkpoint"]), float(content["loss"]), int(content.get("step", -1))
+        )
+        if step_of(Path(found.checkpoint)) is None or Path(found.checkpoint).name != (
+            found.checkpoint
+        ):
+            raise ValueError(f"{found.checkpoint!r} is no checkpoint's name")
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        warn(f"{file} is damaged ({error}); the best checkpoint is looked up in {METRICS}")
+        return _best_by_metrics(run)
+    return found
+
+
+def _best_by_metrics(run: Path) -> BestRecord | None:
+    """Find the checkpoint on disk with the lowest validation loss in metrics.jsonl."""
+    kept = {step_of(path): path.name for path in checkpoints(run)}
+    validated = [
+        BestRecord(kept[step], float(line["val/loss"]), step)
+        for line in (read_metrics(run) if (run / METRICS).is_file() else [])
+        if "val/loss" in line and (step := int(line["step"])) in kept
+    ]
+    return min(validated, key=lambda record: record.loss, default=None)
+
+
+def best(run: Path) -> Path | None:
+    """Find the checkpoint with the lowest validation loss among those that are kept.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    record = best_record(run)
+    if record is None or not (path := run / CHECKPOINTS_FOLDER / record.checkpoint).exists():
+        return None
+    check_sound(path)
+    return path
+
+
+def check_sound(path: Path) -> None:
+    """Refuse a checkpoint that is torn, damaged, or something else.
+
+    Raises:
+        UserError: Says what is wrong with it.
+    """
+    if (found := damage(path)) is not None:
+        raise UserError(
+            f"checkpoint {path} is torn, damaged or not a checkpoint: {found}; give another one of"
+            " the run"
+        )
 
 
 def resolve(where: str, *, which: str = "last") -> Path:
@@ -176,8 +230,8 @@ def resolve(where: str, *, which: str = "last") -> Path:
         which: For a run folder: last or best.
 
     Raises:
-        UserError: There is no such path, it holds no complete checkpoint, the named one is torn, or
-            `which` is neither last nor best.
+        UserError: There is no such path, it holds no complete checkpoint, the named one is damaged,
+            or `which` is neither last nor best.
     """
     if which not in ("last", "best"):
         raise UserError(
@@ -191,12 +245,9 @@ def resolve(where: str, *, which: str = "last") -> Path:
             " checkpoints"
         )
     if step_of(path) is not None or path.is_file():
-        if not is_complete(path):
-            raise UserError(
-                f"checkpoint {where} is torn or not a checkpoint; give another one of the run"
-            )
+        check_sound(path)
         return path
-    found = best(path) if which == "best" else newest_complete(path, lambda message: None)
+    found = best(path) if which == "best" else newest_complete(path)
     if found is None and (path / HF_CONFIG).is_file():
         raise UserError(
             f"{where} is a Hugging Face folder; make a run of it: lit_pretrain import {where}"
@@ -214,11 +265,18 @@ def config_of(checkpoint: Path) -> dict[str, Any]:
     """Read the resolved config of the run that a checkpoint belongs to.
 
     Raises:
-        UserError: The checkpoint does not lie in a run folder.
+        UserError: The checkpoint does not lie in a run folder, or config.yaml is damaged.
     """
     file = checkpoint.parent.parent / CONFIG
     if not file.is_file():
         raise UserError(
             f"{file} is missing, so the network of {checkpoint} is not known; give a run folder"
         )
-    return read_config(file)
+    config = read_config(file)
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("net"), dict):
+        raise UserError(f"{file} is damaged: it has no shape of a network (model.net)")
+    for group in ("data", "trainer"):
+        if not isinstance(config.get(group), dict):
+            raise UserError(f"{file} is damaged: it has no settings of {group!r}")
+    return config

@@ -6,7 +6,6 @@ artefact answers for its data when the folders of its parents are gone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokeni
 from lit_pretrain.checkpoint.layout import HF_CONFIG, artefact_folder
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.plain_data import load_json
+from lit_pretrain.files import read_sealed_json, seal_json
 from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance
 
 LINEAGE_FILENAME = "lineage.json"
@@ -56,12 +55,13 @@ class Lineage:
 
     def dump(self) -> str:
         """Return the text of lineage.json."""
-        content = {
-            "format_version": LINEAGE_VERSION,
-            "language": dict(self.language),
-            "stages": list(self.stages),
-        }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return seal_json(
+            {
+                "format_version": LINEAGE_VERSION,
+                "language": dict(self.language),
+                "stages": list(self.stages),
+            }
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Lineage | None:
@@ -73,19 +73,24 @@ class Lineage:
         file = folder / LINEAGE_FILENAME
         if not file.is_file():
             return None
+        mend = "copy it again from where the folder came from"
         try:
-            raw = load_json(file.read_text(encoding="utf-8"))
-            version = raw["format_version"]
-            if version == LINEAGE_VERSION:
-                return cls(raw["language"], tuple(raw["stages"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            raw = read_sealed_json(file, known=("format_version", "language", "stages"))
+        except UserError as error:
+            raise UserError(f"{error}; {mend}") from None
+        version = raw.get("format_version")
+        if version is not None and version != LINEAGE_VERSION:
             raise UserError(
-                f"{file} is damaged ({type(error).__name__}: {error}); copy it again from where the"
-                " folder came from"
-            ) from None
-        raise UserError(
-            f"{file} has format_version {version!r}; this lit_pretrain reads {LINEAGE_VERSION}"
-        )
+                f"{file} has format_version {version!r}; this lit_pretrain reads {LINEAGE_VERSION}"
+            )
+        language, stages = raw.get("language"), raw.get("stages")
+        if (
+            version is None
+            or not isinstance(language, dict)
+            or not (isinstance(stages, list) and all(map(_is_stage, stages)))
+        ):
+            raise UserError(f"{file} is damaged: it is not the record of a lineage; {mend}")
+        return cls(language, tuple(stages))
 
     @classmethod
     def begin(
@@ -96,6 +101,23 @@ class Lineage:
             {} if language is None else language.record(),
             (stage, *(() if parent is None else parent.stages)),
         )
+
+
+def _is_stage(value: object) -> bool:
+    """Tell whether a JSON value has all that the record of a stage needs."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return False
+    if not value.keys() >= _StageFields.__annotations__.keys():
+        return False
+    data = value["data"]
+    return data is None or (
+        isinstance(data, dict)
+        and data.keys() >= DataRecord.__annotations__.keys()
+        and isinstance(data["sources"], dict)
+        and all(isinstance(source, dict) for source in data["sources"].values())
+        and isinstance(data["gate"], list)
+        and all(isinstance(record, dict) for record in data["gate"])
+    )
 
 
 def stage_record(name: str, provenance: Provenance, data: DataRecord | None) -> StageRecord:

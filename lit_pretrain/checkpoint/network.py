@@ -22,6 +22,7 @@ from lit_pretrain.checkpoint.layout import (
     is_hf_folder,
     resolve,
 )
+from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import (
     load_weights,
     read_adapter_record,
@@ -32,6 +33,7 @@ from lit_pretrain.checkpoint.weights import (
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.report.run_folder import CONFIG
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 PROBE_ROWS, PROBE_LENGTH = 4, 64
@@ -48,19 +50,41 @@ normalisation changes, and scripts without spaces.
 
 
 def model_config(fields: Mapping[str, Any]) -> ModelConfig:
-    """Build the shape from the plain values of a saved config."""
+    """Build the shape from the plain values of a saved config.
+
+    Raises:
+        UserError: They make no shape.
+    """
     scaling = fields.get("rope_scaling")
-    return ModelConfig(**{**fields, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+    try:
+        scaled = RopeScaling(**scaling) if scaling else None
+        return ModelConfig(**{**fields, "rope_scaling": scaled})
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.net is not the shape of a network: {error}") from None
 
 
 def stored_shape(checkpoint: Path) -> Mapping[str, Any]:
     """Read the fields of a network's `ModelConfig`: the checkpoint's own, or those of its run.
 
     Raises:
-        UserError: It has none, and does not lie in a run folder.
+        UserError: It has none and does not lie in a run folder, or its contract has another one.
     """
-    own = read_metadata(checkpoint).get(STANDALONE_KEY)
-    fields: Mapping[str, Any] = config_of(checkpoint)["model"]["net"] if own is None else own["net"]
+    entries = read_metadata(checkpoint)
+    if (own := entries.get(STANDALONE_KEY)) is not None:
+        fields: Mapping[str, Any] = own["net"]
+        return fields
+    fields = config_of(checkpoint)["model"]["net"]
+    if (record := CheckpointRecord.of(entries)) is not None:
+        now = flatten({"model": {"net": fields}})
+        wrong = [
+            f"{key}: {value!r} in the checkpoint, {now.get(key)!r} in its run's {CONFIG}"
+            for key, value in record.contract.items()
+            if key.startswith("model.net.") and now.get(key) != value
+        ]
+        if wrong:
+            raise UserError(f"{checkpoint} has another network: {'; '.join(wrong)}")
     return fields
 
 

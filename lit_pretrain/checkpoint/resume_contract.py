@@ -32,6 +32,14 @@ source is read on from where it was, which the data module checks by comparing t
 """
 
 
+LENGTH = (
+    "\nmax_steps may be raised if the learning rates up to the checkpoint stay what they were:"
+    " with schedule.kind constant, and with wsd before its decay, if warm-up is given in steps or"
+    " tokens and not in % of the run. cosine and linear depend on the length from the end of"
+    " warm-up on."
+)
+
+
 def contract_of(
     config: Mapping[str, Any],
     *,
@@ -101,19 +109,31 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_resume(
+    saved: Mapping[str, Any], now: Mapping[str, Any], where: str, *, longer: bool = False
+) -> None:
     """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        saved: The contract of the checkpoint.
+        now: The contract of the run.
+        where: Names the checkpoint in messages.
+        longer: Whether the schedule lets the run go on for more steps than it was begun with.
 
     Raises:
         UserError: Names every field that differs, and both values.
     """
-    found = differences(saved, now)
+    found = [
+        line for line in differences(saved, now) if not (longer and line.startswith("max_steps:"))
+    ]
     if found:
+        length = any(line.startswith("max_steps:") for line in found)
         raise UserError(
             f"cannot resume from {where}: it belongs to a run with other settings.\n  "
             + "\n  ".join(found)
             + "\nResume with the settings of the run (its config.yaml), start a new run with --from"
             " to take only the weights, or with --fork to go on with another schedule or length."
+            + (LENGTH if length else "")
         )
 
 

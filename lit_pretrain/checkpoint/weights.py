@@ -5,93 +5,36 @@ base, or in the format of Hugging Face.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_pretrain.checkpoint.adapted import AdapterRecord, adapter_hash, compose
+from lit_pretrain.checkpoint.digests import write_archive
 from lit_pretrain.checkpoint.hf_import import read_tensors
 from lit_pretrain.checkpoint.layout import (
     NET_PREFIX,
     SCORE_KEY,
-    SHARDED_ENTRIES,
     CheckpointRecord,
     is_hf_folder,
     resolve,
 )
+from lit_pretrain.checkpoint.shards import load_archive, read_entries, read_shards
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import sync
-
-
-class OptimizerState(TypedDict):
-    """Hold what `torch.optim.Optimizer.state_dict` returns, keyed by numbers or by names."""
-
-    state: Mapping[Any, Mapping[str, Any]]
-    """Moments of every parameter."""
-    param_groups: list[dict[str, Any]]
-    """Settings of every group; `params` lists its parameters."""
-
-
-def read_folder(path: Path, *, only: set[str] | None = None) -> Mapping[str, Any]:
-    """Read the tensors of a sharded checkpoint, whole, on the CPU of this process.
-
-    Args:
-        path: The folder.
-        only: Top-level entries to read ("state_dict"); all if None.
-    """
-    state: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys=only)  # type: ignore[no-untyped-call]
-    _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
-    return state
-
-
-def consolidated(path: Path) -> dict[str, Any]:
-    """Consolidate a sharded checkpoint: a run goes on from it exactly without sharding.
-
-    Args:
-        path: A complete sharded checkpoint.
-    """
-    tensors = read_folder(path)
-    checkpoint = dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
-    checkpoint["state_dict"] = tensors["state_dict"]
-    states: list[OptimizerState] = []
-    while (name := f"optimizer_{len(states)}") in tensors:
-        states.append(by_position(tensors[name]))
-    checkpoint["optimizer_states"] = states
-    return checkpoint
-
-
-def by_position(named: OptimizerState) -> OptimizerState:
-    """Key an optimizer state by the positions that an unsharded optimizer counts, not by names."""
-    names = [name for group in named["param_groups"] for name in group["params"]]
-    position = {name: i for i, name in enumerate(names)}
-    return {
-        "state": {position[name]: value for name, value in named["state"].items()},
-        "param_groups": [
-            {**group, "params": [position[name] for name in group["params"]]}
-            for group in named["param_groups"]
-        ],
-    }
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint straight to its path and wait until it is on the disk."""
+    """Write a checkpoint with its digest straight to its path, and wait until the disk holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        torch.save(checkpoint, file)
-    sync(path)
+    write_archive(path, partial(torch.save, checkpoint))
 
 
 def read_metadata(path: Path) -> Mapping[str, Any]:
     """Read the entries of a checkpoint; tensors in a file are mapped and not read."""
-    if path.is_dir():
-        return dict(torch.load(path / SHARDED_ENTRIES, map_location="cpu", weights_only=True))
-    return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return read_entries(path) if path.is_dir() else load_archive(path, mmap=True)
 
 
 def read_stored(path: Path) -> dict[str, Tensor]:
@@ -108,7 +51,7 @@ def read_stored(path: Path) -> dict[str, Tensor]:
     if is_hf_folder(path):
         return read_tensors(path)
     if path.is_dir():
-        whole: Mapping[str, Tensor] = read_folder(path, only={"state_dict"})["state_dict"]
+        whole: Mapping[str, Tensor] = read_shards(path, only={"state_dict"})["state_dict"]
     else:
         whole = read_metadata(path).get("state_dict", {})
     weights = {
@@ -126,7 +69,7 @@ def read_stored(path: Path) -> dict[str, Tensor]:
 
 def read_score(path: Path) -> Tensor | None:
     """Read the score head of a checkpoint; None if it is not a reward model's."""
-    whole = read_folder(path, only={"state_dict"}) if path.is_dir() else read_metadata(path)
+    whole = read_shards(path, only={"state_dict"}) if path.is_dir() else read_metadata(path)
     weight: Tensor | None = whole.get("state_dict", {}).get(SCORE_KEY)
     return weight
 

@@ -1,6 +1,5 @@
 """Run folders that no training wrote: what import, merge and adapter import leave behind."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from lit_pretrain.checkpoint.layout import (
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
 from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.data_lineage import DataRecord
-from lit_pretrain.files import write_file
+from lit_pretrain.errors import UserError
+from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.plain_data import dump_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
@@ -69,17 +69,19 @@ def write_run(
         check: Called with the finished folder before it gets its name; an error leaves nothing.
 
     Raises:
-        UserError: The folder exists or cannot be written.
+        UserError: The folder exists or cannot be written, or a tensor is not finite.
     """
+    for name, tensor in run.tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds numbers that are not finite; {out} is not written")
     recorded = provenance({**run.facts, "started": timestamp()})
     lineage = Lineage.begin(run.language, stage_record(str(out), recorded, run.data), run.parent)
 
     def fill(folder: Path) -> None:
-        text = dump_config(run.config)
-        write_file(folder / CONFIG, text)
+        write_file(folder / CONFIG, dump_config(run.config))
         if run.language is not None:
             run.language.save(folder)
-        write_file(folder / PROVENANCE, json.dumps(recorded, indent=1) + "\n")
+        write_file(folder / PROVENANCE, seal_json(recorded))
         write_file(folder / LINEAGE_FILENAME, lineage.dump())
         write_checkpoint(_checkpoint(run), folder / CHECKPOINTS_FOLDER / checkpoint_name(run.step))
         check(folder)

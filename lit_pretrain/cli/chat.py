@@ -3,9 +3,8 @@
 from typing import Optional
 
 from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.command.verb import Verb
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 
 
 def chat(

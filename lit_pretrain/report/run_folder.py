@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -10,20 +12,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import IO, TypedDict, cast
 
-from lit_pretrain.errors import UserError
-from lit_pretrain.files import atomic_path, write_file
+import xxhash
+
+from lit_pretrain.errors import UserError, warn
+from lit_pretrain.files import (
+    atomic_path,
+    read_sealed_json,
+    sync,
+    write_file,
+)
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
+METRICS_DIGESTS = "metrics.xxh3"
+"""One xxh3 in hexadecimal digits for every line of metrics.jsonl."""
 SUMMARY = "summary.md"
 TENSORBOARD = "tensorboard"
-TOKENIZER = "tokenizer.json"
+LOCK = ".lock"
 PACKAGES = (
     "lit_pretrain",
     "torch",
@@ -153,6 +165,12 @@ class Provenance(ProvenanceFacts, total=False):
     command: str
 
 
+_EVERY_RUN = (
+    "verb", "started", "precision", "parameters", "revision", "data", "tokenizer_hash", "parent",
+)  # fmt: skip
+"""Facts that the provenance of every run folder holds."""
+
+
 def provenance(facts: ProvenanceFacts) -> Provenance:
     """Add revision, versions, machine and command to the facts of a verb."""
     versions = {}
@@ -175,53 +193,116 @@ def read_provenance(run: Path) -> Provenance:
     """Read the provenance.json of a run.
 
     Raises:
-        UserError: It is missing.
+        UserError: It is missing or damaged.
     """
     file = run / PROVENANCE
     if not file.is_file():
         raise UserError(f"{file} is missing: {run} is not a run folder")
-    loaded: Provenance = json.loads(file.read_text(encoding="utf-8"))
-    return loaded
+    loaded = read_sealed_json(file, known=Provenance.__annotations__)
+    missing = [name for name in _EVERY_RUN if name not in loaded]
+    wrong = [name for name in ("verb", "started") if not isinstance(loaded.get(name), str)]
+    if not isinstance(loaded.get("parameters"), dict) or "total" not in loaded["parameters"]:
+        wrong.append("parameters")
+    if missing or wrong:
+        raise UserError(f"{file} is damaged: no sound {', '.join(missing or wrong)} in it")
+    return cast(Provenance, loaded)
 
 
 def timestamp() -> str:
-    """Give the local time as run folders record it, with its offset from UTC."""
+    """Return the local time as run folders record it, with its offset from UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+# ------------------------------------------------------------------ metrics
 
 
 class MetricsFile:
     """Write metrics.jsonl: one JSON object per line, each with its optimizer step.
 
+    A second file, metrics.xxh3, holds a digest of every line.
+
     Args:
         path: The file.
         first_step: The step from which the run goes on. Later lines are dropped: an attempt left
             them that went further than its last checkpoint.
+        expected: Whether there must be lines already, because the run has logged some.
     """
 
-    def __init__(self, path: Path, *, first_step: int) -> None:
+    def __init__(self, path: Path, *, first_step: int, expected: bool = False) -> None:
         self.path = path
-        if path.exists():
-            kept = []
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= first_step:
-                        kept.append(line)
-                except json.JSONDecodeError:
-                    break  # the line that was being written when the run was killed
-            write_file(path, "".join(f"{line}\n" for line in kept))
+        run = path.parent
+        lines = _metric_lines(run) if path.exists() else []
+        kept = [text for text, values in lines if values["step"] <= first_step]
+        if expected and not kept:
+            warn(f"{path} has lost its lines up to step {first_step:,}; the run goes on without")
+        write_file(run / METRICS_DIGESTS, "".join(f"{_digest(text)}\n" for text in kept))
+        write_file(path, "".join(f"{text}\n" for text in kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line."""
+        text = json.dumps({"step": step, **values})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(f"{text}\n")
+        with (self.path.parent / METRICS_DIGESTS).open("a", encoding="utf-8") as file:
+            file.write(f"{_digest(text)}\n")
+
+
+def sync_metrics(run: Path) -> None:
+    """Wait until the disk holds all metrics of a run: a checkpoint must not outlive its history."""
+    for name in (METRICS, METRICS_DIGESTS):
+        if (run / name).exists():
+            sync(run / name)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Read all lines of a run's metrics.jsonl."""
-    path = run / METRICS
-    if not path.exists():
+    """Read the lines of a run's metrics.jsonl; damaged ones are left out, with a warning.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if not (run / METRICS).exists():
         raise UserError(f"{run} is not a run folder: it has no {METRICS}")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [values for _, values in _metric_lines(run)]
+
+
+def _metric_lines(run: Path) -> list[tuple[str, dict[str, float]]]:
+    """Read the sound lines of metrics.jsonl, as text and as values, and warn of the others."""
+    path, digests = run / METRICS, run / METRICS_DIGESTS
+    try:
+        *lines, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        expected = Counter(digests.read_bytes().split()) if digests.exists() else Counter()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    proved, count = bool(expected), expected.total()
+    sound = []
+    for number, line in enumerate(lines):
+        values = _metric_values(line)
+        digest = _digest(line).encode()
+        # A run that was killed between its two files has left one more line than digests.
+        last = number == len(lines) - 1 == count
+        if values is not None and (not proved or expected[digest] > 0 or last):
+            expected[digest] -= 1
+            sound.append((line, values))
+    lost = max(count, len(lines)) - len(sound)
+    if lost:
+        warn(f"{path}: {lost:,} of its lines are damaged or lost, and left out")
+    if rest:
+        warn(f"{path} ends within a line, as a killed run leaves it; that line is left out")
+    return sound
+
+
+def _metric_values(line: str) -> dict[str, float] | None:
+    """Parse a line of metrics.jsonl; None if it is damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(values, dict) and isinstance(values.get("step"), int)
+    return values if sound and all(type(v) in (int, float) for v in values.values()) else None
+
+
+def _digest(line: str) -> str:
+    return xxhash.xxh3_64_hexdigest(line.encode())
 
 
 def last_validation(run: Path) -> dict[str, float]:
@@ -230,3 +311,69 @@ def last_validation(run: Path) -> dict[str, float]:
     held_out = [line for line in lines if "val/loss" in line]
     last = held_out[-1] if held_out else {}
     return {key: value for key, value in last.items() if key.startswith("val")}
+
+
+# ------------------------------------------------------------------ one writer
+
+
+class RunLock:
+    """Let one process at a time write into a run folder.
+
+    The lock is one of the kernel, which ends with its owner; the file names the owner. Processes
+    that the owner forks, such as workers of a loader, do not hold it.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Tell whether this process holds the lock."""
+        return self._file is not None
+
+    def take(self, folder: Path) -> None:
+        """Make a run folder where there is none, and lock it.
+
+        Raises:
+            UserError: The folder cannot be written, or another process writes into it.
+        """
+        make_run_folder(folder)
+        path = folder / LOCK
+        while self._file is None:
+            file = path.open("a+", encoding="utf-8")
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                owner = file.read().strip()
+                file.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    warn(f"{folder} cannot be locked ({error}): start no second run in it")
+                    return
+                raise UserError(
+                    f"the run folder {folder} is being written by {owner or 'another process'};"
+                    " wait until it has ended, or choose another --name"
+                ) from None
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                same = False
+            if not same:  # its owner has just removed it
+                file.close()
+                continue
+            self._path, self._file = path, file
+        assert self._file is not None
+        self._file.seek(0)
+        if owner := self._file.read().strip():
+            warn(f"took over the lock of {folder} from {owner}, which ended without releasing it")
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()} (since {timestamp()})\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Unlock the folder, if it is locked."""
+        if self._path is not None and self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._path = self._file = None

@@ -5,20 +5,22 @@ tests/test_resume.py.
 """
 
 import json
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
-from lit_pretrain.checkpoint.layout import checkpoint_name
-from lit_pretrain.errors import UserError
+from lit_pretrain.checkpoint.layout import BestRecord, best_record, checkpoint_name
+from lit_pretrain.checkpoint.weights import write_checkpoint
+from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.report.run_folder import METRICS, MetricsFile
 
 
 class FakeTrainer:
-    """As much of a Trainer as the callback asks of it; saves a zip archive."""
+    """As much of a Trainer as the callback asks of it; saves its network."""
 
     max_steps, world_size, is_global_zero, sanity_checking, enable_validation = (
         100,
@@ -34,13 +36,15 @@ class FakeTrainer:
         self.global_step = 0
         self.val_check_batch = every
         self.callback_metrics: dict[str, float] = {}
-        self.strategy = SimpleNamespace(barrier=lambda name: None)
+        self.strategy = SimpleNamespace(
+            barrier=lambda name: None, reduce_boolean_decision=lambda decision, all: decision
+        )
+        self.lightning_module = torch.nn.Linear(2, 2)
+        self.optimizers = [torch.optim.SGD(self.lightning_module.parameters())]
         self.error: Exception | None = None
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("data", b"x" * 100)
+        write_checkpoint({"state_dict": self.lightning_module.state_dict()}, path)
         if self.error is not None:
             raise self.error
 
@@ -82,11 +86,7 @@ def test_the_best_remains_beside_the_newest(tmp_path: Path) -> None:
         made(tmp_path), FakeTrainer(every=2), 12, {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 7.0}
     )
     assert kept(tmp_path) == [4, 10, 12]
-    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
-        "checkpoint": checkpoint_name(4),
-        "loss": 3.0,
-        "step": 4,
-    }
+    assert best_record(tmp_path) == BestRecord(checkpoint_name(4), 3.0, 4)
 
 
 def test_a_better_one_lets_the_old_best_go(tmp_path: Path) -> None:
@@ -163,3 +163,49 @@ def test_our_own_mistake_is_not_called_a_full_disk(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(tmp_path: Path, every: int, keep: int) -> None:
     with pytest.raises(UserError, match=f"checkpoint_every={every}.*keep_checkpoints={keep}"):
         made(tmp_path, every=every, keep=keep)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    callback, trainer = made(tmp_path), FakeTrainer()
+    train(callback, trainer, 2)
+    with torch.no_grad():
+        trainer.lightning_module.weight[0, 1] = float("inf")
+    with pytest.raises(DivergedError, match="step 4: weight holds numbers that are not finite"):
+        train(callback, trainer, 4)
+    assert kept(tmp_path) == [2]
+
+
+def test_nor_is_a_moment_that_is_not(tmp_path: Path) -> None:
+    callback, trainer = made(tmp_path), FakeTrainer()
+    optimizer = trainer.optimizers[0] = torch.optim.AdamW(trainer.lightning_module.parameters())
+    trainer.lightning_module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.state[trainer.lightning_module.bias]["exp_avg_sq"][0] = float("nan")
+    with pytest.raises(DivergedError, match="exp_avg_sq of bias holds numbers"):
+        train(callback, trainer, 2)
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_without_a_number_ends_the_run(tmp_path: Path, loss: float) -> None:
+    trainer = FakeTrainer(every=2)
+    with pytest.raises(DivergedError, match="validation at step 4 has the loss"):
+        train(made(tmp_path), trainer, 6, {2: 3.0, 4: loss})
+    assert kept(tmp_path) == [2]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"checkpoint": "step=0000', "null", '["a"]'])
+def test_a_damaged_best_json_is_rebuilt(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback, trainer = made(tmp_path), FakeTrainer(every=2)
+    metrics = MetricsFile(tmp_path / METRICS, first_step=0)
+    losses = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0}
+    for step, loss in losses.items():
+        metrics.write(step, {"val/loss": loss})
+    train(callback, trainer, 8, losses)
+    (tmp_path / "checkpoints" / "best.json").write_text(text)
+    train(callback, trainer, 10, losses)
+    assert kept(tmp_path) == [4, 8, 10]
+    assert "best.json is damaged" in capsys.readouterr().err
+    assert best_record(tmp_path) == BestRecord(checkpoint_name(4), 3.0, 4)

@@ -1,10 +1,10 @@
 """Names of checkpoints, which of them are complete, and which one is meant."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_pretrain.checkpoint.layout import (
     best,
@@ -14,14 +14,14 @@ from lit_pretrain.checkpoint.layout import (
     resolve,
     step_of,
 )
+from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.errors import UserError
 
 
 def write(run: Path, step: int, *, whole: bool = True) -> Path:
     path = run / "checkpoints" / checkpoint_name(step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data", b"x" * 1000)
+    write_checkpoint({"state_dict": {"net.weight": torch.ones(3)}}, path)
     if not whole:
         path.write_bytes(path.read_bytes()[:-30])
     return path
@@ -43,15 +43,14 @@ def test_the_newest_complete_one(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step=00000011.ckpt.tmp").write_text("")
     sharded = tmp_path / "checkpoints" / checkpoint_name(12)
     sharded.mkdir()
-    (sharded / "meta.pt").write_text("")  # its .metadata is written last, and was not
+    (sharded / "meta.pt").write_text("")  # the names alone make no checkpoint
+    (sharded / ".metadata").write_text("")
     assert [path.name for path in checkpoints(tmp_path)] == [old.name, torn.name, sharded.name]
     assert newest_complete(tmp_path, said.append) == old
     assert [name in text for name, text in zip((sharded.name, torn.name), said, strict=True)] == [
         True,
         True,
     ]
-    (sharded / ".metadata").write_text("")
-    assert newest_complete(tmp_path, said.append) == sharded
 
 
 def test_what_a_user_may_write(tmp_path: Path) -> None:
@@ -63,7 +62,7 @@ def test_what_a_user_may_write(tmp_path: Path) -> None:
     assert resolve(str(tmp_path), which="best") == first == best(tmp_path)
     assert resolve(str(first)) == first
     torn = write(tmp_path, 3, whole=False)
-    with pytest.raises(UserError, match="is torn or not a checkpoint"):
+    with pytest.raises(UserError, match="is torn, damaged or not a checkpoint"):
         resolve(str(torn))
     with pytest.raises(UserError, match="does not exist"):
         resolve(str(tmp_path / "nowhere"))

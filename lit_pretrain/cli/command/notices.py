@@ -1,7 +1,6 @@
-"""Notices: what users are told beside results, and what they are spared."""
+"""Notices: what of the libraries users are spared."""
 
 import logging
-import sys
 import warnings
 
 
@@ -28,8 +27,3 @@ def quiet_libraries() -> None:
     )
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def warn(message: str) -> None:
-    """One line to the user that does not stop anything."""
-    print(f"warning: {message}", file=sys.stderr)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.plan import PlanSettings
 from lit_pretrain.cli.train.fit_plan import answers, frozen_parameters, trained_share
 from lit_pretrain.cli.train.resolve import (
@@ -27,7 +26,7 @@ from lit_pretrain.cli.train.resolve import (
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.errors import UserError, did_you_mean, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import (
     COUNT_NAMES,
@@ -17,6 +16,7 @@ from lit_pretrain.cli.scaling.options import (
     big_between,
     read_runs,
 )
+from lit_pretrain.errors import warn
 
 if TYPE_CHECKING:
     from lit_pretrain.scaling.isoflop import IsoFlop

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_pretrain.cli.command.notices import warn
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
 from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
+from lit_pretrain.errors import warn
 from lit_pretrain.files import write_file
 from lit_pretrain.plain_data import read_yaml
 from lit_pretrain.scaling.planner import HOUR

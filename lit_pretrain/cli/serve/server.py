@@ -10,8 +10,7 @@ import socket
 from typing import Optional
 
 from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
-from lit_pretrain.cli.command.notices import warn
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 
 
 def serve(

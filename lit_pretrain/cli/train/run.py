@@ -26,9 +26,9 @@ from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.errors import DivergedError, warn
-from lit_pretrain.files import seal_json, seal_lines, write_file
+from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
-from lit_pretrain.plain_data import dump_config
+from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
@@ -39,7 +39,6 @@ from lit_pretrain.report.run_folder import (
     ProvenanceFacts,
     check_run_unused,
     provenance,
-    read_config,
     read_metrics,
     timestamp,
 )
@@ -187,12 +186,12 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     # have to agree with.
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
-    write_file(latest, seal_lines(text))
-    if attempt and (before := read_config(folder))["max_steps"] != config["max_steps"]:
+    write_file(latest, text)
+    if attempt and (before := read_config(folder / CONFIG))["max_steps"] != config["max_steps"]:
         # The run was made longer: readers of its folder go by config.yaml.
         kept = folder / f"config.{before['max_steps']}-steps.yaml"
         write_file(kept, (folder / CONFIG).read_bytes())
-        write_file(folder / CONFIG, seal_lines(text))
+        write_file(folder / CONFIG, text)
     # A run that goes on beyond its end has one of its shorter self.
     (folder / SUMMARY).unlink(missing_ok=True)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
