@@ -115,6 +115,8 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {yaml_mistake(error)}") from None
+    except (ValueError, OverflowError, RecursionError) as error:  # such as the date 2026-13-45
+        raise UserError(f"{where}: {error}") from None
 
 
 def yaml_mistake(error: yaml.YAMLError) -> str:

@@ -181,7 +181,7 @@ def test_other_content_is_refused_in_a_message(tmp_path: Path, text: str) -> Non
         if file.name == "config.yaml" and text in ("{}", '{"a": 1}'):
             assert read() is not None  # what must stand in it depends on the reader
             continue
-        with pytest.raises(UserError, match=f"{file.name}.*(damaged|cannot be read)"):
+        with pytest.raises(UserError, match=file.name):
             read()
         for length in (len(data) // 2, len(data) - 20):
             file.write_bytes(data[:length])
