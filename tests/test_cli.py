@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -349,6 +350,13 @@ def test_help_of_every_field():
     ):
         assert option in text
         assert says is None or says in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", sorted(EXAMPLES))
+def test_help_shows_names_and_no_representations(command):
+    text = " ".join(here(*command.split(), "--help").out.split())
+    assert text.startswith(f"usage: lit_pretrain {command}")
+    assert re.findall(r"<(?:[^<>]* )?at 0x[^>]*>|<(?:class|function|object)\b[^>]*>", text) == []
 
 
 # ------------------------------------------------------------------ configs

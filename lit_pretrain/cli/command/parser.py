@@ -1,5 +1,6 @@
 """Parser: jsonargparse as every verb uses it, with the nearest valid name for a misspelt one."""
 
+import argparse
 import importlib
 import inspect
 import pkgutil
@@ -13,7 +14,14 @@ from typing import Any, NoReturn, get_args
 
 import yaml
 from docstring_parser import DocstringStyle
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 from yaml import YAMLError
 
 from lit_pretrain.cli.command.arguments import (
@@ -80,6 +88,7 @@ _HOMES = (
 )
 """Where the classes are that an option may name without their module."""
 
+_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
@@ -342,6 +351,16 @@ def _named(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+class HelpFormatter(DefaultHelpFormatter):
+    """The layout of `--help`, with the names of types in place of Python's representation."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        if inspect.isfunction(action.type):  # a parser of one option: its name says what it reads
+            return action.type.__name__.replace("_", " ")
+        shown: str | None = super()._get_type_str(action)
+        return None if shown is None else _CLASS.sub(r"\1", shown)
+
+
 class VerbParser(Suggesting, ArgumentParser):
     """The parser of verbs that need no Trainer."""
 
@@ -372,6 +391,7 @@ def parser_options(verb: str) -> dict[str, Any]:
     return {
         "prog": f"lit_pretrain {verb}",
         "allow_abbrev": False,
+        "formatter_class": HelpFormatter,
         "parser_mode": MODE,
     }
 

@@ -13,7 +13,7 @@ import yaml
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
-from lit_pretrain.cli.scaling.sweep_config import SweepSettings, plain
+from lit_pretrain.cli.scaling.sweep_config import SweepSettings, mapping
 from lit_pretrain.errors import warn
 from lit_pretrain.files import write_file
 from lit_pretrain.plain_data import read_yaml
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_class_arguments(SweepSettings, skip={"run"})
     parser.add_argument(
         "--run",
-        type=plain,
+        type=mapping,
         default={},
         help="More options of `fit` that all runs share, as a config has them; they override base.",
     )

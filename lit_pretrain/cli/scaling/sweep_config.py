@@ -93,7 +93,7 @@ class SweepSettings:
     """Print what the sweep would take, and write and start nothing."""
 
 
-def plain(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
     """Parse the value of `run` as a plain mapping.
 
     With the type dict[str, Any] jsonargparse would instantiate the classes that the mapping names,
