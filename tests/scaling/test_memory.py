@@ -1,5 +1,6 @@
 """Memory against torch's FSDPMemTracker and against what real steps take."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -19,7 +20,14 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.roles import ROLES, parameter_roles
 from lit_pretrain.scaling import memory
 from lit_pretrain.scaling.hardware import GIB, HEAP, beside, room
-from lit_pretrain.scaling.memory import Layout, chunk_tokens, parameters_by_role, peak, states
+from lit_pretrain.scaling.memory import (
+    Layout,
+    chunk_tokens,
+    parameters_by_role,
+    peak,
+    remedies,
+    states,
+)
 
 head = importlib.import_module(
     "lit_pretrain.objective.linear_cross_entropy"
@@ -326,3 +334,50 @@ def test_the_chunked_head_spares_the_logits() -> None:
     # 12 t V = 11.7 GiB of logits less; the gradient of the head in fp32 and the buffers of a chunk
     # more
     assert 2.5 * GIB < plain - chunked < 4 * GIB
+
+
+# ------------------------------------------------------------------ remedies
+
+
+def test_remedies_do_what_they_say() -> None:
+    config, layout, limit = (
+        shape("llama3_8b"),
+        Layout(rows=4, seq_len=8192, devices=8, sharding="fsdp"),
+        60 * GIB,
+    )
+    assert peak(config, layout).bytes > limit
+    found = remedies(config, layout, limit)
+    assert "activation checkpointing" in found[0]
+    assert peak(config, dataclasses.replace(layout, checkpointing=True)).bytes <= limit
+    many = Layout(rows=64, seq_len=2048, checkpointing=True)
+    ways = remedies(shape("llama_124m"), many, 10 * GIB)
+    rows = int(ways[0].removeprefix("--data.micro_batch_size "))
+    assert (
+        peak(shape("llama_124m"), dataclasses.replace(many, rows=rows, accumulates=True)).bytes
+        <= 10 * GIB
+    )
+    assert (
+        peak(shape("llama_124m"), dataclasses.replace(many, rows=2 * rows, accumulates=True)).bytes
+        > 10 * GIB
+    )
+    assert remedies(config, Layout(rows=1, seq_len=8192), 1 * GIB) == []
+    assert any("FSDP" in way for way in remedies(config, Layout(rows=1, seq_len=8192), limit))
+
+
+def test_the_devices_that_remedies_name_divide_a_step() -> None:
+    layout = Layout(rows=1, seq_len=8192, step_rows=24)
+    assert "over at least 4 devices" in remedies(shape("llama3_8b"), layout, 60 * GIB)[0]
+    assert remedies(shape("llama3_8b"), dataclasses.replace(layout, step_rows=6), 60 * GIB) == []
+
+
+def test_remedies_count_rows_of_data() -> None:
+    config = shape("llama_124m")
+    pairs = Layout(rows=64, seq_len=2048, checkpointing=True, group=2)
+    ways = remedies(config, pairs, 10 * GIB)
+    micro = int(ways[0].removeprefix("--data.micro_batch_size "))
+    assert (
+        peak(config, dataclasses.replace(pairs, rows=2 * micro, accumulates=True)).bytes <= 10 * GIB
+    )
+    assert (
+        peak(config, dataclasses.replace(pairs, rows=4 * micro, accumulates=True)).bytes > 10 * GIB
+    )

@@ -2,12 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.planner import DAY, Rate, solve
+from lit_pretrain.scaling.planner import (
+    DAY,
+    Rate,
+    lifetime_flops,
+    lifetime_optimum,
+    recommendations,
+    solve,
+)
+from lit_pretrain.scaling.published import published_law
 
 PER_TOKEN, RATE = 5e10, Rate(8000.0, 0.9)
 positive = st.floats(1e3, 1e14)
@@ -90,3 +99,73 @@ def test_without_a_rate_there_is_no_time_and_no_time_budget() -> None:
     assert (found.seconds, found.device_hours, found.dollars) == (None, None, None)
     with pytest.raises(UserError, match="tokens_per_second"):
         solve(flops_per_token=PER_TOKEN, rate=Rate(None), devices=2, seconds=60.0)
+
+
+# ------------------------------------------------------------------ training and serving
+
+
+def tokens_of_optimum(name: str, n: float) -> float:
+    """D* of the budget for which n is optimal."""
+    low, high = 1e15, 1e30
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if published_law(name).optimum(middle).n < n else (low, middle)
+    return published_law(name).optimum(low).d
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "share"), [("hoffmann", 7.1e9, 0.163), ("besiroglu", 6.1e9, 0.29)]
+)
+def test_13b_quality_and_2t_tokens_served(name: str, n: float, share: float) -> None:
+    found = lifetime_optimum(published_law(name), 13e9, tokens_of_optimum(name, 13e9), 2e12)
+    assert found.n == pytest.approx(n, rel=0.01)
+    assert found.share == pytest.approx(share, abs=0.003)
+    if name == "hoffmann":
+        assert found.saved == pytest.approx(1.63e22, rel=0.01)
+    assert float(published_law(name).loss(found.n, found.d)) == pytest.approx(
+        float(published_law(name).loss(13e9, tokens_of_optimum(name, 13e9))), rel=1e-9
+    )
+
+
+def test_no_size_is_cheaper() -> None:
+    found_law, served = published_law("besiroglu"), 5e11
+    found = lifetime_optimum(found_law, 3e9, 1e11, served)
+    goal = float(found_law.loss(3e9, 1e11))
+    p = found_law.params
+    sizes = np.geomspace(found.n / 3, found.n * 3, 999)
+    left = goal - p["E"] - p["A"] / sizes ** p["alpha"]
+    tokens = (p["B"] / left[left > 0]) ** (1 / p["beta"])
+    costs = [lifetime_flops(n, d, served) for n, d in zip(sizes[left > 0], tokens, strict=True)]
+    assert min(costs) >= found.flops * (1 - 1e-9)
+    assert min(costs) == pytest.approx(found.flops, rel=1e-4)
+
+
+def test_without_serving_it_is_the_compute_optimum() -> None:
+    best = published_law("besiroglu").optimum(1e21)
+    found = lifetime_optimum(published_law("besiroglu"), best.n, best.d, 0.0)
+    assert found.n == pytest.approx(best.n, rel=1e-4)
+    assert found.saved == pytest.approx(0.0, abs=1e21 * 1e-6)
+
+
+def test_what_cannot_be_served() -> None:
+    with pytest.raises(UserError, match="chinchilla law"):
+        lifetime_optimum(published_law("kaplan"), 1e9, 1e10, 1e9)
+    with pytest.raises(UserError, match="negative"):
+        lifetime_optimum(published_law("besiroglu"), 1e9, 1e10, -1.0)
+
+
+# ------------------------------------------------------------------ batch and learning rate
+
+
+def test_rules_at_7b_and_2t() -> None:
+    found = {rule.name: rule for rule in recommendations(7e9, 2e12, 2.0)}
+    for name, lr, batch in (
+        ("DeepSeek", 4.3e-4, 9.2e6),
+        ("Step Law", 1.0e-3, 6.1e6),
+        ("OLMo ladder", 5.9e-4, 5.3e6),
+    ):
+        assert found[name].lr == pytest.approx(lr, rel=0.03)
+        assert found[name].batch_tokens == pytest.approx(batch, rel=0.01)
+    assert found["critical batch"].batch_tokens == pytest.approx(2e8 / 2.0 ** (1 / 0.21))
+    assert all(rule.source and rule.formula for rule in found.values())
+    assert len(recommendations(7e9, 2e12)) == 3

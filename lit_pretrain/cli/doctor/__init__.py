@@ -1,9 +1,12 @@
 """Examine this machine (versions, devices, compiler, disk, data) and say what to mend."""
 
 import argparse
+import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import did_you_mean
@@ -12,6 +15,40 @@ VERDICTS = (
     "Verdicts: ok; note (works, but could be better); trouble (will fail). "
     "Exit code: 0 without trouble, 1 with it, 2 for a mistake in the options."
 )
+
+
+Severity = Literal["ok", "note", "trouble"]
+"""ok: as it should be. note: works, but worse than it could. trouble: something will fail."""
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    check: str
+    """What was looked at."""
+    found: str
+    """What it is."""
+    verdict: Severity = "ok"
+    advice: str = ""
+    """What to do; empty only where nothing needs doing."""
+
+
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Format the report for a person: each finding with its advice below it, and the counts."""
+    width = max(len(finding.check) for finding in findings)
+    lines = [f"{'check':<{width}}  verdict  found", "─" * (width + 40)]
+    for finding in findings:
+        lines.append(f"{finding.check:<{width}}  {finding.verdict:<7}  {finding.found}")
+        if finding.advice:
+            lines.append(f"{'':<{width}}  {'':7}  → {finding.advice}")
+    counts = Counter(finding.verdict for finding in findings)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"doctor: {counts['trouble']} in trouble, {counts['note']} to note, {counts['ok']} ok",
+        ]
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,12 +81,12 @@ def main(argv: list[str]) -> int:
         hint = did_you_mean(unknown[0].split("=")[0], known)
         parser.error(f"unrecognized argument {unknown[0]!r}.{hint}")
 
-    from lit_pretrain.cli.doctor import finding, folders, install, machine
-    from lit_pretrain.cli.doctor.probe import IMPORTS, probe
+    from lit_pretrain.cli.doctor import folders, install, machine
 
     required = install.requirements()
     bad = install.bad_releases()
-    found = probe(skip=IMPORTS[1:] if any(release.hostile for release in bad) else ())
+    hostile = any(release.hostile for release in bad)
+    found = machine.probe(skip=machine.IMPORTS[1:] if hostile else ())
     findings = [
         *required,
         *install.known_bad(bad),
@@ -57,12 +94,17 @@ def main(argv: list[str]) -> int:
         *machine.torch_build(found),
         *machine.devices(found),
         *machine.processor(found),
-        *machine.compiler(),
+        *machine.compiler(found),
         folders.folder("runs folder", options.runs),
         *folders.data_findings(options.data, verify=options.verify),
     ]
-    print(finding.findings_json(findings) if options.json else finding.findings_table(findings))
-    return 1 if finding.in_trouble(findings) else 0
+    trouble = any(finding.verdict == "trouble" for finding in findings)
+    if options.json:
+        report = {"trouble": trouble, "findings": [finding._asdict() for finding in findings]}
+        print(json.dumps(report, indent=1))
+    else:
+        print(findings_table(findings))
+    return 1 if trouble else 0
 
 
 VERB = Verb(main, example="lit_pretrain doctor")

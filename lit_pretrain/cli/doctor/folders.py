@@ -5,9 +5,8 @@ whether the datasets are whole.
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Optional
 
-from lit_pretrain.cli.doctor.finding import Finding
+from lit_pretrain.cli.doctor import Finding
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.chunk_cache import cache_folder
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest, verify_chunk
@@ -150,7 +149,7 @@ def _dataset(path: Path, *, verify: bool) -> list[Finding]:
     return [Finding(label, f"{path}: {', '.join(manifest.sources)}; {counts}; {checked}")]
 
 
-def _tokenizer_trouble(file: Path, expected: str) -> Optional[str]:
+def _tokenizer_trouble(file: Path, expected: str) -> str | None:
     mend = (
         "Copy it again from where the dataset came from, or delete the dataset's directory and run"
         " `lit_pretrain prepare` again."

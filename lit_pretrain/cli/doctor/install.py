@@ -5,10 +5,10 @@ imported, and are not known to be bad.
 import re
 import sys
 from importlib import metadata
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
-from lit_pretrain.cli.doctor.finding import Finding
-from lit_pretrain.cli.doctor.probe import IMPORTS, Probe
+from lit_pretrain.cli.doctor import Finding
+from lit_pretrain.cli.doctor.machine import IMPORTS, Probe
 
 DISTRIBUTION = "lit_pretrain"
 REINSTALL = "run `bash scripts/setup.sh` again (it mends an existing .venv)"
@@ -56,7 +56,7 @@ KNOWN_BAD = (
 )
 
 
-def installed(package: str) -> Optional[str]:
+def installed(package: str) -> str | None:
     """Version of an installed package; None if it is absent or its record is damaged."""
     try:
         # The record of an interrupted installation can lack its version.

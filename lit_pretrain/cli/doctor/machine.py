@@ -1,39 +1,139 @@
-"""Machine: torch's build, the devices, the processor, its memory and the compiler."""
+"""Machine: what torch was built for, the devices, the processor and the compiler.
 
+Only an import of torch can tell most of it. A broken import can take its process along, so it
+happens in a process of its own, which writes down each fact as it finds it.
+"""
+
+import dataclasses
+import importlib
+import json
 import os
 import platform
 import shutil
 import subprocess
-import sysconfig
+import sys
 import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, TypedDict
 
-from lit_pretrain.cli.doctor.finding import Finding
-from lit_pretrain.cli.doctor.probe import Probe, last_line
+from lit_pretrain.cli.doctor import Finding
 from lit_pretrain.scaling.hardware import peak_flops
 
 _GIB = 2**30
-CPU_FEATURES = (
-    # name, the flags of /proc/cpuinfo of which one suffices (x86, then Arm)
-    ("AVX2", {"avx2"}),
-    ("AVX-512", {"avx512f"}),
-    ("AMX", {"amx_tile"}),
-    ("NEON", {"asimd"}),
-    ("SVE", {"sve"}),
-    ("bf16", {"avx512_bf16", "amx_bf16", "bf16"}),
-)
-# What the code that torch.compile writes for the CPU includes.
-COMPILED = """
-#include <Python.h>
-#include <omp.h>
-#include <cmath>
-extern "C" int answer() { return omp_get_max_threads() + (int)std::sqrt(4.0); }
-"""
+IMPORTS = ("torch", "lightning", "litdata")
+TIMEOUT = 300
+"""Seconds: enough for a first import from a slow network disk."""
+
+
+class TorchFacts(TypedDict, total=False):
+    """What an imported torch says of itself and of the processor."""
+
+    version: str
+    cuda: str | None
+    hip: str | None
+    threads: int
+    capability: str
+    """Vector units of the processor that torch uses."""
+    mps: bool
+    precision: str
+    """The default of `fit`."""
+    cuda_error: str
+    """Why CUDA does not start; absent where it does."""
+    uncompiled: str
+    """Why `torch.compile` does not work on the CPU; absent where it does."""
+
+
+class DeviceFacts(TypedDict, total=False):
+    """A GPU; nothing but name and error where it does not answer."""
+
+    name: str
+    memory: int
+    free: int
+    """Bytes, as `memory`."""
+    capability: str
+    bf16: bool
+    error: str | None
+    """Of a small matrix product."""
+
+
+@dataclasses.dataclass
+class Probe:
+    """What the other process found."""
+
+    imported: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Module -> seconds its import took."""
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Module -> the exception, in one line."""
+    skipped: tuple[str, ...] = ()
+    """Modules that must not be imported."""
+    died: str | None = None
+    """How the process ended, if not well."""
+    torch: TorchFacts = dataclasses.field(default_factory=TorchFacts)
+    """Empty where torch could not be imported."""
+    devices: list[DeviceFacts] = dataclasses.field(default_factory=list)
+    """GPUs."""
+
+
+def probe(*, skip: Collection[str] = ()) -> Probe:
+    """Import the modules in a new process and ask torch for the machine.
+
+    Args:
+        skip: Modules that must not be imported.
+    """
+    wanted = [name for name in IMPORTS if name not in skip]
+    package_parent = str(Path(__file__).parents[3])
+    # At the end: what stands on the user's path is found first, as in a run.
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package_parent]))
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "found.jsonl"
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(out), *wanted]
+        died: str | None = None
+        try:
+            run = subprocess.run(
+                command,
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                check=False,
+            )
+            if run.returncode:
+                how = (
+                    f"killed by signal {-run.returncode}"
+                    if run.returncode < 0
+                    else f"exit code {run.returncode}"
+                )
+                died = f"Python died ({how}): {last_line(run.stderr)}"
+        except subprocess.TimeoutExpired:
+            died = f"no end after {TIMEOUT} s"
+        lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    found = Probe(skipped=tuple(name for name in IMPORTS if name in skip), died=died)
+    for line in lines:
+        fact = json.loads(line)
+        for field, value in fact.items():
+            if field == "devices":
+                found.devices.append(value)
+            else:
+                getattr(found, field).update(value)
+    return found
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not empty: of a traceback, the exception."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+# ------------------------------------------------------------------ findings
 
 
 def torch_build(probe: Probe) -> list[Finding]:
-    """What torch was built for, against what the machine has."""
+    """Compare what torch was built for with what the machine has."""
     facts = probe.torch
     if not facts:
         return []
@@ -79,7 +179,7 @@ def torch_build(probe: Probe) -> list[Finding]:
 
 
 def devices(probe: Probe) -> list[Finding]:
-    """One finding for each GPU."""
+    """Report each GPU."""
     if not probe.torch:
         return []
     if probe.died:
@@ -96,7 +196,7 @@ def devices(probe: Probe) -> list[Finding]:
     return [_device(index, facts) for index, facts in enumerate(probe.devices)]
 
 
-def _device(index: int, facts: dict[str, Any]) -> Finding:
+def _device(index: int, facts: DeviceFacts) -> Finding:
     check, name = f"cuda:{index}", facts["name"]
     if facts["error"]:
         return Finding(
@@ -128,21 +228,15 @@ def _device(index: int, facts: dict[str, Any]) -> Finding:
 
 
 def has_nvidia() -> bool:
-    """Whether the machine has an NVIDIA GPU, asked without torch."""
+    """Tell whether the machine has an NVIDIA GPU, without asking torch."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
 
 
 def processor(probe: Probe) -> list[Finding]:
-    """The CPU: what it can multiply fast, how many of its cores are ours, and the memory."""
-    features = cpu_features()
-    name = cpu_field("model name") or platform.processor() or platform.machine()
-    known = (
-        "features not known on this system"
-        if features is None
-        else ", ".join(features) or "no vector units"
-    )
+    """Report the processor, and whether torch starts more threads than it has cores."""
+    name, units = platform.processor() or platform.machine(), probe.torch.get("capability")
     cores, quota = usable_cores(), cgroup_cores()
-    findings = [Finding("processor", f"{name}: {known}")]
+    findings = [Finding("processor", name if units is None else f"{name}, torch uses {units}")]
     threads = probe.torch.get("threads")
     found = (
         f"{cores} of {os.cpu_count()} cores usable"
@@ -164,35 +258,15 @@ def processor(probe: Probe) -> list[Finding]:
     return findings
 
 
-def cpu_features(path: Path = Path("/proc/cpuinfo")) -> Optional[list[str]]:
-    """Names of the vector and matrix units; None where the system does not list them."""
-    flags = cpu_field("flags", path) or cpu_field("Features", path)
-    if flags is None:
-        return None
-    words = set(flags.split())
-    return [name for name, flags_of in CPU_FEATURES if words & flags_of]
-
-
-def cpu_field(name: str, path: Path = Path("/proc/cpuinfo")) -> Optional[str]:
-    """The first value of a field of /proc/cpuinfo."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name),
-        None,
-    )
-
-
 def usable_cores() -> int:
-    """Cores that the scheduler gives to this process."""
+    """Count the cores that the scheduler gives to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> Optional[float]:
-    """Processor time that a container may use, in cores; None without a limit. torch counts
-    cores and does not see it.
+def cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Read how much processor time a container may use, in cores; None without a limit.
+
+    torch counts cores and does not see the limit.
     """
     try:
         quota, period = path.read_text(encoding="utf-8").split()
@@ -201,64 +275,104 @@ def cgroup_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> Optional[float]
     return None if quota == "max" else int(quota) / int(period)
 
 
-def compiler() -> list[Finding]:
-    """Whether `torch.compile` can build its CPU code: compiles what that code includes."""
-    wanted = os.environ.get("CXX")
-    names = [wanted] if wanted else ["g++", "clang++"]
-    cxx = next((path for path in map(shutil.which, names) if path), None)
-    cost = "training on the CPU runs uncompiled and slower"
-    if cxx is None:
-        return [
-            Finding(
-                "C++ compiler",
-                f"{' or '.join(names)} not found; {cost}",
-                "note",
-                "install one (Debian: `apt-get install g++`), or set CXX",
-            )
-        ]
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "answer.cpp"
-        source.write_text(COMPILED, encoding="utf-8")
-        include = sysconfig.get_paths()["include"]
-        command = [
-            cxx,
-            "-shared",
-            "-fPIC",
-            "-fopenmp",
-            f"-I{include}",
-            str(source),
-            "-o",
-            str(source.with_suffix(".so")),
-        ]
-        try:
-            run = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=60, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return [
-                Finding(
-                    "C++ compiler",
-                    f"{cxx} does not run: {error}; {cost}",
-                    "note",
-                    "mend or replace it, or set CXX to another",
+def compiler(probe: Probe) -> list[Finding]:
+    """Report whether `torch.compile` can build its code for the CPU."""
+    if not probe.torch:
+        return []
+    why = probe.torch.get("uncompiled")
+    if why is None:
+        return [Finding("C++ compiler", "torch.compile can build code for the CPU")]
+    found = f"{why}; training on the CPU runs uncompiled and slower"
+    advice = "install a compiler and Python's headers (Debian: `apt-get install g++ python3-dev`)"
+    return [Finding("C++ compiler", found, "note", advice)]
+
+
+# ------------------------------------------------------------------ the other process
+
+
+def _inner(out: str, names: list[str]) -> None:
+    """Write one line of JSON for each fact, so that a crash loses only what follows."""
+    with open(out, "w", encoding="utf-8", buffering=1) as file:
+
+        def tell(**fact: Any) -> None:
+            file.write(json.dumps(fact) + "\n")
+
+        for name in names:
+            began = time.perf_counter()
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                tell(
+                    failed={
+                        name: last_line(
+                            "".join(traceback.format_exception_only(type(error), error))
+                        )
+                    }
                 )
-            ]
-    if run.returncode:
-        errors = [line for line in run.stderr.splitlines() if "error" in line] or [
-            last_line(run.stderr)
-        ]
-        if "Python.h" in run.stderr:
-            advice = "install Python's headers (Debian: `apt-get install python3-dev`)"
-        elif "omp" in run.stderr:
-            advice = "install OpenMP for it (Debian: `apt-get install libomp-dev`), or set CXX=g++"
-        else:
-            advice = "mend or replace it, or set CXX to another"
-        return [
-            Finding(
-                "C++ compiler",
-                f"{cxx} cannot build what torch.compile writes: {errors[0].strip()}; {cost}",
-                "note",
-                advice,
+            else:
+                tell(imported={name: round(time.perf_counter() - began, 2)})
+        if "torch" in sys.modules and hasattr(sys.modules["torch"], "__version__"):
+            _ask_torch(tell)
+
+
+def _ask_torch(tell: Any) -> None:
+    import torch
+
+    from lit_pretrain.cli.train.precision import default_precision
+
+    tell(
+        torch={
+            "version": str(torch.__version__),
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "mps": torch.backends.mps.is_available(),
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if (torch.version.cuda or torch.version.hip) and not torch.cuda.is_available():
+            try:
+                torch.cuda.init()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                tell(torch={"cuda_error": " ".join(str(error).split())})
+    tell(torch={"precision": default_precision("auto")})
+    if "lightning" in sys.modules:  # which the next import needs, and which may be hostile
+        from lit_pretrain.stage.origin import can_compile
+
+        if (why := can_compile(torch.device("cpu"))) is not None:
+            tell(torch={"uncompiled": why})
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        tell(devices=_ask_device(index))
+
+
+def _ask_device(index: int) -> DeviceFacts:
+    import torch
+
+    found: DeviceFacts = {"name": f"cuda:{index}", "error": None}
+    try:
+        with torch.cuda.device(index):
+            properties = torch.cuda.get_device_properties(index)
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            found |= {
+                "name": properties.name,
+                "memory": properties.total_memory,
+                "free": torch.cuda.mem_get_info(index)[0],
+                "capability": f"{properties.major}.{properties.minor}",
+                "bf16": bf16,
+            }
+            # A build without kernels for this device only fails when one is launched.
+            ones = torch.ones(
+                64, 64, device=f"cuda:{index}", dtype=torch.bfloat16 if bf16 else torch.float32
             )
-        ]
-    return [Finding("C++ compiler", f"{cxx} builds what torch.compile writes")]
+            total = (ones @ ones).float().sum().item()
+            if total != 64**3:
+                found["error"] = f"a 64 × 64 matrix product of ones sums to {total}, not {64**3}"
+    except Exception as error:
+        found["error"] = " ".join(str(error).split())
+    return found
+
+
+if __name__ == "__main__":
+    _inner(sys.argv[1], sys.argv[2:])

@@ -13,7 +13,7 @@ import yaml
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, duration
-from lit_pretrain.cli.scaling.sweep_config import SweepSettings, mapping
+from lit_pretrain.cli.scaling.sweep_config import FitOptions, SweepSettings, mapping
 from lit_pretrain.errors import warn
 from lit_pretrain.files import write_file
 from lit_pretrain.plain_data import read_yaml
@@ -159,7 +159,7 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
     return question, shared
 
 
-def _agree(out: Path, configs: Mapping[str, dict[str, Any]]) -> None:
+def _agree(out: Path, configs: Mapping[str, FitOptions]) -> None:
     """Refuse to continue a sweep whose runs were trained with other settings."""
     from lit_pretrain.cli.scaling.launch import CONFIGS
     from lit_pretrain.errors import UserError
@@ -186,9 +186,9 @@ def _agree(out: Path, configs: Mapping[str, dict[str, Any]]) -> None:
             )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> FitOptions:
     """Flatten a nested config into values by dotted name."""
-    found: dict[str, Any] = {}
+    found: FitOptions = {}
     for key, value in config.items():
         found |= (
             _flat(value, f"{prefix}{key}.")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from lit_pretrain.scaling.sweep import SweepRun
 
 
+FitOptions: TypeAlias = dict[str, Any]
+"""Options of `fit`, nested as in a config file."""
+
+
 @dataclass
 class SweepBudget:
     """One FLOP budget."""
 
     flops: float
     """Training FLOPs of each of its runs, with full attention, as `fit` counts them."""
-    sizes: Optional[list[str]] = None
+    sizes: list[str] | None = None
     """Names of the sizes that spend it. Default: all."""
 
 
@@ -33,13 +37,13 @@ class SweepBudget:
 class SlurmSettings:
     """Engine slurm: a script with one array task for every run that is missing."""
 
-    partition: Optional[str] = None
+    partition: str | None = None
     """See `sinfo`. Default: the cluster's."""
     time: str = "24:00:00"
     """Time limit of a run. A run that does not end in time saves itself, and the next array
     continues it.
     """
-    environment: Optional[str] = None
+    environment: str | None = None
     """Command that activates the Python environment on the nodes. Default: the directory of
     this Python comes first in PATH.
     """
@@ -53,11 +57,11 @@ class SweepSettings:
 
     base: list[str] = field(default_factory=list)
     """Config files of `fit` that all runs share; later ones win."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: FitOptions = field(default_factory=dict)
     """More options of `fit` that all runs share, as a config has them; they override base."""
     out: str = "runs/sweep"
     """Folder for the run folders, and for the configs and logs of all runs."""
-    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sizes: dict[str, FitOptions] = field(default_factory=dict)
     """Name of each size → the fields of `model.net` in which its shape differs from the base."""
     budgets: list[SweepBudget] = field(default_factory=list)
     """FLOP budgets, and the sizes that spend them."""
@@ -75,28 +79,28 @@ class SweepSettings:
     """
     processes: int = 1
     """Runs that train at the same time; for a job array, 0 sets no limit."""
-    threads: Optional[int] = None
+    threads: int | None = None
     """CPU threads of a run's process. Default: the cores of this machine divided by processes."""
     launcher: str = ""
     """Prefix of the command of every run, such as `nice -n 10` or `numactl --cpunodebind 0`."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     """Engine slurm."""
-    device: Optional[str] = None
+    device: str | None = None
     """Kind of the devices, to estimate the time from their peak: H100, … Default: estimate it from
     the speed of finished runs of the sweep.
     """
-    mfu: Optional[float] = None
+    mfu: float | None = None
     """Share of the peak that training reaches. Default: depends on the device, with its source."""
-    price: Optional[float] = None
+    price: float | None = None
     """Dollars per device-hour."""
     dry_run: bool = False
     """Print what the sweep would take, and write and start nothing."""
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> FitOptions:
     """Parse the value of `run` as a plain mapping.
 
-    With the type dict[str, Any] jsonargparse would instantiate the classes that the mapping names,
+    With the type of its field jsonargparse would instantiate the classes that the mapping names,
     and import torch for them.
     """
     found = parse_yaml(value, "run") if isinstance(value, str) else value
@@ -105,13 +109,13 @@ def mapping(value: Any) -> dict[str, Any]:
     return found
 
 
-def merged(settings: SweepSettings) -> dict[str, Any]:
+def merged(settings: SweepSettings) -> FitOptions:
     """Merge the options of `fit` that all runs share.
 
     Raises:
         UserError: A file cannot be read or holds no mapping, or `run` sets what the sweep sets.
     """
-    found: dict[str, Any] = {}
+    found: FitOptions = {}
     for file in settings.base:
         content = read_yaml(file, "base:")
         if not isinstance(content, dict):
@@ -138,7 +142,7 @@ def merged(settings: SweepSettings) -> dict[str, Any]:
     return found
 
 
-def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+def _merge(into: FitOptions, more: Mapping[str, Any]) -> None:
     for name, value in more.items():
         if isinstance(value, Mapping) and isinstance(into.get(name), dict):
             _merge(into[name], value)
@@ -161,7 +165,7 @@ def checked(options: Mapping[str, Any], settings: SweepSettings) -> PlanCLI:
     return cli
 
 
-def run_config(base: Mapping[str, Any], settings: SweepSettings, run: SweepRun) -> dict[str, Any]:
+def run_config(base: Mapping[str, Any], settings: SweepSettings, run: SweepRun) -> FitOptions:
     """Build the whole config of one run, for `lit_pretrain fit --config`."""
     config = copy.deepcopy(dict(base))
     data = {"global_batch_tokens": run.batch_tokens, "micro_batch_size": run.micro_batch_size}

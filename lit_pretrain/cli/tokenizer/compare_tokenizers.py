@@ -1,5 +1,6 @@
-"""Contestant: a tokenizer as the report sees it, from a file, a folder, or one of tiktoken's
-public encodings by name.
+"""Compare tokenizers on samples of text.
+
+A tokenizer comes from a file, a folder, or is one of tiktoken's public encodings by name.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ _VISIBLE = {" ": "·", "\n": "⏎", "\t": "→", "\r": "␍"}
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is asked of a tokenizer."""
+    """A tokenizer that is compared."""
 
     name: str
     """Short, and different from the others' names."""
@@ -44,7 +45,7 @@ class Contestant:
     """Ids of a text, without separators."""
 
     def lengths(self) -> npt.NDArray[np.int64] | None:
-        """Bytes of every id, [vocab_size]; 0 for special tokens and unused ids."""
+        """Return the bytes of every id, [vocab_size]; 0 for special tokens and unused ids."""
         return (
             None
             if self.pieces is None
@@ -54,7 +55,7 @@ class Contestant:
         )
 
     def cut(self) -> npt.NDArray[np.int64] | None:
-        """1 for every id whose bytes are not whole characters, [vocab_size]."""
+        """Mark every id whose bytes are not whole characters with 1, [vocab_size]."""
         return (
             None
             if self.pieces is None
@@ -64,7 +65,7 @@ class Contestant:
         )
 
     def characters(self) -> frozenset[str] | None:
-        """The characters that occur whole in at least one token."""
+        """Return the characters that occur whole in at least one token."""
         return (
             None
             if self.pieces is None
@@ -72,9 +73,7 @@ class Contestant:
         )
 
     def show(self, index: int) -> str:
-        """A token for reading: spaces, tabs and line ends visible, bytes that are no character
-        as hexadecimal escapes.
-        """
+        """Write a token for reading, with visible white space and escapes for broken bytes."""
         piece = (self.pieces or {}).get(index)
         text = (
             self.spellings.get(index, "")
@@ -88,7 +87,7 @@ class Contestant:
 
 
 def find_contestant(paths: list[str], own: Tokenizer | None = None) -> list[Contestant]:
-    """Loads tokenizers, the first of which may be loaded already.
+    """Load tokenizers, the first of which may be loaded already.
 
     Raises:
         UserError: One cannot be loaded.
@@ -133,7 +132,7 @@ def _from_file(tokenizer: Tokenizer, path: str, name: str) -> Contestant:
 
 
 def _public(path: str, name: str) -> Contestant | None:
-    """One of tiktoken's encodings, None when it has none of that name."""
+    """Load one of tiktoken's encodings; None if it has none of that name."""
     import tiktoken
 
     if path not in tiktoken.list_encoding_names():
@@ -175,7 +174,7 @@ def _public(path: str, name: str) -> Contestant | None:
 
 
 def _short(path: str) -> str:
-    """A name that fits a column: the last folder of the path."""
+    """Shorten a path to a name that fits a column: its last folder."""
     where = Path(path).expanduser().absolute()
     return (
         where.parent.name if where.name == TOKENIZER_FILENAME else where.name.removesuffix(".json")
@@ -183,7 +182,7 @@ def _short(path: str) -> str:
 
 
 def _whole(piece: bytes) -> str | None:
-    """A token's text, None where it cuts a character."""
+    """Decode a token; None where it cuts a character."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError:
@@ -211,10 +210,45 @@ PROBES = {
 """Texts that show at a glance how a tokenizer treats numbers and indentation."""
 
 
+class SourceFigures(TypedDict):
+    """How a tokenizer encodes the sample of one source; shares are None for lossy tokenizers."""
+
+    tokens: int
+    bytes_per_token: float | None
+    one_byte_share: float | None
+    cut_character_share: float | None
+    documents_with_cut_characters: int | None
+
+
+class OutsideReport(TypedDict):
+    """Characters that no token spells whole."""
+
+    distinct: int
+    of: int
+    share: float
+    examples: list[str]
+
+
+class UseReport(TypedDict):
+    """Which ids are used, and how the tokens share out among them."""
+
+    where: str
+    tokens: int
+    ordinary_ids: int
+    unused: int
+    unused_ids: list[int]
+    unused_examples: list[str]
+    rare: int
+    special_tokens_unused: list[str]
+    ids_without_token: int
+    coverage: dict[str, float]
+    ids_for_99_percent: int | None
+
+
 def compare_tokenizers(
     contestants: Sequence[Contestant], samples: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    """Encodes the samples with every tokenizer.
+) -> dict[str, dict[str, SourceFigures]]:
+    """Encode the samples with every tokenizer.
 
     Args:
         contestants: Tokenizers.
@@ -227,7 +261,9 @@ def compare_tokenizers(
     return {contestant.name: _figures(contestant, samples) for contestant in contestants}
 
 
-def _figures(contestant: Contestant, samples: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _figures(
+    contestant: Contestant, samples: Mapping[str, Sequence[str]]
+) -> dict[str, SourceFigures]:
     lengths, cut = contestant.lengths(), contestant.cut()
     by_source: dict[str, Counter[str]] = {}
     for source, texts in samples.items():
@@ -262,9 +298,10 @@ def _figures(contestant: Contestant, samples: Mapping[str, Sequence[str]]) -> di
 
 def characters_outside(
     contestant: Contestant, samples: Mapping[str, Sequence[str]]
-) -> dict[str, Any] | None:
-    """Characters of the samples that no token spells whole, the most frequent first; None for
-    lossy tokenizers.
+) -> OutsideReport | None:
+    """Find the characters that no token spells whole, the most frequent first.
+
+    Lossy tokenizers give None: their tokens stand for no characters.
     """
     known = contestant.characters()
     if known is None:
@@ -286,7 +323,7 @@ def characters_outside(
 
 
 def count(contestant: Contestant, samples: Mapping[str, Sequence[str]]) -> npt.NDArray[np.int64]:
-    """How often each id occurs in the samples, [vocab_size]."""
+    """Count how often each id occurs in the samples, [vocab_size]."""
     counts = np.zeros(contestant.vocab_size, dtype=np.int64)
     for texts in samples.values():
         for text in texts:
@@ -294,12 +331,13 @@ def count(contestant: Contestant, samples: Mapping[str, Sequence[str]]) -> npt.N
     return counts
 
 
-def use(contestant: Contestant, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Which ids are used, and how the tokens share out among them.
+def use(contestant: Contestant, counts: npt.NDArray[np.int64], *, where: str) -> UseReport:
+    """Find which ids are used, and how the tokens share out among them.
 
     Args:
         contestant: The tokenizer.
         counts: How often each id occurs, [vocab_size].
+        where: The text that was counted, for the report.
     """
     ordinary = np.array(
         sorted(contestant.spellings.keys() - contestant.special.keys()), dtype=np.int64
@@ -311,6 +349,7 @@ def use(contestant: Contestant, counts: npt.NDArray[np.int64]) -> dict[str, Any]
     # the data could spare.
     shown = unused[np.linspace(0, len(unused) - 1, min(_EXAMPLES, len(unused))).astype(np.int64)]
     return {
+        "where": where,
         "tokens": total,
         "ordinary_ids": len(ordinary),
         "unused": len(unused),
@@ -331,7 +370,7 @@ def use(contestant: Contestant, counts: npt.NDArray[np.int64]) -> dict[str, Any]
 
 
 def longest(contestant: Contestant) -> list[str]:
-    """The tokens of the most bytes, longest first."""
+    """Return the tokens of the most bytes, longest first."""
     sizes = {
         i: len((contestant.pieces or {}).get(i, s.encode()))
         for i, s in contestant.spellings.items()
@@ -344,12 +383,12 @@ def longest(contestant: Contestant) -> list[str]:
 
 
 def cuts(contestant: Contestant, text: str) -> list[str]:
-    """A text's tokens, for reading."""
+    """Split a text into its tokens, for reading."""
     return [contestant.show(index) for index in contestant.encode(text).tolist()]
 
 
 def excerpt(texts: Sequence[str]) -> str:
-    """The beginning of the first text that is long enough, else of the longest."""
+    """Return the beginning of the first text that is long enough, else of the longest."""
     return max(texts, key=lambda text: min(len(text), _EXCERPT_CHARACTERS), default="")[
         :_EXCERPT_CHARACTERS
     ]

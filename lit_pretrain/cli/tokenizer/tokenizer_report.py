@@ -1,11 +1,11 @@
-"""Report: a prepared dataset or a tokenizer in, figures that are plain JSON values out."""
+"""Report on the tokenizer of a prepared dataset, or on a tokenizer by itself."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lit_pretrain.cli.tokenizer import compare_tokenizers as measure
 from lit_pretrain.cli.tokenizer.compare_tokenizers import RARE, Contestant, find_contestant
@@ -19,16 +19,59 @@ SPLIT = "train"
 SampleTexts = Mapping[str, Sequence[str]]
 
 
+class TokenizerFacts(TypedDict):
+    """A tokenizer itself."""
+
+    name: str
+    path: str
+    vocab_size: int
+    special_tokens: int
+    pattern: str | None
+    encoder: str
+
+
+class StoredFigures(TypedDict):
+    """What the dataset itself holds of a source."""
+
+    tokens: int
+    bytes: int
+    bytes_per_token: float | None
+
+
+class SampleSize(TypedDict):
+    """Size of the text that a source is compared on."""
+
+    documents: int
+    bytes: int
+
+
+class TokenizerReport(TypedDict):
+    """All figures, as `tokenizer report --json` prints them."""
+
+    path: str
+    manifest: str | None
+    normalizes: bool
+    tokenizers: list[TokenizerFacts]
+    samples: dict[str, SampleSize]
+    stored: dict[str, StoredFigures]
+    results: dict[str, dict[str, measure.SourceFigures]]
+    characters_outside: dict[str, measure.OutsideReport | None]
+    use: measure.UseReport | None
+    longest: list[str]
+    probes: dict[str, dict[str, list[str]]]
+    examples: dict[str, dict[str, list[str]]]
+
+
 def tokenizer_report(
     path: str,
     *,
     against: Sequence[str] = (),
     text: Sequence[str] = (),
     sample_bytes: int = 1_000_000,
-) -> dict[str, Any]:
-    """Examines the tokenizer of a dataset, or a tokenizer by itself.
+) -> TokenizerReport:
+    """Examine the tokenizer of a dataset, or a tokenizer by itself.
 
-    Holds the sample (`sample_bytes` per source) in memory.
+    It holds the sample (`sample_bytes` per source) in memory.
 
     Args:
         path: A prepared dataset, a tokenizer.json, a folder that holds one, or the name of an
@@ -96,25 +139,21 @@ def tokenizer_report(
 
 def _use_report(
     contestant: Contestant, where: Path, manifest: Manifest | None, samples: SampleTexts
-) -> dict[str, Any] | None:
-    """Of the whole training split, where there is one, else of the sample."""
+) -> measure.UseReport | None:
+    """Report the use of ids in the whole training split, where there is one, else in the sample."""
     if manifest is not None:
-        return {
-            "where": f"the {SPLIT} split",
-            **measure.use(contestant, token_counts(where, manifest, SPLIT)),
-        }
-    return (
-        {"where": "the text given", **measure.use(contestant, measure.count(contestant, samples))}
-        if samples
-        else None
-    )
+        counts = token_counts(where, manifest, SPLIT)
+        return measure.use(contestant, counts, where=f"the {SPLIT} split")
+    if not samples:
+        return None
+    return measure.use(contestant, measure.count(contestant, samples), where="the text given")
 
 
 def _cuts(contestants: Sequence[Contestant], text: str) -> dict[str, list[str]]:
     return {contestant.name: measure.cuts(contestant, text) for contestant in contestants}
 
 
-def _facts(contestant: Contestant) -> dict[str, Any]:
+def _facts(contestant: Contestant) -> TokenizerFacts:
     return {
         "name": contestant.name,
         "path": contestant.path,
@@ -125,7 +164,7 @@ def _facts(contestant: Contestant) -> dict[str, Any]:
     }
 
 
-def _stored(source: manifests.Source) -> dict[str, Any]:
+def _stored(source: manifests.Source) -> StoredFigures:
     part = source.splits[SPLIT]
     return {
         "tokens": part.tokens,
@@ -135,7 +174,7 @@ def _stored(source: manifests.Source) -> dict[str, Any]:
 
 
 def _read(name: str, size: int) -> str:
-    """The beginning of a text file."""
+    """Read the beginning of a text file."""
     try:
         with Path(name).expanduser().open("rb") as file:
             data = file.read(size)
@@ -161,8 +200,8 @@ _COLUMNS = 5
 _LONGEST = 10
 
 
-def tokenizer_table(report: dict[str, Any]) -> str:
-    """The text of a report."""
+def tokenizer_table(report: TokenizerReport) -> str:
+    """Format a report."""
     lines = [
         f"{report['path']}" + (f" (data {report['manifest'][:16]})" if report["manifest"] else ""),
         "",
@@ -190,7 +229,7 @@ def tokenizer_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tokenizers(report: dict[str, Any]) -> list[str]:
+def _tokenizers(report: TokenizerReport) -> list[str]:
     rows: list[Sequence[str]] = [
         (
             "tokenizer",
@@ -207,9 +246,10 @@ def _tokenizers(report: dict[str, Any]) -> list[str]:
         )
     ]
     for facts in report["tokenizers"]:
-        name, figures = facts["name"], report["results"].get(facts["name"], {}).get("all", {})
+        name = facts["name"]
+        figures = report["results"][name]["all"] if report["results"] else None
         outside = report["characters_outside"].get(name)
-        cut = figures.get("documents_with_cut_characters")
+        cut = None if figures is None else figures["documents_with_cut_characters"]
         rows.append(
             (
                 name,
@@ -217,9 +257,9 @@ def _tokenizers(report: dict[str, Any]) -> list[str]:
                 f"{facts['vocab_size'] * _WIDTH_OF_MODEL / 1e6:.1f} M",
                 str(facts["special_tokens"]),
                 facts["pattern"] or "unknown",
-                _number(figures.get("bytes_per_token")),
-                _percent(figures.get("one_byte_share")),
-                _percent(figures.get("cut_character_share")),
+                _number(None if figures is None else figures["bytes_per_token"]),
+                _percent(None if figures is None else figures["one_byte_share"]),
+                _percent(None if figures is None else figures["cut_character_share"]),
                 "-" if cut is None else f"{cut:,}",
                 "-" if outside is None else f"{outside['distinct']:,} of {outside['of']:,}",
                 facts["encoder"],
@@ -250,13 +290,13 @@ def _tokenizers(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _bytes_per_token(report: dict[str, Any], names: list[str]) -> list[str]:
-    """A row per source, a column per tokenizer."""
+def _bytes_per_token(report: TokenizerReport, names: list[str]) -> list[str]:
+    """Format bytes per token, with a row per source and a column per tokenizer."""
     rows: list[Sequence[str]] = [
         ("bytes per token", "sample docs", "sample bytes", *names, "as stored")
     ]
     for source, sample in report["samples"].items():
-        stored = report["stored"].get(source, {}).get("bytes_per_token")
+        stored = report["stored"].get(source)
         figures = [_number(report["results"][name][source]["bytes_per_token"]) for name in names]
         rows.append(
             (
@@ -264,12 +304,11 @@ def _bytes_per_token(report: dict[str, Any], names: list[str]) -> list[str]:
                 f"{sample['documents']:,}",
                 f"{sample['bytes']:,}",
                 *figures,
-                _number(stored),
+                _number(None if stored is None else stored["bytes_per_token"]),
             )
         )
-    documents, size = (
-        sum(sample[key] for sample in report["samples"].values()) for key in ("documents", "bytes")
-    )
+    documents = sum(sample["documents"] for sample in report["samples"].values())
+    size = sum(sample["bytes"] for sample in report["samples"].values())
     figures = [_number(report["results"][name]["all"]["bytes_per_token"]) for name in names]
     rows.append(("all", f"{documents:,}", f"{size:,}", *figures, "-"))
     note = (
@@ -279,7 +318,7 @@ def _bytes_per_token(report: dict[str, Any], names: list[str]) -> list[str]:
     return [*_aligned(rows, left=(0,)), note]
 
 
-def _use_table(use: dict[str, Any], name: str) -> list[str]:
+def _use_table(use: measure.UseReport, name: str) -> list[str]:
     tokens = use["tokens"]
     lines = [
         f"ids of {name} in {use['where']} ({tokens:,} tokens):",
@@ -324,7 +363,7 @@ def _aligned(rows: list[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
 
 
 def _wrapped(title: str, pieces: Sequence[str], boundary: str) -> list[str]:
-    """Pieces with a boundary between them, broken where the line is full."""
+    """Join pieces with a boundary between them, and break where the line is full."""
     lines, line = [f"{title}:"], "    "
     for piece in pieces:
         shown = piece if len(piece) <= 100 else f"{piece[:60]}… ({len(piece)} characters)"

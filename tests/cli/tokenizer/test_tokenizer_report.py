@@ -202,7 +202,7 @@ def test_use_of_a_vocabulary_that_is_all_used(small: Path) -> None:
     (contestant,) = find_contestant([str(small)])
     import numpy as np
 
-    found = use(contestant, np.full(300, 20))
+    found = use(contestant, np.full(300, 20), where="a text")
     assert (
         found["unused"],
         found["unused_examples"],
