@@ -21,8 +21,8 @@ from functools import partial
 import torch
 
 from lit_pretrain.generate.engine import generate
+from lit_pretrain.model.attention import KVCache
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
 
 Rows = list[list[int]]

@@ -19,7 +19,7 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.chunk_reader import token_counts
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data import TextData
-from lit_pretrain.data.text.trace import Tracer
+from lit_pretrain.data.text.order import Tracer
 from lit_pretrain.errors import UserError
 from lit_pretrain.interface import LoadedModel, OpenDataset
 from lit_pretrain.model.config import ModelConfig

@@ -62,7 +62,7 @@ class GracefulStop(Checkpoint):
         """Install the handlers, after Lightning has installed its own."""
         handle: Callable[[int, Any], None] = partial(self._handle, trainer, trainer.global_step)
         for number in SIGNALS:
-            # A shell starts what it puts into the background without an ear for Ctrl-C.
+            # A shell starts background jobs with SIGINT ignored; Ctrl-C must not reach them.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, handle)
 
@@ -105,8 +105,8 @@ class GracefulStop(Checkpoint):
             self._reason = max(self._reason, REASONS.index("trainer.max_time"))
         reason = self._reason
         if trainer.world_size > 1:
-            told = torch.tensor(reason, device=trainer.strategy.root_device)
-            reason = int(trainer.strategy.reduce(told, reduce_op="max"))
+            own = torch.tensor(reason, device=trainer.strategy.root_device)
+            reason = int(trainer.strategy.reduce(own, reduce_op="max"))
         if reason == 0:
             return
         saved = self.checkpoints.latest

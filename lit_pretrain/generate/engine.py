@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.sampling import candidates, check_sampling, draw
-from lit_pretrain.model.kv_cache import KVCache
+from lit_pretrain.model.attention import KVCache
 from lit_pretrain.model.transformer import Transformer
 
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.attention import Attention, Pass, Rotary
+from lit_pretrain.model.attention import Attention, KVCache, Pass, Rotary
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
-from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
 from lit_pretrain.roles import Role, parameter_roles
 

@@ -3,7 +3,6 @@ the network says itself.
 """
 
 from lit_pretrain.rollout.answers import Answers
-from lit_pretrain.rollout.rollout import BuiltIn, Rollout, RolloutEngine
-from lit_pretrain.rollout.vllm import VLLM
+from lit_pretrain.rollout.rollout import VLLM, BuiltIn, Rollout, RolloutEngine
 
 __all__ = ["VLLM", "Answers", "BuiltIn", "Rollout", "RolloutEngine"]

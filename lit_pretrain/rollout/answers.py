@@ -31,18 +31,18 @@ SHOWN = 4
 
 
 class Answer(NamedTuple):
-    """Hold one sampled answer."""
+    """One sampled answer."""
 
     ids: npt.NDArray[np.int32]
     logp: npt.NDArray[np.float32]
     """Log-probability of each token under the policy that sampled it."""
     truncated: bool
     rewards: tuple[float, ...]
-    """What each reward said."""
+    """The value of each reward."""
 
 
 class Shown(NamedTuple):
-    """Hold an answer as people read it."""
+    """An answer as people read it."""
 
     prompt: str
     completion: str
@@ -88,7 +88,8 @@ class Answers:
         """Some answers of the last rollout."""
         self._kept: dict[int, list[Answer]] = {}
         self._kept_step = -1
-        self._taken = -1
+        self._weights_step = -1
+        """The optimizer step whose weights the engine holds."""
 
     # ------------------------------------------------------------------ training
 
@@ -112,20 +113,19 @@ class Answers:
                 f"the checkpoint of step {step} lacks the answers that were sampled at step {first}"
             )
             numbers = [int(n) for batch in prompts for n in batch.index_B.tolist()]
-            told = [(batch, b) for batch in prompts for b in range(len(batch.index_B))]
-            found = self._answer(net, told, step, self.asking.group_size)
+            found = self._answer(net, _rows_of(prompts), step, self.asking.group_size)
             self._kept = {n: answers for n, answers in zip(numbers, found, strict=True) if n >= 0}
             self._kept_step = first
         seconds = time.perf_counter() - began
-        made, metrics = [], []
+        policy_batches, metrics = [], []
         for i, batch in enumerate(prompts):
             policy, values = self._policy_batch(batch, advantages)
-            made.append(policy)
+            policy_batches.append(policy)
             values["rollout_seconds"] = torch.tensor(
                 [seconds, 1.0] if i == 0 else [0.0, 0.0], device=batch.tokens_BT.device
             )
             metrics.append(values)
-        return made, metrics
+        return policy_batches, metrics
 
     def on_policy(self, step: int) -> bool:
         """Tell whether the network as it is sampled the answers of a step."""
@@ -156,14 +156,14 @@ class Answers:
             [0.0 if answer is None else self.rewards.total(answer.rewards) for answer in answers]
         )
         group_B = torch.arange(len(batch.index_B)).repeat_interleave(group)
-        made = PolicyBatch(
+        policy_batch = PolicyBatch(
             tokens_BT, labels_BT, doc_BT, batch.source_B.cpu().repeat_interleave(group),
             batch.index_B.cpu().repeat_interleave(group),
             advantages(reward_B, group_B), reward_B, group_B,
             torch.tensor([answer is not None and answer.truncated for answer in answers]),
             old_BT,
         )  # fmt: skip
-        moved = PolicyBatch(*(field.to(device) for field in made if field is not None))
+        moved = PolicyBatch(*(field.to(device) for field in policy_batch if field is not None))
         return moved, {
             name: value.to(device) for name, value in self._reward_means(answers).items()
         }
@@ -182,8 +182,7 @@ class Answers:
 
         The loss is minus the reward.
         """
-        told = [(batch, b) for batch in prompts for b in range(len(batch.index_B))]
-        found = self._answer(net, told, HELD_OUT, 1, taken=step)
+        found = self._answer(net, _rows_of(prompts), HELD_OUT, 1, weights_step=step)
         answers = iter(group[0] if group else None for group in found)
         return [
             self._held_out_means(batch, [next(answers) for _ in range(len(batch.index_B))])
@@ -225,22 +224,31 @@ class Answers:
     def _answer(
         self,
         net: Transformer,
-        told: Sequence[tuple[PromptBatch, int]],
+        rows: Sequence[tuple[PromptBatch, int]],
         step: int,
         count: int,
         *,
-        taken: int | None = None,
+        weights_step: int | None = None,
     ) -> list[list[Answer]]:
-        """Sample `count` answers to each prompt; none for rows that only fill up a batch."""
-        asked = [(batch, b) for batch, b in told if int(batch.index_B[b]) >= 0]
-        ids = [self._prompt(batch, b) for batch, b in asked]
-        numbers = [int(batch.index_B[b]) for batch, b in asked]
-        version = step if taken is None else taken
-        if version != self._taken:
+        """Sample `count` answers to each prompt; none for rows that only fill up a batch.
+
+        Args:
+            net: The policy.
+            rows: A micro-batch of prompts, and a row in it.
+            step: The step in the seeds of the samples.
+            count: Answers to each prompt.
+            weights_step: The optimizer step of the weights; None: `step`.
+        """
+        prompts = [(batch, b) for batch, b in rows if int(batch.index_B[b]) >= 0]
+        ids = [self._prompt(batch, b) for batch, b in prompts]
+        numbers = [int(batch.index_B[b]) for batch, b in prompts]
+        if weights_step is None:
+            weights_step = step
+        if weights_step != self._weights_step:
             self.engine.take(net)
-            self._taken = version
+            self._weights_step = weights_step
         answers: list[Answer] = []
-        if asked:
+        if prompts:
             completions = self.engine.generate(
                 [prompt for prompt in ids for _ in range(count)],
                 sampling=self.settings.sampling(self.asking.stop_ids),
@@ -250,7 +258,7 @@ class Answers:
             tokens, logp = completions.tokens_BN.cpu().numpy(), completions.logp_BN.cpu().numpy()
             shown: list[Shown] = []
             for i, length in enumerate(lengths):
-                (batch, b), number = asked[i // count], numbers[i // count]
+                (batch, b), number = prompts[i // count], numbers[i // count]
                 drawn = tokens[i, :length], logp[i, :length]
                 answer, text = self._judged(
                     batch.rows[b], ids[i // count], *drawn, step, number, i % count
@@ -260,7 +268,7 @@ class Answers:
                     shown.append(text)
             self.shown = shown
         groups = iter([answers[i : i + count] for i in range(0, len(answers), count)])
-        return [next(groups) if int(batch.index_B[b]) >= 0 else [] for batch, b in told]
+        return [next(groups) if int(batch.index_B[b]) >= 0 else [] for batch, b in rows]
 
     def _judged(
         self,
@@ -296,8 +304,7 @@ class Answers:
         ids: list[int] = batch.tokens_BT[b][batch.doc_BT[b] == 0].tolist()
         return ids
 
-    # ------------------------------------------------------------------ a checkpoint in the middle
-    # of a rollout
+    # ------------------------------------------------------------------ checkpoints
 
     def state(self, step: int, gather: Callable[[Any], list[Any]]) -> dict[str, Any] | None:
         """Collect the answers of all ranks that a run which goes on at `step` still learns from.
@@ -335,6 +342,11 @@ class Answers:
             int(n): flat[i * group : (i + 1) * group] for i, n in enumerate(state["samples"])
         }
         self._kept_step = int(state["step"])
+
+
+def _rows_of(batches: Sequence[PromptBatch]) -> list[tuple[PromptBatch, int]]:
+    """List every row of some micro-batches, with its number there."""
+    return [(batch, b) for batch in batches for b in range(len(batch.index_B))]
 
 
 def row_seed(seed: int, step: int, sample: int, answer: int) -> int:

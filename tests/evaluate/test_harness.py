@@ -285,7 +285,7 @@ def test_a_task_whose_data_is_gone(
 def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path: Path) -> None:
     """The gate knows the set by its content: under another name, and in another format."""
     from lit_pretrain.corpus.manifest import Manifest
-    from lit_pretrain.data.data_record import prepared_record
+    from lit_pretrain.data.text.text_data import prepared_record
     from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
     from lit_pretrain.prepare.pipeline import prepare
     from lit_pretrain.prepare.prepare_config import (

@@ -12,7 +12,7 @@ import pytest
 from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify
 from lit_pretrain.data.text.mixture import Mixture, make_order
-from lit_pretrain.data.text.trace import Tracer
+from lit_pretrain.data.text.order import Tracer
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256

@@ -35,7 +35,7 @@ def order(
     )
     from lit_pretrain.corpus.manifest import Manifest
     from lit_pretrain.data.text.mixture import order_of
-    from lit_pretrain.data.text.trace import Tracer
+    from lit_pretrain.data.text.order import Tracer
 
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")

@@ -18,11 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
-from lit_pretrain.callbacks.evaluations import Evaluations
+from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSamples
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
-from lit_pretrain.callbacks.text_samples import AnswersShown, TextSamples
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.run_settings import RunSettings

@@ -4,9 +4,10 @@ A row is read from a file, split by its content, compared with evaluation sets a
 samples of encoded rows then follow in an order that is a pure function of the step.
 """
 
+import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,8 +42,8 @@ from lit_pretrain.data.chat.row_source import (
 )
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.data.data_record import rows_record
-from lit_pretrain.data_lineage import DataRecord
+from lit_pretrain.data_lineage import DataRecord, SourceRecord
+from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
@@ -430,3 +431,28 @@ class PostTrainingData(BaseData):
             len(samples), size=self.held_out_at_once, rank=rank, replicas=replicas
         )
         return self._loader(lambda n: samples[n] if n != PAD_ROW else FILLER, batches)
+
+
+def rows_record(
+    location: str,
+    data_hash: str,
+    sources: Mapping[str, RowSource],
+    decontamination: Iterable[DecontaminationRecord],
+) -> DataRecord:
+    """Describe rows: their sources and the evaluation sets that they were compared with."""
+    identity = rows_identity(sources)
+    described: dict[str, SourceRecord] = {
+        name: {
+            "kind": "rows" if source.path else "made",
+            "format": identity[name]["format"],
+            "path": source.path,
+            "sha256": identity[name]["sha256"],
+        }
+        for name, source in sources.items()
+    }
+    return {
+        "where": location,
+        "hash": data_hash,
+        "sources": described,
+        "gate": [dataclasses.asdict(record) for record in decontamination],
+    }

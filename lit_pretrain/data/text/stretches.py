@@ -220,7 +220,7 @@ def lay_stretches(
                 begin, first_cycle, _quotas(sources, left, cycle, change.setting), before
             )
             stretches.append(stretch)
-            ends = [n for n in (_first_to_leave(stretch, limits, seed), following) if n is not None]
+            ends = [n for n in (_first_limit(stretch, limits, seed), following) if n is not None]
             if not ends:
                 return tuple(stretches), None
             end = min(ends)
@@ -244,8 +244,8 @@ def _quotas(
     return quotas
 
 
-def _first_to_leave(stretch: Stretch, limits: Sequence[int | None], seed: int) -> int | None:
-    """Find where the first source reaches its limit if the stretch does not end before.
+def _first_limit(stretch: Stretch, limits: Sequence[int | None], seed: int) -> int | None:
+    """Find where the first source reaches its limit, were the stretch to have no other end.
 
     Returns:
         The number of the sample after the last one of that source; None if none has a limit.

@@ -1,5 +1,6 @@
 """TextData: prepared text as micro-batches of packed rows, in an order that depends on the step."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from lit_pretrain.data.batches import (
     start_worker,
 )
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.data.data_record import prepared_record
 from lit_pretrain.data.held_out import rows_held_out, spread_rows
 from lit_pretrain.data.text.mixture import (
     Mixture,
@@ -33,9 +33,8 @@ from lit_pretrain.data.text.mixture import (
     make_order,
     unique_tokens,
 )
-from lit_pretrain.data.text.order import Order
-from lit_pretrain.data.text.trace import named_rows
-from lit_pretrain.data_lineage import DataRecord
+from lit_pretrain.data.text.order import Order, named_rows
+from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -338,3 +337,23 @@ class TextData(BaseData):
 def _phases(phases: Sequence[Any] | None) -> list[Phase]:
     """Build phases that a config gives as plain values."""
     return [phase if isinstance(phase, Phase) else Phase(**phase) for phase in phases or ()]
+
+
+def prepared_record(location: str, manifest: Manifest) -> DataRecord:
+    """Describe prepared text: its sources and the evaluation sets that it was compared with."""
+    sources: dict[str, SourceRecord] = {
+        name: {
+            "kind": source.kind, "origin": source.origin, "licence": source.licence,
+            "path": source.path,
+            "documents": sum(split.documents for split in source.splits.values()),
+            "tokens": source.tokens,
+            "sha256": source.content_sha256,
+        }
+        for name, source in manifest.sources.items()
+    }  # fmt: skip
+    return {
+        "where": location,
+        "hash": manifest.hash,
+        "sources": sources,
+        "gate": [dataclasses.asdict(record) for record in manifest.decontamination],
+    }

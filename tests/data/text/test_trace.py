@@ -9,7 +9,7 @@ import pytest
 from lit_pretrain.corpus.manifest import Manifest, rows_in
 from lit_pretrain.corpus.rows import open_rows
 from lit_pretrain.data.text.mixture import order_of
-from lit_pretrain.data.text.trace import Tracer
+from lit_pretrain.data.text.order import Tracer
 from lit_pretrain.errors import UserError
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.attention import KVCache
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.kv_cache import KVCache
 from lit_pretrain.model.transformer import Transformer
 
 SMALL: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_pretrain.callbacks.text_samples import TextSamples
+from lit_pretrain.callbacks.evaluations import TextSamples
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
