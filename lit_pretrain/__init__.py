@@ -6,6 +6,8 @@ The command line is `lit_pretrain VERB`. Scripts and notebooks begin with `load`
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["load", "open_data"]
+
+if sys.platform == "win32":
+    warnings.warn(
+        "on Windows lit_pretrain only reads: training, prepare, join, scaling sweep and what writes"
+        " runs or exports need POSIX (file locks, signals, syncing of folders); use WSL 2 for them",
+        stacklevel=2,
+    )
 
 
 def load(

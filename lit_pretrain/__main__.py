@@ -3,6 +3,7 @@ one message.
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,10 @@ from lit_pretrain.cli.command.verb import dispatch
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, did_you_mean, message_of
 
 CLI = Path(__file__).parent / "cli"
+NEED_POSIX = frozenset(
+    "adapter export finetune fit import join merge posttrain prepare scaling".split()
+)
+"""Verbs that write datasets, runs or exports."""
 
 
 def verbs() -> dict[str, str]:
@@ -102,6 +107,11 @@ def command() -> int:
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         signal.signal(signal.SIGINT, _interrupt if first else signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe of another encoding, such as LATIN1, shows what it has no character
+        # for by number.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     finally:
@@ -121,6 +131,14 @@ def _interrupt(number: int, frame: Optional[FrameType]) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the argument {os.fsencode(argument)!r} is not UTF-8; type it in a terminal whose"
+                " encoding is UTF-8, and rename a file that has such a name"
+            ) from None
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
@@ -132,6 +150,11 @@ def _run(arguments: list[str]) -> int:
         hint = did_you_mean(verb, verbs())
         raise UserError(f"there is no verb {verb!r}.{hint} `lit_pretrain --help` lists them.")
     search_current_folder()  # class paths may name a module that lies there
+    if sys.platform == "win32" and verb in NEED_POSIX:
+        raise UserError(
+            f"lit_pretrain {verb} does not work on Windows: it needs the file locks, signals and"
+            " syncing of folders of POSIX. Run it in WSL 2"
+        )
     module = importlib.import_module(f"lit_pretrain.cli.{verb}")
     return dispatch(f"lit_pretrain {verb}", module.VERB, rest)
 

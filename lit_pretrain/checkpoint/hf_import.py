@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     config = read_json(path / HF_CONFIG)
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path):
         try:
             with safe_open(file, framework="pt") as content:
                 tensors |= {
@@ -102,11 +102,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if (path / HF_INDEX).is_file():
-        return [
-            path / name for name in sorted(set(read_json(path / HF_INDEX)["weight_map"].values()))
-        ]
+def weight_files(path: Path) -> list[Path]:
+    """List the files that hold the weights of a Hugging Face folder.
+
+    Raises:
+        UserError: There are none, or the index names one that is not there.
+    """
+    index = path / HF_INDEX
+    if index.is_file():
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+            raise UserError(
+                f"{index} has no weight_map from tensors to files; download the model again"
+            )
+        names = sorted(set(named.values()))
+        for name in names:
+            if Path(name).name != name:
+                raise UserError(f"{index} names {name!r}, which is not the plain name of a file")
+            if not (path / name).is_file():
+                raise UserError(
+                    f"{index} names {name}, which is not there; download the model again"
+                )
+        return [path / name for name in names]
     if (path / HF_WEIGHTS).is_file():
         return [path / HF_WEIGHTS]
     raise UserError(

@@ -23,7 +23,7 @@ def import_hf(
     """
     import dataclasses
 
-    from lit_pretrain.checkpoint.hf_import import read_shape, read_tensors
+    from lit_pretrain.checkpoint.hf_import import read_shape, read_tensors, weight_files
     from lit_pretrain.checkpoint.layout import is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
     from lit_pretrain.checkpoint.network import (
@@ -48,6 +48,7 @@ def import_hf(
             " model_type"
         )
     check_new_folder(out)
+    weight_files(source)
     fields = read_shape(source)
     shape = model_config(fields)
     language = check_files(source, accept=tuple(accept))

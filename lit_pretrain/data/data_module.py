@@ -23,7 +23,9 @@ class BaseData(L.LightningDataModule, ABC):
     unit: ClassVar[str] = "rows"
     """What messages call the samples."""
     default_steps: ClassVar[int | None] = None
-    """Length of a run whose config gives none; None requires a length."""
+    """Length of a run whose config gives none."""
+    default_epochs: ClassVar[float | None] = None
+    """The same in epochs; without both, a run requires a length."""
     micro_batch_is_fixed: ClassVar[bool] = False
     """Whether the loss depends on the micro-batch size, so that it must never be lowered."""
     scaling_laws_apply: ClassVar[bool] = False

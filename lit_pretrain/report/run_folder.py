@@ -29,6 +29,8 @@ from lit_pretrain.files import (
 )
 
 CONFIG = "config.yaml"
+LONGEST_NAME = 200
+"""Bytes of a run's name: file systems allow 255, and scratch files put more around it."""
 PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 METRICS_DIGESTS = "metrics.xxh3"
@@ -78,13 +80,39 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
+def check_run_name(name: str) -> None:
+    """Refuse a name that is not the plain name of a folder below `--runs`.
+
+    Raises:
+        UserError: It is empty, stands for another place, or cannot be a file's name.
+    """
+    if not name.strip() or name != name.strip() or name in (".", ".."):
+        trouble = "is not a name" if name.strip() else "is empty"
+    elif "/" in name or "\\" in name or not name.isprintable():
+        trouble = "holds a separator or an unprintable character"
+    elif len(name.encode()) > LONGEST_NAME:
+        trouble = f"takes {len(name.encode())} bytes; {LONGEST_NAME} are allowed"
+    else:
+        return
+    raise UserError(
+        f"--name {name!r} {trouble}; give a plain name such as run-1. --runs says in which folder"
+        " runs lie"
+    )
+
+
 def check_run_unused(path: Path) -> None:
     """Refuse the folder of another run for a new one.
+
+    What a start left that failed before its first step, without metrics and checkpoints, is no run.
 
     Raises:
         UserError: It holds a run.
     """
-    if (path / CONFIG).exists():
+    metrics, kept = path / METRICS, path / "checkpoints"
+    made_steps = (metrics.is_file() and metrics.stat().st_size > 0) or (
+        kept.is_dir() and any(kept.iterdir())
+    )
+    if (path / CONFIG).exists() and made_steps:
         raise UserError(
             f"the run folder {path} already holds a run; choose another --name, or go on with that"
             " run by --resume auto"

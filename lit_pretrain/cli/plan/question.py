@@ -425,11 +425,11 @@ def _length(
             " config back)"
         )
     if not given:
-        default = None if data is None else data.default_steps
+        unit, default = _default_length(data)
         if default is None or (settings.dollars, settings.days, settings.hours) != (None,) * 3:
             return Length()
-        noted.append(Assumption("max_steps", f"{default:,}", "the default of `fit`"))
-        given = {"max_steps": default}
+        noted.append(Assumption(unit, f"{default:g}", "the default of `fit`"))
+        given = {unit: default}
     name, value = next(iter(given.items()))
     if name == "max_tokens":
         return Length(tokens=value)
@@ -445,6 +445,12 @@ def _length(
         )
     steps = _steps_of(value, data, noted) if name == "max_epochs" and data else value
     return Length(tokens=float(steps * step.tokens))
+
+
+def _default_length(data: BaseData | None) -> tuple[str, float | None]:
+    if data is None or data.default_steps is not None:
+        return "max_steps", None if data is None else data.default_steps
+    return "max_epochs", data.default_epochs
 
 
 def _steps_of(epochs: float, data: BaseData, noted: list[Assumption]) -> int:

@@ -52,6 +52,8 @@ def serve(
         raise UserError(f"--max_tokens={max_tokens} must be at least 1")
     if api_key is not None and not api_key.strip():
         raise UserError("--api_key is empty; leave it out to ask for none")
+    if name is not None and (not name.strip() or name != name.strip() or not name.isprintable()):
+        raise UserError(f"--name={name!r} is not a name; leave it out to take the run's")
     if api_key is None and not _is_loopback(host):
         raise UserError(
             f"--host={host} is open to other machines: give an --api_key, too, or listen on"

@@ -242,8 +242,9 @@ def resolve_length(config: Namespace, data: BaseData) -> None:
         UserError: The length is given in no unit or in several, or is not positive.
     """
     given = {name: config[name] for name in UNITS if config[name] is not None}
-    if not given and data.default_steps is not None:
-        given = {"max_steps": data.default_steps}
+    if not given:
+        defaults = {"max_steps": data.default_steps, "max_epochs": data.default_epochs}
+        given = {name: value for name, value in defaults.items() if value is not None}
     if len(given) != 1:
         raise UserError(
             "give exactly one of max_steps, max_epochs, max_tokens and max_flops; found"

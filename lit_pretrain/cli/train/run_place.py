@@ -16,7 +16,7 @@ from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.optim.schedule import Schedule
-from lit_pretrain.report.run_folder import RunLock, check_run_unused
+from lit_pretrain.report.run_folder import RunLock, check_run_name, check_run_unused
 
 
 class RunPlace(NamedTuple):
@@ -61,11 +61,7 @@ def resolve_place(
         if launched:
             raise UserError("several processes need one run folder: give --name")
         config.name = f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if Path(config.name).name != config.name:
-        raise UserError(
-            f"--name {config.name!r} must be a plain name without {os.sep!r}; --runs says in which"
-            " folder runs lie"
-        )
+    check_run_name(config.name)
     folder = Path(config.runs) / config.name
     if lock is not None and folder.is_dir() and is_first_process():
         lock.take(folder)

@@ -28,7 +28,7 @@ class RunSettings:
     """
     max_steps: Optional[int] = None
     """Length of the run in optimizer steps. At most one of max_steps, max_epochs, max_tokens and
-    max_flops; with none, a run on prepared text takes 100 steps.
+    max_flops; with none, a run takes 100 steps of prepared text, or an epoch of rows.
     """
     max_epochs: Optional[float] = None
     """Length of the run in epochs of post-training data, rounded up to whole steps."""

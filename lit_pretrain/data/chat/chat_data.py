@@ -19,6 +19,9 @@ from lit_pretrain.data.chat.samples import EncodedSample
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize
 
+DEFAULT_BATCH_ROWS = 32
+"""Rows of a step that is given in no unit, as for other post-training data."""
+
 
 def inputs_of(rendered: Rendered) -> int:
     """Count the inputs of a conversation: its last token is only a label."""
@@ -70,7 +73,7 @@ class ChatData(PostTrainingData):
         global_batch_tokens: Tokens per optimizer step over all devices, in place of
             `global_batch_rows`.
         global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
-            to reach it.
+            to reach it. Default, where `global_batch_tokens` is not given either: 32.
         common: The options of all post-training data.
     """
 
@@ -85,11 +88,13 @@ class ChatData(PostTrainingData):
         global_batch_rows: int | None = None,
         **common: Any,
     ) -> None:
+        if global_batch_tokens is None and global_batch_rows is None:
+            global_batch_rows = DEFAULT_BATCH_ROWS
         super().__init__(global_batch_rows=global_batch_rows, **common)
-        if (global_batch_tokens is None) == (global_batch_rows is None):
+        if global_batch_tokens is not None and global_batch_rows is not None:
             raise UserError(
                 "give the size of a step either as data.global_batch_tokens or as"
-                " data.global_batch_rows, one of them"
+                " data.global_batch_rows, not both (null takes one of a config back)"
             )
         if train_on not in ("assistant", "last", "all", "completion"):
             raise UserError(

@@ -83,6 +83,7 @@ class PostTrainingData(BaseData):
         seed: Seed of the order.
     """
 
+    default_epochs: ClassVar[float | None] = 1.0
     kind: ClassVar[str]
     """Kind of row: conversation, preference, verdict or problem."""
     updates: int = 1
