@@ -441,9 +441,14 @@ def test_misspelt_class_path(typed, meant):
 
 
 def test_a_run_without_its_option():
-    result = here("chat", "runs/base")
-    assert result.code == 2
-    assert "Did you mean --run runs/base?" in result.err
+    for args in (
+        ["chat", "runs/none"],
+        ["chat", "--run", "runs/none"],
+        ["merge", "o", "--run=none"],
+    ):
+        result = here(*args)
+        assert result.code == 2
+        assert "none does not exist" in result.err
 
 
 def test_a_typo_is_said_before_a_missing_run():

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
-from lit_pretrain.cli.command.arguments import name_run
+from lit_pretrain.cli.command.arguments import Config, name_run
 from lit_pretrain.cli.command.notices import quiet_libraries
 from lit_pretrain.cli.command.parser import parser_options, raw_option
 from lit_pretrain.cli.command.verb import Verb
@@ -82,6 +82,7 @@ class EvaluateCLI(LightningCLI):
         run = raw_option(args, "--run")
         if run is not None:
             saved = config_of(resolve(run))
+            parser.beneath = [Config(f"the run {run}", {"data": saved["data"]})]
             parser.set_defaults(
                 _defaults(saved, own_data=not names_class(args), chosen=self.chosen)
             )

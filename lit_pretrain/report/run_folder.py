@@ -95,8 +95,8 @@ def check_run_name(name: str) -> None:
     else:
         return
     raise UserError(
-        f"--name {name!r} {trouble}; give a plain name such as run-1. --runs says in which folder"
-        " runs lie"
+        f"--name {name!r} {trouble}: it must be a plain name such as run-1; --runs says in which"
+        " folder runs lie"
     )
 
 

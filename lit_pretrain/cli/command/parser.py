@@ -101,6 +101,8 @@ class Suggesting:
     rivals: Sequence[Sequence[str]] = ()
     """Groups of options that say the same thing in several ways: the last layer that gives one of a
     group replaces those of earlier layers."""
+    beneath: Sequence[Config] = ()
+    """Layers below all files, such as the config of a run that is measured."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Parse; `--keep-rejects` is `--keep_rejects`, and a bare `--verify` is `--verify true`.
@@ -115,7 +117,7 @@ class Suggesting:
         files = read_configs(given)
         # A parse without defaults only asks what was given.
         tell = options.get("defaults", True)
-        others += replaced_options(given, files, self.rivals, tell=tell)
+        others += replaced_options(given, [*self.beneath, *files], self.rivals, tell=tell)
         ordered = [f"--config={config}" for config in configs] + mark_literal(others)
         try:
             return unmark(self._parse_classes(ordered, *rest, **options))

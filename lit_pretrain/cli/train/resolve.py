@@ -102,6 +102,7 @@ def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> b
 DATA_RIVALS = (
     ("data.global_batch_tokens", "data.global_batch_rows"),
     ("data.path", "data.sources"),
+    ("data.weights", "data.temperature"),
 )
 """Options of data that say the same thing in two ways, of which one may be given."""
 

@@ -137,7 +137,7 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
     """LightningCLI's parser with hints for misspelt names."""
 
-    rivals = (UNITS, *DATA_RIVALS)
+    rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`
 
 
 class TrainCLI(LightningCLI):

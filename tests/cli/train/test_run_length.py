@@ -21,6 +21,7 @@ DATA: Any = SimpleNamespace(
     tokens_per_step=1024,
     seq_len=32,
     default_steps=None,
+    default_epochs=None,
     steps_of=lambda epochs: round(100 * epochs),
 )
 
@@ -44,6 +45,12 @@ def test_every_unit_becomes_steps(given: dict[str, Any], steps: int) -> None:
 def test_text_has_a_usual_length() -> None:
     resolved = config()
     resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_steps": 100}))  # type: ignore[arg-type]
+    assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
+
+
+def test_rows_have_an_epoch() -> None:
+    resolved = config()
+    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_epochs": 1.0}))  # type: ignore[arg-type]
     assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
 
 
