@@ -15,7 +15,7 @@ from torch import nn
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.batch import IGNORE_INDEX
-from lit_pretrain.checkpoint.hf_import import read_shape
+from lit_pretrain.checkpoint.hf_import import read_shape, weight_files
 from lit_pretrain.checkpoint.layout import is_hf_folder
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.checkpoint.weights import load_weights
@@ -229,3 +229,23 @@ def test_finetune_from_a_folder(
     tokenizer.unlink()
     assert main([*options, "--name=unchecked"]) == 0
     assert "cannot be checked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({"weight_map": {"a": "here.safetensors", "b": "gone.safetensors"}}, "names gone.safeten"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "is not the plain name of a file"),
+        ({"weight_map": ["here.safetensors"]}, "has no weight_map"),
+        ({"weight_map": {"a": 1}}, "has no weight_map"),
+        ({}, "has no weight_map"),
+    ],
+)
+def test_an_index_that_does_not_name_files_that_are_there(
+    index: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "here.safetensors").write_bytes(b"")
+    (tmp_path.parent / "secret.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=said):
+        weight_files(tmp_path)

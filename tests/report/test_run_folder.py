@@ -26,8 +26,14 @@ def test_a_folder_with_a_run_is_not_given_to_another(tmp_path: Path) -> None:
     make_run_folder(tmp_path / "run")
     check_run_unused(tmp_path / "run")  # still empty
     (tmp_path / "run" / "config.yaml").write_text("max_steps: 1\n")
-    with pytest.raises(UserError, match="already holds a run"):
-        check_run_unused(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    check_run_unused(tmp_path / "run")  # its start failed before the first step
+    for made in ("metrics.jsonl", "checkpoints/step=00000001.ckpt"):
+        (tmp_path / "run" / made).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / made).write_text("{}")
+        with pytest.raises(UserError, match="already holds a run"):
+            check_run_unused(tmp_path / "run")
+        (tmp_path / "run" / made).unlink()
     make_run_folder(tmp_path / "run")  # of a run that goes on
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
