@@ -44,7 +44,7 @@ from lit_pretrain.objective import (
     SimPO,
     group_advantages,
 )
-from lit_pretrain.optim import Schedule
+from lit_pretrain.optim import OptimizerRecipe, Schedule
 from lit_pretrain.stage.stage import Stage
 
 V, T, PAIRS = 64, 20, 6
@@ -203,7 +203,7 @@ class Made(L.LightningDataModule):
 
 
 @dataclass(frozen=True)
-class Recorder:
+class Recorder(OptimizerRecipe):
     """Plain gradient descent that keeps the gradients it is given."""
 
     lr: float = 0.01

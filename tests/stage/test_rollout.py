@@ -60,7 +60,7 @@ class Prompts(L.LightningDataModule):
             6,
             0,
             frozenset({STOP}),
-            lambda ids, special=False: " ".join(str(int(i)) for i in ids),
+            lambda ids, special=False, before=(): " ".join(str(int(i)) for i in ids),
         )
         self.contract = DataContract(
             ("a", "b"),

@@ -18,7 +18,7 @@ from lit_pretrain.batch import IGNORE_INDEX, Batch, DataContract
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.optim import Schedule
+from lit_pretrain.optim import OptimizerRecipe, Schedule
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.stage import Stage
 from lit_pretrain.stage.step_sums import step_seed
@@ -28,7 +28,7 @@ NET = ModelConfig(vocab_size=V, n_layer=2, width=32, n_head=2, max_seq_len=32)
 
 
 @dataclass(frozen=True)
-class Recorder:
+class Recorder(OptimizerRecipe):
     """An optimizer recipe that keeps the gradients it is given, and moves the weights by plain
     gradient descent.
     """
