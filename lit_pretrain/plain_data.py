@@ -119,6 +119,18 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: {error}") from None
 
 
+def check_yaml_file(path: str | os.PathLike[str], what: str = "") -> None:
+    """Check a YAML file that others read, with tags of their own.
+
+    Raises:
+        UserError: It cannot be read, or `check_yaml` refuses it.
+    """
+    try:
+        check_yaml(read_text(path, what))
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {path}: {yaml_mistake(error)}".strip()) from None
+
+
 def yaml_mistake(error: yaml.YAMLError) -> str:
     """Say what is wrong with a YAML text in one line, beginning with its place."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:

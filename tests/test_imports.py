@@ -64,8 +64,17 @@ MAY_IMPORT = {
     "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
     "generate": {"errors", "batch", "model", "tokenizer", "chat"},
     # What a score is worth follows from the lineage.
-    "evaluate": {"errors", "files", "decontaminate", "model", "chat", "generate", "checkpoint"}
-    | {"record_files"},
+    "evaluate": {
+        "errors",
+        "files",
+        "plain_data",
+        "decontaminate",
+        "model",
+        "chat",
+        "generate",
+        "checkpoint",
+    }
+    | {"record_files", "plain_data"},
     "reward": {"errors", "class_path"},
     # Answers become rows as the data lays them out.
     "rollout": {"errors", "batch", "model", "adapter", "checkpoint", "generate", "reward"}

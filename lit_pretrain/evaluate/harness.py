@@ -19,6 +19,7 @@ from lit_pretrain.checkpoint.lineage import StageRecord
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.plain_data import check_yaml_file
 from lit_pretrain.record_files import read_records
 
 if TYPE_CHECKING:
@@ -124,10 +125,11 @@ def load_tasks(request: EvaluationRequest) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     if request.include is not None and not Path(request.include).is_dir():
         raise UserError(f"--include {request.include} is not a folder")
-    manager = TaskManager(include_path=request.include, include_defaults=False)
     files = {name for name in request.tasks if name.endswith((".yaml", ".yml"))}
-    if missing := sorted(name for name in files if not Path(name).is_file()):
-        raise UserError(f"the task file {missing[0]} does not exist")
+    folder = [] if request.include is None else sorted(Path(request.include).rglob("*.yaml"))
+    for file in [*map(Path, sorted(files)), *folder]:
+        check_yaml_file(file, "the task file")
+    manager = TaskManager(include_path=request.include, include_defaults=False)
     if not set(request.tasks) - files <= set(manager.all_tasks):
         manager = TaskManager(include_path=request.include)  # reads some ten thousand files
     unknown = sorted(set(request.tasks) - files - set(manager.all_tasks))
@@ -142,6 +144,9 @@ def load_tasks(request: EvaluationRequest) -> Any:
         ValueError,
         KeyError,
         RuntimeError,
+        TypeError,
+        ImportError,
+        AttributeError,
     ) as error:  # what datasets and the harness raise for data and task files
         raise UserError(
             f"the tasks {', '.join(request.tasks)} cannot be loaded: {type(error).__name__}:"

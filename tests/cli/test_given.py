@@ -2,13 +2,15 @@
 
 import contextlib
 import importlib
+import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-import lit_pretrain
+import lit_pretrain.__main__
 from lit_pretrain.__main__ import NEED_POSIX, main, verbs
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
@@ -74,17 +76,72 @@ def test_every_verb_names_a_reference_that_leads_nowhere(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, name = tmp_path / "a.yaml", REFERRING.get(command, "run")
+    every = command in ("generate", "fit")  # the others share their parsers
     for reference, said in (
         ("${oc.env:LIT_PRETRAIN_NOWHERE}", "LIT_PRETRAIN_NOWHERE is not set"),
         ("${nowhere}", "'nowhere' not found"),
         ("${", "cannot be resolved"),
         (f"${{{name}}}", "Recursive"),
-    ):
+    )[: None if every else 1]:
         config.write_text(f"{name}: '{reference}'\n")
         assert call(*command.split(), "--config", config) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {config}: {name}: "), error
         assert said in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    "generate, chat, serve, validate, test, evaluate, inspect run, inspect order, export out,"
+    " merge out, adapter export out".split(", "),
+)
+def test_every_verb_takes_its_run_by_place_and_by_name(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.split()
+    rest = [words.pop()] if words[-1] == "out" else []
+    said = []
+    for run in (["nowhere"], ["--run", "nowhere"], ["--run=nowhere"]):
+        assert call(*words, *run, *rest) == 2
+        said.append(capsys.readouterr().err)
+    assert "nowhere" in said[0]
+    assert "rguments" not in said[0]
+    assert said[0] == said[1] == said[2]
+    assert call(*words, "nowhere", "--run=elsewhere", *rest) == 2
+    twice = "unrecognized arguments: out" if rest else "nowhere"
+    assert twice in capsys.readouterr().err
+    assert call(*words, "--run=", *rest) == 2
+    assert "--run is empty" in capsys.readouterr().err
+
+
+def test_a_terminal_of_another_encoding_shows_the_rest_by_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr("lit_pretrain.__main__.main", lambda: print("é 中") or 0)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert lit_pretrain.__main__.command() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert shown.buffer.getvalue() == b"\xe9 \\u4e2d\n"  # type: ignore[attr-defined]
+
+
+def test_a_task_file_that_is_not_strict_is_one_line(
+    chat_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    task = tmp_path / "task.yaml"
+    for content, said in (
+        (b"task: caf\xe9\n", "is not UTF-8"),
+        (b"task: a\ntask: b\n", "given twice, in line 1 and in line 2"),
+        (b"task: a\n", "cannot be loaded"),
+        (b"task: a\ndataset_path: !function nowhere.f\n", "cannot be loaded"),
+    ):
+        task.write_bytes(content)
+        assert call("evaluate", chat_run, f"--tasks={task}", "--held_out=false") == 2
+        assert said in capsys.readouterr().err
 
 
 NAMES_OF_RUNS = ("", " ", ".", "..", "a/b", "/tmp/a", "a\\b", "a\nb", "a\0b", " a", "a" * 300)

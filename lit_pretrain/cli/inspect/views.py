@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from lit_pretrain.checkpoint.layout import artefact_folder
+from lit_pretrain.checkpoint.layout import artefact_folder, step_of
 from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import read_config
@@ -96,7 +96,8 @@ def run(run: str) -> str:
         run: The run's folder, or one of its checkpoints.
     """
     lines: list[str] = []
-    here: Optional[str] = str(artefact_folder(run))
+    given = Path(run)
+    here: Optional[str] = run if step_of(given) is None else str(artefact_folder(given))
     recorded: list[StageRecord] = []
     while here is not None:
         folder = Path(here)
