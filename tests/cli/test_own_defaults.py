@@ -108,7 +108,7 @@ def test_a_class_takes_nothing_from_a_preset(
         config = yaml.safe_load(out)
         expected = [defaults(optimizer), defaults(objective), defaults(data)]
         if optimizer is lit_pretrain.optim.AdamW:  # the classes that preset and file speak of
-            expected[0] |= {"lr": 1e-4, "weight_decay": 0.0}
+            expected[0] |= {"lr": 1e-4, "betas": [0.8, 0.95], "eps": 1e-10, "weight_decay": 0.0}
             expected[1] |= {"beta": 0.7}
             expected[2] |= {"seq_len": 77}
 
