@@ -62,7 +62,7 @@ MAY_IMPORT = {
     | {"data_lineage", "plain_data"},
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
-    "generate": {"errors", "batch", "model", "tokenizer", "chat"},
+    "generate": {"errors", "files", "batch", "model", "tokenizer", "chat"},
     # What a score is worth follows from the lineage.
     "evaluate": {
         "errors",

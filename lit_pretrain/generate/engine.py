@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.generate.native_step import NativeStep, native_step
 from lit_pretrain.generate.sampling import candidates, check_sampling, draw
 from lit_pretrain.model.attention import KVCache
 from lit_pretrain.model.transformer import Transformer
@@ -46,6 +47,7 @@ class Decoder:
                     f" model.net.max_seq_len={model.config.max_seq_len}"
                 )
         self.model = model
+        self._native = native_step(model)
         device = model.token_embedding.weight.device
         distinct = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         lengths = [len(prompt) for prompt in distinct]
@@ -73,7 +75,7 @@ class Decoder:
 
     def advance(self, ids_B: Tensor) -> None:
         """Append a token to each row."""
-        self.logits_BV = self.model.logits(self.model(ids_B[:, None], cache=self.cache)[:, -1])
+        self.logits_BV = _next_logits(self.model, self._native, ids_B, self.cache)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows alone; those that have ended cost no more."""
@@ -112,7 +114,7 @@ class KeptCache:
         needed, limit = len(prompt) + room, model.config.max_seq_len
         device, dtype = model.token_embedding.weight.device, model.compute_dtype()
         cache = self._cache
-        if cache is None or cache.dtype != dtype or cache.keys_LBSGK.device != device:
+        if cache is None or cache.dtype != dtype or cache.keys_LBGSK.device != device:
             cache, common = KVCache(model.config, 1, needed, device, dtype), 0
         else:
             cache.truncate([common])
@@ -245,6 +247,9 @@ def _stream(
             model.logits(hidden_BTD[rows, torch.tensor(lengths, device=device) - known - 1])
         )
         del hidden_BTD
+    native = native_step(model) if max_new_tokens > 1 else None
+    if native is not None and not native.suits(len(prompts)):
+        native = None
     alive = set(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):
         for row, token in enumerate(drawn_B.tolist()):
@@ -255,11 +260,21 @@ def _stream(
                 yield Token(row, token, last)
         if not alive:
             return
-        with _one_step(model):
-            hidden_B1D = model(drawn_B[:, None], cache=cache)
+        # Compiled code runs no module, and walking over them would take as long as a short step.
+        with _one_step(model) if native is None else torch.inference_mode():
+            logits_BV = _next_logits(model, native, drawn_B, cache)
             if kept is not None:
                 kept.ids.append(int(drawn_B))
-            drawn_B = sample(model.logits(hidden_B1D[:, -1]))
+            drawn_B = sample(logits_BV)
+
+
+def _next_logits(
+    model: Transformer, native: NativeStep | None, ids_B: Tensor, cache: KVCache
+) -> Tensor:
+    """Append a token to each row and return the logits of the next, (B, V)."""
+    if native is not None and native.suits(len(ids_B)):
+        return native(ids_B, cache)
+    return model.logits(model(ids_B[:, None], cache=cache)[:, -1])
 
 
 @contextmanager

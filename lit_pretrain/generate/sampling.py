@@ -100,6 +100,8 @@ def draw(probabilities_BC: Tensor, ids_BC: Tensor, uniform_B: Tensor) -> Tensor:
     Returns:
         Token ids, (B,).
     """
+    if ids_BC.shape[1] == 1:
+        return ids_BC.squeeze(1)
     cumulative_BC = probabilities_BC.cumsum(-1)
     target_B1 = uniform_B.to(cumulative_BC)[:, None] * cumulative_BC[:, -1:]
     index_B1 = torch.searchsorted(

@@ -26,7 +26,7 @@ class KVCache:
     Slot s of a row holds position s of that row's sequence, so rows of different lengths need no
     padding mask: a query sees the slots up to its own position, and whatever lies beyond (the tail
     of a padded prompt, say) is overwritten before any query reaches it. Sliding-window layers keep
-    all slots and mask the old ones.
+    all slots and mask the old ones. What a head reads lies in one piece of memory.
 
     Args:
         config: Shape of the model that will write here.
@@ -61,11 +61,11 @@ class KVCache:
             if torch.device(device).type == "cpu"
             else dtype
         )
-        shape = (config.n_layer, batch_size, max_len, config.kv_heads, config.head_size)
-        self.keys_LBSGK = torch.zeros(
+        shape = (config.n_layer, batch_size, config.kv_heads, max_len, config.head_size)
+        self.keys_LBGSK = torch.zeros(
             shape, device=device, dtype=stored
         )  # zeros: 0 * NaN in a slot nobody sees would still be NaN
-        self.values_LBSGK = torch.zeros(shape, device=device, dtype=stored)
+        self.values_LBGSK = torch.zeros(shape, device=device, dtype=stored)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.max_len = max_len
         self.used = 0
@@ -78,7 +78,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Count the bytes of keys and values."""
-        return self.keys_LBSGK.nbytes + self.values_LBSGK.nbytes
+        return self.keys_LBGSK.nbytes + self.values_LBGSK.nbytes
 
     def extend(self, length: int) -> Tensor:
         """Make room for `length` more tokens in every row.
@@ -107,16 +107,17 @@ class KVCache:
         Returns:
             Keys and values of all slots in use, (B, used, G, K) each.
         """
-        keys, values = self.keys_LBSGK[layer], self.values_LBSGK[layer]
+        k_BSGK = self.keys_LBGSK[layer].transpose(1, 2)
+        v_BSGK = self.values_LBGSK[layer].transpose(1, 2)
         if self.even:
             begin = self.used - positions_BT.shape[1]
-            keys[:, begin : self.used] = k_BTGK
-            values[:, begin : self.used] = v_BTGK
-            return keys[:, : self.used], values[:, : self.used]
-        rows = torch.arange(positions_BT.shape[0], device=positions_BT.device)[:, None]
-        keys[rows, positions_BT] = k_BTGK.to(keys.dtype)
-        values[rows, positions_BT] = v_BTGK.to(values.dtype)
-        return keys[:, : self.used], values[:, : self.used]
+            k_BSGK[:, begin : self.used] = k_BTGK
+            v_BSGK[:, begin : self.used] = v_BTGK
+        else:
+            rows = torch.arange(positions_BT.shape[0], device=positions_BT.device)[:, None]
+            k_BSGK[rows, positions_BT] = k_BTGK.to(k_BSGK.dtype)
+            v_BSGK[rows, positions_BT] = v_BTGK.to(v_BSGK.dtype)
+        return k_BSGK[:, : self.used], v_BSGK[:, : self.used]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths[row]` tokens of each row, such as padding."""
@@ -143,19 +144,19 @@ class KVCache:
             self.config.n_layer
         ):  # one by one: rows that are picked are copied once more
             for mine, its in (
-                (self.keys_LBSGK, other.keys_LBSGK),
-                (self.values_LBSGK, other.values_LBSGK),
+                (self.keys_LBGSK, other.keys_LBGSK),
+                (self.values_LBGSK, other.values_LBGSK),
             ):
-                its[layer, :, : self.used] = (
-                    mine[layer, :, : self.used] if rows is None else mine[layer, rows, : self.used]
-                )
+                used_BGSK = mine[layer, :, :, : self.used]
+                its[layer, :, :, : self.used] = used_BGSK if rows is None else used_BGSK[rows]
         other.lengths_B, other.used, other.even = lengths_B, self.used, self.even
         return other
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows, in the order given."""
-        self.keys_LBSGK = self.keys_LBSGK[:, rows]
-        self.values_LBSGK = self.values_LBSGK[:, rows]  # only now, so that not both are there twice
+        self.keys_LBGSK = self.keys_LBGSK.index_select(1, rows)
+        # only now, so that not both are there twice
+        self.values_LBGSK = self.values_LBGSK.index_select(1, rows)
         self.lengths_B = self.lengths_B[rows]
 
 

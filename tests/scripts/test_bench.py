@@ -103,6 +103,6 @@ def test_the_bench_of_generation() -> None:
         ["bfloat16", "8"],
     ]
     for row in rows:
-        cached, plain, reading = (float(row[i].replace(",", "")) for i in (2, 3, 5))
-        assert min(cached, plain, reading) > 0
-        assert float(row[4].removesuffix("×")) == pytest.approx(cached / plain, rel=0.02, abs=0.06)
+        native, modules, theirs, reading = (float(row[i].replace(",", "")) for i in (2, 3, 4, 6))
+        assert min(native, modules, theirs, reading) > 0
+        assert float(row[5].removesuffix("×")) == pytest.approx(native / theirs, rel=0.05, abs=0.06)
