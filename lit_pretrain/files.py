@@ -83,7 +83,8 @@ def canonical_hash(value: Any) -> str:
 
 def seal_json(content: Mapping[str, Any]) -> str:
     """Return the text of a JSON object with a digest of its content, for `read_sealed_json`."""
-    sealed = {**content, DIGEST: canonical_hash(content)}
+    plain = json.loads(json.dumps(content))  # as a reader gets it: keys are texts, tuples are lists
+    sealed = {**plain, DIGEST: canonical_hash(plain)}
     text = json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
     # An argument that is not UTF-8 has lone surrogates, which only escapes can store.
     return text.encode("utf-8", "backslashreplace").decode()

@@ -104,10 +104,14 @@ class Checkpoints(Checkpoint):
         """Step whose validation this attempt begins with."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Delete what a killed run was writing."""
+        """Delete what a killed run was writing, and mend best.json."""
         if trainer.is_global_zero:
             for scratch in (self.run / CHECKPOINTS_FOLDER).glob("*.tmp"):
                 remove_path(scratch)
+            if (best := best_record(self.run)) is not None:
+                self._write_best(best)
+            else:
+                remove_path(self.run / CHECKPOINTS_FOLDER / BEST)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -157,9 +161,11 @@ class Checkpoints(Checkpoint):
             return
         before = best_record(self.run)
         if before is None or loss < before.loss:
-            record = BestRecord(path.name, loss, trainer.global_step)
-            write_file(self.run / CHECKPOINTS_FOLDER / BEST, seal_json(dataclasses.asdict(record)))
+            self._write_best(BestRecord(path.name, loss, trainer.global_step))
             self._prune(path)
+
+    def _write_best(self, record: BestRecord) -> None:
+        write_file(self.run / CHECKPOINTS_FOLDER / BEST, seal_json(dataclasses.asdict(record)))
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step

@@ -176,7 +176,7 @@ def _held_out(
     """
     from lit_pretrain.checkpoint.layout import config_of
     from lit_pretrain.cli.command.load_run import choose_device
-    from lit_pretrain.cli.validate import EvaluateCLI
+    from lit_pretrain.cli.validate import EvaluateCLI, check_losses
 
     saved = config_of(path)["data"]
     rows = "class_path" in saved
@@ -200,6 +200,7 @@ def _held_out(
     cli = EvaluateCLI("validate", options)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     found = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
+    check_losses(found, "val", str(path))
     if "val/bits_per_byte" not in found:
         raise UserError(
             f"the objective of {path} has no loss per token: `lit_pretrain validate --run"

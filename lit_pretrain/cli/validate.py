@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,7 +24,7 @@ from lit_pretrain.cli.train.resolve import build, names_class
 from lit_pretrain.cli.train.train_cli import TrainParser
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.stage.stage import Stage
 
 
@@ -37,10 +38,10 @@ class EvaluateCLI(LightningCLI):
         self.verb = verb
         args = name_run(args, as_option=True)
         run = raw_option(args, "--run")
-        # A run that is not there is said after a misspelt option is.
-        self.chosen = names_class(
-            args, config_of(resolve(run)) if run is not None and Path(run).exists() else None
-        )
+        # A misspelt option is reported before a run that is not there.
+        self.newest = resolve(run) if run is not None and Path(run).exists() else None
+        """The newest checkpoint of the run, or the one that `--run` names."""
+        self.chosen = names_class(args, None if self.newest is None else config_of(self.newest))
         """Whether the data is given by its class, and not as the settings of TextData."""
         super().__init__(
             Stage,
@@ -81,7 +82,7 @@ class EvaluateCLI(LightningCLI):
         parser.refuse_unknown(args)  # before it is said that there is no such run
         run = raw_option(args, "--run")
         if run is not None:
-            saved = config_of(resolve(run))
+            saved = config_of(self.newest or resolve(run))
             parser.beneath = [Config(f"the run {run}", {"data": saved["data"]})]
             parser.set_defaults(
                 _defaults(saved, own_data=not names_class(args), chosen=self.chosen)
@@ -100,7 +101,10 @@ class EvaluateCLI(LightningCLI):
             self.config.model.reference = (
                 self.config.model.init_from
             )  # a policy is compared with what its run started from
-        self.config.model.init_from = str(resolve(self.config.run, which=self.config.checkpoint))
+        best = self.config.checkpoint == "best" or self.newest is None
+        self.config.model.init_from = str(
+            resolve(self.config.run, which=self.config.checkpoint) if best else self.newest
+        )
         self.config.model.adapter = None  # its checkpoint is read with the base, as one network
         self.config.model.freeze = ()
         self.config.model.reference_cache = None  # held-out rows alone are looked at
@@ -156,9 +160,33 @@ def evaluate(verb: str, argv: list[str]) -> int:
     )
     for line in evaluation_table(figures, name, cli.datamodule.sources):
         print(line)
+    check_losses(figures, name, cli.config.model.init_from)
     if cli.config.json is not None:
         Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def check_losses(figures: Mapping[str, float], name: str, checkpoint: str) -> None:
+    """Refuse to call a network measured whose loss is no number.
+
+    Args:
+        figures: What the stage published.
+        name: val or test.
+        checkpoint: Names the network in messages.
+
+    Raises:
+        DivergedError: A loss is not finite.
+    """
+    bad = [
+        f"{key}={value}"
+        for key, value in figures.items()
+        if key.startswith((f"{name}/loss", f"{name}_loss/")) and not math.isfinite(value)
+    ]
+    if bad:
+        raise DivergedError(
+            f"{', '.join(bad)}: the network of {checkpoint} does not compute numbers on this data;"
+            " measure an older checkpoint, and train on from that"
+        )
 
 
 def evaluation_table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, file_sha256
+from lit_pretrain.files import canonical_hash, file_sha256, parse_sealed_json, seal_json
 from lit_pretrain.plain_data import load_json
 
 MANIFEST_FILENAME = "manifest.json"
@@ -206,13 +205,15 @@ class Manifest:
     def dump(self) -> str:
         """Return the text of manifest.json.
 
-        It holds the fields in their order, and the `hash` for readers without this library.
+        It holds the fields in their order, the `hash` for readers without this library, and a
+        digest of all of it: the hash does not cover licences, input hashes or the records of
+        decontamination.
         """
         record = {
             "gate" if name == "decontamination" else name: value  # the file keeps its old key
             for name, value in dataclasses.asdict(self).items()
         }
-        return json.dumps({"hash": self.hash, **record}, indent=1, ensure_ascii=False) + "\n"
+        return seal_json({"hash": self.hash, **record})
 
     @classmethod
     def parse(cls, text: str, where: str) -> Manifest:
@@ -228,10 +229,7 @@ class Manifest:
         """
 
         def damaged(what: str) -> NoReturn:
-            raise UserError(
-                f"{where} is damaged: {what}. Copy it again from where the dataset came from, or"
-                " delete the dataset's directory and run `lit_pretrain prepare` again."
-            )
+            raise UserError(f"{where} is damaged: {what}. {_MEND}")
 
         try:
             raw = load_json(text)
@@ -246,6 +244,13 @@ class Manifest:
                 " that wrote it."
             )
         try:
+            raw = parse_sealed_json(text, where, known=_MANIFEST_KEYS)
+        except UserError as error:
+            raise UserError(f"{error}. {_MEND}") from None
+        for name in ("splits", "config", "versions", "files"):
+            if not isinstance(raw.get(name), dict):
+                damaged(f"a field is missing or has the wrong type ({name})")
+        try:
             manifest = cls(
                 tokenizer=TokenizerRecord(**raw["tokenizer"]),
                 dtype=raw["dtype"],
@@ -259,7 +264,7 @@ class Manifest:
                     DecontaminationRecord.from_json(record) for record in raw["gate"]
                 ),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             damaged(f"a field is missing or has the wrong type ({error})")
         if raw.get("hash") != manifest.hash:
             damaged(f"its content has the hash {manifest.hash} but it says {raw.get('hash')!r}")
@@ -286,6 +291,9 @@ class Manifest:
                 f"{path} is damaged: {error}. Delete {directory} and run `lit_pretrain prepare`"
                 " again."
             ) from None
+
+
+_MANIFEST_KEYS = {"hash", "gate"} | {field.name for field in dataclasses.fields(Manifest)}
 
 
 def _source(raw: Mapping[str, Any]) -> Source:

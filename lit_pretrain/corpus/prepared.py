@@ -17,7 +17,7 @@ from lit_pretrain.corpus.chunk_cache import (
 )
 from lit_pretrain.corpus.manifest import INDEX_FILENAME, Manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import is_remote
+from lit_pretrain.files import file_sha256, is_remote
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
@@ -115,6 +115,7 @@ class PreparedText:
             # LitData reads index.json where it expects the chunks; of a remote source both are
             # copies.
             index = self._fetch(f"{folder}/{INDEX_FILENAME}")
+            self._check_index(index, f"{folder}/{INDEX_FILENAME}")
             readers.append(
                 open_rows(
                     index.parent,
@@ -128,6 +129,22 @@ class PreparedText:
                 )
             )
         return readers
+
+    def _check_index(self, file: Path, name: str) -> None:
+        """Refuse an index other than the manifest's: LitData would go by it."""
+        expected = self.manifest.files.get(name)
+        if expected is None:  # an index that is not among the manifest's files is checked as read
+            return
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != expected:
+            raise UserError(
+                f"{file} is not the index that the manifest names: sha256 {expected}, found"
+                f" {found}; copy it again from where the dataset came from, or run `lit_pretrain"
+                " prepare` again"
+            )
 
     def _fetch(self, name: str) -> Path:
         return fetch(

@@ -282,18 +282,24 @@ def sync_metrics(run: Path) -> None:
             sync(run / name)
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
+def read_metrics(run: Path, warn: Callable[[str], None] = warn) -> list[dict[str, float]]:
     """Read the lines of a run's metrics.jsonl; damaged ones are left out, with a warning.
+
+    Args:
+        run: The run's folder.
+        warn: Receives the warnings.
 
     Raises:
         UserError: There is no such file.
     """
     if not (run / METRICS).exists():
         raise UserError(f"{run} is not a run folder: it has no {METRICS}")
-    return [values for _, values in _metric_lines(run)]
+    return [values for _, values in _metric_lines(run, warn)]
 
 
-def _metric_lines(run: Path) -> list[tuple[str, dict[str, float]]]:
+def _metric_lines(
+    run: Path, warn: Callable[[str], None] = warn
+) -> list[tuple[str, dict[str, float]]]:
     """Read the sound lines of metrics.jsonl, as text and as values, and warn of the others."""
     path, digests = run / METRICS, run / METRICS_DIGESTS
     try:

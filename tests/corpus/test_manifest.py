@@ -152,6 +152,32 @@ def test_load(tmp_path) -> None:
         Manifest.load(tmp_path)
 
 
+def old(text: str) -> str:
+    """The manifest as older versions wrote it, without a digest of all of it."""
+    content = json.loads(text)
+    del content["digest"]
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def test_a_manifest_without_digest_is_read() -> None:
+    assert Manifest.parse(old(manifest().dump()), "here") == manifest()
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    """The hash covers the data alone; the digest covers licences, origins and decontamination."""
+    data = manifest().dump().encode()
+    before = Manifest.parse(data.decode(), "here")
+    refused = 0
+    for bit in range(0, 8 * len(data), 7):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            assert Manifest.parse(changed.decode(), "here") == before, bit  # white space
+        except (UserError, UnicodeDecodeError):
+            refused += 1
+    assert refused > 0.8 * len(data) * 8 / 7
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -162,9 +188,23 @@ def test_load(tmp_path) -> None:
             lambda text: text.replace('"format_version": 3', '"format_version": 2'),
             "format_version 2",
         ),
-        (lambda text: text.replace('"dtype"', '"dtypes"'), "a field is missing"),
-        (lambda text: text.replace('"tokens": 10', '"token": 10'), "a field is missing"),
-        (lambda text: text.replace('"tokens": 10', '"tokens": 12'), "its content has the hash"),
+        (lambda text: text.replace('"dtype"', '"dtypes"'), "does not have the digest"),
+        (lambda text: text.replace('"digest"', '"dogest"'), "nobody wrote the field 'dogest'"),
+        (
+            lambda text: text.replace('"licence": "MIT"', '"licence": "MIX"'),
+            "does not have the digest",
+        ),
+        # As older versions wrote it, without a digest.
+        (lambda text: old(text).replace('"dtype"', '"dtypes"'), "the field 'dtypes'"),
+        (
+            lambda text: old(text).replace('"versions": {', '"versions": [], "_": {'),
+            "the field '_'",
+        ),
+        (lambda text: old(text).replace('"tokens": 10', '"token": 10'), "a field is missing"),
+        (
+            lambda text: old(text).replace('"tokens": 10', '"tokens": 12'),
+            "its content has the hash",
+        ),
     ],
 )
 def test_damaged_manifest_is_refused(edit, message: str) -> None:

@@ -42,6 +42,18 @@ def test_a_swapped_tokenizer_is_refused(copy: Path) -> None:
         PreparedText(str(copy)).tokenizer  # noqa: B018
 
 
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", "flip"])
+def test_a_damaged_index_is_refused(copy: Path, content: str | None) -> None:
+    file = copy / "train" / "code" / "index.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace("1", "3", 1) if content == "flip" else content)
+    with pytest.raises(UserError, match="is not the index that the manifest names") as caught:
+        PreparedText(str(copy)).open("train", seq_len=64, shuffle_chunks=1)
+    assert str(file) in str(caught.value)
+
+
 def test_rows_of_every_source_are_read_by_number(dataset: Path) -> None:
     text = PreparedText(str(dataset))
     for (_, source), rows in zip(

@@ -1,13 +1,15 @@
 """Inspection: the views `order` and `run` of `lit_pretrain inspect`; none needs torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from lit_pretrain.checkpoint.layout import artefact_folder, step_of
+from lit_pretrain.checkpoint.digests import damage
+from lit_pretrain.checkpoint.layout import artefact_folder, best_record, checkpoints, step_of
 from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import read_sealed_json
 from lit_pretrain.plain_data import read_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
@@ -39,7 +41,7 @@ def order(
 
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
-    data = _config(run)["data"]
+    data: dict[str, Any] = _entry(run, "data", dict)
     if "class_path" in data:
         raise UserError(
             f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config ..."
@@ -89,22 +91,23 @@ def order(
     return "\n".join(lines) + "\n"
 
 
-def run(run: str) -> str:
+def run(run: str, verify: bool = False) -> str:
     """What a run was, how it ended, and the runs, folders and raw sources it came from.
 
     Args:
         run: The run's folder, or one of its checkpoints.
+        verify: Compare all checkpoints and records of the run with their digests.
     """
-    lines: list[str] = []
     given = Path(run)
     here: Optional[str] = run if step_of(given) is None else str(artefact_folder(given))
+    lines: list[str] = [_verified(Path(here))] if verify and here is not None else []
     recorded: list[StageRecord] = []
     while here is not None:
         folder = Path(here)
         lineage = Lineage.read(folder)
         recorded = [] if lineage is None else list(lineage.stages)
         facts = read_provenance(folder)
-        config = _config(here)
+        max_steps: int = _entry(here, "max_steps", int)
         final = (
             [m for m in read_metrics(folder) if "val/loss" in m]
             if (folder / METRICS).is_file()
@@ -113,7 +116,7 @@ def run(run: str) -> str:
         lines += [
             f"{here}: {facts['verb']}, started {facts['started']}",
             f"  revision {facts['revision']}, {facts['precision']}",
-            f"  {facts['parameters']['total']:,} parameters, {config['max_steps']:,} steps",
+            f"  {facts['parameters']['total']:,} parameters, {max_steps:,} steps",
             "  "
             + (
                 f"data {facts['data']} ({facts['manifest_hash'][:16]})"
@@ -149,6 +152,37 @@ def run(run: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _verified(run: Path) -> str:
+    """Say that all checkpoints and records of a run are sound.
+
+    Raises:
+        UserError: Names each that is not, and what is wrong with it.
+    """
+    bad: list[str] = []
+    found = checkpoints(run)
+    bad += [f"{path}: {wrong}" for path in found if (wrong := damage(path)) is not None]
+    readers: list[tuple[Path, Callable[[Path], object]]] = [
+        *((file, read_config) for file in sorted(run.glob("config*.yaml"))),
+        *((file, read_sealed_json) for file in sorted(run.glob("provenance*.json"))),
+        (run, read_provenance),
+        (run, Lineage.read),
+    ]
+    for place, read in readers:
+        try:
+            read(place)
+        except UserError as error:
+            bad.append(str(error))
+    best_record(run, bad.append)
+    if (run / METRICS).is_file():
+        read_metrics(run, bad.append)
+    if bad:
+        raise UserError(
+            f"{run}: {len(bad):,} of its checkpoints and records are damaged:\n  "
+            + "\n  ".join(dict.fromkeys(bad))
+        )
+    return f"all {len(found):,} checkpoints and the records of {run} are sound"
+
+
 def _sources(stages: Sequence[StageRecord]) -> list[str]:
     """A line for each raw source of the data of stages."""
     return [
@@ -157,6 +191,15 @@ def _sources(stages: Sequence[StageRecord]) -> list[str]:
         if stage["data"] is not None
         for line in source_lines(stage["data"])
     ]
+
+
+def _entry(where: str, name: str, kind: type) -> Any:
+    """Read an entry of a config, which has none of another kind unless it is damaged."""
+    value = _config(where).get(name)
+    if not isinstance(value, kind):
+        file = Path(where) / CONFIG if Path(where).is_dir() else where
+        raise UserError(f"{file} is damaged: it has no sound {name}")
+    return value
 
 
 def _config(where: str) -> dict[str, Any]:

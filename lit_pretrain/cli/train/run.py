@@ -25,7 +25,7 @@ from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
-from lit_pretrain.errors import DivergedError, warn
+from lit_pretrain.errors import DivergedError, UserError, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.plain_data import dump_config, read_config
@@ -40,6 +40,7 @@ from lit_pretrain.report.run_folder import (
     check_run_unused,
     provenance,
     read_metrics,
+    read_provenance,
     timestamp,
 )
 from lit_pretrain.report.run_state import recorded_attempt
@@ -187,11 +188,8 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     attempt = len(list(folder.glob("config*.yaml"))) if first_step else 0
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
     write_file(latest, text)
-    if attempt and (before := read_config(folder / CONFIG))["max_steps"] != config["max_steps"]:
-        # The run was made longer: readers of its folder go by config.yaml.
-        kept = folder / f"config.{before['max_steps']}-steps.yaml"
-        write_file(kept, (folder / CONFIG).read_bytes())
-        write_file(folder / CONFIG, text)
+    if attempt:
+        renew_config(folder / CONFIG, text, max_steps=config["max_steps"])
     # A run that goes on beyond its end has one of its shorter self.
     (folder / SUMMARY).unlink(missing_ok=True)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
@@ -215,10 +213,14 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         started=timestamp(),
     )
     recorded = provenance(facts)
-    write_file(
-        folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json"),
-        seal_json(recorded),
-    )
+    place = folder / (PROVENANCE if attempt == 0 else f"provenance.resume-{attempt}.json")
+    if attempt:
+        try:
+            read_provenance(folder)
+        except UserError as error:
+            warn(f"{error}; the facts of this attempt take its place")
+            place = folder / PROVENANCE
+    write_file(place, seal_json(recorded))
     write_language(folder, cli, recorded)
     own = cli.place.checkpoint is not None and cli.place.checkpoint.parent.parent == folder
     file = MetricsFile(
@@ -238,6 +240,25 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
             )
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
+
+
+def renew_config(file: Path, text: str, *, max_steps: int) -> None:
+    """Write config.yaml anew if the run was made longer, or if it is damaged: readers go by it.
+
+    Args:
+        file: The run's config.yaml.
+        text: The config with which the run goes on.
+        max_steps: Its length.
+    """
+    try:
+        before = int(read_config(file)["max_steps"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        warn(f"{error}; {file} is written anew from the settings of this attempt")
+    else:
+        if before == max_steps:
+            return
+        write_file(file.with_name(f"config.{before}-steps.yaml"), file.read_bytes())
+    write_file(file, text)
 
 
 def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
