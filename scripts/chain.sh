@@ -64,7 +64,7 @@ evaluate() {
 
 mkdir -p "$measured"
 [ -f data/embedded/manifest.json ] || lit prepare --config configs/prepare/embedded.yaml
-[ -f data/chain/origin.txt ] || run "$bin/python" scripts/chain_data.py "${CHAIN_DATA:-../shared/data}" data/chain
+[ -f data/chain/origin.txt ] || run "$bin/python" scripts/chain_data.py data/chain "${CHAIN_DATA:-../shared/data}"
 # ------------------------------------------------------------------ a base model
 [ -n "${CHAIN_BASE:-}" ] || stage base fit --config configs/chain/pretrain.yaml ${CHAIN_FIT:-}
 # ------------------------------------------------------------------ instructions, preferences, a task

@@ -1,10 +1,11 @@
-"""Rows for scripts/chain.sh: public ones where they lie beside the checkout, else made ones of the
-same shape.
+"""Rows to try post-training with, and for scripts/chain.sh: made ones, or public ones of the same
+shape where a second argument names a folder that holds them.
 
-    python scripts/chain_data.py ../shared/data data/chain
+    python scripts/chain_data.py data
 
 Writes instructions.json (Alpaca's format), preferences.json (with `chosen` and `rejected`),
-problems.jsonl (GSM8K's), choices.jsonl (questions with two answers) and origin.txt.
+problems.jsonl (GSM8K's), choices.jsonl (questions with two answers), sums.jsonl (text, for a
+tokenizer) and origin.txt.
 """
 
 import json
@@ -13,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 PUBLIC = {
     "instructions.json": "instruction/alpaca_1100.json",
@@ -96,9 +97,9 @@ def choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def main(public: Path, out: Path) -> None:
+def main(out: Path, public: Optional[Path] = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    if all((public / path).is_file() for path in PUBLIC.values()):
+    if public is not None and all((public / path).is_file() for path in PUBLIC.values()):
         for name, path in PUBLIC.items():
             shutil.copyfile(public / path, out / name)
         origin = (
@@ -120,9 +121,11 @@ def main(public: Path, out: Path) -> None:
             "".join(json.dumps(row) + "\n" for row in choices(random.Random(3), 200))
         )
         origin = "made rows: 1,000 tasks, 1,000 pairs, 1,000 problems and 200 questions"
+    sums = ({"text": f"{a} + {b} = {a + b}"} for a in range(100) for b in range(0, 100, 7))
+    (out / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     (out / "origin.txt").write_text(origin + "\n")
     print(origin)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:3] or ["data"]))

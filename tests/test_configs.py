@@ -3,6 +3,7 @@ is large.
 """
 
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
+from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.optim.schedule import Schedule
@@ -23,7 +25,9 @@ ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 CHAIN = ROOT / "configs" / "chain"
 RUNS = [*sorted((ROOT / "configs" / "pretrain").glob("*.yaml")), CHAIN / "pretrain.yaml"]
-FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.yaml"))
+FINETUNE = ROOT / "configs" / "finetune"
+ADAPTERS = [FINETUNE / "lora.yaml", FINETUNE / "qlora.yaml"]
+"""They name no data: prepared text by default, or the rows of another config."""
 POSTTRAIN = sorted((ROOT / "configs" / "posttrain").glob("*.yaml"))
 TINY = [
     "--model.net.n_layer=2", "--model.net.width=32", "--model.net.n_head=2",
@@ -104,7 +108,7 @@ def laid_out(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Layout:
     return seen.pop()
 
 
-@pytest.mark.parametrize("config", [*RUNS, *FINETUNE], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("config", [*RUNS, *ADAPTERS], ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_plan_and_fit_divide_a_step_alike(
     config: Path,
     corpus: Path,
@@ -113,17 +117,20 @@ def test_plan_and_fit_divide_a_step_alike(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = yaml.safe_load(config.read_text())["data"]
+    defaults = inspect.signature(TextData).parameters
+    sizes = ("global_batch_tokens", "micro_batch_size")
+    data = {name: defaults[name].default for name in sizes}
+    data |= yaml.safe_load(config.read_text()).get("data", {})
     data_options = [f"--data.path={corpus}", "--max_tokens=null", "--max_steps=2"]
     for devices in (1, 2, 4, 8):
         options = ["--config", str(config), *data_options, f"--trainer.devices={devices}"]
         assert main(["plan", *options, "--json"]) == 0
         planned = json.loads(capsys.readouterr().out)["memory"]["layout"]
         begin = ["finetune", "--from", str(parent), "--data.seq_len=64"]
-        begin = begin if config in FINETUNE else ["fit"]
+        begin = begin if config in ADAPTERS else ["fit"]
         layout = laid_out([*begin, *options, f"--runs={tmp_path}", "--name=run"], monkeypatch)
         capsys.readouterr()
-        if config not in FINETUNE:  # the toy's rows are shorter, so it has more of them
+        if config not in ADAPTERS:  # the toy's rows are shorter, so it has more of them
             assert layout.rows == planned["rows"]
             assert layout.micro_batches == planned["micro_batches"]
         for rows, count, tokens in (
@@ -205,6 +212,36 @@ def test_posttrain_configs_train(config: Path, base: Path, tmp_path: Path) -> No
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
     assert lines[-1]["val/loss"] > 0 if name != "PromptData" else "val/reward" in lines[-1]
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["lora", "rows"], ["rows", "lora"], ["qlora", "rows"], ["lora_dpo"]],
+    ids=" and ".join,
+)
+def test_adapters_train_on_rows_of_a_file(
+    names: list[str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [FINETUNE / f"{name}.yaml" for name in names]
+    (rows,) = [config for config in configs if "data:" in config.read_text()]
+    pairs = names == ["lora_dpo"]
+    size = "global_batch_rows=4" if pairs else "global_batch_tokens=512"
+    assert main([
+        "finetune", "--from", str(base), *(part for c in configs for part in ("--config", str(c))),
+        with_rows(rows, tmp_path), f"--data.init_args.{size}", "--data.init_args.seq_len=128",
+        "--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.2",
+        "--max_epochs=null", "--max_steps=2", "--log_every=1", "--model.compile=off",
+        "--sample_prompts=[]", "--trainer.accelerator=cpu", f"--runs={tmp_path}", "--name=run",
+    ]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert ("LoRA on NF4, rank 16" if "qlora" in names else "LoRA, rank 16") in printed
+    assert ("reference: adapter switched off" in printed) == pairs
+    assert read_metrics(tmp_path / "run")[-1]["val/loss"] > 0
+
+
+def test_every_config_of_an_adapter_is_tried() -> None:
+    tried = {"lora", "qlora", "rows", "lora_dpo"}
+    assert {config.stem for config in FINETUNE.glob("*.yaml")} == tried
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_the_table_shows_what_was_measured(tmp_path: Path) -> None:
 def test_made_rows_are_what_the_configs_read(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "chain_data.py"
     subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "nothing"), str(tmp_path / "out")],
+        [sys.executable, str(script), str(tmp_path / "out"), str(tmp_path / "nothing")],
         check=True,
         capture_output=True,
     )

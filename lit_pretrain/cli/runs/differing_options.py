@@ -48,10 +48,13 @@ def _compare(name: str, values: Mapping[int, Any], found: list[dict[str, Any]]) 
             groups.setdefault(path, {})[i] = settings
         else:
             leaves = True
+            found[i][name] = value
     if leaves or len(groups) > 1:
-        for i, value in values.items():
-            path = value.get("class_path") if isinstance(value, Mapping) else None
-            found[i][name] = value if path is None else str(path).rpartition(".")[2]
+        for path, members in groups.items():
+            # Of settings without a class, those that differ say enough.
+            alike = len({repr(settings) for settings in members.values()}) == 1
+            for i in members if path is not None or alike else ():
+                found[i][name] = values[i] if path is None else str(path).rpartition(".")[2]
     for members in groups.values():
         for key in dict.fromkeys(key for settings in members.values() for key in settings):
             given = {i: settings[key] for i, settings in members.items() if key in settings}

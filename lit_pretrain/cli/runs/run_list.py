@@ -60,7 +60,7 @@ class RunList(NamedTuple):
 
     runs: list[ListedRun]
     damaged: dict[str, str]
-    """Run folders that cannot be read -> why."""
+    """Run folders that cannot be read, or not all of them -> why."""
     foreign: list[str]
     """Folders without a run in them."""
 
@@ -78,12 +78,13 @@ def list_runs(folder: Path) -> RunList:
     for path, problem in sorted(places.runs.items()):
         name = path.name if path == folder else path.relative_to(folder).as_posix()
         try:
-            if problem is not None:
-                raise UserError(problem)
-            listed.runs.append(_read_run(path, name))
+            if problem is None:
+                run, problem = _read_run(path, name)
+                listed.runs.append(run)
         except UserError as error:
-            why = str(error).replace(f"{path}{os.sep}", "")
-            listed.damaged[name] = textwrap.shorten(why, _LONGEST_REASON, placeholder=" …")
+            problem = str(error).replace(f"{path}{os.sep}", "")
+        if problem is not None:
+            listed.damaged[name] = textwrap.shorten(problem, _LONGEST_REASON, placeholder=" …")
     listed.foreign.extend(
         sorted(path.relative_to(folder).as_posix() for path in places.foreign if path != folder)
     )
@@ -120,8 +121,8 @@ def _search(folder: Path, seen: set[str]) -> _Places:
 # ------------------------------------------------------------------ one run
 
 
-def _read_run(run: Path, name: str) -> ListedRun:
-    """Read a run from its folder.
+def _read_run(run: Path, name: str) -> tuple[ListedRun, str | None]:
+    """Read a run from its folder, and say what of it is damaged and left out.
 
     Raises:
         UserError: A file of it is damaged.
@@ -136,7 +137,7 @@ def _read_run(run: Path, name: str) -> ListedRun:
     model, max_steps = config.get("model"), config.get("max_steps")
     if not isinstance(model, dict) or not isinstance(max_steps, int):
         raise UserError(f"{file} is not the config of a run: model or max_steps is missing")
-    lines = _read_lines(run / METRICS)
+    lines, lost = _read_lines(run / METRICS)
     train = [line for line in lines if "train/loss" in line]
     held_out = [line for line in lines if "val/loss" in line]
     saved = checkpoints(run)
@@ -144,7 +145,7 @@ def _read_run(run: Path, name: str) -> ListedRun:
     verb = str(facts.get("verb") or "unknown")
     state, reason = _state(run, steps, trained=verb not in UNTRAINED)
     rates = [line["throughput/tokens_per_second"] for line in train if _RATE in line]
-    return ListedRun(
+    listed = ListedRun(
         path=str(run),
         name=name,
         stage=_stage(verb, model),
@@ -163,6 +164,7 @@ def _read_run(run: Path, name: str) -> ListedRun:
         started=_text(facts.get("started")),
         options=config,
     )
+    return listed, f"{METRICS}: {lost} of its lines left out" if lost else None
 
 
 _RATE, _TOKENS = "throughput/tokens_per_second", "progress/tokens"
@@ -224,25 +226,28 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; the last line may be half written."""
+def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the sound lines of metrics.jsonl, and count the others.
+
+    The last line may be half written, as the run goes on; it does not count.
+    """
     try:
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file.name} cannot be read: {error}") from None
-    found = []
-    whole, _, _ = text.rpartition("\n")
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            values = json.loads(line)
-            if not isinstance(values["step"], int) or not all(
-                isinstance(value, (int, float)) for value in values.values()
-            ):
-                raise TypeError("a value is no number")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file.name}, line {number} is damaged: {error!r}") from None
-        found.append(values)
-    return found
+        text = file.read_bytes().decode("utf-8", errors="replace") if file.exists() else ""
+    except OSError as error:
+        raise UserError(f"{file.name} cannot be read: {error.strerror or error}") from None
+    whole = text.split("\n")[:-1]
+    sound = [values for values in map(_metrics_of, whole) if values is not None]
+    return sound, len(whole) - len(sound)
+
+
+def _metrics_of(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    return values if all(type(value) in (int, float) for value in values.values()) else None
 
 
 def parent_name(run: ListedRun, folder: Path) -> str | None:

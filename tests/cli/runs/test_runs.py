@@ -202,11 +202,6 @@ BROKEN = {
     "half a provenance": ("provenance.json", b'{"verb": "f'),
     "a provenance that is a list": ("provenance.json", b"[]"),
     "no provenance": ("provenance.json", None),
-    "metrics that are no JSON": ("metrics.jsonl", b'{"step": 1}\nxxx\n{"step": 2}\n'),
-    "metrics without a step": ("metrics.jsonl", b'{"train/loss": 1}\n'),
-    "metrics that are a list": ("metrics.jsonl", b"[]\n"),
-    "metrics that are no numbers": ("metrics.jsonl", b'{"step": 1, "val/loss": "low"}\n'),
-    "metrics that are no text": ("metrics.jsonl", b"\xff\xff\n"),
     "a damaged state": ("state.json", b"{}"),
     "no config": ("config.yaml", None),
 }
@@ -229,6 +224,21 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(
     assert line.startswith(f"damaged: sweep/bad: {name}")
     assert "good  finished" in shown.out
     assert list(listed(tmp_path, capsys)) == ["good"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"xxx", b'{"train/loss": 1}', b"[]", b'{"step": 45, "val/loss": "low"}', b"\xff\xff"]
+)
+def test_damaged_lines_are_left_out_and_counted(
+    line: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = write_run(tmp_path / "run") / "metrics.jsonl"
+    metrics.write_bytes(line + b"\n" + metrics.read_bytes())
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("damaged: run: metrics.jsonl: 1 of its lines left out\n")
+    assert shown.err == ""
+    assert listed(tmp_path, capsys)["run"]["loss"] == 3.5
 
 
 def test_foreign_folders_share_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
