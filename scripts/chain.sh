@@ -91,4 +91,5 @@ printf '%s\n' "What is the capital of France?" "Rewrite the sentence in the past
   run "$bin/lit_pretrain" chat --run "$runs/dpo" --temperature 0 --max_new_tokens 48 2>&1 | tee "$answers"
 printf '\n'
 run "$bin/python" scripts/chain_table.py "$measured"
-printf '\nThe chain took %d:%02d. All curves: %s/tensorboard --logdir %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$bin" "$runs"
+printf '\nThe chain took %d:%02d. All curves: %s/tensorboard --logdir %s, then open %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$bin" "$runs" \
+  'http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0'

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+PAGE = "custom_scalars&_smoothingWeight=0"
 
 
 @contextmanager
@@ -73,6 +74,11 @@ def browser(width: int, height: int) -> Iterator[Any]:
         ):  # fmt: skip
             options.add_argument(flag)
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        # The window's size includes its frame; the page is to have this size.
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
         try:
             yield driver
         finally:
@@ -99,9 +105,9 @@ def draw(
     address: str,
     out: Path,
     *,
-    page: str = "custom_scalars",
-    width: int = 1500,
-    height: int = 1250,
+    page: str = PAGE,
+    width: int = 1600,
+    height: int = 1000,
     seconds: float = 60.0,
 ) -> int:
     """Save a picture of one page of TensorBoard.
@@ -129,12 +135,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the PNG")
     parser.add_argument(
         "--page",
-        default="custom_scalars",
-        help="custom_scalars, timeseries, scalars, text or hparams",
+        default=PAGE,
+        help="timeseries, scalars, custom_scalars, images, text or hparams",
     )
+    parser.add_argument("--width", type=int, default=1600, help="of the page, in pixels")
+    parser.add_argument("--height", type=int, default=1000)
     options = parser.parse_args()
     with tensorboard(options.runs) as address:
-        curves = draw(address, options.out, page=options.page)
+        curves = draw(
+            address, options.out, page=options.page, width=options.width, height=options.height
+        )
     print(f"{options.out}: {curves} curves")
     if not curves:
         sys.exit("no curve was drawn")

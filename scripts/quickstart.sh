@@ -29,4 +29,5 @@ else
 fi
 run "$bin/lit_pretrain" validate --run "$run_folder"
 run "$bin/lit_pretrain" generate --run "$run_folder" --prompt "def "
-printf '\nAll curves: %s/tensorboard --logdir runs, then open http://localhost:6006\n' "$bin"
+printf '\nAll curves: %s/tensorboard --logdir runs, then open %s\nOne page with pictures: %s/summary.html\n' "$bin" \
+  'http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0' "$run_folder"

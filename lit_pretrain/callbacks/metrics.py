@@ -133,7 +133,9 @@ class Metrics(L.Callback):
             position = self._position(trainer.global_step)
             if self.expected is not None and trainer.is_global_zero:
                 values |= self.expected(position["progress/tokens"])
+            began = time.perf_counter()
             self._tell(trainer, values | {"time/validation_seconds": seconds} | position)
+            self.pause(time.perf_counter() - began)  # a sink may draw pictures
 
     # ------------------------------------------------------------------ the sums
 

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from lit_pretrain.report.short_numbers import clock, short
 
@@ -14,6 +14,22 @@ LOSS, REWARD = "train/loss", "train/reward"
 """The loss of a policy gradient is near zero whatever is learned; where there is a reward, it
 is what one looks at.
 """
+_BAR = 20
+_WITH_BAR = 120
+"""Columns of a terminal from which on the live line has a bar."""
+
+
+def fitting(parts: list[tuple[int, str]], width: int) -> str:
+    """Join the parts of a line, without the least important ones where they do not fit.
+
+    Args:
+        parts: Rank and text of each part, in the order of the line; rank 0 always stays.
+        width: Columns of the line.
+    """
+    kept = [part for part in parts if part[1]]
+    while len(line := " | ".join(text for _, text in kept)) > width and len(kept) > 1:
+        kept.remove(max(kept, key=lambda part: part[0]))
+    return line[:width]
 
 
 class ProgressLine(L.Callback):
@@ -28,7 +44,9 @@ class ProgressLine(L.Callback):
     def __init__(self, stream: IO[str] | None = None) -> None:
         self.stream = stream or sys.stderr
         self.live: Progress | None = None
-        self.validation = ""
+        self._console = Console(file=self.stream)
+        self._training: list[tuple[int, str]] = []
+        self._validation: list[tuple[int, str]] = []
         self._began = 0.0
         self._first = 0
         self._total = 0
@@ -41,18 +59,28 @@ class ProgressLine(L.Callback):
             trainer.max_steps,
         )
         if trainer.is_global_zero and self.stream.isatty():
+            bar = [BarColumn(_BAR)] if self._console.width >= _WITH_BAR else []
             self.live = Progress(
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=Console(file=self.stream),
-            )  # fmt: skip
+                TextColumn("{task.fields[text]}", markup=False), *bar, console=self._console
+            )
             self.live.start()
             self.task = self.live.add_task("fit", total=self._total, completed=self._first, text="")
+            self._show(self._first)
+
+    def _show(self, step: int) -> None:
+        """Draw the live line."""
+        assert self.live is not None
+        width = self._console.width
+        line = fitting(
+            [(0, f"step {step}/{self._total}"), *self._training, *self._validation],
+            width - _BAR - 1 if width >= _WITH_BAR else width,
+        )
+        self.live.update(self.task, total=self._total, completed=step, text=line)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Move the bar."""
         if self.live is not None:
-            self.live.update(self.task, completed=trainer.global_step)
+            self._show(trainer.global_step)
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`."""
@@ -64,37 +92,42 @@ class ProgressLine(L.Callback):
             print(f"step {step}/{self._total} | {scores}", file=self.stream, flush=True)
             return
         if "val/loss" in values:
-            rewarded = "val/reward" in values
-            self.validation = (
-                f" | val reward {values['val/reward']:.4f}"
-                if rewarded
-                else f" | val {values['val/loss']:.4f}"
+            value = (
+                f"val reward {values['val/reward']:.4f}"
+                if "val/reward" in values
+                else f"val {values['val/loss']:.4f}"
             )
+            more = ""
             if "val/bits_per_byte" in values:
-                self.validation += f" ({values['val/bits_per_byte']:.4f} bits/byte)"
+                more = f"{values['val/bits_per_byte']:.4f} bits/byte"
             elif "val/rewards/accuracy" in values:
-                self.validation += f" (accuracy {values['val/rewards/accuracy']:.1%})"
-            if self.live is None:
-                print(f"step {step}/{self._total}{self.validation}", file=self.stream, flush=True)
+                more = f"accuracy {values['val/rewards/accuracy']:.1%}"
+            self._validation = [(2, value), (4, more)]
+            if self.live is not None:
+                self._show(step)
+            else:
+                more = f" ({more})" if more else ""
+                print(f"step {step}/{self._total} | {value}{more}", file=self.stream, flush=True)
             return
         done = step - self._first
         left = (time.perf_counter() - self._began) / max(done, 1) * (self._total - step)
-        text = (
-            f"{short(values['progress/tokens'])} tokens |"
-            f" {short(values['throughput/tokens_per_second'])} tok/s |"
-            f" {f'reward {values[REWARD]:.4f}' if REWARD in values else f'loss {values[LOSS]:.4f}'}"
-            f" | left {clock(left)}"
-        )
+        self._training = [
+            (5, f"{short(values['progress/tokens'])} tokens"),
+            (3, f"{short(values['throughput/tokens_per_second'])} tok/s"),
+            (0, f"reward {values[REWARD]:.4f}" if REWARD in values else f"loss {values[LOSS]:.4f}"),
+            (1, f"left {clock(left)}"),
+        ]
         if self.live is not None:
-            self.live.update(self.task, text=text + self.validation)
+            self._show(step)
         else:
+            text = " | ".join(part for _, part in self._training)
             print(f"step {step}/{self._total} | {text}", file=self.stream, flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Read the length again: a run that resumes with its last validation is a step longer."""
         self._total = trainer.max_steps
         if self.live is not None:
-            self.live.update(self.task, total=self._total)
+            self._show(trainer.global_step)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException

@@ -85,7 +85,6 @@ def evaluate_run(
         run_tasks,
     )
     from lit_pretrain.files import write_file
-    from lit_pretrain.report.run_folder import TENSORBOARD
 
     quiet_libraries()
     path = resolve(run, which=checkpoint)
@@ -125,7 +124,8 @@ def evaluate_run(
     conditions["time"] = f"{time.perf_counter() - began:.1f} s"
     for line in page(conditions, figures, scores):
         print(line)
-    step = step_of(path) or 0
+    trained = step_of(path)
+    step = trained or 0
     name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
     file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
     write_file(
@@ -136,12 +136,14 @@ def evaluate_run(
             )
         ),
     )
-    if tensorboard:
+    if tensorboard and trained is not None:  # what was not trained here has no place on the axis
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(home / TENSORBOARD), filename_suffix=".evaluate")
+        from lit_pretrain.report.tensorboard import TEXT_LOSS, tag_of
+
+        writer = SummaryWriter(str(home), filename_suffix=".evaluate")
         for key, value in flat(figures, scores).items():
-            writer.add_scalar(key, value, step)
+            writer.add_scalar(tag_of(key, TEXT_LOSS), value, step)
         writer.close()
     print(f"report: {file}")
     return 0

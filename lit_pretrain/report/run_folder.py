@@ -36,7 +36,7 @@ METRICS = "metrics.jsonl"
 METRICS_DIGESTS = "metrics.xxh3"
 """One xxh3 in hexadecimal digits for every line of metrics.jsonl."""
 SUMMARY = "summary.md"
-TENSORBOARD = "tensorboard"
+SUMMARY_PAGE = "summary.html"
 LOCK = ".lock"
 PACKAGES = (
     "lit_pretrain",

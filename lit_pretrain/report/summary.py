@@ -1,13 +1,15 @@
-"""Summary: one page at the end of a run, written from its own metrics."""
+"""Summary: one page at the end of a run, from its own metrics, as text and with pictures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
-from lit_pretrain.report.run_folder import SUMMARY, read_metrics
+from lit_pretrain.report.charts import chart_svg, loss_charts, other_charts
+from lit_pretrain.report.run_folder import SUMMARY, SUMMARY_PAGE, read_metrics
 
 
 class Foreseen(NamedTuple):
@@ -47,7 +49,7 @@ def write_summary(
     samples: Mapping[str, str],
     forecast: Foreseen | None = None,
 ) -> dict[str, float]:
-    """Write summary.md and return the final figures.
+    """Write summary.md and summary.html, and return the final figures.
 
     Args:
         run: The run's folder; its metrics.jsonl holds the figures.
@@ -85,11 +87,29 @@ def write_summary(
     rates = sorted(line["throughput/tokens_per_second"] for line in train)
     sources = [key.split("/", 1)[1] for key in final if key.startswith("val_loss/")]
     rows = [
-        f"| {s} | {last.get(f'mixture/{s}', math.nan):.1%} | {final[f'val_loss/{s}']:.4f} |"
-        + (f" {final[f'val_bits_per_byte/{s}']:.4f} |" if bits else "")
-        for s in sources
+        (
+            source,
+            f"{last.get(f'mixture/{source}', math.nan):.1%}",
+            f"{final[f'val_loss/{source}']:.4f}",
+            *([f"{final[f'val_bits_per_byte/{source}']:.4f}"] if bits else []),
+        )
+        for source in sources
     ]
-    foreseen = [] if forecast is None else [f"| forecast | {forecast.beside(final)} |"]
+    table = [
+        ("figure", "value"),
+        ("validation loss", f"{figures['val/loss']:.4f} {unit} at step {final['step']:,}"),
+        *([] if forecast is None else [("forecast", forecast.beside(final))]),
+        *(("validation bits per byte", f"{value:.4f}") for value in bits.values()),
+        *((f"validation {key.removeprefix('val/')}", f"{value:.4f}") for key, value in own.items()),
+        ("best validation loss", f"{best['val/loss']:.4f} at step {best['step']:,}"),
+        ("training loss, last window", f"{figures['train/loss']:.4f}"),
+        ("tokens", f"{figures['tokens']:,.0f}"),
+        ("training FLOPs", f"{figures['flops']:.4g}"),
+        ("time", f"{seconds:,.1f} s, of which {train_seconds:,.1f} s training steps"),
+        ("throughput, median window", f"{rates[len(rates) // 2]:,.0f} tokens per second"),
+    ]
+    head = ("source", "share of the last window", "validation loss")
+    by_source = [head + (("bits per byte",) if bits else ()), *rows]
     texts = [f"### {prompt!r}\n\n```\n{text}\n```\n" for prompt, text in samples.items()]
     page = [
         f"# {run.name}",
@@ -100,25 +120,77 @@ def write_summary(
         mixture,
         "```",
         "",
-        "| figure | value |",
-        "|---|---|",
-        f"| validation loss | {figures['val/loss']:.4f} {unit} at step {final['step']:,} |",
-        *foreseen,
-        *(f"| validation bits per byte | {value:.4f} |" for value in bits.values()),
-        *(f"| validation {key.removeprefix('val/')} | {value:.4f} |" for key, value in own.items()),
-        f"| best validation loss | {best['val/loss']:.4f} at step {best['step']:,} |",
-        f"| training loss, last window | {figures['train/loss']:.4f} |",
-        f"| tokens | {figures['tokens']:,.0f} |",
-        f"| training FLOPs | {figures['flops']:.4g} |",
-        f"| time | {seconds:,.1f} s, of which {train_seconds:,.1f} s training steps |",
-        f"| throughput, median window | {rates[len(rates) // 2]:,.0f} tokens per second |",
+        *_markdown(table),
         "",
-        "| source | share of the last window | validation loss |"
-        + (" bits per byte |" if bits else ""),
-        "|---|---|---|" + ("---|" if bits else ""),
-        *rows,
+        *_markdown(by_source),
         "",
         *(["## Samples", "", *texts] if texts else []),
     ]
     write_file(run / SUMMARY, "\n".join(page))
+    foreseen = None if forecast is None else forecast.metric
+    charts = [*loss_charts(lines, unit=unit, forecast=foreseen), *other_charts(lines)]
+    figures_html = "\n".join(chart_svg(chart, f"chart-{i}") for i, chart in enumerate(charts))
+    texts_html = "".join(
+        f"<h3>{escape(repr(prompt))}</h3><pre>{escape(text)}</pre>"
+        for prompt, text in samples.items()
+    )
+    html = (
+        f'<!doctype html>\n<html lang="en">\n<title>{escape(run.name)}</title>{_HEAD}'
+        f"<h1>{escape(run.name)}</h1>\n"
+        f"<p>{escape(plan).replace(chr(10), '<br>')}</p>\n"
+        f'<div class="figures">{figures_html}</div>\n'
+        f'<div class="tables">{_html(table)}{_html(by_source)}</div>\n'
+        f"<pre>{escape(mixture)}</pre>\n" + (f"<h2>Samples</h2>{texts_html}" if texts_html else "")
+    )
+    write_file(run / SUMMARY_PAGE, html)
     return figures
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return [lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]
+
+
+def _html(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
+    return (
+        f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"
+        + "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+        )
+        + "</table>"
+    )
+
+
+_HEAD = """
+<meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>
+:root { color-scheme: light dark; --text: #1b1b1b; --quiet: #666; --grid: #e3e3e3; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --quiet: #a0a0a0; --grid: #3a3a3a; --page: #1a1a1a; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+  max-width: 1440px; margin: 1.5rem auto; padding: 0 1.5rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr));
+  gap: 1.2rem; }
+.tables { display: flex; flex-wrap: wrap; gap: 1.5rem 3rem; margin: 1.5rem 0; }
+figure { margin: 0; }
+figure > svg { width: 100%; }
+figcaption { font-size: 13px; color: var(--quiet); display: flex; flex-wrap: wrap; gap: 0 1.1rem;
+  padding-left: 11%; }
+figcaption b { color: var(--text); }
+svg text { font-size: 12px; fill: var(--quiet); }
+svg text.title { font-size: 14px; font-weight: 600; fill: var(--text); }
+svg text.x { text-anchor: middle; }
+svg text.y { text-anchor: end; }
+.grid { stroke: var(--grid); }
+.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.band { fill: #D55E00; opacity: 0.15; }
+.key { width: 22px; height: 10px; margin-right: 5px; }
+table { border-collapse: collapse; align-self: flex-start; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 0.2rem 1.4rem 0.2rem 0; border-bottom: 1px solid var(--grid);
+  vertical-align: top; }
+pre { background: color-mix(in srgb, var(--grid) 40%, transparent); padding: 0.7rem 1rem;
+  overflow-x: auto; white-space: pre-wrap; }
+</style>
+"""

@@ -22,7 +22,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.objective import CrossEntropy
 from lit_pretrain.report.run_folder import read_metrics
-from lit_pretrain.report.tensorboard_layout import layout
+from lit_pretrain.report.tensorboard import TEXT_LOSS, layout, tag_of
 
 SOURCES = ("code", "story", "sums")
 STEPS, EVERY, TOKENS = 6, 2, 128
@@ -61,7 +61,7 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def events(run: Path) -> EventAccumulator:
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0, "scalars": 0})
     events.Reload()
     return events
 
@@ -76,15 +76,15 @@ def text_of(events: EventAccumulator, tag: str) -> list[str]:
 def test_every_curve_of_the_layout_is_written(events: EventAccumulator) -> None:
     """TensorBoard shows an empty chart for a name that nobody writes."""
     written = events.Tags()["scalars"]
-    charts = [
+    patterns = [
         pattern
-        for category in layout(SOURCES, "val/loss").values()
-        for _, patterns in category.values()
-        for pattern in patterns
+        for _, charts, _ in layout(TEXT_LOSS, forecast="val/loss")
+        for shown in charts.values()
+        for pattern in shown
     ]
-    assert len(charts) > 15
-    for pattern in charts:
-        assert any(re.search(pattern, tag) for tag in written), pattern
+    assert len(patterns) > 10
+    for pattern in patterns:
+        assert any(re.match(pattern, tag) for tag in written), pattern
     assert "custom_scalars__config__" in events.Tags()["tensors"]  # the layout itself
 
 
@@ -98,10 +98,12 @@ def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(
         step: LAW["E"] + LAW["A"] / n ** LAW["alpha"] + LAW["B"] / (step * TOKENS) ** LAW["beta"]
         for step in (3, 6)
     }
-    assert {event.step: event.value for event in events.Scalars("forecast/loss")} == pytest.approx(
-        expected, rel=1e-6
+    assert {
+        event.step: event.value for event in events.Scalars("Loss_forecast/forecast/loss")
+    } == pytest.approx(expected, rel=1e-6)
+    low, high = (
+        events.Scalars(f"Loss_forecast/forecast/{end}")[-1].value for end in ("low", "high")
     )
-    low, high = (events.Scalars(f"forecast/{end}")[-1].value for end in ("low", "high"))
     assert low == pytest.approx(expected[6] * np.exp(-0.02), rel=0.01)
     assert high == pytest.approx((expected[6] + 0.1) * np.exp(0.02), rel=0.01)
     actual = [line["val/loss"] for line in read_metrics(run) if "val/loss" in line][-1]
@@ -117,23 +119,33 @@ def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(
 
 
 def test_the_step_axis_counts_optimizer_steps(events: EventAccumulator) -> None:
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
-    assert [event.step for event in events.Scalars("val/loss")] == [3, 6]
-    assert {(event.step, event.value) for event in events.Scalars("progress/tokens")} == {
+    assert [event.step for event in events.Scalars("Loss/train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("Loss/val/loss")] == [3, 6]
+    tokens = events.Scalars("Progress/progress/tokens")
+    assert {(event.step, event.value) for event in tokens} == {
         (s, s * TOKENS) for s in (2, 3, 4, 6)
     }
+
+
+def test_losses_are_drawn_over_tokens_and_flops(run: Path, events: EventAccumulator) -> None:
+    lines = [line for line in read_metrics(run) if "val/loss" in line]
+    for axis, key, unit in (("tokens", "progress/tokens", 1), ("GFLOPs", "progress/flops", 1e9)):
+        found = events.Scalars(f"Loss_over_{axis}/val/loss")
+        assert [event.step for event in found] == [round(line[key] / unit) for line in lines]
+        assert [event.value for event in found] == pytest.approx(
+            [line["val/loss"] for line in lines], rel=1e-6
+        )
 
 
 def test_tensorboard_and_the_metrics_file_agree(run: Path, events: EventAccumulator) -> None:
     lines = read_metrics(run)
     tags = {key for line in lines for key in line} - {"step"}
-    # final/* are those of the hparams page.
-    assert tags == {
-        tag for tag in events.Tags()["scalars"] if not tag.startswith(("final/", "hp_metric"))
-    }
+    scalars = {tag for tag in events.Tags()["scalars"] if "_over_" not in tag}
+    assert {tag_of(key, TEXT_LOSS) for key in tags} == scalars
+    assert all(tag.partition("/")[0][0].isupper() for tag in scalars), "a metric has no section"
     for tag in tags:
         expected = [(line["step"], line[tag]) for line in lines if tag in line]
-        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        found = [(event.step, event.value) for event in events.Scalars(tag_of(tag, TEXT_LOSS))]
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [value for _, value in found] == pytest.approx(
             [value for _, value in expected], rel=1e-6
@@ -164,9 +176,7 @@ def test_flops_and_the_split_of_step_time(run: Path) -> None:
         )  # a CPU's peak is not known, and a guessed one would mean nothing
 
 
-def test_the_config_the_samples_and_the_hyper_parameters_are_there(
-    run: Path, events: EventAccumulator
-) -> None:
+def test_the_config_and_the_samples_are_there(run: Path, events: EventAccumulator) -> None:
     (config,) = text_of(events, "config/text_summary")
     assert yaml.safe_load(config.removeprefix("```yaml\n").removesuffix("```")) == yaml.safe_load(
         (run / "config.yaml").read_text()
@@ -176,20 +186,6 @@ def test_the_config_the_samples_and_the_hyper_parameters_are_there(
     }
     assert set(samples) == {"samples/start/text_summary", "samples/def/text_summary"}
     assert samples["samples/def/text_summary"][-1].startswith("    def ")
-    final = {line["step"]: line for line in read_metrics(run) if "val/loss" in line}[STEPS]
-    assert events.Scalars("final/val_loss")[-1].value == pytest.approx(final["val/loss"], rel=1e-6)
-    assert events.Scalars("final/val_bits_per_byte")[-1].value == pytest.approx(
-        final["val/bits_per_byte"], rel=1e-6
-    )
-    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    for name in (
-        b"model.net.width",
-        b"model.optimizer.init_args.matrix_lr",
-        b"data.seq_len",
-        b"max_steps",
-        b"precision",
-    ):
-        assert name in hparams, name
 
 
 # ---------------------------------------------------------------------- a window by itself

@@ -155,7 +155,7 @@ def test_a_run_learns_and_validate_repeats_what_it_said(
     # The answers are in TensorBoard, as text.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(work / "run" / "tensorboard"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(work / "run"), size_guidance={"tensors": 0})
     events.Reload()
     assert {"answers/train/text_summary", "answers/validation/text_summary"} <= set(
         events.Tags()["tensors"]

@@ -119,7 +119,7 @@ def test_the_cost_comes_first_and_a_dry_run_writes_nothing(
     assert sweep(config, "--dry_run", "--run", json.dumps(run)) == 0
     capsys.readouterr()
     assert sweep(config, "--dry_run", "--device", "H100", "--price", "2") == 0
-    assert "at $2 a device-hour (40% of the peak" in capsys.readouterr().out
+    assert "at $2.00 a device-hour (40% of the peak" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_made_once(

@@ -201,9 +201,9 @@ def test_the_report_says_what_was_measured_with_what(
     for values in report["held_out"].values():
         assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
     assert report["conditions"]["language"] == ModelTokenizer.of(trained).record()
-    events = EventAccumulator(str(trained / "tensorboard"))
+    events = EventAccumulator(str(trained))
     events.Reload()
-    (point,) = events.Scalars("eval_fox_choice/acc")[-1:]
+    (point,) = events.Scalars("Tasks/eval_fox_choice/acc")[-1:]
     assert point.step == 60
     assert point.value == pytest.approx(score["metrics"]["acc"])
 

@@ -152,7 +152,7 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
     cost = (
         "no price given (--price)"
         if money["price"] is None
-        else f"${money['dollars']:,.0f} at ${money['price']:g} a device-hour"
+        else f"${money['dollars']:,.2f} at ${money['price']:,.2f} a device-hour"
     )
     return [*rows, ("money", cost)]
 

@@ -245,7 +245,7 @@ def _cost(
     cost = (
         ""
         if settings.price is None
-        else f", ${hours * settings.price:,.2f} at ${settings.price:g} a device-hour"
+        else f", ${hours * settings.price:,.2f} at ${settings.price:,.2f} a device-hour"
     )
     lines.append(
         f"time: {hours:,.3g} device-hours, {duration(seconds / at_once)} with {at_once} at a"

@@ -34,6 +34,10 @@ from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference
 
+_PEAKS = {
+    "loss": "when the loss is computed", "block backward": "in the backward pass",
+    "optimizer": "in the update", "answers": "while the network answers prompts",
+}  # fmt: skip
 NEAR = 0.9
 """From this share of the memory on the plan warns."""
 
@@ -157,8 +161,8 @@ def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bo
     if needed <= NEAR * limit:
         return
     what = (
-        f"a device needs {needed / GIB:,.1f} GiB at the peak of a step ({found.phase}) and has"
-        f" {limit / GIB:,.1f} GiB"
+        f"a device needs {needed / GIB:,.1f} GiB at the peak of a step, {_PEAKS[found.phase]},"
+        f" and has {limit / GIB:,.1f} GiB"
         + (
             f" for each of {ranks_here} processes"
             if layout.device == "cpu" and ranks_here > 1
@@ -247,7 +251,7 @@ def fit_plan(
         ),
         f"{flops:.3g} FLOPs",
         *_hours(gpu, config.trainer.precision, flops, layout.devices),
-        f"memory {found.bytes / GIB:.2f} GiB a device ({found.phase})",
+        f"memory {found.bytes / GIB:.2f} GiB a device",
         *forecast,
         config.trainer.precision,
     ]

@@ -11,9 +11,10 @@ from typing import Any, Optional
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
 from lit_pretrain.checkpoint.layout import artefact_folder
@@ -45,7 +46,7 @@ from lit_pretrain.report.run_folder import (
 )
 from lit_pretrain.report.run_state import recorded_attempt
 from lit_pretrain.report.summary import Foreseen, write_summary
-from lit_pretrain.report.tensorboard_layout import layout, rollout_layout
+from lit_pretrain.report.tensorboard import hyper_parameters, loss_section
 from lit_pretrain.scaling.hardware import peak_flops
 
 
@@ -139,12 +140,9 @@ def _train(cli: TrainCLI) -> None:
             mixture=mixture,
             samples=cli.callbacks.samples.latest,
         )
-        if isinstance(trainer.logger, TensorBoardLogger):
-            # Names of their own: TensorBoard stores them at step 0, where they would spoil the
-            # curves.
-            final = {f"final/{name.replace('/', '_')}": value for name, value in summary.items()}
-            trainer.logger.log_hyperparams(hyper_parameters(cli.plain_config()), final)
-            trainer.logger.finalize("success")
+        for logger in trainer.loggers:
+            if isinstance(logger, RunBoard):
+                logger.end(trainer.global_step)
         bits = (
             f", {summary['val/bits_per_byte']:.4f} bits per byte"
             if "val/bits_per_byte" in summary
@@ -231,13 +229,8 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
     cli.callbacks.metrics.sinks.append(file.write)
     for logger in cli.trainer.loggers:
         cli.callbacks.metrics.sinks.append(partial(log_to, logger))
-        if isinstance(logger, TensorBoardLogger):
-            rollout = (
-                {} if cli.model.rollout is None else rollout_layout(list(cli.model.rollout.rewards))
-            )
-            logger.experiment.add_custom_scalars(
-                rollout | layout(cli.datamodule.sources, forecast, cli.model.objective.metric_names)
-            )
+        if isinstance(logger, RunBoard):
+            open_board(cli, logger, config, forecast)
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
 
@@ -259,6 +252,28 @@ def renew_config(file: Path, text: str, *, max_steps: int) -> None:
             return
         write_file(file.with_name(f"config.{before}-steps.yaml"), file.read_bytes())
     write_file(file, text)
+
+
+def open_board(
+    cli: TrainCLI, board: RunBoard, config: Mapping[str, Any], forecast: Optional[str]
+) -> None:
+    """Tell TensorBoard what kind of run this is and by what to compare it."""
+    objective, data, adapter = cli.model.objective, cli.datamodule, adapter_of(cli.config)
+    name = type(objective).__name__
+    adapted = "" if adapter is None else f" with {'DoRA' if adapter.dora else 'LoRA'}"
+    board.begin(
+        loss_section(name, rows=data.template_hash is not None, text_loss=objective.bits_per_byte),
+        hyper_parameters(
+            config,
+            batch=data.tokens_per_step,
+            parameters=count_parameters(net_of(cli.config)).total,
+            stage=cli.verb + adapted,
+            objective=name,
+        ),
+        forecast=forecast,
+        metrics=objective.metric_names,
+        rollout=cli.model.rollout is not None,
+    )
 
 
 def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
@@ -291,20 +306,6 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
     """A sink of `Metrics` that writes to a Lightning logger."""
     logger.log_metrics(values, step)
-
-
-def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat, printable part of a config for TensorBoard's hparams page."""
-    flat: dict[str, Any] = {}
-    for group in ("model", "data"):
-        stack = [(group, config[group])]
-        while stack:
-            prefix, value = stack.pop()
-            if isinstance(value, Mapping):
-                stack += [(f"{prefix}.{k}", v) for k, v in value.items()]
-            elif isinstance(value, (int, float, str, bool)):
-                flat[prefix] = value
-    return flat | {"max_steps": config["max_steps"], "precision": config["trainer"]["precision"]}
 
 
 def peak_of(trainer: Trainer, precision: str) -> Optional[float]:

@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
@@ -22,13 +21,13 @@ from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSa
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
+from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.run_settings import RunSettings
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest
 from lit_pretrain.parallel.strategy import STRATEGIES, make_strategy
-from lit_pretrain.report.run_folder import TENSORBOARD
 
 
 class RunCallbacks:
@@ -302,10 +301,9 @@ def make_trainer(
         ),
     }
     if options["logger"] in (None, True):
-        options["logger"] = TensorBoardLogger(
-            str(place.folder), name="", version=TENSORBOARD, default_hp_metric=False,
-            purge_step=first_step + 1 if place.checkpoint else None,
-        )  # fmt: skip
+        options["logger"] = RunBoard(
+            place.folder, first_step=first_step if place.checkpoint else None
+        )
     if isinstance(options["profiler"], str):
         options["profiler"] = _profiler(options["profiler"], place)
     options["callbacks"] = [*callbacks, *list(options["callbacks"] or [])]
