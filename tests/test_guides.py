@@ -139,8 +139,12 @@ SHORT = {
 TRAINING = ["--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator=cpu"]
 TEXT = ["--data.seq_len=64", "--data.global_batch_tokens=512", "--data.val_tokens=512"]
 ROWS = ["--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.01"]
-SMALLER = {"step=00000060": "step=00000001", "from_tokens: 245_760": "from_tokens: 512"}
-"""What a command says of the quickstart's 120 steps, for the two steps of the fixture."""
+SMALLER = {
+    "step=00000060": "step=00000001",
+    "from_tokens: 245_760": "from_tokens: 512",
+    "--splits.validation 0.04 --splits.test 0.02": "--splits.validation 0.1 --splits.test 0.05",
+}
+"""What a command says of the quickstart's run and data, for the smaller ones of the fixture."""
 NOT_RUN = {
     "serve": "a server: tests/cli/serve",
     "--engine": "needs a cluster: tests/prepare/engine",
@@ -162,6 +166,8 @@ NOT_RUN = {
 def shortened(arguments: list[str]) -> list[str]:
     verb = arguments[0]
     short = [*arguments, *SHORT.get(verb, [])]
+    if "--fork" in arguments:  # the network is that of the checkpoint
+        short = [option for option in short if not option.startswith("--model.net")]
     batch = arguments[:2] == ["inspect", "batch"]
     if verb in ("fit", "posttrain", "finetune") or batch:
         given = " ".join(arguments)
