@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_pretrain.checkpoint.digests import DIGESTS, damage
+from lit_pretrain.files import read_sealed_json
 from lit_pretrain.report.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +184,11 @@ def test_two_ranks_equal_one_and_hand_over(
     assert mixture(one / name) == mixture(one / "one")  # the same samples in every step
     last = one / name / "checkpoints" / "step=00000008.ckpt"
     assert last.is_dir() == ("--sharded_checkpoints=true" in extra)
+    assert damage(last) is None
+    if last.is_dir():  # every rank has hashed what it wrote
+        files = read_sealed_json(last / DIGESTS)["files"]
+        assert set(files) == {path.name for path in last.iterdir()} - {DIGESTS}
+        assert len([name for name in files if name.endswith(".distcp")]) == 2
     # The middle one remains; one process goes on from what two have saved.
     shutil.rmtree(last) if last.is_dir() else last.unlink()
     fit(dataset, one, name, *ONE, "--resume=auto")

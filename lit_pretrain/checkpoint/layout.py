@@ -82,8 +82,8 @@ class CheckpointRecord:
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> CheckpointRecord | None:
         """Read the record of a loaded checkpoint; None if lit_pretrain did not write it."""
-        stored = checkpoint.get(RECORD_KEY, {})
-        if "step" not in stored or "contract" not in stored:
+        stored = checkpoint.get(RECORD_KEY)
+        if not isinstance(stored, Mapping) or not {"step", "contract"} <= stored.keys():
             return None
         return cls(
             int(stored["step"]), stored["contract"], bool(stored.get("validation_due", False))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     set_model_state_dict,
@@ -72,7 +73,11 @@ class ShardedStrategy(ModelParallelStrategy):
         """Restore network and optimizers from a folder or file; return what else it holds."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
-            return super().load_checkpoint(path, weights_only)
+            try:
+                return super().load_checkpoint(path, weights_only)
+            except CheckpointException as error:  # derives from BaseException
+                reasons = {str(cause) for cause, _ in error.failures.values()}
+                raise UserError(f"{path} cannot be read: {'; '.join(sorted(reasons))}") from error
         assert self.model is not None
         checkpoint: dict[str, Any] = torch.load(
             path, mmap=True, map_location="cpu", weights_only=True

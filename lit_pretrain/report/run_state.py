@@ -102,7 +102,7 @@ def read_attempt(run: Path) -> tuple[RunState, str | None] | None:
 def _alive(process: int, born: str | None) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter of a damaged number
         return False
     except PermissionError:  # it is somebody else's
         pass

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.files import read_sealed_json
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
-from lit_pretrain.plain_data import parse_json, read_config, read_json_file
+from lit_pretrain.plain_data import parse_json, read_config
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
 from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
 
@@ -83,10 +84,7 @@ def _read(run: Path, counts: Counts) -> Record:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    found = read_json_file(path) if path.suffix == ".json" else read_config(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: a mapping was expected, found {type(found).__name__}")
-    return found
+    return read_sealed_json(path) if path.suffix == ".json" else read_config(path)
 
 
 # Tables, whatever their columns are called.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from lit_pretrain.checkpoint.layout import CHECKPOINTS_FOLDER, checkpoints, step_of
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import read_sealed_json
+from lit_pretrain.plain_data import read_config
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, SUMMARY
 from lit_pretrain.report.run_state import RunState, read_attempt
 
@@ -208,22 +208,10 @@ def _text(value: object) -> str | None:
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = (
-            json.loads(text)
-            if file.suffix == ".json"
-            else yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        )
-    except FileNotFoundError:
-        raise UserError(f"{file.name} is missing") from None
-    except OSError as error:
-        raise UserError(f"{file.name} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file.name} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file.name} is damaged: it holds no mapping")
-    return found
+    """Read config.yaml or provenance.json, and compare it with its digest."""
+    if not file.exists():
+        raise UserError(f"{file.name} is missing")
+    return read_sealed_json(file) if file.suffix == ".json" else read_config(file)
 
 
 def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
