@@ -24,8 +24,12 @@ from lit_pretrain.checkpoint.layout import STANDALONE_KEY, artefact_folder, is_h
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import load_network, read_hf_network
 from lit_pretrain.checkpoint.weights import read_metadata
-from lit_pretrain.corpus.chunk_reader import open_chunk
-from lit_pretrain.corpus.documents import DocumentRecord, full_origin, read_document_records
+from lit_pretrain.corpus.chunk_reader import (
+    DocumentRecord,
+    full_origin,
+    open_chunk,
+    read_document_records,
+)
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, held_out_rows, rows_in
 from lit_pretrain.corpus.prepared import PreparedText
 from lit_pretrain.corpus.rows import TokenRow

@@ -98,6 +98,8 @@ MAY_IMPORT = {
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
     | {"generate", "checkpoint"},
+    # The package itself offers `load` and `open_data`, which import when they are called.
+    "__init__": {"interface"},
 }
 EVERYTHING = {"cli", "__main__"}
 LIGHTNING = (
@@ -129,7 +131,6 @@ TORCH_FREE = (
     "corpus.chunk_cache",
     "corpus.chunk_reader",
     "corpus.chunk_writer",
-    "corpus.documents",
     "corpus.manifest",
     "corpus.prepared",
     "data.held_out",
@@ -202,7 +203,7 @@ def part_of(name: str) -> str:
 
 
 def test_every_part_has_a_place_in_the_plan():
-    parts = {where(file).split("/")[0].removesuffix(".py") for file in FILES} - {"__init__"}
+    parts = {where(file).split("/")[0].removesuffix(".py") for file in FILES}
     assert parts <= MAY_IMPORT.keys() | EVERYTHING, (
         "a new part: add it to MAY_IMPORT with what it may import"
     )

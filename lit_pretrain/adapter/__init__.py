@@ -2,7 +2,6 @@
 and freezing by name.
 """
 
-from lit_pretrain.adapter.freeze import freeze_
-from lit_pretrain.adapter.lora import LoRA, is_adapter_tensor, merged_weight, plain_weights
+from lit_pretrain.adapter.lora import LoRA, freeze_, is_adapter_tensor, merged_weight, plain_weights
 
 __all__ = ["LoRA", "freeze_", "is_adapter_tensor", "merged_weight", "plain_weights"]

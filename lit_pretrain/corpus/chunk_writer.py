@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.corpus.documents import DOCUMENTS_FILENAME
+from lit_pretrain.corpus.chunk_reader import DOCUMENTS_FILENAME
 from lit_pretrain.corpus.manifest import INDEX_FILENAME, Chunk, SourceSplit
 from lit_pretrain.files import sync, write_file
 

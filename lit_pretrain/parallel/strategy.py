@@ -1,10 +1,128 @@
 """Strategy: how a network is laid over the devices of a run, by the name that its config gives."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
-from lit_pretrain.parallel.fsdp import ShardedStrategy
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.transformer import Transformer
+
+
+def shard_(
+    net: Transformer, mesh: DeviceMesh, *, device: torch.device, fill: Callable[[Transformer], None]
+) -> Transformer:
+    """Shard each block and the root over the data-parallel mesh and give the parts their weights.
+
+    The whole network is filled on rank 0 and broadcast part by part: random initialisation of
+    DTensors draws the same numbers on every rank's own part, which is not the initialisation that
+    was asked for.
+
+    Args:
+        net: A network on the meta device.
+        mesh: Lightning's mesh with the dimensions data_parallel and tensor_parallel.
+        device: Where the parts live.
+        fill: Gives a whole network its first weights.
+    """
+    if mesh["tensor_parallel"].size() > 1:
+        raise UserError(
+            f"tensor_parallel_size={mesh['tensor_parallel'].size()} is not supported; "
+            "set tensor_parallel_size: 1 and data_parallel_size to the number of devices"
+        )
+    data = mesh["data_parallel"]
+    for block in net.blocks:
+        fully_shard(block, mesh=data)
+    # The head is used right after the root's forward: keeping the root gathered saves gathering it
+    # twice.
+    fully_shard(net, mesh=data, reshard_after_forward=False)
+    net.to_empty(device=device)
+    whole = {}
+    if torch.distributed.get_rank() == 0:
+        with torch.device("cpu"):
+            full = Transformer(net.config)
+        fill(full)
+        whole = full.state_dict()
+    set_model_state_dict(
+        net, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    )
+    return net
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, which restores optimizer state by the names of parameters.
+
+    An optimizer counts its parameters group by group. Ours groups them by role, so Lightning 2.6.6
+    would give many a moment to a wrong parameter: with an error where the shapes differ, silently
+    where they do not.
+    """
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Restore network and optimizers from a folder or file; return what else it holds."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            try:
+                return super().load_checkpoint(path, weights_only)
+            except CheckpointException as error:  # derives from BaseException
+                reasons = {str(cause) for cause, _ in error.failures.values()}
+                raise UserError(f"{path} cannot be read: {'; '.join(sorted(reasons))}") from error
+        assert self.model is not None
+        checkpoint: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=True
+        )
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        # The checkpoint of an adapter lacks the base, which the network has already.
+        strict = self.lightning_module is None or self.lightning_module.strict_loading
+        whole_or_adapter = StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=True, strict=strict
+        )
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole_or_adapter)
+        for optimizer, state in zip(
+            self.optimizers, checkpoint.pop("optimizer_states"), strict=True
+        ):
+            set_optimizer_state_dict(
+                self.model, optimizer, by_name(state, optimizer, self.model), options=options
+            )
+        return checkpoint
+
+
+def by_name(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module
+) -> dict[str, Any]:
+    """Key an optimizer's state by parameter names instead of numbers.
+
+    Args:
+        state: As `Optimizer.state_dict()` gives it; its numbers are counted in the order of its
+            groups.
+        optimizer: One with the same groups.
+        module: Whose names are used.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    own = [
+        names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+    ]
+    saved = [number for group in state["param_groups"] for number in group["params"]]
+    name_of = dict(zip(saved, own, strict=True))
+    return {
+        "state": {name_of[number]: value for number, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [name_of[number] for number in group["params"]]}
+            for group in state["param_groups"]
+        ],
+    }
+
 
 STRATEGIES = ("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true", "single_device")
 """Names that `trainer.strategy` may have; a strategy of one's own is given by its class path."""

@@ -18,9 +18,9 @@ from lit_pretrain.decontaminate.decontamination_record import (
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, canonical_hash, file_sha256
 from lit_pretrain.plain_data import load_json
-from lit_pretrain.prepare import directory
 from lit_pretrain.prepare.dedup.dedup_report import DEDUP_FILENAME
 from lit_pretrain.prepare.funnel import REJECTS_FILENAME
+from lit_pretrain.prepare.preparation import check_free
 from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.record import DECONTAMINATION_FILENAME
 from lit_pretrain.tokenizer import tokenizer_files
@@ -52,7 +52,7 @@ def join(out: str, datasets: Sequence[str]) -> Manifest:
         UserError: The datasets do not fit together, or a file is missing or cannot be written.
     """
     target = Path(out).expanduser()
-    directory.check_free(target)
+    check_free(target)
     if len(datasets) < 2:
         raise UserError("join needs two datasets at least")
     paths = [Path(path).expanduser() for path in datasets]

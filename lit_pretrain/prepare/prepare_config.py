@@ -10,7 +10,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.engine.task_stage import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterEntry
-from lit_pretrain.prepare.pii.pii_config import PiiConfig
+from lit_pretrain.prepare.pii.redact import PiiConfig
 
 TEXT_FIELDS = ("text", "url", "id", "language", "date")
 """Our names of the fields that a source may have for a document."""

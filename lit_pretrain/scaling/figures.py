@@ -18,8 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import LEVEL
-from lit_pretrain.scaling.fitted import Fitted
+from lit_pretrain.scaling.fitted import LEVEL, Fitted
 from lit_pretrain.scaling.forecast import FAR
 from lit_pretrain.scaling.isoflop import IsoFlop
 from lit_pretrain.scaling.law import EXPONENTS, FLOPS_PER_PARAMETER_TOKEN, PARAMETERS, Floats, Law

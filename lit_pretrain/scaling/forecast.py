@@ -10,8 +10,7 @@ import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ParameterCounts
-from lit_pretrain.scaling.bootstrap import Draws, interval, normal_draws
-from lit_pretrain.scaling.fitted import StoredFit, read_document
+from lit_pretrain.scaling.fitted import Draws, StoredFit, interval, normal_draws, read_document
 from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats, Law, coordinates
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, published_law, published_names
 

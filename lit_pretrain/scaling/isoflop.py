@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import LEVEL, interval
+from lit_pretrain.scaling.fitted import LEVEL, interval
 from lit_pretrain.scaling.law import Floats
 from lit_pretrain.scaling.runs import LEAST_BUDGETS, LEAST_SPREAD, Runs, budgets
 

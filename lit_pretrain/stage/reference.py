@@ -25,7 +25,7 @@ from lit_pretrain.files import atomic_path
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
-from lit_pretrain.parallel.fsdp import shard_
+from lit_pretrain.parallel.strategy import shard_
 
 
 class Frozen:

@@ -31,7 +31,7 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
-from lit_pretrain.parallel.fsdp import shard_
+from lit_pretrain.parallel.strategy import shard_
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.checks import check_data, check_policy, check_start

@@ -20,7 +20,7 @@ from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX
 from lit_pretrain.checkpoint.shards import by_position, consolidated, read_index, read_shards
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.errors import UserError
-from lit_pretrain.parallel.fsdp import by_name
+from lit_pretrain.parallel.strategy import by_name
 
 
 def write_folder(folder: Path) -> Path:

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from lit_pretrain.corpus import chunk_reader as stored
-from lit_pretrain.corpus.chunk_reader import sample_documents, token_counts
-from lit_pretrain.corpus.manifest import Manifest
+from lit_pretrain.corpus.chunk_reader import (
+    full_origin,
+    open_chunk,
+    read_document_records,
+    sample_documents,
+    token_counts,
+)
+from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import (
@@ -115,3 +121,50 @@ def test_damage_is_named(dataset: Path, tmp_path: Path, damage: str) -> None:
     says = "holds token ids from" if damage == "foreign id" else "damaged|cannot be read"
     with pytest.raises(UserError, match=rf"{file.name}.*({says})"):
         token_counts(copy, manifest)
+
+
+def test_every_row_has_its_record_and_the_record_its_line(dataset: Path) -> None:
+    manifest, tokenizer = Manifest.load(dataset), Tokenizer.load(dataset)
+    seen = 0
+    for name, source in manifest.sources.items():
+        for split in SPLITS:
+            records = iter(read_document_records(dataset, split, name))
+            for chunk in source.splits[split].chunks:
+                tokens, begins = open_chunk(
+                    dataset / split / name / chunk.filename, manifest.dtype, chunk.bytes
+                )
+                for row in range(chunk.documents):
+                    record = next(records)
+                    assert (record.chunk, record.row, record.tokens) == (
+                        chunk.filename,
+                        row,
+                        begins[row + 1] - begins[row],
+                    )
+                    file, _, line = full_origin(source, record.origin).rpartition(":")
+                    text = json.loads(
+                        Path(file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+                    )["text"]
+                    assert tokenizer.decode(tokens[begins[row] : begins[row + 1]].tolist()) == text
+                    seen += 1
+            assert next(records, None) is None
+    assert seen > 200
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("missing", "is missing"), ("torn", "line 2 is damaged"), ("field", "line 1 is damaged")],
+)
+def test_damage_of_a_record_is_named(
+    dataset: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    file = copy / "train" / "story" / "documents.jsonl"
+    lines = file.read_text().splitlines()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "torn":
+        file.write_text(lines[0] + "\n" + lines[1][:20])
+    else:
+        file.write_text(lines[0].replace('"origin"', '"origen"') + "\n")
+    with pytest.raises(UserError, match=message):
+        list(read_document_records(copy, "train", "story"))

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.corpus.chunk_reader import open_chunk
-from lit_pretrain.corpus.documents import find_text, full_origin
+from lit_pretrain.corpus.chunk_reader import find_text, full_origin, open_chunk
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.tokenizer.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.corpus import documents as search
+from lit_pretrain.corpus import chunk_reader as search
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 

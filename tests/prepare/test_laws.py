@@ -31,7 +31,7 @@ from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance, TaskStage
 from lit_pretrain.prepare.filters.filter import Chain
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
-from lit_pretrain.prepare.pii.pii_config import PiiConfig
+from lit_pretrain.prepare.pii.redact import PiiConfig
 from lit_pretrain.prepare.pipeline import prepare
 from lit_pretrain.prepare.prepare_config import (
     PrepareConfig,

@@ -12,9 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.scaling import figures
-from lit_pretrain.scaling.bootstrap import Draws
 from lit_pretrain.scaling.figures import write_images
-from lit_pretrain.scaling.fitted import Fitted, fit_runs
+from lit_pretrain.scaling.fitted import Draws, Fitted, fit_runs
 from lit_pretrain.scaling.isoflop import isoflop
 from lit_pretrain.scaling.law import Law
 

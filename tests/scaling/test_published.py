@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import bootstrap, interval, normal_draws
-from lit_pretrain.scaling.fitted import fit_runs
+from lit_pretrain.scaling.fitted import bootstrap, fit_runs, interval, normal_draws
 from lit_pretrain.scaling.isoflop import isoflop
 from lit_pretrain.scaling.law import coordinates
 from lit_pretrain.scaling.published import DEFAULT, published_law, published_names

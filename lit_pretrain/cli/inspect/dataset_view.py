@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.corpus import manifest as manifests
-from lit_pretrain.corpus.chunk_reader import open_chunk, sample_documents
-from lit_pretrain.corpus.documents import (
+from lit_pretrain.corpus.chunk_reader import (
     DocumentRecord,
     find_text,
     full_origin,
+    open_chunk,
     read_document_records,
+    sample_documents,
 )
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.errors import UserError

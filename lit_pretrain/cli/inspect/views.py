@@ -32,7 +32,7 @@ def order(
         path: The dataset's directory, if it has moved since.
         json_lines: One JSON object per row instead of a table.
     """
-    from lit_pretrain.corpus.documents import (
+    from lit_pretrain.corpus.chunk_reader import (
         full_origin,  # numpy and what else `--help` need not wait for
     )
     from lit_pretrain.corpus.manifest import Manifest

@@ -14,8 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from lit_pretrain.cli.scaling.options import duration
-from lit_pretrain.cli.scaling.sweep_config import SweepSettings
+from lit_pretrain.cli.scaling.options import SweepSettings, duration
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 from lit_pretrain.files import write_file
 

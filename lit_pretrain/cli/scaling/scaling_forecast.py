@@ -129,8 +129,7 @@ def _law(options: Any) -> tuple[StoredFit, list[str]]:
     import numpy as np
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.scaling.bootstrap import normal_draws
-    from lit_pretrain.scaling.fitted import StoredFit, read_document
+    from lit_pretrain.scaling.fitted import StoredFit, normal_draws, read_document
     from lit_pretrain.scaling.law import coordinates
     from lit_pretrain.scaling.published import published_law as published
 

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_pretrain.cli.command.parser import make_parser
-from lit_pretrain.cli.scaling.options import aligned, big, duration
-from lit_pretrain.cli.scaling.sweep_config import FitOptions, SweepSettings, mapping
+from lit_pretrain.cli.scaling.options import (
+    FitOptions,
+    SweepSettings,
+    aligned,
+    big,
+    duration,
+    mapping,
+)
 from lit_pretrain.errors import warn
 from lit_pretrain.files import write_file
 from lit_pretrain.plain_data import read_yaml
@@ -42,7 +48,7 @@ def main(argv: list[str]) -> int:
     settings = SweepSettings(**{name: given[name] for name in SweepSettings.__dataclass_fields__})
 
     from lit_pretrain.cli.scaling.launch import CONFIGS, Local, write_list, write_slurm
-    from lit_pretrain.cli.scaling.sweep_config import merged, run_config
+    from lit_pretrain.cli.scaling.options import merged, run_config
     from lit_pretrain.scaling.sweep import SweepRule, sweep_runs, warnings
 
     _check(settings)
@@ -132,7 +138,7 @@ def _check(settings: SweepSettings) -> None:
 def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question, Shared]:
     """Put the base config to `plan` as a question, and collect what all runs have in common."""
     from lit_pretrain.cli.plan.question import ask
-    from lit_pretrain.cli.scaling.sweep_config import checked
+    from lit_pretrain.cli.scaling.options import checked
     from lit_pretrain.errors import UserError
     from lit_pretrain.optim import AdamW
     from lit_pretrain.scaling.sweep import Shared

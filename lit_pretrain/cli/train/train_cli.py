@@ -27,8 +27,7 @@ from lit_pretrain.cli.train.resolve import (
     settings_of,
     training_flops,
 )
-from lit_pretrain.cli.train.run_place import RunPlace, check_place, resolve_place
-from lit_pretrain.cli.train.run_settings import RunSettings
+from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, check_place, resolve_place
 from lit_pretrain.cli.train.trainer import (
     RunCallbacks,
     check_owned,

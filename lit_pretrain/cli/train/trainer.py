@@ -23,8 +23,7 @@ from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.train.run_place import RunPlace
-from lit_pretrain.cli.train.run_settings import RunSettings
+from lit_pretrain.cli.train.run_place import RunPlace, RunSettings
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest
 from lit_pretrain.parallel.strategy import STRATEGIES, make_strategy

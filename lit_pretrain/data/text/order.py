@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.corpus.documents import DocumentRecord, full_origin, read_document_records
+from lit_pretrain.corpus.chunk_reader import DocumentRecord, full_origin, read_document_records
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data.text.stretches import (
     Change,

@@ -9,8 +9,7 @@ from jsonargparse import Namespace
 
 from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
-from lit_pretrain.cli.train.run_place import RunPlace, resolve_place, same_rates
-from lit_pretrain.cli.train.run_settings import RunSettings
+from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, resolve_place, same_rates
 from lit_pretrain.errors import UserError
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.pii.pii_config import PII_KINDS, PiiConfig
-from lit_pretrain.prepare.pii.redact import Redactor
+from lit_pretrain.prepare.pii.redact import PII_KINDS, PiiConfig, Redactor
 
 REDACT = Redactor(PiiConfig())
 SYNTHETIC = Redactor(PiiConfig(style="synthetic", key="secret"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.corpus.documents import find_text
+from lit_pretrain.corpus.chunk_reader import find_text
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.inputs import find_inputs

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.bootstrap import (
+from lit_pretrain.scaling.fitted import (
     bootstrap,
     exponent_intervals,
     interval,

@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.directory import DATASET, check_free, clear, partial, workspace
 from lit_pretrain.prepare.engine.task_stage import Advance, StaleTask, TaskStage
+from lit_pretrain.prepare.preparation import (
+    DATASET,
+    check_free,
+    clear_partial_directory,
+    partial_directory,
+    workspace,
+)
 
 
 def finish_a_task(work: Path) -> None:
@@ -66,7 +72,7 @@ def test_finished_tasks_are_kept_for_the_same_work(
 
 
 def test_what_other_work_left_is_removed(tmp_path: Path) -> None:
-    stale = partial(tmp_path / "data")
+    stale = partial_directory(tmp_path / "data")
     (stale / "train").mkdir(parents=True)
     (stale / "train" / "chunk-0-0.bin").write_text("stale")
     (stale / "link").symlink_to(tmp_path)
@@ -95,7 +101,7 @@ def test_two_runs_do_not_share_it(tmp_path: Path) -> None:
         (work / DATASET).mkdir()
         (work / "mine").write_text("kept")
         code = (
-            "import sys, pathlib; from lit_pretrain.prepare.directory import workspace\n"
+            "import sys, pathlib; from lit_pretrain.prepare.preparation import workspace\n"
             "with workspace(pathlib.Path(sys.argv[1]), 'state'): pass"
         )
         other = subprocess.run(
@@ -182,13 +188,13 @@ def test_a_late_task_of_other_work_cannot_get_in(tmp_path: Path) -> None:
 
 
 def test_clear_removes_what_a_killed_run_left(tmp_path: Path) -> None:
-    root = partial(tmp_path / "data")
-    clear(tmp_path / "data")
+    root = partial_directory(tmp_path / "data")
+    clear_partial_directory(tmp_path / "data")
     (root / "abc").mkdir(parents=True)
     finish_a_task(root / "abc")
     with workspace(tmp_path / "other", "state") as work:
         (work / DATASET).mkdir()
-        clear(tmp_path / "other")
+        clear_partial_directory(tmp_path / "other")
         assert work.exists(), "another run is at work there"
-    clear(tmp_path / "data")
+    clear_partial_directory(tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

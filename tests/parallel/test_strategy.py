@@ -11,7 +11,7 @@ import torch
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.parallel.fsdp import shard_
+from lit_pretrain.parallel.strategy import shard_
 
 
 def test_tensor_parallelism_is_refused() -> None:
