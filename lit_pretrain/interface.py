@@ -34,12 +34,11 @@ from lit_pretrain.corpus.manifest import SPLITS, Manifest, held_out_rows, rows_i
 from lit_pretrain.corpus.prepared import PreparedText
 from lit_pretrain.corpus.rows import TokenRow
 from lit_pretrain.data.batches import Collate
-from lit_pretrain.data.held_out import spread_rows
-from lit_pretrain.data.text.order import Order
+from lit_pretrain.data.text.order import Order, spread_rows
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.files import is_remote
-from lit_pretrain.generate.text import complete, encode_prompt
+from lit_pretrain.generate.conversation import complete, encode_prompt
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 

@@ -160,8 +160,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from lit_pretrain.__main__ import main
-from lit_pretrain.prepare.read import embedded_reader
-embedded_reader.library_root = lambda: Path({str(folder / "lib")!r})
+from lit_pretrain.prepare.read import text_readers
+text_readers.library_root = lambda: Path({str(folder / "lib")!r})
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -16,7 +16,7 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.lineage import Lineage
 from lit_pretrain.errors import UserError
 from lit_pretrain.evaluate.harness import EvaluationRequest, flat, load_tasks, run_tasks
-from lit_pretrain.generate.text import complete
+from lit_pretrain.generate.conversation import complete
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 

@@ -73,7 +73,7 @@ def evaluate_run(
         raise UserError("nothing is to be measured: leave out --held_out=false, or give --tasks")
     from lit_pretrain.checkpoint.layout import resolve, step_of
     from lit_pretrain.checkpoint.lineage import check_files, lineage_of
-    from lit_pretrain.cli.command.notices import quiet_libraries
+    from lit_pretrain.cli.command.load_run import quiet_libraries
     from lit_pretrain.evaluate.harness import (
         EvaluationRequest,
         begins_with_bos,

@@ -45,7 +45,7 @@ def generate_text(
     from lit_pretrain.cli.command.load_run import load_run
 
     net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept)
-    from lit_pretrain.generate.text import encode_prompt, stream
+    from lit_pretrain.generate.conversation import encode_prompt, stream
 
     began = time.perf_counter()
     asked = prompts or [prompt]

@@ -16,7 +16,7 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.cli.command.arguments import Config, name_run
-from lit_pretrain.cli.command.notices import quiet_libraries
+from lit_pretrain.cli.command.load_run import quiet_libraries
 from lit_pretrain.cli.command.parser import parser_options, raw_option
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.evaluation_set import DecontaminationRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, file_sha256, parse_sealed_json, seal_json
 from lit_pretrain.plain_data import load_json

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationHit
 from lit_pretrain.decontaminate.evaluation_set import (
     DecontaminateConfig,
+    DecontaminationHit,
     EvaluationSet,
     content_sha256,
     texts_of,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.lineage import StageRecord
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.decontaminate.evaluation_set import content_sha256
+from lit_pretrain.decontaminate.evaluation_set import DecontaminationRecord, content_sha256
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.plain_data import check_yaml_file
 from lit_pretrain.record_files import read_records

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.errors import UserError
+from lit_pretrain.generate.conversation import split_at_stop
 from lit_pretrain.generate.engine import generate
-from lit_pretrain.generate.text import split_at_stop
 from lit_pretrain.model.transformer import Transformer
 
 Scored = tuple[tuple[str, str], list[int], list[int]]

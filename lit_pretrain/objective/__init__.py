@@ -6,8 +6,7 @@ from lit_pretrain.objective.grpo import GRPO, group_advantages
 from lit_pretrain.objective.kto import KTO
 from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
 from lit_pretrain.objective.objective import LabelScores, Means, Objective
-from lit_pretrain.objective.preference import CPO, DPO, ORPO, SimPO
-from lit_pretrain.objective.reward_model import RewardModel
+from lit_pretrain.objective.preference import CPO, DPO, ORPO, RewardModel, SimPO
 
 __all__ = [
     "CPO",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.manifest import Manifest, Source
-from lit_pretrain.decontaminate.decontamination_record import (
+from lit_pretrain.decontaminate.evaluation_set import (
     DecontaminationRecord,
     DecontaminationTally,
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from lit_pretrain.corpus import manifest
-from lit_pretrain.decontaminate.decontamination_record import TallyRecord
+from lit_pretrain.decontaminate.evaluation_set import TallyRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import rename_durably, sync, write_file
 from lit_pretrain.prepare.engine import cluster

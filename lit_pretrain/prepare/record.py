@@ -13,7 +13,7 @@ from lit_pretrain.corpus import manifest as manifests
 from lit_pretrain.corpus.chunk_writer import assemble_chunks, directories_below
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, Source, SourceSplit, TokenizerRecord
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
-from lit_pretrain.decontaminate.decontamination_record import (
+from lit_pretrain.decontaminate.evaluation_set import (
     DecontaminationRecord,
     DecontaminationTally,
     decontamination_records,

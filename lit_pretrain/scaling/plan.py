@@ -13,8 +13,16 @@ import numpy as np
 
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
 from lit_pretrain.scaling import memory
-from lit_pretrain.scaling.flops import StageCost, StageName, flops_per_token, stage_cost
-from lit_pretrain.scaling.hardware import Device, Utilization, beside, room
+from lit_pretrain.scaling.flops import (
+    Device,
+    StageCost,
+    StageName,
+    Utilization,
+    beside,
+    flops_per_token,
+    room,
+    stage_cost,
+)
 from lit_pretrain.scaling.law import Floats, coordinates, log_loss
 from lit_pretrain.scaling.memory import remedies
 from lit_pretrain.scaling.planner import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.cli import doctor
-from lit_pretrain.cli.doctor import Finding, folders, install, machine
+from lit_pretrain.cli.doctor import Finding, disk, machine
 from lit_pretrain.cli.doctor.machine import Probe, probe
 
 DAMAGES = ("truncated", "flipped", "missing")
@@ -115,7 +115,7 @@ def test_exit_code_and_table(tmp_path, dataset, capsys):
     assert "is a file, not a folder" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------ install
+# The packages
 
 
 def test_torchvision_of_another_torch_is_recognised(run_cli, tmp_path):
@@ -150,7 +150,7 @@ def test_malicious_release_is_named_and_never_imported(run_cli, tmp_path):
 def test_import_that_kills_its_process(tmp_path, monkeypatch):
     package(tmp_path, "torch", "2.13.0", "import os; os.kill(os.getpid(), 11)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = install.imports(probe())
+    found = disk.imports(probe())
     assert [f.verdict for f in found] == ["trouble"] * 3
     assert "killed by signal 11" in found[0].found
 
@@ -161,7 +161,7 @@ def test_import_that_fails_and_death_after_the_imports(tmp_path, monkeypatch):
     package(tmp_path, "litdata", "0.2.76", "import atexit, os; atexit.register(os._exit, 3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = probe()
-    assert "No module named 'nothing_of_that_name'" in install.imports(found)[1].found
+    assert "No module named 'nothing_of_that_name'" in disk.imports(found)[1].found
     assert found.died is not None
     assert "exit code 3" in found.died
     assert machine.devices(Probe(torch=SOUND.torch, died=found.died))[0].verdict == "trouble"
@@ -171,15 +171,15 @@ def test_versions_against_requirements(tmp_path, monkeypatch):
     package(tmp_path, "litdata", "0.2.59", "")
     package(tmp_path, "lightning", "2.6.5", "")
     monkeypatch.syspath_prepend(tmp_path)
-    found = {f.check: f for f in install.requirements()}
+    found = {f.check: f for f in disk.requirements()}
     assert found["litdata"] == Finding(
-        "litdata", "0.2.59 (required ==0.2.76)", "trouble", install.REINSTALL
+        "litdata", "0.2.59 (required ==0.2.76)", "trouble", disk.REINSTALL
     )
     assert found["lightning"].verdict == "trouble"
     assert "pytest" not in found, "extras are not required"
-    (bad,) = install.known_bad(install.bad_releases())
+    (bad,) = disk.known_bad(disk.bad_releases())
     assert "GHSA-qqmf-gpg7-g8gw" in bad.found
-    assert not any(release.hostile for release in install.bad_releases())
+    assert not any(release.hostile for release in disk.bad_releases())
 
 
 @pytest.mark.parametrize(
@@ -195,20 +195,20 @@ def test_versions_against_requirements(tmp_path, monkeypatch):
 )
 def test_known_bad_releases(version, what, monkeypatch):
     monkeypatch.setattr(
-        install, "installed", lambda package: version if package == "lightning" else None
+        disk, "installed", lambda package: version if package == "lightning" else None
     )
-    found = install.bad_releases()
+    found = disk.bad_releases()
     assert [what in bad.what for bad in found] == ([] if what is None else [True])
 
 
 def test_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(install, "DISTRIBUTION", "a_distribution_that_is_not_there")
-    (only,) = install.requirements()
+    monkeypatch.setattr(disk, "DISTRIBUTION", "a_distribution_that_is_not_there")
+    (only,) = disk.requirements()
     assert (only.verdict, "setup.sh" in only.advice) == ("trouble", True)
     package(tmp_path, "half", "1", "")
     (tmp_path / "half-1.dist-info" / "METADATA").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert install.installed("half") is None, "the record of a killed installation"
+    assert disk.installed("half") is None, "the record of a killed installation"
 
 
 # ------------------------------------------------------------------ machine
@@ -295,19 +295,19 @@ def test_compiler():
     assert "python3-dev" in found.advice
 
 
-# ------------------------------------------------------------------ folders
+# Folders and datasets
 
 
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    blocked = folders.folder("runs", tmp_path / "file" / "below")
+    blocked = disk.folder("runs", tmp_path / "file" / "below")
     assert (blocked.verdict, "is a file, not a folder" in blocked.found) == ("trouble", True)
     if Path("/proc").is_dir():
-        read_only = folders.folder("runs", Path("/proc/runs"))
+        read_only = disk.folder("runs", Path("/proc/runs"))
         assert (read_only.verdict, "cannot be written" in read_only.found) == ("trouble", True)
     if os.geteuid() != 0:  # root writes everywhere
         tmp_path.chmod(0o500)
-        assert folders.folder("runs", tmp_path / "runs").verdict == "trouble"
+        assert disk.folder("runs", tmp_path / "runs").verdict == "trouble"
         tmp_path.chmod(0o700)
 
 
@@ -315,22 +315,22 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     for free, verdict in ((5 * 10**8, "trouble"), (5 * 10**9, "note"), (5 * 10**10, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(0, 0, free))
-        found = folders.folder("runs", tmp_path / "runs")
+        found = disk.folder("runs", tmp_path / "runs")
         assert found.verdict == verdict
         assert bool(found.advice) == (verdict != "ok")
 
 
 def test_no_dataset_yet_several_and_remote(tmp_path, dataset):
-    (none,) = folders.datasets(tmp_path / "data", verify=False)
+    (none,) = disk.datasets(tmp_path / "data", verify=False)
     assert (none.verdict, "lit_pretrain prepare" in none.found) == ("ok", True)
     for name in ("one", "two"):
         shutil.copytree(dataset, tmp_path / "data" / name)
-    assert [f.check for f in folders.data_findings(str(tmp_path / "data"), verify=False)] == [
+    assert [f.check for f in disk.data_findings(str(tmp_path / "data"), verify=False)] == [
         "data folder",
         "dataset one",
         "dataset two",
     ]
-    assert [f.check for f in folders.data_findings("s3://bucket/data", verify=False)] == [
+    assert [f.check for f in disk.data_findings("s3://bucket/data", verify=False)] == [
         "cache of s3://bucket/data"
     ]
 
@@ -347,11 +347,11 @@ def test_damaged_chunk(damage, tmp_path, dataset):
         chunk.write_bytes(
             content[:-1] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
         )
-    (quick,) = folders.datasets(copy, verify=False)
+    (quick,) = disk.datasets(copy, verify=False)
     assert quick.verdict == ("ok" if damage == "flipped" else "trouble"), (
         "sizes alone cannot show a flipped bit"
     )
-    (found,) = folders.datasets(copy, verify=True)
+    (found,) = disk.datasets(copy, verify=True)
     assert found.verdict == "trouble"
     assert str(chunk) in found.found
     assert "sha256" in found.found
@@ -363,15 +363,15 @@ def test_damaged_manifest_and_tokenizer(tmp_path, dataset):
     shutil.copytree(dataset, copy)
     spec = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps({**spec, "version": "2.0"}))
-    (found,) = folders.datasets(copy, verify=False)
+    (found,) = disk.datasets(copy, verify=False)
     assert (found.verdict, "is not the tokenizer that encoded the data" in found.found) == (
         "trouble",
         True,
     )
     (copy / "tokenizer.json").unlink()
-    assert "cannot be read" in folders.datasets(copy, verify=False)[0].found
+    assert "cannot be read" in disk.datasets(copy, verify=False)[0].found
     (copy / "manifest.json").write_text("{")
-    (found,) = folders.datasets(copy, verify=False)
+    (found,) = disk.datasets(copy, verify=False)
     assert (found.verdict, "not JSON" in found.found, bool(found.advice)) == ("trouble", True, True)
 
 
@@ -380,6 +380,6 @@ def test_many_damaged_chunks_are_counted(tmp_path, dataset):
     shutil.copytree(dataset, copy)
     for chunk in copy.glob("*/*/*.bin"):
         chunk.unlink()
-    found = folders.datasets(copy, verify=False)
-    assert len(found) == folders.NAMED + 1
+    found = disk.datasets(copy, verify=False)
+    assert len(found) == disk.NAMED + 1
     assert "more like these" in found[-1].found

@@ -13,7 +13,7 @@ from lit_pretrain.decontaminate.decontamination_index import DecontaminationInde
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 from lit_pretrain.hashing import plain_words
-from lit_pretrain.prepare.read import embedded_reader
+from lit_pretrain.prepare.read import text_readers
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -51,7 +51,7 @@ def index_of(folder: Path, questions: list[str], **config: object) -> Decontamin
 
 def library(limit: int = 3_000_000) -> list[str]:
     texts, size = [], 0
-    for _, text in embedded_reader.module_documents("code", embedded_reader.module_files("code")):
+    for _, text in text_readers.module_documents("code", text_readers.module_files("code")):
         texts.append(text)
         size += len(text)
         if size > limit:

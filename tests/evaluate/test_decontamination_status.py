@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
+from lit_pretrain.decontaminate.evaluation_set import DecontaminationRecord
 from lit_pretrain.evaluate.harness import decontamination_status
 
 RECORD = DecontaminationRecord(

@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate import text
-from lit_pretrain.generate.conversation import Reply
+from lit_pretrain.generate import conversation
+from lit_pretrain.generate.conversation import (
+    Piece,
+    Reply,
+    complete,
+    encode_prompt,
+    split_at_stop,
+    stream,
+)
 from lit_pretrain.generate.engine import Token
-from lit_pretrain.generate.text import Piece, complete, encode_prompt, split_at_stop, stream
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -62,7 +68,7 @@ def spoken(
                     asked.append(tokens[place])
                     yield Token(row, tokens[place], place + 1 == len(tokens))
 
-    monkeypatch.setattr(text, "generate", generate)
+    monkeypatch.setattr(conversation, "generate", generate)
     return asked
 
 

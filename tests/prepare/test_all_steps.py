@@ -21,7 +21,7 @@ from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.filters.gopher import GopherQuality
-from lit_pretrain.prepare.read import embedded_reader as embedded
+from lit_pretrain.prepare.read import text_readers as embedded
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from lit_pretrain.prepare.prepare_config import (
     TokenizerConfig,
 )
 from lit_pretrain.prepare.progress_table import dataset_table, funnel_table
-from lit_pretrain.prepare.read import embedded_reader as embedded
+from lit_pretrain.prepare.read import text_readers as embedded
 from lit_pretrain.prepare.read.text_readers import JsonlReader
 from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 from lit_pretrain.tokenizer.tokenizer import Tokenizer

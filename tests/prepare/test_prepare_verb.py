@@ -21,7 +21,7 @@ import zstandard
 
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
-from lit_pretrain.prepare.read import embedded_reader
+from lit_pretrain.prepare.read import text_readers
 from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[2]
@@ -158,8 +158,8 @@ def test_shipped_configs_run(
             pyarrow.table({"text": rows}), folder / "a.parquet"
         ),
     }
-    few = {part: embedded_reader.module_files(part)[:40] for part in ("code", "prose", "tests")}
-    monkeypatch.setattr(embedded_reader, "module_files", few.__getitem__)
+    few = {part: text_readers.module_files(part)[:40] for part in ("code", "prose", "tests")}
+    monkeypatch.setattr(text_readers, "module_files", few.__getitem__)
     extra = ["--tokenizer.vocab_size=300", "--workers=1"]
     if file.stem == "open_100mb":  # what scripts/corpus.sh fetches, in little
         make_corpus(tmp_path)

@@ -19,7 +19,7 @@ from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.roles import ROLES, parameter_roles
 from lit_pretrain.scaling import memory
-from lit_pretrain.scaling.hardware import GIB, HEAP, beside, room
+from lit_pretrain.scaling.flops import GIB, HEAP, beside, room
 from lit_pretrain.scaling.memory import (
     Layout,
     chunk_tokens,

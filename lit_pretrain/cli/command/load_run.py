@@ -1,7 +1,12 @@
-"""Loading the network, tokenizer and template of a run, for the verbs that write text."""
+"""Load the network, tokenizer and template of a run, for the verbs that need no Trainer's options.
+
+Warnings of libraries that users cannot act on are silenced here, too.
+"""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -93,3 +98,28 @@ def load_renderer(tokenizer: Tokenizer, folder: Path, template: str) -> tuple[Re
 
     own = (folder / TEMPLATE_FILENAME).is_file()
     return Renderer(tokenizer, find_template(template, folder)), own or template != "auto"
+
+
+def quiet_libraries() -> None:
+    """Silence what users cannot act on."""
+    warnings.filterwarnings(
+        "ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*"
+    )
+    warnings.filterwarnings(
+        "ignore", message=r".*does not have many workers which may be a bottleneck.*"
+    )
+    warnings.filterwarnings(
+        "ignore", message=r".*Trying to infer the `batch_size` from an ambiguous collection.*"
+    )
+    warnings.filterwarnings("ignore", message=r".*The `srun` command is available.*")
+    # What is logged was summed over ranks before (torchmetrics), buffers never change, and every
+    # rank reads its share of rows by number.
+    warnings.filterwarnings(
+        "ignore", message=r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*"
+    )
+    warnings.filterwarnings("ignore", message=r".*`broadcast_buffers` is deprecated.*")
+    logging.getLogger("litdata.streaming.dataset").addFilter(
+        lambda record: "disabled the `drop_last` option" not in record.getMessage()
+    )
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)

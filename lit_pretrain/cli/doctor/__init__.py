@@ -81,22 +81,22 @@ def main(argv: list[str]) -> int:
         hint = did_you_mean(unknown[0].split("=")[0], known)
         parser.error(f"unrecognized argument {unknown[0]!r}.{hint}")
 
-    from lit_pretrain.cli.doctor import folders, install, machine
+    from lit_pretrain.cli.doctor import disk, machine
 
-    required = install.requirements()
-    bad = install.bad_releases()
+    required = disk.requirements()
+    bad = disk.bad_releases()
     hostile = any(release.hostile for release in bad)
     found = machine.probe(skip=machine.IMPORTS[1:] if hostile else ())
     findings = [
         *required,
-        *install.known_bad(bad),
-        *install.imports(found),
+        *disk.known_bad(bad),
+        *disk.imports(found),
         *machine.torch_build(found),
         *machine.devices(found),
         *machine.processor(found),
         *machine.compiler(found),
-        folders.folder("runs folder", options.runs),
-        *folders.data_findings(options.data, verify=options.verify),
+        disk.folder("runs folder", options.runs),
+        *disk.data_findings(options.data, verify=options.verify),
     ]
     trouble = any(finding.verdict == "trouble" for finding in findings)
     if options.json:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_pretrain.cli.doctor import Finding
-from lit_pretrain.scaling.hardware import peak_flops
+from lit_pretrain.scaling.flops import peak_flops
 
 _GIB = 2**30
 IMPORTS = ("torch", "lightning", "litdata")
@@ -217,7 +217,7 @@ def _device(index: int, facts: DeviceFacts) -> Finding:
             f"{found}, peak not known",
             "note",
             "no model-FLOPs utilisation will be reported; add the device to"
-            " lit_pretrain/scaling/hardware.py",
+            " lit_pretrain/scaling/flops.py",
         )
     found += f", peak {peak / 1e12:,.0f} TFLOP/s in bf16"
     if facts["free"] < 0.8 * facts["memory"]:

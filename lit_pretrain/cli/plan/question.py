@@ -30,16 +30,17 @@ from lit_pretrain.errors import UserError, did_you_mean, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES
-from lit_pretrain.scaling.flops import StageName, stage_cost
-from lit_pretrain.scaling.hardware import (
+from lit_pretrain.scaling.flops import (
     BASE,
     GIB,
     HEAP,
     Device,
+    StageName,
     Utilization,
     find_device,
     known_devices,
     source,
+    stage_cost,
 )
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.scaling.plan import Assumption, Question

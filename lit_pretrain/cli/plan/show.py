@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path
-from lit_pretrain.scaling.hardware import GIB
+from lit_pretrain.scaling.flops import GIB
 from lit_pretrain.scaling.plan import (
     LengthReport,
     MemoryReport,

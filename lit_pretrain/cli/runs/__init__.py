@@ -42,8 +42,7 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
     Raises:
         UserError: There is no such folder, or nothing of that name to sort by.
     """
-    from lit_pretrain.cli.runs.differing_options import differing_options
-    from lit_pretrain.cli.runs.run_list import list_runs, parent_name
+    from lit_pretrain.cli.runs.run_list import differing_options, list_runs, parent_name
 
     listed = list_runs(Path(folder))
     compared = [run for run in listed.runs if run.trained]
@@ -173,7 +172,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _option_texts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Write for each run its values of the options in which the runs differ."""
-    from lit_pretrain.cli.runs.differing_options import shortened
+    from lit_pretrain.cli.runs.run_list import shortened
 
     texts: list[list[str]] = [[] for _ in rows]
     names = dict.fromkeys(name for row in rows for name in row["differs"])

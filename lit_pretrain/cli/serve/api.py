@@ -26,8 +26,7 @@ from lit_pretrain.cli.serve.requests import (
 )
 from lit_pretrain.cli.serve.writer import Stopping, Usage, Writer
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.conversation import ReplySampling
-from lit_pretrain.generate.text import encode_prompt
+from lit_pretrain.generate.conversation import ReplySampling, encode_prompt
 from lit_pretrain.plain_data import load_json
 
 TEXT_TOKENS = 16

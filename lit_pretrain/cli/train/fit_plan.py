@@ -27,9 +27,8 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.short_numbers import clock, short
 from lit_pretrain.roles import ROLES
-from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.scaling.flops import GIB, beside, find_device, flops_per_token, room
 from lit_pretrain.scaling.forecast import Expected, expected
-from lit_pretrain.scaling.hardware import GIB, beside, find_device, room
 from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference

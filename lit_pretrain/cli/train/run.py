@@ -20,7 +20,7 @@ from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
 from lit_pretrain.checkpoint.layout import artefact_folder
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
-from lit_pretrain.cli.command.notices import quiet_libraries
+from lit_pretrain.cli.command.load_run import quiet_libraries
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice
@@ -47,7 +47,7 @@ from lit_pretrain.report.run_folder import (
 from lit_pretrain.report.run_state import recorded_attempt
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard import hyper_parameters, loss_section
-from lit_pretrain.scaling.hardware import peak_flops
+from lit_pretrain.scaling.flops import peak_flops
 
 
 def train(verb: str, argv: list[str]) -> int:

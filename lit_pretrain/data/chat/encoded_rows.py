@@ -20,12 +20,13 @@ from lit_pretrain.data.chat.row_source import (
     read_source,
 )
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
-from lit_pretrain.decontaminate.decontamination_record import (
+from lit_pretrain.decontaminate.evaluation_set import (
+    DecontaminateConfig,
     DecontaminationRecord,
     DecontaminationTally,
+    EvaluationSet,
     decontamination_records,
 )
-from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 from lit_pretrain.errors import UserError
 
 

@@ -43,8 +43,7 @@ from lit_pretrain.data.chat.row_source import (
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data_lineage import DataRecord, SourceRecord
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationRecord
-from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, DecontaminationRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
 from lit_pretrain.step_size import StepSize

@@ -22,7 +22,6 @@ from lit_pretrain.data.batches import (
     start_worker,
 )
 from lit_pretrain.data.data_module import BaseData
-from lit_pretrain.data.held_out import rows_held_out, spread_rows
 from lit_pretrain.data.text.mixture import (
     Mixture,
     Phase,
@@ -33,7 +32,7 @@ from lit_pretrain.data.text.mixture import (
     make_order,
     unique_tokens,
 )
-from lit_pretrain.data.text.order import Order, named_rows
+from lit_pretrain.data.text.order import Order, named_rows, rows_held_out, spread_rows
 from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.prepare.pii.accounts import find_cards, find_ibans, find_keys, find_phones
 from lit_pretrain.prepare.pii.addresses import Span, find_emails, find_ipv4, find_ipv6
-from lit_pretrain.prepare.pii.keys import find_keys
-from lit_pretrain.prepare.pii.numbers import find_cards, find_ibans, find_phones
 
 PiiKind = Literal["key", "email", "iban", "card", "phone", "ipv6", "ipv4"]
 PII_KINDS: tuple[PiiKind, ...] = ("key", "email", "iban", "card", "phone", "ipv6", "ipv4")

@@ -20,7 +20,7 @@ from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.prepare_config import COMMON_SOURCE_FIELDS, SourceConfig, check_kind
 
 READERS = {
-    "embedded": "lit_pretrain.prepare.read.embedded_reader.EmbeddedReader",
+    "embedded": "lit_pretrain.prepare.read.text_readers.EmbeddedReader",
     "text": "lit_pretrain.prepare.read.text_readers.TextReader",
     "html": "lit_pretrain.prepare.read.web_readers.HtmlReader",
     "jsonl": "lit_pretrain.prepare.read.text_readers.JsonlReader",

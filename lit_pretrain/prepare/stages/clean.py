@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
-from lit_pretrain.decontaminate.decontamination_record import (
+from lit_pretrain.decontaminate.evaluation_set import (
+    DecontaminateConfig,
     DecontaminationHit,
     DecontaminationTally,
 )
-from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
 from lit_pretrain.prepare.document_store import Document, DocumentWriter, clean_file
 from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.filters.filter import Chain

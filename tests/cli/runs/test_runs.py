@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.runs.differing_options import differing_options, shortened
+from lit_pretrain.cli.runs.run_list import differing_options, shortened
 from lit_pretrain.report.run_state import STATE
 
 ADAMW = {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 1e-3, "eps": 1e-8}}

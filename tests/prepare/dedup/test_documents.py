@@ -20,7 +20,7 @@ from lit_pretrain.prepare.dedup.dedup_config import (
 )
 from lit_pretrain.prepare.dedup.sketch import min_hashes, shingles
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.read import embedded_reader as embedded
+from lit_pretrain.prepare.read import text_readers as embedded
 
 NEAR = DedupConfig()
 WITH_CONTAINMENT = DedupConfig(containment=ContainmentConfig())

@@ -26,7 +26,7 @@ from lit_pretrain.prepare.filters.c4 import C4
 from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict, View
 from lit_pretrain.prepare.filters.fineweb import FineWeb
 from lit_pretrain.prepare.filters.gopher import GopherQuality, GopherRepetition
-from lit_pretrain.prepare.read import embedded_reader as embedded
+from lit_pretrain.prepare.read import text_readers as embedded
 
 
 class WhiteSpace(WordTokenizer):

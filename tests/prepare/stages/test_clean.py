@@ -1,7 +1,6 @@
 """A document with a hit is left out, or says in which sets it stands."""
 
-from lit_pretrain.decontaminate.decontamination_record import DecontaminationHit
-from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig
+from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, DecontaminationHit
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.stages.clean import apply_action
 

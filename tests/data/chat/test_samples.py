@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pretrain.data.chat.epochs import Epochs, SourceRows, best_fit
+from lit_pretrain.data.chat.samples import Epochs, SourceRows, best_fit
 from lit_pretrain.hashing import permutation
 
 
