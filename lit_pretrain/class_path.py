@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.errors import UserError, cause_of, did_you_mean
 
 
 def import_class_path(path: str, where: str) -> Any:
@@ -18,7 +20,8 @@ def import_class_path(path: str, where: str) -> Any:
         where: The setting that holds the path, for messages, such as "sources.web.kind".
 
     Raises:
-        UserError: The path has no dot, or there is no such module or name in it.
+        UserError: The path has no dot, there is no such module or name in it, or the module cannot
+            be imported.
     """
     setting = f"{where}={path!r}"
     module_name, _, name = path.rpartition(".")
@@ -27,13 +30,16 @@ def import_class_path(path: str, where: str) -> Any:
     search_current_folder()
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # The module exists and misses another one; its own error says so best.
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and f"{module_name}.".startswith(f"{absent}."):
+            raise UserError(
+                f"{setting}: there is no module {absent!r}. Correct it, or put its folder on"
+                " PYTHONPATH (the current folder is searched too)."
+            ) from None
         raise UserError(
-            f"{setting}: there is no module {error.name!r}. Correct it, or put its folder on"
-            " PYTHONPATH (the current folder is searched too)."
-        ) from None
+            f"{setting}: the module {module_name} cannot be imported: {cause_of(error)}"
+        ) from error
     if not hasattr(module, name):
         public = [known for known in dir(module) if not known.startswith("_")]
         hint = did_you_mean(name, public) or f" It has {', '.join(public[:10]) or 'no names'}."
@@ -50,3 +56,27 @@ def search_current_folder() -> None:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def check_call(
+    where: str, function: Callable[..., Any], *arguments: str, keywords: Sequence[str] = ()
+) -> None:
+    """Refuse a function that cannot be called with these arguments, in their order.
+
+    Args:
+        where: Names the function, for the message.
+        function: Of the user's.
+        arguments: Names of the arguments, for the message.
+        keywords: Further arguments, which are given by name.
+
+    Raises:
+        UserError: It takes fewer, or needs more.
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments, **dict.fromkeys(keywords))
+    except TypeError as error:
+        raise UserError(
+            f"{where} is called with ({', '.join([*arguments, *keywords])}) and takes"
+            f" ({', '.join(map(str, signature.parameters.values()))}): {error}."
+        ) from None

@@ -1,7 +1,9 @@
 """Errors and warnings: what a user can mend, in one message without a traceback."""
 
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 
 PREEMPTED_EXIT_CODE = 75
@@ -51,6 +53,22 @@ def message_of(error: UserError) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:
         return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
     return text
+
+
+def cause_of(error: BaseException) -> str:
+    """Describe an exception of the user's code in one line: its type, message and place.
+
+    The place is left out where it is ours or Python's own.
+    """
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", os.path.dirname(__file__)))
+    ]
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 1, cutoff: float = 0.6) -> str:

@@ -43,6 +43,13 @@ def of_ours(command: str) -> list[str] | None:
     return shlex.split(found[1]) if found else None
 
 
+def own_files(page: Path) -> dict[str, str]:
+    """The Python files of the user's that a page shows: blocks that begin with the file's name."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", text, flags=re.S | re.M)
+    return dict(found)
+
+
 def heads() -> Iterator[tuple[str, str]]:
     for config in HEADS:
         text = re.sub(r"\\\n#\s*", "", config.read_text(encoding="utf-8"))
@@ -66,11 +73,18 @@ class Parsed(BaseException):
     """The arguments were accepted."""
 
 
+def write_own_files(folder: Path) -> None:
+    for page in PAGES:
+        for name, text in own_files(page).items():
+            (folder / name).write_text(text)
+
+
 @pytest.fixture(scope="module")
 def laid_out(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's folder, with the configs of a run and a law that commands name."""
     folder = tmp_path_factory.mktemp("guides")
     shutil.copytree(quickstart, folder, dirs_exist_ok=True)
+    write_own_files(folder)
     return folder
 
 
@@ -189,7 +203,9 @@ def test_the_commands_of_a_guide_run_in_order(
     shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
     for name in ("scripts", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     for command in (command for block in blocks(page) for command in block):
         if any(part in command for part in NOT_RUN):
             continue

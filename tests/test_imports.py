@@ -51,7 +51,7 @@ MAY_IMPORT = {
         "data_lineage",
     },
     "roles": {"errors"},
-    "model": {"errors", "batch", "roles"},
+    "model": {"errors", "class_path", "batch", "roles"},
     "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch", "roles"},

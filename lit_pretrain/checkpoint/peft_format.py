@@ -68,6 +68,7 @@ def family(shape: ModelConfig) -> str:
         and not shape.embed_norm
         and not shape.residual_scalars
         and shape.value_embeddings == "none"
+        and shape.block is None
     )
     plain = plain and shape.attn_softcap is None and shape.logit_softcap is None
     if plain and (shape.norm, shape.position, shape.activation) == ("rmsnorm", "rope", "swiglu"):

@@ -1,5 +1,6 @@
 """ModelConfig: the shape of a decoder-only transformer, and how many parameters that shape has."""
 
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
@@ -157,6 +158,11 @@ class ModelConfig:
     0.1 at first. Does not survive export.
     """
 
+    block: str | None = None
+    """Class path of a block of your own, a subclass of lit_pretrain.model.Block. Does not survive
+    export. Default: attention and feed-forward, one after the other.
+    """
+
     init: Literal["normal", "gpt2", "zero_residual"] = "normal"
     """normal: every matrix and embedding has standard deviation init_std. gpt2: the same, and what
     writes to the residual stream is divided by sqrt(2 * n_layer). zero_residual: matrices uniform
@@ -284,7 +290,11 @@ class ParameterCounts:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
-    """Count the parameters of a shape without building it."""
+    """Count the parameters of a shape without building it; with a block of the user's, of its
+    network on the meta device.
+    """
+    if config.block is not None:
+        return _count_built(config)
     c = config
     q_size, kv_size = c.n_head * c.head_size, c.kv_heads * c.head_size
     norm_size = c.norm_weight + c.norm_bias
@@ -319,4 +329,28 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     total = matmul + embedding + vectors - (head if c.tie_embeddings else 0)
     return ParameterCounts(
         total=total, matmul=matmul, embedding=embedding, non_embedding=total - embedding
+    )
+
+
+@functools.cache
+def _count_built(config: ModelConfig) -> ParameterCounts:
+    import torch
+
+    from lit_pretrain.model.transformer import Transformer
+    from lit_pretrain.roles import parameter_roles
+
+    with torch.device("meta"):
+        net = Transformer(config)
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    roles = parameter_roles(net)
+    total = sum(sizes.values())
+    embedding = sum(
+        size for name, size in sizes.items() if roles[name] in ("embedding", "value_embedding")
+    )
+    return ParameterCounts(
+        total=total,
+        matmul=sum(size for name, size in sizes.items() if roles[name] == "matrix")
+        + config.vocab_size * config.width,
+        embedding=embedding,
+        non_embedding=total - embedding,
     )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.class_path import check_call, import_class_path
+from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.attention import Attention, KVCache, Pass, Rotary
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
@@ -77,7 +78,15 @@ class Mix(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm layer: attention, then feed-forward, each normalised before and added after."""
+    """A pre-norm layer: attention, then feed-forward, each normalised before and added after.
+
+    A block of the user's (`ModelConfig.block`) is a subclass with another `transform`, and with
+    further modules if its constructor makes some.
+
+    Args:
+        config: Shape of the network.
+        layer: Number of the block, from 0.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -101,7 +110,7 @@ class Block(nn.Module):
         """Map the residual stream (B, T, D) to the next one."""
         # Evaluation and generation run in shapes of their own, each of which would be compiled.
         training = torch.is_grad_enabled() and shared.cache is None
-        compute = Block._compute if self.compiled is None or not training else self.compiled
+        compute = type(self)._compute if self.compiled is None or not training else self.compiled
         if self.checkpointing and training:
             # Here and not around the module: FSDP's hooks, which gather the weights, stay outside
             # of what is run twice.
@@ -117,9 +126,61 @@ class Block(nn.Module):
     ) -> Tensor:
         if mix is not None:
             x_BTD = mix.stream * x_BTD + mix.embedding * mix.embedding_BTD
+        return self.transform(x_BTD, shared, value_BTC)
+
+    def transform(self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None) -> Tensor:
+        """Map the residual stream to the next one: what a block of the user's defines.
+
+        Args:
+            x_BTD: The residual stream.
+            shared: What attention needs beside its input; pass it on.
+            value_BTC: A value embedding, where the layer has one; pass it on.
+        """
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), shared, value_BTC))
         out: Tensor = x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD)))
         return out
+
+
+def block_class(config: ModelConfig) -> type[Block]:
+    """Return the class of a network's blocks: ours, or the user's that the shape names.
+
+    Raises:
+        UserError: There is no such class, or it is no block.
+    """
+    if config.block is None:
+        return Block
+    found = import_class_path(config.block, "model.net.block")
+    where = f"model.net.block={config.block!r}"
+    if not (isinstance(found, type) and issubclass(found, Block)):
+        raise UserError(
+            f"{where} is not a subclass of lit_pretrain.model.Block: derive the class from it."
+        )
+    check_call(where, found, "config", "layer")
+    check_call(f"{where}: transform", found.transform, "self", "x_BTD", "shared", "value_BTC")
+    return found
+
+
+def _make_block(cls: type[Block], config: ModelConfig, layer: int) -> Block:
+    """Make one block; the values of buffers would be lost, because all weights are drawn later.
+
+    Raises:
+        UserError: A constructor of the user's raises, or registers a buffer.
+    """
+    if cls is Block:
+        return Block(config, layer)
+    where = f"model.net.block={config.block!r}"
+    try:
+        block = cls(config, layer)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} could not be made: {cause_of(error)}") from error
+    if buffers := [name for name, _ in block.named_buffers()]:
+        raise UserError(
+            f"{where} has the buffer {buffers[0]!r}, which would stay empty: compute it in"
+            " transform, or make it a parameter."
+        )
+    return block
 
 
 class Transformer(nn.Module):
@@ -173,7 +234,10 @@ class Transformer(nn.Module):
             self.embedding_scale_L = (
                 nn.Parameter(torch.empty(config.n_layer)) if config.residual_scalars else None
             )
-            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+            kind = block_class(config)
+            self.blocks = nn.ModuleList(
+                _make_block(kind, config, layer) for layer in range(config.n_layer)
+            )
             self.final_norm = make_norm(config, config.width)
             self.head = (
                 None
@@ -207,7 +271,7 @@ class Transformer(nn.Module):
         # Kinds of blocks times lengths of rows; past torch's 8, what remains would run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         compiled = torch.compile(
-            Block._compute, dynamic=False, backend=backend, fullgraph=fullgraph
+            block_class(self.config)._compute, dynamic=False, backend=backend, fullgraph=fullgraph
         )
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -5,7 +5,7 @@ from lit_pretrain.objective.distillation import Distillation
 from lit_pretrain.objective.grpo import GRPO, group_advantages
 from lit_pretrain.objective.kto import KTO
 from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
-from lit_pretrain.objective.objective import LabelScores, Means, Objective
+from lit_pretrain.objective.objective import LabelScores, Means, Objective, tokens_of
 from lit_pretrain.objective.preference import CPO, DPO, ORPO, RewardModel, SimPO
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "group_advantages",
     "linear_cross_entropy",
     "linear_logp",
+    "tokens_of",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.roles import ROLES, Role
 
 if TYPE_CHECKING:
@@ -233,16 +233,23 @@ class TorchOptimizer(OptimizerRecipe):
         ]
         try:
             optimizer = self.make(groups)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
                 f"model.optimizer: {self.name} refuses one group of parameters for each role"
-                f" ({', '.join(str(group['role']) for group in groups)}): {error}. Change its"
-                " options, or take another optimizer."
+                f" ({', '.join(str(group['role']) for group in groups)}): {cause_of(error)}. Change"
+                " its options, or take another optimizer."
             ) from error
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserError(
                 f"model.optimizer: {self.name} returned {type(optimizer).__name__}, which is no"
                 " torch.optim.Optimizer; name the class path of one."
+            )
+        if not hasattr(optimizer, "param_groups"):
+            raise UserError(
+                f"model.optimizer: {self.name} has no param_groups: its constructor must call"
+                " super().__init__(params, defaults)."
             )
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

@@ -37,6 +37,8 @@ METRICS_DIGESTS = "metrics.xxh3"
 """One xxh3 in hexadecimal digits for every line of metrics.jsonl."""
 SUMMARY = "summary.md"
 SUMMARY_PAGE = "summary.html"
+LOGGERS = "loggers.json"
+"""What other loggers call the run."""
 LOCK = ".lock"
 PACKAGES = (
     "lit_pretrain",

@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse.typing import register_type
 
-from lit_pretrain.class_path import import_class_path
-from lit_pretrain.errors import UserError
+from lit_pretrain.class_path import check_call, import_class_path
+from lit_pretrain.errors import UserError, cause_of
 
 RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
+ASKED = ("prompt", "completion", "row")
+"""What a reward is called with."""
 REWARDS = ("ExactAnswer", "Format", "LengthPenalty", "Random", "ReasoningGym")
 """Class names of the rewards in `builtin_rewards`."""
 
@@ -136,10 +137,8 @@ class Rewards:
                 f"model.rollout.rewards.{name}: {error}; it was asked about {answer}"
             ) from None
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"model.rollout.rewards.{name} failed on {answer}: {type(error).__name__}: {error}"
-                f" ({place.filename}, line {place.lineno})"
+                f"model.rollout.rewards.{name} failed on {answer}: {cause_of(error)}"
             ) from error
         # numpy's numbers and torch's scalars will do; a string that reads as one will not.
         if (
@@ -185,16 +184,22 @@ def load_reward(name: str, reward: Reward) -> RewardFunction:
     if missing:
         raise UserError(f"{where}: {reward.path} needs options: {', '.join(missing)}")
     if not inspect.isclass(target):
+        check_call(f"{where}: {reward.path}", functools.partial(target, **options), *ASKED)
         return functools.partial(target, **options) if options else target
     try:
         made = target(**options)
-    except TypeError as error:
-        raise UserError(f"{where}: {reward.path} does not take {options}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{where}: {reward.path} could not be made of {options}: {cause_of(error)}"
+        ) from error
     if not callable(made):
         raise UserError(
             f"{where}: objects of {reward.path} cannot be called; give the class a __call__(self,"
             " prompt, completion, row)"
         )
+    check_call(f"{where}: {reward.path}.__call__", made, *ASKED)
     callee: RewardFunction = made
     return callee
 

@@ -34,7 +34,7 @@ from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.strategy import shard_
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
-from lit_pretrain.stage.checks import check_data, check_policy, check_start
+from lit_pretrain.stage.checks import check_data, check_policy, check_start, check_sums
 from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
@@ -391,8 +391,7 @@ class Stage(L.LightningModule):
             hidden_BTD, self.net.head_weight, batch.labels_BT,
             logit_softcap=cap, score_head=self.score, teacher=teacher, step_counts=step_counts,
         )  # fmt: skip
-        numerator, denominator, metrics = self.objective(scores, batch)
-        return numerator, denominator, metrics
+        return check_sums(self.objective, self.objective(scores, batch))
 
     def _hidden(self, batch: AnyBatch) -> Tensor:
         if not self.objective.measured_half:

@@ -268,7 +268,7 @@ def _stage(cli: PlanCLI, data: BaseData | None, noted: list[Assumption]) -> tupl
         stage: StageName = "lora" if adapter.quantize is None else "qlora"
         noted.append(Assumption("stage", stage, "model.adapter"))
         return stage, adapter.rank
-    objective = instantiate(cli.config.model.objective)
+    objective = instantiate(cli.config.model.objective, "model.objective")
     if "ref_logp" in objective.needs:
         noted.append(Assumption("stage", "dpo", f"{type(objective).__name__} has a reference"))
         return "dpo", cli.settings.lora_rank

@@ -100,7 +100,7 @@ def frozen_parameters(config: Namespace, provides: frozenset[str]) -> int:
     copy, a teacher.
     """
     model, shapes = config.model, []
-    needs = instantiate(model.objective).needs
+    needs = instantiate(model.objective, "model.objective").needs
     if "ref_logp" in needs:
         place, named = resolve_reference(
             provides,

@@ -20,7 +20,7 @@ from lit_pretrain.cli.command.arguments import read_configs
 from lit_pretrain.cli.command.parser import raw_option
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe, recipe_of
@@ -155,9 +155,26 @@ def adapter_of(config: Namespace) -> Optional[LoRA]:
     return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
 
 
-def instantiate(values: Any) -> Any:
-    """What a parsed config describes by class_path and init_args, made now if it is not yet."""
-    return _factory(values)() if isinstance(values, Namespace) else values
+def instantiate(values: Any, setting: str) -> Any:
+    """What a parsed config describes by class_path and init_args, made now if it is not yet.
+
+    Args:
+        values: The value of the setting.
+        setting: Its dotted name.
+
+    Raises:
+        UserError: The constructor raises.
+    """
+    if not isinstance(values, Namespace):
+        return values
+    try:
+        return _factory(values)()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{setting}={values.class_path!r} could not be made: {cause_of(error)}"
+        ) from error
 
 
 def _factory(values: Namespace) -> functools.partial[Any]:
@@ -177,7 +194,7 @@ def optimizer_of(config: Namespace) -> OptimizerRecipe:
         return recipe_of(values)
     make = _factory(values)
     if isinstance(make.func, type) and issubclass(make.func, OptimizerRecipe):
-        recipe: OptimizerRecipe = make()
+        recipe: OptimizerRecipe = instantiate(values, "model.optimizer")
         return recipe
     return recipe_of(make)
 

@@ -1,6 +1,7 @@
 """Train: what `fit`, `posttrain` and `finetune` do, from arguments to a finished run folder."""
 
 import dataclasses
+import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -11,7 +12,6 @@ from typing import Any, Optional
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pretrain.callbacks.run_board import RunBoard
@@ -26,12 +26,14 @@ from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
+from lit_pretrain.cli.train.trainer import begin_loggers, log_to
 from lit_pretrain.errors import DivergedError, UserError, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.run_folder import (
     CONFIG,
+    LOGGERS,
     METRICS,
     PROVENANCE,
     SUMMARY,
@@ -227,6 +229,8 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         expected=own and first_step >= cli.settings.log_every,
     )
     cli.callbacks.metrics.sinks.append(file.write)
+    if ids := begin_loggers(cli.trainer.loggers, config):
+        write_file(folder / LOGGERS, json.dumps(ids))
     for logger in cli.trainer.loggers:
         cli.callbacks.metrics.sinks.append(partial(log_to, logger))
         if isinstance(logger, RunBoard):
@@ -301,11 +305,6 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
         None if parent is None else lineage_of(parent),
     )
     write_file(folder / LINEAGE_FILENAME, lineage.dump())
-
-
-def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
-    """A sink of `Metrics` that writes to a Lightning logger."""
-    logger.log_metrics(values, step)
 
 
 def peak_of(trainer: Trainer, precision: str) -> Optional[float]:

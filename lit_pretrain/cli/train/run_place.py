@@ -74,6 +74,11 @@ class RunSettings:
     """With strategy fsdp: one checkpoint folder written by all ranks, instead of one file
     gathered on rank 0.
     """
+    profile: bool = False
+    """Trace three steps with torch's profiler, once the first ones have compiled: the ten most
+    expensive operations as a table, and <run>/profile/steps-*.json for https://ui.perfetto.dev or
+    chrome://tracing.
+    """
     sample_every: int = 0
     """Steps between two text samples; there are always some at the end. 0: only those."""
     sample_prompts: tuple[str, ...] = ("", "def ", "The ")

@@ -15,6 +15,7 @@ from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import contract_of
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
+from lit_pretrain.cli.train.own_parts import check_constructors, check_parts
 from lit_pretrain.cli.train.precision import check_precision, default_precision
 from lit_pretrain.cli.train.resolve import (
     DATA_RIVALS,
@@ -30,6 +31,7 @@ from lit_pretrain.cli.train.resolve import (
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, check_place, resolve_place
 from lit_pretrain.cli.train.trainer import (
     RunCallbacks,
+    RunTrainer,
     check_owned,
     make_trainer,
     time_limit,
@@ -133,10 +135,21 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-class TrainParser(Suggesting, LightningArgumentParser):  # type: ignore[misc]  # as VerbParser
-    """LightningCLI's parser with hints for misspelt names."""
+class TrainParser(Suggesting, LightningArgumentParser):
+    """LightningCLI's parser with hints for misspelt names, and checks of the user's own parts."""
 
     rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`
+
+    # It passes on what it does not read.
+    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parse, after a look at the classes that the arguments name.
+
+        Raises:
+            UserError: A class is not there, or not what its setting takes.
+        """
+        if args is not None and self.exit_on_error:  # not within a parse
+            check_parts(args)
+        return super().parse_args(args, *rest, **options)
 
 
 class TrainCLI(LightningCLI):
@@ -162,6 +175,7 @@ class TrainCLI(LightningCLI):
             super().__init__(
                 Stage,
                 LightningDataModule if chosen else TextData,
+                trainer_class=RunTrainer,
                 subclass_mode_data=chosen,
                 args=args,
                 run=False,
@@ -285,8 +299,18 @@ class TrainCLI(LightningCLI):
     # ------------------------------------------------------------------ instantiate
 
     def instantiate_classes(self) -> None:
-        """Make everything; rows that were read to resolve the config are not read again."""
-        super().instantiate_classes()
+        """Make everything; rows that were read to resolve the config are not read again.
+
+        Raises:
+            UserError: A constructor of the user's raises.
+        """
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception:
+            check_constructors(self.config)  # of lists jsonargparse says only that no type fits
+            raise
         self.datamodule.share(self.data)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -302,4 +326,10 @@ class TrainCLI(LightningCLI):
         )
         values = self.config_init["trainer"]
         instantiated = values.as_dict() if isinstance(values, Namespace) else values
-        return make_trainer(self.config, instantiated, self.place, self.callbacks.in_order())
+        return make_trainer(
+            self.config,
+            instantiated,
+            self.place,
+            self.callbacks.in_order(),
+            pause=self.callbacks.metrics.pause,
+        )

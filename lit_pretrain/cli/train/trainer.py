@@ -4,17 +4,21 @@ Options that a run decides by itself are refused with what to set instead (`OWNE
 Lightning's own and reach it as they are.
 """
 
+import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional, Union
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
 from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSamples
@@ -22,11 +26,15 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
+from lit_pretrain.callbacks.step_trace import StepTrace
+from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.evaluate.harness import EvaluationRequest
 from lit_pretrain.parallel.strategy import STRATEGIES, make_strategy
+from lit_pretrain.plain_data import read_json_file
+from lit_pretrain.report.run_folder import LOGGERS
 
 
 class RunCallbacks:
@@ -170,9 +178,31 @@ OWNED = {
     "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
     "default_root_dir": (None, "set --runs and --name"),
 }
-PROFILERS: dict[str, Any] = {
-    "simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler,
-}  # fmt: skip
+ProfilerName = Literal["simple", "advanced", "pytorch"]
+PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+LoggerName = Literal["wandb", "mlflow"]
+OneLogger = Union[LoggerName, Logger]
+
+
+class RunTrainer(Trainer):
+    """Lightning's Trainer, with what a run makes of its options `logger` and `profiler`.
+
+    Args:
+        logger: Where metrics go beside TensorBoard: wandb, mlflow, the class path of a logger, or a
+            list of these. False: nowhere, not to TensorBoard either.
+        profiler: pytorch is --profile; simple and advanced write Lightning's reports into the run's
+            folder; or the class path of a profiler.
+        options: Lightning's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        logger: Union[OneLogger, list[OneLogger], bool, None] = None,
+        profiler: Union[ProfilerName, Profiler, None] = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(logger=logger, profiler=profiler, **options)  # type: ignore[arg-type]
 
 
 def check_owned(trainer: Namespace) -> None:
@@ -264,6 +294,8 @@ def make_trainer(
     instantiated: Mapping[str, Any],
     place: RunPlace,
     callbacks: Sequence[Callback],
+    *,
+    pause: Callable[[float], None],
 ) -> Trainer:
     """The Trainer of a run.
 
@@ -272,9 +304,10 @@ def make_trainer(
         instantiated: The Trainer's part of it, with its objects made.
         place: Where the run lives.
         callbacks: Ours; those of the config come after them.
+        pause: Takes seconds that are no time of training.
 
     Raises:
-        UserError: Lightning refuses the settings.
+        UserError: Lightning refuses the settings, or a package is missing.
     """
     every, callbacks = config.validate_every or config.max_steps, list(callbacks)
     first_step = read_record(place.checkpoint).step if place.checkpoint else 0
@@ -299,16 +332,24 @@ def make_trainer(
             sharded_checkpoints=config.sharded_checkpoints,
         ),
     }
-    if options["logger"] in (None, True):
-        options["logger"] = RunBoard(
-            place.folder, first_step=first_step if place.checkpoint else None
+    options["logger"] = _loggers(
+        options["logger"], place, first_step=first_step if place.checkpoint else None
+    )
+    if config.profile and options["profiler"] is not None:
+        raise UserError("profile is trainer.profiler=pytorch: leave one of the two out")
+    if config.profile or options["profiler"] == "pytorch":
+        options["profiler"] = StepTrace(
+            place.folder / "profile", first_step, config.max_steps - first_step, on_done=pause
         )
-    if isinstance(options["profiler"], str):
-        options["profiler"] = _profiler(options["profiler"], place)
+    elif isinstance(options["profiler"], str):
+        # What Lightning logs, nobody sees here.
+        options["profiler"] = PROFILERS[options["profiler"]](
+            dirpath=str(place.folder), filename="profile"
+        )
     options["callbacks"] = [*callbacks, *list(options["callbacks"] or [])]
     options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
     try:
-        return Trainer(**options)
+        return RunTrainer(**options)
     except (
         MisconfigurationException,
         ValueError,
@@ -319,12 +360,97 @@ def make_trainer(
         raise UserError(f"the Trainer refuses its settings: {error}") from error
 
 
-def _profiler(name: str, place: RunPlace) -> Profiler:
-    """Make one that writes into the run's folder: what Lightning logs, nobody sees here."""
-    if name not in PROFILERS:
-        raise UserError(f"trainer.profiler={name!r} is not one of {', '.join(PROFILERS)}")
-    profiler: Profiler = PROFILERS[name](dirpath=str(place.folder), filename="profile")
-    return profiler
+NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+"""Packages that each named logger needs; mlflow keeps its runs in a database."""
+
+
+def _loggers(given: Any, place: RunPlace, *, first_step: Optional[int]) -> list[Logger]:
+    """Make the loggers of a run: TensorBoard's, and those that are given.
+
+    A run that goes on is the same run there: what they call it is kept in the run's folder.
+
+    Args:
+        given: `trainer.logger`: False for none at all.
+        place: Where the run lives.
+        first_step: The step from which it goes on; None for a new run.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    if given is False:
+        return []
+    own = place.checkpoint is not None and place.checkpoint.parent.parent == place.folder
+    kept = place.folder / LOGGERS
+    ids: dict[str, str] = read_json_file(kept) if own and kept.is_file() else {}
+    loggers: list[Logger] = [RunBoard(place.folder, first_step=first_step)]
+    for logger in [] if given in (None, True) else _listed(given):
+        if not isinstance(logger, str):
+            loggers.append(logger)
+            continue
+        missing = [name for name in NEEDED[logger] if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"trainer.logger={logger} needs {' and '.join(missing)}: pip install"
+                f" 'lit_pretrain[{logger}]'"
+            )
+        known = ids.get(logger)
+        if logger == "wandb":
+            project = os.environ.get("WANDB_PROJECT", "lit_pretrain")
+            made: Logger = WandbLogger(
+                name=place.folder.name, save_dir=str(place.folder), project=project, id=known,
+                resume="must" if known and os.environ.get("WANDB_MODE") != "offline" else None,
+            )  # fmt: skip
+        else:
+            database = f"sqlite:///{place.folder.resolve().parent / 'mlflow.db'}"
+            made = MLFlowLogger(
+                os.environ.get("MLFLOW_EXPERIMENT_NAME", "lit_pretrain"), run_id=known,
+                run_name=place.folder.name,
+                tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", database),
+            )  # fmt: skip
+        loggers.append(made)
+    return loggers
+
+
+def begin_loggers(loggers: Sequence[Logger], config: Mapping[str, Any]) -> dict[str, str]:
+    """Let the loggers beside TensorBoard's begin the run.
+
+    Args:
+        loggers: All loggers of the run.
+        config: Its resolved config, which they take as hyper-parameters.
+
+    Returns:
+        What Weights & Biases and MLflow call the run, for the run that goes on with it.
+
+    Raises:
+        UserError: One cannot begin.
+    """
+    ids = {}
+    for logger in loggers:
+        if isinstance(logger, RunBoard):
+            continue
+        try:
+            logger.log_hyperparams(_accepted(logger, flatten(config)))
+            if isinstance(logger, WandbLogger):
+                ids["wandb"] = str(logger.version)
+            elif isinstance(logger, MLFlowLogger):
+                ids["mlflow"] = str(logger.run_id)
+        except Exception as error:
+            raise UserError(
+                f"trainer.logger: {type(logger).__name__} cannot begin: {cause_of(error)}"
+            ) from error
+    return ids
+
+
+def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
+    """A sink of `Metrics` that writes to a Lightning logger."""
+    logger.log_metrics(_accepted(logger, values), step)
+
+
+def _accepted(logger: Logger, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values under names that the logger takes; MLflow refuses most symbols."""
+    if not isinstance(logger, MLFlowLogger):
+        return values
+    return {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.class_path import import_class_path
-from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.class_path import check_call, import_class_path
+from lit_pretrain.errors import UserError, cause_of, did_you_mean
 from lit_pretrain.hashing import words
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter_spec import (
@@ -236,12 +236,23 @@ def load_filter(spec: FilterSpec) -> FilterFunction:
     if inspect.isclass(target):
         _check_names(spec, inspect.signature(target), skip=0)
         ours = spec.class_path in FILTERS
-        built = target(**(_typed_arguments(spec, target) if ours else spec.init_args))
+        try:
+            built = target(**(_typed_arguments(spec, target) if ours else spec.init_args))
+        except UserError:
+            raise
+        except Exception as error:
+            if ours:
+                raise
+            raise UserError(
+                f"filters: {spec.class_path} could not be made of {spec.init_args}:"
+                f" {cause_of(error)}"
+            ) from error
         if not callable(built):
             raise UserError(
                 f"filters: objects of {spec.class_path} cannot be called; give the class a"
                 " __call__(self, document, view)"
             )
+        check_call(f"filters: {spec.class_path}.__call__", built, "document", "view")
         return built
     if not callable(target):
         raise UserError(
@@ -249,7 +260,9 @@ def load_filter(spec: FilterSpec) -> FilterFunction:
             f" {type(target).__name__}"
         )
     _check_names(spec, inspect.signature(target), skip=2)
-    return functools.partial(target, **spec.init_args)
+    judge = functools.partial(target, **spec.init_args)
+    check_call(f"filters: {spec.class_path}", judge, "document", "view")
+    return judge
 
 
 def verdict_of(value: Any, name: str) -> Verdict:

@@ -2,6 +2,7 @@
 is answered with.
 """
 
+import importlib.util
 import inspect
 import sys
 from pathlib import Path
@@ -11,10 +12,16 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.callbacks.run_board import RunBoard
+from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.trainer import (
+    NEEDED,
     OWNED,
+    _loggers,
+    begin_loggers,
     check_evaluation,
     check_owned,
     time_limit,
@@ -235,3 +242,57 @@ def test_an_evaluation_refuses_what_it_does_not_read() -> None:
     }.items():
         with pytest.raises(UserError, match=f"trainer.{name}={value!r} has no effect on validate"):
             check_evaluation("validate", trainer_options(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        (None, []),
+        (True, []),
+        (CSVLogger("csv"), [CSVLogger]),
+        ([CSVLogger("csv")], [CSVLogger]),
+        ([CSVLogger("csv"), TensorBoardLogger("other")], [CSVLogger, TensorBoardLogger]),
+    ],
+    ids=["none", "true", "instance", "list", "another TensorBoard"],
+)
+def test_loggers_are_added_to_tensorboard(given: Any, kinds: list[type], tmp_path: Path) -> None:
+    found = _loggers(given, RunPlace(tmp_path, None), first_step=0)
+    assert [type(logger) for logger in found] == [RunBoard, *kinds]
+
+
+def test_no_logger_at_all(tmp_path: Path) -> None:
+    assert _loggers(False, RunPlace(tmp_path, None), first_step=0) == []
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_package_of_a_logger_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(UserError) as raised:
+        _loggers(name, RunPlace(tmp_path, None), first_step=0)
+    assert f"pip install 'lit_pretrain[{name}]'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_logger_that_cannot_begin_is_one_line() -> None:
+    class Offline(CSVLogger):
+        def log_hyperparams(self, params: Any = None) -> None:
+            raise ConnectionError("no route\nto the host")
+
+    with pytest.raises(UserError, match="Offline cannot begin: ConnectionError: no route to the"):
+        begin_loggers([Offline("csv")], {})
+
+
+def test_a_logger_of_lightnings_whose_package_is_missing_is_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightning.pytorch.loggers.comet")
+    if importlib.util.find_spec("comet_ml") is not None:
+        pytest.skip("it is installed here")
+    options = [*TINY, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"]
+    assert main(["fit", *options, "--trainer.logger=CometLogger"]) == 2
+    error = capsys.readouterr().err
+    assert "trainer.logger='lightning.pytorch.loggers.CometLogger' could not be made" in error
+    assert "comet" in error.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
