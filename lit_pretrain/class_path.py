@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,9 +34,12 @@ def import_class_path(path: str, where: str) -> Any:
     except Exception as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and f"{module_name}.".startswith(f"{absent}."):
+            parent = absent.rpartition(".")[0]
+            folders = getattr(sys.modules.get(parent), "__path__", [])
+            beside = [f"{parent}.{each.name}" for each in pkgutil.iter_modules(folders)]
             raise UserError(
-                f"{setting}: there is no module {absent!r}. Correct it, or put its folder on"
-                " PYTHONPATH (the current folder is searched too)."
+                f"{setting}: there is no module {absent!r}.{did_you_mean(absent, beside)} Correct"
+                " it, or put its folder on PYTHONPATH (the current folder is searched too)."
             ) from None
         raise UserError(
             f"{setting}: the module {module_name} cannot be imported: {cause_of(error)}"

@@ -429,9 +429,9 @@ def test_help_of_fit_leaves_out_what_only_a_run_needs():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("lit_pretrain.optim.Adamw", "lit_pretrain.optim.AdamW"),
+        ("lit_pretrain.optim.Adamw", "AdamW"),
         ("lit_pretrain.optm.AdamW", "lit_pretrain.optim"),
-        ("AdamWW", "lit_pretrain.optim.AdamW"),
+        ("AdamWW", "AdamW"),
     ],
 )
 def test_misspelt_class_path(typed, meant):

@@ -132,7 +132,11 @@ def test_the_parser_accepts_every_command(
 
 def test_there_are_commands() -> None:
     assert len(OURS) > 60
-    assert {where for _, where in OURS} >= {page.stem for page in PAGES} - {"dedup_scale", "python"}
+    assert {where for _, where in OURS} >= {page.stem for page in PAGES} - {
+        "dedup_scale",
+        "python",
+        "tensorboard",
+    }
     verbs = {(of_ours(command) or [""])[0] for command, _ in OURS}
     assert verbs >= {"fit", "posttrain", "finetune", "plan", "scaling", "prepare", "runs", "serve"}
 
