@@ -138,6 +138,42 @@ def parse_sealed_json(text: str, where: str, *, known: Collection[str] = ()) -> 
     return content
 
 
+def check_plain_names(names: Iterable[Any], where: str, *, folders: bool = False) -> None:
+    """Refuse names in somebody's artefact that do not stay within its folder.
+
+    Args:
+        names: The names of files.
+        where: What holds them, for messages.
+        folders: Whether they may lie in folders below, as in `train/web/index.json`.
+
+    Raises:
+        UserError: Names the first that is absolute, leads upwards, or is no name.
+    """
+    for name in names:
+        parts = name.split("/") if isinstance(name, str) else [""]
+        plain = folders or len(parts) == 1
+        if not plain or any(
+            part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts
+        ):
+            raise UserError(
+                f"{where} names {name!r}, which is not the plain name of a file in it; do not use"
+                " this artefact, or get it again from where it came from"
+            )
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the rights of any new file; libraries create some that only the owner may read.
+
+    The umask cannot be read without changing it, so a new file tells.
+    """
+    probe = path.with_name(f"{scratch_path(path).name}.rights")
+    probe.touch()
+    try:
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink()
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file; reads it in pieces of 1 MiB."""
     digest = hashlib.sha256()

@@ -37,7 +37,7 @@ from lit_pretrain.data.batches import Collate
 from lit_pretrain.data.text.order import Order, spread_rows
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, did_you_mean
-from lit_pretrain.files import is_remote
+from lit_pretrain.files import check_plain_names, is_remote
 from lit_pretrain.generate.conversation import complete, encode_prompt
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -226,8 +226,9 @@ def _language_of(checkpoint: Path, accept: tuple[str, ...]) -> ModelTokenizer | 
     if own is None:
         return check_files(artefact_folder(checkpoint), accept=accept)
     with tempfile.TemporaryDirectory() as folder:
+        check_plain_names(own["files"], str(checkpoint))
         for name, text in own["files"].items():
-            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         return ModelTokenizer.found(folder)
 
 

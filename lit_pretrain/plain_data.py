@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.redaction import Reference, is_secret, is_secret_variable
 
 MAX_YAML_VALUES = 100_000
 """Most values that a YAML text may stand for once its anchors are followed. The largest configs
@@ -316,19 +317,11 @@ def _repeated_key(text: str) -> tuple[str, int, int]:
 
 
 _REFERENCE = re.compile(r"(\\*)\$\{")
-_ESCAPED = re.compile(r"(\\+)\$\{")
 
 
 def escape_references(value: Any) -> Any:
     r"""Return a plain value in which every `${` is text for whoever reads it as a config: `\${`."""
     return _with_texts(value, lambda text: _REFERENCE.sub(r"\1\1\\${", text))
-
-
-def unescape_references(value: Any) -> Any:
-    """Undo `escape_references`."""
-    return _with_texts(
-        value, lambda text: _ESCAPED.sub(lambda found: found[1][: len(found[1]) // 2] + "${", text)
-    )
 
 
 def check_references(contents: Sequence[Any], limit: int = 1_000_000) -> None:
@@ -389,8 +382,8 @@ _SEAL = "# sha256 of the lines below: "
 def dump_config(config: Mapping[str, Any]) -> str:
     """Write a resolved config as YAML that reads as the same config: no text in it is a reference.
 
-    `read_config` reads it, and so does `--config`. The first line is a comment with the digest of
-    the others, so that it outlives a text that is cut off.
+    `read_config` reads it, and so does `--config`. A `Reference` stays one. The first line is a
+    comment with the digest of the others, so that it outlives a text that is cut off.
     """
     plain = escape_references(dict(config))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
@@ -414,11 +407,44 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     config = parse_yaml(text, str(path))
     if not isinstance(config, dict):
         raise UserError(f"{path} holds {type(config).__name__}; it must hold the config of a run")
-    unescaped: dict[str, Any] = unescape_references(config)
-    return unescaped
+    resolved: dict[str, Any] = resolve_references(config)
+    return resolved
+
+
+_FROM_ENVIRONMENT = re.compile(r"(\\*)\$\{(?:oc\.env:(\w+)\})?")
+
+
+def resolve_references(value: Any, name: str = "") -> Any:
+    """Undo `escape_references`, and resolve references to variables that are set.
+
+    The config may be somebody else's: a variable that is secret by its name is put into secret
+    options alone, and never into an address or a name.
+    """
+    if isinstance(value, dict):
+        return {
+            resolve_references(key): resolve_references(item, f"{name}.{key}".lstrip("."))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [resolve_references(item, name) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def plain(found: re.Match[str]) -> str:
+        before, variable = found[1][: len(found[1]) // 2], found[2]
+        if variable is None or len(found[1]) % 2:
+            return before + found[0][len(found[1]) :]
+        resolved = os.environ.get(variable)
+        if resolved is None or (is_secret_variable(variable) and not is_secret(name)):
+            return f"{before}${{oc.env:{variable}}}"
+        return before + resolved
+
+    return _FROM_ENVIRONMENT.sub(plain, value)
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, Reference):
+        return str.__str__(value)
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

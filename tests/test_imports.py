@@ -21,7 +21,9 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors", "plain_data"},
-    "plain_data": {"errors"},
+    "redaction": {"errors"},
+    "slurm_script": {"errors"},
+    "plain_data": {"errors", "redaction"},
     "record_files": {"errors", "plain_data"},
     "hashing": {"errors"},
     "class_path": {"errors"},
@@ -34,7 +36,8 @@ MAY_IMPORT = {
     "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"}
     | {"plain_data"},
     "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"}
-    | {"record_files", "class_path", "plain_data"},
+    | {"record_files", "class_path", "plain_data", "redaction"}
+    | {"slurm_script"},
     "data": {
         "errors",
         "plain_data",
@@ -56,10 +59,10 @@ MAY_IMPORT = {
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch", "roles"},
     "parallel": {"errors", "model"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "redaction"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
-    | {"data_lineage", "plain_data"},
+    | {"data_lineage", "plain_data", "redaction"},
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
     "generate": {"errors", "files", "batch", "model", "tokenizer", "chat"},

@@ -19,7 +19,7 @@ from lit_pretrain.plain_data import (
     parse_yaml,
     read_text,
     read_yaml,
-    unescape_references,
+    resolve_references,
 )
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -124,7 +124,7 @@ TEXTS = st.text(st.sampled_from("$\\{}a b'"))
 @given(st.dictionaries(st.just("x"), TEXTS | st.lists(TEXTS)))
 def test_escaped_text_is_what_a_config_reads(value: Any) -> None:
     escaped = escape_references(value)
-    assert unescape_references(escaped) == value
+    assert resolve_references(escaped) == value
     resolved = OmegaConf.to_container(OmegaConf.create(escaped), resolve=True)
     assert resolved == value
 

@@ -22,7 +22,7 @@ from typing import IO, TypedDict
 import xxhash
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import read_sealed_json, seal_json, write_file
+from lit_pretrain.files import check_plain_names, read_sealed_json, seal_json, write_file
 
 DIGESTS = "digests.json"
 _SIGNATURE = b"PK\x05\x06"
@@ -180,6 +180,7 @@ def _damage_of_folder(folder: Path) -> str | None:
         try:
             content = read_sealed_json(index, known=("format_version", "files"))
             files: Mapping[str, FileDigest] = content["files"]
+            check_plain_names(files, str(index))
             expected = {
                 folder / name: (int(entry["bytes"]), str(entry["xxh3_128"]))
                 for name, entry in files.items()

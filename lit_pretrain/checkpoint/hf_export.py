@@ -19,7 +19,7 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.hf_import import HF_INDEX, HF_WEIGHTS, rename_tensor
 from lit_pretrain.checkpoint.layout import HF_CONFIG
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import write_file
+from lit_pretrain.files import follow_umask, write_file
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.tokenizer.tokenizer_files import CONFIG_FILENAME, MAP_FILENAME
@@ -348,7 +348,7 @@ def write_tensors(
     )
     for file, shard in zip(files, shards, strict=True):
         save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors creates files that only their owner may read
+        follow_umask(folder / file)
     if many:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_pretrain.checkpoint.layout import HF_CONFIG, read_json
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import check_plain_names
 
 HfConfig = Mapping[str, Any]
 """Content of config.json, as somebody else wrote it."""
@@ -116,9 +117,8 @@ def weight_files(path: Path) -> list[Path]:
                 f"{index} has no weight_map from tensors to files; download the model again"
             )
         names = sorted(set(named.values()))
+        check_plain_names(names, str(index))
         for name in names:
-            if Path(name).name != name:
-                raise UserError(f"{index} names {name!r}, which is not the plain name of a file")
             if not (path / name).is_file():
                 raise UserError(
                     f"{index} names {name}, which is not there; download the model again"

@@ -16,6 +16,7 @@ from lit_pretrain.checkpoint.layout import HF_CONFIG, artefact_folder
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import read_sealed_json, seal_json
+from lit_pretrain.redaction import redact
 from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance
 
 LINEAGE_FILENAME = "lineage.json"
@@ -59,7 +60,7 @@ class Lineage:
             {
                 "format_version": LINEAGE_VERSION,
                 "language": dict(self.language),
-                "stages": list(self.stages),
+                "stages": redact(list(self.stages)),
             }
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.redaction import comparable, redact
 
 Contract = dict[str, Any]
 """Plain values of the config by dotted name, such as `model.net.width`."""
@@ -16,7 +17,7 @@ HARMLESS = frozenset(
         # how the same numbers are computed, where they are read from and what is printed
         "data.path", "data.micro_batch_size", "data.num_workers", "data.cache_dir",
         "data.max_cache_size",
-        "data.storage_options", "data.val_tokens", "model.activation_checkpointing",
+        "data.val_tokens", "model.activation_checkpointing",
         "model.compile", "model.init_from",
         "model.reference_cache", "model.rollout.engine.init_args.rows",
         "model.net.attention",
@@ -50,11 +51,12 @@ def contract_of(
     """Collect the fields of a resolved config that decide the numbers, by dotted name.
 
     Args:
-        config: The resolved config, with `model`, `data`, `max_steps` and `trainer`.
+        config: The resolved config, with `model`, `data`, `max_steps` and `trainer`, redacted.
         manifest_hash: Identity of the data.
         tokenizer_hash: Identity of its tokenizer.
         template_hash: Identity of its chat template, if it has one.
     """
+    config = comparable(config)
     data = config["data"]
     if "class_path" in data:
         data = {"class": data["class_path"], **data["init_args"]}
@@ -81,8 +83,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Contract:
 
 
 def _harmless(key: str) -> bool:
-    return key in HARMLESS or (
-        key.startswith("data.sources.") and key.endswith((".path", ".validation_path"))
+    return (
+        key in HARMLESS
+        or key.partition(".")[2].startswith("storage_options")
+        or (key.startswith("data.sources.") and key.endswith((".path", ".validation_path")))
     )
 
 
@@ -101,12 +105,22 @@ def data_of(contract: Mapping[str, Any]) -> Contract:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe every field that differs: its name and both values."""
+    """Describe every field that differs: its name and both values.
+
+    Older checkpoints hold secrets, which are neither compared nor shown.
+    """
+    saved, now = _compared(saved), _compared(now)
     return [
         f"{key}: the checkpoint has {saved.get(key)!r}, this run {now.get(key)!r}"
         for key in sorted(set(saved) | set(now))
         if saved.get(key) != now.get(key)
     ]
+
+
+def _compared(contract: Mapping[str, Any]) -> Contract:
+    kept = {key: value for key, value in contract.items() if not _harmless(key)}
+    compared: Contract = comparable(redact(kept))
+    return compared
 
 
 def check_resume(

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import check_plain_names
 
 _DESCRIPTIONS = (
     "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties",
@@ -67,6 +68,8 @@ def read_index(folder: Path) -> Metadata:
         raise UserError(f"{file} is missing or damaged: {error or type(error).__name__}") from None
     if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
         raise UserError(f"{file} is damaged: it is no index of shards")
+    names = [getattr(part, "relative_path", None) for part in index.storage_data.values()]
+    check_plain_names(names, str(file))
     return index
 
 
@@ -91,8 +94,6 @@ def damage_of_shards(folder: Path) -> str | None:
     if not entries or not needed:
         return "it holds nothing"
     for name, size in needed.items():
-        if Path(name).name != name:
-            return f"its {SHARDS_INDEX} names the file {name!r} outside the folder"
         file = folder / name
         if not file.is_file():
             return f"its file {name} is missing"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.cli.command.verb import Group, Verb
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import write_file
+from lit_pretrain.files import follow_umask, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ def export_peft(
     def fill(folder: Path) -> None:
         write_file(folder / PEFT_CONFIG, json.dumps(config, indent=2) + "\n")
         save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        follow_umask(folder / PEFT_WEIGHTS)
         if language is not None:
             language.save(folder)
         recorded = provenance(

@@ -11,7 +11,13 @@ from typing import Any, NoReturn
 
 from lit_pretrain.decontaminate.evaluation_set import DecontaminationRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, file_sha256, parse_sealed_json, seal_json
+from lit_pretrain.files import (
+    canonical_hash,
+    check_plain_names,
+    file_sha256,
+    parse_sealed_json,
+    seal_json,
+)
 from lit_pretrain.plain_data import load_json
 
 MANIFEST_FILENAME = "manifest.json"
@@ -198,6 +204,19 @@ class Manifest:
         }
         return canonical_hash(identity)
 
+    def check_names(self, where: str) -> None:
+        """Refuse a manifest that names files outside its dataset.
+
+        Raises:
+            UserError: Names the first.
+        """
+        check_plain_names(self.sources, where)
+        for source in self.sources.values():
+            check_plain_names(source.splits, where)
+            for part in source.splits.values():
+                check_plain_names((chunk.filename for chunk in part.chunks), where)
+        check_plain_names(self.files, where, folders=True)
+
     def tokens(self, split: str) -> int:
         """Sum the tokens of a split over all sources."""
         return sum(source.splits[split].tokens for source in self.sources.values())
@@ -266,6 +285,7 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             damaged(f"a field is missing or has the wrong type ({error})")
+        manifest.check_names(where)
         if raw.get("hash") != manifest.hash:
             damaged(f"its content has the hash {manifest.hash} but it says {raw.get('hash')!r}")
         return manifest

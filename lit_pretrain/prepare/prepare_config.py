@@ -11,6 +11,7 @@ from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.engine.task_stage import RayConfig, SlurmConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterEntry
 from lit_pretrain.prepare.pii.redact import PiiConfig
+from lit_pretrain.redaction import redact
 
 TEXT_FIELDS = ("text", "url", "id", "language", "date")
 """Our names of the fields that a source may have for a document."""
@@ -417,7 +418,8 @@ class PrepareConfig:
         for source in fields["sources"].values():
             # It may hold credentials, and the manifest is for others to read.
             del source["storage_options"]
-        return fields
+        redacted: dict[str, Any] = redact(fields)
+        return redacted
 
 
 def _check_regex(pattern: str) -> None:

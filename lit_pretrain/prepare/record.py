@@ -32,6 +32,7 @@ from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.read.reader import reader_class
 from lit_pretrain.prepare.stages.compare import all_duplicates
 from lit_pretrain.prepare.stages.encode import EncodeResult, encoded_split, part_directory
+from lit_pretrain.redaction import without_credentials
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 STEP_TOKENS = 4096
@@ -167,7 +168,11 @@ def _source(
         input_bytes=run.inputs[name].bytes,
         content_sha256=content_hash(contents),
         # A source without a path, such as the embedded corpus, lies elsewhere on each machine.
-        path=None if source.path is None and source.hub is None else run.inputs[name].base,
+        path=(
+            None
+            if source.path is None and source.hub is None
+            else without_credentials(run.inputs[name].base)
+        ),
         funnel=funnel.record(
             functools.cache(lambda text: len(tokenizer.encode(text))),
             1 if tokenizer.one_separator else 2,

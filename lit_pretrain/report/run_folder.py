@@ -27,6 +27,7 @@ from lit_pretrain.files import (
     sync,
     write_file,
 )
+from lit_pretrain.redaction import redact, redact_arguments
 
 CONFIG = "config.yaml"
 LONGEST_NAME = 200
@@ -214,8 +215,8 @@ def provenance(facts: ProvenanceFacts) -> Provenance:
         "versions": {"python": platform.python_version(), **versions},
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        **facts,
+        "command": shlex.join([Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])]),
+        **cast(ProvenanceFacts, redact(facts)),
     }
 
 

@@ -138,7 +138,7 @@ def test_an_index_names_no_file_outside_the_folder(folder: Path, tmp_path: Path)
     for part in index.storage_data.values():
         part.relative_path = "../secret"
     (copy / SHARDS_INDEX).write_bytes(pickle.dumps(index))
-    assert "outside the folder" in str(damage(copy))
+    assert "not the plain name of a file" in str(damage(copy))
 
 
 def test_optimizer_states_by_name_and_by_position() -> None:

@@ -4,6 +4,7 @@ nothing twice.
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,6 +273,47 @@ def test_the_slurm_script_makes_each_run(config: str, pretend: Path, tmp_path: P
     assert (
         pretend / "sweep.sbatch"
     ).read_text() == script  # nothing is missing, nothing is written
+
+
+def test_no_character_of_a_path_is_read_by_the_shell(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a sweep and the current folder may hold whatever a file's name may."""
+    strange = """$(touch x)`touch x`'"!#%&()*,;<=>?[]^{|}~ \\ $HOME -é"""
+    here, out = tmp_path / strange, tmp_path / f"out{strange}"
+    (tmp_path / "bin").mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "bin" / "srun").write_text('#!/bin/sh\nprintf "%s\\0" "$PWD" "$@"\n')
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    environment = f"export PATH={tmp_path / 'bin'}:$PATH"
+    options = ["--engine=slurm", f"--out={out}", f"--slurm.environment={environment}"]
+    assert sweep(config, *options) == 0
+    script = out / "sweep.sbatch"
+    done = subprocess.run(
+        ["bash", str(script)],
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = done.stdout.split("\0")
+    assert words[0] == str(here)
+    assert words[words.index("--config") + 1] == str(out / "configs" / f"{NAMES[0]}.yaml")
+    assert not list(tmp_path.rglob("x"))
+    directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    read = {tuple(shlex.split(line[9:])[0].split("=", 1)) for line in directives}
+    assert ("--job-name", out.name) in read
+    assert ("--output", f"{str(out).replace('%', '%%')}/logs/%A_%a.log") in read
+
+
+def test_an_option_of_sbatch_stays_one_line(config: str, tmp_path: Path) -> None:
+    for options in ('{"comment": "a\\nrm -rf x"}', '{"comment\\nrm": "a"}', '{"a b": "c"}'):
+        done = sweep(
+            config, "--engine=slurm", f"--out={tmp_path / 'o'}", f"--slurm.sbatch={options}"
+        )
+        assert done == 2
+        assert not (tmp_path / "o" / "sweep.sbatch").exists()
 
 
 REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {

@@ -47,7 +47,7 @@ def read_configs(args: Sequence[str]) -> list[Config]:
     Raises:
         UserError: A file cannot be read, is not strict YAML (`plain_data.py`), or holds no mapping.
     """
-    files = [path for path in split_configs(args)[0] if _is_file(path)]
+    files = [path for path in split_configs(args)[0] if is_file(path)]
     found = [Config(path, read_yaml(path)) for path in files]
     for path, content in found:
         if not isinstance(content, dict):
@@ -59,7 +59,8 @@ def read_configs(args: Sequence[str]) -> list[Config]:
     return found
 
 
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
+    """Tell whether a value of --config names a file; it may also be YAML."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):  # YAML in place of a path: too long for one, or with a NUL

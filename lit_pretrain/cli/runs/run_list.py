@@ -16,6 +16,7 @@ from lit_pretrain.checkpoint.layout import CHECKPOINTS_FOLDER, checkpoints, step
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.plain_data import read_config
+from lit_pretrain.redaction import redact
 from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, SUMMARY
 from lit_pretrain.report.run_state import RunState, read_attempt
 
@@ -269,7 +270,7 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         without the `init_args` of classes; an option that a config lacks is not among them.
     """
     found: list[dict[str, Any]] = [{} for _ in configs]
-    _compare("", dict(enumerate(configs)), found)
+    _compare("", dict(enumerate(map(redact, configs))), found)
     return found
 
 

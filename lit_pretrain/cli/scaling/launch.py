@@ -17,6 +17,7 @@ from typing import IO
 from lit_pretrain.cli.scaling.options import SweepSettings, duration
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 from lit_pretrain.files import write_file
+from lit_pretrain.slurm_script import slurm_directives
 
 # Folders and files in the output folder of a sweep.
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
@@ -70,7 +71,7 @@ def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> 
     options = {
         "job-name": out.name,
         "array": f"0-{len(names) - 1}" + (f"%{settings.processes}" if settings.processes else ""),
-        "output": f"{out}/{LOGS}/%A_%a.log",
+        "output": f"{str(out).replace('%', '%%')}/{LOGS}/%A_%a.log",
         "time": slurm.time,
         "nodes": "1",
         "ntasks-per-node": str(devices),
@@ -81,28 +82,17 @@ def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> 
     environment = (
         slurm.environment or f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
     )
-    run = _text(
-        f"srun {settings.launcher}",
-        [
-            "python",
-            "-m",
-            "lit_pretrain",
-            "fit",
-            "--config",
-            f"{out / CONFIGS}/$run.yaml",
-            "--resume",
-            "auto",
-        ],
-    )
+    config = f'{shlex.quote(f"{out / CONFIGS}/")}"$run".yaml'
     script = [
         "#!/usr/bin/env bash",
-        *(f"#SBATCH --{name}={value}" for name, value in options.items()),
+        *slurm_directives(options),
         "set -euo pipefail",
         environment,
         f"cd {shlex.quote(os.getcwd())}",
-        f"runs=({' '.join(names)})",
+        f"runs=({shlex.join(names)})",
         'run="${runs[$SLURM_ARRAY_TASK_ID]}"',
-        run.replace(f"'{out / CONFIGS}/$run.yaml'", f'"{out / CONFIGS}/$run.yaml"'),
+        f"srun {settings.launcher.strip()} python -m lit_pretrain fit --config {config}"
+        " --resume auto",
     ]
     (out / LOGS).mkdir(parents=True, exist_ok=True)
     write_file(out / SCRIPT, "\n".join(script) + "\n")

@@ -201,10 +201,10 @@ def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
         tokenizer_hash=data.tokenizer_hash,
         template_hash=data.template_hash,
         data=data.location,
-        parent=config["model"]["init_from"]
+        parent=cli.config.model.init_from
         or (str(cli.place.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
-        precision=config["trainer"]["precision"],
+        precision=cli.config.trainer.precision,
         unique_tokens=data.unique_tokens(config["max_steps"]),
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         adapter=(

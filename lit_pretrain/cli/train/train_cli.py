@@ -13,6 +13,7 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import contract_of
+from lit_pretrain.cli.command.arguments import is_file, split_configs
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.own_parts import check_constructors, check_parts
@@ -41,6 +42,8 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.plain_data import read_text
+from lit_pretrain.redaction import origin_of, redact, refuse_hidden
 from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
@@ -212,6 +215,10 @@ class TrainCLI(LightningCLI):
             # As defaults and not as a config: another optimizer must not take the preset's rate.
             parser.set_defaults(dict(_options(yaml.safe_load(preset.read_text(encoding="utf-8")))))
         self.config = parser.parse_args(args)
+        self.origin = origin_of(
+            [read_text(config) if is_file(config) else config for config in split_configs(args)[0]]
+        )
+        refuse_hidden(self.config.as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the run as a whole."""
@@ -288,12 +295,12 @@ class TrainCLI(LightningCLI):
         settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
 
     def plain_config(self) -> dict[str, Any]:
-        """The resolved config as nested plain values, as it is saved."""
+        """The resolved config as nested plain values, without secrets, as it is saved."""
         try:
             text = self.parser.dump(self.config, skip_unset=False)
         except ValueError as error:
             raise UserError(f"config.yaml cannot hold this config: {error}") from error
-        loaded: dict[str, Any] = yaml.safe_load(text)
+        loaded: dict[str, Any] = redact(yaml.safe_load(text), self.origin)
         return loaded
 
     # ------------------------------------------------------------------ instantiate

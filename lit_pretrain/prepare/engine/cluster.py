@@ -21,6 +21,7 @@ from typing import Any
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.engine.task_stage import Advance, EngineConfig, TaskStage
 from lit_pretrain.prepare.versions import version_difference
+from lit_pretrain.slurm_script import slurm_directives
 
 _POLL_SECONDS = 0.5
 _GROUP_BYTES = 32 << 20
@@ -126,7 +127,8 @@ def run_on_cluster(
     # datatrove remembers finished ranks by directory: another set of open tasks is another
     # directory.
     logs = stage.directory / "logs" / f"{int(time.time() * 1000)}"
-    logs.mkdir(parents=True)
+    # It holds the pickled tasks, with the credentials of remote sources.
+    logs.mkdir(parents=True, mode=0o700)
     with _reporting(stage, numbers, advance):
         if config.engine == "ray":
             _ray(task, len(groups), str(logs), config)
@@ -240,6 +242,16 @@ def _slurm(
 
         def launch_merge_stats(self) -> None:
             """Launch nothing."""
+
+        def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+            """Quote what datatrove writes into its script as it is."""
+            task_file = self.logging_dir.resolve_paths("executor.pik")
+            directives = slurm_directives({name: str(v) for name, v in sbatch_args.items()})
+            written: str = super().get_launch_file_contents(
+                {}, run_script.replace(task_file, shlex.quote(task_file))
+            )
+            first, _, rest = written.partition("\n")
+            return "\n".join([first, *directives, rest])
 
     slurm = config.slurm
     if slurm.partition is None:
