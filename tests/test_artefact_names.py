@@ -20,7 +20,7 @@ from lit_pretrain.checkpoint.shards import SHARDS_INDEX, read_index
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import check_plain_names, follow_umask, seal_json
-from lit_pretrain.interface import load
+from lit_pretrain.interface import LoadedModel
 
 BAD = ("../x", "/etc/passwd", "..", ".", "", "a/../../x", "a//x", "a\\..\\x", "x\0", "a\nb")
 LIES_BELOW = "folder/x"
@@ -93,7 +93,7 @@ def _standalone(folder: Path, name: str) -> object:
     file = folder / "model.ckpt"
     entries = {"net": {"vocab_size": 4}, "files": {name: ""}}
     torch.save({"state_dict": {}, RECORD_KEY: {}, STANDALONE_KEY: entries}, file)
-    return load(str(file))
+    return LoadedModel.from_place(str(file), device="cpu")
 
 
 @pytest.mark.parametrize("name", BAD)

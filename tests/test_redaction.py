@@ -131,7 +131,7 @@ def test_run_and_rotation(
         "fit", f"--runs={tmp_path}", "--name=run", "--model.net.n_layer=1", "--model.net.width=16",
         "--model.net.n_head=1", "--model.net.max_seq_len=32", "--model.compile=off",
         "--trainer.accelerator=cpu", "--sample_prompts=[]", "--log_every=1",
-        "--model.schedule.kind=constant", "--model.schedule.warmup=1",
+        "--model.schedule.kind=constant", "--model.schedule.warmup=1 steps",
     ]  # fmt: skip
     assert main([*common, f"--config={config}", "--max_steps=1"]) == 0
     monkeypatch.setenv("PROBE", "another-9Zq")

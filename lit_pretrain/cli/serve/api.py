@@ -1,14 +1,17 @@
 """Api: OpenAI's routes over a writer."""
 
+import asyncio
 import json
 import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Optional
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Optional, TypeVar
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from lit_pretrain import __version__
 from lit_pretrain.chat.messages import BadRow, Message, check_messages
+from lit_pretrain.cli.serve.gate import Gate
 from lit_pretrain.cli.serve.requests import (
     ChatRequest,
     CompletionRequest,
@@ -29,8 +33,20 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.generate.conversation import ReplySampling, encode_prompt
 from lit_pretrain.plain_data import load_json
 
+Encoded = TypeVar("Encoded")
 TEXT_TOKENS = 16
 """OpenAI's default of max_tokens in completions."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    body_bytes: int
+    replies: int
+    """Prompts times n."""
+    tokens: int
+    """Replies times the tokens of each."""
 
 
 class Api:
@@ -40,26 +56,15 @@ class Api:
         writer: Writes the replies.
         name: What the model is called.
         created: When its weights were written, seconds since 1970.
-        api_key: What clients must show; None asks for nothing.
+        limits: What one request may ask for.
     """
 
-    def __init__(self, writer: Writer, *, name: str, created: int, api_key: Optional[str]) -> None:
+    def __init__(self, writer: Writer, *, name: str, created: int, limits: Limits) -> None:
         self.writer = writer
         self.name = name
         self.created = created
-        self.api_key = api_key
-
-    def authorise(self, request: HttpRequest) -> None:
-        """Refuse who does not show the key."""
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.api_key is not None and not secrets.compare_digest(
-            shown.encode(), self.api_key.encode()
-        ):
-            raise Refusal(
-                401,
-                "the API key is missing or wrong: send it as `Authorization: Bearer KEY`",
-                code="invalid_api_key",
-            )
+        self.limits = limits
+        self._encoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding")
 
     async def health(self) -> Response:
         """GET /health, without a key: 200 while requests are taken, 503 once the server stops."""
@@ -85,12 +90,12 @@ class Api:
                 400, f"this model takes no chats: {self.writer.no_chat}", code="no_chat_template"
             )
         messages = [message.plain() for message in body.messages]
-        prompt = self._rendered(messages)
+        prompt = await self._off_loop(self._rendered, messages)
         if any("name" in message for message in messages):
             nameless: list[Message] = [
                 {"role": message["role"], "content": message["content"]} for message in messages
             ]
-            if self._rendered(nameless) == prompt:
+            if await self._off_loop(self._rendered, nameless) == prompt:
                 raise Refusal(
                     400,
                     "name is not read by this model's chat template; leave it out",
@@ -113,13 +118,11 @@ class Api:
     async def complete(self, body: TextRequest, request: HttpRequest) -> Response:
         """POST /v1/completions."""
         self._check_model(body.model)
-        tokenizer, prompt = self.writer.tokenizer, body.prompt
-        if isinstance(prompt, str):
-            prompts = [encode_prompt(tokenizer, prompt)]
-        elif prompt and isinstance(prompt[0], int):
-            prompts = [prompt]
-        else:
-            prompts = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompt]  # type: ignore[misc]
+        prompt = body.prompt
+        several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+        given: list[Any] = prompt if several else [prompt]  # type: ignore[assignment]
+        self._check_replies(len(given), body)
+        prompts = await self._off_loop(self._encoded, given)
         if not all(prompts) or not prompts:
             raise Refusal(
                 400,
@@ -162,6 +165,26 @@ class Api:
                 code="model_not_found",
             )
 
+    async def _off_loop(self, work: Callable[[Any], Encoded], given: Any) -> Encoded:
+        """Encode on a thread of its own: a long text would hold all other requests up."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoding, work, given)
+
+    def _encoded(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        tokenizer = self.writer.tokenizer
+        return [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
+
+    def _check_replies(self, prompts: int, body: CompletionRequest) -> None:
+        n = body.n or 1
+        if prompts * n > self.limits.replies:
+            raise Refusal(
+                400,
+                f"{prompts} prompts × n={n} are more than the {self.limits.replies} replies that"
+                " this server writes for one request",
+                param="n" if prompts == 1 else "prompt",
+                code="too_many_replies",
+            )
+
     def _rendered(self, messages: Sequence[Message]) -> list[int]:
         """Render a conversation to the tokens of a prompt."""
         assert self.writer.renderer is not None
@@ -195,6 +218,15 @@ class Api:
         request: HttpRequest,
     ) -> Response:
         n = body.n or 1
+        self._check_replies(len(prompts), body)
+        if (wanted := len(prompts) * n * room) > self.limits.tokens:
+            raise Refusal(
+                400,
+                f"{len(prompts)} prompts × n={n} × {room} tokens are {wanted:,}; this server writes"
+                f" {self.limits.tokens:,} for one request: ask for a smaller max_tokens or n",
+                param="max_tokens",
+                code="too_many_tokens",
+            )
         sampling = body.sampling(max_new_tokens=room, seed=secrets.randbelow(2**31))
         usage = Usage()
         if body.stream:
@@ -357,28 +389,44 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def make_app(writer: Writer, *, name: str, created: int, api_key: Optional[str]) -> FastAPI:
-    """The application."""
-    api = Api(writer, name=name, created=created, api_key=api_key)
+def make_app(
+    writer: Writer,
+    *,
+    name: str,
+    created: int,
+    limits: Limits,
+    api_key: Optional[str],
+    hosts: Collection[str],
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        writer: Writes the replies.
+        name: What the model is called.
+        created: When its weights were written, seconds since 1970.
+        limits: What one request may ask for.
+        api_key: What clients must show; None asks for nothing.
+        hosts: Names that requests may be for; empty for any.
+    """
+    api = Api(writer, name=name, created=created, limits=limits)
     app = FastAPI(title="lit_pretrain", version=__version__)
     app.router.route_class = StrictRoute
-    guarded = [Depends(api.authorise)]
     app.add_api_route("/health", api.health, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models", api.models, methods=["GET"], dependencies=guarded)
-    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"], dependencies=guarded)
+    app.add_api_route("/v1/models", api.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"])
     app.add_api_route(
         "/v1/chat/completions",
         api.chat,
         methods=["POST"],
-        dependencies=guarded,
         response_model=None,
     )
     app.add_api_route(
-        "/v1/completions", api.complete, methods=["POST"], dependencies=guarded, response_model=None
+        "/v1/completions", api.complete, methods=["POST"], response_model=None
     )
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)
+    app.add_middleware(Gate, api_key=api_key, hosts=hosts, max_body=limits.body_bytes)
     return app
 
 

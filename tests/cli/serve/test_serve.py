@@ -97,8 +97,13 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(chat_run: Path) -> Iterator[Server]:
-    server = Server(chat_run, "--api_key=secret")
+def server(chat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    key = tmp_path_factory.mktemp("key") / "key"
+    key.write_text("secret\n")
+    server = Server(
+        chat_run, f"--api_key_file={key}", "--max_body_bytes=200000", "--max_replies=128",
+        "--max_request_tokens=12800",
+    )  # fmt: skip
     yield server
     server.process.terminate()
     out, err = server.process.communicate(timeout=30)
@@ -326,6 +331,49 @@ def test_health_needs_no_key(server: Server) -> None:
     assert server.ask("/health", headers={}) == (200, {"status": "ok"})
 
 
+def test_the_key_comes_before_everything(server: Server) -> None:
+    """Neither a page nor a body is looked at without it."""
+    for path in ("/docs", "/redoc", "/openapi.json", "/v1/models", "/nowhere"):
+        assert server.ask(path, headers={})[0] == 401, path
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        # The body is announced and never sent.
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil", ""])
+def test_requests_for_another_host(server: Server, host: str) -> None:
+    status, answer = server.ask("/v1/models", headers=KEY | {"Host": host})
+    assert (status, answer["error"]["code"]) == (403, "wrong_host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80"])
+def test_requests_for_this_host(server: Server, host: str) -> None:
+    assert server.ask("/v1/models", headers=KEY | {"Host": host})[0] == 200
+
+
+def test_limits_of_a_request(server: Server) -> None:
+    large = b'{"model": "talker", "prompt": "' + b"a" * 200_000 + b'"}'
+    status, answer = server.ask("/v1/completions", large)
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
+    connection = server.connect()
+    pieces = (large[i : i + 1000] for i in range(0, len(large), 1000))
+    connection.request("POST", "/v1/completions", pieces, KEY, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+    for fields, code in (
+        ({"prompt": ["a"] * 129}, "too_many_replies"),
+        ({"prompt": [[1]] * 129}, "too_many_replies"),
+        ({"prompt": ["a"] * 3, "n": 43}, "too_many_replies"),
+        ({"prompt": "a", "n": 128, "max_tokens": 101}, "too_many_tokens"),
+    ):
+        status, answer = server.ask("/v1/completions", {"model": "talker", **fields})
+        assert (status, answer["error"]["code"]) == (400, code), answer
+    assert server.chat(n=128, max_tokens=101)[1]["error"]["code"] == "too_many_tokens"
+
+
 def test_refusals_of_other_kinds(server: Server) -> None:
     for headers in (
         {},
@@ -417,9 +465,13 @@ def test_what_cannot_be_served(chat_run: Path, capsys: pytest.CaptureFixture[str
         port = taken.getsockname()[1]
         for options, message in (
             ([f"--port={port}"], f"cannot listen on port {port}"),
-            (["--host=0.0.0.0"], "give an --api_key"),
+            (["--host=0.0.0.0"], "give an --api_key_file"),
+            (["--api_key=x"], "can read a command line"),
+            (["--api-key", "x"], "can read a command line"),
+            (["--api_key_file=nowhere"], "nowhere does not exist"),
+            (["--max_replies=0"], "must be at least 1"),
             (["--port=70000"], "between 0 and 65535"),
-            (["--api_key= "], "--api_key is empty"),
+            ([f"--api_key_file={os.devnull}"], "is empty"),
             (["--port=0", "--template=nope"], "data.template='nope'"),
         ):
             assert main(["serve", f"--run={chat_run}", *options]) == 2, options
