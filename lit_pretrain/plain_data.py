@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.redaction import Reference, is_secret, is_secret_variable
+from lit_pretrain.redaction import FromEnvironment, is_secret, is_secret_variable
 
 MAX_YAML_VALUES = 100_000
 """Most values that a YAML text may stand for once its anchors are followed. The largest configs
@@ -382,8 +382,8 @@ _SEAL = "# sha256 of the lines below: "
 def dump_config(config: Mapping[str, Any]) -> str:
     """Write a resolved config as YAML that reads as the same config: no text in it is a reference.
 
-    `read_config` reads it, and so does `--config`. A `Reference` stays one. The first line is a
-    comment with the digest of the others, so that it outlives a text that is cut off.
+    `read_config` reads it, and so does `--config`. A `FromEnvironment` stays one. The first line is
+    a comment with the digest of the others, so that it outlives a text that is cut off.
     """
     plain = escape_references(dict(config))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
@@ -443,7 +443,7 @@ def resolve_references(value: Any, name: str = "") -> Any:
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, Reference):
+    if isinstance(value, FromEnvironment):
         return str.__str__(value)
     if isinstance(value, str):
         return change(value)

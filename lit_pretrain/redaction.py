@@ -48,7 +48,7 @@ _LONG = 8
 """Characters of a variable's value that cannot stand in another option by chance."""
 
 
-class Reference(str):
+class FromEnvironment(str):
     """Text of a config as it is written: with references to the environment."""
 
     resolved: str
@@ -57,7 +57,7 @@ class Reference(str):
     """Names of the variables that it takes it from."""
 
 
-class Origin(NamedTuple):
+class EnvironmentUse(NamedTuple):
     """What config files take from the environment."""
 
     variables: Mapping[str, str]
@@ -66,7 +66,7 @@ class Origin(NamedTuple):
     """Dotted names of the options that hold a reference, without `init_args`."""
 
 
-NOWHERE = Origin({})
+NOWHERE = EnvironmentUse({})
 
 
 def is_secret(option: str) -> bool:
@@ -83,7 +83,7 @@ def is_secret_variable(name: str) -> bool:
     return bool(_NAMES.search(plain) or _VARIABLES.search(plain))
 
 
-def origin_of(texts: Sequence[str]) -> Origin:
+def origin_of(texts: Sequence[str]) -> EnvironmentUse:
     """Find what config files take from the environment.
 
     Args:
@@ -98,7 +98,7 @@ def origin_of(texts: Sequence[str]) -> Origin:
             if isinstance(value, str) and "${" in value
         }
     variables = {name: value for name in names if (value := os.environ.get(name))}
-    return Origin(variables, frozenset(options))
+    return EnvironmentUse(variables, frozenset(options))
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -114,7 +114,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------ configs
 
 
-def redact(config: Any, origin: Origin = NOWHERE, name: str = "") -> Any:
+def redact(config: Any, origin: EnvironmentUse = NOWHERE, name: str = "") -> Any:
     """Return a plain config without secrets.
 
     Args:
@@ -153,7 +153,7 @@ def _may_be_secret(name: str, value: Any) -> bool:
     return number and _STORAGE in name.split(".")
 
 
-def _by_origin(text: str, origin: Origin, *, anywhere: bool) -> Reference | None:
+def _by_origin(text: str, origin: EnvironmentUse, *, anywhere: bool) -> FromEnvironment | None:
     """Write the values of variables in a text as references; None if there are none.
 
     Args:
@@ -172,7 +172,7 @@ def _by_origin(text: str, origin: Origin, *, anywhere: bool) -> Reference | None
         written += _escaped(text[end : found.start()]) + f"${{oc.env:{values[found[0]]}}}"
         used.append(values[found[0]])
         end = found.end()
-    reference = Reference(written + _escaped(text[end:]))
+    reference = FromEnvironment(written + _escaped(text[end:]))
     reference.resolved, reference.variables = text, tuple(used)
     return reference
 
@@ -226,13 +226,13 @@ def comparable(config: Any, name: str = "") -> Any:
         }
     if isinstance(config, (list, tuple)):
         return [comparable(value, name) for value in config if not _not_compared(name, value)]
-    if isinstance(config, Reference):
+    if isinstance(config, FromEnvironment):
         return f"sha256 {hashlib.sha256(config.resolved.encode()).hexdigest()[:16]}"
     return config
 
 
 def _not_compared(name: str, value: Any) -> bool:
-    if isinstance(value, Reference):
+    if isinstance(value, FromEnvironment):
         return is_secret(name) or any(map(is_secret_variable, value.variables))
     if isinstance(value, str) and HIDDEN in value:
         return True

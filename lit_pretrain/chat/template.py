@@ -14,8 +14,8 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
+from lit_pretrain.chat.bounded_jinja import BoundedSandbox
 from lit_pretrain.chat.messages import ToolDescription
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import load_json, read_text
@@ -58,8 +58,9 @@ class ChatTemplate:
     """A chat template.
 
     Templates come with models from anywhere, so they run in a sandbox that can neither change
-    objects nor reach the system. As in transformers they see `messages`, `tools`,
-    `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception` and the filter `tojson`.
+    objects nor reach the system, and that ends them (`bounded_jinja.py`). As in transformers they
+    see `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception`
+    and the filter `tojson`.
     The date (`strftime_now`) is left undefined, because a rendering must depend on the row alone;
     templates that show the date have a fixed one to fall back on.
 
@@ -74,10 +75,10 @@ class ChatTemplate:
     def __init__(self, source: str, *, name: str) -> None:
         self.source = source
         self.name = name
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = self._environment = BoundedSandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = environment.bounded("tojson", _tojson)
         environment.globals["raise_exception"] = _raise
         try:
             self._template = environment.from_string(source)
@@ -120,20 +121,15 @@ class ChatTemplate:
         Raises:
             Refused: The template does not take these messages.
         """
+        self._environment.begin()
         try:
             marked = self._template.render(
                 messages=[dict(message) for message in messages], tools=tools, bos_token=bos,
                 eos_token=eos,
                 add_generation_prompt=generation_prompt, **(options or {}),
             )  # fmt: skip
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-        ) as error:  # a template is code, and may raise any of these
-            raise Refused(str(error)) from None
+        except Exception as error:  # a template is code, and may raise anything
+            raise Refused(str(error) or type(error).__name__) from None
         spans: list[tuple[int, int]] = []
         pieces: list[str] = []
         length = 0
@@ -197,7 +193,17 @@ def template_of(folder: Path) -> ChatTemplate | None:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config} is damaged: {error}") from None
     if isinstance(found, list):  # several templates by name, one of them "default"
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        try:
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        except (TypeError, KeyError):
+            raise UserError(
+                f"{config}: chat_template is a list whose entries must have a name and a template"
+            ) from None
+    if found is not None and not isinstance(found, str):
+        raise UserError(
+            f"{config}: chat_template is of the kind {type(found).__name__}; it must be the text of"
+            " a template, or a list of templates by name"
+        )
     return ChatTemplate(found, name=str(config)) if found else None
 
 

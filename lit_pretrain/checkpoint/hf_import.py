@@ -63,14 +63,77 @@ def read_shape(path: Path) -> ShapeFields:
     file = path / HF_CONFIG
     config = read_json(file)
     family = config.get("model_type")
-    if family not in _SHAPES:
+    if not isinstance(family, str) or family not in _SHAPES:
         raise UserError(
             f"{file}: model_type={family!r} cannot be imported; known are {', '.join(_SHAPES)}"
         )
+    _check_kinds(config, file)
     try:
         return _SHAPES[family](config, file)
     except KeyError as error:
         raise UserError(f"{file}: field {error} is missing, which every {family} has") from None
+
+
+_LARGEST = {"num_hidden_layers": 10_000, "n_layer": 10_000}
+"""More layers than any network has would take hours to build; other sizes go up to 2³¹."""
+_COUNTS = (
+    "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "max_position_embeddings", "sliding_window",
+    "max_window_layers", "n_layer", "n_embd", "n_head", "n_inner", "n_positions",
+    "original_max_position_embeddings",
+)  # fmt: skip
+_NUMBERS = (
+    "rms_norm_eps", "layer_norm_epsilon", "rope_theta", "factor", "low_freq_factor",
+    "high_freq_factor",
+)  # fmt: skip
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_WORDS = ("hidden_act", "activation_function", "rope_type", "type")
+_MAY_BE_NULL = frozenset(
+    {"head_dim", "num_key_value_heads", "n_inner", "sliding_window", "layer_types", "rope_scaling"}
+    | {"rope_parameters", "max_window_layers"}
+)
+
+
+def _check_kinds(config: HfConfig, file: Path, where: str = "") -> None:
+    """Refuse fields whose values are of another kind than the field, or without bound.
+
+    Raises:
+        UserError: Names the field, what was found and what it must be.
+    """
+
+    def refuse(field: str, wanted: str) -> None:
+        raise UserError(
+            f"{file}: {where}{field}={_short(config[field])} must be {wanted}; download the model"
+            " again, or correct it"
+        )
+
+    for field, value in config.items():
+        if value is None and field in _MAY_BE_NULL:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if field in _COUNTS:
+            largest = _LARGEST.get(field, 2**31)
+            if not (number and isinstance(value, int) and 0 <= value <= largest):
+                refuse(field, f"a whole number of at most {largest:,}")
+        elif field in _NUMBERS and not (number and 0 < value < 1e30):
+            refuse(field, "a positive number")
+        elif field in _SWITCHES and not isinstance(value, bool):
+            refuse(field, "true or false")
+        elif field in _WORDS and not isinstance(value, str):
+            refuse(field, "a word")
+        elif field == "layer_types" and not (
+            isinstance(value, list) and all(isinstance(kind, str) for kind in value)
+        ):
+            refuse(field, "a list of words")
+        elif field in ("rope_scaling", "rope_parameters"):
+            if not isinstance(value, dict):
+                refuse(field, "an object")
+            _check_kinds(value, file, f"{field}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

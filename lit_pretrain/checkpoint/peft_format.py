@@ -212,13 +212,48 @@ def read_peft(folder: Path) -> tuple[PeftConfig, dict[str, Tensor]]:
         UserError: One is missing or damaged.
     """
     try:
-        config: PeftConfig = load_json((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
-        return config, load_file(folder / PEFT_WEIGHTS)
+        config = load_json((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        tensors: dict[str, Tensor] = load_file(folder / PEFT_WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{folder} is not an adapter of peft, or a damaged one ({PEFT_CONFIG}, {PEFT_WEIGHTS}):"
             f" {error}"
         ) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / PEFT_CONFIG} must hold a JSON object")
+    _check_kinds(config, folder)
+    for name, tensor in tensors.items():
+        if ".lora_magnitude_vector" not in name and tensor.ndim != 2:
+            raise UserError(
+                f"{folder / PEFT_WEIGHTS}: {name} must be a matrix; it has {tensor.ndim} dimensions"
+            )
+    return config, tensors
+
+
+def _check_kinds(config: PeftConfig, folder: Path) -> None:
+    """Refuse fields whose values are of another kind than the field."""
+    if "lora_alpha" not in config:
+        raise UserError(f"{folder / PEFT_CONFIG}: lora_alpha is missing")
+    patterns = config.get("alpha_pattern") or {}
+    numbers = {field: config[field] for field in ("lora_alpha", "lora_dropout") if field in config}
+    if isinstance(patterns, dict):
+        numbers |= {f"alpha_pattern.{key}": value for key, value in patterns.items()}
+        for key in patterns:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise UserError(
+                    f"{folder / PEFT_CONFIG}: alpha_pattern has {key!r}, which is no regular"
+                    f" expression: {error}"
+                ) from None
+    else:
+        raise UserError(f"{folder / PEFT_CONFIG}: alpha_pattern={patterns!r} must be an object")
+    for field, value in numbers.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = number and (0 <= value < 1 if field == "lora_dropout" else 0 < value < math.inf)
+        if not fits:
+            wanted = "in [0, 1)" if field == "lora_dropout" else "positive"
+            raise UserError(f"{folder / PEFT_CONFIG}: {field}={value!r} must be a number, {wanted}")
 
 
 def from_peft(

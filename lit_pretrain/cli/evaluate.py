@@ -31,6 +31,7 @@ def evaluate_run(
     report: Optional[str] = None,
     tensorboard: bool = True,
     accept: list[str] = [],  # noqa: B006
+    trust: bool = False,
 ) -> int:
     """Measure a run.
 
@@ -56,6 +57,7 @@ def evaluate_run(
         tensorboard: Also write the figures to the run's TensorBoard, at the step of the checkpoint.
         accept: Fields of the contract that may differ from the record: tokenizer, template,
             vocabulary, bos_id, eos_id, stop_ids.
+        trust: Import classes that the run's config names and that are not of lit_pretrain.
     """
     if checkpoint not in ("last", "best"):
         raise UserError(
@@ -98,7 +100,9 @@ def evaluate_run(
     version = check_installed() if names else None
     loaded = load_tasks(request) if names else None
     began = time.perf_counter()
-    figures, where = _held_out(path, data, precision, device, accept) if held_out else ({}, None)
+    figures, where = ({}, None)
+    if held_out:
+        figures, where = _held_out(path, data, precision, device, accept, trust)
     stages = lineage_of(path).stages
     scores = []
     if names:
@@ -168,7 +172,7 @@ def _network(path: Path, precision: str, device: str) -> Any:
 
 
 def _held_out(
-    path: Path, data: Optional[str], precision: str, device: str, accept: list[str]
+    path: Path, data: Optional[str], precision: str, device: str, accept: list[str], trust: bool
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Loss, perplexity and bits per byte by source, as `validate` measures them; and where the data
     lies.
@@ -186,6 +190,7 @@ def _held_out(
         f"--run={path}",
         f"--trainer.precision={precision}",
         f"--trainer.accelerator={choose_device(device)}",
+        f"--trust={str(trust).lower()}",
     ]
     options.append(f"--accept={accept}")
     if data is not None:

@@ -15,9 +15,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
+from lit_pretrain.class_path import refuse_foreign_classes
 from lit_pretrain.cli.command.arguments import Config, name_run
 from lit_pretrain.cli.command.load_run import quiet_libraries
-from lit_pretrain.cli.command.parser import parser_options, raw_option
+from lit_pretrain.cli.command.parser import parser_options, raw_option, raw_switch
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision
 from lit_pretrain.cli.train.resolve import build, names_class
@@ -25,6 +26,7 @@ from lit_pretrain.cli.train.train_cli import TrainParser
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.redaction import refuse_hidden
 from lit_pretrain.stage.stage import Stage
 
 
@@ -72,6 +74,12 @@ class EvaluateCLI(LightningCLI):
             help="Fields in which the data may differ from the run, such as tokenizer.",
         )
         parser.add_argument(
+            "--trust",
+            type=bool,
+            default=False,
+            help="Import classes that the run's config names and that are not of lit_pretrain.",
+        )
+        parser.add_argument(
             "--json", type=Optional[str], default=None, help="Also write the figures to this file."
         )
 
@@ -83,11 +91,14 @@ class EvaluateCLI(LightningCLI):
         run = raw_option(args, "--run")
         if run is not None:
             saved = config_of(self.newest or resolve(run))
+            if not raw_switch(args, "--trust"):
+                refuse_foreign_classes({g: saved[g] for g in ("model", "data")}, f"the run {run}")
             parser.beneath = [Config(f"the run {run}", {"data": saved["data"]})]
             parser.set_defaults(
                 _defaults(saved, own_data=not names_class(args), chosen=self.chosen)
             )
         self.config = parser.parse_args(args)
+        refuse_hidden(self.config.as_dict())
 
     def before_instantiate_classes(self) -> None:
         """Evaluate trained weights, never random ones."""

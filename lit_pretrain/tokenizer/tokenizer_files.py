@@ -50,7 +50,7 @@ def stated_separators(folder: Path) -> tuple[str | None, str | None]:
     bos = eos = None
     for name in (CONFIG_FILENAME, MAP_FILENAME):
         config = _json_object(folder / name)
-        bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+        bos, eos = (_spelling(config, key, folder / name) for key in ("bos_token", "eos_token"))
         if bos or eos:
             break
     return bos, eos
@@ -93,9 +93,16 @@ def separators(
     return bos or one, eos or one
 
 
-def _content(token: Any) -> str | None:
+def _spelling(config: Mapping[str, Any], key: str, file: Path) -> str | None:
     """Return the spelling of a token in tokenizer_config.json: a string, or an object with one."""
-    return token.get("content") if isinstance(token, dict) else token
+    token = config.get(key)
+    spelling = token.get("content") if isinstance(token, dict) else token
+    if spelling is not None and not isinstance(spelling, str):
+        raise UserError(
+            f"{file}: {key} is {token!r}; it must be the spelling of one token, such as"
+            ' "<|endoftext|>", or an object with it as its content'
+        )
+    return spelling
 
 
 def _json_object(file: Path) -> Mapping[str, Any]:

@@ -302,7 +302,7 @@ def test_no_character_of_a_path_is_read_by_the_shell(
     assert words[words.index("--config") + 1] == str(out / "configs" / f"{NAMES[0]}.yaml")
     assert not list(tmp_path.rglob("x"))
     directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
-    read = {tuple(shlex.split(line[9:])[0].split("=", 1)) for line in directives}
+    read = {tuple(shlex.split(line[8:])[0].split("=", 1)) for line in directives}
     assert ("--job-name", out.name) in read
     assert ("--output", f"{str(out).replace('%', '%%')}/logs/%A_%a.log") in read
 

@@ -426,6 +426,17 @@ def raw_option(args: list[str], name: str) -> str | None:
     return found
 
 
+def raw_switch(args: list[str], name: str) -> bool:
+    """Tell whether raw arguments set a switch, which needs no value."""
+    value = "false"
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg == name:
+            value = following.lower() if following.lower() in _BOOLEANS else "true"
+        elif arg.startswith(f"{name}="):
+            value = arg.partition("=")[2].lower()
+    return value in ("true", "yes")
+
+
 def raw_parent(args: list[str]) -> str | None:
     """Find the parent in raw arguments: in --from, or `from` in a file given with --config."""
     named = [config.content["from"] for config in read_configs(args) if config.content.get("from")]

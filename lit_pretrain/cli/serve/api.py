@@ -420,9 +420,7 @@ def make_app(
         methods=["POST"],
         response_model=None,
     )
-    app.add_api_route(
-        "/v1/completions", api.complete, methods=["POST"], response_model=None
-    )
+    app.add_api_route("/v1/completions", api.complete, methods=["POST"], response_model=None)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)

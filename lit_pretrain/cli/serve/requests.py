@@ -29,7 +29,9 @@ class Refusal(Exception):
 
     def body(self) -> dict[str, Any]:
         """As it is sent."""
-        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(self.status)
+        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(
+            self.status
+        )
         kind = kind or ("invalid_request_error" if self.status < 500 else "server_error")
         return {
             "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
