@@ -18,7 +18,7 @@ import yaml
 
 from lit_pretrain.errors import UserError
 
-HIDDEN = "<hidden: not stored>"
+HIDDEN = "<hidden>"
 """Stands for a secret that was given literally."""
 
 _NAMES = re.compile(

@@ -20,7 +20,7 @@ messages whose template looks at all of them for each takes a million."""
 _CALL = 10
 """Steps that a call counts for; it takes so much longer than a turn of a loop."""
 MAX_TEXT = 32 << 20
-"""Characters of a text, or entries of a list."""
+"""Characters of a text; eight for each entry of a list."""
 _MAX_NUMBER = 100_000
 """Largest whole number that a call or filter takes: widths and counts are made of them."""
 _SIZED = ("batch", "center", "indent", "round", "slice", "tojson", "truncate", "wordwrap")
@@ -46,7 +46,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum", None)
         self.filters["_turns"] = self._turns
         self.filters["_bounded_text"] = _checked
-        self.concat = _concat
+        self.concat = _concat  # type: ignore[method-assign]
 
     def begin(self) -> None:
         """Begin a rendering with nothing used up."""
@@ -82,7 +82,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "*":
             for many, times in ((left, right), (right, left)):
                 if isinstance(many, Sized) and isinstance(times, int):
-                    _check_size(len(many) * times)
+                    _check_size(_size(many) * times)
         elif operator == "**":
             _check_numbers([left, right])
             if isinstance(right, int) and right > 1000:
@@ -115,11 +115,11 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 class _Concatenations(jinja2.visitor.NodeTransformer):
     """Check the size of every `a ~ b`."""
 
-    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
+    def visit_Concat(self, node: jinja2.nodes.Concat) -> Any:
         return _filtered(self.generic_visit(node), "_bounded_text")
 
 
-def _filtered(node: Any, name: str) -> jinja2.nodes.Filter:
+def _filtered(node: Any, name: str) -> Any:
     return jinja2.nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno)
 
 
@@ -150,9 +150,14 @@ def _check_size(size: int) -> None:
         raise Exhausted(f"a text or list in it would have {size:,} entries; {MAX_TEXT:,} may be")
 
 
+def _size(value: Sized) -> int:
+    """Return the size of a text in characters; an entry of a list takes as much as eight."""
+    return len(value) if isinstance(value, str) else 8 * len(value)
+
+
 def _checked(value: Any) -> Any:
     if isinstance(value, (str, list, tuple)):
-        _check_size(len(value))
+        _check_size(_size(value))
     elif isinstance(value, int):
         _check_size(value.bit_length())
     return value
