@@ -20,7 +20,7 @@ padded sequence, laid out by these rules:
   up (to 64, or to seq_len).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
@@ -163,7 +163,7 @@ class PromptBatch(NamedTuple):
     """Index of the row's source, int64."""
     index_B: Tensor
     """Global sample number of the prompt, int64; -1 for a row that only pads a batch."""
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Mapping[str, Any], ...]
     """The data row of each prompt, its checkable `answer` among it: what rewards look at. Empty
     for a row that only pads a batch.
     """

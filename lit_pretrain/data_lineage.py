@@ -6,6 +6,7 @@ them whether a score is clean. The keys and their order are the file format: the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 
@@ -30,7 +31,7 @@ class DataRecord(TypedDict):
     hash: str | None
     """Identity of the data: the hash of its manifest."""
     sources: dict[str, SourceRecord]
-    gate: list[dict[str, Any]]
+    gate: list[Mapping[str, Any]]
     """The evaluation sets that the data was compared with: `DecontaminationRecord` as JSON."""
 
 

@@ -100,7 +100,8 @@ def evaluate_run(
     version = check_installed() if names else None
     loaded = load_tasks(request) if names else None
     began = time.perf_counter()
-    figures, where = ({}, None)
+    figures: dict[str, dict[str, float]] = {}
+    where: Optional[str] = None
     if held_out:
         figures, where = _held_out(path, data, precision, device, accept, trust)
     stages = lineage_of(path).stages
@@ -109,7 +110,7 @@ def evaluate_run(
         net, autocast = _network(path, precision, device)
         scores = run_tasks(net, language, request, stages, loaded=loaded, autocast=autocast)
     template = "none" if language.template is None else language.template.hash[:16]
-    conditions: dict[str, Any] = {"checkpoint": str(path)}
+    conditions: dict[str, object] = {"checkpoint": str(path)}
     if held_out:
         conditions["held-out text"] = f"the validation split of {where}"
     conditions["precision"] = precision

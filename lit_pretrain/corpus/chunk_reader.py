@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -213,7 +213,7 @@ def read_document_records(path: Path, split: str, source: str) -> Iterator[Docum
                 ) from None
 
 
-def _record(raw: dict[str, Any]) -> DocumentRecord:
+def _record(raw: Mapping[str, Any]) -> DocumentRecord:
     return DocumentRecord(
         raw["chunk"],
         raw["row_in_chunk"],

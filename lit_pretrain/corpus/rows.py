@@ -88,7 +88,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         self._open: dict[str, _Chunk] = {}
         self._checked: set[str] = set()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A memory map belongs to one process; pickled it would be a copy of the chunk.
         return {**super().__getstate__(), "_open": {}}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, TypedDict
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.checkpoint.lineage import StageRecord
@@ -292,11 +292,22 @@ def decontamination_status(
     return DecontaminationStatus("clean", "; ".join(clean))
 
 
+class EvaluationReport(TypedDict):
+    """The report of `evaluate`, as its file holds it."""
+
+    conditions: dict[str, object]
+    """What it was measured on and with."""
+    held_out: dict[str, dict[str, float]]
+    """Source -> loss (nats per token), perplexity and bits per byte."""
+    tasks: dict[str, dict[str, object]]
+    """Name of the task -> its `Score` and status."""
+
+
 def evaluation_json(
     conditions: Mapping[str, Any],
     held_out: Mapping[str, Mapping[str, float]],
     scores: Sequence[Score],
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """Collect the whole report as JSON values.
 
     Args:

@@ -3,9 +3,9 @@
 Axes: B rows, T tokens, D width, L tokens of a continuation, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -26,6 +26,15 @@ MAX_NEW_TOKENS = 256
 """Longest answer where a task names no length; the harness's own default."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+
+
+class TaskSampling(TypedDict, total=False):
+    """How a task has tokens drawn, as arguments of `generate`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional extra, and has no types
@@ -248,7 +257,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         prompts: Sequence[list[int]],
         stop: Sequence[str],
         length: int,
-        sampling: dict[str, Any],
+        sampling: TaskSampling,
     ) -> list[str]:
         decoders = [self.language.tokenizer.stream_decoder(before=prompt) for prompt in prompts]
         texts = [""] * len(prompts)
@@ -289,7 +298,7 @@ def _looking_at(net: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _settings(given: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+def _settings(given: Mapping[str, Any]) -> tuple[list[str], int, TaskSampling]:
     """Read stop strings, length and sampling from a task's generation_kwargs.
 
     Raises:
@@ -300,7 +309,7 @@ def _settings(given: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
     stop = [until] if isinstance(until, str) else list(until)
     lengths = [left.pop(name) for name in _LENGTHS if name in left]
     sampled = left.pop("do_sample", False)
-    sampling = {name: left.pop(name) for name in _SAMPLING if name in left}
+    sampling = cast(TaskSampling, {name: left.pop(name) for name in _SAMPLING if name in left})
     if left:
         raise UserError(
             f"generation_kwargs {left} of the task are not known; there are until, do_sample,"

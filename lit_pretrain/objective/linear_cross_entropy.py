@@ -10,8 +10,8 @@ logits away, and the backward pass only multiplies by that number.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,7 +86,10 @@ def linear_logp(
     return logp_N
 
 
-def _of_device(table: dict[str, Any], tensor: Tensor) -> Any:
+_Limit = TypeVar("_Limit")
+
+
+def _of_device(table: Mapping[str, _Limit], tensor: Tensor) -> _Limit:
     return table["cpu" if tensor.device.type == "cpu" else "cuda"]
 
 

@@ -9,7 +9,7 @@ drive every singular value that is not tiny into a band around one.
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -125,6 +125,33 @@ memory of a large network.
 """
 
 
+class MuonGroup(TypedDict):
+    """Settings of a group of matrices, as `MuonAdamW.build` gives and a checkpoint keeps them."""
+
+    lr: float
+    step: int
+    """Steps taken, for the warm-up of the momentum."""
+    momentum: float
+    momentum_start: float
+    momentum_warmup_steps: int
+    nesterov: bool
+    weight_decay: float
+    cautious: bool
+    lr_scaling: LrScaling
+    orthogonalization: Orthogonalization
+    iterations: int
+
+
+class MuonAdamWGroup(TypedDict):
+    """Settings of a group of all other parameters, which AdamW updates."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    fused: bool
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups whose algorithm is "muon", AdamW for those with "adamw".
 
@@ -156,12 +183,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters and group["algorithm"] == "muon":
-                self._step_muon(group, parameters)
+                self._step_muon(cast("MuonGroup", group), parameters)
             elif parameters:
-                self._step_adamw(group, parameters)
+                self._step_adamw(cast("MuonAdamWGroup", group), parameters)
         return loss
 
-    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _step_muon(self, group: MuonGroup, parameters: list[Tensor]) -> None:
         momentum = momentum_at(
             group["step"],
             group["momentum"],
@@ -178,7 +205,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             for start in range(0, len(alike), together):
                 self._step_stack(group, alike[start : start + together], momentum)
 
-    def _step_stack(self, group: dict[str, Any], parameters: list[Tensor], momentum: float) -> None:
+    def _step_stack(self, group: MuonGroup, parameters: list[Tensor], momentum: float) -> None:
         """Step parameters of one shape with Muon."""
         rows, columns = parameters[0].shape[-2:]
         tall = rows > columns
@@ -217,7 +244,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 parameter.mul_(1.0 - decay)
             parameter.add_(update, alpha=-step_size)
 
-    def _momentum(self, group: dict[str, Any], parameter: Tensor, momentum: float) -> Tensor:
+    def _momentum(self, group: MuonGroup, parameter: Tensor, momentum: float) -> Tensor:
         grad, state = parameter.grad, self.state[parameter]
         assert grad is not None
         if not state:
@@ -225,7 +252,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         buffer: Tensor = state["momentum_buffer"].lerp_(grad, 1.0 - momentum)
         return grad.lerp(buffer, momentum) if group["nesterov"] else buffer
 
-    def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _step_adamw(self, group: MuonAdamWGroup, parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["step"] = torch.zeros(

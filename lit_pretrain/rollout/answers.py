@@ -6,7 +6,7 @@ Axes: B rows, T tokens, N sampled tokens.
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,19 @@ class Shown(NamedTuple):
     """The answer of the data row."""
     reward: float
     truncated: bool
+
+
+class AnswersState(TypedDict):
+    """The answers of a rollout in a checkpoint: tensors and primitives, one item an answer."""
+
+    step: int
+    """The first step that learns from them."""
+    samples: list[int]
+    """Numbers of the prompts, each with a group of answers."""
+    ids: list[Tensor]
+    logp: list[Tensor]
+    truncated: list[bool]
+    rewards: list[list[float]]
 
 
 class Answers:
@@ -306,7 +319,7 @@ class Answers:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state(self, step: int, gather: Callable[[Any], list[Any]]) -> dict[str, Any] | None:
+    def state(self, step: int, gather: Callable[[Any], list[Any]]) -> AnswersState | None:
         """Collect the answers of all ranks that a run which goes on at `step` still learns from.
 
         None at the beginning of a rollout.
@@ -328,7 +341,7 @@ class Answers:
             "rewards": [list(answer.rewards) for answer in flat],
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: AnswersState) -> None:
         """Take up a rollout where a checkpoint left it."""
         columns = zip(
             state["ids"], state["logp"], state["truncated"], state["rewards"], strict=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,15 +224,62 @@ def fit_runs(
     return Fitted(runs, dropped, found, kind, delta, resampled, seed)
 
 
-def fit_document(fitted: Fitted, *, with_draws: bool = False) -> dict[str, Any]:
+class ResidualRecord(TypedDict):
+    """A run of a fit, and how far its ln loss lies from the law."""
+
+    run: str
+    n: float
+    d: float
+    loss: float
+    residual: float
+
+
+class ExponentsRecord(TypedDict):
+    """The exponents of the optimum (`Exponents`), with their intervals."""
+
+    a: float
+    b: float
+    ci95: dict[str, tuple[float, float]] | None
+
+
+class FitFields(TypedDict):
+    """A fit, as `scaling fit` prints it."""
+
+    law: Form
+    params: dict[str, float]
+    ci95: dict[str, tuple[float, float]] | None
+    optimum: ExponentsRecord
+    objective: float
+    loss: Loss
+    delta: float | None
+    n_runs: int
+    dropped: list[str]
+    params_counted: Counts
+    unit: Unit
+    tokenizer: str | None
+    range: dict[str, list[float]]
+    largest_compute: float
+    residual_rms: float
+    bootstrap: dict[str, int] | None
+    residuals: list[ResidualRecord]
+
+
+class FitDocument(FitFields, total=False):
+    """A fit, as `scaling fit --out` stores it, with what intervals of a forecast need."""
+
+    draws: list[list[float]]
+    """Parameters of the laws fitted to resamples, in the order of `PARAMETERS`."""
+
+
+def fit_document(fitted: Fitted, *, with_draws: bool = False) -> FitDocument:
     """Describe a fit completely in plain JSON values."""
     runs, law, draws = fitted.runs, fitted.fit.law, fitted.draws
     exponents = exponent_intervals(draws) if draws is not None else None
-    found: dict[str, Any] = {
+    found: FitDocument = {
         "law": law.form,
         "params": dict(law.params),
         "ci95": param_intervals(draws) if draws is not None else None,
-        "optimum": {**law.exponents._asdict(), "ci95": exponents},
+        "optimum": {"a": law.exponents.a, "b": law.exponents.b, "ci95": exponents},
         "objective": fitted.fit.objective,
         "loss": fitted.kind,
         "delta": fitted.delta if fitted.kind == "huber" else None,

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, did_you_mean
@@ -22,6 +22,31 @@ COLUMNS = (
     "bits_per_byte", "tokens_per_second", "time", "parent", "started",
 )  # fmt: skip
 """Fields of a run, for --sort and --json."""
+
+
+class RunRow(TypedDict):
+    """What `--json` prints of a run: the figures of `ListedRun`, and what sets the run apart."""
+
+    name: str
+    stage: str
+    state: str
+    steps: int
+    max_steps: int
+    tokens: float | None
+    loss: float | None
+    train_loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float | None
+    time: float | None
+    parent: str | None
+    """As the list names runs, or the folder of one that lies elsewhere."""
+    started: str | None
+    path: str
+    reason: str | None
+    differs: dict[str, object]
+    """The run's values of the options in which the runs differ."""
+
+
 _FIXED = "\N{NO-BREAK SPACE}"
 _HEAD = ("name", "state", "step", "tokens", "loss", "bits/byte", "tok/s", "time")
 
@@ -54,13 +79,24 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
         )
     )
     rows = [
-        {field: getattr(run, field) for field in COLUMNS}
-        | {
-            "parent": parent_name(run, Path(folder)),
-            "path": run.path,
-            "reason": run.reason,
-            "differs": differs.get(run.name, {}),
-        }
+        RunRow(
+            name=run.name,
+            stage=run.stage,
+            state=run.state,
+            steps=run.steps,
+            max_steps=run.max_steps,
+            tokens=run.tokens,
+            loss=run.loss,
+            train_loss=run.train_loss,
+            bits_per_byte=run.bits_per_byte,
+            tokens_per_second=run.tokens_per_second,
+            time=run.time,
+            parent=parent_name(run, Path(folder)),
+            started=run.started,
+            path=run.path,
+            reason=run.reason,
+            differs=differs.get(run.name, {}),
+        )
         for run in listed.runs
     ]
     rows = _sorted(rows, sort)
@@ -70,7 +106,7 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
     return _table(rows, listed, folder)
 
 
-def _sorted(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+def _sorted(rows: Sequence[RunRow], field: str) -> list[RunRow]:
     options = {name for row in rows for name in row["differs"]}
     if field not in COLUMNS and field not in options:
         hint = did_you_mean(field, [*COLUMNS, *sorted(options)])
@@ -79,8 +115,8 @@ def _sorted(rows: Sequence[dict[str, Any]], field: str) -> list[dict[str, Any]]:
             f" they differ.{hint}"
         )
 
-    def rank(row: dict[str, Any]) -> tuple[int, float, str]:
-        value = row["differs"].get(field) if field in options else row[field]
+    def rank(row: RunRow) -> tuple[int, float, str]:
+        value = row["differs"].get(field) if field in options else dict(row)[field]
         if isinstance(value, (int, float)) and not math.isnan(value):
             return 0, float(value), ""
         text = isinstance(value, float) or value is None
@@ -101,7 +137,7 @@ def _finite(value: Any) -> Any:
 # ------------------------------------------------------------------ for people
 
 
-def _table(rows: Sequence[dict[str, Any]], listed: RunList, folder: str) -> str:
+def _table(rows: Sequence[RunRow], listed: RunList, folder: str) -> str:
     """Write a line of figures and a line of words for each run."""
     width = shutil.get_terminal_size().columns
     cells = [_HEAD, *(_cells(row) for row in rows)]
@@ -150,13 +186,12 @@ def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(row: RunRow) -> tuple[str, ...]:
     from lit_pretrain.report.short_numbers import clock, short
 
     loss, training = row["loss"], row["train_loss"]
-    tokens, bits, rate, time = (
-        row[field] for field in ("tokens", "bits_per_byte", "tokens_per_second", "time")
-    )
+    tokens, bits = row["tokens"], row["bits_per_byte"]
+    rate, time = row["tokens_per_second"], row["time"]
     done, length = row["steps"], row["max_steps"]
     return (
         row["name"],
@@ -170,7 +205,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _option_texts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _option_texts(rows: Sequence[RunRow]) -> list[list[str]]:
     """Write for each run its values of the options in which the runs differ."""
     from lit_pretrain.cli.runs.run_list import shortened
 
@@ -184,7 +219,7 @@ def _option_texts(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return texts
 
 
-def _words(row: Mapping[str, Any]) -> str:
+def _words(row: RunRow) -> str:
     """Write stage, parent, and what ended the run before its time."""
     words = [row["stage"]]
     if row["parent"] is not None:

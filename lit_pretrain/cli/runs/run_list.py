@@ -194,9 +194,9 @@ def _stage(verb: str, model: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _seconds(lines: list[dict[str, Any]]) -> float:
+def _seconds(lines: Sequence[Mapping[str, float]]) -> float:
     """Sum the time of steps and validations; a window has the steps since the one before it."""
-    total, before = 0.0, 0
+    total, before = 0.0, 0.0
     for line in lines:
         total += line.get("time/validation_seconds", 0.0)
         if "time/step_seconds" in line:
@@ -216,7 +216,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     return read_sealed_json(file) if file.suffix == ".json" else read_config(file)
 
 
-def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_lines(file: Path) -> tuple[list[dict[str, float]], int]:
     """Read the sound lines of metrics.jsonl, and count the others.
 
     The last line may be half written, as the run goes on; it does not count.
@@ -230,7 +230,7 @@ def _read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     return sound, len(whole) - len(sound)
 
 
-def _metrics_of(line: str) -> dict[str, Any] | None:
+def _metrics_of(line: str) -> dict[str, float] | None:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -256,7 +256,7 @@ NOT_COMPARED = frozenset({"name", "runs", "resume", "fork", "from", "config", "m
 """Options that say where a run lies and what it begins with, which the list shows by itself."""
 
 
-def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
     """Compare resolved configs.
 
     Where the class of an option differs, its name is the difference, and the settings of one class
@@ -269,12 +269,12 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         For each config its own values of the options in which any two differ, by dotted name,
         without the `init_args` of classes; an option that a config lacks is not among them.
     """
-    found: list[dict[str, Any]] = [{} for _ in configs]
+    found: list[dict[str, object]] = [{} for _ in configs]
     _compare("", dict(enumerate(map(redact, configs))), found)
     return found
 
 
-def _compare(name: str, values: Mapping[int, Any], found: list[dict[str, Any]]) -> None:
+def _compare(name: str, values: Mapping[int, Any], found: list[dict[str, object]]) -> None:
     """Note where the values of one option differ.
 
     Args:

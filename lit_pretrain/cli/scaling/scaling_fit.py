@@ -74,7 +74,7 @@ def fit_table(fitted: Fitted) -> str:
     rows += [
         (
             f"{name} ({symbol} ~ C^{name})",
-            f"{found['optimum'][name]:.4f}",
+            f"{getattr(law.exponents, name):.4f}",
             between(exponents.get(name)),
         )
         for name, symbol in (("a", "N*"), ("b", "D*"))

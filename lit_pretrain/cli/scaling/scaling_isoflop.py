@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import (
@@ -20,7 +20,7 @@ from lit_pretrain.errors import warn
 
 if TYPE_CHECKING:
     from lit_pretrain.scaling.isoflop import IsoFlop
-    from lit_pretrain.scaling.runs import Runs
+    from lit_pretrain.scaling.runs import Counts, Runs, Unit
 
 
 def main(argv: list[str]) -> int:
@@ -73,7 +73,44 @@ def add_within(parser: Any) -> None:
     )
 
 
-def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> dict[str, Any]:
+class BudgetRecord(TypedDict):
+    """The parabola of one FLOP budget, and its minimum."""
+
+    c: float
+    n: float
+    d: float
+    loss: float
+    runs: int
+    n_range: list[float]
+    parabola_in_ln_n: list[float]
+    residual_rms: float
+
+
+class OptimumRecord(TypedDict):
+    """The best size for a number of FLOPs."""
+
+    c: float
+    n: float
+    d: float
+    ci95: dict[str, tuple[float, float] | None]
+    times_largest: float
+    """FLOPs, in those of the largest budget."""
+
+
+class IsoFlopDocument(TypedDict):
+    """An IsoFLOP analysis, as `--json` prints it."""
+
+    optimum: dict[str, object]
+    budgets: list[BudgetRecord]
+    at: list[OptimumRecord]
+    params_counted: Counts
+    unit: Unit
+    n_runs: int
+    bootstrap: dict[str, int]
+    warnings: list[str]
+
+
+def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> IsoFlopDocument:
     """Describe an IsoFLOP analysis completely in plain JSON values."""
     return {
         "optimum": {
@@ -113,7 +150,7 @@ def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> dict[str
     }
 
 
-def isoflop_table(result: dict[str, Any], found: IsoFlop) -> str:
+def isoflop_table(result: IsoFlopDocument, found: IsoFlop) -> str:
     """Format an IsoFLOP analysis as tables."""
     from lit_pretrain.scaling.forecast import FAR
     from lit_pretrain.scaling.runs import UNIT_TEXT
