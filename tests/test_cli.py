@@ -316,7 +316,7 @@ def test_misspelt_option(arguments, meant):
         ("max_setps: 3", "max_steps"),
         ("model: {net: {n_layers: 3}}", "model.net.n_layer"),
         ("data: {seqlen: 64}", "data.seq_len"),
-        ("modell: {net: {n_layer: 3}}", "model.net.n_layer"),
+        ("modell: {net: {n_layer: 3}}", "model"),
         ("trainer: {acelerator: cpu}", "trainer.accelerator"),
     ],
 )

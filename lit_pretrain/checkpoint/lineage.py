@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokenizer
 from lit_pretrain.checkpoint.layout import HF_CONFIG, artefact_folder
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import read_sealed_json, seal_json
 from lit_pretrain.redaction import redact
 from lit_pretrain.report.run_folder import PROVENANCE, Provenance, read_provenance
+
+if TYPE_CHECKING:
+    from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 
 LINEAGE_FILENAME = "lineage.json"
 LINEAGE_VERSION = 1
@@ -151,6 +153,9 @@ def lineage_of(place: str | Path) -> Lineage:
     found = Lineage.read(folder)
     if found is not None:
         return found
+    # It takes a third of a second to import, which `inspect --help` need not wait for.
+    from lit_pretrain.chat.model_tokenizer import ModelTokenizer
+
     language = ModelTokenizer.found(folder)
     if (folder / HF_CONFIG).is_file():
         return Lineage.begin(
@@ -176,6 +181,8 @@ def check_files(place: str | Path, *, accept: tuple[str, ...] = ()) -> ModelToke
     Raises:
         UserError: The files have changed since the record was written; names each field.
     """
+    from lit_pretrain.chat.model_tokenizer import ModelTokenizer, check_model_tokenizer
+
     folder = artefact_folder(place)
     language, record = ModelTokenizer.found(folder), Lineage.read(folder)
     if language is not None and record is not None:

@@ -345,7 +345,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
         "devices × data.seq_len = 3 × 32 = 96; the nearest is 4128, or take 2 or 4 devices",
     ),
     "factor": ({}, ["--lr_factor", "-1"], "lr_factor=-1 must be positive"),
-    "base": ({"base": ["nowhere.yaml"]}, [], "base: nowhere.yaml cannot be read"),
+    "base": ({"base": ["nowhere.yaml"]}, [], "base: nowhere.yaml does not exist"),
 }
 
 

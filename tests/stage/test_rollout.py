@@ -53,6 +53,7 @@ class Prompts(L.LightningDataModule):
         self, *, micro: int = ROWS, updates: int = 1, rank: int = 0, ranks: int = 1
     ) -> None:
         super().__init__()
+        self.save = lambda folder: None  # there is no tokenizer to keep
         self.micro, self.updates, self.rank, self.ranks = micro, updates, rank, ranks
         asking = Asking(
             GROUP,

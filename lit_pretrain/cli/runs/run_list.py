@@ -71,8 +71,10 @@ def list_runs(folder: Path) -> RunList:
     """Read all runs in a folder and in folders within it; a run folder stands for itself.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder; `runs`, which the first run makes, may be absent.
     """
+    if folder == Path("runs") and not folder.exists():
+        return RunList([], {}, [])
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {found}; give a folder of runs, as --runs names it to `fit`")
