@@ -339,7 +339,7 @@ def test_the_chain_s_configs_train(
         main([*asked, "--data.init_args.global_batch_rows=4"]) == 2
     )  # a mistake in the data is said without a traceback
     assert (
-        "either as data.global_batch_tokens or as data.global_batch_rows, one of them"
+        "either as data.global_batch_tokens or as data.global_batch_rows, not both"
         in capsys.readouterr().err
     )
 

@@ -263,6 +263,7 @@ def test_help_lists_the_options_of_a_plan(capsys: pytest.CaptureFixture[str]) ->
 
 
 PRETRAINED = [*sorted(CONFIGS.glob("pretrain/*.yaml")), CONFIGS / "chain/pretrain.yaml"]
+NAMES = {"dpo": "dpo", "lora": "lora", "qlora": "qlora", "lora_dpo": "lora"}
 POST_TRAINED = sorted(CONFIGS.glob("posttrain/*.yaml")) + sorted(CONFIGS.glob("finetune/*.yaml"))
 
 
@@ -293,11 +294,16 @@ def test_configs_of_post_training_are_planned(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where there are no rows
-    found = plan("--config", str(config))
+    configs = [config]
+    if config.stem in ("lora", "qlora"):  # which name no data
+        configs.append(CONFIGS / "finetune/rows.yaml")
+    found = plan(*(f"--config={path}" for path in configs))
     warned = capsys.readouterr().err
-    content = yaml.safe_load(config.read_text())
+    content = {}
+    for path in configs:
+        content |= yaml.safe_load(path.read_text())
     data = content["data"].get("init_args", content["data"])
-    assert found["stage"]["name"] == {"dpo": "dpo", "lora": "lora"}.get(config.stem, "sft")
+    assert found["stage"]["name"] == NAMES.get(config.stem, "sft")
     assert found["loss"] is None
     assert found["memory"]["layout"]["seq_len"] == data["seq_len"]
     if "max_epochs" in content and "task" not in str(data["sources"]):

@@ -226,7 +226,7 @@ def test_a_changed_template_is_not_resumed(work: Path, capsys: pytest.CaptureFix
     )
     error = capsys.readouterr().err
     assert "data.template: the checkpoint has" in error
-    assert "max_steps: the checkpoint has 2, this run 3" in error
+    assert "max_steps" not in error, "a constant rate may go on for longer"
 
 
 def test_the_batch_view_marks_what_is_learned(
@@ -320,7 +320,6 @@ def test_the_class_of_the_data_is_found_before_parsing(tmp_path: Path) -> None:
     for text, named in (
         ("data: {path: x}", False),
         ("data: {class_path: X}", True),
-        ("data: [", False),
         ("max_steps: 1", False),
     ):
         config.write_text(text)

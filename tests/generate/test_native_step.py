@@ -100,7 +100,9 @@ def read(model: Transformer, prompts: list[list[int]], room: int) -> KVCache:
 
 
 def test_every_field_of_a_shape_has_a_case() -> None:
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(ModelConfig)}
+    """A block of the user's own is no field of ours: the modules compute it."""
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(CHANGES) == fields - {"block"}
 
 
 @pytest.mark.parametrize("changes", CASES, ids=str)

@@ -154,6 +154,9 @@ def test_shipped_configs_run(
                 )
             )
         ),
+        "addition": lambda folder: (folder / "sums.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in rows)
+        ),
         "parquet": lambda folder: pyarrow.parquet.write_table(
             pyarrow.table({"text": rows}), folder / "a.parquet"
         ),
@@ -170,7 +173,7 @@ def test_shipped_configs_run(
         extra.append(f"--sources.manuals.path={tmp_path / 'technical'}")
     if file.stem in inputs:
         inputs[file.stem](tmp_path)
-        name = {"text_folder": "mine"}.get(file.stem, "web")
+        name = {"text_folder": "mine", "addition": "sums"}.get(file.stem, "web")
         extra += [f"--sources.{name}.path={tmp_path}"]
     if file.stem == "parquet":
         train_bpe(rows, TokenizerConfig(vocab_size=290)).save(tmp_path)

@@ -180,6 +180,7 @@ class Made(L.LightningDataModule):
         columns: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        self.save = lambda folder: None  # there is no tokenizer to keep
         self.steps, self.held_out = steps, held_out
         self.contract = DataContract(
             ("a", "b"),

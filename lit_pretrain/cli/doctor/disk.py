@@ -72,7 +72,8 @@ def installed(package: str) -> str | None:
     try:
         # The record of an interrupted installation can lack its version.
         return metadata.distribution(package).metadata["Version"] or None
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, FileNotFoundError):
+        # The second comes from importlib_metadata, which answers for `metadata` once it is imported.
         return None
 
 

@@ -124,10 +124,10 @@ def test_files_of_every_kind_give_the_same_rows(
         found.append([item.ids.tolist() for item in data.encoded.items("train")])
     assert all(rows == found[0] for rows in found)
     (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"rows.csv is not .jsonl, .json, .parquet"):
+    with pytest.raises(UserError, match=r"rows.csv cannot be read: its name must end in .jsonl"):
         ChatData(
             path=str(tmp_path / "rows.csv"), tokenizer=str(tokenizer_folder), global_batch_rows=2
-        )
+        ).setup("fit")
     (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"')
     with pytest.raises(UserError, match=r"torn.jsonl:2 is not JSON"):
         ChatData(
