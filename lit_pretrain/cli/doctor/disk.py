@@ -73,7 +73,7 @@ def installed(package: str) -> str | None:
         # The record of an interrupted installation can lack its version.
         return metadata.distribution(package).metadata["Version"] or None
     except (metadata.PackageNotFoundError, FileNotFoundError):
-        # The second comes from importlib_metadata, which answers for `metadata` once it is imported.
+        # The second is importlib_metadata's, which answers for `metadata` once it is imported.
         return None
 
 

@@ -166,7 +166,7 @@ def test_a_rollout_that_cannot_fit_is_refused_with_what_would(
     monkeypatch.setattr(fit_plan, "room", lambda limit, device: limit)
     with pytest.raises(
         UserError,
-        match=r"while the network answers .*fewer answers at once .*BuiltIn, init_args: \{rows: \d+",
+        match=r"the network answers .*fewer answers at once .*BuiltIn, init_args: \{rows: \d+",
     ) as error:
         fit_plan.check_memory(net, layout, ranks_here=1, allow=False)
     assert "FSDP" not in str(error.value)  # which refuses rollouts
