@@ -23,7 +23,7 @@ from lit_pretrain.data.text.order import Tracer
 from lit_pretrain.errors import UserError
 from lit_pretrain.interface import LoadedModel, OpenDataset
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.stage.script import check_trainer
+from lit_pretrain.stage.checks import check_trainer
 from lit_pretrain.stage.stage import Stage
 
 TINY = [

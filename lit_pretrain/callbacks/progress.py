@@ -8,7 +8,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from lit_pretrain.report.short_numbers import clock, short
+from lit_pretrain.report.charts import clock, short
 
 LOSS, REWARD = "train/loss", "train/reward"
 """The loss of a policy gradient is near zero whatever is learned; where there is a reward, it

@@ -23,6 +23,7 @@ begins here; `weights.py` reads it and `callbacks/checkpoints.py` writes it.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any, TypedDict
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import read_sealed_json
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.plain_data import load_json, read_config
 from lit_pretrain.report.run_folder import CONFIG, METRICS, read_metrics
 
@@ -62,6 +64,19 @@ class Standalone(TypedDict):
     """The fields of its `ModelConfig`."""
     files: dict[str, str]
     """Name -> content of the files of tokenizer and template."""
+
+
+def standalone(net: ModelConfig, save: Callable[[Path], None]) -> Standalone:
+    """Describe the network of a checkpoint that lies in no run folder.
+
+    Args:
+        net: Its shape.
+        save: Writes to a folder what the network needs to read and write text.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        files = {file.name: file.read_text(encoding="utf-8") for file in Path(folder).iterdir()}
+    return {"net": asdict(net), "files": files}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_pretrain.checkpoint.adapted import AdapterRecord
 from lit_pretrain.checkpoint.hf_import import read_shape
 from lit_pretrain.checkpoint.layout import (
     STANDALONE_KEY,
@@ -24,6 +23,7 @@ from lit_pretrain.checkpoint.layout import (
 )
 from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import (
+    AdapterRecord,
     load_weights,
     read_adapter_record,
     read_metadata,

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
-from lit_pretrain.checkpoint.adapted import AdapterRecord
 from lit_pretrain.checkpoint.layout import (
     ADAPTER_KEY,
     CHECKPOINTS_FOLDER,
@@ -19,7 +18,7 @@ from lit_pretrain.checkpoint.layout import (
     checkpoint_name,
 )
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, stage_record
-from lit_pretrain.checkpoint.weights import write_checkpoint
+from lit_pretrain.checkpoint.weights import AdapterRecord, write_checkpoint
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import seal_json, write_file

@@ -107,12 +107,11 @@ def import_peft(
     import os
 
     from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
-    from lit_pretrain.checkpoint.adapted import AdapterRecord
     from lit_pretrain.checkpoint.layout import artefact_folder, config_of, is_hf_folder
     from lit_pretrain.checkpoint.lineage import Lineage, check_files, lineage_of
     from lit_pretrain.checkpoint.network import find_parent, model_config
     from lit_pretrain.checkpoint.peft_format import from_peft, read_peft
-    from lit_pretrain.checkpoint.weights import weights_identity
+    from lit_pretrain.checkpoint.weights import AdapterRecord, weights_identity
     from lit_pretrain.checkpoint.write_run import RunContent, write_run
     from lit_pretrain.cli.train.resolve import adapter_cost
     from lit_pretrain.data_lineage import NO_DATA

@@ -3,9 +3,9 @@
 The planner reads recipes and schedules, so nothing here imports torch; `clip` and `muon` do.
 """
 
-from lit_pretrain.optim.muon_adamw import MuonAdamW
 from lit_pretrain.optim.optimizer import (
     AdamW,
+    MuonAdamW,
     OptimizerRecipe,
     TorchOptimizer,
     decays,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lit_pretrain.optim.muon_adamw import LrScaling, Orthogonalization
+from lit_pretrain.optim.optimizer import LrScaling, Orthogonalization
 
 Polynomial = tuple[float, float, float]
 

@@ -1,6 +1,7 @@
 """Charts of one run, from its metrics: SVG for summary.html, PNG for TensorBoard's IMAGES.
 
-Both show each series to its end, unsmoothed and with its name beside it.
+Both show each series to its end, unsmoothed and with its name beside it. Tables and lines of
+progress write their numbers as briefly as the charts do, by `short` and `clock`.
 """
 
 from __future__ import annotations
@@ -296,3 +297,18 @@ def chart_png(chart: Chart) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def short(number: float) -> str:
+    """Write a count with three digits and a suffix: 1.23M."""
+    for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= unit:
+            return f"{number / unit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss or m:ss."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -21,9 +21,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
-from lit_pretrain.checkpoint.adapted import AdapterRecord, check_adapter, keep_adapter
-from lit_pretrain.checkpoint.layout import ANSWERS_KEY, RECORD_KEY, SCORE_KEY, STANDALONE_KEY
-from lit_pretrain.checkpoint.weights import weights_identity
+from lit_pretrain.checkpoint.layout import (
+    ANSWERS_KEY,
+    RECORD_KEY,
+    SCORE_KEY,
+    STANDALONE_KEY,
+    standalone,
+)
+from lit_pretrain.checkpoint.weights import (
+    AdapterRecord,
+    check_adapter,
+    keep_adapter,
+    weights_identity,
+)
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -33,7 +43,13 @@ from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.strategy import shard_
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
-from lit_pretrain.stage.checks import check_data, check_policy, check_start, check_sums
+from lit_pretrain.stage.checks import (
+    check_data,
+    check_policy,
+    check_start,
+    check_sums,
+    check_trainer,
+)
 from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
@@ -44,7 +60,6 @@ from lit_pretrain.stage.reference import (
     resolve_reference,
     tempered,
 )
-from lit_pretrain.stage.script import check_trainer, standalone
 from lit_pretrain.stage.step_sums import StepSums, step_seed
 
 
@@ -244,7 +259,7 @@ class Stage(L.LightningModule):
         The adapter is saved with the identity of its base.
         """
         if RECORD_KEY not in checkpoint:
-            checkpoint[STANDALONE_KEY] = standalone(self.config, self.trainer.datamodule)  # type: ignore[attr-defined]
+            checkpoint[STANDALONE_KEY] = standalone(self.config, self.trainer.datamodule.save)  # type: ignore[attr-defined]
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.callbacks.progress import ProgressLine
-from lit_pretrain.report.short_numbers import clock, short
+from lit_pretrain.report.charts import clock, short
 
 VALUES = {"progress/tokens": 40_960.0, "throughput/tokens_per_second": 2048.0, "train/loss": 3.25}
 

@@ -187,7 +187,7 @@ def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _cells(row: RunRow) -> tuple[str, ...]:
-    from lit_pretrain.report.short_numbers import clock, short
+    from lit_pretrain.report.charts import clock, short
 
     loss, training = row["loss"], row["train_loss"]
     tokens, bits = row["tokens"], row["bits_per_byte"]

@@ -5,11 +5,20 @@ import importlib
 from lit_pretrain.cli.command.verb import Group, Verb
 
 
-def _part(name: str, options: str, help: str) -> Verb:
-    """Declare a part whose module in `cli/scaling` is imported only when the part runs."""
+def _part(name: str, options: str, help: str, *, code: str | None = None) -> Verb:
+    """Declare a part whose module in `cli/scaling` is imported only when the part runs.
+
+    Args:
+        name: The part's.
+        options: Of the example.
+        help: One line.
+        code: module.function; `main` of scaling_<name> if not given.
+    """
+    module, _, function = (code or f"scaling_{name}.main").partition(".")
 
     def run(argv: list[str]) -> int:
-        return int(importlib.import_module(f"lit_pretrain.cli.scaling.scaling_{name}").main(argv))
+        found = importlib.import_module(f"lit_pretrain.cli.scaling.{module}")
+        return int(getattr(found, function)(argv))
 
     return Verb(run, example=f"lit_pretrain scaling {name} {options}", help=help)
 
@@ -25,11 +34,13 @@ VERB = Group(
             "fit",
             "runs/scaling --out runs/scaling/law.json",
             "Fit the law that runs follow, with intervals.",
+            code="scaling_laws.fit_law",
         ),
         "isoflop": _part(
             "isoflop",
             "runs/scaling",
             "Find the best model size at each FLOP budget, and how it grows.",
+            code="scaling_laws.find_optimum",
         ),
         "forecast": _part(
             "forecast",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs
-from lit_pretrain.cli.scaling.scaling_isoflop import add_within
+from lit_pretrain.cli.scaling.scaling_laws import add_within
 from lit_pretrain.errors import warn
 
 if TYPE_CHECKING:

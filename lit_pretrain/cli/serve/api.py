@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException
 
 from lit_pretrain import __version__
 from lit_pretrain.chat.messages import BadRow, Message, check_messages
-from lit_pretrain.cli.serve.gate import Gate
 from lit_pretrain.cli.serve.requests import (
     ChatRequest,
     CompletionRequest,
+    Gate,
     Refusal,
     TextRequest,
     of_validation,

@@ -25,7 +25,7 @@ from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.strategy import sharding_of
-from lit_pretrain.report.short_numbers import clock, short
+from lit_pretrain.report.charts import clock, short
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import GIB, beside, find_device, flops_per_token, room
 from lit_pretrain.scaling.forecast import Expected, expected
