@@ -9,7 +9,6 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Optional
 
 from lit_pretrain import __version__
 from lit_pretrain.class_path import search_current_folder
@@ -63,7 +62,7 @@ def usage() -> str:
     return "\n".join([*head, *lines, *foot])
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Args:
@@ -118,7 +117,7 @@ def command() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again while Python ends
 
 
-def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but end at once within an import: numpy makes a RecursionError
     of it.
     """

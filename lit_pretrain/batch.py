@@ -21,7 +21,7 @@ padded sequence, laid out by these rules:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -71,11 +71,11 @@ class PreferenceBatch(NamedTuple):
     """Global sample number of the pair, int64, the same in both halves; -1 for a pair that only
     pads a batch.
     """
-    ref_logp_B: Optional[Tensor] = None
+    ref_logp_B: Tensor | None = None
     """Summed log-probability of the row's labels under the reference, fp32 nats; None where the
     data holds no such column.
     """
-    margin_P: Optional[Tensor] = None
+    margin_P: Tensor | None = None
     """By how much the chosen answer is better, fp32, for a reward model with margins; None
     where the data holds no such column.
     """
@@ -105,7 +105,7 @@ class LabelledBatch(NamedTuple):
     """
     desirable_B: Tensor
     """Verdict on row i, bool; the second half repeats the first and is not read."""
-    ref_logp_B: Optional[Tensor] = None
+    ref_logp_B: Tensor | None = None
     """Summed log-probability of the row's labels under the reference, fp32 nats; None where the
     data holds no such column.
     """
@@ -138,11 +138,11 @@ class PolicyBatch(NamedTuple):
     """
     truncated_B: Tensor
     """Whether sampling ended at the length limit and not at a stop token, bool."""
-    old_logp_BT: Optional[Tensor] = None
+    old_logp_BT: Tensor | None = None
     """Log-probability of each label under the policy that sampled it, 0 where ignored; None:
     on-policy, the network is that policy.
     """
-    ref_logp_BT: Optional[Tensor] = None
+    ref_logp_BT: Tensor | None = None
     """Log-probability of each label under the reference, 0 where ignored; None where it is not
     precomputed.
     """
@@ -208,7 +208,7 @@ class Asking(NamedTuple):
     gives the ids of the prompt that they complete."""
 
 
-AnyBatch = Union[Batch, PreferenceBatch, LabelledBatch, PolicyBatch, PromptBatch, DistillBatch]
+AnyBatch = Batch | PreferenceBatch | LabelledBatch | PolicyBatch | PromptBatch | DistillBatch
 
 
 class DataContract(NamedTuple):
@@ -236,5 +236,5 @@ class DataContract(NamedTuple):
     answered); and of the optional columns ref_logp, margin and teacher. The stage checks it against
     what its objective needs, so that nobody learns rejected answers by cross-entropy.
     """
-    asking: Optional[Asking] = None
+    asking: Asking | None = None
     """How its prompts are to be answered; None where it has none."""

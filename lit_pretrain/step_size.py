@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 
@@ -18,7 +18,7 @@ class Division(NamedTuple):
     micro_batches: int
     """Micro-batches of each device: the accumulation."""
 
-    def text(self, unit: str, tokens: Optional[int] = None) -> str:
+    def text(self, unit: str, tokens: int | None = None) -> str:
         """Write the division as a product, such as `2 devices × 4 rows × 512 tokens`.
 
         Args:
@@ -41,7 +41,7 @@ class StepSize:
 
     total: int
     """Tokens if `tokens_per_row` is given, else rows."""
-    tokens_per_row: Optional[int] = None
+    tokens_per_row: int | None = None
     unit: str = "rows"
     """What a row is called, in the plural."""
 
@@ -70,7 +70,7 @@ class StepSize:
         size = largest_divisor(share, micro_batch_size)
         return Division(devices, size, share // size)
 
-    def lowered(self, division: Division, asked: int) -> Optional[str]:
+    def lowered(self, division: Division, asked: int) -> str | None:
         """Say why `division` has a smaller micro-batch than `asked`; None if it has not."""
         if division.micro_batch_size == asked:
             return None
@@ -107,7 +107,7 @@ def largest_divisor(number: int, most: int) -> int:
     return next(k for k in range(min(number, most), 0, -1) if number % k == 0)
 
 
-def smallest_divisor(number: int, least: int) -> Optional[int]:
+def smallest_divisor(number: int, least: int) -> int | None:
     """Return the smallest divisor of `number` that is at least `least`; None if there is none."""
     return next((k for k in range(least, number + 1) if number % k == 0), None)
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 PUBLIC = {
     "instructions.json": "instruction/alpaca_1100.json",
@@ -97,7 +97,7 @@ def choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def main(out: Path, public: Optional[Path] = None) -> None:
+def main(out: Path, public: Path | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if public is not None and all((public / path).is_file() for path in PUBLIC.values()):
         for name, path in PUBLIC.items():

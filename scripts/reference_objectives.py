@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -588,7 +588,7 @@ def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
 # ---------------------------------------------------------------------- what is kept
 
 
-def sketch(gradients: dict[str, Tensor]) -> dict[str, Union[float, list[float]]]:
+def sketch(gradients: dict[str, Tensor]) -> dict[str, float | list[float]]:
     """Norm of all gradients together and their products with eight fixed random directions of
     unit variance.
     """
@@ -600,7 +600,7 @@ def sketch(gradients: dict[str, Tensor]) -> dict[str, Union[float, list[float]]]
     }
 
 
-def main() -> Optional[int]:
+def main() -> int | None:
     """Write the file."""
     found = importlib.import_module("trl").__version__
     if found != VERSION:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -95,7 +95,7 @@ def test_the_file_of_a_verb_declares_it(name):
     assert isinstance(module.VERB, (Verb, Group))
 
 
-def commands() -> Iterator[tuple[str, Union[Verb, Group]]]:
+def commands() -> Iterator[tuple[str, Verb | Group]]:
     """Every verb and every part of one, as the dispatcher finds them, with its declaration."""
     for name in cli.verbs():
         found = importlib.import_module(f"lit_pretrain.cli.{name}").VERB

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
@@ -16,19 +16,19 @@ EVALUATIONS_FOLDER = "evaluations"
 def evaluate_run(
     run: str,
     checkpoint: str = "last",
-    data: Optional[str] = None,
+    data: str | None = None,
     held_out: bool = True,
-    tasks: Union[list[str], str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
-    include: Optional[str] = None,
-    shots: Optional[int] = None,
-    limit: Optional[int] = None,
+    tasks: list[str] | str = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
+    include: str | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
     batch_size: int = 16,
-    bos: Optional[bool] = None,
+    bos: bool | None = None,
     apply_chat_template: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     device: str = "auto",
     seed: int = 1234,
-    report: Optional[str] = None,
+    report: str | None = None,
     tensorboard: bool = True,
     accept: list[str] = [],  # noqa: B006
     trust: bool = False,
@@ -101,7 +101,7 @@ def evaluate_run(
     loaded = load_tasks(request) if names else None
     began = time.perf_counter()
     figures: dict[str, dict[str, float]] = {}
-    where: Optional[str] = None
+    where: str | None = None
     if held_out:
         figures, where = _held_out(path, data, precision, device, accept, trust)
     stages = lineage_of(path).stages
@@ -173,7 +173,7 @@ def _network(path: Path, precision: str, device: str) -> Any:
 
 
 def _held_out(
-    path: Path, data: Optional[str], precision: str, device: str, accept: list[str], trust: bool
+    path: Path, data: str | None, precision: str, device: str, accept: list[str], trust: bool
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Loss, perplexity and bits per byte by source, as `validate` measures them; and where the data
     lies.

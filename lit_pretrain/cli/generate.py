@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Optional
 
 from lit_pretrain.cli.command.verb import Verb
 
@@ -15,10 +14,10 @@ def generate_text(
     prompt: str = "",
     prompts: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
     checkpoint: str = "last",
-    max_new_tokens: Optional[int] = None,
+    max_new_tokens: int | None = None,
     temperature: float = 0.8,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = 0.95,
+    top_k: int | None = None,
+    top_p: float | None = 0.95,
     seed: int = 0,
     stop: list[str] = [],  # noqa: B006
     device: str = "auto",

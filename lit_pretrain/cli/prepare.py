@@ -2,7 +2,6 @@
 
 import signal
 from types import FrameType
-from typing import Optional
 
 from lit_pretrain.cli.command.verb import Verb
 
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _leave(number: int, frame: Optional[FrameType]) -> None:
+def _leave(number: int, frame: FrameType | None) -> None:
     """Leaves through the clean-up, with the code of a process that the signal ended."""
     raise SystemExit(128 + number)
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -80,7 +80,7 @@ class EvaluateCLI(LightningCLI):
             help="Import classes that the run's config names and that are not of lit_pretrain.",
         )
         parser.add_argument(
-            "--json", type=Optional[str], default=None, help="Also write the figures to this file."
+            "--json", type=str | None, default=None, help="Also write the figures to this file."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -1,7 +1,7 @@
 """The kernels: one rule, the same numbers, documents as if they were alone."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ CPU_KERNELS = ("sdpa", "matmul", "tiled", "flex")
 
 
 def hidden(
-    model: Transformer, kernel: str, tokens_BT: Tensor, doc_BT: Optional[Tensor] = None
+    model: Transformer, kernel: str, tokens_BT: Tensor, doc_BT: Tensor | None = None
 ) -> Tensor:
     """Run the model with the named kernel."""
     model.config = dataclasses.replace(model.config, attention=kernel)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_packed_row_equals_its_documents_one_by_one(
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("documents", [True, False])
 def test_kernels_agree_forward_and_backward(
-    kv_heads: int, window: Optional[int], cap: Optional[float], documents: bool
+    kv_heads: int, window: int | None, cap: float | None, documents: bool
 ) -> None:
     pattern = "L" if window is None else "SL"
     torch.manual_seed(0)
@@ -213,7 +213,7 @@ def test_a_kernel_that_does_not_run_here_is_refused(
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("documents", [True, False])
 def test_varlen_is_called_with_the_documents_and_the_window(
-    monkeypatch: pytest.MonkeyPatch, documents: bool, window: Optional[int]
+    monkeypatch: pytest.MonkeyPatch, documents: bool, window: int | None
 ) -> None:
     """The flash kernel needs a GPU: in its place stands the loop over documents that its
     documentation describes.

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -176,7 +176,7 @@ class Made(L.LightningDataModule):
     def __init__(
         self,
         steps: list[list[Any]],
-        held_out: Optional[list[Any]] = None,
+        held_out: list[Any] | None = None,
         columns: Iterable[str] = (),
     ) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def run(
     *,
     steps: int = 1,
     callbacks: Any = None,
-    ckpt: Optional[Path] = None,
+    ckpt: Path | None = None,
     **options: Any,
 ) -> Run:
     defaults = {

@@ -5,7 +5,7 @@ and nothing of it left in the gradient.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -142,9 +142,9 @@ def settings(**options: Any) -> Rollout:
 
 
 def run(
-    data: Prompts, *, steps: int = 1, objective: Optional[Objective] = None,
-    rollout: Optional[Rollout] = None, callbacks: Any = None,
-    ckpt: Optional[Path] = None, precision: str = "32-true", validate: bool = False,
+    data: Prompts, *, steps: int = 1, objective: Objective | None = None,
+    rollout: Rollout | None = None, callbacks: Any = None,
+    ckpt: Path | None = None, precision: str = "32-true", validate: bool = False,
     net: ModelConfig = NET, **options: Any,
 ) -> Ran:  # fmt: skip
     stage = Stage(

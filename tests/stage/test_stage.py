@@ -5,7 +5,7 @@ updated that is not finite.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import lightning as L
 import pytest
@@ -60,7 +60,7 @@ class Made(L.LightningDataModule):
     """A data module that gives made-up steps."""
 
     def __init__(
-        self, steps: list[list[Batch]], held_out: Optional[list[Batch]] = None, **contract: Any
+        self, steps: list[list[Batch]], held_out: list[Batch] | None = None, **contract: Any
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -113,7 +113,7 @@ def fit(
     data: Made,
     *,
     steps: int,
-    callbacks: Optional[list[L.Callback]] = None,
+    callbacks: list[L.Callback] | None = None,
     validate: bool = False,
 ) -> L.Trainer:
     trainer = L.Trainer(

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Union
 
 from lit_pretrain.errors import UserError, did_you_mean, message_of
 
@@ -28,7 +27,7 @@ class Group:
     parts: Mapping[str, Verb]
 
 
-def dispatch(command: str, verb: Union[Verb, Group], arguments: list[str]) -> int:
+def dispatch(command: str, verb: Verb | Group, arguments: list[str]) -> int:
     """Run a verb, or the part of a group that the first argument names.
 
     Args:

@@ -4,7 +4,7 @@ was left out.
 
 import os
 import sys
-from typing import Any, Optional
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -31,7 +31,7 @@ class BatchCLI(TrainCLI):
         )
         parser.add_argument("--rows", type=int, default=2, help="How many of its rows to print.")
         parser.add_argument(
-            "--color", type=Optional[bool], default=None, help="Default: on a terminal."
+            "--color", type=bool | None, default=None, help="Default: on a terminal."
         )
 
     def before_instantiate_classes(self) -> None:

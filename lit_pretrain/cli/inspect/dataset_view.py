@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -112,10 +112,10 @@ def data(
     path: str,
     documents: int = 2,
     seed: int = 0,
-    find: Optional[str] = None,
+    find: str | None = None,
     verify: bool = False,
-    figure: Optional[str] = None,
-    tensorboard: Optional[str] = None,
+    figure: str | None = None,
+    tensorboard: str | None = None,
 ) -> str:
     """What a prepared dataset holds, what its steps left out, and documents of it.
 
@@ -271,9 +271,7 @@ def _flat(text: str) -> str:
     return text.replace("\n", "⏎").replace("\t", " ")
 
 
-def _draw(
-    where: Path, manifest: Manifest, png: Optional[str], tensorboard: Optional[str]
-) -> list[str]:
+def _draw(where: Path, manifest: Manifest, png: str | None, tensorboard: str | None) -> list[str]:
     """Writes the picture and the event files; says where."""
     from lit_pretrain.cli.inspect.dataset_view import figure
     from lit_pretrain.files import write_file

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.checkpoint.layout import artefact_folder, best_record, checkpoints, step_of
@@ -21,7 +21,7 @@ from lit_pretrain.report.run_folder import (
 
 
 def order(
-    run: str, step: int = 0, steps: int = 1, path: Optional[str] = None, json_lines: bool = False
+    run: str, step: int = 0, steps: int = 1, path: str | None = None, json_lines: bool = False
 ) -> str:
     """Which documents of which sources an optimizer step reads.
 
@@ -99,7 +99,7 @@ def run(run: str, verify: bool = False) -> str:
         verify: Compare all checkpoints and records of the run with their digests.
     """
     given = Path(run)
-    here: Optional[str] = run if step_of(given) is None else str(artefact_folder(given))
+    here: str | None = run if step_of(given) is None else str(artefact_folder(given))
     lines: list[str] = [_verified(Path(here))] if verify and here is not None else []
     recorded: list[StageRecord] = []
     while here is not None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 
@@ -53,7 +53,7 @@ def add_runs(parser: VerbParser) -> None:
     )
     parser.add_argument(
         "--unit",
-        type=Optional[Literal["nats", "bits_per_byte"]],
+        type=Literal["nats", "bits_per_byte"] | None,
         default=None,
         help=(
             "Unit of the loss: of run folders which of the two, of tables what the column holds"
@@ -172,7 +172,7 @@ def aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...] = (0,)) -> l
     ]
 
 
-def between(interval: Optional[Sequence[float]], digits: int = 4) -> str:
+def between(interval: Sequence[float] | None, digits: int = 4) -> str:
     """Format an interval."""
     return "-" if interval is None else f"{interval[0]:.{digits}g} to {interval[1]:.{digits}g}"
 
@@ -185,7 +185,7 @@ def big(value: float) -> str:
     return f"{value:.3g}"
 
 
-def big_between(interval: Optional[Sequence[float]]) -> str:
+def big_between(interval: Sequence[float] | None) -> str:
     """Format an interval of parameters or tokens."""
     return "-" if interval is None else f"{big(interval[0])} to {big(interval[1])}"
 

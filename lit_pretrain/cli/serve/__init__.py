@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-from typing import Optional
 
 from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
 from lit_pretrain.cli.command.verb import Verb
@@ -20,9 +19,9 @@ def serve(
     run: str,
     host: str = "127.0.0.1",
     port: int = 8000,
-    name: Optional[str] = None,
-    api_key: Optional[str] = None,
-    api_key_file: Optional[str] = None,
+    name: str | None = None,
+    api_key: str | None = None,
+    api_key_file: str | None = None,
     hosts: list[str] = [],  # noqa: B006  (as accept)
     checkpoint: str = "last",
     template: str = "auto",
@@ -150,7 +149,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEY_VARIABLE = "LIT_PRETRAIN_API_KEY"
 
 
-def find_key(given: Optional[str], file: Optional[str]) -> Optional[str]:
+def find_key(given: str | None, file: str | None) -> str | None:
     """Find the key that clients must show: that of a config, of a file, or of the environment.
 
     Raises:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -195,7 +195,7 @@ class Api:
             raise Refusal(400, str(bad), param="messages") from None
         return prompt
 
-    def _room(self, prompt: list[int], asked: Optional[int], default: int, param: str) -> int:
+    def _room(self, prompt: list[int], asked: int | None, default: int, param: str) -> int:
         """Tokens that may be written after a prompt."""
         context = self.writer.context
         if len(prompt) + (asked or 1) > context:
@@ -312,7 +312,7 @@ class Payload:
         raise NotImplementedError
 
     def deltas(
-        self, index: int, text: str, finish: Optional[str], *, first: bool
+        self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
         """A piece of one."""
         raise NotImplementedError
@@ -329,7 +329,7 @@ class ChatPayload(Payload):
         return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
     def deltas(
-        self, index: int, text: str, finish: Optional[str], *, first: bool
+        self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
         """The role comes first, by itself; the reason of the end last, by itself."""
         contents = ([{"role": "assistant", "content": ""}] if first else []) + (
@@ -352,7 +352,7 @@ class TextPayload(Payload):
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
     def deltas(
-        self, index: int, text: str, finish: Optional[str], *, first: bool
+        self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
         """A piece, or the end."""
         return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
@@ -395,7 +395,7 @@ def make_app(
     name: str,
     created: int,
     limits: Limits,
-    api_key: Optional[str],
+    api_key: str | None,
     hosts: Collection[str],
 ) -> FastAPI:
     """Build the application.

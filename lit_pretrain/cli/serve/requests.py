@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
@@ -27,7 +27,7 @@ class Refusal(Exception):
     """
 
     def __init__(
-        self, status: int, message: str, *, param: Optional[str] = None, code: Optional[str] = None
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -160,17 +160,17 @@ class CompletionRequest(RequestPart):
     """What both kinds of request share."""
 
     model: str
-    stream: Optional[bool] = False
-    stream_options: Optional[StreamOptions] = None
-    max_tokens: Optional[int] = Field(None, ge=1)
-    temperature: Optional[float] = Field(1.0, ge=0, le=2)
-    top_p: Optional[float] = Field(1.0, gt=0, le=1)
-    n: Optional[int] = Field(1, ge=1, le=128)
-    seed: Optional[int] = None
-    stop: Union[str, list[str], None] = None
-    top_k: Optional[int] = Field(None, ge=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(1.0, ge=0, le=2)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    n: int | None = Field(1, ge=1, le=128)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    top_k: int | None = Field(None, ge=1)
     """Not OpenAI's: keep the k likeliest tokens."""
-    min_p: Optional[float] = Field(None, ge=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
     """Not OpenAI's: keep the tokens at least this fraction as likely as the likeliest."""
 
     @model_validator(mode="before")
@@ -214,8 +214,8 @@ class ChatMessage(RequestPart):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Union[str, Annotated[list[TextPart], Field(min_length=1)]]
-    name: Optional[str] = None
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = None
     """Only some templates read it."""
 
     @model_validator(mode="before")
@@ -239,7 +239,7 @@ class ChatRequest(CompletionRequest):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: Optional[int] = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     """The newer name of max_tokens."""
 
     @model_validator(mode="after")
@@ -253,7 +253,7 @@ class ChatRequest(CompletionRequest):
 class TextRequest(CompletionRequest):
     """POST /v1/completions."""
 
-    prompt: Union[str, list[int], list[str], list[list[int]]]
+    prompt: str | list[int] | list[str] | list[list[int]]
     """Texts begin a document, with the tokenizer's beginning-of-text token before them; token
     ids are taken as they are.
     """
@@ -277,7 +277,7 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: Optional[str], hosts: Collection[str], max_body: int
+        self, app: ASGIApp, *, api_key: str | None, hosts: Collection[str], max_body: int
     ) -> None:
         self.app = app
         self.api_key = api_key
@@ -300,7 +300,7 @@ class Gate:
         answer = JSONResponse(refusal.body(), status_code=refusal.status, headers=headers)
         await answer(scope, receive, send)
 
-    def _refusal(self, request: Request) -> Optional[Refusal]:
+    def _refusal(self, request: Request) -> Refusal | None:
         host = _host_name(request.headers.get("host", ""))
         if self.hosts and host not in self.hosts:
             return Refusal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from jsonargparse import Namespace
@@ -46,7 +46,7 @@ class FitPlan:
     """The plan of one run of `fit`."""
 
     line: str
-    expected: Optional[Expected]
+    expected: Expected | None
     """None where no law covers the run."""
 
 
@@ -118,7 +118,7 @@ def frozen_parameters(config: Namespace, provides: frozenset[str]) -> int:
     return sum(count_parameters(shape).total for shape in shapes)
 
 
-def answers(config: Namespace, data: BaseData, world: int) -> Optional[Answering]:
+def answers(config: Namespace, data: BaseData, world: int) -> Answering | None:
     """What the network answers at once; None where it answers nothing, or another engine does,
     whose memory is its own.
     """
@@ -183,7 +183,7 @@ def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bo
     )
 
 
-def device_memory(device: str) -> Optional[float]:
+def device_memory(device: str) -> float | None:
     """Bytes of the GPU, or those that this process may still take of the machine's; None if the
     system does not say.
     """
@@ -209,7 +209,7 @@ def device_memory(device: str) -> Optional[float]:
 
 
 def fit_plan(
-    config: Namespace, net: ModelConfig, layout: Layout, data: BaseData, *, gpu: Optional[str]
+    config: Namespace, net: ModelConfig, layout: Layout, data: BaseData, *, gpu: str | None
 ) -> FitPlan:
     """What is about to happen, in one line.
 
@@ -226,7 +226,7 @@ def fit_plan(
         * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
     )
     found = peak(net, layout)
-    foreseen: Optional[Expected] = None
+    foreseen: Expected | None = None
     forecast: list[str] = []
     if (
         data.scaling_laws_apply and config.model.init_from is None
@@ -257,7 +257,7 @@ def fit_plan(
     return FitPlan("plan: " + " | ".join(parts), foreseen)
 
 
-def _hours(gpu: Optional[str], precision: str, flops: float, devices: int) -> list[str]:
+def _hours(gpu: str | None, precision: str, flops: float, devices: int) -> list[str]:
     device, dtype = None if gpu is None else find_device(gpu), peak_dtype(precision)
     top = None if device is None else device.peak(dtype)
     if device is None or top is None:

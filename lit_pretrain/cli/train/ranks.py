@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Optional
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -128,7 +127,7 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def _failure(processes: Sequence["subprocess.Popen[bytes]"]) -> Optional[int]:
+def _failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int | None:
     """The exit code of a process that has failed by itself, or is about to end; None if all go
     on.
     """

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -86,7 +86,7 @@ def _mb(count: int) -> str:
 # ---------------------------------------------------------------- data
 
 
-def names_class(args: list[str], saved: Optional[Mapping[str, Any]] = None) -> bool:
+def names_class(args: list[str], saved: Mapping[str, Any] | None = None) -> bool:
     """Whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
         return True
@@ -149,7 +149,7 @@ def net_of(config: Namespace) -> ModelConfig:
     return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
 
 
-def adapter_of(config: Namespace) -> Optional[LoRA]:
+def adapter_of(config: Namespace) -> LoRA | None:
     """The adapter in a parsed config."""
     values = config.model.adapter
     return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
@@ -199,7 +199,7 @@ def optimizer_of(config: Namespace) -> OptimizerRecipe:
     return recipe_of(make)
 
 
-def adapter_parameters(config: Namespace) -> Optional[int]:
+def adapter_parameters(config: Namespace) -> int | None:
     """Parameters of its adapter; None without one."""
     adapter = adapter_of(config)
     return None if adapter is None else adapter_cost(net_of(config), adapter).trained

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -170,7 +170,7 @@ def recorded_seconds(run: Path) -> tuple[float, float]:
     return steps + validations, steps
 
 
-def start_run(cli: TrainCLI, first_step: int, forecast: Optional[str]) -> None:
+def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
     """Write what the run is before it begins, and open its logs.
 
     Args:
@@ -259,7 +259,7 @@ def renew_config(file: Path, text: str, *, max_steps: int) -> None:
 
 
 def open_board(
-    cli: TrainCLI, board: RunBoard, config: Mapping[str, Any], forecast: Optional[str]
+    cli: TrainCLI, board: RunBoard, config: Mapping[str, Any], forecast: str | None
 ) -> None:
     """Tell TensorBoard what kind of run this is and by what to compare it."""
     objective, data, adapter = cli.model.objective, cli.datamodule, adapter_of(cli.config)
@@ -307,7 +307,7 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
     write_file(folder / LINEAGE_FILENAME, lineage.dump())
 
 
-def peak_of(trainer: Trainer, precision: str) -> Optional[float]:
+def peak_of(trainer: Trainer, precision: str) -> float | None:
     """Peak of all devices of a run together, where it is known."""
     device = trainer.strategy.root_device
     if device.type != "cuda":

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
@@ -25,7 +25,7 @@ class RunSettings:
     "every" counts optimizer steps.
     """
 
-    name: Optional[str] = None
+    name: str | None = None
     """Name of the run; its folder is <runs>/<name>. Default: the verb and the time."""
     runs: str = "runs"
     """Folder that holds the run folders."""
@@ -33,7 +33,7 @@ class RunSettings:
     """never: a new run. auto: go on from the newest complete checkpoint of the run, or start
     it. Or the path of one checkpoint.
     """
-    fork: Optional[str] = None
+    fork: str | None = None
     """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on
     from, with its own schedule and length.
     """
@@ -41,19 +41,19 @@ class RunSettings:
     """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary,
     bos_id, eos_id, template.
     """
-    max_steps: Optional[int] = None
+    max_steps: int | None = None
     """Length of the run in optimizer steps. At most one of max_steps, max_epochs, max_tokens and
     max_flops; with none, a run takes 100 steps of prepared text, or an epoch of rows.
     """
-    max_epochs: Optional[float] = None
+    max_epochs: float | None = None
     """Length of the run in epochs of post-training data, rounded up to whole steps."""
-    max_tokens: Optional[float] = None
+    max_tokens: float | None = None
     """Length of the run in input tokens, rounded up to whole steps."""
-    max_flops: Optional[float] = None
+    max_flops: float | None = None
     """Length of the run in training FLOPs (6 per matmul parameter and token, plus attention),
     rounded up to whole steps.
     """
-    forecast: Optional[str] = None
+    forecast: str | None = None
     """What loss to expect, drawn beside the validation's in TensorBoard and compared in summary.md:
     a law of your own runs, kept by `lit_pretrain scaling fit ... --out FILE`, or a published one by
     name. Default: the published `besiroglu`, where it covers the run.
@@ -93,9 +93,9 @@ class RunSettings:
     """Tasks of lm-evaluation-harness, names or YAML files, measured in training as
     `lit_pretrain evaluate` does; keep them light.
     """
-    evaluate_include: Optional[str] = None
+    evaluate_include: str | None = None
     """A folder of more task files."""
-    evaluate_limit: Optional[int] = 100
+    evaluate_limit: int | None = 100
     """Only the first so many items of each task."""
 
 
@@ -103,12 +103,12 @@ class RunPlace(NamedTuple):
     """Where a run lives."""
 
     folder: Path
-    checkpoint: Optional[Path]
+    checkpoint: Path | None
     """What it goes on from, its own or another run's; None: it starts with step 0."""
 
 
 def resolve_place(
-    config: Namespace, settings: RunSettings, verb: str, lock: Optional[RunLock] = None
+    config: Namespace, settings: RunSettings, verb: str, lock: RunLock | None = None
 ) -> RunPlace:
     """Find the folder and the checkpoint, and lock the folder if there is one.
 
@@ -122,7 +122,7 @@ def resolve_place(
         UserError: The name cannot be, there is no such checkpoint, or another process writes into
             the folder.
     """
-    checkpoint: Optional[Path] = None
+    checkpoint: Path | None = None
     launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
     if settings.resume not in ("never", "auto"):
         checkpoint = resolve(settings.resume)

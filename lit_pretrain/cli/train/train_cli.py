@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -51,7 +51,7 @@ from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZ
 
 
 def check_parent(
-    parent: Parent, data: BaseData, *, accept: Sequence[str] = (), mend: Optional[str] = None
+    parent: Parent, data: BaseData, *, accept: Sequence[str] = (), mend: str | None = None
 ) -> None:
     """Refuse data whose token ids, separators or conversations mean something else to the parent.
 
@@ -144,7 +144,7 @@ class TrainParser(Suggesting, LightningArgumentParser):
     rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`
 
     # It passes on what it does not read.
-    def parse_args(self, args: Optional[Sequence[str]] = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse, after a look at the classes that the arguments name.
 
         Raises:
@@ -162,12 +162,12 @@ class TrainCLI(LightningCLI):
         self.verb = verb
         self.place: RunPlace
         self.callbacks: RunCallbacks
-        self.parent: Optional[Parent] = None
+        self.parent: Parent | None = None
         self.settings: RunSettings
         self.layout: Layout
         self.data: BaseData
         """The data as the config says it, before anything else is made."""
-        self.lowered: Optional[str] = None
+        self.lowered: str | None = None
         """Why the micro-batch is smaller than the config says; None where it is not."""
         self.lock = RunLock()
         self.finished = False
@@ -227,7 +227,7 @@ class TrainCLI(LightningCLI):
             "Parent whose weights the run starts from: a run folder, one of its checkpoints, or a"
             " Hugging Face folder."
         )
-        parser.add_argument("--from", type=Optional[str], default=None, help=text)
+        parser.add_argument("--from", type=str | None, default=None, help=text)
         parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
 
     # ------------------------------------------------------------------ resolve

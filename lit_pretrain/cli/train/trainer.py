@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -62,7 +62,7 @@ class RunCallbacks:
         tokens_per_step: int,
         flops_per_token: float,
         contract: Mapping[str, Any],
-        seconds: Optional[float],
+        seconds: float | None,
     ) -> None:
         self.progress = ProgressLine()
         self.metrics = Metrics(
@@ -181,7 +181,7 @@ OWNED = {
 ProfilerName = Literal["simple", "advanced", "pytorch"]
 PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 LoggerName = Literal["wandb", "mlflow"]
-OneLogger = Union[LoggerName, Logger]
+OneLogger = LoggerName | Logger
 
 
 class RunTrainer(Trainer):
@@ -198,8 +198,8 @@ class RunTrainer(Trainer):
     def __init__(
         self,
         *,
-        logger: Union[OneLogger, list[OneLogger], bool, None] = None,
-        profiler: Union[ProfilerName, Profiler, None] = None,
+        logger: OneLogger | list[OneLogger] | bool | None = None,
+        profiler: ProfilerName | Profiler | None = None,
         **options: Any,
     ) -> None:
         super().__init__(logger=logger, profiler=profiler, **options)  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def check_evaluation(verb: str, trainer: Namespace) -> None:
             )
 
 
-def time_limit(max_time: Any) -> Optional[float]:
+def time_limit(max_time: Any) -> float | None:
     """Give the seconds of wall time after which a run stops by itself; None: it does not.
 
     Args:
@@ -364,7 +364,7 @@ NEEDED = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 """Packages that each named logger needs; mlflow keeps its runs in a database."""
 
 
-def _loggers(given: Any, place: RunPlace, *, first_step: Optional[int]) -> list[Logger]:
+def _loggers(given: Any, place: RunPlace, *, first_step: int | None) -> list[Logger]:
     """Make the loggers of a run: TensorBoard's, and those that are given.
 
     A run that goes on is the same run there: what they call it is kept in the run's folder.
