@@ -23,8 +23,8 @@ class SourceRecord(TypedDict, total=False):
     sha256: str | None
 
 
-class DataRecord(TypedDict):
-    """Record the data of one stage."""
+class _DataFields(TypedDict):
+    """Hold what every record has."""
 
     where: str | None
     """Path or URL; None for a stage that reads no data."""
@@ -33,6 +33,13 @@ class DataRecord(TypedDict):
     sources: dict[str, SourceRecord]
     gate: list[Mapping[str, Any]]
     """The evaluation sets that the data was compared with: `DecontaminationRecord` as JSON."""
+
+
+class DataRecord(_DataFields, total=False):
+    """Record the data of one stage."""
+
+    skipped: str
+    """Optimizer steps of the order that the stage left out, such as `1200:1210`."""
 
 
 NO_DATA: DataRecord = {"where": None, "hash": None, "sources": {}, "gate": []}

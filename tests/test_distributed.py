@@ -237,6 +237,22 @@ def test_two_ranks_go_on_from_one_and_then_from_two(
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
 
 
+@pytest.mark.slow
+def test_two_ranks_leave_steps_out_as_one_does(dataset: Path, one: Path) -> None:
+    """They go back to an older checkpoint together, and hand over to one that knows of no skips."""
+    for name in ("skip-one", "skip-two"):
+        shutil.copytree(one / "one", one / name)
+    again = ("--resume=auto", "--checkpoint_every=6")
+    fit(dataset, one, "skip-one", *ONE, *again, "--skip_steps=5:6")
+    said = fit(dataset, one, "skip-two", *TWO, *again, "--skip_steps=5:6")
+    assert said.count("the run goes back") == 1
+    assert (one / "skip-two" / "abandoned" / "step=00000008.ckpt").exists()
+    (one / "skip-two" / "checkpoints" / "step=00000008.ckpt").unlink()
+    fit(dataset, one, "skip-two", *ONE, *again)
+    assert figures(one / "skip-two") == pytest.approx(figures(one / "skip-one"), abs=1e-5)
+    assert figures(one / "skip-two") != pytest.approx(figures(one / "one"), abs=1e-5)
+
+
 def test_a_signal_to_the_parent_saves_once_and_ends_all(dataset: Path, tmp_path: Path) -> None:
     process = start(
         dataset,

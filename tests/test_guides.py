@@ -177,6 +177,7 @@ NOT_RUN = {
     "convert_own.py": "needs llama.cpp",
     "--data.phases '[{from_tokens: 0": "20 million tokens",
     "embedded.yaml": "another standard library: tests/test_readme.py",
+    "--skip_steps": "tests/test_skips.py",
     "bash ": "a script with a test of its own",
 }
 

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "class_path": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
+    "skips": {"errors"},
     "data_lineage": set(),
     "tokenizer": {"errors", "files", "plain_data"},
     "chat": {"errors", "files", "plain_data", "tokenizer"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "hashing",
         "batch",
         "step_size",
+        "skips",
         "tokenizer",
         "chat",
         "decontaminate",
@@ -59,10 +61,10 @@ MAY_IMPORT = {
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch", "roles"},
     "parallel": {"errors", "model"},
-    "report": {"errors", "files", "redaction"},
+    "report": {"errors", "files", "redaction", "skips"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
-    | {"data_lineage", "plain_data", "redaction"},
+    | {"data_lineage", "plain_data", "redaction", "skips"},
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
     "generate": {"errors", "files", "batch", "model", "tokenizer", "chat"},
@@ -97,7 +99,7 @@ MAY_IMPORT = {
     | {"checkpoint", "rollout", "reward"},
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
-    | {"checkpoint", "report", "evaluate"},
+    | {"checkpoint", "skips", "report", "evaluate"},
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
     | {"generate", "checkpoint"},

@@ -25,16 +25,18 @@ from lit_pretrain.checkpoint.layout import (
     RECORD_KEY,
     BestRecord,
     CheckpointRecord,
+    best_by_metrics,
     best_record,
     checkpoint_name,
     checkpoints,
     step_of,
 )
+from lit_pretrain.checkpoint.resume_contract import fits_skips, skips_of
 from lit_pretrain.checkpoint.shards import consolidated, load_archive
-from lit_pretrain.checkpoint.weights import write_checkpoint
+from lit_pretrain.checkpoint.weights import read_record, write_checkpoint
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.files import remove_path, rename_durably, seal_json, write_file
-from lit_pretrain.report.run_folder import sync_metrics
+from lit_pretrain.report.run_folder import ABANDONED, sync_metrics
 
 
 class PlainCheckpointIO(CheckpointIO):
@@ -106,12 +108,30 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Delete what a killed run was writing, and mend best.json."""
         if trainer.is_global_zero:
+            self._abandon()
             for scratch in (self.run / CHECKPOINTS_FOLDER).glob("*.tmp"):
                 remove_path(scratch)
-            if (best := best_record(self.run)) is not None:
+            best = best_record(self.run)
+            if best is not None and not (self.run / CHECKPOINTS_FOLDER / best.checkpoint).exists():
+                best = best_by_metrics(self.run)
+            if best is not None:
                 self._write_best(best)
             else:
                 remove_path(self.run / CHECKPOINTS_FOLDER / BEST)
+
+    def _abandon(self) -> None:
+        """Set checkpoints aside that have read what the run now leaves out.
+
+        Nothing that is left must be taken for this run's: neither by the next resume, nor as one of
+        the newest, nor as the best.
+        """
+        skips = skips_of(self.contract)
+        for path in checkpoints(self.run) if skips else []:
+            if damage(path) is None and not fits_skips(read_record(path), skips):
+                aside = self.run / ABANDONED / path.name
+                aside.parent.mkdir(exist_ok=True)
+                remove_path(aside)
+                rename_durably(path, aside)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

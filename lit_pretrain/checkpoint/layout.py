@@ -157,11 +157,23 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def newest_complete(run: Path, warn: Callable[[str], None] = warn) -> Path | None:
-    """Find the newest complete checkpoint of a run; warn of damaged ones and pass over them."""
+def newest_complete(
+    run: Path,
+    warn: Callable[[str], None] = warn,
+    fits: Callable[[Path], bool] = lambda path: True,
+) -> Path | None:
+    """Find the newest complete checkpoint of a run; warn of damaged ones and pass over them.
+
+    Args:
+        run: The run's folder.
+        warn: Receives the warnings.
+        fits: Whether a complete one may be taken.
+    """
     for path in reversed(checkpoints(run)):
         if (found := damage(path)) is None:
-            return path
+            if fits(path):
+                return path
+            continue
         warn(f"checkpoint {path} is torn or damaged: {found}; it is passed over")
     return None
 
@@ -196,11 +208,11 @@ def best_record(run: Path, warn: Callable[[str], None] = warn) -> BestRecord | N
             raise ValueError(f"{found.checkpoint!r} is no checkpoint's name")
     except (UserError, KeyError, TypeError, ValueError) as error:
         warn(f"{file} is damaged ({error}); the best checkpoint is looked up in {METRICS}")
-        return _best_by_metrics(run)
+        return best_by_metrics(run)
     return found
 
 
-def _best_by_metrics(run: Path) -> BestRecord | None:
+def best_by_metrics(run: Path) -> BestRecord | None:
     """Find the checkpoint on disk with the lowest validation loss in metrics.jsonl."""
     kept = {step_of(path): path.name for path in checkpoints(run)}
     validated = [

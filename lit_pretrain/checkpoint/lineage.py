@@ -115,7 +115,7 @@ def _is_stage(value: object) -> bool:
     data = value["data"]
     return data is None or (
         isinstance(data, dict)
-        and data.keys() >= DataRecord.__annotations__.keys()
+        and data.keys() >= DataRecord.__required_keys__
         and isinstance(data["sources"], dict)
         and all(isinstance(source, dict) for source in data["sources"].values())
         and isinstance(data["gate"], list)
@@ -213,6 +213,8 @@ def source_lines(data: DataRecord) -> list[str]:
         if sha256 := source.get("sha256"):
             facts.append(f"sha256 {sha256[:16]}")
         lines.append(f"source {name}: {', '.join(facts)}")
+    if skipped := data.get("skipped"):
+        lines.append(f"left out of the order: steps {skipped}")
     for record in data["gate"]:
         hits = f"{record['documents_hit']:,} documents hit, {record['action']}"
         lines.append(f"decontaminated against {record['name']}: {hits}")

@@ -6,8 +6,10 @@ Every checkpoint stores them. A resume compares all of them; a fork lets a few d
 from collections.abc import Mapping
 from typing import Any
 
+from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.redaction import comparable, redact
+from lit_pretrain.skips import Skips
 
 Contract = dict[str, Any]
 """Plain values of the config by dotted name, such as `model.net.width`."""
@@ -25,6 +27,10 @@ HARMLESS = frozenset(
 )  # fmt: skip
 """Fields of `model` and `data` that decide no number, and so are no part of the contract."""
 MIXTURE = ("data.weights", "data.temperature", "data.max_epochs", "data.phases")
+SKIPS = "skip_steps"
+"""Ranges of optimizer steps that are left out of the order. They may grow; what the run has read
+stays what it was.
+"""
 FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
 """Beginnings of the fields that a fork may change.
 
@@ -63,6 +69,8 @@ def contract_of(
     flat = flatten({"model": config["model"], "data": data})
     contract = {key: value for key, value in flat.items() if not _harmless(key)}
     contract["max_steps"] = config["max_steps"]
+    if config.get(SKIPS):  # a checkpoint of a run that leaves nothing out need not say so
+        contract[SKIPS] = config[SKIPS]
     contract["trainer.precision"] = config["trainer"]["precision"]
     contract["data.manifest"] = manifest_hash
     contract["data.tokenizer"] = tokenizer_hash
@@ -123,6 +131,17 @@ def _compared(contract: Mapping[str, Any]) -> Contract:
     return compared
 
 
+def skips_of(contract: Mapping[str, Any]) -> Skips:
+    """Return the steps that the run of a contract leaves out."""
+    return Skips.parse(contract.get(SKIPS))
+
+
+def fits_skips(record: CheckpointRecord, skips: Skips) -> bool:
+    """Tell whether a run that leaves out `skips` as well can go on from a checkpoint."""
+    own = skips_of(record.contract)
+    return own.begins_as(own | skips, record.step)
+
+
 def check_resume(
     saved: Mapping[str, Any], now: Mapping[str, Any], where: str, *, longer: bool = False
 ) -> None:
@@ -138,7 +157,9 @@ def check_resume(
         UserError: Names every field that differs, and both values.
     """
     found = [
-        line for line in differences(saved, now) if not (longer and line.startswith("max_steps:"))
+        line
+        for line in differences(saved, now)
+        if not (longer and line.startswith("max_steps:")) and not line.startswith(f"{SKIPS}:")
     ]
     if found:
         length = any(line.startswith("max_steps:") for line in found)
@@ -157,7 +178,9 @@ def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> 
     Raises:
         UserError: Names every field that differs and may not, and both values.
     """
-    found = [line for line in differences(saved, now) if not line.startswith(FORKABLE)]
+    found = [
+        line for line in differences(saved, now) if not line.startswith((*FORKABLE, f"{SKIPS}:"))
+    ]
     if found:
         raise UserError(
             f"cannot fork {where}: only the schedule, the clipping, the mixture and the length may"

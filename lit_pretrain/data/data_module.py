@@ -9,6 +9,7 @@ import lightning as L
 
 from lit_pretrain.batch import Asking, DataContract
 from lit_pretrain.data_lineage import DataRecord
+from lit_pretrain.skips import Skips
 from lit_pretrain.step_size import Division, StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -39,6 +40,10 @@ class BaseData(L.LightningDataModule, ABC):
     """Samples that one device processes at once."""
     sequences_per_row: int = 1
     """Sequences that the network sees for each sample."""
+    updates: int = 1
+    """Number of consecutive optimizer steps that read the same samples."""
+    skips: Skips = Skips()
+    """Optimizer steps whose samples training leaves out; whole groups of `updates` steps."""
 
     # ------------------------------------------------------------------ identity
 
@@ -175,6 +180,8 @@ class BaseData(L.LightningDataModule, ABC):
     ) -> None:
         """Refuse a fork whose settings would have read other samples before its first step.
 
+        What both leave out is in `skips`.
+
         Args:
             saved: The `data` config of the run that is forked.
             now: The `data` config of the fork.
@@ -219,5 +226,10 @@ class BaseData(L.LightningDataModule, ABC):
 
     # ------------------------------------------------------------------ instances
 
+    def leave_out(self, skips: Skips) -> None:
+        """Leave the samples of some optimizer steps out of the order."""
+        self.skips = skips.whole(self.updates)
+
     def share(self, other: "BaseData") -> None:
         """Take over what another instance with the same settings has already read."""
+        self.skips = other.skips

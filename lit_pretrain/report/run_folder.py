@@ -24,15 +24,21 @@ from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import (
     atomic_path,
     read_sealed_json,
+    seal_json,
     sync,
     write_file,
 )
 from lit_pretrain.redaction import redact, redact_arguments
+from lit_pretrain.skips import Skips
 
 CONFIG = "config.yaml"
 LONGEST_NAME = 200
 """Bytes of a run's name: file systems allow 255, and scratch files put more around it."""
 PROVENANCE = "provenance.json"
+SKIPS = "skips.json"
+"""The optimizer steps whose samples the run leaves out of its order."""
+ABANDONED = "abandoned"
+"""Folder of checkpoints from which the run has gone back."""
 METRICS = "metrics.jsonl"
 METRICS_DIGESTS = "metrics.xxh3"
 """One xxh3 in hexadecimal digits for every line of metrics.jsonl."""
@@ -160,6 +166,32 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
+def read_skips(run: Path) -> Skips:
+    """Read which optimizer steps a run leaves out; none if it has no skips.json.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = run / SKIPS
+    if not file.is_file():
+        return Skips()
+    try:
+        return Skips.parse(str(read_sealed_json(file, known=("skip_steps",))["skip_steps"]))
+    except (UserError, KeyError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): it says which steps the run leaves out. Remove it, and"
+            f" go on with the skip_steps of the newest config in {run}: --skip_steps BEGIN:END"
+        ) from None
+
+
+def write_skips(run: Path, skips: Skips) -> None:
+    """Record durably which optimizer steps a run leaves out, before it acts on that."""
+    if skips:
+        write_file(run / SKIPS, seal_json({"skip_steps": str(skips)}))
+    else:
+        (run / SKIPS).unlink(missing_ok=True)  # of a start that failed before its first step
+
+
 class ProvenanceFacts(TypedDict, total=False):
     """Hold what a verb adds to provenance.json; no verb knows all of it."""
 
@@ -177,6 +209,8 @@ class ProvenanceFacts(TypedDict, total=False):
     tokenizer_hash: str
     template_hash: str | None
     data: str
+    skipped: str | None
+    """Optimizer steps of the order that are left out."""
     resumed_from: str | None
     precision: str
     unique_tokens: int | None

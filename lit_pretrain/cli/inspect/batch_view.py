@@ -13,6 +13,7 @@ from lit_pretrain.cli.train.resolve import build
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
+from lit_pretrain.skips import Skips
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 LEARNED, GIVEN, SPECIAL, END = "\x1b[32m", "\x1b[2m", "\x1b[36m", "\x1b[0m"
@@ -38,6 +39,7 @@ class BatchCLI(TrainCLI):
         """Take the tokenizer from the parent, as a run does."""
         self.take_tokenizer()
         self.data = build(self.config.data)
+        self.data.leave_out(Skips.parse(self.config.skip_steps))
 
     def instantiate_classes(self) -> None:
         """Nothing: rows need no network."""

@@ -17,7 +17,9 @@ from lit_pretrain.report.run_folder import (
     PROVENANCE,
     read_metrics,
     read_provenance,
+    read_skips,
 )
+from lit_pretrain.skips import Skips
 
 
 def order(
@@ -53,13 +55,15 @@ def order(
             f"{path or data['path']} is remote; name a local copy of the dataset with --path"
         )
     manifest = Manifest.load(where)
-    plan = order_of(manifest, data)
+    skips = Skips.parse(_config(run).get("skip_steps")) | read_skips(Path(run))
+    plan = order_of(manifest, data, skips)
     rows = data["global_batch_tokens"] // data["seq_len"]
     tracer = Tracer(where, manifest, plan, seq_len=data["seq_len"])
     lines = []
     for s in range(step, step + steps):
         if not json_lines:
-            lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}")
+            place = f", which is step {skips.place(s)} without skips" if skips else ""
+            lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}{place}")
         for row in tracer.rows(range(s * rows, (s + 1) * rows)):
             names = [
                 full_origin(manifest.sources[row.source], document.origin)
@@ -68,6 +72,7 @@ def order(
             if json_lines:
                 facts = {
                     "step": s,
+                    "place": skips.place(s),
                     "sample": row.sample,
                     "source": row.source,
                     "epoch": row.epoch,
@@ -165,6 +170,7 @@ def _verified(run: Path) -> str:
         *((file, read_config) for file in sorted(run.glob("config*.yaml"))),
         *((file, read_sealed_json) for file in sorted(run.glob("provenance*.json"))),
         (run, read_provenance),
+        (run, read_skips),
         (run, Lineage.read),
     ]
     for place, read in readers:

@@ -45,6 +45,7 @@ from lit_pretrain.report.run_folder import (
     read_metrics,
     read_provenance,
     timestamp,
+    write_skips,
 )
 from lit_pretrain.report.run_state import recorded_attempt
 from lit_pretrain.report.summary import Foreseen, write_summary
@@ -101,6 +102,8 @@ def _train(cli: TrainCLI) -> None:
         lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
     said = "\n".join(lines)
     mixture = data.exposure(cli.config.max_steps)
+    if data.skips:
+        mixture += f"\nleft out of the order: steps {data.skips} ({data.skips.count:,} steps)"
     foreseen = plan.expected
     cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values
     if trainer.is_global_zero:
@@ -122,8 +125,11 @@ def _train(cli: TrainCLI) -> None:
     except DivergedError as error:
         if not error.samples:
             raise
+        place = data.skips.place(trainer.global_step)
         raise DivergedError(
-            f"{error}\nthe step read: {data.describe(error.samples)}", error.samples
+            f"{error}\nthe step read: {data.describe(error.samples)}\nIf its rows are at fault, go"
+            f" on without them: --resume auto --skip_steps {place}:{place + 1}",
+            error.samples,
         ) from error
     if trainer.is_global_zero:
         seconds = time.perf_counter() - began, cli.callbacks.metrics.train_seconds
@@ -178,10 +184,11 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
         first_step: Of this attempt.
         forecast: The validation metric that a law forecasts; None where none does.
     """
-    folder, config = cli.place.folder, cli.plain_config()
+    folder, config, data = cli.place.folder, cli.plain_config(), cli.datamodule
     if not cli.lock.held:
         cli.lock.take(folder)
         check_run_unused(folder)  # another process may have begun one since the first look
+    write_skips(folder, data.skips)
     text = dump_config(config)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would
     # have to agree with.
@@ -189,18 +196,21 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
     write_file(latest, text)
     if attempt:
-        renew_config(folder / CONFIG, text, max_steps=config["max_steps"])
+        renew_config(
+            folder / CONFIG, text, max_steps=config["max_steps"], skip_steps=config["skip_steps"]
+        )
     # A run that goes on beyond its end has one of its shorter self.
     (folder / SUMMARY).unlink(missing_ok=True)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
     cli.callbacks.stop.go_on = f"go on with: {shlex.join(command)}"
-    data, adapter = cli.datamodule, adapter_of(cli.config)
+    adapter = adapter_of(cli.config)
     facts = ProvenanceFacts(
         verb=cli.verb,
         manifest_hash=data.manifest_hash,
         tokenizer_hash=data.tokenizer_hash,
         template_hash=data.template_hash,
         data=data.location,
+        skipped=cli.config.skip_steps,
         parent=cli.config.model.init_from
         or (str(cli.place.checkpoint) if cli.settings.fork else None),
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
@@ -239,22 +249,25 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
             cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
 
 
-def renew_config(file: Path, text: str, *, max_steps: int) -> None:
-    """Write config.yaml anew if the run was made longer, or if it is damaged: readers go by it.
+def renew_config(file: Path, text: str, *, max_steps: int, skip_steps: str | None) -> None:
+    """Write config.yaml anew if length or skips have changed, or if it is damaged: readers use it.
 
     Args:
         file: The run's config.yaml.
         text: The config with which the run goes on.
         max_steps: Its length.
+        skip_steps: The steps that it leaves out.
     """
     try:
-        before = int(read_config(file)["max_steps"])
+        found = read_config(file)
+        before = int(found["max_steps"])
     except (UserError, KeyError, TypeError, ValueError) as error:
         warn(f"{error}; {file} is written anew from the settings of this attempt")
     else:
-        if before == max_steps:
+        if (before, found.get("skip_steps")) == (max_steps, skip_steps):
             return
-        write_file(file.with_name(f"config.{before}-steps.yaml"), file.read_bytes())
+        if before != max_steps:
+            write_file(file.with_name(f"config.{before}-steps.yaml"), file.read_bytes())
     write_file(file, text)
 
 
@@ -299,9 +312,12 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
         write_file(
             folder / TEMPLATE, inherited.template.source
         )  # text has no template; the network still knows its parent's
+    record = cli.datamodule.record()
+    if cli.datamodule.skips:
+        record["skipped"] = str(cli.datamodule.skips)
     lineage = Lineage.begin(
         ModelTokenizer.of(folder),
-        stage_record(str(folder), facts, cli.datamodule.record()),
+        stage_record(str(folder), facts, record),
         None if parent is None else lineage_of(parent),
     )
     write_file(folder / LINEAGE_FILENAME, lineage.dump())

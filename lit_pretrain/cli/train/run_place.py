@@ -10,13 +10,26 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from lit_pretrain.checkpoint.layout import CheckpointRecord, newest_complete, resolve
-from lit_pretrain.checkpoint.resume_contract import check_fork, check_resume, data_of
+from lit_pretrain.checkpoint.resume_contract import (
+    check_fork,
+    check_resume,
+    data_of,
+    fits_skips,
+    skips_of,
+)
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.optim.schedule import Schedule
-from lit_pretrain.report.run_folder import RunLock, check_run_name, check_run_unused
+from lit_pretrain.report.run_folder import (
+    ABANDONED,
+    RunLock,
+    check_run_name,
+    check_run_unused,
+    read_skips,
+)
+from lit_pretrain.skips import Skips
 
 
 @dataclass
@@ -36,6 +49,12 @@ class RunSettings:
     fork: str | None = None
     """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on
     from, with its own schedule and length.
+    """
+    skip_steps: str | None = None
+    """Optimizer steps whose samples are left out of the order: BEGIN:END without END, such as
+    1200:1210, several with commas. Steps are numbered as the run would make them if it left nothing
+    out (`inspect order` shows both numbers). A run keeps what it left out; a resume adds to it,
+    and goes back to a checkpoint from before the first step that it adds.
     """
     accept: tuple[str, ...] = ()
     """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary,
@@ -105,10 +124,17 @@ class RunPlace(NamedTuple):
     folder: Path
     checkpoint: Path | None
     """What it goes on from, its own or another run's; None: it starts with step 0."""
+    skips: Skips = Skips()
+    """Optimizer steps that it leaves out: as asked for now, before, and by what it goes on from."""
 
 
 def resolve_place(
-    config: Namespace, settings: RunSettings, verb: str, lock: RunLock | None = None
+    config: Namespace,
+    settings: RunSettings,
+    verb: str,
+    lock: RunLock | None = None,
+    *,
+    updates: int = 1,
 ) -> RunPlace:
     """Find the folder and the checkpoint, and lock the folder if there is one.
 
@@ -117,6 +143,7 @@ def resolve_place(
         settings: Those of the run in it.
         verb: Begins the name of a run that is given none.
         lock: Locks the folder before it is looked into.
+        updates: Consecutive steps that read the same samples, and are left out together.
 
     Raises:
         UserError: The name cannot be, there is no such checkpoint, or another process writes into
@@ -145,11 +172,42 @@ def resolve_place(
     folder = Path(config.runs) / config.name
     if lock is not None and folder.is_dir() and is_first_process():
         lock.take(folder)
+    skips = Skips.parse(settings.skip_steps).whole(updates)
+    if settings.resume != "never":
+        skips |= read_skips(folder)
     if settings.resume == "auto":
-        checkpoint = newest_complete(folder, warn if is_first_process() else _silent)
+        checkpoint = _newest_that_fits(folder, skips)
     if settings.fork is not None and checkpoint is None:
         checkpoint = resolve(settings.fork)
-    return RunPlace(folder, checkpoint)
+    if checkpoint is not None:
+        skips |= skips_of(read_record(checkpoint).contract)
+    return RunPlace(folder, checkpoint, skips)
+
+
+def _newest_that_fits(folder: Path, skips: Skips) -> Path | None:
+    """Find the newest complete checkpoint of a run that has read nothing that is left out."""
+    say = warn if is_first_process() else _silent
+    passed: list[Path] = []
+
+    def fits(path: Path) -> bool:
+        if fits_skips(read_record(path), skips):
+            return True
+        passed.append(path)
+        return False
+
+    found = newest_complete(folder, say, fits)
+    if passed and found is None:
+        raise UserError(
+            f"no checkpoint of {folder} is left from before the first step that is to be left out"
+            f" ({skips}); the oldest is {passed[-1]}. Leave out later steps, or start a new run"
+            f" with --name NEW --skip_steps {skips}"
+        )
+    if passed:
+        say(
+            f"{', '.join(path.name for path in passed)} of {folder} have read steps that are to be"
+            f" left out ({skips}): the run goes back before them, and keeps them in {ABANDONED}/"
+        )
+    return found
 
 
 def _silent(message: str) -> None:
@@ -182,6 +240,12 @@ def check_place(
     finished = False
     if place.checkpoint is not None:
         saved = read_record(place.checkpoint)
+        if not fits_skips(saved, place.skips):
+            raise UserError(
+                f"{place.checkpoint} stands at step {saved.step:,} and has read steps that are to"
+                f" be left out ({place.skips}); go on from an older checkpoint (--resume auto takes"
+                " the newest that has not)"
+            )
         forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
         if forks:
             check_fork(saved.contract, contract, str(place.checkpoint))

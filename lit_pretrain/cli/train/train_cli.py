@@ -260,10 +260,14 @@ class TrainCLI(LightningCLI):
                 " sharded_checkpoints: false"
             )
         resolve_length(config, data)
-        plain = self.plain_config()
-        check_finite(plain)
+        check_finite(self.plain_config())
+        self.place = resolve_place(
+            config, self.settings, self.verb, self.lock, updates=data.updates
+        )
+        data.leave_out(self.place.skips)
+        config.skip_steps = str(data.skips) if data.skips else None
         self.contract = contract_of(
-            plain,
+            self.plain_config(),
             manifest_hash=data.manifest_hash,
             tokenizer_hash=data.tokenizer_hash,
             template_hash=data.template_hash,
@@ -276,7 +280,6 @@ class TrainCLI(LightningCLI):
             ranks_here=self.layout.devices // int(config.trainer.num_nodes),
             allow=self.settings.allow_oom,
         )
-        self.place = resolve_place(config, self.settings, self.verb, self.lock)
         self.finished = check_place(
             self.place, config, self.settings, contract=self.contract, data=data
         )

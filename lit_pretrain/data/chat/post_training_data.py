@@ -46,6 +46,7 @@ from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, DecontaminationRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash
+from lit_pretrain.skips import Skips
 from lit_pretrain.step_size import StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -85,8 +86,6 @@ class PostTrainingData(BaseData):
     default_epochs: ClassVar[float | None] = 1.0
     kind: ClassVar[str]
     """Kind of row: conversation, preference, verdict or problem."""
-    updates: int = 1
-    """Number of consecutive optimizer steps that read the same samples."""
 
     def __init__(
         self,
@@ -279,6 +278,7 @@ class PostTrainingData(BaseData):
             places=self.places,
             capacity=self.capacity,
             seed=self.seed,
+            skips=self.skips.over(self.updates).times(self.rows),
         )
 
     def held_out(self, split: str) -> list[EncodedSample]:
@@ -370,8 +370,14 @@ class PostTrainingData(BaseData):
         decontamination = () if self.decontamination is None else self.decontamination.records()
         return rows_record(self.location, self.manifest_hash, self.row_sources, decontamination)
 
+    def leave_out(self, skips: Skips) -> None:
+        """Leave the samples of some optimizer steps out of the order."""
+        super().leave_out(skips)
+        self.__dict__.pop("samples", None)  # the length of a run may have asked for them already
+
     def share(self, other: BaseData) -> None:
         """Take over what another instance with the same settings has already read."""
+        super().share(other)
         for name in (
             "tokenizer",
             "template",

@@ -28,6 +28,7 @@ from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.chat.encoded_rows import EncodedRows
 from lit_pretrain.data.text.order import chosen_rows
 from lit_pretrain.hashing import permutation
+from lit_pretrain.skips import Skips
 
 
 def best_fit(
@@ -99,17 +100,28 @@ class Epochs:
         sources: The sources; at least one has a row.
         capacity: Tokens of a pack; None makes each row a sample of its own.
         seed: Seed of the order.
+        skips: Ranges of samples that are left out. Sample n is the n-th that is read; epochs begin
+            and end where they would without skips.
     """
 
-    def __init__(self, sources: Sequence[SourceRows], *, capacity: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceRows],
+        *,
+        capacity: int | None,
+        seed: int,
+        skips: Skips = Skips(),
+    ) -> None:
         self.sources = tuple(sources)
         self.capacity = capacity
         self.seed = seed
+        self.skips = skips
         self._ends: list[int] = []
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def __call__(self, n: int) -> Pack:
         """Return the rows of sample n."""
+        n = self.skips.place(n)
         e = self.epoch_of(n)
         return self._epoch(e)[n - self.first(e)]
 
@@ -250,6 +262,7 @@ class RowSamples:
         places: Computes how many tokens of a pack an encoded row takes.
         capacity: Tokens of a pack; None makes each row a sample of its own.
         seed: Seed of the order.
+        skips: Ranges of samples that training leaves out.
     """
 
     def __init__(
@@ -260,12 +273,14 @@ class RowSamples:
         places: Callable[[Any], int],
         capacity: int | None,
         seed: int,
+        skips: Skips = Skips(),
     ) -> None:
         self.rows = rows
         self.weights = weights
         self.places = places
         self.capacity = capacity
         self.seed = seed
+        self.skips = skips
 
     @cached_property
     def order(self) -> Epochs:
@@ -276,7 +291,7 @@ class RowSamples:
                 self.weights.items(), self.rows.splits["train"], strict=True
             )
         ]
-        return Epochs(rows, capacity=self.capacity, seed=self.seed)
+        return Epochs(rows, capacity=self.capacity, seed=self.seed, skips=self.skips)
 
     def train(self, n: int) -> EncodedSample:
         """Return training sample n."""

@@ -10,6 +10,7 @@ from lit_pretrain.corpus.manifest import Manifest, rows_in
 from lit_pretrain.data.text.order import Order
 from lit_pretrain.data.text.stretches import Change, SourceBlocks
 from lit_pretrain.errors import UserError
+from lit_pretrain.skips import Skips
 
 _SETTINGS = ("weights", "temperature", "max_epochs", "phases")
 
@@ -74,8 +75,9 @@ def make_order(
     seed: int,
     cycle: int,
     shuffle_chunks: int,
+    skips: Skips = Skips(),
 ) -> Order:
-    """Build the data order of training over a prepared dataset.
+    """Build the data order of training over a prepared dataset; `skips` are of optimizer steps.
 
     Raises:
         UserError: The mixture does not fit the data, or contradicts itself.
@@ -98,13 +100,14 @@ def make_order(
         seed=seed,
         cycle=cycle,
         shuffle_chunks=shuffle_chunks,
+        skips=skips.times(max(1, global_batch_tokens // seq_len)),
     )
 
 
-def order_of(manifest: Manifest, data: Mapping[str, Any]) -> Order:
+def order_of(manifest: Manifest, data: Mapping[str, Any], skips: Skips = Skips()) -> Order:
     """Build the data order from the `data` of a config as plain values.
 
-    A missing setting has the default of `TextData`.
+    A missing setting has the default of `TextData`. `skips` are of optimizer steps.
     """
     return make_order(
         manifest,
@@ -114,6 +117,7 @@ def order_of(manifest: Manifest, data: Mapping[str, Any]) -> Order:
         seed=data.get("seed", 0),
         cycle=data.get("cycle", 1024),
         shuffle_chunks=data.get("shuffle_chunks", 1),
+        skips=skips,
     )
 
 
@@ -124,6 +128,7 @@ def check_past(
     *,
     step: int,
     checkpoint: str,
+    skips: Skips = Skips(),
 ) -> None:
     """Refuse a fork that would have read other samples before the step at which it begins.
 
@@ -135,12 +140,14 @@ def check_past(
         now: The `data` config of the fork.
         step: Optimizer step of the checkpoint.
         checkpoint: Path of the checkpoint, for the message.
+        skips: The steps that its run left out. Phases count them.
 
     Raises:
         UserError: Says how to state the mixture instead.
     """
     tokens, rows = now["global_batch_tokens"], now["global_batch_tokens"] // now["seq_len"]
-    if order_of(manifest, now).begins_as(order_of(manifest, saved), step * rows):
+    begin = skips.gone(step)
+    if order_of(manifest, now).begins_as(order_of(manifest, saved), begin * rows):
         return
     settings = (
         ", ".join(f"{name}: {saved[name]!r}" for name in _SETTINGS if saved.get(name) is not None)
@@ -149,8 +156,8 @@ def check_past(
     raise UserError(
         f"cannot fork {checkpoint} with this mixture: its {step:,} steps were read in another"
         " one, and a fork reads every source on from where it was. Keep the mixture of the run"
-        f" ({settings}) and say what changes as a phase from token {step * tokens} on, such as"
-        f" data.phases: [{{from_tokens: {step * tokens}, weights: {{...}}}}]"
+        f" ({settings}) and say what changes as a phase from token {begin * tokens} on, such as"
+        f" data.phases: [{{from_tokens: {begin * tokens}, weights: {{...}}}}]"
     )
 
 
@@ -296,6 +303,7 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
         seq_len: Inputs per row.
     """
     samples = steps * rows
+    reach = order.skips.gone(samples)
     epochs = _epochs(order, samples)
     tokens = [manifest.sources[source.name].splits["train"].tokens for source in order.sources]
     if len(order.sources) == 1:
@@ -303,7 +311,7 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
             f"mixture: {order.sources[0].name} alone, {tokens[0]:,} tokens, {epochs[0]:.2f} epochs"
         ]
     else:
-        phases = [change for change in order.changes if change.begin < samples]
+        phases = [change for change in order.changes if change.begin < reach]
         titles = (
             ["weight"]
             if len(phases) == 1
@@ -328,7 +336,7 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
     lines += [
         f"warning: the phase from {change.begin * seq_len:,} tokens begins after the end of the run"
         for change in order.changes
-        if change.begin >= samples
+        if change.begin >= reach
     ]
     lines += [
         f"warning: {source.name} is read {e:.1f} times; beyond about {EPOCHS_LIKE_NEW} epochs"
@@ -358,10 +366,12 @@ def _epochs(order: Order, samples: int) -> list[float]:
 def _leaves(order: Order, samples: int) -> Iterator[tuple[str, int]]:
     """Yield each source that reaches its cap within the run, with the samples read until then."""
     moments = [(stretch.begin, stretch.before) for stretch in order.stretches]
-    if order.end is not None:
-        moments.append((order.end, order.counts(order.end)))
+    if order.last_place is not None:
+        moments.append((order.last_place, order.counts_before(order.last_place)))
     for s, (source, limit) in enumerate(zip(order.sources, order.limits, strict=True)):
-        moment = next((n for n, read in moments if read[s] == limit), None)
+        moment = next(
+            (order.skips.kept_until(place) for place, gone in moments if gone[s] == limit), None
+        )
         if moment is not None and moment <= samples:
             yield source.name, moment
 

@@ -13,6 +13,8 @@ and any step can be traced to its documents. The order has four levels:
    shuffles blocks only within such a group, so that a remote reader downloads each chunk once per
    epoch, one after the other.
 
+Ranges of this numbering may be left out (`skips.py`); what is read is numbered on without a gap.
+
 `Tracer` follows it back: from the samples of a step to the rows, chunks and documents that they
 read, without reading a token.
 """
@@ -43,6 +45,7 @@ from lit_pretrain.data.text.stretches import (
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import is_remote
 from lit_pretrain.hashing import permutation
+from lit_pretrain.skips import Skips
 
 
 class OrderedSample(NamedTuple):
@@ -71,6 +74,8 @@ class Order:
         seed: Seed of the order.
         cycle: Samples per cycle; the resolution of the weights is 1 / cycle.
         shuffle_chunks: Chunks whose blocks are shuffled together.
+        skips: Ranges of samples that are left out. Sample n is the n-th that is read. Everything
+            else, `changes` too, counts with what is left out.
 
     Raises:
         UserError: Negative weights, unknown names, no weight at all, a weight too small for the
@@ -87,6 +92,7 @@ class Order:
         seed: int = 0,
         cycle: int = 1024,
         shuffle_chunks: int = 1,
+        skips: Skips = Skips(),
     ) -> None:
         if cycle < 1 or shuffle_chunks < 1:
             raise UserError(f"data order: {cycle=} and {shuffle_chunks=} must be at least 1")
@@ -96,12 +102,13 @@ class Order:
         self.seed = seed
         self.cycle = cycle
         self.shuffle_chunks = shuffle_chunks
+        self.skips = skips
         self.changes = tuple(changes)
         self.weights = tuple(checked_weights(self.sources, change) for change in changes)
         """The weight of each source after each change, not normalised."""
         self.limits = limits_of(self.sources, max_epochs)
         """Most samples of each source; None without a limit."""
-        self.stretches, self.end = lay_stretches(
+        self.stretches, self.last_place = lay_stretches(
             self.sources, self.changes, self.weights, self.limits, seed=seed, cycle=cycle
         )
         self._make_caches()
@@ -121,13 +128,19 @@ class Order:
         self.__dict__.update(state)
         self._make_caches()
 
+    @property
+    def end(self) -> int | None:
+        """Number of samples that can be read; None without end."""
+        return None if self.last_place is None else self.skips.kept_until(self.last_place)
+
     def __call__(self, n: int) -> OrderedSample:
         """Return the place of global sample n.
 
         Raises:
             UserError: No source may be read any more at sample n.
         """
-        j = self._stretch_at(n, n)
+        n = self._place(n)
+        j = self._stretch_at(n)
         stretch = self.stretches[j]
         k, position = divmod(n - stretch.begin, self.cycle)
         source_of, rank_of = self._cycle_plan(j, k)
@@ -145,7 +158,17 @@ class Order:
         Raises:
             UserError: No source may be read any more before sample n - 1.
         """
-        return count_until(self.stretches[self._stretch_at(n, n - 1)], n, seed=self.seed)
+        found = list(self.counts_before(self._place(n - 1) + 1 if n else 0))
+        for begin, end in self.skips.passed(n):
+            for s, (before, after) in enumerate(
+                zip(self.counts_before(begin), self.counts_before(end), strict=True)
+            ):
+                found[s] -= after - before
+        return tuple(found)
+
+    def counts_before(self, place: int) -> tuple[int, ...]:
+        """Count the samples of each source before a place, with those that are left out."""
+        return count_until(self.stretches[self._stretch_at(place)], place, seed=self.seed)
 
     def begins_as(self, other: "Order", n: int) -> bool:
         """Tell whether the samples 0..n-1 equal those of another order over the same sources."""
@@ -153,26 +176,27 @@ class Order:
             getattr(self, name) == getattr(other, name)
             for name in ("sources", "seed", "cycle", "shuffle_chunks")
         ]
-        return all(same) and self._until(n) == other._until(n)
+        return (
+            all(same) and self.skips.begins_as(other.skips, n) and self._until(n) == other._until(n)
+        )
 
     def _until(self, n: int) -> tuple[Stretch, ...]:
-        return self.stretches[: bisect_right(self._begins, n - 1)]
+        return self.stretches[: bisect_right(self._begins, self.skips.gone(n) - 1)]
 
-    def _stretch_at(self, n: int, last: int) -> int:
-        """Find the index of the stretch that holds sample n.
-
-        Args:
-            n: Number of the sample.
-            last: The last sample that the caller needs; it must exist.
-        """
+    def _place(self, n: int) -> int:
+        """Return the place of sample n among all samples, with those that are left out."""
         if n < 0:
             raise ValueError(f"sample numbers start at 0, got {n}")
-        if self.end is not None and last >= self.end:
+        if self.end is not None and n >= self.end:
             raise UserError(
-                f"there is no sample {last}: the order ends after {self.end} samples, because every"
+                f"there is no sample {n}: the order ends after {self.end} samples, because every"
                 " source of the mixture has then been read as often as data.max_epochs allows"
             )
-        return bisect_right(self._begins, n) - 1
+        return self.skips.place(n)
+
+    def _stretch_at(self, place: int) -> int:
+        """Find the index of the stretch that holds a place, or ends there."""
+        return bisect_right(self._begins, place) - 1
 
     def _make_cycle_plan(
         self, j: int, k: int

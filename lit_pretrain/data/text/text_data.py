@@ -190,6 +190,7 @@ class TextData(BaseData):
             seed=self.seed,
             cycle=self.cycle,
             shuffle_chunks=self.shuffle_chunks,
+            skips=self.skips,
         )
 
     # ------------------------------------------------------------------ size of a step and a run
@@ -230,7 +231,7 @@ class TextData(BaseData):
         self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, checkpoint: str
     ) -> None:
         """Refuse a fork whose mixture would have read other samples before its first step."""
-        check_past(self.manifest, saved, now, step=step, checkpoint=checkpoint)
+        check_past(self.manifest, saved, now, step=step, checkpoint=checkpoint, skips=self.skips)
 
     def exposure(self, steps: int) -> str:
         """Tabulate how much of each source a run reads."""
