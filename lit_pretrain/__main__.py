@@ -1,5 +1,6 @@
-"""The command `lit_pretrain VERB ...`: finds the verb, runs it, and turns a user's mistake into
-one message.
+"""The command `lit_pretrain VERB ...`.
+
+It finds the verb, runs it, and turns a user's mistake into one message.
 """
 
 import importlib
@@ -41,7 +42,7 @@ def verbs() -> dict[str, str]:
 
 
 def usage() -> str:
-    """The text of `lit_pretrain --help`."""
+    """Write the text of `lit_pretrain --help`."""
     table = verbs()
     width = max(map(len, table))
     lines = [f"  {name:<{width}}  {text}" for name, text in table.items()]
@@ -99,8 +100,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command() -> int:
-    """Run the verb of the command line in a process of its own, which Ctrl-C ends without a
-    traceback.
+    """Run the verb of the command line in a process of its own.
+
+    Ctrl-C ends it without a traceback.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a job in the background
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
@@ -118,8 +120,9 @@ def command() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but end at once within an import: numpy makes a RecursionError
-    of it.
+    """Raise KeyboardInterrupt, but end at once within an import.
+
+    numpy turns it into a RecursionError there.
     """
     while frame is not None:
         if frame.f_globals.get("__name__") == "importlib._bootstrap":

@@ -53,8 +53,9 @@ class Batch(NamedTuple):
 
 
 class PreferenceBatch(NamedTuple):
-    """P preference pairs as B = 2P padded sequences: row i is the chosen answer, row i + P the
-    rejected one to the same prompt.
+    """P preference pairs as B = 2P padded sequences.
+
+    Row i is the chosen answer, row i + P the rejected one to the same prompt.
     """
 
     tokens_BT: Tensor
@@ -112,8 +113,9 @@ class LabelledBatch(NamedTuple):
 
 
 class PolicyBatch(NamedTuple):
-    """B sampled completions with their advantages, for policy gradients. One completion a row;
-    a group shares its prompt.
+    """B sampled completions with their advantages, for policy gradients.
+
+    A row is one completion; a group shares its prompt.
     """
 
     tokens_BT: Tensor
@@ -149,8 +151,9 @@ class PolicyBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """P prompts for a rollout to answer, padded rows up to where an answer begins; nothing of
-    them is supervised.
+    """P prompts for a rollout to answer, as rows padded up to where an answer begins.
+
+    Nothing of them is supervised.
     """
 
     tokens_BT: Tensor
@@ -170,9 +173,7 @@ class PromptBatch(NamedTuple):
 
 
 class DistillBatch(NamedTuple):
-    """Packed rows, as in `Batch`, with what a teacher said about each label: its K likeliest
-    tokens.
-    """
+    """Packed rows, as in `Batch`, with the K likeliest tokens of a teacher at each label."""
 
     tokens_BT: Tensor
     """Input token ids, int64."""
@@ -212,8 +213,9 @@ AnyBatch = Batch | PreferenceBatch | LabelledBatch | PolicyBatch | PromptBatch |
 
 
 class DataContract(NamedTuple):
-    """What the data promises to a stage; the stage refuses a network or a parent that does not
-    fit it.
+    """What the data promises to a stage.
+
+    The stage refuses a network or a parent that does not fit it.
     """
 
     sources: tuple[str, ...]

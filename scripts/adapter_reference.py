@@ -1,5 +1,7 @@
-"""Adapter reference: losses and gradients of LoRA and DoRA in peft, and NF4 bytes of bitsandbytes,
-on networks that can be made anywhere.
+"""Adapter reference: what peft and bitsandbytes compute, for the tests of ours to agree with.
+
+Losses and gradients of LoRA and DoRA in peft, and NF4 bytes of bitsandbytes, on networks that can
+be made anywhere.
 
     python scripts/adapter_reference.py tests/adapter/reference.json     # needs peft (and
     accelerate, psutil), transformers, bitsandbytes
@@ -56,7 +58,7 @@ ADAPTERS = {
 
 
 def made(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Numbers in [-0.5, 0.5) that depend on a name and their places alone (SplitMix64)."""
+    """Make numbers in [-0.5, 0.5) that depend on a name and their places alone (SplitMix64)."""
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
         x = (
@@ -71,7 +73,7 @@ def made(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def network(kind: str) -> Transformer:
-    """A network of ours with made weights."""
+    """Make a network of ours with seeded weights."""
     net = Transformer(SHAPES[kind])
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -81,7 +83,7 @@ def network(kind: str) -> Transformer:
 
 
 def adapted(kind: str, how: str) -> Transformer:
-    """The same with an adapter of made weights."""
+    """Make the same network with an adapter of seeded weights."""
     net = network(kind)
     ADAPTERS[how].apply(net)
     with torch.no_grad():
@@ -94,17 +96,17 @@ def adapted(kind: str, how: str) -> Transformer:
 
 
 def tokens() -> Tensor:
-    """Three rows of tokens."""
+    """Make three rows of tokens."""
     return ((made("tokens", (3, LENGTH)) + 0.5) * VOCAB).long()
 
 
 def loss_of(logits_BTV: Tensor) -> Tensor:
-    """Mean cross-entropy of each next token."""
+    """Compute the mean cross-entropy of each next token."""
     return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten())
 
 
 def ours(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of our adapter."""
+    """Compute loss and gradients of our adapter."""
     net = adapted(kind, how)
     loss = loss_of(net.logits(net(tokens())))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -112,7 +114,7 @@ def ours(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
 
 
 def transformers_model(net: Transformer, kind: str) -> Any:
-    """The same network in transformers."""
+    """Make the same network in transformers."""
     import transformers
 
     c = net.config
@@ -158,7 +160,7 @@ def transformers_model(net: Transformer, kind: str) -> Any:
 
 
 def _their_value(key: str, state: dict[str, Tensor]) -> Tensor:
-    """A tensor of transformers from ours, by the import's own table of names."""
+    """Take a tensor of transformers from ours, by the import's own table of names."""
     from lit_pretrain.checkpoint import hf_import
 
     if key.startswith("transformer."):
@@ -179,7 +181,7 @@ def _their_value(key: str, state: dict[str, Tensor]) -> Tensor:
 
 
 def save_peft(net: Transformer, adapter: LoRA, folder: Path) -> None:
-    """An adapter of ours as peft's files."""
+    """Write an adapter of ours as peft's files."""
     from safetensors.torch import save_file
 
     own = {name: value for name, value in net.state_dict().items() if is_adapter_tensor(name)}
@@ -189,7 +191,7 @@ def save_peft(net: Transformer, adapter: LoRA, folder: Path) -> None:
 
 
 def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients in peft, which reads our export; gradients by our names."""
+    """Compute loss and gradients in peft, which reads our export; gradients by our names."""
     import peft
 
     net = adapted(kind, how)
@@ -250,9 +252,7 @@ def _their_gradient(
 
 
 def figures(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Three numbers that say what a gradient is: its norm, and its products with two made
-    directions.
-    """
+    """Describe a gradient by its norm, and its products with two fixed directions."""
     found = {}
     for name, gradient in sorted(gradients.items()):
         g = gradient.double()
@@ -262,8 +262,9 @@ def figures(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def nf4_inputs() -> dict[str, Tensor]:
-    """Matrices to quantise: of several sizes, odd ones too, scales over many magnitudes, and
-    zeros.
+    """Make matrices to quantise.
+
+    Their sizes, odd ones too, scales over many magnitudes, and zeros.
     """
     shapes = {
         "small": (8, 8),
@@ -279,15 +280,17 @@ def nf4_inputs() -> dict[str, Tensor]:
 
 
 def digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes."""
+    """Hash a tensor's bytes (sha256)."""
     return hashlib.sha256(
         tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     ).hexdigest()
 
 
 def nf4_digests() -> dict[str, list[str]]:
-    """Of bitsandbytes' CPU kernels: packed weights, codes and scales of the scales, their
-    offset, and the matrix again in three dtypes.
+    """Hash what bitsandbytes' CPU kernels return.
+
+    Packed weights, codes and scales of the scales, their offset, and the matrix again in three
+    dtypes.
     """
     import bitsandbytes.functional as bnb
 

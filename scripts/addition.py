@@ -1,5 +1,6 @@
-"""Addition: what reinforcement learning adds to fine-tuning, and what it does where the reward
-knows nothing.
+"""Addition: what reinforcement learning adds to fine-tuning.
+
+And what it does where the reward knows nothing.
 
     python scripts/addition.py                      # three seeds, a few minutes on two CPU cores
     python scripts/addition.py --seeds 0 --steps 60 --runs runs/addition-short
@@ -37,8 +38,9 @@ def cli(*arguments: object) -> None:
 
 
 def make_tokenizer(data: Path) -> None:
-    """Prepare a text of digits and signs, for its tokenizer: bytes and two pairs of them (" +",
-    " ="), so that a digit is a token.
+    """Prepare a text of digits and signs, for its tokenizer.
+
+    Its ids are bytes and two pairs of them (" +", " ="), so that a digit is a token.
     """
     if (data / "manifest.json").exists():
         return

@@ -1,5 +1,6 @@
-"""Bench: tokens per second and peak memory of `lit_pretrain fit` beside a bare PyTorch loop of the
-same shapes.
+"""Bench: speed and memory of `lit_pretrain fit` beside a bare PyTorch loop of the same shapes.
+
+It prints tokens per second and peak memory.
 
     python scripts/bench.py                                  # 6 layers × 384, T = 512, V = 8192,
     bf16-mixed and fp32 python scripts/bench.py --steps 40 --precision bf16-mixed python
@@ -185,7 +186,7 @@ def ours(
 
 
 def reading(s: dict[str, int], *, data: str) -> float:
-    """Seconds that the data pipeline takes for a step's batch."""
+    """Measure the seconds that the data pipeline takes for a step's batch."""
     from lit_pretrain.data.text.text_data import TextData
 
     module = TextData(
@@ -209,7 +210,7 @@ def reading(s: dict[str, int], *, data: str) -> float:
 
 
 def matmul_peak() -> float:
-    """Rate of a large bf16 matrix product on this device, FLOP/s."""
+    """Measure the rate of a large bf16 matrix product on this device, FLOP/s."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(3):
         a @ a

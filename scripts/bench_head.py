@@ -1,5 +1,6 @@
-"""Time and memory of the ways to compute head and loss, forward and backward: the table behind
-linear_cross_entropy's default.
+"""Time and memory of the ways to compute head and loss, forward and backward.
+
+The table behind linear_cross_entropy's default.
 
     python scripts/bench_head.py                      # both default shapes, fp32 and bf16 autocast
     python scripts/bench_head.py --shape 4096,384,8192 --precision bf16 --repeats 9
@@ -109,8 +110,9 @@ class Record:
 
 
 class PeakMemory:
-    """MiB above the level at `start`, from the kernel's high-water mark (CPU, Linux) or torch's
-    (CUDA).
+    """MiB above the level at `start`.
+
+    Read from the kernel's high-water mark (CPU, Linux) or torch's (CUDA).
     """
 
     def __init__(self, device: str) -> None:

@@ -1,5 +1,8 @@
-"""Speed of the preparation, per core: `python scripts/bench_prepare.py [--mb MB] [--repeats 3]
-[filters dedup decontaminate bpe encode whole]`.
+"""Speed of the preparation, per core.
+
+    python scripts/bench_prepare.py [--mb MB] [--repeats 3] [JOB ...]
+
+Jobs are filters, dedup, decontaminate, bpe, encode and whole.
 
 Figures are medians of CPU seconds of this process, so that what else the machine does counts
 little; datatrove's filters (extra `cluster`) take turns with ours on the same text. The text is the
@@ -32,7 +35,7 @@ Jobs = dict[str, Callable[[], Any]]
 def texts(
     megabytes: float, suffixes: Sequence[str] = (".py", ".md", ".rst", ".txt")
 ) -> list[Document]:
-    """Real text of this size: by name, so that it is the same on every run."""
+    """Read real text of this size: by name, so that it is the same on every run."""
     found: list[Document] = []
     size = 0
     for place in ("stdlib", "purelib"):
@@ -53,12 +56,12 @@ def texts(
 
 
 def size_of(documents: Sequence[Document]) -> float:
-    """MB of UTF-8."""
+    """Count MB of UTF-8."""
     return sum(len(document.utf8) for document in documents) / 1e6
 
 
 def race(jobs: Jobs, amount: float, unit: str, repeats: int) -> None:
-    """Runs the jobs in turn and prints each one's median rate."""
+    """Run the jobs in turn and print each one's median rate."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
@@ -75,7 +78,7 @@ def race(jobs: Jobs, amount: float, unit: str, repeats: int) -> None:
 
 
 def bench_filters(megabytes: float, repeats: int) -> None:
-    """Our filters, and datatrove's with a white-space splitter."""
+    """Time our filters, and datatrove's with a white-space splitter."""
     from datatrove.data import Document as TheirDocument
     from datatrove.pipeline.filters import (
         C4QualityFilter,
@@ -125,7 +128,7 @@ def bench_filters(megabytes: float, repeats: int) -> None:
 
 
 def bench_dedup(megabytes: float, repeats: int) -> None:
-    """Sketches, buckets, comparison: the stages of `prepare` in this process."""
+    """Time sketches, buckets, comparison: the stages of `prepare` in this process."""
     from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig
     from lit_pretrain.prepare.document_store import DocumentWriter, clean_file
     from lit_pretrain.prepare.engine.task_stage import PrepareTask, Result
@@ -156,7 +159,7 @@ def bench_dedup(megabytes: float, repeats: int) -> None:
 
 
 def bench_decontaminate(megabytes: float, repeats: int) -> None:
-    """13-grams against an index of 7,000 items."""
+    """Time 13-grams against an index of 7,000 items."""
     from lit_pretrain.decontaminate.decontamination_index import DecontaminationIndex
     from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, EvaluationSet
 
@@ -178,8 +181,9 @@ def bench_decontaminate(megabytes: float, repeats: int) -> None:
 
 
 def bench_bpe(megabytes: float, repeats: int) -> None:
-    """BPE of 32,768 ids; and what of it is splitting and counting words, beside the `regex`
-    package doing the same.
+    """Time BPE of 32,768 ids.
+
+    And what of it is splitting and counting words, beside the `regex` package doing the same.
     """
     import regex  # type: ignore[import-untyped]
 
@@ -205,7 +209,7 @@ def bench_bpe(megabytes: float, repeats: int) -> None:
 
 
 def bench_encode(megabytes: float, repeats: int) -> None:
-    """Encoding and storing."""
+    """Time encoding and storing."""
     from lit_pretrain.corpus.chunk_writer import ShardWriter, assemble_chunks
     from lit_pretrain.prepare.prepare_config import TokenizerConfig
     from lit_pretrain.prepare.stages.encode import encode_documents
@@ -243,8 +247,9 @@ def bench_encode(megabytes: float, repeats: int) -> None:
 
 
 def bench_whole(megabytes: float, repeats: int) -> None:
-    """The command line with all steps, one worker, in parts of 8 MB: rate over everything, and
-    peak memory by size of the input.
+    """Time the command line with all steps, one worker, in parts of 8 MB.
+
+    Prints the rate over everything, and peak memory by size of the input.
     """
     documents = texts(megabytes)
     for copies in (1, 4):
@@ -258,7 +263,7 @@ def bench_whole(megabytes: float, repeats: int) -> None:
 
 
 def _prepare_all(documents: Sequence[Document]) -> None:
-    """One run of the command line, and what it took."""
+    """Run the command line once, and measure what it takes."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "text"
         source.mkdir()

@@ -1,5 +1,6 @@
-"""Bench of the stages after pretraining: packed SFT and LoRA beside TRL and peft, same weights,
-rows, optimizer and precision.
+"""Bench of the stages after pretraining: packed SFT and LoRA beside TRL and peft.
+
+Both have the same weights, rows, optimizer and precision.
 
     python scripts/bench_stages.py                              # 6 layers × 384, rows of 512, fp32
     and bf16-mixed; needs trl and peft python scripts/bench_stages.py --rows
@@ -47,8 +48,9 @@ class Count(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, stage: L.LightningModule, batch: Any, *args: Any
     ) -> None:
-        """What is padding is a document of its own, the last one of its row; a row that is full
-        has none.
+        """Count the tokens that are no padding.
+
+        Padding is a document of its own, the last one of its row; a row that is full has none.
         """
         self.turns.wait()
         count = 0
@@ -164,7 +166,7 @@ def trl(
 
 
 def make_model(shape: dict[str, int], tokenizer: Path, folder: Path) -> None:
-    """A Llama of seeded weights with a tokenizer and ChatML, as a Hugging Face folder."""
+    """Write a Llama of seeded weights with a tokenizer and ChatML, as a Hugging Face folder."""
     transformers = importlib.import_module("transformers")
     torch.manual_seed(0)
     names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
@@ -181,7 +183,7 @@ def make_model(shape: dict[str, int], tokenizer: Path, folder: Path) -> None:
 
 
 def make_rows(source: Path | None, file: Path) -> None:
-    """Conversations of one question and one answer."""
+    """Make conversations of one question and one answer."""
     if source is None:
         import random
 

@@ -1,5 +1,7 @@
-"""Rows to try post-training with, and for scripts/chain.sh: made ones, or public ones of the same
-shape where a second argument names a folder that holds them.
+"""Rows to try post-training with, and for scripts/chain.sh.
+
+They are made, or public ones of the same shape where a second argument names a folder that holds
+them.
 
     python scripts/chain_data.py data
 
@@ -31,7 +33,7 @@ NAMES = "Ada Ben Clara David Emma Felix Grace Henry Ida Jonas".split()
 
 
 def instructions(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
-    """Small tasks over words and numbers; no two alike."""
+    """Make small tasks over words and numbers; no two alike."""
     for n in range(count):
         a, b, words = rng.randint(1, 99), rng.randint(1, 99), rng.sample(WORDS, 3)
         yield [
@@ -59,7 +61,7 @@ def instructions(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
 
 
 def preferences(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
-    """The same tasks, with a rude answer beside the polite one."""
+    """Make the same tasks, with a rude answer beside the polite one."""
     for row in instructions(rng, count):
         rude = rng.choice(
             ["Obviously, ", "Do your homework yourself. ", "What a silly thing to ask. "]
@@ -68,7 +70,7 @@ def preferences(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
 
 
 def problems(rng: random.Random, count: int) -> Iterator[dict[str, str]]:
-    """Word problems of two steps, solved as GSM8K solves them."""
+    """Make word problems of two steps, solved as GSM8K solves them."""
     for _ in range(count):
         name, thing = rng.choice(NAMES), rng.choice(WORDS)
         a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 30)
@@ -85,7 +87,7 @@ def problems(rng: random.Random, count: int) -> Iterator[dict[str, str]]:
 
 
 def choices(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
-    """The same tasks again, with the answer of another row beside the right one."""
+    """Make the same tasks again, with the answer of another row beside the right one."""
     rows = [row for row in instructions(rng, 5 * count) if row["instruction"].startswith("Write")]
     for n, row in enumerate(rows[:count]):
         gold = rng.randrange(2)

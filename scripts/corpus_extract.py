@@ -1,5 +1,6 @@
-"""Text of the packages that scripts/corpus.sh fetches: `python scripts/corpus_extract.py NAME
-UNPACKED OUT`.
+"""Text of the packages that scripts/corpus.sh fetches.
+
+    python scripts/corpus_extract.py NAME UNPACKED OUT
 
 Writes OUT/<name>.jsonl ({"text", "id"} a line) or, where the text is HTML, the pages below
 OUT/<name>/. Prints the number of documents and their bytes.
@@ -19,19 +20,19 @@ _SYNSETS = 60
 
 
 def sotu(root: Path) -> Iterator[Record]:
-    """Speeches, one a document."""
+    """Yield speeches, one a document."""
     for path in sorted(root.glob("package/data/*.txt")):
         yield path.stem, path.read_text(encoding="utf-8")
 
 
 def moby(root: Path) -> Iterator[Record]:
-    """Chapters."""
+    """Yield chapters."""
     for path in sorted(root.glob("package/data/*.txt")):
         yield path.stem, path.read_text(encoding="utf-8")
 
 
 def gutenberg(root: Path) -> Iterator[Record]:
-    """Books, some of them in two encodings."""
+    """Yield books, some of them in two encodings."""
     for path in sorted(root.rglob("catalog/**/*.txt")):
         yield (
             path.stem,
@@ -42,7 +43,7 @@ def gutenberg(root: Path) -> Iterator[Record]:
 
 
 def kjv(root: Path) -> Iterator[Record]:
-    """Chapters of the King James Version; [words] are those that the translators added."""
+    """Yield chapters of the King James Version, with the [words] that the translators added."""
     verses = json.loads((root / "package/json/verses-1769.json").read_text(encoding="utf-8"))
     chapters: dict[str, list[str]] = {}
     for place, verse in verses.items():
@@ -54,7 +55,7 @@ def kjv(root: Path) -> Iterator[Record]:
 
 
 def wordnet(root: Path) -> Iterator[Record]:
-    """Glosses, by part of speech in the order of the files."""
+    """Yield glosses, by part of speech in the order of the files."""
     for part in ("noun", "verb", "adj", "adv"):
         lines = (root / f"usr/share/wordnet/data.{part}").read_text(encoding="utf-8").splitlines()
         entries = [synset(line) for line in lines if not line.startswith("  ")]
@@ -63,7 +64,7 @@ def wordnet(root: Path) -> Iterator[Record]:
 
 
 def synset(line: str) -> str:
-    """A line of WordNet's data files (wndb(5)): its words and its gloss."""
+    """Read a line of WordNet's data files (wndb(5)): its words and its gloss."""
     head, _, gloss = line.partition(" | ")
     fields = head.split(" ")
     count = int(fields[3], 16)
@@ -72,7 +73,7 @@ def synset(line: str) -> str:
 
 
 def jargon(root: Path) -> Iterator[Record]:
-    """Entries of the Jargon File, many to a document."""
+    """Yield entries of the Jargon File, many to a document."""
     import gzip
 
     with gzip.open(root / "usr/share/dictd/jargon.dict.dz", "rt", encoding="utf-8") as file:
@@ -85,7 +86,7 @@ def jargon(root: Path) -> Iterator[Record]:
 
 
 def python_docs(root: Path) -> Iterator[Record]:
-    """Sources of the manual, but for its questions and answers."""
+    """Yield sources of the manual, but for its questions and answers."""
     yield from _rst(
         root / "usr/share/doc/python3.11/html/_sources",
         "*.rst.txt",
@@ -94,7 +95,7 @@ def python_docs(root: Path) -> Iterator[Record]:
 
 
 def python_faq(root: Path) -> Iterator[Record]:
-    """Its questions and answers."""
+    """Yield the manual's questions and answers."""
     yield from _rst(
         root / "usr/share/doc/python3.11/html/_sources",
         "*.rst.txt",
@@ -103,7 +104,7 @@ def python_faq(root: Path) -> Iterator[Record]:
 
 
 def sqlalchemy(root: Path) -> Iterator[Record]:
-    """Sources of the manual."""
+    """Yield sources of the manual."""
     yield from _rst(root / "usr/share/doc/python-sqlalchemy-doc/rst", "*.rst", lambda name: True)
 
 
@@ -115,14 +116,14 @@ def _rst(root: Path, pattern: str, wanted: Callable[[str], bool]) -> Iterator[Re
 
 
 def perl(root: Path) -> Iterator[Record]:
-    """Manual pages, but for the questions and answers."""
+    """Yield manual pages, but for the questions and answers."""
     for path in sorted(root.glob("usr/share/perl/*/pod/*.pod")):
         if not path.stem.startswith("perlfaq"):
             yield path.stem, pod(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def perl_faq(root: Path) -> Iterator[Record]:
-    """A question and its answer a document."""
+    """Yield a document for each question with its answer."""
     for path in sorted(root.glob("usr/share/perl/*/pod/perlfaq[1-9].pod")):
         questions = re.split(r"(?m)^=head2 ", path.read_text(encoding="utf-8", errors="replace"))
         for number, question in enumerate(questions[1:], start=1):
@@ -130,7 +131,7 @@ def perl_faq(root: Path) -> Iterator[Record]:
 
 
 def pod(text: str) -> str:
-    """Plain text of Perl's markup: headings and items as lines, codes as what they enclose."""
+    """Take the plain text of Perl's markup: headings and items as lines, codes as their content."""
     lines = [
         re.sub(r"^=(?:head\d|item)\s*", "", line)
         for line in text.splitlines()

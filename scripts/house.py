@@ -56,7 +56,7 @@ PACKAGE = "lit_pretrain"
 
 # ------------------------------------------------------------------ figures of the text
 def imported(file: Path, top: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, even in functions; `from a import b` is a.b."""
+    """Yield full names of all that a file imports, in functions too: a.b of `from a import b`."""
     package = file.relative_to(top).parent.parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def imported(file: Path, top: Path) -> Iterator[str]:
 
 
 def reachable(tree: Path) -> dict[str, set[str]]:
-    """Every part of the package with all that it reaches by a tree's own MAY_IMPORT."""
+    """Map every part of the package to all that it reaches by a tree's own MAY_IMPORT."""
     file = tree / "tests" / "test_imports.py"
     spec = importlib.util.spec_from_file_location("plan_of_imports", file)
     assert spec is not None
@@ -86,7 +86,7 @@ def reachable(tree: Path) -> dict[str, set[str]]:
 
 
 def imports_up(tree: Path, files: Iterable[Path]) -> list[str]:
-    """Imports of parts that are not below the importer."""
+    """List imports of parts that are not below the importer."""
     below = reachable(tree)
     found = []
     for file in files:
@@ -101,7 +101,7 @@ def imports_up(tree: Path, files: Iterable[Path]) -> list[str]:
 
 
 def comment_lines(text: str) -> int:
-    """Lines that hold nothing but a comment."""
+    """Count lines that hold nothing but a comment."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = (token for token in tokens if token.type == tokenize.COMMENT)
     return sum(not token.line[: token.start[1]].strip() for token in comments)
@@ -112,7 +112,7 @@ def twice(names: Iterable[str]) -> int:
 
 
 def figures(tree: Path) -> dict[str, str]:
-    """The table: what is counted, and its figure."""
+    """Make the table: what is counted, and its figure."""
     texts = {
         file: file.read_text(encoding="utf-8") for file in sorted((tree / PACKAGE).rglob("*.py"))
     }  # fmt: skip
@@ -206,7 +206,7 @@ class Calls:
                 self.counts[name] += 1
 
     def _begins_aside(self, frame: FrameType) -> bool:
-        """Whether a callback, the parser or an import begins here."""
+        """Tell whether a callback, the parser or an import begins here."""
         code = frame.f_code
         if code not in self._aside:
             module = str(frame.f_globals.get("__name__", "")).split(".")[0]
@@ -217,7 +217,7 @@ class Calls:
         return self._aside[code]
 
     def _name(self, frame: FrameType) -> str:
-        """`file:function:line` of a function of ours, else nothing."""
+        """Return `file:function:line` of a function of ours, else nothing."""
         code = frame.f_code
         if code not in self._names:
             # The code of a generated method names no file: a dataclass's has the globals of its
@@ -254,13 +254,13 @@ def run(tree: Path, folder: Path, commands: list[list[str]], source: str | None)
 
 
 def in_a_fork(*arguments: Any) -> dict[str, int]:
-    """`run` in a process of its own: Lightning is imported, and no measurement fills a cache."""
+    """Call `run` in a process of its own, with Lightning imported and no cache filled."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         return pool.submit(run, *arguments).result()
 
 
 def texts(count: int) -> list[str]:
-    """Texts of invented words that repeat so little that no filter objects."""
+    """Make texts of invented words that repeat so little that no filter objects."""
     rng = random.Random(0)
 
     def word() -> str:
@@ -274,7 +274,7 @@ def texts(count: int) -> list[str]:
 
 
 def walk(name: str, tree: Path, folder: Path, count: int) -> dict[str, int]:
-    """Calls on the way of so many values."""
+    """Count calls on the way of so many values."""
     length = ["--max_steps", str(count), "--name", f"{name}{count}"]
     if name == "batch":
         return in_a_fork(tree, folder, [[*FIT.split(), *length]], "data/train/")
@@ -290,7 +290,7 @@ def walk(name: str, tree: Path, folder: Path, count: int) -> dict[str, int]:
 
 
 def walks(tree: Path) -> dict[str, dict[str, list[str]]]:
-    """The files of each walk, with the functions for which they are counted."""
+    """List the files of each walk, with the functions for which they are counted."""
     importlib.import_module("lightning.pytorch.cli")  # once, for all forks
     found: dict[str, dict[str, list[str]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -319,7 +319,7 @@ def walks(tree: Path) -> dict[str, dict[str, list[str]]]:
 
 @contextlib.contextmanager
 def tree_of(revision: str | None) -> Iterator[Path]:
-    """The files of a revision, for as long as they are needed; of None, the working tree."""
+    """Give the files of a revision, for as long as they are needed; of None, the working tree."""
     if revision is None:
         yield ROOT
         return

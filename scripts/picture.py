@@ -25,7 +25,7 @@ PAGE = "custom_scalars&_smoothingWeight=0"
 
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """A TensorBoard server on loopback; yields its address."""
+    """Run a TensorBoard server on loopback; yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +54,7 @@ def tensorboard(logdir: Path) -> Iterator[str]:
 
 @contextmanager
 def browser(width: int, height: int) -> Iterator[Any]:
-    """Headless Chromium with a profile of its own."""
+    """Start headless Chromium with a profile of its own."""
     try:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service

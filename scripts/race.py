@@ -1,5 +1,6 @@
-"""Race: several recipes train for the same wall time on the same tokens and are judged on the same
-held-out text.
+"""Race: several recipes train for the same wall time and are judged on held-out text.
+
+All read the same tokens.
 
     python scripts/race.py --data data/embedded --seconds 240
     python scripts/race.py --configs configs/pretrain/quickstart.yaml
@@ -33,7 +34,7 @@ CONFIGS = [
 def command(
     config: str, *, name: str, runs: str, data: str, steps: int, extra: list[str]
 ) -> list[str]:
-    """A run of one recipe, for some steps."""
+    """Write the command that runs one recipe for some steps."""
     return [
         sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", "--config", config,
         "--data.path", data,
@@ -55,7 +56,7 @@ def fit(arguments: list[str], folder: Path) -> list[dict[str, Any]]:
 
 
 def step_seconds(configs: list[str], *, runs: str, steps: int, **common: Any) -> dict[str, float]:
-    """Median seconds of a step of each recipe, all of them taking steps in turn."""
+    """Measure the median seconds of a step of each recipe, all of them taking steps in turn."""
     contestants = {
         config: Contestant([
             *command(config, name=f"time-{i}", runs=runs, steps=10_000, **common),

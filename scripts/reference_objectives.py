@@ -1,5 +1,6 @@
-"""Reference objectives: losses and gradients of TRL's own code on tiny seeded Llamas, for the tests
-of ours to agree with.
+"""Reference objectives: losses and gradients of TRL's own code on tiny seeded Llamas.
+
+The tests of ours compare with them.
 
 `PYTHONPATH=. python scripts/reference_objectives.py` needs trl 1.16.0 and writes
 tests/objective/trl_1.16.json. Weights and batches come from numpy's legacy generator, whose stream
@@ -66,7 +67,7 @@ MAX_COMPLETION = 11
 
 
 def weights(seed: int, std: float = 0.2) -> dict[str, Tensor]:
-    """Weights of the tiny network, by our names."""
+    """Make weights of the tiny network, by our names."""
     random = np.random.RandomState(seed)
     found = {}
     for name, value in sorted(Transformer(NET).state_dict().items()):
@@ -76,7 +77,7 @@ def weights(seed: int, std: float = 0.2) -> dict[str, Tensor]:
 
 
 def moved(base: dict[str, Tensor], seed: int, std: float = 0.02) -> dict[str, Tensor]:
-    """Weights a little away from others: a reference of a policy."""
+    """Move weights a little, for the reference of a policy."""
     noise = weights(seed, std)
     return {
         name: value + noise[name] - (1.0 if "norm" in name else 0.0) for name, value in base.items()
@@ -84,7 +85,7 @@ def moved(base: dict[str, Tensor], seed: int, std: float = 0.02) -> dict[str, Te
 
 
 def ours(state: dict[str, Tensor]) -> Transformer:
-    """Our network with these weights."""
+    """Build our network with these weights."""
     net = Transformer(NET)
     net.load_state_dict(state)
     return net
@@ -97,7 +98,7 @@ SCORE = torch.from_numpy(np.random.RandomState(4).standard_normal((1, D))).float
 
 
 def sequences(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """Prompts of 3 to 6 and completions of 2 to 11 tokens."""
+    """Make prompts of 3 to 6 and completions of 2 to 11 tokens."""
     random = np.random.RandomState(seed)
     return [
         (
@@ -109,7 +110,7 @@ def sequences(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
 
 
 def rows(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, labels and documents of padded rows, by the rules of `lit_pretrain.batch`."""
+    """Lay out tokens, labels and documents of padded rows, by the rules of `lit_pretrain.batch`."""
     tokens = torch.full((len(pairs), T), PAD)
     labels = torch.full((len(pairs), T), IGNORE_INDEX)
     doc = torch.ones(len(pairs), T, dtype=torch.int32)
@@ -144,7 +145,7 @@ MARGIN = torch.tensor([0.5, 1.5, 0.0])
 
 
 def pairs_batch(margin: bool = False) -> PreferenceBatch:
-    """Three pairs."""
+    """Make three pairs."""
     source, _ = _facts(6)
     index = torch.arange(3).repeat(2)
     return PreferenceBatch(
@@ -153,7 +154,7 @@ def pairs_batch(margin: bool = False) -> PreferenceBatch:
 
 
 def verdicts_batch() -> LabelledBatch:
-    """Four judged answers and their mismatched twins."""
+    """Make four judged answers and their mismatched twins."""
     source, _ = _facts(8)
     return LabelledBatch(
         *rows(JUDGED + MISMATCHED), source, torch.arange(4).repeat(2), DESIRABLE.repeat(2)
@@ -161,8 +162,9 @@ def verdicts_batch() -> LabelledBatch:
 
 
 def policy_batch(*, off_policy: bool) -> PolicyBatch:
-    """Two groups of three sampled answers; off-policy ratios leave the trust region on both
-    sides.
+    """Make two groups of three sampled answers.
+
+    Off-policy ratios leave the trust region on both sides.
     """
     tokens, labels, doc = rows(SAMPLED)
     source, group = _facts(6, 3)
@@ -181,13 +183,13 @@ def policy_batch(*, off_policy: bool) -> PolicyBatch:
 
 
 def packed_batch() -> Batch:
-    """Rows to learn, for distillation."""
+    """Make rows to learn, for distillation."""
     source, index = _facts(3)
     return Batch(*rows(CHOSEN), source, index)
 
 
 def logp(net: Transformer, tokens: Tensor, doc: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label, by plain softmax."""
+    """Compute the log-probability of each label, by plain softmax."""
     logits = net.logits(net(tokens, doc))
     taken = logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(-1)
     return torch.where(labels != IGNORE_INDEX, taken, 0.0)
@@ -207,7 +209,7 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """All comparisons by name."""
+    """List all comparisons by name."""
     pairs, verdicts = pairs_batch(), verdicts_batch()
     found = {
         "dpo": Case(DPO(beta=0.3), pairs, "dpo", {"beta": 0.3}),
@@ -320,7 +322,7 @@ def cases() -> dict[str, Case]:
 
 
 def run_ours(case: Case) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of our objective over our network."""
+    """Compute loss and gradients of our objective over our network."""
     net, head, batch = ours(POLICY), nn.Linear(D, 1, bias=False), case.batch
     head.weight.data = SCORE.clone()
     teacher = None
@@ -388,7 +390,7 @@ def _padded(batch: AnyBatch, part: slice = slice(None)) -> dict[str, Tensor]:
 
 
 def _trainer(model: Any, **attributes: Any) -> Any:
-    """What TRL's loss functions read of a trainer."""
+    """Make an object with what TRL's loss functions read of a trainer."""
     accelerate = importlib.import_module("accelerate")
     common = {
         "accelerator": accelerate.Accelerator(cpu=True), "aux_loss_enabled": False,
@@ -503,9 +505,7 @@ def _grpo(case: Case) -> tuple[Any, Tensor]:
         inputs |= {f"{name}_ids": ids, f"{name}_mask": mask}
 
     def completions(values_BT: Tensor) -> Tensor:
-        """Our columns, in which a completion begins at the last token of its prompt, as TRL has
-        them.
-        """
+        """Cut our columns as TRL has them: a completion begins at the last token of its prompt."""
         found = torch.zeros(6, length)
         for i, (prompt, completion) in enumerate(SAMPLED):
             found[i, : len(completion)] = values_BT[
@@ -575,7 +575,7 @@ TRAINERS: dict[str, Callable[[Case], tuple[Any, Tensor]]] = {
 
 
 def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of TRL's loss over transformers' Llama, by our names."""
+    """Compute loss and gradients of TRL's loss over transformers' Llama, by our names."""
     model, loss = TRAINERS[case.trl](case)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), {
@@ -589,9 +589,7 @@ def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
 
 
 def sketch(gradients: dict[str, Tensor]) -> dict[str, float | list[float]]:
-    """Norm of all gradients together and their products with eight fixed random directions of
-    unit variance.
-    """
+    """Describe gradients by their norm and their products with eight fixed random directions."""
     flat = np.concatenate([gradients[name].double().numpy().ravel() for name in sorted(gradients)])
     random = np.random.RandomState(5)
     return {

@@ -230,7 +230,7 @@ def run_all(tree: Path, folder: Path, commands: Mapping[str, str]) -> dict[str, 
 
 @contextmanager
 def checkout(revision: str | None, place: Path) -> Iterator[Path]:
-    """The tree of a revision, for as long as it is needed; of None, the working tree."""
+    """Give the tree of a revision for as long as it is needed; of None, the working tree."""
     if revision is None:
         yield ROOT
         return

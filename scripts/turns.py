@@ -1,5 +1,4 @@
-"""Turns: programs that take steps in turn, so that what disturbs the machine disturbs all of them
-alike.
+"""Turns: programs that take steps in turn, so that disturbances of the machine hit all alike.
 
 With whole programs one after the other, medians of the same program differed by 10 % on a shared
 machine.
@@ -38,8 +37,9 @@ class Turns:
 
 
 class TakeTurns(L.Callback):
-    """Makes a run of `lit_pretrain fit` wait for its turn before each step:
-    `--trainer.callbacks+=turns.TakeTurns`.
+    """Let a run of `lit_pretrain fit` wait for its turn before each step.
+
+    --trainer.callbacks+=turns.TakeTurns
     """
 
     def __init__(self) -> None:

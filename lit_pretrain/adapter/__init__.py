@@ -1,5 +1,6 @@
-"""Adapter: a few trainable weights beside a frozen network (LoRA, rsLoRA, DoRA, PiSSA, QLoRA),
-and freezing by name.
+"""Adapter: a few trainable weights beside a frozen network, and freezing by name.
+
+LoRA, rsLoRA, DoRA, PiSSA and QLoRA.
 """
 
 from lit_pretrain.adapter.lora import LoRA, freeze_, is_adapter_tensor, merged_weight, plain_weights

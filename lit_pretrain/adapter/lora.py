@@ -98,8 +98,9 @@ def is_adapter_tensor(key: str) -> bool:
 
 
 class AdaptedLinear(nn.Linear):
-    """y = W x + b + s B A x (Hu et al. 2022, LoRA, eq. 3), or with a magnitude m (Liu et al. 2024,
-    DoRA, eq. 5)
+    """Compute y = W x + b + s B A x (Hu et al. 2022, LoRA, eq. 3).
+
+    With a magnitude m it is eq. 5 of DoRA (Liu et al. 2024):
 
     y = m / |W + s B A| (W x + s B A x) + b, with the norm over each output row.
 
@@ -264,8 +265,9 @@ def merged_weight(
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adaptation (Hu et al. 2022): the network is frozen, and each target matrix W
-    becomes W + scale B A with A and B trained.
+    """Low-rank adaptation (Hu et al. 2022) of a frozen network.
+
+    Each target matrix W becomes W + scale B A, with A and B trained.
     """
 
     rank: int = 16

@@ -1,5 +1,6 @@
-"""NF4: a frozen matrix in four bits a weight, with its scales in eight (Dettmers et al. 2023,
-QLoRA, sections 3 and appendix E).
+"""NF4: a frozen matrix in four bits a weight, with its scales in eight.
+
+Dettmers et al. (2023), QLoRA, section 3 and appendix E.
 
 A block of 64 weights shares a scale, its largest magnitude. The scales, less their mean, are
 themselves quantised in blocks of 256, so that a weight costs 4 + 8/64 + 32/(64 * 256) = 4.127 bits.

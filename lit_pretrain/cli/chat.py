@@ -62,7 +62,7 @@ class Terminal:
                 print(f"error: {error}", file=sys.stderr)
 
     def _read(self) -> str | None:
-        """The next message or command; None at the end of the input."""
+        """Read the next message or command; None at the end of the input."""
         lines: list[str] = []
         while True:
             try:

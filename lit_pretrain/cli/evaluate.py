@@ -159,7 +159,7 @@ def _dump(value: Any) -> str:
 
 
 def _network(path: Path, precision: str, device: str) -> Any:
-    """The network on its device, and the autocast of its precision."""
+    """Load the network on its device, with the autocast of its precision."""
     from contextlib import nullcontext
 
     import torch
@@ -175,8 +175,9 @@ def _network(path: Path, precision: str, device: str) -> Any:
 def _held_out(
     path: Path, data: str | None, precision: str, device: str, accept: list[str], trust: bool
 ) -> tuple[dict[str, dict[str, float]], str]:
-    """Loss, perplexity and bits per byte by source, as `validate` measures them; and where the data
-    lies.
+    """Measure loss, perplexity and bits per byte by source, as `validate` does.
+
+    Returns them and the place of the data.
 
     Raises:
         UserError: The run's own data is of another kind, or is gone.

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Leaves through the clean-up, with the code of a process that the signal ended."""
+    """Leave through the clean-up, with the code of a process that the signal ended."""
     raise SystemExit(128 + number)
 
 

@@ -31,9 +31,7 @@ from lit_pretrain.stage.stage import Stage
 
 
 class EvaluateCLI(LightningCLI):
-    """The network and data of a run, from its own config, with the weights of one of its
-    checkpoints.
-    """
+    """Network and data of a run, from its own config, with the weights of a checkpoint."""
 
     def __init__(self, verb: str, args: ArgsType) -> None:
         assert isinstance(args, list)
@@ -60,7 +58,7 @@ class EvaluateCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Which run, and which of its checkpoints."""
+        """Add which run is measured, and which of its checkpoints."""
         parser.add_argument(
             "--run", type=str, required=True, help="A run folder, or one checkpoint of a run."
         )
@@ -139,7 +137,7 @@ class EvaluateCLI(LightningCLI):
             )  # fmt: skip
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that writes nothing."""
+        """Make a Trainer that writes nothing."""
         wanted = self.config.trainer
         return Trainer(
             accelerator=wanted.accelerator,
@@ -201,8 +199,9 @@ def check_losses(figures: Mapping[str, float], name: str, checkpoint: str) -> No
 
 
 def evaluation_table(figures: dict[str, float], name: str, sources: Sequence[str]) -> list[str]:
-    """Loss and bits per byte by source; of other objectives the loss by source, and their own
-    means.
+    """Write loss and bits per byte by source.
+
+    Other objectives have their loss by source, and their own means.
 
     Args:
         figures: What the stage published.
@@ -230,8 +229,9 @@ def evaluation_table(figures: dict[str, float], name: str, sources: Sequence[str
 
 
 def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[str, Any]:
-    """The run's model and precision as parser defaults, and its data unless other data is named,
-    which then has settings of its own.
+    """Take the run's model and precision as the parser's defaults.
+
+    Its data, too, unless other data is named, which then has settings of its own.
 
     Args:
         saved: Config of the run.

@@ -22,8 +22,7 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 stretching of rotary wavelengths, for contexts longer than the model was first
-    trained on.
+    """Llama-3 stretching of rotary wavelengths, for contexts longer than those first trained on.
 
     Wavelengths below `original_max_seq_len / high_freq_factor` keep their frequency, those above
     `original_max_seq_len / low_freq_factor` are slowed down by `factor`, and those between are
@@ -55,8 +54,9 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and mathematics of a decoder-only transformer; with the right values it is a Llama, a
-    Qwen3 or a GPT-2.
+    """Shape and mathematics of a decoder-only transformer.
+
+    With the right values it is a Llama, a Qwen3 or a GPT-2.
 
     A field left at None is derived from the others: read `kv_heads`, `head_size` and `ffn_size` for
     the number that is used.
@@ -290,8 +290,9 @@ class ParameterCounts:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
-    """Count the parameters of a shape without building it; with a block of the user's, of its
-    network on the meta device.
+    """Count the parameters of a shape without building it.
+
+    With a block of the user's, count those of its network on the meta device.
     """
     if config.block is not None:
         return _count_built(config)

@@ -27,8 +27,9 @@ KernelName = Literal["sdpa", "matmul", "tiled", "flex", "varlen"]
 
 
 class Kernel(Protocol):
-    """Attention over one batch: queries (B, T, H, K), keys and values (B, S, G, K) with G
-    dividing H, to outputs (B, T, H, K).
+    """Attention over one batch.
+
+    Queries (B, T, H, K), keys and values (B, S, G, K) with G dividing H, to outputs (B, T, H, K).
     """
 
     def __call__(
@@ -42,8 +43,9 @@ class Kernel(Protocol):
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
-    """Bound x smoothly, cap * tanh(x / cap): the identity near zero, never beyond ±cap (Gemma
-    2).
+    """Bound x smoothly by cap * tanh(x / cap) (Gemma 2).
+
+    It is the identity near zero and never beyond ±cap.
     """
     return cap * torch.tanh(x / cap)
 
@@ -192,8 +194,9 @@ class FusedKernel:
 
 
 class LastTokenKernel:
-    """One new token a row, in rows of one length: it sees all there is, or the end of it, and
-    nothing needs a mask.
+    """Attention of one new token a row, in rows of one length.
+
+    The token sees all there is, or the end of it, and nothing needs a mask.
     """
 
     def __call__(
@@ -209,8 +212,9 @@ class LastTokenKernel:
 
 
 class ProductKernel:
-    """Two products and a softmax under a dense mask: the plain formula, for what no fused kernel
-    does.
+    """Two products and a softmax under a dense mask.
+
+    The plain formula, for what no fused kernel does.
 
     Args:
         masks: As for FusedKernel, but never None.
@@ -323,8 +327,9 @@ def _flex_functions(compiled: bool) -> tuple[Callable[..., Any], Callable[..., A
 
 
 class VarlenKernel:
-    """The flash kernel over documents laid end to end: no mask at all, work proportional to the
-    documents' own squares.
+    """The flash kernel over documents laid end to end.
+
+    It needs no mask, and its work is proportional to the documents' own squares.
 
     Args:
         doc_BT: Number of the document of each position, or anything of that shape if

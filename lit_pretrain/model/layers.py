@@ -112,8 +112,9 @@ def make_norm(config: ModelConfig, size: int) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Per-token network of a block: down(act(up(x))), or down(act(gate(x)) * up(x)) (Shazeer
-    2020) for swiglu and geglu.
+    """Per-token network of a block: down(act(up(x))).
+
+    For swiglu and geglu it is down(act(gate(x)) * up(x)) (Shazeer 2020).
     """
 
     def __init__(self, config: ModelConfig) -> None:

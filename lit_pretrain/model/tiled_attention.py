@@ -170,8 +170,9 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 class _Tile(NamedTuple):
-    """Some queries of a row and the keys that they see, as columns; the last keys stand at the
-    queries' own columns.
+    """Some queries of a row and the keys that they see, as columns.
+
+    The last keys stand at the queries' own columns.
     """
 
     queries: slice

@@ -1,5 +1,6 @@
-"""Linear cross-entropy: output head and loss in one, chunk by chunk, so that tokens x vocabulary
-logits never exist at once.
+"""Linear cross-entropy: output head and loss in one, chunk by chunk.
+
+Tokens × vocabulary logits never exist at once.
 
 Shapes: N tokens, C tokens of one chunk, V vocabulary, D width.
 

@@ -1,5 +1,6 @@
-"""Clipping: scale gradients by the global token count and bound their norm, in one pass and
-without a host synchronisation.
+"""Clipping: scale gradients by the global token count and bound their norm.
+
+Both happen in one pass, without a host synchronisation.
 """
 
 from collections.abc import Iterable

@@ -315,7 +315,7 @@ class Preparation:
         return stage.results()
 
     def number_documents(self) -> None:
-        """Number the documents that are left; from here on each has a number in the corpus."""
+        """Give each document that is left its number in the corpus."""
         self.left = self.bytes_left()
         counts = [result["funnel"][-1]["documents"] for result in self.clean]
         self.begins = tuple(itertools.accumulate(counts[:-1], initial=0))

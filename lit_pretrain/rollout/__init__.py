@@ -1,5 +1,6 @@
-"""Rollout: prompts in, sampled and rewarded answers out, for objectives that learn from what
-the network says itself.
+"""Rollout: prompts in, sampled and rewarded answers out.
+
+Objectives learn from them what the network says itself.
 """
 
 from lit_pretrain.rollout.answers import Answers

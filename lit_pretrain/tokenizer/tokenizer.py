@@ -251,9 +251,7 @@ class Tokenizer:
         return StreamDecoder(self, before=before, skip_special=skip_special)
 
     def context_of(self, before: Sequence[int], *, skip_special: bool) -> list[int]:
-        """Return the last of some ids, enough to decode what follows as it stands after all of
-        them.
-        """
+        """Return the last of some ids, enough to decode what follows as it stands after them."""
         special = set(self.special_tokens.values()) if skip_special else set()
         ids = [index for index in map(int, before) if index not in special]
         # A few tokens decide about a blank. A character in bytes must not be cut: it would make

@@ -201,7 +201,7 @@ def replaced_options(
 
 
 def _names_class(layers: Sequence[Mapping[str, Any]], option: str) -> bool:
-    """Whether a layer names the class whose option this is."""
+    """Tell whether a layer names the class whose option this is."""
     group = option.rpartition(".")[0]
     return any(
         isinstance(names.get(group), str) or f"{group}.class_path" in names for names in layers

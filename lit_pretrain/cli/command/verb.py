@@ -58,9 +58,7 @@ def dispatch(command: str, verb: Verb | Group, arguments: list[str]) -> int:
 
 
 def _run_bare(verb: Verb) -> int:
-    """Run a verb without arguments; what it says about those it needs is followed by its
-    example.
-    """
+    """Run a verb without arguments, and show its example after what it says of those it needs."""
     try:
         return verb.run([])
     except UserError as error:

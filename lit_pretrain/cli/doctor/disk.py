@@ -68,7 +68,7 @@ KNOWN_BAD = (
 
 
 def installed(package: str) -> str | None:
-    """Version of an installed package; None if it is absent or its record is damaged."""
+    """Read the version of an installed package; None if it is absent or its record is damaged."""
     try:
         # The record of an interrupted installation can lack its version.
         return metadata.distribution(package).metadata["Version"] or None
@@ -78,7 +78,7 @@ def installed(package: str) -> str | None:
 
 
 def requirements() -> list[Finding]:
-    """Python and every package that ours requires, against the versions it requires."""
+    """Compare Python and every package that ours requires with the versions it requires."""
     try:
         ours = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -131,8 +131,9 @@ def requirements() -> list[Finding]:
 
 
 def bad_releases() -> list[BadRelease]:
-    """Which of the known-bad releases are installed; of one package, the worst. Needs no other
-    package.
+    """List the known-bad releases that are installed; of one package, the worst.
+
+    It needs no other package.
     """
     found: dict[str, BadRelease] = {}
     for bad in KNOWN_BAD:
@@ -143,13 +144,13 @@ def bad_releases() -> list[BadRelease]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (2, 6, 5) of 2.6.5.post1."""
+    """Read the leading numbers of a version: (2, 6, 5) of 2.6.5.post1."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def known_bad(releases: list[BadRelease]) -> list[Finding]:
-    """The installed known-bad releases as findings."""
+    """Report the known-bad releases that are installed."""
     if not releases:
         return [Finding("known-bad releases", "none")]
     return [
@@ -164,7 +165,7 @@ def known_bad(releases: list[BadRelease]) -> list[Finding]:
 
 
 def imports(probe: Probe) -> list[Finding]:
-    """Whether the imports that everything rests on really work."""
+    """Check that the imports that everything rests on really work."""
     findings = []
     for name in IMPORTS:
         if name in probe.skipped:
@@ -210,7 +211,7 @@ NAMED = 5
 
 
 def folder(label: str, path: Path) -> Finding:
-    """Whether a folder can be written, or made, and how much room its disk has.
+    """Check that a folder can be written, or made, and how much room its disk has.
 
     Args:
         label: What it is for.
@@ -245,7 +246,7 @@ def folder(label: str, path: Path) -> Finding:
 
 
 def space(label: str, state: str, free: int) -> Finding:
-    """What so much free space (bytes) is good for."""
+    """Say what so many free bytes are good for."""
     found = f"{state}, {free / GB:,.1f} GB free"
     if free < SCARCE:
         return Finding(
@@ -266,9 +267,7 @@ def space(label: str, state: str, free: int) -> Finding:
 
 
 def data_findings(location: str, *, verify: bool) -> list[Finding]:
-    """The folder of the data and the datasets in it; of data behind a URL, the folder that
-    caches it.
-    """
+    """Examine the folder of the data and the datasets in it; of remote data, its cache."""
     if is_remote(location):
         return [folder(f"cache of {location}", cache_folder(location, None))]
     return [
@@ -278,7 +277,7 @@ def data_findings(location: str, *, verify: bool) -> list[Finding]:
 
 
 def datasets(path: Path, *, verify: bool) -> list[Finding]:
-    """The dataset at a path, or those in it.
+    """Examine the dataset at a path, or those in it.
 
     Args:
         path: A dataset, a folder of datasets, or a place where none is yet.
@@ -356,6 +355,6 @@ def _tokenizer_trouble(file: Path, expected: str) -> str | None:
 
 
 def _trouble(label: str, message: str) -> Finding:
-    """A message that says first what is wrong and last what to do, taken apart."""
+    """Split a message that says first what is wrong and last what to do."""
     what, _, advice = message.rstrip(".").rpartition(". ")
     return Finding(label, what or message, "trouble", advice if what else "")

@@ -1,5 +1,6 @@
-"""Batch view: the rows of a step as text, with what is learned, where documents end and what
-was left out.
+"""Batch view: the rows of a step as text.
+
+It shows what is learned, where documents end and what was left out.
 """
 
 import os
@@ -25,7 +26,7 @@ class BatchCLI(TrainCLI):
     """The data of a training command, and nothing else of it."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Which rows, beside the options of a run."""
+        """Add which rows are shown, beside the options of a run."""
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--step", type=int, default=0, help="The optimizer step, counted from 0."
@@ -42,7 +43,7 @@ class BatchCLI(TrainCLI):
         self.data.leave_out(Skips.parse(self.config.skip_steps))
 
     def instantiate_classes(self) -> None:
-        """Nothing: rows need no network."""
+        """Make nothing: rows need no network."""
 
 
 def show_batch(argv: list[str]) -> int:
@@ -67,7 +68,7 @@ def show_batch(argv: list[str]) -> int:
 
 
 def _lines(batch: Any, data: BaseData, *, color: bool) -> list[str]:
-    """A micro-batch as lines."""
+    """Write a micro-batch as lines."""
     lines = []
     for b in range(len(batch.index_B)):
         labels = batch.labels_BT[b]
@@ -88,7 +89,7 @@ def _lines(batch: Any, data: BaseData, *, color: bool) -> list[str]:
 def _row(
     tokens: list[int], labels: list[int], doc: list[int], tokenizer: Tokenizer, *, color: bool
 ) -> list[str]:
-    """The documents of a row, each with its places and its text."""
+    """Write the documents of a row, each with its places and its text."""
     lines = []
     begin = 0
     while begin < len(tokens):
@@ -114,7 +115,7 @@ def _row(
 
 
 def _text(ids: list[int], learned: list[bool], tokenizer: Tokenizer, *, color: bool) -> str:
-    """Tokens as text, stretch by stretch of the same kind."""
+    """Write tokens as text, stretch by stretch of the same kind."""
     special = set(tokenizer.special_tokens.values())
     pieces = []
     begin = 0

@@ -52,7 +52,7 @@ class DocumentShape:
 def shape_of(
     path: Path, manifest: Manifest, tokenizer: Tokenizer, source: str, *, sample_bytes: int
 ) -> DocumentShape:
-    """Measures one source: lengths of all its documents, quality of a sample of them.
+    """Measure one source: lengths of all its documents, quality of a sample of them.
 
     Args:
         path: The dataset's directory.
@@ -81,8 +81,9 @@ def shape_of(
 
 
 def quality(text: str) -> tuple[float, float, float]:
-    """The figures `QUALITY` of one text: what Gopher's rules (Rae et al. 2021, section A.1.1)
-    set limits to, as numbers.
+    """Measure the figures `QUALITY` of one text.
+
+    Gopher's rules set limits to them (Rae et al. 2021, section A.1.1).
     """
     view = View(text)
     total = len(view.words)
@@ -117,7 +118,7 @@ def data(
     figure: str | None = None,
     tensorboard: str | None = None,
 ) -> str:
-    """What a prepared dataset holds, what its steps left out, and documents of it.
+    """Show what a prepared dataset holds, what its steps left out, and documents of it.
 
     Args:
         path: The dataset's directory.
@@ -184,7 +185,7 @@ def _decontamination_lines(manifest: Manifest) -> list[str]:
 
 
 def _splits(manifest: Manifest) -> list[str]:
-    """Documents, bytes and tokens of every source and split, with licences."""
+    """Tabulate documents, bytes and tokens of every source and split, with licences."""
     lines = [
         f"{'source':<12} {'split':<11} {'documents':>10} {'bytes':>14} {'tokens':>14}"
         f" {'bytes/token':>11}  licence"
@@ -210,7 +211,7 @@ def _tokenizer(where: Path, manifest: Manifest) -> Tokenizer:
 def _random(
     where: Path, manifest: Manifest, tokenizer: Tokenizer, name: str, wanted: int, seed: int
 ) -> list[str]:
-    """Documents drawn with equal chances, and where they lie."""
+    """Show documents drawn with equal chances, and where they lie."""
     rng = random.Random(f"{seed}:{name}")
     drawn: list[tuple[int, DocumentRecord]] = []
     whole = (record for record in read_document_records(where, "train", name) if not record.piece)
@@ -241,7 +242,7 @@ def _random(
 
 
 def _found(where: Path, manifest: Manifest, text: str) -> str:
-    """Where a text stands."""
+    """Show where a text stands."""
     if not text:
         raise UserError("--find is empty: give the text to look for")
     tokenizer = _tokenizer(where, manifest)
@@ -272,7 +273,7 @@ def _flat(text: str) -> str:
 
 
 def _draw(where: Path, manifest: Manifest, png: str | None, tensorboard: str | None) -> list[str]:
-    """Writes the picture and the event files; says where."""
+    """Write the picture and the event files; return lines that say where."""
     from lit_pretrain.cli.inspect.dataset_view import figure
     from lit_pretrain.files import write_file
 
@@ -330,7 +331,7 @@ Rae et al. 2021).
 
 
 def figure(manifest: Manifest, shapes: Mapping[str, DocumentShape]) -> Figure:
-    """Draws a dataset.
+    """Draw a dataset.
 
     Args:
         manifest: Its manifest.
@@ -359,8 +360,9 @@ def figure(manifest: Manifest, shapes: Mapping[str, DocumentShape]) -> Figure:
 
 
 def _funnel(axes: Axes, manifest: Manifest) -> None:
-    """A bar a source: what is stored, and what each step left out, in per cent of the bytes
-    that were read.
+    """Draw a bar for each source: what is stored, and what each step left out.
+
+    Its unit is per cent of the bytes that were read.
     """
     names = list(manifest.sources)
     losses: dict[str, list[float]] = {}
@@ -422,7 +424,7 @@ def _histogram(
     values: Mapping[str, npt.NDArray[Any]],
     kept: tuple[float, float] | None,
 ) -> None:
-    """Shares of documents by source, as outlines: filled bars would hide each other."""
+    """Draw shares of documents by source, as outlines: filled bars would hide each other."""
     everything = np.concatenate([each for each in values.values() if len(each)] or [np.zeros(1)])
     low, high = (
         np.quantile(everything, [0.001, 0.999])

@@ -25,7 +25,7 @@ from lit_pretrain.skips import Skips
 def order(
     run: str, step: int = 0, steps: int = 1, path: str | None = None, json_lines: bool = False
 ) -> str:
-    """Which documents of which sources an optimizer step reads.
+    """Show which documents of which sources an optimizer step reads.
 
     Args:
         run: A run folder, or a YAML file with the `data` of a run.
@@ -97,7 +97,7 @@ def order(
 
 
 def run(run: str, verify: bool = False) -> str:
-    """What a run was, how it ended, and the runs, folders and raw sources it came from.
+    """Show what a run was, how it ended, and the runs, folders and raw sources it came from.
 
     Args:
         run: The run's folder, or one of its checkpoints.
@@ -190,7 +190,7 @@ def _verified(run: Path) -> str:
 
 
 def _sources(stages: Sequence[StageRecord]) -> list[str]:
-    """A line for each raw source of the data of stages."""
+    """Write a line for each raw source of the data of stages."""
     return [
         line
         for stage in stages

@@ -89,7 +89,7 @@ class PlanCLI(TrainCLI):
             self.config.model.init_from = str(self.parent.path)
 
     def instantiate_classes(self) -> None:
-        """Nothing: a plan needs sizes only."""
+        """Make nothing: a plan needs sizes only."""
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class Api:
         return prompt
 
     def _room(self, prompt: list[int], asked: int | None, default: int, param: str) -> int:
-        """Tokens that may be written after a prompt."""
+        """Count the tokens that may be written after a prompt."""
         context = self.writer.context
         if len(prompt) + (asked or 1) > context:
             wanted = "" if asked is None else f" and max_tokens={asked} more were asked for"
@@ -263,7 +263,7 @@ class Api:
         with_usage: bool,
         request: HttpRequest,
     ) -> AsyncIterator[str]:
-        """Server-sent events: chunks of the replies, the usage if asked for, and the end."""
+        """Yield server-sent events: chunks of the replies, the usage if asked for, and the end."""
         began = time.perf_counter()
         head = answer.head(answer.chunk_kind) | ({"usage": None} if with_usage else {})
         begun: set[int] = set()
@@ -298,7 +298,7 @@ class Payload:
         self.model = model
 
     def head(self, kind: str) -> dict[str, Any]:
-        """What is the same in every chunk."""
+        """Write what is the same in every chunk."""
         return {
             "id": self.id,
             "object": kind,
@@ -308,13 +308,13 @@ class Payload:
         }
 
     def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        """A whole reply."""
+        """Write a whole reply."""
         raise NotImplementedError
 
     def deltas(
         self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
-        """A piece of one."""
+        """Write a piece of a reply."""
         raise NotImplementedError
 
 
@@ -324,14 +324,14 @@ class ChatPayload(Payload):
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        """A whole reply."""
+        """Write a whole reply."""
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
     def deltas(
         self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
-        """The role comes first, by itself; the reason of the end last, by itself."""
+        """Write the role first, by itself, and the reason of the end last, by itself."""
         contents = ([{"role": "assistant", "content": ""}] if first else []) + (
             [{"content": text}] if text else []
         )
@@ -348,13 +348,13 @@ class TextPayload(Payload):
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
     def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        """A whole reply."""
+        """Write a whole reply."""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
     def deltas(
         self, index: int, text: str, finish: str | None, *, first: bool
     ) -> list[dict[str, Any]]:
-        """A piece, or the end."""
+        """Write a piece, or the end."""
         return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
 
 

@@ -35,7 +35,7 @@ class Refusal(Exception):
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """As it is sent."""
+        """Return the body as it is sent."""
         kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(
             self.status
         )
@@ -46,7 +46,7 @@ class Refusal(Exception):
 
 
 def of_validation(errors: list[Any]) -> Refusal:
-    """The first thing wrong with a body, from pydantic's list."""
+    """Refuse a body for the first thing wrong with it, from pydantic's list."""
     # Of a field that may be of several kinds, what is wrong deepest within it says most.
     first = max(errors, key=lambda error: len(error["loc"]))
     # Beside names and places, pydantic gives the kinds of a field that may be of several.
@@ -138,8 +138,10 @@ def _same(value: Any, neutral: Any) -> bool:
 
 
 class RequestPart(BaseModel):
-    """What all parts of a request share: a field that is not read is refused, and so is a value
-    that is only like one of the field's kind, such as `"1"` for a number.
+    """What all parts of a request share: strictness.
+
+    A field that is not read is refused, and so is a value that is only like one of the field's
+    kind, such as `"1"` for a number.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -190,7 +192,7 @@ class CompletionRequest(RequestPart):
         return self
 
     def sampling(self, *, max_new_tokens: int, seed: int) -> ReplySampling:
-        """The settings of the engine; the given seed where the client wants any."""
+        """Collect the settings of the engine; `seed` where the client gives none."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return ReplySampling(
             max_new_tokens=max_new_tokens,
@@ -224,7 +226,7 @@ class ChatMessage(RequestPart):
         return _without_what_is_not_here(values, NOT_IN_MESSAGES)
 
     def plain(self) -> Message:
-        """As templates take it."""
+        """Return the message as templates take it."""
         content = (
             self.content
             if isinstance(self.content, str)

@@ -51,7 +51,7 @@ class FitPlan:
 
 
 def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
-    """How a resolved config lays a run out on its devices.
+    """Read from a resolved config how a run is laid out on its devices.
 
     Args:
         config: Resolved config.
@@ -96,8 +96,9 @@ def trained_share(net: ModelConfig, freeze: Sequence[str]) -> float:
 
 
 def frozen_parameters(config: Namespace, provides: frozenset[str]) -> int:
-    """Parameters of the networks that are kept beside the one that is trained: a reference's
-    copy, a teacher.
+    """Count the parameters of networks kept beside the one that is trained.
+
+    These are a reference's copy and a teacher.
     """
     model, shapes = config.model, []
     needs = instantiate(model.objective, "model.objective").needs
@@ -119,8 +120,9 @@ def frozen_parameters(config: Namespace, provides: frozenset[str]) -> int:
 
 
 def answers(config: Namespace, data: BaseData, world: int) -> Answering | None:
-    """What the network answers at once; None where it answers nothing, or another engine does,
-    whose memory is its own.
+    """Describe what the network answers at once.
+
+    Returns None where it answers nothing, or another engine does, whose memory is its own.
     """
     rollout = config.model.rollout
     if rollout is None or data.longest_prompt is None:
@@ -184,8 +186,9 @@ def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bo
 
 
 def device_memory(device: str) -> float | None:
-    """Bytes of the GPU, or those that this process may still take of the machine's; None if the
-    system does not say.
+    """Find the bytes of the GPU, or those that this process may still take of the machine's.
+
+    Returns None if the system does not say.
     """
     if device == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory)
@@ -211,7 +214,7 @@ def device_memory(device: str) -> float | None:
 def fit_plan(
     config: Namespace, net: ModelConfig, layout: Layout, data: BaseData, *, gpu: str | None
 ) -> FitPlan:
-    """What is about to happen, in one line.
+    """Write in one line what is about to happen.
 
     Args:
         config: Resolved config.

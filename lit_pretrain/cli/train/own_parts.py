@@ -177,7 +177,7 @@ def _is_file(path: str) -> bool:
 
 
 def _is_kind(found: type, base: type) -> bool:
-    """Whether a class is a subclass, or of a protocol has one of the methods."""
+    """Tell whether a class is a subclass, or of a protocol has one of the methods."""
     if not getattr(base, "_is_protocol", False):
         return issubclass(found, base)
     return any(hasattr(found, name) for name in _methods(base))

@@ -8,7 +8,7 @@ from lit_pretrain.errors import UserError
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    """Tell whether the CPU multiplies bf16 itself (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -17,7 +17,7 @@ def cpu_has_bf16() -> bool:
 
 
 def default_precision(accelerator: str) -> str:
-    """bf16-mixed where the device computes in bf16, else 32-true.
+    """Choose bf16-mixed where the device computes in bf16, else 32-true.
 
     bf16-true is never the default: it would keep the optimizer's moments and the weights themselves
     in bf16.
@@ -30,8 +30,10 @@ def default_precision(accelerator: str) -> str:
 
 
 def check_precision(precision: str) -> None:
-    """Refuse fp16: it needs its loss scaled, and that would reach the backward pass of the last
-    micro-batch of a step only.
+    """Refuse fp16.
+
+    It needs its loss scaled, and that would reach the backward pass of the last micro-batch of
+    a step only.
 
     Raises:
         UserError: Names what to take in its place.
@@ -45,7 +47,7 @@ def check_precision(precision: str) -> None:
 
 
 def peak_dtype(precision: str) -> str:
-    """The dtype of matrix products on a GPU in a precision: what its peak is counted in."""
+    """Name the dtype of matrix products on a GPU in a precision: what its peak is counted in."""
     if precision.startswith("bf16"):
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

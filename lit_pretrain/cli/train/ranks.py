@@ -30,9 +30,7 @@ GRACE_SECONDS = 3.0
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that makes the run folder, known before there is a
-    Trainer.
-    """
+    """Tell whether this process makes the run folder, before there is a Trainer."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
@@ -128,8 +126,9 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
 
 
 def _failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int | None:
-    """The exit code of a process that has failed by itself, or is about to end; None if all go
-    on.
+    """Find the exit code of a process that has failed by itself, or is about to.
+
+    Returns None if all go on.
     """
     deadline = time.monotonic() + GRACE_SECONDS
     while processes and time.monotonic() < deadline:

@@ -28,8 +28,9 @@ from lit_pretrain.scaling.flops import flops_per_token
 
 
 class AdapterCost(NamedTuple):
-    """Sizes of training with an adapter, without activations; bytes as in 32-true and
-    bf16-mixed, which keep weights in fp32.
+    """Sizes of training with an adapter, without activations.
+
+    Bytes are as in 32-true and bf16-mixed, which keep weights in fp32.
     """
 
     matrices: int
@@ -48,7 +49,7 @@ class AdapterCost(NamedTuple):
     """Weights, gradients and moments if everything were trained."""
 
     def line(self, adapter: LoRA) -> str:
-        """All of it in one line."""
+        """Write all of it in one line."""
         kind = ("DoRA" if adapter.dora else "LoRA") + (" on NF4" if adapter.quantize else "")
         return (
             f"adapter: {kind}, rank {adapter.rank}, on {self.matrices} matrices: {self.trained:,}"
@@ -87,7 +88,7 @@ def _mb(count: int) -> str:
 
 
 def names_class(args: list[str], saved: Mapping[str, Any] | None = None) -> bool:
-    """Whether raw arguments, a file among them, or a saved config name a class of data."""
+    """Tell whether raw arguments, a file among them, or a saved config name a class of data."""
     if saved is not None and "class_path" in saved.get("data", {}):
         return True
     for config in read_configs(args):
@@ -108,7 +109,7 @@ DATA_RIVALS = (
 
 
 def settings_of(data: Any) -> Any:
-    """The settings in the `data` of a config, parsed or plain."""
+    """Return the settings in the `data` of a config, parsed or plain."""
     return data["init_args"] if "class_path" in data else data
 
 
@@ -144,19 +145,19 @@ def build(data: Namespace, *, here: bool = True) -> BaseData:
 
 
 def net_of(config: Namespace) -> ModelConfig:
-    """The shape of the network in a parsed config."""
+    """Read the shape of the network from a parsed config."""
     values = config.model.net
     return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
 
 
 def adapter_of(config: Namespace) -> LoRA | None:
-    """The adapter in a parsed config."""
+    """Read the adapter from a parsed config."""
     values = config.model.adapter
     return values if values is None or isinstance(values, LoRA) else LoRA(**values.as_dict())
 
 
 def instantiate(values: Any, setting: str) -> Any:
-    """What a parsed config describes by class_path and init_args, made now if it is not yet.
+    """Make what a parsed config describes by class_path and init_args, if it is not made yet.
 
     Args:
         values: The value of the setting.
@@ -200,13 +201,13 @@ def optimizer_of(config: Namespace) -> OptimizerRecipe:
 
 
 def adapter_parameters(config: Namespace) -> int | None:
-    """Parameters of its adapter; None without one."""
+    """Count the parameters of its adapter; None without one."""
     adapter = adapter_of(config)
     return None if adapter is None else adapter_cost(net_of(config), adapter).trained
 
 
 def training_flops(config: Namespace, *, seq_len: int) -> float:
-    """FLOPs of training on one token.
+    """Count the FLOPs of training on one token.
 
     Args:
         config: Parsed config.

@@ -294,8 +294,9 @@ def open_board(
 
 
 def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
-    """Write tokenizer, template and lineage: what the run's text looks like, and all that lies
-    behind it.
+    """Write tokenizer, template and lineage to a run's folder.
+
+    They say what the run's text looks like, and all that lies behind it.
     """
     cli.datamodule.save(folder)
     parent = facts["parent"]
@@ -324,7 +325,7 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
 
 
 def peak_of(trainer: Trainer, precision: str) -> float | None:
-    """Peak of all devices of a run together, where it is known."""
+    """Find the peak of all devices of a run together, where it is known."""
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None

@@ -34,8 +34,9 @@ from lit_pretrain.skips import Skips
 
 @dataclass
 class RunSettings:
-    """Options of `fit`, `posttrain` and `finetune` that belong to the run as a whole. Every
-    "every" counts optimizer steps.
+    """Options of `fit`, `posttrain` and `finetune` that belong to the run as a whole.
+
+    Every "every" counts optimizer steps.
     """
 
     name: str | None = None

@@ -121,7 +121,7 @@ def _prepare_again(parent: Parent) -> str:
 
 
 def tokenizer_folder(parent: Parent) -> Path:
-    """Where the tokenizer of a parent lies."""
+    """Find the folder of a parent's tokenizer."""
     return parent.path if parent.tokenizer_hash is None else parent.path.parent.parent
 
 
@@ -221,7 +221,7 @@ class TrainCLI(LightningCLI):
         refuse_hidden(self.config.as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The options of the run as a whole."""
+        """Add the options of the run as a whole."""
         parser.add_class_arguments(RunSettings, None)
         text = (
             "Parent whose weights the run starts from: a run folder, one of its checkpoints, or a"
@@ -233,8 +233,9 @@ class TrainCLI(LightningCLI):
     # ------------------------------------------------------------------ resolve
 
     def before_instantiate_classes(self) -> None:
-        """Fill in what depends on the data, the machine and the parent, so that the saved
-        config says it all.
+        """Fill in what depends on the data, the machine and the parent.
+
+        So the saved config says it all.
         """
         config = self.config
         self.settings = RunSettings(
@@ -298,7 +299,7 @@ class TrainCLI(LightningCLI):
         settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
 
     def plain_config(self) -> dict[str, Any]:
-        """The resolved config as nested plain values, without secrets, as it is saved."""
+        """Return the resolved config as it is saved: nested plain values, without secrets."""
         try:
             text = self.parser.dump(self.config, skip_unset=False)
         except ValueError as error:
@@ -324,7 +325,7 @@ class TrainCLI(LightningCLI):
         self.datamodule.share(self.data)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our callbacks, logger and checkpoint route."""
+        """Make the Trainer with our callbacks, logger and checkpoint route."""
         self.callbacks = RunCallbacks(
             self.place.folder,
             self.settings,

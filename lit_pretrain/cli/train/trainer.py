@@ -92,7 +92,7 @@ class RunCallbacks:
         self.evaluations = self._evaluations(folder, settings)
 
     def in_order(self) -> list[Callback]:
-        """All of them, in the order in which they are called."""
+        """List all of them, in the order in which they are called."""
         return [
             self.metrics, self.progress, self.samples, self.answers_shown, *self.evaluations,
             self.checkpoints, self.stop,
@@ -272,7 +272,7 @@ class LastValidation(Callback):
 
 
 def world_of(trainer: Namespace) -> int:
-    """Devices of a run over all of its machines, known before there is a Trainer."""
+    """Count the devices of a run over all of its machines, before there is a Trainer."""
     devices = trainer.devices
     if isinstance(devices, str) and devices.isdigit():
         devices = int(devices)
@@ -297,7 +297,7 @@ def make_trainer(
     *,
     pause: Callable[[float], None],
 ) -> Trainer:
-    """The Trainer of a run.
+    """Make the Trainer of a run.
 
     Args:
         config: Resolved config.
@@ -442,7 +442,7 @@ def begin_loggers(loggers: Sequence[Logger], config: Mapping[str, Any]) -> dict[
 
 
 def log_to(logger: Logger, step: int, values: dict[str, float]) -> None:
-    """A sink of `Metrics` that writes to a Lightning logger."""
+    """Write metrics to a Lightning logger, as a sink of `Metrics`."""
     logger.log_metrics(_accepted(logger, values), step)
 
 

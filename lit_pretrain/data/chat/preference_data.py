@@ -142,9 +142,7 @@ class PreferenceData(PostTrainingData):
         return self.collate([EncodedSample(n, 0, (pair,)) for n, pair in enumerate(pairs)])
 
     def take_reference(self, logp_B2: torch.Tensor) -> None:
-        """Store the reference's log-probabilities of all pairs, in the order of
-        `reference_batches`.
-        """
+        """Store the reference's log-probabilities of all pairs, in `reference_batches`' order."""
         sources = [held for split in ROW_SPLITS for held in self.encoded.splits[split]]
         assert len(logp_B2) == sum(len(held.items) for held in sources), "a column of other pairs"
         known = iter(logp_B2.tolist())
