@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TypedDict, cast
+from typing import IO, NamedTuple, TypedDict, cast
 
 import xxhash
 
@@ -338,28 +338,49 @@ def _metric_lines(
     run: Path, warn: Callable[[str], None] = warn
 ) -> list[tuple[str, dict[str, float]]]:
     """Read the sound lines of metrics.jsonl, as text and as values, and warn of the others."""
+    path, found = run / METRICS, scan_metrics(run)
+    if found.lost:
+        warn(f"{path}: {found.lost:,} of its lines are damaged or lost, and left out")
+    if found.torn:
+        warn(f"{path} ends within a line, as a killed run leaves it; that line is left out")
+    return found.sound
+
+
+class MetricLines(NamedTuple):
+    """What a metrics.jsonl holds."""
+
+    sound: list[tuple[str, dict[str, float]]]
+    """Text and values of each line."""
+    lost: int
+    """Lines that are damaged, or of which only the digest is left."""
+    torn: bool
+    """Whether it ends within a line, as in a run that is writing one or was killed."""
+
+
+def scan_metrics(run: Path) -> MetricLines:
+    """Read the metrics.jsonl of a run, which may go on, and compare every line with its digest.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     path, digests = run / METRICS, run / METRICS_DIGESTS
     try:
-        *lines, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        # The digests first: a run that goes on writes a line before its digest.
         expected = Counter(digests.read_bytes().split()) if digests.exists() else Counter()
+        *lines, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     proved, count = bool(expected), expected.total()
     sound = []
     for number, line in enumerate(lines):
         values = _metric_values(line)
         digest = _digest(line).encode()
-        # A run that was killed between its two files has left one more line than digests.
+        # A run between its two files, or killed there, has one more line than digests.
         last = number == len(lines) - 1 == count
         if values is not None and (not proved or expected[digest] > 0 or last):
             expected[digest] -= 1
             sound.append((line, values))
-    lost = max(count, len(lines)) - len(sound)
-    if lost:
-        warn(f"{path}: {lost:,} of its lines are damaged or lost, and left out")
-    if rest:
-        warn(f"{path} ends within a line, as a killed run leaves it; that line is left out")
-    return sound
+    return MetricLines(sound, max(count, len(lines)) - len(sound), bool(rest))
 
 
 def _metric_values(line: str) -> dict[str, float] | None:
@@ -382,6 +403,18 @@ def last_validation(run: Path) -> dict[str, float]:
     held_out = [line for line in lines if "val/loss" in line]
     last = held_out[-1] if held_out else {}
     return {key: value for key, value in last.items() if key.startswith("val")}
+
+
+def recorded_seconds(lines: Iterable[Mapping[str, float]]) -> tuple[float, float]:
+    """Add up the seconds in a run's metrics: of steps and validations, and of steps alone."""
+    steps = validations = 0.0
+    before = 0.0
+    for line in lines:
+        validations += line.get("time/validation_seconds", 0.0)
+        if "time/step_seconds" in line:  # the mean over the steps since the line before
+            steps += line["time/step_seconds"] * (line["step"] - before)
+            before = line["step"]
+    return steps + validations, steps
 
 
 # ------------------------------------------------------------------ one writer

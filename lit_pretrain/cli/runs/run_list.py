@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import textwrap
@@ -17,7 +16,15 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.plain_data import read_config
 from lit_pretrain.redaction import redact
-from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, SUMMARY
+from lit_pretrain.report.run_folder import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    SUMMARY,
+    MetricLines,
+    recorded_seconds,
+    scan_metrics,
+)
 from lit_pretrain.report.run_state import RunState, read_attempt
 
 UNTRAINED = ("import", "merge", "adapter import")
@@ -141,7 +148,9 @@ def _read_run(run: Path, name: str) -> tuple[ListedRun, str | None]:
     model, max_steps = config.get("model"), config.get("max_steps")
     if not isinstance(model, dict) or not isinstance(max_steps, int):
         raise UserError(f"{file} is not the config of a run: model or max_steps is missing")
-    lines, lost = _read_lines(run / METRICS)
+    # A run that goes on may be writing its last line, which then does not count.
+    found = scan_metrics(run) if (run / METRICS).exists() else MetricLines([], 0, torn=False)
+    lines = [values for _, values in found.sound]
     train = [line for line in lines if "train/loss" in line]
     held_out = [line for line in lines if "val/loss" in line]
     saved = checkpoints(run)
@@ -163,12 +172,12 @@ def _read_run(run: Path, name: str) -> tuple[ListedRun, str | None]:
         train_loss=train[-1]["train/loss"] if train else None,
         bits_per_byte=held_out[-1].get("val/bits_per_byte") if held_out else None,
         tokens_per_second=statistics.median(rates) if rates else None,
-        time=_seconds(lines) if lines else None,
+        time=recorded_seconds(lines)[0] if lines else None,
         parent=_text(facts.get("parent")),
         started=_text(facts.get("started")),
         options=config,
     )
-    return listed, f"{METRICS}: {lost} of its lines left out" if lost else None
+    return listed, f"{METRICS}: {found.lost} of its lines left out" if found.lost else None
 
 
 _RATE, _TOKENS = "throughput/tokens_per_second", "progress/tokens"
@@ -196,17 +205,6 @@ def _stage(verb: str, model: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _seconds(lines: Sequence[Mapping[str, float]]) -> float:
-    """Sum the time of steps and validations; a window has the steps since the one before it."""
-    total, before = 0.0, 0.0
-    for line in lines:
-        total += line.get("time/validation_seconds", 0.0)
-        if "time/step_seconds" in line:
-            total += line["time/step_seconds"] * (line["step"] - before)
-            before = line["step"]
-    return total
-
-
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
@@ -216,30 +214,6 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"{file.name} is missing")
     return read_sealed_json(file) if file.suffix == ".json" else read_config(file)
-
-
-def _read_lines(file: Path) -> tuple[list[dict[str, float]], int]:
-    """Read the sound lines of metrics.jsonl, and count the others.
-
-    The last line may be half written, as the run goes on; it does not count.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8", errors="replace") if file.exists() else ""
-    except OSError as error:
-        raise UserError(f"{file.name} cannot be read: {error.strerror or error}") from None
-    whole = text.split("\n")[:-1]
-    sound = [values for values in map(_metrics_of, whole) if values is not None]
-    return sound, len(whole) - len(sound)
-
-
-def _metrics_of(line: str) -> dict[str, float] | None:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-        return None
-    return values if all(type(value) in (int, float) for value in values.values()) else None
 
 
 def parent_name(run: ListedRun, folder: Path) -> str | None:

@@ -44,6 +44,7 @@ from lit_pretrain.report.run_folder import (
     provenance,
     read_metrics,
     read_provenance,
+    recorded_seconds,
     timestamp,
     write_skips,
 )
@@ -134,7 +135,7 @@ def _train(cli: TrainCLI) -> None:
     if trainer.is_global_zero:
         seconds = time.perf_counter() - began, cli.callbacks.metrics.train_seconds
         if cli.finished:
-            seconds = recorded_seconds(cli.place.folder)
+            seconds = recorded_seconds(read_metrics(cli.place.folder))
         summary = write_summary(
             cli.place.folder,
             seconds=seconds[0],
@@ -162,18 +163,6 @@ def _train(cli: TrainCLI) -> None:
             else f"val reward {0.0 - summary['val/loss']:.4f}"
         )
         print(f"done: {cli.place.folder}: {found}")
-
-
-def recorded_seconds(run: Path) -> tuple[float, float]:
-    """Add up the seconds in a run's metrics: of steps and validations, and of steps alone."""
-    steps = validations = 0.0
-    before = 0.0
-    for line in read_metrics(run):
-        validations += line.get("time/validation_seconds", 0.0)
-        if "time/step_seconds" in line:
-            steps += line["time/step_seconds"] * (line["step"] - before)
-            before = line["step"]
-    return steps + validations, steps
 
 
 def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -350,3 +351,14 @@ def test_a_real_run(chat_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     run = listed(tmp_path, capsys)["talker"]
     assert (run["stage"], run["state"], run["steps"], run["max_steps"]) == ("fit", "finished", 1, 1)
     assert min(run["loss"], run["tokens"], run["tokens_per_second"], run["time"]) > 0
+
+
+def test_a_line_that_was_changed_is_left_out(
+    chat_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(chat_run, tmp_path / "talker")
+    metrics = tmp_path / "talker" / "metrics.jsonl"
+    metrics.write_text(re.sub(r'(?<="val/loss": )\d', "0", metrics.read_text()))
+    assert listed(tmp_path, capsys)["talker"]["loss"] is None  # the digest of the line says so
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "damaged: talker: metrics.jsonl: 1 of its lines left out" in capsys.readouterr().out
