@@ -47,6 +47,23 @@ def write_file(path: Path, content: str | bytes) -> None:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+@contextlib.contextmanager
+def writing(what: str, *, mend: str = "choose another place") -> Iterator[None]:
+    """Refuse a place for an output that the system does not let us write to.
+
+    Args:
+        what: The option that names the place and the place, for the message.
+        mend: What to do about it.
+
+    Raises:
+        UserError: The block cannot write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror or error}; {mend}") from None
+
+
 def scratch_path(path: Path) -> Path:
     """Return the scratch path beside `path` that no other process uses, on whatever machine."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
-from lit_pretrain.files import write_file
+from lit_pretrain.files import write_file, writing
 
 if TYPE_CHECKING:
     from lit_pretrain.generate.conversation import Talk
@@ -147,10 +147,8 @@ class Terminal:
         path = Path(os.path.expanduser(where)).absolute()
         if path.exists() and path not in self.saved:
             raise UserError(f"{where} exists already; choose another name")
-        try:
+        with writing(where):
             write_file(path, json.dumps({"messages": self.talk.whole}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(f"{where} cannot be written: {error.strerror or error}") from None
         self.saved.add(path)
         self._note(f"({len(self.talk.whole)} messages in {where})")
 

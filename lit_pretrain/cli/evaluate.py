@@ -86,7 +86,7 @@ def evaluate_run(
         page,
         run_tasks,
     )
-    from lit_pretrain.files import write_file
+    from lit_pretrain.files import write_file, writing
 
     quiet_libraries()
     path = resolve(run, which=checkpoint)
@@ -133,23 +133,21 @@ def evaluate_run(
     step = trained or 0
     name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
     file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
-    write_file(
-        file,
-        _dump(
-            evaluation_json(
-                {**conditions, "language": language.record(), "stages": stages}, figures, scores
-            )
-        ),
+    written = evaluation_json(
+        {**conditions, "language": language.record(), "stages": stages}, figures, scores
     )
+    with writing(f"the report {file}", mend="name another with --report"):
+        write_file(file, _dump(written))
     if tensorboard and trained is not None:  # what was not trained here has no place on the axis
         from torch.utils.tensorboard import SummaryWriter
 
         from lit_pretrain.report.tensorboard import TEXT_LOSS, tag_of
 
-        writer = SummaryWriter(str(home), filename_suffix=".evaluate")
-        for key, value in flat(figures, scores).items():
-            writer.add_scalar(tag_of(key, TEXT_LOSS), value, step)
-        writer.close()
+        with writing(f"the events in {home}", mend="leave them out with --tensorboard=false"):
+            writer = SummaryWriter(str(home), filename_suffix=".evaluate")
+            for key, value in flat(figures, scores).items():
+                writer.add_scalar(tag_of(key, TEXT_LOSS), value, step)
+            writer.close()
     print(f"report: {file}")
     return 0
 

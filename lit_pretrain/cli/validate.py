@@ -26,6 +26,7 @@ from lit_pretrain.cli.train.train_cli import TrainParser
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.files import writing
 from lit_pretrain.redaction import refuse_hidden
 from lit_pretrain.stage.stage import Stage
 
@@ -171,7 +172,8 @@ def evaluate(verb: str, argv: list[str]) -> int:
         print(line)
     check_losses(figures, name, cli.config.model.init_from)
     if cli.config.json is not None:
-        Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        with writing(f"--json={cli.config.json}"):
+            Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

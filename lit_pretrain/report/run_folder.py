@@ -27,6 +27,7 @@ from lit_pretrain.files import (
     seal_json,
     sync,
     write_file,
+    writing,
 )
 from lit_pretrain.redaction import redact, redact_arguments
 from lit_pretrain.skips import Skips
@@ -81,12 +82,9 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
         UserError: It exists, or cannot be written.
     """
     check_new_folder(out)
-    try:
-        with atomic_path(out) as scratch:
-            scratch.mkdir()
-            fill(scratch)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    with writing(str(out)), atomic_path(out) as scratch:
+        scratch.mkdir()
+        fill(scratch)
 
 
 def check_run_name(name: str) -> None:

@@ -2,6 +2,7 @@
 it down where asked.
 """
 
+import errno
 import json
 from pathlib import Path
 
@@ -70,3 +71,29 @@ def test_a_folder_of_hugging_face_is_sent_to_import(
 def test_neither_last_nor_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", f"--run={run}", "--checkpoint=newest"]) == 2
     assert "--checkpoint='newest' must be last or best" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("validate", "--json"), ("test", "--json"), ("evaluate", "--report")]
+)
+def test_figures_that_cannot_be_written(
+    verb: str, option: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, f"--run={run}", f"{option}=/dev/null/figures.json"]) == 2
+    shown = capsys.readouterr()
+    assert "/dev/null/figures.json cannot be written" in shown.err
+    assert "bits" in shown.out  # what was measured is not lost
+
+
+def test_events_that_cannot_be_written(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", refuse)
+    assert main(["evaluate", str(run), f"--report={tmp_path / 'report.json'}"]) == 2
+    assert "leave them out with --tensorboard=false" in capsys.readouterr().err

@@ -346,6 +346,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "factor": ({}, ["--lr_factor", "-1"], "lr_factor=-1 must be positive"),
     "base": ({"base": ["nowhere.yaml"]}, [], "base: nowhere.yaml does not exist"),
+    "out": ({"out": "/dev/null/x"}, [], "out: /dev/null/x cannot be written"),
 }
 
 

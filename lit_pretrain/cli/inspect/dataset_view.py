@@ -274,8 +274,7 @@ def _flat(text: str) -> str:
 
 def _draw(where: Path, manifest: Manifest, png: str | None, tensorboard: str | None) -> list[str]:
     """Write the picture and the event files; return lines that say where."""
-    from lit_pretrain.cli.inspect.dataset_view import figure
-    from lit_pretrain.files import write_file
+    from lit_pretrain.files import write_file, writing
 
     tokenizer = _tokenizer(where, manifest)
     shapes = {
@@ -288,17 +287,13 @@ def _draw(where: Path, manifest: Manifest, png: str | None, tensorboard: str | N
     if png is not None:
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png")
-        try:
+        with writing(f"--figure={png}"):
             write_file(Path(png), buffer.getvalue())
-        except OSError as error:
-            raise UserError(
-                f"--figure={png} cannot be written: {error.strerror or error}; choose another place"
-            ) from None
         lines.append(f"drawn: {png}")
     if tensorboard is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(tensorboard) as writer:
+        with writing(f"--tensorboard={tensorboard}"), SummaryWriter(tensorboard) as writer:
             writer.add_text("dataset/funnel", f"```\n{funnel_table(manifest)}\n```")
             writer.add_figure("dataset/overview", drawn)
             for name, shape in shapes.items():

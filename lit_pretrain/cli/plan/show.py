@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import atomic_path
+from lit_pretrain.files import atomic_path, writing
 from lit_pretrain.scaling.flops import GIB
 from lit_pretrain.scaling.plan import (
     LengthReport,
@@ -303,10 +303,8 @@ def draw_plan(plan: Plan, path: str) -> None:
     if plan["loss"] is not None:
         _draw_loss(axes[0, 1], plan["loss"], plan["length"]["tokens"])
     try:
-        with atomic_path(target) as scratch:
+        with writing(f"--png={path}"), atomic_path(target) as scratch:
             figure.savefig(scratch, format="png", dpi=130)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         plt.close(figure)
 

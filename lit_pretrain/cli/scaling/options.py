@@ -13,6 +13,7 @@ import yaml
 
 from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import write_file, writing
 from lit_pretrain.plain_data import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ def add_bootstrap(parser: VerbParser, default: int) -> None:
 
 def read_runs(options: Any) -> Runs:
     """Read the runs that the options name."""
-    from lit_pretrain.errors import UserError
     from lit_pretrain.scaling.run_table import parse_columns, read_folders, read_table
     from lit_pretrain.scaling.runs import assemble_runs
 
@@ -142,13 +142,8 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
 
 def write_text(option: str, path: str, text: str) -> None:
     """Write a result to a file, whole or not at all."""
-    from lit_pretrain.errors import UserError
-    from lit_pretrain.files import write_file
-
-    try:
+    with writing(f"{option} {path}"):
         write_file(Path(path), text)
-    except OSError as error:
-        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}") from None
 
 
 # Tables for the terminal.

@@ -46,27 +46,27 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.files import write_file
+    from lit_pretrain.files import write_file, writing
     from lit_pretrain.scaling.figures import png
 
     unknown = [name for name in options.figures if name not in FIGURES]
     if unknown:
         raise UserError(f"--figures {' '.join(unknown)}: there is {', '.join(FIGURES)}")
     images = {name: png(figure) for name, figure in _draw(options, read_runs(options)).items()}
-    try:
-        for name, content in images.items():
-            write_file(Path(options.out) / f"{name}.png", content)
-            print(Path(options.out) / f"{name}.png")
-        if options.tensorboard:
-            from lit_pretrain.scaling.figures import write_images
+    for name, content in images.items():
+        file = Path(options.out) / f"{name}.png"
+        with writing(f"--out={options.out}"):
+            write_file(file, content)
+        print(file)
+    if options.tensorboard:
+        from lit_pretrain.scaling.figures import write_images
 
+        with writing(f"--tensorboard={options.tensorboard}"):
             write_images(
                 Path(options.tensorboard),
                 {f"scaling/{name}": content for name, content in images.items()},
             )
-            print(f"{options.tensorboard}: {len(images)} images for TensorBoard")
-    except OSError as error:
-        raise UserError(f"the figures cannot be written: {error}") from None
+        print(f"{options.tensorboard}: {len(images)} images for TensorBoard")
     return 0
 
 

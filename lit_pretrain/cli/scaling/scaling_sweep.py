@@ -21,7 +21,7 @@ from lit_pretrain.cli.scaling.options import (
     mapping,
 )
 from lit_pretrain.errors import warn
-from lit_pretrain.files import write_file
+from lit_pretrain.files import write_file, writing
 from lit_pretrain.plain_data import read_yaml
 from lit_pretrain.scaling.planner import HOUR
 
@@ -72,11 +72,12 @@ def main(argv: list[str]) -> int:
         warn(message)
     if settings.dry_run or not missing:
         return 0
-    for run in missing:
-        write_file(
-            out / CONFIGS / f"{run.name}.yaml",
-            yaml.safe_dump(configs[run.name], sort_keys=False, allow_unicode=True, width=120),
-        )
+    with writing(f"out: {out}"):
+        for run in missing:
+            write_file(
+                out / CONFIGS / f"{run.name}.yaml",
+                yaml.safe_dump(configs[run.name], sort_keys=False, allow_unicode=True, width=120),
+            )
     names = [run.name for run in missing]
     if settings.engine == "local":
         Local(settings, names, shared.devices).run()

@@ -135,7 +135,8 @@ def shape_tokens(dataset: Path, name: str) -> list[int]:
     [
         (["--find="], "--find is empty"),
         (["--documents=-1"], "must not be negative"),
-        (["--figure=/dev/null/a.png"], "cannot be written"),
+        (["--figure=/dev/null/a.png"], "--figure=/dev/null/a.png cannot be written"),
+        (["--tensorboard=/dev/null/a"], "--tensorboard=/dev/null/a cannot be written"),
     ],
 )
 def test_mistakes(
