@@ -1,16 +1,15 @@
-"""Objective: what a stage minimises, as a sum and a count and never a mean.
+"""Objective: what a stage minimises, as a sum and a count and never a mean; and cross-entropy.
 
-Axes: B rows, T tokens, D width, V vocabulary, N flattened tokens, S sources, M metrics.
+Axes: B rows, T tokens, D width, V vocabulary, N flattened tokens.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from lit_pretrain.batch import IGNORE_INDEX
+from lit_pretrain.batch import IGNORE_INDEX, Batch
+from lit_pretrain.errors import UserError
 from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
 
 
@@ -22,6 +21,7 @@ class LabelScores:
         head_weight_VD: Weight of the output head.
         labels_BT: Target ids; `IGNORE_INDEX` where unsupervised.
         logit_softcap: If given, logits become `cap * tanh(logits / cap)` (Gemma 2).
+        temperature: What logits are divided by, the softcap's outcome included.
         score_head: The bias-free head of a reward model, (..., D) to (..., 1).
         teacher: The same of a frozen teacher, for distillation.
         step_counts: `Objective.counts` of the whole optimizer step; None where a batch stands for
@@ -35,10 +35,15 @@ class LabelScores:
         labels_BT: Tensor,
         *,
         logit_softcap: float | None = None,
+        temperature: float = 1.0,
         score_head: nn.Module | None = None,
         teacher: "LabelScores | None" = None,
         step_counts: Tensor | None = None,
     ) -> None:
+        if temperature != 1.0:
+            # The logits need not exist to be divided: c/T tanh(h/T / (c/T)) = c tanh(h/c) / T.
+            hidden_BTD = hidden_BTD / temperature
+            logit_softcap = None if logit_softcap is None else logit_softcap / temperature
         self.hidden_BTD = hidden_BTD
         self.head_weight_VD = head_weight_VD
         self.labels_BT = labels_BT
@@ -92,53 +97,6 @@ class LabelScores:
         hidden_BD = self.hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         score_B: Tensor = self.score_head(hidden_BD).squeeze(-1)
         return score_B.to(torch.promote_types(score_B.dtype, torch.float32))
-
-
-class Means(Metric):
-    """Sums of what an objective reports, by source where it is the loss, divided once.
-
-    Args:
-        names: The objective's `metric_names`.
-        num_sources: How many sources the data has.
-        kwargs: Passed on to `torchmetrics.Metric`.
-    """
-
-    full_state_update = False
-    loss_S: Tensor
-    terms_S: Tensor
-    sums_M2: Tensor
-
-    def __init__(self, names: Sequence[str], num_sources: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.names = tuple(names)
-        # fp64, as in BitsPerByte: an fp32 running sum stalls.
-        for name, shape in (
-            ("loss_S", (num_sources,)),
-            ("terms_S", (num_sources,)),
-            ("sums_M2", (len(self.names), 2)),
-        ):
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, metrics: dict[str, Tensor], source_B: Tensor) -> None:
-        """Add what an objective returned for a batch.
-
-        Args:
-            metrics: The third value of `Objective.forward`.
-            source_B: Source of each row.
-        """
-        self.loss_S.index_add_(0, source_B, metrics["loss_B"].double())
-        self.terms_S.index_add_(0, source_B, metrics.get("terms_B", metrics["tokens_B"]).double())
-        if self.names:
-            self.sums_M2 += torch.stack([metrics[name] for name in self.names]).double()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `loss`, `loss_S` and the metrics by name; NaN where nothing was seen."""
-        named = {name: self.sums_M2[m, 0] / self.sums_M2[m, 1] for m, name in enumerate(self.names)}
-        return {
-            "loss": self.loss_S.sum() / self.terms_S.sum(),
-            "loss_S": self.loss_S / self.terms_S,
-            **named,
-        }
 
 
 def tokens_of(labels_BT: Tensor) -> Tensor:
@@ -239,3 +197,82 @@ class Objective(nn.Module):
             count, shape (2,).
         """
         raise NotImplementedError
+
+
+def check_sums(objective: Objective, found: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return what an objective's `forward` has found, once it is seen to be what it must be.
+
+    Raises:
+        UserError: It is something else, or lacks a metric.
+    """
+    name = f"model.objective: {type(objective).__name__}.forward"
+    if not (isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], dict)):
+        raise UserError(
+            f"{name} returned {type(found).__name__}; it must return the sum of its terms, their"
+            " count, and a dict of metrics (see lit_pretrain.objective.Objective.forward)"
+        )
+    total, count, metrics = found
+    if not (isinstance(total, Tensor) and isinstance(count, Tensor)):
+        raise UserError(f"{name}: the sum and the count of its terms must be tensors")
+    missing = [
+        metric
+        for metric in ("loss_B", "tokens_B", *objective.metric_names)
+        if metric not in metrics
+    ]
+    if missing:
+        raise UserError(
+            f"{name} returned the metrics {', '.join(metrics) or 'of none'}: {', '.join(missing)}"
+            " is missing"
+        )
+    return total, count, metrics
+
+
+class CrossEntropy(Objective):
+    """Next-token cross-entropy, for pretraining and fine-tuning alike: only the labels differ.
+
+    Args:
+        z_loss: Weight of the PaLM auxiliary loss, `z_loss * log(Z)^2` per token, which keeps the
+            softmax normaliser near 1 (Chowdhery et al. 2022, section 5; they use 1e-4). 0 switches
+            it off.
+        label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1).
+    """
+
+    needs = frozenset({"labels"})
+    bits_per_byte = True
+
+    def __init__(self, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not z_loss >= 0.0:
+            raise UserError(
+                f"CrossEntropy: z_loss must be zero or positive, found {z_loss}; PaLM uses 1e-4."
+            )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise UserError(
+                f"CrossEntropy: label_smoothing must lie in [0, 1), found {label_smoothing}."
+            )
+        self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, scores: LabelScores, batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum the loss of the supervised tokens.
+
+        Returns:
+            The loss sum in nats (with its z and smoothing terms), the count of supervised tokens,
+            and the metrics `nll_BT` (plain nats per token, without z-loss and smoothing; 0 where
+            ignored), `loss_B` and `tokens_B` (its sum and the count of supervised tokens per row).
+        """
+        total, nll_BT = scores.cross_entropy(
+            z_loss=self.z_loss, label_smoothing=self.label_smoothing
+        )
+        tokens_B = tokens_of(batch.labels_BT)
+        return (
+            total,
+            tokens_B.sum(),
+            {"nll_BT": nll_BT, "loss_B": nll_BT.sum(dim=1), "tokens_B": tokens_B},
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the settings, for `print(objective)`."""
+        return f"z_loss={self.z_loss}, label_smoothing={self.label_smoothing}"

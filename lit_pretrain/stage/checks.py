@@ -297,34 +297,6 @@ def _listed(names: frozenset[str]) -> str:
     return " and ".join(sorted(names)) or "nothing"
 
 
-def check_sums(objective: Objective, found: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return what an objective's `forward` has found, once it is seen to be what it must be.
-
-    Raises:
-        UserError: It is something else, or lacks a metric.
-    """
-    name = f"model.objective: {type(objective).__name__}.forward"
-    if not (isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], dict)):
-        raise UserError(
-            f"{name} returned {type(found).__name__}; it must return the sum of its terms, their"
-            " count, and a dict of metrics (see lit_pretrain.objective.Objective.forward)"
-        )
-    total, count, metrics = found
-    if not (isinstance(total, Tensor) and isinstance(count, Tensor)):
-        raise UserError(f"{name}: the sum and the count of its terms must be tensors")
-    missing = [
-        metric
-        for metric in ("loss_B", "tokens_B", *objective.metric_names)
-        if metric not in metrics
-    ]
-    if missing:
-        raise UserError(
-            f"{name} returned the metrics {', '.join(metrics) or 'of none'}: {', '.join(missing)}"
-            " is missing"
-        )
-    return total, count, metrics
-
-
 # The first step of a run, whose outcome is known in advance.
 
 

@@ -69,20 +69,11 @@ def label_logp(
     net: Transformer, tokens_BT: Tensor, doc_BT: Tensor, labels_BT: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """Compute each label's log-probability (B, T) without a gradient; 0 where ignored."""
-    hidden_BTD, cap = tempered(net(tokens_BT, doc_BT), net.config.logit_softcap, temperature)
-    return LabelScores(hidden_BTD, net.head_weight, labels_BT, logit_softcap=cap).logp()
-
-
-def tempered(
-    hidden_BTD: Tensor, softcap: float | None, temperature: float
-) -> tuple[Tensor, float | None]:
-    """Scale hidden states and cap so that the logits are divided by a temperature.
-
-    c/T tanh(h/T / (c/T)) = c tanh(h/c) / T.
-    """
-    if temperature == 1.0:
-        return hidden_BTD, softcap
-    return hidden_BTD / temperature, None if softcap is None else softcap / temperature
+    scores = LabelScores(
+        net(tokens_BT, doc_BT), net.head_weight, labels_BT,
+        logit_softcap=net.config.logit_softcap, temperature=temperature,
+    )  # fmt: skip
+    return scores.logp()
 
 
 Place = Literal["column", "cache", "adapter", "copy"]

@@ -7,6 +7,7 @@ micro-batches and ranks, before clipping.
 Axes: B rows, T tokens, D width, V vocabulary, S sources, M metrics.
 """
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -37,7 +38,15 @@ from lit_pretrain.checkpoint.weights import (
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.objective import BitsPerByte, CrossEntropy, LabelScores, Means, Objective
+from lit_pretrain.objective import (
+    BitsPerByte,
+    CrossEntropy,
+    LabelScores,
+    Means,
+    Objective,
+    StepSums,
+)
+from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.strategy import shard_
@@ -47,7 +56,6 @@ from lit_pretrain.stage.checks import (
     check_data,
     check_policy,
     check_start,
-    check_sums,
     check_trainer,
 )
 from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
@@ -58,9 +66,7 @@ from lit_pretrain.stage.reference import (
     describe_place,
     fill_column,
     resolve_reference,
-    tempered,
 )
-from lit_pretrain.stage.step_sums import StepSums, step_seed
 
 
 class Stage(L.LightningModule):
@@ -401,10 +407,10 @@ class Stage(L.LightningModule):
                 batch.labels_BT,
                 logit_softcap=net.config.logit_softcap,
             )
-        hidden_BTD, cap = tempered(hidden_BTD, self.config.logit_softcap, self.temperature)
         scores = LabelScores(
             hidden_BTD, self.net.head_weight, batch.labels_BT,
-            logit_softcap=cap, score_head=self.score, teacher=teacher, step_counts=step_counts,
+            logit_softcap=self.config.logit_softcap, temperature=self.temperature,
+            score_head=self.score, teacher=teacher, step_counts=step_counts,
         )  # fmt: skip
         return check_sums(self.objective, self.objective(scores, batch))
 
@@ -595,3 +601,12 @@ class Stage(L.LightningModule):
 def trainable(net: nn.Module) -> int:
     """Count the parameters that training changes."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Derive a 63-bit seed for one optimizer step on one rank.
+
+    The random numbers of a step follow from nothing else, so a resumed run draws the same ones.
+    """
+    digest = hashlib.sha256(f"{seed}\x00{step}\x00{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -20,8 +20,7 @@ from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe, Schedule
 from lit_pretrain.stage.origin import can_compile
-from lit_pretrain.stage.stage import Stage
-from lit_pretrain.stage.step_sums import step_seed
+from lit_pretrain.stage.stage import Stage, step_seed
 
 ROWS, T, V = 8, 16, 96
 NET = ModelConfig(vocab_size=V, n_layer=2, width=32, n_head=2, max_seq_len=32)

@@ -1,4 +1,4 @@
-"""BitsPerByte against closed forms, ragged batches, merging over ranks, and its import."""
+"""Sums: bits per byte against closed forms, ragged batches, merging over ranks, and its import."""
 
 import math
 
