@@ -14,13 +14,21 @@ from types import FrameType
 from lit_pretrain import __version__
 from lit_pretrain.class_path import search_current_folder
 from lit_pretrain.cli.command.verb import dispatch
-from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError, did_you_mean, message_of
+from lit_pretrain.errors import (
+    INTERRUPTED_EXIT_CODE,
+    PREEMPTED_EXIT_CODE,
+    UserError,
+    did_you_mean,
+    message_of,
+)
 
 CLI = Path(__file__).parent / "cli"
 NEED_POSIX = frozenset(
     "adapter export finetune fit import join merge posttrain prepare scaling".split()
 )
 """Verbs that write datasets, runs or exports."""
+TRAINING = frozenset("finetune fit posttrain".split())
+"""Verbs that a scheduler may preempt and start again."""
 
 
 def verbs() -> dict[str, str]:
@@ -72,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3
-        training diverged, 75 stopped by a signal or the time limit after saving, 130 interrupted
-        from the keyboard.
+        training diverged, 75 stopped by a signal or the time limit and ready to be resumed, 76
+        hung, 130 interrupted from the keyboard.
     """
     try:
         try:
@@ -108,6 +116,10 @@ def command() -> int:
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         signal.signal(signal.SIGINT, _interrupt if first else signal.SIG_IGN)
+    if sys.argv[1:2] and sys.argv[1] in TRAINING and sys.platform != "win32":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _preempt)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe of another encoding, such as LATIN1, shows what it has no character
         # for by number.
@@ -124,12 +136,34 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     numpy turns it into a RecursionError there.
     """
+    if _imports(frame):
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED_EXIT_CODE)
+    raise KeyboardInterrupt
+
+
+def _preempt(number: int, frame: FrameType | None) -> None:
+    """End a run that a scheduler stops before its first step or after its last one.
+
+    In between `callbacks/graceful_stop.py` answers, which saves.
+    """
+    name = signal.Signals(number).name
+    os.write(
+        2, f"stopped by {name} outside of training: start it again with --resume auto\n".encode()
+    )
+    if _imports(frame):
+        os._exit(PREEMPTED_EXIT_CODE)
+    # Not a UserError: a ValueError that is raised within the parser means a wrong value to it.
+    raise SystemExit(PREEMPTED_EXIT_CODE)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Tell whether a signal has come within an import."""
     while frame is not None:
         if frame.f_globals.get("__name__") == "importlib._bootstrap":
-            os.write(2, b"interrupted\n")
-            os._exit(INTERRUPTED_EXIT_CODE)
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False
 
 
 def _run(arguments: list[str]) -> int:

@@ -10,6 +10,8 @@ PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: a signal or the time limit stopped the run, which can be resumed."""
 INTERRUPTED_EXIT_CODE = 130
 """128 + SIGINT, as shells count: somebody pressed Ctrl-C."""
+HUNG_EXIT_CODE = 76
+"""No rank made progress within `hang_timeout`; the run can be resumed from its last checkpoint."""
 
 
 class UserError(ValueError):

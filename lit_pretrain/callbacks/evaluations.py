@@ -31,6 +31,7 @@ class Evaluations(L.Callback):
         request: Which tasks, and how.
         sinks: Who is told the figures; those of `Metrics`, which are filled later.
         on_done: Told how many seconds it took.
+        on_batch: Called after every batch of requests.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Evaluations(L.Callback):
         request: EvaluationRequest,
         sinks: Sequence[Callable[[int, dict[str, float]], None]],
         on_done: Callable[[float], None],
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         if every < 0:
             raise UserError(f"evaluate_every={every} must not be negative")
@@ -49,6 +51,7 @@ class Evaluations(L.Callback):
         self.request = request
         self.sinks = sinks
         self.on_done = on_done
+        self.on_batch = on_batch
         self.loaded = load_tasks(request)  # before the run begins, where a mistake costs nothing
         self.latest: Mapping[str, float] = {}
 
@@ -79,6 +82,7 @@ class Evaluations(L.Callback):
             self.request,
             () if lineage is None else lineage.stages,
             loaded=self.loaded,
+            on_batch=self.on_batch,
         )
         self.latest = flat({}, scores)
         for sink in self.sinks:

@@ -20,7 +20,9 @@ REASONS = ("", "trainer.max_time", "SIGUSR1", "SIGINT", "SIGTERM")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PATIENCE = b"\nstopping: saves after this step; Ctrl-C again ends at once and saves nothing\n"
 ECHO_SECONDS = 0.5
-"""How long a SIGINT counts as the one before: torchrun passes on what the terminal has sent."""
+"""How long a signal counts as the one before: torchrun passes on what the terminal or the scheduler
+has sent.
+"""
 
 
 class Stopped(UserError):
@@ -54,7 +56,7 @@ class GracefulStop(Checkpoint):
         self.go_on = "go on with --resume auto"
         """How to resume, for people."""
         self._reason = 0
-        self._interrupted: float | None = None
+        self._asked: dict[int, float] = {}
         self._before: dict[int, Any] = {}
         self._began = time.monotonic()
 
@@ -66,17 +68,28 @@ class GracefulStop(Checkpoint):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, handle)
 
+    @property
+    def listens(self) -> bool:
+        """Tell whether a signal is answered here, after the step."""
+        return bool(self._before)
+
     def _handle(self, trainer: L.Trainer, first_step: int, number: int, frame: Any) -> None:
-        if number == signal.SIGINT:
-            now, before = time.monotonic(), self._interrupted
-            if before is not None and now - before < ECHO_SECONDS:
-                return
-            if before is not None or trainer.global_step == first_step:  # nothing to save yet
-                raise KeyboardInterrupt
-            self._interrupted = now
-            if trainer.is_global_zero:
-                os.write(2, PATIENCE)  # print is not reentrant
-        self._reason = max(self._reason, REASONS.index(signal.Signals(number).name))
+        now, before, begun = time.monotonic(), self._asked.get(number), trainer.global_step
+        if before is not None and now - before < ECHO_SECONDS:
+            return
+        if number == signal.SIGINT and (self._asked or begun == first_step):  # or nothing to save
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        if before is not None:
+            # Whoever repeats a signal does not wait for the step, or for the save, any more.
+            # Another one is no repetition: Slurm warns with SIGUSR1 before it sends SIGTERM.
+            text = f"stopped by a second {name}: ends at once, and saves nothing after step {begun}"
+            os.write(2, f"{text}; {self.go_on}\n".encode())
+            raise SystemExit(PREEMPTED_EXIT_CODE)
+        self._asked[number] = now
+        if number == signal.SIGINT and trainer.is_global_zero:
+            os.write(2, PATIENCE)  # print is not reentrant
+        self._reason = max(self._reason, REASONS.index(name))
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop after a step, unless a validation is due: that has to be saved as due."""

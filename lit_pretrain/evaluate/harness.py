@@ -8,7 +8,7 @@ import importlib.util
 import io
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +161,7 @@ def run_tasks(
     *,
     loaded: Any = None,
     autocast: AbstractContextManager[Any] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Score a network on tasks.
 
@@ -171,6 +172,7 @@ def run_tasks(
         stages: Its lineage.
         loaded: What `load_tasks` gave.
         autocast: In which scores are computed; None: in the dtype of the weights.
+        on_batch: Called after every batch of requests.
     """
     loaded = load_tasks(request) if loaded is None else loaded
     from lm_eval.evaluator import evaluate
@@ -185,6 +187,7 @@ def run_tasks(
         batch_size=request.batch_size,
         autocast=nullcontext() if autocast is None else autocast,
         seed=request.seed,
+        on_batch=on_batch,
     )
     for task in loaded["tasks"].values():
         if request.shots is not None or task.get_config("num_fewshot") is None:

@@ -3,7 +3,7 @@
 Axes: B rows, T tokens, D width, L tokens of a continuation, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypedDict, cast
 
@@ -53,6 +53,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         batch_size: Rows at once.
         autocast: In which scores are computed.
         seed: Of answers that are sampled.
+        on_batch: Called after every batch.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         batch_size: int,
         autocast: AbstractContextManager[Any],
         seed: int = 0,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         if chat and language.template is None:
@@ -81,6 +83,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
         self.batch_size = batch_size
         self.autocast = autocast
         self.seed = seed
+        self.on_batch = on_batch
 
     # ------------------------------------------------------------------ text and tokens
 
@@ -181,6 +184,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
                         own_LV.gather(1, wanted[:, None]).sum().item(),
                         bool((own_L == wanted).all()),
                     )
+            self.on_batch()
         return scores
 
     def _hidden(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
@@ -250,6 +254,7 @@ class NetworkLM(TemplateLM):  # type: ignore[misc]  # the harness is an optional
                     strict=True,
                 ):
                     answers[i] = text
+                self.on_batch()
         return answers
 
     def _answer(

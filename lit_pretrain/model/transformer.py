@@ -259,6 +259,11 @@ class Transformer(nn.Module):
             assert isinstance(block, Block)
             block.checkpointing = on
 
+    @property
+    def is_compiled(self) -> bool:
+        """Tell whether the blocks are compiled, or will be at their first use."""
+        return any(getattr(block, "compiled", None) is not None for block in self.blocks)
+
     def compile_blocks(self, backend: str = "inductor", *, fullgraph: bool = False) -> None:
         """Compile what a block computes in training, once for all blocks of a kind.
 

@@ -48,9 +48,16 @@ def recorded_attempt(run: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         interrupted = (isinstance(error, SystemExit) and error.__context__) or error  # by Lightning
-        asked = isinstance(interrupted, KeyboardInterrupt) or (
-            isinstance(error, UserError)
-            and error.exit_code in (PREEMPTED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
+        code = (
+            error.exit_code
+            if isinstance(error, UserError)
+            else error.code
+            if isinstance(error, SystemExit)
+            else None
+        )
+        asked = isinstance(interrupted, KeyboardInterrupt) or code in (
+            PREEMPTED_EXIT_CODE,
+            INTERRUPTED_EXIT_CODE,
         )
         text = message_of(error) if isinstance(error, UserError) else str(error)
         reason = (text.strip() or type(error).__name__).splitlines()[0]
@@ -60,6 +67,12 @@ def recorded_attempt(run: Path) -> Iterator[None]:
             _write(run, "stopped" if asked else "failed", reason)
         raise
     _write(run, "finished", None)
+
+
+def record_failure(run: Path, reason: str) -> None:
+    """Record that this attempt has failed, before its process ends without an exception."""
+    with contextlib.suppress(OSError):  # as in `recorded_attempt`
+        _write(run, "failed", reason)
 
 
 def _write(run: Path, state: RunState, reason: str | None) -> None:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_pretrain.callbacks.graceful_stop import ECHO_SECONDS
-from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, UserError
+from lit_pretrain.callbacks.graceful_stop import ECHO_SECONDS, SIGNALS, GracefulStop
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Environment variables in which torchrun, Lightning and Slurm number their processes."""
@@ -24,7 +24,7 @@ run's name.
 PATIENCE_SECONDS = 10.0
 """How long a launched process waits for the first one to report."""
 ANSWER_SECONDS = 2.0
-"""How long a Ctrl-C may remain without an answer."""
+"""How long a signal may remain without an answer where it is not to wait for the step."""
 GRACE_SECONDS = 3.0
 """How long the first process looks whether another one has failed before it."""
 
@@ -35,34 +35,41 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def listening(trainer: Trainer) -> Iterator[None]:
-    """End for a Ctrl-C that Python does not get to: its main thread waits for other ranks in C++.
+def listening(trainer: Trainer, stop: GracefulStop) -> Iterator[None]:
+    """End for a signal that Python does not get to: its main thread waits for other ranks in C++.
 
     So it does until they have started, and for ever when one of them hangs.
+
+    Args:
+        trainer: Lightning's.
+        stop: What answers signals once training has begun.
     """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher) or not is_first_process():
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
+    launcher = trainer.strategy.launcher
+    launched = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     left = threading.Event()
 
     def listen() -> None:
-        before = -math.inf
+        seen: dict[int, float] = {}
         while number := os.read(reader, 1):
-            if number[0] != signal.SIGINT:
+            which = number[0]
+            if which not in SIGNALS:
                 continue
-            now = time.monotonic()
-            # Once training has begun, GracefulStop answers the first one, after the step.
-            starting = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            again = ECHO_SECONDS < now - before < math.inf
-            before = now
-            if (starting or again) and not left.wait(ANSWER_SECONDS):
-                for process in launcher.procs:
+            now, before = time.monotonic(), seen.get(which, math.inf)
+            again = which in seen and now - before > ECHO_SECONDS
+            seen[which] = now
+            # The first one in training is answered after the step, however long that takes.
+            if (again or not stop.listens) and not left.wait(ANSWER_SECONDS):
+                for process in launched:
                     process.kill()
-                os.write(2, b"interrupted\n")
-                os._exit(INTERRUPTED_EXIT_CODE)
+                keyboard = which == signal.SIGINT
+                text = "interrupted" if keyboard else f"stopped by {signal.Signals(which).name}"
+                os.write(2, f"{text}\n".encode())
+                os._exit(INTERRUPTED_EXIT_CODE if keyboard else PREEMPTED_EXIT_CODE)
 
     thread = threading.Thread(target=listen, daemon=True)
     others = signal.set_wakeup_fd(writer)
@@ -115,7 +122,8 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
             launcher.procs.clear()
             # Of a KeyboardInterrupt Lightning makes an exit, and has killed the others already.
             interrupted = isinstance(error.__context__, KeyboardInterrupt)
-            code = None if interrupted or isinstance(error, UserError) else _failure(others)
+            asked = interrupted or isinstance(error, (UserError, SystemExit))
+            code = None if asked else _failure(others)
             for process in others:
                 process.kill()
             if code is not None:

@@ -115,7 +115,12 @@ def _train(cli: TrainCLI) -> None:
     recorded = recorded_attempt(cli.place.folder) if trainer.is_global_zero else nullcontext()
     began = time.perf_counter()
     try:
-        with recorded, one_voice(trainer), listening(trainer):
+        with (
+            recorded,
+            one_voice(trainer),
+            listening(trainer, cli.callbacks.stop),
+            cli.callbacks.watchdog.watching(trainer),
+        ):
             if not cli.finished:
                 trainer.fit(
                     stage,

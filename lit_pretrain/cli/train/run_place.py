@@ -94,6 +94,10 @@ class RunSettings:
     """With strategy fsdp: one checkpoint folder written by all ranks, instead of one file
     gathered on rank 0.
     """
+    hang_timeout: float | None = 1800.0
+    """Seconds without progress of any rank (a batch, a checkpoint) after which the run ends with
+    exit code 76, and <run>/hang says where each rank stood. null: it is not watched.
+    """
     profile: bool = False
     """Trace three steps with torch's profiler, once the first ones have compiled: the ten most
     expensive operations as a table, and <run>/profile/steps-*.json for https://ui.perfetto.dev or

@@ -27,6 +27,7 @@ from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.callbacks.step_trace import StepTrace
+from lit_pretrain.callbacks.watchdog import Watchdog
 from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings
@@ -88,14 +89,15 @@ class RunCallbacks:
             on_done=self.metrics.pause,
         )
         self.stop = GracefulStop(self.checkpoints, seconds=seconds)
+        self.watchdog = Watchdog(folder, settings.hang_timeout, self.stop)
         self.answers_shown = AnswersShown(settings.log_every)
         self.evaluations = self._evaluations(folder, settings)
 
     def in_order(self) -> list[Callback]:
         """List all of them, in the order in which they are called."""
         return [
-            self.metrics, self.progress, self.samples, self.answers_shown, *self.evaluations,
-            self.checkpoints, self.stop,
+            self.watchdog, self.metrics, self.progress, self.samples, self.answers_shown,
+            *self.evaluations, self.checkpoints, self.stop,
         ]  # fmt: skip
 
     def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:
@@ -117,6 +119,7 @@ class RunCallbacks:
                 request=request,
                 sinks=self.metrics.sinks,
                 on_done=self.metrics.pause,
+                on_batch=self.watchdog.beat,
             )
         ]
 
