@@ -5,6 +5,23 @@ from types import FrameType
 
 from lit_pretrain.cli.command.verb import Verb
 
+FIRST_PAGE = {
+    "Where from and where to": (
+        "config", "sources", "sources.NAME.kind", "sources.NAME.path", "sources.NAME.glob",
+        "sources.NAME.fields", "sources.NAME.licence", "out", "print_config",
+    ),
+    "What stays": (
+        "filters", "dedup", "dedup.exact", "dedup.near", "pii", "pii.kinds", "decontaminate",
+        "max_document_bytes", "too_large", "errors", "max_bad_fraction",
+    ),
+    "Tokenizer and splits": (
+        "tokenizer.kind", "tokenizer.vocab_size", "tokenizer.pattern", "tokenizer.path",
+        "splits.validation", "splits.test", "seed",
+    ),
+    "Machine": ("engine", "workers", "part_bytes", "chunk_tokens"),
+}  # fmt: skip
+"""What one sets in the first week, on the page of `--help`."""
+
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain prepare`."""
@@ -13,6 +30,7 @@ def main(argv: list[str]) -> int:
 
     parser = make_parser("prepare", __doc__)
     parser.add_class_arguments(PrepareConfig)
+    parser.first_page = FIRST_PAGE
     config = parser.instantiate(parser.parse_args(argv))
     del config["config"]
 

@@ -22,7 +22,12 @@ from lit_pretrain.cli.command.parser import parser_options, raw_option, raw_swit
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision
 from lit_pretrain.cli.train.resolve import build, names_class
-from lit_pretrain.cli.train.train_cli import TrainParser
+from lit_pretrain.cli.train.train_cli import (
+    DATA_PAGE,
+    TrainParser,
+    description_of,
+    say_of_trainer,
+)
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError, UserError
@@ -55,7 +60,7 @@ class EvaluateCLI(LightningCLI):
             seed_everything_default=False,
             load_from_checkpoint_support=False,
             parser_class=TrainParser,
-            parser_kwargs=parser_options(verb),
+            parser_kwargs=parser_options(verb) | {"description": description_of(verb)},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -81,6 +86,12 @@ class EvaluateCLI(LightningCLI):
         parser.add_argument(
             "--json", type=str | None, default=None, help="Also write the figures to this file."
         )
+        say_of_trainer(parser)
+        parser.first_page = {
+            "Run": ("run", "checkpoint", "accept", "json", "config", "print_config"),
+            "Data": DATA_PAGE,
+            "Machine": ("trainer.accelerator", "trainer.precision"),
+        }
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with the config of the run as the default."""

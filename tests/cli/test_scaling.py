@@ -295,7 +295,7 @@ REFUSED: dict[str, tuple[str, list[Row], list[str], str]] = {
     ),
     "unique": ("fit", rows(), ["--law", "data"], "needs the unique tokens"),
     "bootstrap": ("fit", rows(), ["--bootstrap", "1"], "--bootstrap 1"),
-    "option": ("fit", rows(), ["--los", "huber"], "Did you mean 'loss'?"),
+    "option": ("fit", rows(), ["--los", "huber"], "Did you mean '--loss'?"),
     "what": ("fitt", rows(), [], "scaling has no part 'fitt'. Did you mean 'fit'?"),
     "two laws": (
         "forecast",

@@ -337,7 +337,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "length": ({"run": {"max_steps": 5}}, [], "run: max_steps is for the sweep to set"),
     "option of fit": ({"run": {"data": {"seq_length": 5}}}, [], "seq_length"),
-    "option": ({}, ["--proceses", "2"], "Did you mean 'processes'?"),
+    "option": ({}, ["--proceses", "2"], "Did you mean '--processes'?"),
     "processes": ({}, ["--processes", "0"], "processes=0 must be at least 1"),
     "devices": (
         {"rule": "none", "run": {**CONFIG["run"], "trainer": {"devices": 3}}},

@@ -103,5 +103,5 @@ def test_a_run_that_is_complete_is_not_trained_again(checkout: Path) -> None:
 def test_it_stops_at_the_first_verb_that_fails(checkout: Path) -> None:
     done = quickstart(checkout, QUICKSTART_PREPARE="--tokenizer.vocab_siz=512")
     assert done.returncode == 2
-    assert "Did you mean 'tokenizer.vocab_size'?" in done.stderr
+    assert "Did you mean '--tokenizer.vocab_size'?" in done.stderr
     assert "fit" not in done.stdout

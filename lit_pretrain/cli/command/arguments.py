@@ -76,6 +76,45 @@ def holds(content: Any, name: str) -> bool:
     return True
 
 
+def help_topic(args: Sequence[str]) -> str | None:
+    """What a command line asks help for: "" for one page; None where it asks for none.
+
+    The dispatcher has written `--help TOPIC` as one argument (`verb.py`).
+    """
+    for arg in args:
+        if arg in ("-h", "--help"):
+            return ""
+        if arg.startswith("--help="):
+            return arg.removeprefix("--help=")
+    return None
+
+
+def given_class(name: str, args: Sequence[str]) -> str | None:
+    """Find the class that a command line or its configs give to an option, the last one winning.
+
+    Args:
+        name: Of the option, dotted.
+        args: Command line.
+    """
+    found: Any = None
+    for config in read_configs(args):
+        content: Any = config.content
+        for key in name.split("."):
+            content = content.get(key) if isinstance(content, Mapping) else None
+        found = content or found
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        option, equals, value = arg.partition("=")
+        if option in (f"--{name}", f"--{name}+", f"--{name}.class_path"):
+            found = value if equals else following
+    if isinstance(found, str) and found.startswith(("{", "[")):
+        found = parse_yaml(found, f"--{name}")
+    if isinstance(found, list) and found:
+        found = found[-1]
+    if isinstance(found, Mapping):
+        found = found.get("class_path")
+    return found if isinstance(found, str) else None
+
+
 # ------------------------------------------------------------------ the run
 
 

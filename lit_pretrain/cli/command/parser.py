@@ -1,13 +1,12 @@
 """Parser: jsonargparse as every verb uses it, with the nearest valid name for a misspelt one."""
 
-import argparse
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
 from argparse import Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, get_args
@@ -16,7 +15,6 @@ import yaml
 from docstring_parser import DocstringStyle
 from jsonargparse import (
     ArgumentParser,
-    DefaultHelpFormatter,
     Namespace,
     get_loader,
     set_loader,
@@ -26,6 +24,7 @@ from yaml import YAMLError
 
 from lit_pretrain.cli.command.arguments import (
     Config,
+    help_topic,
     holds,
     mark_literal,
     name_run,
@@ -34,6 +33,9 @@ from lit_pretrain.cli.command.arguments import (
     split_configs,
     unmark,
 )
+from lit_pretrain.cli.command.help_page import Sections, fields_elsewhere, help_page, list_options
+from lit_pretrain.cli.command.other_names import exactly_meant, meant_options
+from lit_pretrain.cli.command.verb import show_page
 from lit_pretrain.errors import did_you_mean, nearest
 from lit_pretrain.plain_data import (
     boolean_words,
@@ -88,7 +90,6 @@ _HOMES = (
 )
 """Where the classes are that an option may name without their module."""
 
-_CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
@@ -101,6 +102,10 @@ class Suggesting:
     rivals: Sequence[Sequence[str]] = ()
     """Groups of options that say the same thing in several ways: the last layer that gives one of a
     group replaces those of earlier layers."""
+    first_page: Sections | None = None
+    """What `--help` shows, where not all options fit on one page."""
+    hidden: Collection[str] = ()
+    """Options that no help or hint names, because the verb refuses them."""
     beneath: Sequence[Config] = ()
     """Layers below all files, such as the config of a run that is measured."""
 
@@ -112,7 +117,12 @@ class Suggesting:
         """
         if args is None or not self.exit_on_error:  # type: ignore[attr-defined]  # within a parse
             return super().parse_args(args, *rest, **options)  # type: ignore[misc]
-        given = self._named_run(self._as_declared(list(args)))
+        given = self._given = self._as_declared(list(args))
+        topic = help_topic(given)
+        if topic is not None:
+            show_page(self, lambda: help_page(self, topic, given, self.first_page))
+            sys.exit(0)
+        given = self._named_run(given)
         configs, others = split_configs(given)
         files = read_configs(given)
         # A parse without defaults only asks what was given.
@@ -155,6 +165,10 @@ class Suggesting:
         """Set defaults, which are taken literally."""
         super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))  # type: ignore[misc]
 
+    def format_help(self, *rest: Any) -> str:
+        """The page that `--help` shows."""
+        return f"{help_page(self, '', (), self.first_page)}\n"
+
     def dump(self, *arguments: Any, **options: Any) -> str:
         """Write a config as YAML; what --print_config prints can be read as a config again."""
         text: str = super().dump(*arguments, **options)  # type: ignore[misc]
@@ -193,6 +207,8 @@ class Suggesting:
                 parsed.pop(action.dest)
         return parsed
 
+    _given: Sequence[str] = ()
+    """The command line, for hints."""
     _changed: Mapping[Action, str] = MappingProxyType({})
     """Options whose class is not the default, with its path; known after a first parse."""
 
@@ -242,6 +258,7 @@ class Suggesting:
         """Stop at the first option whose group is not known, before anything is done with the
         others.
         """
+        self._given = list(args)
         groups = {name.split(".")[0] for name in self._known_names()}
         for arg in self._as_declared(list(args)):
             name = arg.partition("=")[0].removesuffix("+")
@@ -261,6 +278,10 @@ class Suggesting:
             message = unmark(_REQUIRED.sub(self._as_typed, message))
             program = self.prog  # type: ignore[attr-defined]
             hint = f"{self._hint(message)}{self._yaml_hint(message)}"
+            key, of_class = _PARSER_KEY.search(message), _UNKNOWN[0].search(message)
+            if key is not None and of_class is not None:  # in ten lines of type hints
+                name, owner = of_class["name"], of_class["owner"]
+                message = f"{key['name']}: option {name!r} is not accepted by {owner}"
             print(
                 f"error: {message}{hint}\n`{program} --help` lists the options.",
                 file=sys.stderr,
@@ -279,10 +300,19 @@ class Suggesting:
         if match is None:
             return _path_hint(message)
         found = match.groupdict()
-        name = ".".join(filter(None, [found.get("group"), found["name"].lstrip("-").split("=")[0]]))
-        known = _parameters(found["owner"]) if found.get("owner") else self._known_names()
-        near = nearest(name, known, cutoff=0.75)
-        return f"\nDid you mean {near[0]!r}?" if near else ""
+        dashes = "--" if found["name"].startswith("--") else ""
+        key = found.get("group") or (_PARSER_KEY.search(message) or {"name": ""})["name"]
+        name = ".".join(filter(None, [key, found["name"].lstrip("-").split("=")[0].rstrip("+")]))
+        if found.get("owner"):
+            known = [f"{key}.{field}".strip(".") for field in _parameters(found["owner"])]
+        else:
+            known = [option.name for option in list_options(self, self._given)]
+        near = [repr(f"{dashes}{option}") for option in meant_options(name, known)]
+        hint = f"\nDid you mean {' or '.join(near)}?" if near else ""
+        elsewhere = fields_elsewhere(self)
+        for option in exactly_meant(name, elsewhere.keys() - set(known))[:1]:
+            hint += f"\nWith {elsewhere[option]} it is '{dashes}{option}'."
+        return hint
 
     def _yaml_hint(self, message: str) -> str:
         """Say what YAML made of a value: of the word `off`, and of options that are not YAML."""
@@ -353,16 +383,6 @@ def _named(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class HelpFormatter(DefaultHelpFormatter):
-    """The layout of `--help`, with the names of types in place of Python's representation."""
-
-    def _get_type_str(self, action: argparse.Action) -> str | None:
-        if inspect.isfunction(action.type):  # a parser of one option: its name says what it reads
-            return action.type.__name__.replace("_", " ")
-        shown: str | None = super()._get_type_str(action)
-        return None if shown is None else _CLASS.sub(r"\1", shown)
-
-
 class VerbParser(Suggesting, ArgumentParser):
     """The parser of verbs that need no Trainer."""
 
@@ -393,7 +413,6 @@ def parser_options(verb: str) -> dict[str, Any]:
     return {
         "prog": f"lit_pretrain {verb}",
         "allow_abbrev": False,
-        "formatter_class": HelpFormatter,
         "parser_mode": MODE,
     }
 
@@ -445,4 +464,4 @@ def raw_parent(args: list[str]) -> str | None:
 
 def asks_only(args: list[str]) -> bool:
     """Whether the arguments ask for help or for the config, and nothing is to be run."""
-    return any(arg in ("-h", "--help") or arg.startswith("--print_config") for arg in args)
+    return help_topic(args) is not None or any(arg.startswith("--print_config") for arg in args)

@@ -2,9 +2,14 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from lit_pretrain.errors import UserError, did_you_mean, message_of
+
+COLLECTED: ContextVar[Optional[list[Any]]] = ContextVar("COLLECTED", default=None)
+"""Where a parser that is asked for help leaves itself instead of printing it; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def dispatch(command: str, verb: Verb | Group, arguments: list[str]) -> int:
         UserError: The arguments are missing, or name no part of the group.
     """
     if isinstance(verb, Verb):
-        return verb.run(arguments) if arguments else _run_bare(verb)
+        return verb.run(_settle_help(arguments)) if arguments else _run_bare(verb)
     names = ", ".join(verb.parts)
     if not arguments:
         example = next(iter(verb.parts.values())).example
@@ -55,6 +60,51 @@ def dispatch(command: str, verb: Verb | Group, arguments: list[str]) -> int:
         hint = did_you_mean(name, verb.parts)
         raise UserError(f"{command} has no part {name!r}.{hint} Parts: {names}")
     return dispatch(f"{command} {name}", verb.parts[name], rest)
+
+
+def parser_of(verb: Verb) -> Any:
+    """Make the parser of a verb and return it, without doing anything."""
+    found: list[Any] = []
+    token = COLLECTED.set(found)
+    try:
+        verb.run(["--help=all"])
+    except SystemExit:
+        pass  # as after any help
+    finally:
+        COLLECTED.reset(token)
+    return found[0]
+
+
+def show_page(parser: Any, page: Callable[[], str]) -> None:
+    """Print a parser's page of help, unless the parser itself is wanted."""
+    collected = COLLECTED.get()
+    if collected is None:
+        print(page())
+    else:
+        collected.append(parser)
+
+
+def _settle_help(arguments: list[str]) -> list[str]:
+    """Write `--help TOPIC` as one argument, which no parser takes for another option's value.
+
+    `--NAME.help [CLASS]`, the spelling of jsonargparse, asks the same of the options of a class.
+    """
+    settled: list[str] = []
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        nested = option.startswith("--") and option.endswith(".help")
+        if not nested and option not in ("-h", "--help"):
+            settled.append(f"{option}{equals}{value}")
+            continue
+        if not equals and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+        if nested:
+            name = option.removesuffix(".help")
+            settled += [f"{name}={value}"] if value else []
+            value = name.removeprefix("--")
+        settled.append(f"--help={value}" if value else "--help")
+    return settled
 
 
 def _run_bare(verb: Verb) -> int:

@@ -5,10 +5,11 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from lit_pretrain.cli.command.verb import Verb
+from lit_pretrain.cli.command.verb import Verb, show_page
 from lit_pretrain.errors import did_you_mean
 
 VERDICTS = (
@@ -53,6 +54,9 @@ def findings_table(findings: Sequence[Finding]) -> str:
 
 class _Parser(argparse.ArgumentParser):
     # Of the standard library, unlike the other verbs': it must work where packages are broken.
+    def print_help(self, file: Any = None) -> None:
+        show_page(self, self.format_help)
+
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\n`{self.prog} --help` lists the options.", file=sys.stderr)
         sys.exit(2)
@@ -61,8 +65,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain doctor`."""
     parser = _Parser(
-        prog="lit_pretrain doctor", description=__doc__, epilog=VERDICTS, allow_abbrev=False
-    )
+        prog="lit_pretrain doctor", description=__doc__, epilog=VERDICTS, allow_abbrev=False,
+        formatter_class=partial(argparse.HelpFormatter, width=80),
+    )  # fmt: skip
     parser.add_argument(
         "--data", default="data", help="A dataset, or the folder of datasets. Default: data"
     )
@@ -75,7 +80,9 @@ def main(argv: list[str]) -> int:
         help="Compute the sha256 of every chunk of the data; else only sizes are compared.",
     )
     parser.add_argument("--json", action="store_true", help="Print the findings as JSON.")
-    options, unknown = parser.parse_known_args(argv)
+    # All of its help is one page.
+    given = ["--help" if arg.startswith("--help=") else arg for arg in argv]
+    options, unknown = parser.parse_known_args(given)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         hint = did_you_mean(unknown[0].split("=")[0], known)

@@ -79,7 +79,7 @@ data.path, is planned for the network's own sequence length.
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain plan`."""
-    if "-h" in argv or "--help" in argv:
+    if "-h" in argv or "--help" in argv:  # a topic is left to the parser of all options
         _print_help()
         return 0
 

@@ -73,6 +73,7 @@ class PlanCLI(TrainCLI):
         """Add the options of a plan to those of a run."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(PlanSettings, None)
+        parser.first_page = {"Plan": ("config", *PlanSettings.__dataclass_fields__)}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse once with the defaults, and once without to learn what is given."""

@@ -34,7 +34,7 @@ from lit_pretrain.skips import Skips
 
 @dataclass
 class RunSettings:
-    """Options of `fit`, `posttrain` and `finetune` that belong to the run as a whole.
+    """The run as a whole: where it lives, how long it goes, how often it looks around.
 
     Every "every" counts optimizer steps.
     """

@@ -1,5 +1,6 @@
 """TrainCLI: from arguments to a resolved config, a Trainer, a stage and its data."""
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lit_pretrain.cli.train.resolve import (
 )
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, check_place, resolve_place
 from lit_pretrain.cli.train.trainer import (
+    OWNED,
     RunCallbacks,
     RunTrainer,
     check_owned,
@@ -44,6 +46,7 @@ from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
 from lit_pretrain.plain_data import read_text
 from lit_pretrain.redaction import origin_of, redact, refuse_hidden
+from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
@@ -138,10 +141,54 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
+DATA_PAGE = (
+    "data", "data.path", "data.sources", "data.seq_len", "data.global_batch_tokens",
+    "data.global_batch_rows", "data.micro_batch_size", "data.weights",
+)  # fmt: skip
+FIRST_PAGE = {
+    "Run": (
+        "config", "from", "name", "resume", "max_steps", "max_tokens", "max_epochs",
+        "validate_every", "checkpoint_every", "log_every", "print_config",
+    ),
+    "Data": DATA_PAGE,
+    "Network": (
+        "model.net.n_layer", "model.net.width", "model.net.n_head", "model.net.n_kv_head",
+        "model.net.ffn_width", "model.net.*",
+    ),
+    "Optimization": (
+        "model.objective", "model.optimizer", "model.optimizer.lr", "model.optimizer.matrix_lr",
+        "model.optimizer.weight_decay", "model.optimizer.betas", "model.optimizer.*",
+        "model.schedule.kind", "model.schedule.warmup", "model.schedule.final", "model.clip_norm",
+        "model.adapter",
+    ),
+    "Machine": (
+        "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision",
+        "trainer.strategy", "model.compile", "model.activation_checkpointing",
+    ),
+}  # fmt: skip
+"""What one sets in the first week, on the page of `--help`."""
+TRAINER_TEXTS = {
+    "accelerator": "auto, which takes a GPU where there is one; cpu, gpu, cuda or mps.",
+    "devices": "Devices of each machine: a number, a list such as [0, 3], or auto for all of them.",
+    "num_nodes": "Machines that train together.",
+    "precision": (
+        "bf16-mixed, 32-true or bf16-true. Default: bf16-mixed where the device computes in bf16,"
+        " else 32-true."
+    ),
+    "strategy": f"How the network is laid over devices: {', '.join(STRATEGIES)}.",
+    "max_time": (
+        "Wall time after which a run saves itself and stops: DD:HH:MM:SS, or {minutes: 90}."
+    ),
+}
+"""What Lightning's own texts say at length, or of options that are not ours."""
+
+
 class TrainParser(Suggesting, LightningArgumentParser):
     """LightningCLI's parser with hints for misspelt names, and checks of the user's own parts."""
 
     rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`
+    first_page = FIRST_PAGE
+    hidden = frozenset(f"trainer.{name}" for name in OWNED)
 
     # It passes on what it does not read.
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
@@ -153,6 +200,21 @@ class TrainParser(Suggesting, LightningArgumentParser):
         if args is not None and self.exit_on_error:  # not within a parse
             check_parts(args)
         return super().parse_args(args, *rest, **options)
+
+
+def description_of(command: str) -> str:
+    """What a verb, or a part of one, does: the first line of its docstring, or its help."""
+    verb, _, part = command.partition(" ")
+    module = importlib.import_module(f"lit_pretrain.cli.{verb}")
+    if part:
+        return str(module.VERB.parts[part].help)
+    return (module.__doc__ or "").partition("\n")[0]
+
+
+def say_of_trainer(parser: LightningArgumentParser) -> None:
+    """Say of the Trainer's options what they are here."""
+    for action in parser._actions:
+        action.help = TRAINER_TEXTS.get(action.dest.removeprefix("trainer."), action.help)
 
 
 class TrainCLI(LightningCLI):
@@ -188,7 +250,7 @@ class TrainCLI(LightningCLI):
                 # Checkpoints hold no hyper-parameters that could overrule the config.
                 load_from_checkpoint_support=False,
                 parser_class=TrainParser,
-                parser_kwargs=parser_options(verb),
+                parser_kwargs=parser_options(verb) | {"description": description_of(verb)},
             )
         except BaseException:
             self.lock.release()
@@ -198,6 +260,10 @@ class TrainCLI(LightningCLI):
         """Parse, with the shape of the parent's network as the default."""
         assert isinstance(args, list)
         assert isinstance(parser, TrainParser)
+        preset = CONFIG_PRESETS / f"{self.verb}.yaml"
+        if preset.exists():
+            # As defaults and not as a config: another optimizer must not take the preset's rate.
+            parser.set_defaults(dict(_options(yaml.safe_load(preset.read_text(encoding="utf-8")))))
         parser.refuse_unknown(args)  # before it is said that there is no such parent
         parent = raw_parent(args)
         if parent is None and self.verb in NEEDS_PARENT and not asks_only(args):
@@ -210,10 +276,6 @@ class TrainCLI(LightningCLI):
             parser.set_defaults(
                 {f"model.net.{field}": value for field, value in self.parent.shape.items()}
             )
-        preset = CONFIG_PRESETS / f"{self.verb}.yaml"
-        if preset.exists():
-            # As defaults and not as a config: another optimizer must not take the preset's rate.
-            parser.set_defaults(dict(_options(yaml.safe_load(preset.read_text(encoding="utf-8")))))
         self.config = parser.parse_args(args)
         self.origin = origin_of(
             [read_text(config) if is_file(config) else config for config in split_configs(args)[0]]
@@ -229,6 +291,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument("--from", type=str | None, default=None, help=text)
         parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
+        say_of_trainer(parser)
 
     # ------------------------------------------------------------------ resolve
 
