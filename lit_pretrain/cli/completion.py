@@ -10,7 +10,6 @@ from lit_pretrain.cli.command.verb import Group, Verb, parser_of
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain completion`."""
-    from lit_pretrain.cli.command.notices import quiet_libraries
     from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("completion", __doc__)
@@ -18,7 +17,6 @@ def main(argv: list[str]) -> int:
         "shell", type=str, choices=["bash", "zsh", "fish"], help="Whose language to print."
     )
     shell = parser.parse_args(argv).shell
-    quiet_libraries()
     print(completion_script(declared_verbs(), shell))
     return 0
 

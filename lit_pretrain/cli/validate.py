@@ -87,6 +87,7 @@ class EvaluateCLI(LightningCLI):
             "--json", type=str | None, default=None, help="Also write the figures to this file."
         )
         say_of_trainer(parser)
+        assert isinstance(parser, TrainParser)
         parser.first_page = {
             "Run": ("run", "checkpoint", "accept", "json", "config", "print_config"),
             "Data": DATA_PAGE,

@@ -405,7 +405,13 @@ def _classes_in(typehint: Any) -> list[type]:
     return [found for item in get_args(typehint) for found in _classes_in(item)]
 
 
-_SIMPLE: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Any: "VALUE"}
+_SIMPLE: dict[Any, str] = {
+    int: "INT",
+    float: "FLOAT",
+    str: "TEXT",
+    bool: "true|false",
+    Any: "VALUE",
+}
 
 
 def _kind_of(action: argparse.Action) -> str:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.cli.train.resolve import build
-from lit_pretrain.cli.train.train_cli import DATA_PAGE, TrainCLI
+from lit_pretrain.cli.train.train_cli import DATA_PAGE, TrainCLI, TrainParser
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.skips import Skips
@@ -35,6 +35,7 @@ class BatchCLI(TrainCLI):
         parser.add_argument(
             "--color", type=bool | None, default=None, help="Default: on a terminal."
         )
+        assert isinstance(parser, TrainParser)
         parser.first_page = {
             "Rows": ("step", "rows", "color", "config", "from", "print_config"),
             "Data": DATA_PAGE,

@@ -23,7 +23,7 @@ from lit_pretrain.cli.train.resolve import (
     optimizer_of,
     settings_of,
 )
-from lit_pretrain.cli.train.train_cli import TrainCLI
+from lit_pretrain.cli.train.train_cli import TrainCLI, TrainParser
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, did_you_mean, warn
@@ -73,6 +73,7 @@ class PlanCLI(TrainCLI):
         """Add the options of a plan to those of a run."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(PlanSettings, None)
+        assert isinstance(parser, TrainParser)
         parser.first_page = {"Plan": ("config", *PlanSettings.__dataclass_fields__)}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
