@@ -448,7 +448,7 @@ def test_a_typo_is_said_before_a_missing_run():
         result = here(verb, "--run", "nowhere", "--chekpoint=best")
         assert (result.code, result.out) == (2, "")
         assert "--chekpoint=best" in result.err
-        assert "Did you mean 'checkpoint'?" in result.err
+        assert "Did you mean '--checkpoint'?" in result.err
         assert "nowhere" not in result.err
         missing = here(
             verb, "--run", "nowhere", "--model.clip_norm=2", "--checkpoint", "best"
@@ -459,7 +459,7 @@ def test_a_typo_is_said_before_a_missing_run():
 def test_a_typo_is_said_before_a_missing_parent():
     result = here("posttrain", "--from", "nowhere", "--max_setps=3")
     assert (result.code, result.out) == (2, "")
-    assert "Did you mean 'max_steps'?" in result.err
+    assert "Did you mean '--max_steps'?" in result.err
     assert "nowhere does not exist" in here("posttrain", "--from", "nowhere", "--max_steps=3").err
 
 

@@ -446,7 +446,8 @@ def _words_for(typehint: Any) -> str:
         return "|".join(dict.fromkeys(kinds))
     if inspect.isclass(typehint) and dataclasses.is_dataclass(typehint):
         return "{NAME: VALUE}"
-    if origin is Callable or ActionTypeHint.is_subclass_typehint(typehint):  # type: ignore[no-untyped-call]
+    is_class = ActionTypeHint.is_subclass_typehint(typehint)  # type: ignore[no-untyped-call]
+    if origin is Callable or is_class:
         return "CLASS"
     return str(getattr(typehint, "__name__", "VALUE")).upper()
 

@@ -306,7 +306,9 @@ class Suggesting:
         if found.get("owner"):
             known = [f"{key}.{field}".strip(".") for field in _parameters(found["owner"])]
         else:
-            known = [option.name for option in list_options(self, self._given)]
+            options = list_options(self, self._given)
+            known = [option.name for option in options]
+            known += [name for name in self._known_names() if name not in self.hidden]
         near = [repr(f"{dashes}{option}") for option in meant_options(name, known)]
         hint = f"\nDid you mean {' or '.join(near)}?" if near else ""
         elsewhere = fields_elsewhere(self)
