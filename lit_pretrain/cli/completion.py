@@ -3,7 +3,7 @@
 import argparse
 import importlib
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
 from lit_pretrain.cli.command.verb import Group, Verb, parser_of
 
@@ -21,14 +21,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def declared_verbs() -> dict[str, Union[Verb, Group]]:
+def declared_verbs() -> dict[str, Verb | Group]:
     """Every verb, as its file declares it."""
     from lit_pretrain.__main__ import verbs
 
     return {name: importlib.import_module(f"lit_pretrain.cli.{name}").VERB for name in verbs()}
 
 
-def completion_script(verbs: Mapping[str, Union[Verb, Group]], shell: str) -> str:
+def completion_script(verbs: Mapping[str, Verb | Group], shell: str) -> str:
     """Write the script that completes the verbs, with all that is known about them now.
 
     A shell that asked the parsers at each Tab would wait for the import of torch. shtab writes the
@@ -47,7 +47,7 @@ def completion_script(verbs: Mapping[str, Union[Verb, Group]], shell: str) -> st
     return script
 
 
-def _add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, Union[Verb, Group]]) -> None:
+def _add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, Verb | Group]) -> None:
     parts = parser.add_subparsers()
     for name, verb in verbs.items():
         if isinstance(verb, Group):

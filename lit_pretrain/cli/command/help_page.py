@@ -315,7 +315,7 @@ def _with_fields(
     known = [] if typehint is None else get_all_subclass_paths(typehint)
     flags = [option for option in action.option_strings if not option.endswith("+")]
     spec = _spec_of(action.default)
-    stated = None if typehint is None else given_class(name, given)
+    stated = given_class(name, given) if known else None  # of `--from DIR`, DIR is no class
     path = _resolved(stated, known) if stated else spec.get("class_path")
     fields = [item for item in _classes_in(typehint) if dataclasses.is_dataclass(item)]
     closed = fields[0] if len(fields) == 1 else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_pretrain.errors import UserError, did_you_mean, message_of
 
-COLLECTED: ContextVar[Optional[list[Any]]] = ContextVar("COLLECTED", default=None)
+COLLECTED: ContextVar[list[Any] | None] = ContextVar("COLLECTED", default=None)
 """Where a parser that is asked for help leaves itself instead of printing it; None: nowhere."""
 
 

@@ -44,9 +44,9 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.plain_data import read_text
 from lit_pretrain.redaction import origin_of, redact, refuse_hidden
-from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.stage import Stage
