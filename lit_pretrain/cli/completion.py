@@ -84,4 +84,4 @@ def _add_options(part: argparse.ArgumentParser, own: Any) -> None:
             part.add_argument(f"--{name}")
 
 
-VERB = Verb(main, example="lit_pretrain completion bash > ~/.lit_pretrain.bash")
+VERB = Verb(main, example="lit_pretrain completion bash")
