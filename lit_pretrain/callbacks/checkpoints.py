@@ -245,8 +245,8 @@ class Checkpoints(Checkpoint):
             rename_durably(scratch, path)
             self._prune(path)
         trainer.strategy.barrier("checkpoint")
-        self.on_saved(time.perf_counter() - began)
         self.latest = path
+        self.on_saved(time.perf_counter() - began)
         return path
 
     def _check_finite(self, trainer: L.Trainer) -> None:

@@ -48,6 +48,7 @@ def write_summary(
     mixture: str,
     samples: Mapping[str, str],
     forecast: Foreseen | None = None,
+    goodput: str | None = None,
 ) -> dict[str, float]:
     """Write summary.md and summary.html, and return the final figures.
 
@@ -59,6 +60,7 @@ def write_summary(
         mixture: The table printed before the run.
         samples: Generated text by prompt.
         forecast: What was expected before the run; None where no law covers it.
+        goodput: Where the wall time of all attempts went, in words; None where it is not known.
     """
     lines = read_metrics(run)
     train = [line for line in lines if "train/loss" in line]
@@ -106,6 +108,7 @@ def write_summary(
         ("tokens", f"{figures['tokens']:,.0f}"),
         ("training FLOPs", f"{figures['flops']:.4g}"),
         ("time", f"{seconds:,.1f} s, of which {train_seconds:,.1f} s training steps"),
+        *([] if goodput is None else [("goodput", goodput)]),
         ("throughput, median window", f"{rates[len(rates) // 2]:,.0f} tokens per second"),
     ]
     head = ("source", "share of the last window", "validation loss")

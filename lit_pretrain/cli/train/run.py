@@ -31,6 +31,7 @@ from lit_pretrain.errors import DivergedError, UserError, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.plain_data import dump_config, read_config
+from lit_pretrain.report.goodput import goodput_line
 from lit_pretrain.report.run_folder import (
     CONFIG,
     LOGGERS,
@@ -54,12 +55,13 @@ from lit_pretrain.report.tensorboard import hyper_parameters, loss_section
 from lit_pretrain.scaling.flops import peak_flops
 
 
-def train(verb: str, argv: list[str]) -> int:
+def train(verb: str, argv: list[str], began: float) -> int:
     """Run one of the training verbs.
 
     Args:
         verb: fit, posttrain or finetune.
         argv: Its arguments.
+        began: When the command was started, by `time.monotonic`.
 
     Returns:
         The exit code.
@@ -74,13 +76,13 @@ def train(verb: str, argv: list[str]) -> int:
                     " nothing is left to do"
                 )
         else:
-            _train(cli)
+            _train(cli, began)
     finally:
         cli.lock.release()
     return 0
 
 
-def _train(cli: TrainCLI) -> None:
+def _train(cli: TrainCLI, started: float) -> None:
     """Train, and write the summary; of a run that was killed before it had one, only the latter."""
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
@@ -108,6 +110,9 @@ def _train(cli: TrainCLI) -> None:
     foreseen = plan.expected
     cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values
     if trainer.is_global_zero:
+        cli.callbacks.ledger.begin(
+            started, first_step=first_step, goes_on=cli.settings.resume != "never"
+        )
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         print(said, mixture, sep="\n", flush=True)
         if cli.place.checkpoint:
@@ -141,6 +146,8 @@ def _train(cli: TrainCLI) -> None:
         seconds = time.perf_counter() - began, cli.callbacks.metrics.train_seconds
         if cli.finished:
             seconds = recorded_seconds(read_metrics(cli.place.folder))
+        ledger = cli.callbacks.ledger
+        ledger.write(trainer.global_step)
         summary = write_summary(
             cli.place.folder,
             seconds=seconds[0],
@@ -153,6 +160,7 @@ def _train(cli: TrainCLI) -> None:
             ),
             mixture=mixture,
             samples=cli.callbacks.samples.latest,
+            goodput=goodput_line(ledger.attempts),
         )
         for logger in trainer.loggers:
             if isinstance(logger, RunBoard):

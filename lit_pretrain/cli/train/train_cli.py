@@ -405,5 +405,5 @@ class TrainCLI(LightningCLI):
             instantiated,
             self.place,
             self.callbacks.in_order(),
-            pause=self.callbacks.metrics.pause,
+            pause=self.callbacks.pause,
         )

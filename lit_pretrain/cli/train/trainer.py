@@ -27,7 +27,9 @@ from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.callbacks.step_trace import StepTrace
+from lit_pretrain.callbacks.time_ledger import StepEnd, TimeLedger
 from lit_pretrain.callbacks.watchdog import Watchdog
+from lit_pretrain.checkpoint.layout import step_of
 from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings
@@ -66,6 +68,7 @@ class RunCallbacks:
         seconds: float | None,
     ) -> None:
         self.progress = ProgressLine()
+        self.ledger = TimeLedger(folder)
         self.metrics = Metrics(
             every=settings.log_every,
             sources=sources,
@@ -79,14 +82,14 @@ class RunCallbacks:
             every=settings.checkpoint_every,
             keep=settings.keep_checkpoints,
             contract=contract,
-            on_saved=self.metrics.pause,
+            on_saved=self._saved,
         )
         self.samples = TextSamples(
             folder,
             every=settings.sample_every,
             prompts=settings.sample_prompts,
             tokens=settings.sample_tokens,
-            on_done=self.metrics.pause,
+            on_done=self.pause,
         )
         self.stop = GracefulStop(self.checkpoints, seconds=seconds)
         self.watchdog = Watchdog(folder, settings.hang_timeout, self.stop)
@@ -96,9 +99,22 @@ class RunCallbacks:
     def in_order(self) -> list[Callback]:
         """List all of them, in the order in which they are called."""
         return [
-            self.watchdog, self.metrics, self.progress, self.samples, self.answers_shown,
-            *self.evaluations, self.checkpoints, self.stop,
+            self.ledger, self.watchdog, self.metrics, self.progress, self.samples,
+            self.answers_shown, *self.evaluations, self.checkpoints, self.stop,
+            StepEnd(self.ledger),
         ]  # fmt: skip
+
+    def pause(self, seconds: float) -> None:
+        """Take time that has just gone by out of training."""
+        self.metrics.pause(seconds)
+        self.ledger.move("other", seconds)
+
+    def _saved(self, seconds: float) -> None:
+        self.metrics.pause(seconds)
+        self.ledger.move("saving", seconds)
+        if self.ledger.attempts:  # kept by rank 0
+            assert self.checkpoints.latest is not None
+            self.ledger.write(step_of(self.checkpoints.latest) or 0, saved=True)
 
     def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:
         if not settings.evaluate_tasks:
@@ -118,7 +134,7 @@ class RunCallbacks:
                 every=settings.evaluate_every,
                 request=request,
                 sinks=self.metrics.sinks,
-                on_done=self.metrics.pause,
+                on_done=self.pause,
                 on_batch=self.watchdog.beat,
             )
         ]
