@@ -17,6 +17,8 @@ class Division(NamedTuple):
     """Rows that one device processes at once."""
     micro_batches: int
     """Micro-batches of each device: the accumulation."""
+    together: int = 1
+    """Devices that read the same rows (parallel.cp × parallel.tp)."""
 
     def text(self, unit: str, tokens: int | None = None) -> str:
         """Write the division as a product, such as `2 devices × 4 rows × 512 tokens`.
@@ -25,7 +27,7 @@ class Division(NamedTuple):
             unit: What a row is called, in the plural.
             tokens: Tokens of a row; None leaves them out.
         """
-        factors = [counted(self.devices, "devices"), counted(self.micro_batch_size, unit)]
+        factors = [_groups(self.devices, self.together), counted(self.micro_batch_size, unit)]
         factors += [] if tokens is None else [f"{tokens:,} tokens"]
         factors += [] if self.micro_batches == 1 else [f"{self.micro_batches:,} micro-batches"]
         return " × ".join(factors)
@@ -50,25 +52,30 @@ class StepSize:
         """Rows of a step over all devices."""
         return self.divide(1, 1).micro_batches
 
-    def divide(self, devices: int, micro_batch_size: int, *, fixed: bool = False) -> Division:
+    def divide(
+        self, devices: int, micro_batch_size: int, *, fixed: bool = False, together: int = 1
+    ) -> Division:
         """Divide a step equally over devices, and each share into the fewest equal micro-batches.
 
         Args:
             devices: Over all machines.
             micro_batch_size: The most rows that a device may process at once.
             fixed: Whether the loss depends on the micro-batch, which then must divide as it is.
+            together: Devices that read the same rows, and so count as one here.
 
         Raises:
             UserError: Not even single rows divide; the message says what would.
         """
-        factors = {"devices": devices} if devices > 1 else {}
+        groups = devices // together
+        name = "devices" if together == 1 else f"groups of {together} devices"
+        factors = {name: groups} if groups > 1 else {}
         factors |= {"data.seq_len": self.tokens_per_row} if self.tokens_per_row is not None else {}
         factors |= {"data.micro_batch_size": micro_batch_size} if fixed else {}
         if self.total < 1 or self.total % math.prod(factors.values()):
-            raise UserError(self._mistake(factors, devices))
-        share = self.total // (self.tokens_per_row or 1) // devices
+            raise UserError(self._mistake(factors, groups, together))
+        share = self.total // (self.tokens_per_row or 1) // groups
         size = largest_divisor(share, micro_batch_size)
-        return Division(devices, size, share // size)
+        return Division(devices, size, share // size, together)
 
     def lowered(self, division: Division, asked: int) -> str | None:
         """Say why `division` has a smaller micro-batch than `asked`; None if it has not."""
@@ -77,28 +84,33 @@ class StepSize:
         share = division.micro_batch_size * division.micro_batches
         said = f"data.micro_batch_size lowered from {asked} to {division.micro_batch_size}: "
         said += f"a step of {counted(self.rows, self.unit)}"
-        if division.devices > 1:
-            said += f" leaves {share:,} to each of {division.devices:,} devices"
+        groups = division.devices // division.together
+        if groups > 1:
+            said += f" leaves {share:,} to each of {_groups(division.devices, division.together)}"
         if share > asked:
-            unit = asked * division.devices * (self.tokens_per_row or 1)
+            unit = asked * groups * (self.tokens_per_row or 1)
             said += f"; {self._setting(_nearest(self.total, unit))} would keep {asked}"
         return said
 
     def _setting(self, total: int) -> str:
         return f"data.global_batch_{'rows' if self.tokens_per_row is None else 'tokens'}={total}"
 
-    def _mistake(self, factors: dict[str, int], devices: int) -> str:
+    def _mistake(self, factors: dict[str, int], groups: int, together: int) -> str:
         unit = math.prod(factors.values())
         product = f"{' × '.join(factors)} = {' × '.join(map(str, factors.values()))}"
         product += "" if len(factors) == 1 else f" = {unit}"
         said = f"{self._setting(self.total)} must be a multiple of {product}; "
         said += f"the nearest is {_nearest(self.total, unit)}"
-        least = unit // devices
-        if devices == 1 or self.total < 1 or self.total % least:
+        least = unit // groups
+        if groups == 1 or self.total < 1 or self.total % least:
             return said
-        below = largest_divisor(self.total // least, devices)
-        above = smallest_divisor(self.total // least, devices)
-        would = f"{below} or {above} devices" if above is not None else counted(below, "devices")
+        below = largest_divisor(self.total // least, groups) * together
+        above = smallest_divisor(self.total // least, groups)
+        would = (
+            f"{below} or {above * together} devices"
+            if above is not None
+            else counted(below, "devices")
+        )
         return f"{said}, or take {would} (trainer.devices × trainer.num_nodes)"
 
 
@@ -115,6 +127,12 @@ def smallest_divisor(number: int, least: int) -> int | None:
 def counted(number: int, unit: str) -> str:
     """Write a number with its unit, which is given in the plural: `1 row`, `1,024 rows`."""
     return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"
+
+
+def _groups(devices: int, together: int) -> str:
+    if together == 1:
+        return counted(devices, "devices")
+    return f"{counted(devices // together, 'groups')} of {together} devices"
 
 
 def _nearest(total: int, unit: int) -> int:

@@ -170,6 +170,11 @@ SHARDED = ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]
         pytest.param([], id="ddp"),
         pytest.param(["--trainer.strategy=fsdp"], id="fsdp", marks=pytest.mark.slow),
         pytest.param(SHARDED, id="fsdp-sharded"),
+        pytest.param(
+            ["--parallel.dp_replicate=2", "--trainer.devices=4", "--sharded_checkpoints=true"],
+            id="hsdp",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_equal_one_and_hand_over(
@@ -188,7 +193,8 @@ def test_two_ranks_equal_one_and_hand_over(
     if last.is_dir():  # every rank has hashed what it wrote
         files = read_sealed_json(last / DIGESTS)["files"]
         assert set(files) == {path.name for path in last.iterdir()} - {DIGESTS}
-        assert len([name for name in files if name.endswith(".distcp")]) == 2
+        ranks = 4 if "--trainer.devices=4" in extra else 2
+        assert len([name for name in files if name.endswith(".distcp")]) == ranks
     # The middle one remains; one process goes on from what two have saved.
     shutil.rmtree(last) if last.is_dir() else last.unlink()
     fit(dataset, one, name, *ONE, "--resume=auto")

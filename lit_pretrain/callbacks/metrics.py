@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.errors import UserError
+from lit_pretrain.parallel.strategy import sum_over_tokens
 
 Sink = Callable[[int, dict[str, float]], None]
 """Takes the optimizer step and the metrics of a window or of a validation."""
@@ -174,8 +175,7 @@ class Metrics(L.Callback):
         assert self._sums is not None
         if trainer.world_size == 1:
             return self._sums
-        total: Tensor = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
-        return total
+        return sum_over_tokens(trainer.strategy, self._sums.clone())
 
     def _report(self, trainer: L.Trainer, step: int) -> None:
         total = self._total(trainer)

@@ -38,6 +38,8 @@ class BaseData(L.LightningDataModule, ABC):
     """Inputs per row, T."""
     micro_batch_size: int
     """Samples that one device processes at once."""
+    devices_together: int = 1
+    """Devices that read the same rows (parallel.cp × parallel.tp); set by whoever knows."""
     sequences_per_row: int = 1
     """Sequences that the network sees for each sample."""
     updates: int = 1
@@ -148,7 +150,10 @@ class BaseData(L.LightningDataModule, ABC):
             UserError: The samples of a step do not divide evenly.
         """
         return self.step_size.divide(
-            devices, self.micro_batch_size, fixed=self.micro_batch_is_fixed
+            devices,
+            self.micro_batch_size,
+            fixed=self.micro_batch_is_fixed,
+            together=self.devices_together,
         )
 
     @abstractmethod

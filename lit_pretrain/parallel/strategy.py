@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import nn
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+    Strategy,
+)
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -18,12 +24,13 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.parallel.mesh import Mesh, MeshSizes, Parallel, weights_mesh
 
 
 def shard_(
     net: Transformer, mesh: DeviceMesh, *, device: torch.device, fill: Callable[[Transformer], None]
 ) -> Transformer:
-    """Shard each block and the root over the data-parallel mesh and give the parts their weights.
+    """Lay a network out over a mesh: shard each block and the root, and give the parts weights.
 
     The whole network is filled on rank 0 and broadcast part by part: random initialisation of
     DTensors draws the same numbers on every rank's own part, which is not the initialisation that
@@ -31,16 +38,12 @@ def shard_(
 
     Args:
         net: A network on the meta device.
-        mesh: Lightning's mesh with the dimensions data_parallel and tensor_parallel.
+        mesh: `Mesh.whole`, or Lightning's mesh with the dimensions data_parallel and
+            tensor_parallel.
         device: Where the parts live.
         fill: Gives a whole network its first weights.
     """
-    if mesh["tensor_parallel"].size() > 1:
-        raise UserError(
-            f"tensor_parallel_size={mesh['tensor_parallel'].size()} is not supported; "
-            "set tensor_parallel_size: 1 and data_parallel_size to the number of devices"
-        )
-    data = mesh["data_parallel"]
+    data = weights_mesh(mesh)
     for block in net.blocks:
         fully_shard(block, mesh=data)
     # The head is used right after the root's forward: keeping the root gathered saves gathering it
@@ -60,12 +63,50 @@ def shard_(
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, which restores optimizer state by the names of parameters.
+    """Lightning's strategy for FSDP2 over a mesh of our own.
 
-    An optimizer counts its parameters group by group. Ours groups them by role, so Lightning 2.6.6
-    would give many a moment to a wrong parameter: with an error where the shapes differ, silently
-    where they do not.
+    Lightning's mesh has two fixed axes. And it restores optimizer state by number: an optimizer
+    counts its parameters group by group, ours groups them by role, so Lightning 2.6.6 would give
+    many a moment to a wrong parameter, with an error where the shapes differ, silently where they
+    do not. Here names decide.
+
+    Args:
+        parallel: How the devices are divided.
+        sharded_checkpoints: Let every rank write its part of a checkpoint.
     """
+
+    def __init__(
+        self, parallel: Parallel = Parallel(), *, sharded_checkpoints: bool = False
+    ) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=sharded_checkpoints,
+        )
+        self.parallel = parallel
+        self.mesh: Mesh
+        """Made when the processes are connected."""
+
+    @property
+    def sizes(self) -> MeshSizes:
+        """Return the sizes of the mesh, known before there is one."""
+        return self.parallel.sizes(self.num_nodes * self.num_processes)
+
+    def setup_environment(self) -> None:
+        """Connect the processes and make their mesh."""
+        # Past ModelParallelStrategy, which makes the mesh of two axes.
+        ParallelStrategy.setup_environment(self)
+        self._setup_distributed()
+        self.mesh = Mesh.make(self.sizes, self.root_device.type)
+        self._device_mesh = self.mesh.whole
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Say which rows are whose: ranks that differ in cp or tp alone read the same."""
+        batch = self.mesh.batch
+        return {"num_replicas": batch.size(), "rank": batch.get_local_rank()}
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
@@ -124,37 +165,83 @@ def by_name(
     }
 
 
+def token_group(strategy: Strategy) -> Any:
+    """Return the process group of the ranks that hold different tokens; None for all ranks.
+
+    A sum over all ranks would count the tokens of tensor-parallel twins several times.
+    """
+    return strategy.mesh.loss.get_group() if isinstance(strategy, ShardedStrategy) else None
+
+
+def token_ranks(trainer: Trainer) -> int:
+    """Count the ranks that hold different tokens."""
+    strategy = trainer.strategy
+    if isinstance(strategy, ShardedStrategy):
+        return strategy.mesh.loss.size()
+    return trainer.world_size
+
+
+def sum_over_tokens(strategy: Strategy, tensor: Tensor) -> Tensor:
+    """Sum a tensor over the ranks that hold different tokens; all ranks call this together."""
+    total: Tensor = strategy.reduce(tensor, token_group(strategy), reduce_op="sum")
+    return total
+
+
 STRATEGIES = ("auto", "ddp", "fsdp", "ddp_find_unused_parameters_true", "single_device")
 """Names that `trainer.strategy` may have; a strategy of one's own is given by its class path."""
 
 
-def sharding_of(strategy: Any, devices: int) -> Literal["none", "ddp", "fsdp"]:
+def sharding_of(
+    strategy: Any, parallel: Parallel | None, devices: int
+) -> Literal["none", "ddp", "fsdp"]:
     """Say how a strategy divides weights, gradients and moments, for a plan of their memory.
 
     Args:
         strategy: `trainer.strategy` of a parsed config: a name, or a class path with arguments.
+        parallel: From `parallel_of`.
         devices: Devices of the run over all machines.
     """
+    if parallel is not None:
+        return "fsdp"
     name = str(strategy if isinstance(strategy, str) else strategy["class_path"]).lower()
     if "fsdp" in name or "modelparallel" in name or "sharded" in name:
         return "fsdp"
     return "ddp" if devices > 1 else "none"
 
 
-def make_strategy(strategy: Any, devices: int, *, sharded_checkpoints: bool) -> str | Strategy:
+def parallel_of(strategy: Any, parallel: Parallel | None) -> Parallel | None:
+    """Return how a config divides its devices; None where the network is not sharded by us.
+
+    Args:
+        strategy: `trainer.strategy` of a parsed config.
+        parallel: Its `parallel`.
+
+    Raises:
+        UserError: Both say how the devices are divided.
+    """
+    if parallel is None:
+        return Parallel() if strategy == "fsdp" else None
+    if strategy not in ("auto", "fsdp"):
+        raise UserError(
+            f"parallel and trainer.strategy={strategy!r} both say how devices divide the work:"
+            " leave one of the two out"
+        )
+    return parallel
+
+
+def make_strategy(
+    strategy: Any, devices: int, *, parallel: Parallel | None, sharded_checkpoints: bool
+) -> str | Strategy:
     """Make the strategy that Lightning's Trainer gets.
 
     Args:
         strategy: `trainer.strategy`, by name or as an instance.
         devices: Devices of the run over all machines.
+        parallel: From `parallel_of`.
         sharded_checkpoints: Let every rank write its part of a checkpoint.
     """
-    if strategy == "fsdp":
-        return ShardedStrategy(
-            data_parallel_size=devices,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=sharded_checkpoints,
-        )
+    if parallel is not None:
+        return ShardedStrategy(parallel, sharded_checkpoints=sharded_checkpoints)
     if strategy == "ddp" or (strategy == "auto" and devices > 1):
         # The only buffers are tables that every rank derives by itself.
         return DDPStrategy(broadcast_buffers=False)

@@ -71,6 +71,12 @@ class Layout:
     """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks
     gathered one by one, the root kept).
     """
+    copies: int = 1
+    """Copies of the sharded network (parallel.dp_replicate)."""
+    cp: int = 1
+    """Devices that share the tokens of a row (parallel.cp)."""
+    tp: int = 1
+    """Devices that share every matrix (parallel.tp)."""
     precision: str = "bf16-mixed"
     """bf16-mixed: fp32 weights and moments, bf16 products under autocast. bf16-true: bf16
     throughout. 32-true: fp32 throughout. bf16-policy: fp32 state, gathered and computed in bf16
@@ -110,20 +116,21 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Count the tokens of a micro-batch on one device."""
-        return self.rows * self.seq_len
+        """Count the tokens of a micro-batch that attention's queries have on one device."""
+        return self.rows * self.seq_len // self.cp
 
     @property
     def micro_batches(self) -> int | None:
         """Count the micro-batches of each device in a step; None where the step is not known."""
         if self.step_rows is None:
             return None
-        return self.step_rows * self.group // (self.rows * self.devices)
+        groups = self.devices // (self.cp * self.tp)
+        return self.step_rows * self.group // (self.rows * groups)
 
     @property
     def shards(self) -> int:
-        """Count the parts into which state is sharded."""
-        return self.devices if self.sharding == "fsdp" else 1
+        """Count the parts into which state is sharded, by FSDP and tensor parallelism together."""
+        return self.devices // self.copies if self.sharding == "fsdp" else 1
 
     @property
     def state_bytes(self) -> int:
@@ -226,7 +233,11 @@ def states(config: ModelConfig, layout: Layout) -> States:
 
 
 def block_activations(config: ModelConfig, layout: Layout) -> float:
-    """Count the bytes that one block keeps for its backward pass, averaged over unlike layers."""
+    """Count the bytes that one block keeps for its backward pass, averaged over unlike layers.
+
+    Tensor parallelism divides everything but the inputs of the projections, for which the tokens
+    of all its devices are gathered.
+    """
     t, d, f = layout.tokens, config.width, config.ffn_size
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
     c, r = layout.compute_bytes, layout.residual_bytes
@@ -234,7 +245,8 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     per_linear = r != c and not layout.compiled
     inputs = (5 if config.gated else 4) if per_linear else 2
     # The residual at both norms, and the inputs of the projections.
-    kept: float = 2 * r * t * d + inputs * c * t * d
+    gathered = inputs * c * t * d
+    kept: float = 2 * r * t * d
     # Queries, keys, values, heads, and the scores' log-sum-exp.
     kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head
     # Compiled, the backward pass recomputes the activation from its input.
@@ -253,7 +265,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         # Autocast's copies of the weights are saved for the backward pass, compiled or not. Weights
         # in four bits are restored again instead.
         kept += c * max(0.0, _block_parameters(config) - layout.quantized / config.n_layer)
-    return float(kept)
+    return float(gathered + kept / layout.tp)
 
 
 def _norm_extra(config: ModelConfig, layout: Layout) -> float:
@@ -283,10 +295,11 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     t, d, f, n = layout.tokens, config.width, config.ffn_size, config.n_layer
     c, r, g, w = layout.compute_bytes, layout.residual_bytes, layout.gathered_bytes, layout.shards
     sharded = layout.sharding == "fsdp"
-    block, boundary = block_activations(config, layout), r * t * d
+    tp = layout.tp
+    block, boundary = block_activations(config, layout), r * t * d / tp
     activations = n * (boundary if layout.checkpointing else block)
     root_parameters = count_parameters(config).total - n * _block_parameters(config)
-    root = root_parameters * g if sharded else 0.0
+    root = root_parameters * g / tp if sharded else 0.0
     held = s.parameters + s.moments + s.buckets + s.reference
     loss = (
         held
@@ -298,10 +311,11 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
 
     block_gradient = _block_parameters(config) * layout.state_bytes * layout.trainable
     # The head's gradient is not reduced before the embedding's, which comes last.
-    head_gradient = config.vocab_size * d * g * layout.trainable
+    head_gradient = config.vocab_size * d * g * layout.trainable / tp
     # Within a block: the upstream gradient, two gradients of feed-forward width, and a weight's
     # gradient or a weight restored from four bits.
-    within = r * t * d + 2 * c * t * f + c * d * f * (layout.trainable > 0 or layout.quantized > 0)
+    weight = c * d * f * (layout.trainable > 0 or layout.quantized > 0)
+    within = r * t * d + (2 * c * t * f + weight) / tp
     backward = 0.0
     for i in range(n, 0, -1):
         kept = i * (boundary if layout.checkpointing else block) + (
@@ -314,9 +328,11 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
         )
         gathered = 0.0
         if sharded:
-            blocks = _block_parameters(config) * g
+            blocks = _block_parameters(config) * g / tp
             gathered = (
-                blocks * (2 if i > 1 else 1) + head_gradient + (block_gradient if i < n else 0.0)
+                blocks * (2 if i > 1 else 1)
+                + head_gradient
+                + (block_gradient / tp if i < n else 0.0)
             )
         backward = max(backward, held + done + root + kept + gathered + within)
     return Peak(
@@ -369,7 +385,7 @@ def _answers(config: ModelConfig, layout: Layout) -> float:
 
 def _head(config: ModelConfig, layout: Layout) -> float:
     """Count the bytes of the final norm, the head and the loss."""
-    t, d, v = layout.tokens, config.width, config.vocab_size
+    t, d, v = layout.tokens, config.width, config.vocab_size // layout.tp
     c, r = layout.compute_bytes, layout.residual_bytes
     hidden = r * t * d + c * t * d + _norm_extra(config, layout)
     if layout.head == "plain":

@@ -156,6 +156,10 @@ class LayoutReport(TypedDict):
 
     sharding: memory.Sharding
     devices: int
+    copies: int
+    """Copies of the sharded network (parallel.dp_replicate)."""
+    cp: int
+    tp: int
     rows: int
     seq_len: int
     micro_batches: int | None
@@ -396,7 +400,8 @@ def _memory(q: Question, layout: memory.Layout) -> MemoryReport:
     fits = None if q.limit is None else peak.bytes + overhead <= q.limit
     return {
         "layout": {
-            "sharding": layout.sharding, "devices": layout.devices, "rows": layout.rows,
+            "sharding": layout.sharding, "devices": layout.devices,
+            "copies": layout.copies, "cp": layout.cp, "tp": layout.tp, "rows": layout.rows,
             "seq_len": layout.seq_len,
             "micro_batches": layout.micro_batches,
             "precision": layout.precision, "activation_checkpointing": layout.checkpointing,

@@ -18,6 +18,7 @@ from lit_pretrain.checkpoint.weights import load_weights, read_score, weights_id
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.parallel.mesh import weights_mesh
 from lit_pretrain.stage.checks import DATA_KINDS
 from lit_pretrain.stage.reference import Frozen
 
@@ -184,5 +185,5 @@ def make_score_head(
             # head.
             head.weight.normal_(0.0, SCORE_STD, generator=torch.Generator().manual_seed(seed + 1))
     if mesh is not None:
-        fully_shard(head.to(device), mesh=mesh["data_parallel"])
+        fully_shard(head.to(device), mesh=weights_mesh(mesh))
     return head, stored is not None

@@ -49,7 +49,7 @@ from lit_pretrain.objective import (
 from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
-from lit_pretrain.parallel.strategy import shard_
+from lit_pretrain.parallel.strategy import shard_, sum_over_tokens, token_group, token_ranks
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.checks import (
@@ -338,9 +338,13 @@ class Stage(L.LightningModule):
             )
             self.metric_names = (*names, *self.answers.metric_names)
             names = self.answers.held_out_names
-        bits = self.objective.bits_per_byte
+        bits, group = self.objective.bits_per_byte, token_group(self.trainer.strategy)
         self.metrics = {
-            name: BitsPerByte(sources) if bits else Means(names, sources)
+            name: (
+                BitsPerByte(sources, process_group=group)
+                if bits
+                else Means(names, sources, process_group=group)
+            )
             for name in ("val", "test")
         }
 
@@ -432,8 +436,7 @@ class Stage(L.LightningModule):
         found = [count for count in counts if count is not None]
         if not found:
             return None
-        total: Tensor = self.trainer.strategy.reduce(torch.stack(found).sum(dim=0), reduce_op="sum")
-        return total
+        return sum_over_tokens(self.trainer.strategy, torch.stack(found).sum(dim=0))
 
     def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Tensor | None]:
         """Add the reference's column to a micro-batch, and compute the teacher's hidden states."""
@@ -449,7 +452,7 @@ class Stage(L.LightningModule):
         Lightning runs that together with the update.
         """
         # Dropout is a function of (seed, step, rank), so that there is no generator state to save
-        # or to restore.
+        # or to restore. Every rank drops from other tokens, those that share rows too.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         batch, answer_metrics = self._answered(batch)
         self._batch = batch
@@ -502,8 +505,7 @@ class Stage(L.LightningModule):
         another = self.reference_from is not None and self.reference_from != self.init_from
         if self.reference is None or another or dropout:
             return
-        total: Tensor = self.trainer.strategy.reduce(sums.packed(), reduce_op="sum")
-        means = sums.means(total)
+        means = sums.means(sum_over_tokens(self.trainer.strategy, sums.packed()))
         check_start(
             self.objective, means, net=self.net, place=self.reference.place, parent=self.init_from
         )
@@ -514,9 +516,10 @@ class Stage(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Divide by the global count and clip, in one pass over the gradients."""
         assert self._denominator is not None
-        count = self.trainer.strategy.reduce(self._denominator.float(), reduce_op="sum")
-        # Strategies average gradients over ranks; the count is a sum over ranks.
-        scale = self.trainer.world_size / count.clamp(min=1.0)
+        count = sum_over_tokens(self.trainer.strategy, self._denominator.float())
+        # Strategies average gradients over the ranks that hold different tokens; the count is a sum
+        # over them.
+        scale = token_ranks(self.trainer) / count.clamp(min=1.0)
         norm = scale_and_clip_(self.parameters(), scale, self.clip_norm)
         self.sums["grad_norm"] = norm
         if not math.isfinite(norm.item()):

@@ -19,8 +19,10 @@ from lit_pretrain.cli.train.resolve import (
     adapter_of,
     build,
     instantiate,
+    mesh_of,
     net_of,
     optimizer_of,
+    parallel_in,
     settings_of,
 )
 from lit_pretrain.cli.train.train_cli import TrainCLI, TrainParser
@@ -28,6 +30,7 @@ from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, did_you_mean, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
+from lit_pretrain.parallel.mesh import MeshSizes, check_sizes
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import (
@@ -236,8 +239,10 @@ def _layout(
 ) -> Layout:
     """Lay the run out on its devices, with a smaller micro-batch where a step takes one."""
     config, rows, accumulates = cli.config, step.rows, False
+    sizes = mesh_of(config, devices) or MeshSizes()
+    check_sizes(sizes, net, step.seq_len)
     if step.size is not None:
-        division = step.size.divide(devices, rows, fixed=step.fixed)
+        division = step.size.divide(devices, rows, fixed=step.fixed, together=sizes.together)
         said, rows = step.size.lowered(division, rows), division.micro_batch_size
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
         accumulates = division.micro_batches > 1
@@ -254,7 +259,9 @@ def _layout(
     return Layout(
         rows=rows * step.group, group=step.group, seq_len=step.seq_len,
         step_rows=None if step.size is None else step.size.rows,
-        devices=devices, sharding=sharding_of(config.trainer.strategy, devices),
+        devices=devices,
+        sharding=sharding_of(config.trainer.strategy, parallel_in(config), devices),
+        copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
         compiled=config.model.compile != "off", head=cli.settings.head,
         checkpointing=config.model.activation_checkpointing,
         optimizer_moments=moments, accumulates=accumulates,

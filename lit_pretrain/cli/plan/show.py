@@ -161,6 +161,9 @@ def _memory_rows(m: MemoryReport) -> list[tuple[str, str]]:
     layout, states = m["layout"], m["states"]
     how = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP2"}[layout["sharding"]]
     over = "" if layout["sharding"] == "none" else f" over {layout['devices']:,} devices"
+    axes = {"dp_replicate": layout["copies"], "cp": layout["cp"], "tp": layout["tp"]}
+    used = [f"{axis} {size}" for axis, size in axes.items() if size > 1]
+    over += f" ({', '.join(used)})" if used else ""
     step = f"{counted(layout['rows'], 'rows')} × {layout['seq_len']:,} tokens"
     if layout["micro_batches"] not in (None, 1):
         step += f" × {layout['micro_batches']:,} micro-batches"

@@ -17,13 +17,16 @@ from lit_pretrain.cli.train.resolve import (
     adapter_cost,
     adapter_of,
     instantiate,
+    mesh_of,
     net_of,
     optimizer_of,
+    parallel_in,
 )
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
+from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.charts import clock, short
 from lit_pretrain.roles import ROLES
@@ -68,10 +71,12 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
     division = data.divide(world)
     adapter = adapter_of(config)
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)
+    sizes = mesh_of(config, world) or MeshSizes()
     return Layout(
         rows=division.micro_batch_size * data.sequences_per_row, group=data.sequences_per_row,
         seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world,
-        sharding=sharding_of(config.trainer.strategy, world),
+        sharding=sharding_of(config.trainer.strategy, parallel_in(config), world),
+        copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
         precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda",
         checkpointing=config.model.activation_checkpointing,
@@ -247,6 +252,7 @@ def fit_plan(
     parts = [
         f"{counts.total / 1e6:.1f} M parameters ({counts.matmul / 1e6:.1f} M in matrix products)",
         data.batch_line(layout.devices),
+        *_mesh(config, layout.devices),
         (
             f"{config.max_steps:,} steps = {short(tokens)} tokens ="
             f" {data.epochs(config.max_steps):.2f} epochs"
@@ -258,6 +264,11 @@ def fit_plan(
         config.trainer.precision,
     ]
     return FitPlan("plan: " + " | ".join(parts), foreseen)
+
+
+def _mesh(config: Namespace, devices: int) -> list[str]:
+    sizes = None if config.parallel is None else mesh_of(config, devices)
+    return [] if sizes is None else [f"mesh {sizes.described}"]
 
 
 def _hours(gpu: str | None, precision: str, flops: float, devices: int) -> list[str]:

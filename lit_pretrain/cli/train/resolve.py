@@ -24,6 +24,8 @@ from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe, recipe_of
+from lit_pretrain.parallel.mesh import MeshSizes, Parallel
+from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import flops_per_token
 
 
@@ -148,6 +150,29 @@ def net_of(config: Namespace) -> ModelConfig:
     """Read the shape of the network from a parsed config."""
     values = config.model.net
     return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
+
+
+def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:
+    """The mesh of a parsed config over a number of devices; None where one axis is no mesh.
+
+    Raises:
+        UserError: Its sizes do not make up the devices.
+    """
+    parallel = parallel_in(config)
+    sizes = None if parallel is None else parallel.sizes(devices)
+    if sizes is not None and sizes.together > 1:
+        raise UserError(
+            f"parallel.cp={sizes.cp}, parallel.tp={sizes.tp}: no network can be split along these"
+            " axes yet; set both to 1 and use parallel.dp_shard"
+        )
+    return sizes
+
+
+def parallel_in(config: Namespace) -> Parallel | None:
+    """How a parsed config divides its devices; None where we do not shard the network."""
+    values = config.parallel
+    given = Parallel(**values.as_dict()) if isinstance(values, Namespace) else values
+    return parallel_of(config.trainer.strategy, given)
 
 
 def adapter_of(config: Namespace) -> LoRA | None:

@@ -22,6 +22,7 @@ from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.optim.schedule import Schedule
+from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.report.run_folder import (
     ABANDONED,
     RunLock,
@@ -90,9 +91,13 @@ class RunSettings:
     """Steps between two checkpoints; there is always one at the end. 0: only that one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; the one with the best validation is kept beside them."""
+    parallel: Parallel | None = None
+    """How the devices divide the work, beyond one axis: sharding, copies, tensor and context
+    parallelism. Default: trainer.strategy says it.
+    """
     sharded_checkpoints: bool = False
-    """With strategy fsdp: one checkpoint folder written by all ranks, instead of one file
-    gathered on rank 0.
+    """With parallel or strategy fsdp: one checkpoint folder written by all ranks, instead of one
+    file gathered on rank 0.
     """
     hang_timeout: float | None = 1800.0
     """Seconds without progress of any rank (a batch, a checkpoint) after which the run ends with

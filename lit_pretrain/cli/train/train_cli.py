@@ -24,6 +24,7 @@ from lit_pretrain.cli.train.resolve import (
     UNITS,
     build,
     check_finite,
+    mesh_of,
     names_class,
     net_of,
     resolve_length,
@@ -44,6 +45,7 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.parallel.mesh import check_sizes
 from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.plain_data import read_text
 from lit_pretrain.redaction import origin_of, redact, refuse_hidden
@@ -308,9 +310,14 @@ class TrainCLI(LightningCLI):
         time_limit(config.trainer.max_time)
         self.take_tokenizer()
         self.data = data = build(config.data)
+        sizes = mesh_of(config, world_of(config.trainer))
+        if sizes is not None:
+            data.devices_together = sizes.together
         self.divide_step()
         if config.model.net.vocab_size is None:
             config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
+        if sizes is not None:
+            check_sizes(sizes, net_of(config), data.seq_len)
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer.accelerator)
         check_precision(config.trainer.precision)
@@ -386,6 +393,7 @@ class TrainCLI(LightningCLI):
             check_constructors(self.config)  # of lists jsonargparse says only that no type fits
             raise
         self.datamodule.share(self.data)
+        self.datamodule.devices_together = self.data.devices_together
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our callbacks, logger and checkpoint route."""

@@ -32,6 +32,7 @@ from lit_pretrain.callbacks.watchdog import Watchdog
 from lit_pretrain.checkpoint.layout import step_of
 from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import read_record
+from lit_pretrain.cli.train.resolve import parallel_in
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings
 from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.evaluate.harness import EvaluationRequest
@@ -348,6 +349,7 @@ def make_trainer(
         "strategy": make_strategy(
             config.trainer.strategy,
             world_of(config.trainer),
+            parallel=parallel_in(config),
             sharded_checkpoints=config.sharded_checkpoints,
         ),
     }

@@ -405,9 +405,8 @@ class PostTrainingData(BaseData):
         """Yield one batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        self.micro_batch_size = self.divide(
-            replicas
-        ).micro_batch_size  # a run has lowered it already
+        # A run has lowered it already.
+        self.micro_batch_size = self.divide(replicas * self.devices_together).micro_batch_size
         sampler = StepSampler(
             rows=self.rows,
             rank=rank,

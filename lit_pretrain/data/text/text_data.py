@@ -303,9 +303,8 @@ class TextData(BaseData):
         """Yield one batch per optimizer step, from the trainer's step on."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        self.micro_batch_size = self.divide(
-            replicas
-        ).micro_batch_size  # a run has lowered it already
+        # A run has lowered it already.
+        self.micro_batch_size = self.divide(replicas * self.devices_together).micro_batch_size
         rows, order, first = self.step_size.rows, self.order(), self.trainer.global_step
         sampler = StepSampler(
             rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end
