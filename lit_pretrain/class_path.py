@@ -34,7 +34,7 @@ def import_class_path(path: str, where: str) -> Any:
     search_current_folder()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except Exception as error:  # a module of the user's may raise anything while it is imported
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent is not None and f"{module_name}.".startswith(f"{absent}."):
             parent = absent.rpartition(".")[0]

@@ -109,7 +109,7 @@ def ours(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
     """Compute loss and gradients of our adapter."""
     net = adapted(kind, how)
     loss = loss_of(net.logits(net(tokens())))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.item(), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
@@ -201,7 +201,7 @@ def theirs(kind: str, how: str) -> tuple[float, dict[str, Tensor]]:
             transformers_model(network(kind), kind), scratch, is_trainable=True
         )
     loss = loss_of(model(tokens()).logits)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     found = {
         key.replace("base_model.model.", "")
         .replace(".default", "")

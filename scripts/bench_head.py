@@ -46,7 +46,7 @@ class _Unrolled(torch.autograd.Function):
     """The same mathematics in plain operations, for the compiler to unroll and fuse."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, chunk, dtype):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, labels, chunk, dtype):  # type: ignore[no-untyped-def]  # torch's form
         h, w = hidden.to(dtype), weight.to(dtype)
         grads, total, grad_weight = [], hidden.new_zeros(()), torch.zeros_like(weight)
         for start in range(0, h.shape[0], chunk):
@@ -62,7 +62,7 @@ class _Unrolled(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]  # torch's form
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * upstream, grad_weight * upstream, None, None, None
 
@@ -73,7 +73,7 @@ def unrolled(chunk: int) -> Head:
         dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         )
-        return _Unrolled.apply(hidden, weight, labels, chunk, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        return _Unrolled.apply(hidden, weight, labels, chunk, dtype)  # type: ignore  # torch's own
 
     return head
 
@@ -164,7 +164,7 @@ def measure(
             else contextlib.nullcontext()
         ):
             loss = head(hidden, weight, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()  # waits for a GPU
 
     heads = candidates()

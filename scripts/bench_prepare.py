@@ -91,7 +91,7 @@ def bench_filters(megabytes: float, repeats: int) -> None:
     from lit_pretrain.prepare.filters.c4 import count_sentences
     from lit_pretrain.prepare.filters.filter import Chain
 
-    class WhiteSpace(WordTokenizer):  # type: ignore[misc]
+    class WhiteSpace(WordTokenizer):  # type: ignore[misc]  # datatrove has no types
         def word_tokenize(self, text: str) -> list[str]:
             return text.split()
 
@@ -185,7 +185,7 @@ def bench_bpe(megabytes: float, repeats: int) -> None:
 
     And what of it is splitting and counting words, beside the `regex` package doing the same.
     """
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     from lit_pretrain.prepare.prepare_config import TokenizerConfig
     from lit_pretrain.prepare.stages.train_tokenizer import train_bpe

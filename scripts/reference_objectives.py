@@ -577,7 +577,7 @@ TRAINERS: dict[str, Callable[[Case], tuple[Any, Tensor]]] = {
 def run_trl(case: Case) -> tuple[float, dict[str, Tensor]]:
     """Compute loss and gradients of TRL's loss over transformers' Llama, by our names."""
     model, loss = TRAINERS[case.trl](case)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.item(), {
         rename_tensor(name, _LLAMA_NAMES): p.grad
         for name, p in model.named_parameters()

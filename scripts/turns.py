@@ -96,7 +96,7 @@ class Contestant:
         self.log.seek(0)
         text = self.log.read()
         if code:
-            sys.exit(f"{' '.join(self.process.args)}\nfailed with {code}:\n{text}")  # type: ignore[arg-type]
+            sys.exit(f"{self.process.args!r}\nfailed with {code}:\n{text}")
         return text
 
     def kill(self) -> None:

@@ -124,7 +124,7 @@ def test_the_folder_is_what_transformers_wants(exported: Path, runs: Path) -> No
     assert language.template is not None
     text = language.template.render(
         messages, bos=language.tokenizer.bos, eos=language.tokenizer.eos, generation_prompt=True
-    ).text  # type: ignore[arg-type]
+    ).text
     assert (
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
     )

@@ -77,7 +77,7 @@ def test_deduplication_leaves_no_scratch_files_on_a_full_disk(
         left -= 1
         if left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(file, array)  # type: ignore[arg-type]
+        write(file, array)
 
     monkeypatch.setattr(np, "save", full)
     for room in range(9):

@@ -213,7 +213,7 @@ class NF4Weight(nn.Module):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        out: Tensor = _Linear.apply(x, self.shape, *self.parts())  # type: ignore[no-untyped-call]
+        out: Tensor = _Linear.apply(x, self.shape, *self.parts())  # type: ignore[no-untyped-call]  # torch's own
         return out
 
 

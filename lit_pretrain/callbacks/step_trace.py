@@ -103,7 +103,7 @@ class StepTrace(Profiler):
             found.export_chrome_trace(f"{trace}.writing")
             os.replace(f"{trace}.writing", trace)
             if rank == 0:
-                table = costs(found.events(), first, traced)  # type: ignore[no-untyped-call]
+                table = costs(found.events(), first, traced)
                 (self.folder / f"{steps}.txt").write_text(f"{table}\n", encoding="utf-8")
                 where = f"trace: {trace}, to be opened at https://ui.perfetto.dev"
                 print(table, where, sep="\n", flush=True)

@@ -46,7 +46,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum", None)
         self.filters["_turns"] = self._turns
         self.filters["_bounded_text"] = _checked
-        self.concat = _concat  # type: ignore[method-assign]
+        self.concat = _concat  # type: ignore[method-assign]  # jinja2's own form
 
     def begin(self) -> None:
         """Begin a rendering with nothing used up."""

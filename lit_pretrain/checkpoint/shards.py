@@ -151,7 +151,7 @@ def read_shards(folder: Path, *, only: set[str] | None = None) -> Mapping[str, A
         UserError: A shard is missing or damaged.
     """
     state: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys=only)  # type: ignore[no-untyped-call]
+    planner = _EmptyStateDictLoadPlanner(keys=only)
     try:
         _load_state_dict(state, storage_reader=_ShardReader(folder), planner=planner, no_dist=True)
     except CheckpointException as error:  # derives from BaseException

@@ -30,7 +30,7 @@ def evaluate_run(
     seed: int = 1234,
     report: str | None = None,
     tensorboard: bool = True,
-    accept: list[str] = [],  # noqa: B006
+    accept: list[str] = [],  # noqa: B006  (as tasks)
     trust: bool = False,
 ) -> int:
     """Measure a run.

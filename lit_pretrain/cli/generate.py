@@ -19,7 +19,7 @@ def generate_text(
     top_k: int | None = None,
     top_p: float | None = 0.95,
     seed: int = 0,
-    stop: list[str] = [],  # noqa: B006
+    stop: list[str] = [],  # noqa: B006  (as prompts)
     device: str = "auto",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:

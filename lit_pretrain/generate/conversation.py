@@ -77,7 +77,7 @@ class TextStream:
             if found:
                 stopped.add(row)
                 if len(stopped) == len(prompts):
-                    tokens.close()  # type: ignore[attr-defined]
+                    tokens.close()  # type: ignore[attr-defined]  # a generator, behind a protocol
                     return
 
 

@@ -189,7 +189,7 @@ class NativeStep:
         )
 
     def _weight(self, module: nn.Module | None) -> int | None:
-        return None if module is None else self._address(module.weight)  # type: ignore[arg-type]
+        return None if module is None else self._address(module.weight)  # type: ignore[arg-type]  # a module's `weight` may be anything to mypy
 
     def _norm(self, module: nn.Module) -> tuple[int | None, int | None]:
         assert isinstance(module, RMSNorm | LayerNorm)

@@ -241,7 +241,7 @@ class Rotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         # Every cast, move and to_empty() passes here: whatever it did to the tables, they are made
         # anew.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         self._fill()
         return self
 

@@ -371,7 +371,7 @@ class VarlenKernel:
         return out.view_as(q_BTHK)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
 def document_offsets(doc_BT: Tensor) -> Tensor:
     """Find where each document starts in the flattened batch, and the end: (documents + 1,), int32.
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.roles import Role
 
-ONEDNN: bool = (
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
 )
 """Whether this torch has oneDNN's product, which its own compiler calls, too."""
 WORTH = 2**18

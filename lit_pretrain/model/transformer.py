@@ -173,7 +173,7 @@ def _make_block(cls: type[Block], config: ModelConfig, layer: int) -> Block:
         block = cls(config, layer)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a block of the user's raises
         raise UserError(f"{where} could not be made: {cause_of(error)}") from error
     if buffers := [name for name, _ in block.named_buffers()]:
         raise UserError(

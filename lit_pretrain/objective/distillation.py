@@ -187,19 +187,19 @@ class Distillation(Objective):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum the divergence of the supervised positions; the count is theirs."""
         mask_BT = batch.labels_BT != IGNORE_INDEX
-        settings = {"kind": self.kind, "jsd_beta": self.jsd_beta, "temperature": self.temperature}
         if isinstance(batch, DistillBatch):
             found_BT = top_k_divergence(
-                scores,
-                batch.teacher_token_BTK,
-                batch.teacher_logp_BTK,
-                **settings,  # type: ignore[arg-type]
-            )
+                scores, batch.teacher_token_BTK, batch.teacher_logp_BTK,
+                kind=self.kind, jsd_beta=self.jsd_beta, temperature=self.temperature,
+            )  # fmt: skip
         else:
             assert scores.teacher is not None, (
                 "the stage brings a teacher to objectives that need one"
             )
-            found_BT = divergence(scores, scores.teacher, **settings)  # type: ignore[arg-type]
+            found_BT = divergence(
+                scores, scores.teacher,
+                kind=self.kind, jsd_beta=self.jsd_beta, temperature=self.temperature,
+            )  # fmt: skip
         found_BT = torch.where(mask_BT, found_BT, 0.0)
         if self.label_weight:
             total, nll_BT = scores.cross_entropy()

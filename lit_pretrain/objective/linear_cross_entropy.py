@@ -56,7 +56,7 @@ def linear_cross_entropy(
     """
     _check_labels(labels_N, weight_VD.shape[0])
     grad, dtype = torch.is_grad_enabled(), _compute_dtype(hidden_ND, weight_VD)
-    total, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    total, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
         hidden_ND,
         weight_VD,
         labels_N,
@@ -83,7 +83,9 @@ def linear_logp(
     _check_labels(labels_N, weight_VD.shape[0])
     dtype = _compute_dtype(hidden_ND, weight_VD)
     config = 0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
-    logp_N: Tensor = _LinearLogp.apply(hidden_ND, weight_VD, labels_N, config, dtype)  # type: ignore[no-untyped-call]
+    logp_N: Tensor = _LinearLogp.apply(  # type: ignore[no-untyped-call]  # torch's own
+        hidden_ND, weight_VD, labels_N, config, dtype
+    )
     return logp_N
 
 

@@ -235,7 +235,7 @@ class TorchOptimizer(OptimizerRecipe):
             optimizer = self.make(groups)
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a class of the user's raises
             raise UserError(
                 f"model.optimizer: {self.name} refuses one group of parameters for each role"
                 f" ({', '.join(str(group['role']) for group in groups)}): {cause_of(error)}. Change"

@@ -424,7 +424,7 @@ class PrepareConfig:
 
 def _check_regex(pattern: str) -> None:
     """Refuse a regex that `tokenizers` cannot compile, and one that finds nothing."""
-    import regex  # type: ignore[import-untyped]
+    import regex
     import tokenizers
     from tokenizers import pre_tokenizers
 

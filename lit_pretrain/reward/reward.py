@@ -136,7 +136,7 @@ class Rewards:
             raise UserError(
                 f"model.rollout.rewards.{name}: {error}; it was asked about {answer}"
             ) from None
-        except Exception as error:
+        except Exception as error:  # a reward is code of the user's
             raise UserError(
                 f"model.rollout.rewards.{name} failed on {answer}: {cause_of(error)}"
             ) from error
@@ -190,7 +190,7 @@ def load_reward(name: str, reward: Reward) -> RewardFunction:
         made = target(**options)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # a reward is code of the user's
         raise UserError(
             f"{where}: {reward.path} could not be made of {options}: {cause_of(error)}"
         ) from error

@@ -136,8 +136,8 @@ def read_table(
         }
         losses: dict[Unit, float] = {}
         for known in ("nats", "bits_per_byte"):
-            if values.get(known) is not None:
-                losses[known] = values[known]  # type: ignore[assignment]
+            if (value := values.get(known)) is not None:
+                losses[known] = value
         if "unit" in chosen:
             losses = (
                 {_unit(where, row.get(chosen["unit"])): next(iter(losses.values()))}

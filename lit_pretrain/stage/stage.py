@@ -237,7 +237,7 @@ class Stage(L.LightningModule):
         printed = None
         if place == "cache":
             assert self.reference_cache is not None
-            data, trainer = self.trainer.datamodule, self.trainer  # type: ignore[attr-defined]
+            data, trainer = self._data, self.trainer
             network = weights_identity(named) if named is not None else self.origin.name()
             printed = fill_column(
                 data, Path(self.reference_cache),
@@ -254,6 +254,11 @@ class Stage(L.LightningModule):
         whose = named or self.init_from or "the first weights, which are random"
         self.trainer.print(f"reference: {printed or describe_place(place, whose)}")
 
+    @property
+    def _data(self) -> Any:
+        """The data module; Lightning gives it to a Trainer, whose class does not declare it."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def _frozen(self, where: str | None) -> Frozen:
         return self.origin.frozen(
             where, mesh=self.device_mesh, device=self.trainer.strategy.root_device
@@ -265,7 +270,7 @@ class Stage(L.LightningModule):
         The adapter is saved with the identity of its base.
         """
         if RECORD_KEY not in checkpoint:
-            checkpoint[STANDALONE_KEY] = standalone(self.config, self.trainer.datamodule.save)  # type: ignore[attr-defined]
+            checkpoint[STANDALONE_KEY] = standalone(self.config, self._data.save)
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:
@@ -323,7 +328,7 @@ class Stage(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data against network and objective, and prepare what is measured."""
-        data = check_trainer(self.trainer) if stage == "fit" else self.trainer.datamodule  # type: ignore[attr-defined]
+        data = check_trainer(self.trainer) if stage == "fit" else self._data
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         self.check(contract, data, sharded=sharded, evaluates=stage != "fit")
@@ -456,7 +461,7 @@ class Stage(L.LightningModule):
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         batch, answer_metrics = self._answered(batch)
         self._batch = batch
-        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]  # one optimizer
         assert self.contract is not None
         sums = StepSums(self.metric_names, len(self.contract.sources), self.device)
         step_counts = self._extras(batch)
@@ -470,7 +475,7 @@ class Stage(L.LightningModule):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its
                 # forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
-                    numerator.backward()  # type: ignore[no-untyped-call]
+                    numerator.backward()
         self._denominator = torch.stack(denominators).sum()
         self.sums = sums.as_dict()
         if self.global_step == 0:

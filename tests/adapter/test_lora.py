@@ -364,7 +364,7 @@ def test_optimizers_know_the_parameters_of_an_adapter() -> None:
 )
 def test_mistakes_are_named(settings: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        LoRA(**settings).apply(network())  # type: ignore[arg-type]
+        LoRA(**settings).apply(network())
 
 
 def test_two_adapters_are_one_too_many() -> None:

@@ -124,7 +124,7 @@ def test_a_torn_checkpoint_does_not_count_as_one_that_is_kept(tmp_path: Path) ->
 def test_scratch_of_a_killed_run_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step=00000004.ckpt.tmp").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step=00000006.ckpt.tmp").write_text("half")
-    made(tmp_path).setup(FakeTrainer(), None, "fit")  # type: ignore[arg-type]
+    made(tmp_path).setup(FakeTrainer(), None, "fit")
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

@@ -31,7 +31,10 @@ class Saves:
 
 def trainer(step: int, *, elsewhere: int | None = None, validates: bool = False) -> Any:
     """Before the step that follows `step`; `elsewhere` is the reason of another rank."""
-    reduce = lambda told, reduce_op: torch.tensor(max(int(told), elsewhere or 0))  # noqa: E731
+
+    def reduce(told: Any, reduce_op: str) -> torch.Tensor:
+        return torch.tensor(max(int(told), elsewhere or 0))
+
     return SimpleNamespace(
         global_step=step, max_steps=10, world_size=1 if elsewhere is None else 2,
         is_global_zero=True, should_stop=False,
@@ -44,7 +47,7 @@ def installed(callback: GracefulStop, now: Any) -> Iterator[GracefulStop]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     callback.on_train_start(now)
     yield callback
-    callback.teardown(None, None, "fit")  # type: ignore[arg-type]
+    callback.teardown(None, None, "fit")
     assert {number: signal.getsignal(number) for number in before} == before
 
 
@@ -56,7 +59,7 @@ def now() -> Any:
 
 @pytest.fixture
 def stop(now: Any) -> Iterator[GracefulStop]:
-    yield from installed(GracefulStop(Saves()), now)  # type: ignore[arg-type]
+    yield from installed(GracefulStop(Saves()), now)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_a_signal_saves_and_stops_after_the_step(
     now.global_step = 1
     stop.on_train_batch_end(now)  # nobody asked
     os.kill(os.getpid(), number)
-    assert stop.checkpoints.steps == []  # type: ignore[attr-defined]  # nothing is saved inside a handler
+    assert stop.checkpoints.steps == []  # nothing is saved inside a handler
     now.global_step = 2
     with pytest.raises(
         Stopped,
@@ -79,23 +82,23 @@ def test_a_signal_saves_and_stops_after_the_step(
     ) as caught:
         stop.on_train_batch_end(now)
     assert caught.value.exit_code == code
-    assert stop.checkpoints.steps == [(2, False)]  # type: ignore[attr-defined]
+    assert stop.checkpoints.steps == [(2, False)]
 
 
 def test_a_validation_that_follows_is_saved_as_due(stop: GracefulStop) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     stop.on_train_batch_end(trainer(3, validates=True))
-    assert stop.checkpoints.steps == []  # type: ignore[attr-defined]
+    assert stop.checkpoints.steps == []
     for hook in (stop.on_validation_start, stop.on_validation_batch_end, stop.on_validation_end):
         with pytest.raises(Stopped, match="after step 3"):
             hook(trainer(3, validates=True))
-    assert stop.checkpoints.steps == [(3, True), (3, True), (3, False)]  # type: ignore[attr-defined]
+    assert stop.checkpoints.steps == [(3, True), (3, True), (3, False)]
 
 
 def test_after_the_last_validation_the_run_ends_by_itself(stop: GracefulStop) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     stop.on_validation_end(trainer(10))
-    assert stop.checkpoints.steps == []  # type: ignore[attr-defined]
+    assert stop.checkpoints.steps == []
 
 
 def test_what_has_just_been_saved_is_not_saved_again(stop: GracefulStop) -> None:
@@ -103,7 +106,7 @@ def test_what_has_just_been_saved_is_not_saved_again(stop: GracefulStop) -> None
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match=r"after step 4; saved step=00000004\.ckpt"):
         stop.on_train_batch_end(trainer(4))
-    assert stop.checkpoints.steps == []  # type: ignore[attr-defined]
+    assert stop.checkpoints.steps == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_what_is_ignored_stays_ignored(now: Any) -> None:
     """As in a job that a shell has put into the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for _ in installed(GracefulStop(Saves()), now):  # type: ignore[arg-type]
+        for _ in installed(GracefulStop(Saves()), now):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -151,7 +154,7 @@ def test_what_is_ignored_stays_ignored(now: Any) -> None:
 def test_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(graceful_stop.time, "monotonic", lambda: clock[0])
-    callback = GracefulStop(Saves(), seconds=60.0)  # type: ignore[arg-type]
+    callback = GracefulStop(Saves(), seconds=60.0)
     clock[0] = 159.0
     callback.on_train_batch_end(trainer(5))
     clock[0] = 161.0

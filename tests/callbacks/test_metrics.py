@@ -294,10 +294,10 @@ def test_an_unfinished_window_travels_in_the_checkpoint() -> None:
     take(first, 0, [3.0, 1.0], [2.0, 1.0], 1.0)
     take(first, 1, [5.0, 0.0], [4.0, 0.0], 5.0)
     checkpoint: dict[str, Any] = {}
-    first.on_save_checkpoint(trainer(2), None, checkpoint)  # type: ignore[arg-type]
+    first.on_save_checkpoint(trainer(2), None, checkpoint)
     assert checkpoint[WINDOW_KEY]["norms"] == [1.0, 5.0]
     second = made(resumed, every=3)
-    second.on_load_checkpoint(trainer(2), None, checkpoint)  # type: ignore[arg-type]
+    second.on_load_checkpoint(trainer(2), None, checkpoint)
     second.on_train_start(trainer(2))
     for metrics in (first, second):
         take(metrics, 2, [1.0, 7.0], [1.0, 2.0], 3.0)

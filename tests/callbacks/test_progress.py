@@ -41,7 +41,7 @@ def run(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     line.on_train_batch_end(trainer)
     line(20, VALUES)
     line(20, {"val/loss": 3.5, "val/bits_per_byte": 1.25})
-    line.teardown(trainer, None, "fit")  # type: ignore[arg-type]
+    line.teardown(trainer, None, "fit")
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

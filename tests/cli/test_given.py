@@ -125,13 +125,13 @@ def test_a_terminal_of_another_encoding_shows_the_rest_by_number(
         assert lit_pretrain.__main__.command() == 0
     finally:
         signal.signal(signal.SIGINT, before)
-    assert shown.buffer.getvalue() == b"\xe9 \\u4e2d\n"  # type: ignore[attr-defined]
+    assert shown.buffer.getvalue() == b"\xe9 \\u4e2d\n"
 
 
 def test_a_task_file_that_is_not_strict_is_one_line(
     chat_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="needs the eval extra")
     task = tmp_path / "task.yaml"
     for content, said in (
         (b"task: caf\xe9\n", "is not UTF-8"),

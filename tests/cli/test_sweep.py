@@ -116,7 +116,7 @@ def test_the_cost_comes_first_and_a_dry_run_writes_nothing(
     assert "fewer than 100 steps" in found.err
     assert not (tmp_path / "out").exists()
     # Three devices cannot share the base's step of 128 rows, but here the rule decides the step.
-    run = {**CONFIG["run"], "trainer": {"devices": 3}}  # type: ignore[dict-item]
+    run = {**CONFIG["run"], "trainer": {"devices": 3}}
     assert sweep(config, "--dry_run", "--run", json.dumps(run)) == 0
     capsys.readouterr()
     assert sweep(config, "--dry_run", "--device", "H100", "--price", "2") == 0
@@ -149,7 +149,7 @@ def test_other_settings_are_refused_and_more_sizes_are_not(
         **CONFIG,
         "out": str(pretend),
         "sizes": {**CONFIG["sizes"], "w48": {"n_layer": 1, "width": 48, "n_head": 2}},
-    }  # type: ignore[dict-item]
+    }
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(more))
     assert sweep(str(tmp_path / "more.yaml")) == 0
     assert made(pretend)[3:] == ["1e09_w48"]
@@ -341,7 +341,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     "processes": ({}, ["--processes", "0"], "processes=0 must be at least 1"),
     "devices": (
         {"rule": "none", "run": {**CONFIG["run"], "trainer": {"devices": 3}}},
-        [],  # type: ignore[dict-item]
+        [],
         "devices × data.seq_len = 3 × 32 = 96; the nearest is 4128, or take 2 or 4 devices",
     ),
     "factor": ({}, ["--lr_factor", "-1"], "lr_factor=-1 must be positive"),
@@ -369,7 +369,7 @@ def test_refused_with_the_cause(
 def test_real_runs_then_a_table_of_them(
     dataset: Path, config: str, tmp_path: Path, run_cli: RunCli
 ) -> None:
-    data = {**CONFIG["run"], "data": {**CONFIG["run"]["data"], "path": str(dataset)}}  # type: ignore[dict-item,index]
+    data = {**CONFIG["run"], "data": {**CONFIG["run"]["data"], "path": str(dataset)}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"run": data, "budgets": [{"flops": 1e9}]}))
     done = run_cli(
         "scaling",

@@ -39,7 +39,7 @@ def test_a_swapped_tokenizer_is_refused(copy: Path) -> None:
     content["model"]["vocab"] |= {first[0]: second[1], second[0]: first[1]}
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="is not the tokenizer that encoded the data"):
-        PreparedText(str(copy)).tokenizer  # noqa: B018
+        PreparedText(str(copy)).tokenizer  # noqa: B018  (opened when it is read)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", "flip"])

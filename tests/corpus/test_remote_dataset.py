@@ -42,7 +42,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an S3 server, and credentials for it in the environment."""
-    pytest.importorskip("moto.server")
+    pytest.importorskip("moto.server", reason="needs the dev extra")
     port, log = free_port(), tmp_path_factory.mktemp("moto") / "log"
     environment = {
         name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")
@@ -102,7 +102,7 @@ def text_data(path: Path | str, *, step: int = 0, **options: Any) -> TextData:
         **options,
     )
     strategy = SimpleNamespace(distributed_sampler_kwargs=None, root_device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)
     return data
 
 

@@ -192,19 +192,19 @@ def test_steps_end_with_the_last_one_that_the_order_fills() -> None:
 class Numbered(list[int]):
     """A source whose row b is (its name, b)."""
 
-    def __getitem__(self, block: int) -> tuple[int, int]:  # type: ignore[override]
+    def __getitem__(self, block: int) -> tuple[int, int]:
         return (self.copy()[0], block)
 
 
 def test_ordered_rows_follow_the_order() -> None:
     order = Order([SourceBlocks("a", (4, 3)), SourceBlocks("b", (5,))], seed=3, cycle=12)
-    dataset = OrderedRows(order, [Numbered([100]), Numbered([200])])  # type: ignore[list-item]
+    dataset = OrderedRows(order, [Numbered([100]), Numbered([200])])
     for n in range(60):
         sample = order(n)
         assert dataset[n] == (n, sample.source, ([100, 200][sample.source], sample.block))
 
 
 def test_listed_rows_pad_with_a_row_of_their_own() -> None:
-    dataset = ListedRows([(1, 7), (0, 2)], [Numbered([100]), Numbered([200])])  # type: ignore[list-item]
+    dataset = ListedRows([(1, 7), (0, 2)], [Numbered([100]), Numbered([200])])
     assert dataset[1] == (1, 0, (100, 2))
     assert dataset[PAD_ROW] == (PAD_ROW, 1, (200, 7))

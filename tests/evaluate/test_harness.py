@@ -134,7 +134,7 @@ def test_one_token_answers_share_a_row_and_a_batch_changes_nothing(trained: Path
     lm = language_model(trained, batch_size=16)
     rows: list[int] = []
     hidden = lm._hidden
-    lm._hidden = lambda batch: (rows.append(len(batch)), hidden(batch))[1]  # type: ignore[method-assign, func-returns-value]
+    lm._hidden = lambda batch: (rows.append(len(batch)), hidden(batch))[1]
     together = lm.loglikelihood(requests, disable_tqdm=True)
     assert sum(rows) == 3
     alone = [
@@ -311,7 +311,7 @@ def test_data_that_was_held_against_a_task_makes_it_clean(tasks: Path, tmp_path:
         gate = DecontaminateConfig(
             against={"animals": EvaluationSet(path=str(tmp_path / "other.json"), fields=["text"])},
             action=action,
-        )  # type: ignore[arg-type]
+        )
         prepare(
             PrepareConfig(
                 out=str(tmp_path / action),

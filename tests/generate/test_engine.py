@@ -126,7 +126,7 @@ def test_tokens_stream_and_the_model_is_left_alone_between_them() -> None:
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
         model(torch.tensor([[1, 2]])).sum().backward()  # training may go on meanwhile
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert [module.training for module in model.modules()] == modes
     assert not torch.is_inference_mode_enabled()
 
@@ -155,7 +155,7 @@ def test_a_compiled_model_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("the compiler was asked")
 
     model.compile(backend=backend)
-    model.compile_blocks(backend)  # type: ignore[arg-type]
+    model.compile_blocks(backend)
     assert rows(model, PROMPTS, max_new_tokens=5) == rows(plain, PROMPTS, max_new_tokens=5)
 
 

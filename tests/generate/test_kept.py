@@ -61,7 +61,7 @@ def test_the_same_replies(changes: dict[str, Any], turns: list[tuple[list[int], 
         wanted = [token.id for token in generate(model, [prompt], max_new_tokens=room, seed=read)]
         tokens = generate(model, [prompt], max_new_tokens=room, seed=read, kept=kept)
         got = [token.id for token, _ in zip(tokens, range(read), strict=False)]
-        tokens.close()  # type: ignore[attr-defined]
+        tokens.close()
         assert got == wanted[:read]
 
 

@@ -184,7 +184,7 @@ def test_it_reads_weights_in_place() -> None:
         assert model.head is not None
         model.head.weight.zero_()
         model.head.weight[17] = 0.0
-        model.final_norm.weight.zero_()  # type: ignore[operator, union-attr]
+        model.final_norm.weight.zero_()
     assert [token.id for token in tokens][1:] == [0] * 5  # all logits are 0: the first id
 
 
@@ -211,7 +211,7 @@ class Own(nn.Linear):
 
 
 def _swap(model: Transformer) -> None:
-    model.blocks[1].feed_forward.up_proj = Own(36, 128, bias=False)  # type: ignore[union-attr]
+    model.blocks[1].feed_forward.up_proj = Own(36, 128, bias=False)
 
 
 def _hook(model: Transformer) -> None:
@@ -219,8 +219,8 @@ def _hook(model: Transformer) -> None:
 
 
 def _transpose(model: Transformer) -> None:
-    weight = model.blocks[0].attention.out_proj.weight  # type: ignore[union-attr]
-    weight.data = weight.data.T.contiguous().T  # type: ignore[union-attr]
+    weight = model.blocks[0].attention.out_proj.weight
+    weight.data = weight.data.T.contiguous().T
 
 
 @pytest.mark.parametrize(

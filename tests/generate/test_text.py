@@ -73,7 +73,7 @@ def spoken(
 
 
 def pieces(tokenizer: Tokenizer, rows: int = 1, stop: Sequence[str] = ()) -> list[Piece]:
-    return list(stream(None, tokenizer, [""] * rows, max_new_tokens=9, stop=stop))  # type: ignore[arg-type]
+    return list(stream(None, tokenizer, [""] * rows, max_new_tokens=9, stop=stop))
 
 
 def test_a_prompt_is_the_beginning_of_a_document(tokenizer: Tokenizer) -> None:
@@ -111,7 +111,7 @@ def test_text_follows_its_prompt(sentencepiece: Tokenizer, monkeypatch: pytest.M
     begun = sentencepiece.encode("the king")
     assert whole[: len(begun)] == begun
     spoken(monkeypatch, sentencepiece, [whole[len(begun) :]])
-    told = stream(None, sentencepiece, ["the king"], max_new_tokens=9)  # type: ignore[arg-type]
+    told = stream(None, sentencepiece, ["the king"], max_new_tokens=9)
     assert "".join(piece.text for piece in told) == " is dead"
     tokens = (Token(0, index, False) for index in whole[len(begun) :])
     answer = Reply(tokens, sentencepiece, begun, stop_ids=(), stop=())
@@ -125,7 +125,7 @@ def test_tokens_are_counted_as_they_are_drawn(
     letters = [tokenizer.encode(letter)[0] for letter in "return"]
     assert len(tokenizer.encode("return")) < len(letters)
     spoken(monkeypatch, tokenizer, [[*letters, tokenizer.eos_id]])
-    told = stream(None, tokenizer, [""], max_new_tokens=9)  # type: ignore[arg-type]
+    told = stream(None, tokenizer, [""], max_new_tokens=9)
     assert "".join(piece.text for piece in told) == "return"
     assert told.tokens == len(letters) + 1
 

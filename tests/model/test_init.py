@@ -30,7 +30,7 @@ def deviations(model: Transformer) -> dict[str, float]:
 
 @pytest.mark.parametrize("init", ["normal", "gpt2", "zero_residual"])
 def test_gains_biases_gates_and_scalars_start_neutral(init: str) -> None:
-    model = Transformer(ModelConfig(n_layer=2, vocab_size=64, init=init, **ALL))  # type: ignore[arg-type]
+    model = Transformer(ModelConfig(n_layer=2, vocab_size=64, init=init, **ALL))
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight") or name == "residual_scale_L":
             assert (parameter == 1).all(), name
@@ -92,7 +92,7 @@ def test_the_first_loss_is_that_of_guessing(init: str) -> None:
     torch.manual_seed(0)
     model = Transformer(
         ModelConfig(n_layer=4, vocab_size=512, init=init, embed_norm=init == "zero_residual")
-    )  # type: ignore[arg-type]
+    )
     tokens_BT = torch.randint(512, (2, 128))
     loss = F.cross_entropy(
         model.logits(model(tokens_BT))[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()

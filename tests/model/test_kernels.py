@@ -39,7 +39,7 @@ def hidden(
     model: Transformer, kernel: str, tokens_BT: Tensor, doc_BT: Tensor | None = None
 ) -> Tensor:
     """Run the model with the named kernel."""
-    model.config = dataclasses.replace(model.config, attention=kernel)  # type: ignore[arg-type]
+    model.config = dataclasses.replace(model.config, attention=kernel)
     with torch.set_grad_enabled(kernel != "flex"):  # flex has no backward pass on CPU
         out: Tensor = model(tokens_BT, doc_BT)
     return out

@@ -103,11 +103,11 @@ def test_bnpo_is_a_mean_of_micro_batches_and_dapo_is_not() -> None:
             part = LabelScores(
                 whole.hidden_BTD[3 * i : 3 * i + 3], whole.head_weight_VD, half.labels_BT
             )
-            parts.append(GRPO(variant=variant)(part, half)[:2])  # type: ignore[arg-type]
+            parts.append(GRPO(variant=variant)(part, half)[:2])
         sums[variant] = [
             sum(p[0] for p in parts) / sum(p[1] for p in parts),
             torch.stack([p[0] / p[1] for p in parts]).mean(),
-        ]  # type: ignore[list-item]
+        ]
     total, _, _ = run(GRPO(), made)
     torch.testing.assert_close(sums["dapo"][0].detach(), total)
     torch.testing.assert_close(sums["bnpo"][0], sums["bnpo"][1])

@@ -186,7 +186,7 @@ def test_a_certain_answer_has_finite_odds() -> None:
     value = torch.zeros(1, requires_grad=True)
     log1mexp(value).backward()
     assert torch.isfinite(log1mexp(value)).all()
-    assert torch.isfinite(value.grad).all()  # type: ignore[arg-type]
+    assert torch.isfinite(value.grad).all()
 
 
 def test_simpo_is_per_token_and_has_no_likelihood_term() -> None:

@@ -107,7 +107,7 @@ def test_three_steps_in_closed_form(decay_embeddings: bool) -> None:
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        AdamW(**settings)  # type: ignore[arg-type]
+        AdamW(**settings)
 
 
 def by_class(cls: Any, **options: Any) -> TorchOptimizer:

@@ -25,7 +25,7 @@ def test_factors_lie_between_zero_and_one_and_end_where_they_should(
 ) -> None:
     schedule = Schedule(
         kind=kind, warmup=f"{warmup} steps", decay=f"{decay} steps", final=final, shape=shape
-    )  # type: ignore[arg-type]
+    )
     factors = [schedule.factor(step, total, TOKENS) for step in range(total + 1)]
     assert all(-1e-12 <= f <= 1 + 1e-12 for f in factors)
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(factors[:warmup]))

@@ -101,7 +101,7 @@ def test_nothing_to_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        find_inputs("mine", SourceConfig(kind="text", **fields))  # type: ignore[arg-type]
+        find_inputs("mine", SourceConfig(kind="text", **fields))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_nothing_to_read(
 )
 def test_fields_that_do_not_go_together(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SourceConfig(**fields).validate("mine")  # type: ignore[arg-type]
+        SourceConfig(**fields).validate("mine")
 
 
 @pytest.mark.parametrize(

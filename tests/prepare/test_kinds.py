@@ -18,8 +18,8 @@ from lit_pretrain.corpus import chunk_reader as search
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-pytest.importorskip("trafilatura")
-pytest.importorskip("warcio")
+pytest.importorskip("trafilatura", reason="needs the web extra")
+pytest.importorskip("warcio", reason="needs the web extra")
 
 
 def story(kind: str, n: int) -> str:

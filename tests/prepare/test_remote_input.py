@@ -303,7 +303,7 @@ def test_work_on_other_remote_files_is_not_gone_on_with(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
     """A client of an S3 server on this machine, and the options that reach it."""
-    pytest.importorskip("moto.server")
+    pytest.importorskip("moto.server", reason="needs the dev extra")
     import boto3
 
     with socket.socket() as probe:

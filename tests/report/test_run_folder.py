@@ -150,7 +150,7 @@ def records(run: Path) -> dict[Path, Callable[[], object]]:
         "name": "a", "verb": "fit", "started": "today", "revision": None, "parent": None,
         "data": None,
     }  # fmt: skip
-    lineage = Lineage({"tokenizer": "t", "bos_id": 3}, (stage,))  # type: ignore[arg-type]
+    lineage = Lineage({"tokenizer": "t", "bos_id": 3}, (stage,))
     config = {"model": {"net": {"width": 32, "norm_eps": 1e-6}}, "max_steps": 10}
     write_file(run / "provenance.json", seal_json(FACTS))
     write_file(run / "lineage.json", lineage.dump())

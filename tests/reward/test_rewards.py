@@ -87,7 +87,7 @@ def test_random_knows_the_place_and_not_the_answer() -> None:
 
 
 def test_the_scorer_of_reasoning_gym() -> None:
-    gym = pytest.importorskip("reasoning_gym")
+    gym = pytest.importorskip("reasoning_gym", reason="needs the reasoning extra")
     from lit_pretrain.data.chat.row_source import Task, task_rows
 
     (row,) = task_rows(Task(name="reasoning_gym/chain_sum", rows=1), "data.sources.x.task")

@@ -24,7 +24,7 @@ from lit_pretrain.rollout import VLLM, Rollout
 from tests.stage.test_post_training import NET, T, V, save_llama
 from tests.stage.test_rollout import STOP, Prompts, Seen, run
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="needs the dev extra")
 
 
 class PretendedModel:
@@ -44,7 +44,7 @@ class PretendedModel:
 class PretendedLLM:
     """As much of vllm.LLM as the engine uses."""
 
-    made: list["PretendedLLM"] = []  # noqa: RUF012
+    made: list["PretendedLLM"] = []  # noqa: RUF012  (shared by all)
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -93,8 +93,8 @@ class PretendedLLM:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("vllm")
-    module.LLM = PretendedLLM  # type: ignore[attr-defined]
-    module.SamplingParams = types.SimpleNamespace  # type: ignore[attr-defined]
+    module.LLM = PretendedLLM
+    module.SamplingParams = types.SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(PretendedLLM, "made", [])
 
@@ -184,7 +184,7 @@ def test_it_samples_from_the_weights_of_each_step(parent: Path, adapter: LoRA | 
 def test_the_real_one_does(
     tmp_path: Path, adapter: LoRA | None, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("vllm")
+    pytest.importorskip("vllm", reason="needs the vllm extra")
     monkeypatch.setenv(
         "VLLM_CPU_KVCACHE_SPACE", "1"
     )  # GiB, in place of a share of what earlier engines of this process have left

@@ -50,14 +50,14 @@ def test_parabolas_have_starred_minima() -> None:
 
 @pytest.mark.parametrize("draw", [figures.optimum_figure, figures.envelope_figure])
 def test_compute_axes_have_a_band_and_shade_what_is_far(fitted: Fitted, draw: object) -> None:
-    ax = first(draw(fitted))  # type: ignore[operator]
+    ax = first(draw(fitted))
     assert "95 % of bootstrap laws" in labels(ax)
     assert "more than 10× the largest run" in labels(ax)
     assert "FLOPs" in ax.get_xlabel()
     (shade,) = [
         patch for patch in ax.patches if patch.get_label() == "more than 10× the largest run"
     ]
-    assert shade.get_x() == pytest.approx(10 * RUNS.largest_compute)  # type: ignore[attr-defined]
+    assert shade.get_x() == pytest.approx(10 * RUNS.largest_compute)
 
 
 def test_minima_lie_on_the_optimum(fitted: Fitted) -> None:
@@ -101,7 +101,7 @@ def test_resamples_that_run_away_leave_the_pairs_readable(fitted: Fitted) -> Non
 
 @pytest.mark.parametrize("form", ["tied", "kaplan"])
 def test_other_forms_draw(form: str) -> None:
-    other = fit_runs(RUNS, form, kind="lad")  # type: ignore[arg-type]
+    other = fit_runs(RUNS, form, kind="lad")
     for draw in (
         figures.optimum_figure,
         figures.envelope_figure,

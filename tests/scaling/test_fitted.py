@@ -39,8 +39,8 @@ def test_resamples_from_the_fit_end_where_a_fit_from_scratch_ends() -> None:
     law = fit("chinchilla", n, d, loss).law
     i = np.random.default_rng(5).integers(len(n), size=len(n))
     for kind in ("huber", "lad"):
-        warm = fit("chinchilla", n[i], d[i], loss[i], start=law, kind=kind)  # type: ignore[arg-type]
-        cold = fit("chinchilla", n[i], d[i], loss[i], kind=kind)  # type: ignore[arg-type]
+        warm = fit("chinchilla", n[i], d[i], loss[i], start=law, kind=kind)
+        cold = fit("chinchilla", n[i], d[i], loss[i], kind=kind)
         assert warm.objective == pytest.approx(cold.objective, rel=1e-5)
         assert warm.law.exponents.a == pytest.approx(cold.law.exponents.a, abs=1e-3)
 

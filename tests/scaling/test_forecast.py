@@ -46,7 +46,7 @@ def test_a_run_by_any_two_of_n_d_and_flops() -> None:
 )
 def test_refused(given: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        forecast(CHINCHILLA, largest_compute=1e22, **given)  # type: ignore[arg-type]
+        forecast(CHINCHILLA, largest_compute=1e22, **given)
 
 
 def test_ten_times_the_largest_run_is_far() -> None:

@@ -54,7 +54,7 @@ def tracked(**changes: Any) -> Layout:
         "fused_norm": False,
         "head": "plain",
     }
-    return Layout(**{**same, **changes})  # type: ignore[arg-type]
+    return Layout(**{**same, **changes})
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_moments_are_those_that_the_optimizer_declares() -> None:
 def test_the_chunked_head_spares_the_logits() -> None:
     config = shape("llama3_8b")
     common = {"rows": 1, "seq_len": 8192, "devices": 8, "sharding": "fsdp", "checkpointing": True}
-    plain, chunked = (peak(config, Layout(**common, head=h)).loss for h in ("plain", "chunked"))  # type: ignore[arg-type]
+    plain, chunked = (peak(config, Layout(**common, head=h)).loss for h in ("plain", "chunked"))
     # 12 t V = 11.7 GiB of logits less; the gradient of the head in fp32 and the buffers of a chunk
     # more
     assert 2.5 * GIB < plain - chunked < 4 * GIB

@@ -91,7 +91,7 @@ def test_the_goodput_of_llama3_405b() -> None:
 )
 def test_mistakes(given_: dict[str, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        solve(flops_per_token=PER_TOKEN, rate=RATE, devices=2, **given_)  # type: ignore[arg-type]
+        solve(flops_per_token=PER_TOKEN, rate=RATE, devices=2, **given_)
 
 
 def test_without_a_rate_there_is_no_time_and_no_time_budget() -> None:

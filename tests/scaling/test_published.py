@@ -105,7 +105,7 @@ def test_besiroglu(
     tolerance: float,
 ) -> None:
     began = time.process_time()
-    found = fit_runs(chinchilla, kind=kind, drop_highest=drop)  # type: ignore[arg-type]
+    found = fit_runs(chinchilla, kind=kind, drop_highest=drop)
     assert time.process_time() - began < 1
     assert (len(found.runs), len(found.dropped)) == (245 - drop, drop)
     assert tuple(found.fit.law.params.values()) == pytest.approx(expected, rel=tolerance)

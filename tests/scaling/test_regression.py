@@ -37,8 +37,8 @@ def test_noiseless_laws_come_back(
     n, d = design()
     truth = {"E": e, "alpha": alpha, "beta": beta if form == "chinchilla" else alpha}
     truth |= {"A": n_share * 1e9**alpha, "B": d_share * 2e10 ** truth["beta"]}
-    law = Law(form, truth)  # type: ignore[arg-type]
-    found = fit(law.form, n, d, law.loss(n, d), kind=kind)  # type: ignore[arg-type]
+    law = Law(form, truth)
+    found = fit(law.form, n, d, law.loss(n, d), kind=kind)
     assert dict(found.law.params) == pytest.approx(truth, rel=1e-6)
     assert np.abs(found.residuals).max() < 1e-9
 
@@ -121,7 +121,7 @@ def test_outliers_hardly_move_the_exponent(kind: str) -> None:
         spoilt[bad] *= 1.1
         a = [
             fit("chinchilla", n, d, losses, kind=kind).law.exponents.a for losses in (loss, spoilt)
-        ]  # type: ignore[arg-type]
+        ]
         moved.append(abs(a[1] - a[0]))
     assert np.median(moved) <= 0.015
 

@@ -39,7 +39,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
 def test_formats(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"runs{suffix}", ROWS)  # type: ignore[arg-type]
+    path = write(tmp_path / f"runs{suffix}", ROWS)
     for columns in ({}, {"n": "Model Size", "c": "Training FLOP", "loss": "val/loss"}):
         records = read_table(path, columns)
         assert [(r.n, r.d, r.c, dict(r.losses)) for r in records] == [

@@ -12,7 +12,7 @@ from .synthetic import sweeps
 
 
 def record(label: str = "r", **values: object) -> Record:
-    return Record(**{"label": label, "losses": {"nats": 3.0}, "n": 1e8, "d": 2e9, **values})  # type: ignore[arg-type]
+    return Record(**{"label": label, "losses": {"nats": 3.0}, "n": 1e8, "d": 2e9, **values})
 
 
 def test_two_of_three_are_enough() -> None:

@@ -33,7 +33,7 @@ SHARED = Shared(
 )
 def test_the_laws_of_a_run(flops: float, devices: int, micro: int, rule: str) -> None:
     shared = dataclasses.replace(SHARED, devices=devices, micro_batch_size=micro)
-    runs = sweep_runs([(flops, list(SIZES))], SIZES, shared, SweepRule(rule))  # type: ignore[arg-type]
+    runs = sweep_runs([(flops, list(SIZES))], SIZES, shared, SweepRule(rule))
     for run in runs:
         per_step = run.batch_tokens * flops_per_token(run.net, 128).training
         assert abs(run.flops - flops) <= per_step / 2  # the nearest whole number of steps

@@ -50,12 +50,12 @@ def colours(png: bytes) -> set[tuple[int, int, int]]:
         if y % 4 == 0:
             found |= {tuple(line[x : x + 3]) for x in range(0, stride, channels)}
         above = line
-    return found  # type: ignore[return-value]
+    return found
 
 
 @pytest.mark.browser
 def test_the_curves_are_drawn(dataset: Path, tmp_path: Path) -> None:
-    pytest.importorskip("selenium")
+    pytest.importorskip("selenium", reason="needs the dev extra")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("Debian's chromium and chromium-driver are not installed")
     code = main([

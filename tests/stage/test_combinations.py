@@ -70,7 +70,7 @@ ADAPTERS: dict[str, Mapping[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     folder = tmp_path_factory.mktemp("hf") / "parent"
     save_llama(transformers, folder, seed=0)
     save_llama(transformers, folder.parent / "teacher", seed=5)
@@ -147,7 +147,7 @@ def test_an_objective_trains_what_is_to_be_trained_and_nothing_else(
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_rollout_is_sampled_with_every_adapter(adapter: str, tmp_path: Path) -> None:
     """The check of the first step compares the policy that samples with the one that learns."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     save_llama(transformers, tmp_path / "parent", seed=0)
     data = Prompts()
     data.contract = data.contract._replace(vocab_size=V, token_bytes=tuple(range(V)), seq_len=T)

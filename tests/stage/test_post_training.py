@@ -63,7 +63,7 @@ NET = ModelConfig(
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with large seeded weights."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     folder = tmp_path_factory.mktemp("hf") / "parent"
     save_llama(transformers, folder, seed=0)
     return folder
@@ -195,12 +195,12 @@ class Made(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        return DataLoader(self.steps[self.trainer.global_step :], batch_size=None, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.steps[self.trainer.global_step :], batch_size=None, collate_fn=list)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(
             [[batch] for batch in self.held_out or []], batch_size=None, collate_fn=list
-        )  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def test_kto_measures_its_mismatched_rows_without_a_gradient(parent: Path) -> No
     net = found.stage.net
     batch = verdicts()
     with torch.no_grad():
-        net.load_state_dict(found.stage.reference.copy.net.state_dict())  # type: ignore[union-attr]
+        net.load_state_dict(found.stage.reference.copy.net.state_dict())
     net.zero_grad()
     scores = LabelScores(net(batch.tokens_BT, batch.doc_BT), net.head_weight, batch.labels_BT)
     ref = scores.logp().sum(dim=1).detach()
@@ -393,7 +393,9 @@ def test_dpo_begins_at_ln_2_with_a_frozen_copy(
 
 def logp_of(batch: PreferenceBatch, parent: Path) -> Tensor:
     """Summed log-probabilities by transformers itself."""
-    model = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(parent)
+    model = pytest.importorskip(
+        "transformers", reason="needs the dev extra"
+    ).AutoModelForCausalLM.from_pretrained(parent)
     with torch.no_grad():
         logits = model(batch.tokens_BT, attention_mask=(batch.doc_BT == 0).long()).logits
     taken = logits.log_softmax(-1).gather(2, batch.labels_BT.clamp(min=0)[..., None]).squeeze(-1)
@@ -454,7 +456,7 @@ def copy_of(parent: Path) -> Path:
 
 
 def test_another_reference_may_be_named(parent: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     save_llama(transformers, tmp_path / "other", seed=7)
     found = run(
         DPO(beta=0.1), Made([[pairs()]]), init_from=str(parent), reference=str(tmp_path / "other")
@@ -534,7 +536,7 @@ def test_a_reward_model_trains_a_head_and_leaves_the_output_head(parent: Path) -
 def test_a_student_learns_from_a_teacher_network(
     parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     save_llama(transformers, tmp_path / "teacher", seed=5)
     data = Made([[learned()]] * 30, [learned()])
     found = run(

@@ -104,10 +104,10 @@ class Prompts(L.LightningDataModule):
             first_step=self.trainer.global_step,
             updates=self.updates,
         )
-        return DataLoader(range(10**6), batch_sampler=sampler, collate_fn=self.collate)  # type: ignore[arg-type]
+        return DataLoader(range(10**6), batch_sampler=sampler, collate_fn=self.collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader([*range(9), -1], batch_size=5, collate_fn=self.collate)  # type: ignore[arg-type]
+        return DataLoader([*range(9), -1], batch_size=5, collate_fn=self.collate)
 
 
 class Ran(NamedTuple):
@@ -162,7 +162,7 @@ def run(
     trainer.fit(
         stage, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt), weights_only=True
     )
-    return Ran(stage, trainer, trainer.optimizers[0].gradients)  # type: ignore[attr-defined]
+    return Ran(stage, trainer, trainer.optimizers[0].gradients)
 
 
 # ---------------------------------------------------------------------- what is learned from
@@ -234,7 +234,7 @@ def test_the_gradient_is_that_of_the_same_answers_given_as_data() -> None:
             limit_val_batches=0,
         )  # fmt: skip
         trainer.fit(stage, datamodule=given)
-        (expected,) = trainer.optimizers[0].gradients  # type: ignore[attr-defined]
+        (expected,) = trainer.optimizers[0].gradients
         assert_same(found.gradients[0], expected, rtol=1e-6)
 
 
@@ -505,7 +505,7 @@ def test_mistakes_in_the_settings(options: dict[str, Any], message: str) -> None
 def test_an_adapter_is_switched_on_while_it_samples_and_off_for_the_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=2,

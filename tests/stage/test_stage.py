@@ -73,12 +73,12 @@ class Made(L.LightningDataModule):
         self.contract = DataContract(**{**facts, **contract})
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
-        return DataLoader(self.steps, batch_size=None, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.steps, batch_size=None, collate_fn=list)
 
     def val_dataloader(self) -> DataLoader[list[Batch]]:
         return DataLoader(
             [[batch] for batch in self.held_out or []], batch_size=None, collate_fn=list
-        )  # type: ignore[arg-type]
+        )
 
 
 def ragged(steps: int = 1, rows: int = ROWS, seed: int = 0) -> list[Batch]:

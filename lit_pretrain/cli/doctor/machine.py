@@ -301,7 +301,7 @@ def _inner(out: str, names: list[str]) -> None:
             began = time.perf_counter()
             try:
                 importlib.import_module(name)
-            except Exception as error:
+            except Exception as error:  # doctor reports what is broken, whatever it raises
                 tell(
                     failed={
                         name: last_line(
@@ -334,8 +334,8 @@ def _ask_torch(tell: Any) -> None:
         warnings.simplefilter("ignore")
         if (torch.version.cuda or torch.version.hip) and not torch.cuda.is_available():
             try:
-                torch.cuda.init()  # type: ignore[no-untyped-call]
-            except Exception as error:
+                torch.cuda.init()
+            except Exception as error:  # doctor reports what is broken, whatever it raises
                 tell(torch={"cuda_error": " ".join(str(error).split())})
     tell(torch={"precision": default_precision("auto")})
     if "lightning" in sys.modules:  # which the next import needs, and which may be hostile
@@ -369,7 +369,7 @@ def _ask_device(index: int) -> DeviceFacts:
             total = (ones @ ones).float().sum().item()
             if total != 64**3:
                 found["error"] = f"a 64 × 64 matrix product of ones sums to {total}, not {64**3}"
-    except Exception as error:
+    except Exception as error:  # doctor reports what is broken, whatever it raises
         found["error"] = " ".join(str(error).split())
     return found
 

@@ -120,7 +120,7 @@ class Api:
         self._check_model(body.model)
         prompt = body.prompt
         several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
-        given: list[Any] = prompt if several else [prompt]  # type: ignore[assignment]
+        given: list[Any] = prompt if isinstance(prompt, list) and several else [prompt]
         self._check_replies(len(given), body)
         prompts = await self._off_loop(self._encoded, given)
         if not all(prompts) or not prompts:

@@ -137,7 +137,7 @@ class Writer:
                             usage.prompt += len(prompt)
                             usage.cached += self._kept.reused
                     parts.put_nowait(ReplyPart(index, "", answer.finish))
-        except Exception as error:
+        except Exception as error:  # whoever reads the parts raises it
             parts.put_nowait(error)
         else:
             parts.put_nowait(None)

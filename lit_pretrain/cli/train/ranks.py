@@ -108,7 +108,7 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that ends others, too
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # raised again
         if launched and isinstance(error, UserError):
             deadline = time.monotonic() + PATIENCE_SECONDS
             while time.monotonic() < deadline:

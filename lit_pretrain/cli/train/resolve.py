@@ -197,7 +197,7 @@ def instantiate(values: Any, setting: str) -> Any:
         return _factory(values)()
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a class of the user's raises
         raise UserError(
             f"{setting}={values.class_path!r} could not be made: {cause_of(error)}"
         ) from error

@@ -192,7 +192,7 @@ class TrainParser(Suggesting, LightningArgumentParser):
     first_page = FIRST_PAGE
     hidden = frozenset(f"trainer.{name}" for name in OWNED)
 
-    # It passes on what it does not read.
+    # Lightning's signature names options that ours only passes on.
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse, after a look at the classes that the arguments name.
 

@@ -222,6 +222,7 @@ class RunTrainer(Trainer):
         profiler: ProfilerName | Profiler | None = None,
         **options: Any,
     ) -> None:
+        # Lightning knows nothing of the names of loggers; `make_trainer` has replaced them.
         super().__init__(logger=logger, profiler=profiler, **options)  # type: ignore[arg-type]
 
 
@@ -455,7 +456,7 @@ def begin_loggers(loggers: Sequence[Logger], config: Mapping[str, Any]) -> dict[
                 ids["wandb"] = str(logger.version)
             elif isinstance(logger, MLFlowLogger):
                 ids["mlflow"] = str(logger.run_id)
-        except Exception as error:
+        except Exception as error:  # each logger's client has its own exceptions
             raise UserError(
                 f"trainer.logger: {type(logger).__name__} cannot begin: {cause_of(error)}"
             ) from error

@@ -394,8 +394,8 @@ class PostTrainingData(BaseData):
 
     def setup(self, stage: str) -> None:
         """Read all rows, so that mistakes in them are found before the first step."""
-        self.renderer  # noqa: B018
-        self.encoded  # noqa: B018
+        self.renderer  # noqa: B018  (cached: a template that does not fit is found here)
+        self.encoded  # noqa: B018  (cached: so are mistakes in rows)
 
     def _loader(self, at: Callable[[int], EncodedSample], batches: Any) -> DataLoader[Any]:
         # No workers: the rows are in memory already, and copying them between processes costs more.

@@ -113,7 +113,7 @@ def run_on_cluster(
     if not numbers:
         return
     try:
-        import datatrove  # noqa: F401
+        import datatrove  # noqa: F401  (whether it is there)
     except ImportError:
         raise UserError(
             f"engine {config.engine} needs datatrove: pip install 'lit_pretrain[cluster]'"
@@ -186,7 +186,7 @@ class RankWorker:
         """Find the address of the machine that the actor is on."""
         import ray
 
-        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        address: str = ray.util.get_node_ip_address()
         return address
 
     def run_for_rank(
@@ -234,7 +234,7 @@ def _slurm(
     """Run as job arrays until they have left the queue; cancel what is left of them in any case."""
     from datatrove.executor import SlurmPipelineExecutor
 
-    class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
+    class Executor(SlurmPipelineExecutor):  # type: ignore[misc]  # datatrove has no types
         """Leave out the job that merges statistics.
 
         It waits in the queue for ever when a task fails.

@@ -159,7 +159,7 @@ class TaskStage(Generic[Result]):
                 self._result(number),
                 f"{self._begin().decode()}{json.dumps(result, ensure_ascii=False)}}}",
             )
-        except Exception as error:
+        except Exception as error:  # the parent reads it from the task's result
             user = isinstance(error, UserError)
             facts = {
                 "user": user,

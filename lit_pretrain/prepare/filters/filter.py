@@ -240,7 +240,7 @@ def load_filter(spec: FilterSpec) -> FilterFunction:
             built = target(**(_typed_arguments(spec, target) if ours else spec.init_args))
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # a filter may be code of the user's; ours raise it again
             if ours:
                 raise
             raise UserError(

@@ -43,7 +43,7 @@ def test_find_names_shard_document_file_and_row(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = inspect(capsys, dataset, "--find", "The hen finds the owl")
-    count = int(re.match(r"'The hen finds the owl': (\d+) times in \d+ documents", text).group(1))  # type: ignore[union-attr]
+    count = int(re.match(r"'The hen finds the owl': (\d+) times in \d+ documents", text).group(1))
     assert count > 5
     place = (
         r"^(?:train|validation|test)/story/chunk-0-\d\.bin row \d+ token \d+: .*story\.jsonl:\d+$"

@@ -21,8 +21,8 @@ from lit_pretrain.chat.render import Renderer
 from lit_pretrain.chat.template import find_template
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi", reason="needs the serve extra")
+pytest.importorskip("uvicorn", reason="needs the serve extra")
 ROOT = Path(__file__).parents[3]
 KEY = {"Authorization": "Bearer secret"}
 HELLO = [{"role": "user", "content": "Hello"}]

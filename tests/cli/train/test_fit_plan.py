@@ -92,7 +92,7 @@ def test_a_reference_that_is_a_copy_is_counted(work: Path, planned: Any) -> None
         other
         == count_parameters(ModelConfig(**NET | {"width": 32, "vocab_size": net.vocab_size})).total
         < layout.frozen
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_what_is_in_four_bits_takes_four_bits(work: Path, planned: Any) -> None:

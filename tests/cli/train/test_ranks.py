@@ -32,7 +32,7 @@ def test_every_launcher_numbers_its_processes(name: str, monkeypatch: pytest.Mon
 
 
 def trainer(processes: list["subprocess.Popen[bytes]"], *, rank: int = 0) -> SimpleNamespace:
-    launcher = _SubprocessScriptLauncher(None, 2, 1)  # type: ignore[arg-type]
+    launcher = _SubprocessScriptLauncher(None, 2, 1)
     launcher.procs = list(processes)
     return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), local_rank=rank)
 
@@ -43,7 +43,7 @@ def started(code: str) -> "subprocess.Popen[bytes]":
 
 def test_the_first_process_ends_those_it_launched() -> None:
     waiting = started("import time; time.sleep(60)")
-    with pytest.raises(RuntimeError, match="cosmic ray"), one_voice(trainer([waiting])):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="cosmic ray"), one_voice(trainer([waiting])):
         raise RuntimeError("cosmic ray")
     assert waiting.wait(10) == -9
 
@@ -51,20 +51,20 @@ def test_the_first_process_ends_those_it_launched() -> None:
 def test_the_failure_of_another_rank_is_not_reported_as_our_own() -> None:
     failed = started("raise SystemExit(7)")
     failed.wait(30)
-    with pytest.raises(SystemExit) as stop, one_voice(trainer([failed])):  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as stop, one_voice(trainer([failed])):
         raise RuntimeError("connection closed by peer")
     assert stop.value.code == 7
 
 
 def test_a_mistake_that_all_see_is_said_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="too low"), one_voice(trainer([])):  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="too low"), one_voice(trainer([])):
         raise UserError("too low")
     monkeypatch.setenv(LAUNCHED_NAME, "run")
-    with pytest.raises(UserError, match="too low"), one_voice(trainer([], rank=1)):  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="too low"), one_voice(trainer([], rank=1)):
         raise UserError(
             "too low"
         )  # the first process goes on: it does not know of it, so that this one speaks
     monkeypatch.setattr(ranks.os, "getppid", iter([10, 1, 1]).__next__)  # and here it ends
-    with pytest.raises(SystemExit) as stop, one_voice(trainer([], rank=1)):  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as stop, one_voice(trainer([], rank=1)):
         raise UserError("too low")
     assert stop.value.code == 2

@@ -44,13 +44,13 @@ def test_every_unit_becomes_steps(given: dict[str, Any], steps: int) -> None:
 
 def test_text_has_a_usual_length() -> None:
     resolved = config()
-    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_steps": 100}))  # type: ignore[arg-type]
+    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_steps": 100}))
     assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
 
 
 def test_rows_have_an_epoch() -> None:
     resolved = config()
-    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_epochs": 1.0}))  # type: ignore[arg-type]
+    resolve_length(resolved, SimpleNamespace(**vars(DATA) | {"default_epochs": 1.0}))
     assert {name: resolved[name] for name in UNITS} == dict.fromkeys(UNITS) | {"max_steps": 100}
 
 

@@ -40,7 +40,7 @@ def attach(data: PostTrainingData, *, rank: int = 0, ranks: int = 1, step: int =
         distributed_sampler_kwargs={"rank": rank, "num_replicas": ranks},
         root_device=torch.device("cpu"),
     )
-    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)
     return data
 
 
@@ -332,7 +332,10 @@ def test_mismatched_answers_are_rendered_with_their_new_prompt(
         )
     )
     assert data.contract.provides == {"labels", "verdicts"}
-    decode = lambda ids: data.tokenizer.decode(ids, skip_special=False)  # noqa: E731
+
+    def decode(ids: Any) -> str:
+        return data.tokenizer.decode(ids, skip_special=False)
+
     for batch in next(iter(data.train_dataloader())):
         verdicts = [data.samples.train(int(n)).items[0].answer for n in batch.index_B[:4]]
         for i in range(4):

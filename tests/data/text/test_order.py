@@ -140,7 +140,7 @@ def test_a_source_leaves_with_the_last_sample_that_it_may_give(order: Order) -> 
         if number and stretch.begin not in changes:
             s = order(stretch.begin - 1).source
             assert gone[s]
-            assert order.counts(stretch.begin - 1)[s] == order.limits[s] - 1  # type: ignore[operator]
+            assert order.counts(stretch.begin - 1)[s] == order.limits[s] - 1
     if order.end is None:
         last = [
             w for w, limit in zip(order.weights[-1], order.limits, strict=True) if limit is None

@@ -31,7 +31,7 @@ def text_data(
         distributed_sampler_kwargs={"rank": rank, "num_replicas": ranks},
         root_device=torch.device("cpu"),
     )
-    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(strategy=strategy, global_step=step)
     return data
 
 
@@ -117,12 +117,12 @@ def test_workers_change_nothing_and_outlive_signals(dataset: Path) -> None:
     expected = steps(plain.train_dataloader(), 8)
     iterator = iter(pooled.train_dataloader())
     got = [next(iterator) for _ in range(2)]
-    for worker in iterator._workers:  # type: ignore[attr-defined]
+    for worker in iterator._workers:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGUSR1)
     got += [next(iterator) for _ in range(6)]
     assert same(expected, got)
-    assert all(worker.is_alive() for worker in iterator._workers)  # type: ignore[attr-defined]
+    assert all(worker.is_alive() for worker in iterator._workers)
 
 
 def test_validation_rows_are_the_same_for_every_number_of_ranks(dataset: Path) -> None:

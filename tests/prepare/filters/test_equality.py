@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("datatrove")
+pytest.importorskip("datatrove", reason="needs the cluster extra")
 from datatrove.data import Document as TheirDocument
 from datatrove.pipeline.filters import (
     C4QualityFilter,

@@ -121,7 +121,7 @@ def test_datatrove_lists() -> None:
     """The lists of the package, read as data and without a network; the verdicts are those of
     its filter but for three differences.
     """
-    pytest.importorskip("datatrove")
+    pytest.importorskip("datatrove", reason="needs the cluster extra")
     arguments = {"datatrove_lists": True}
     domains, addresses = module._datatrove_hashes()
     assert len(domains) > 4_000_000

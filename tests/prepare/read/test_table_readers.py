@@ -182,7 +182,7 @@ def test_offsets_that_lead_nowhere_are_a_damage(tmp_path: Path, read: Any) -> No
 
 
 def test_datasets_as_the_library_saves_them(tmp_path: Path, read: Any) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the hf extra")
     datasets.disable_progress_bars()
     one = datasets.Dataset.from_dict({"text": [f"row {n}" for n in range(250)], "n": range(250)})
     one.select(range(249, -1, -1)).save_to_disk(
@@ -220,7 +220,7 @@ def test_a_dataset_on_the_hub_is_read_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network is left out: a loader of files on disk goes the same way."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the hf extra")
     from lit_pretrain.prepare.read.read_source import SourceReader
 
     (tmp_path / "rows.jsonl").write_text(

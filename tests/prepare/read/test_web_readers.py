@@ -9,8 +9,8 @@ import pytest
 
 from lit_pretrain.prepare.read.reader import ReadPolicy
 
-pytest.importorskip("trafilatura")
-pytest.importorskip("warcio")
+pytest.importorskip("trafilatura", reason="needs the web extra")
+pytest.importorskip("warcio", reason="needs the web extra")
 
 PARAGRAPHS = [
     (
