@@ -8,12 +8,11 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 from lit_pretrain import __version__
 from lit_pretrain.class_path import search_current_folder
-from lit_pretrain.cli.command.verb import dispatch
+from lit_pretrain.cli.command.verb import dispatch, verbs
 from lit_pretrain.errors import (
     INTERRUPTED_EXIT_CODE,
     PREEMPTED_EXIT_CODE,
@@ -22,31 +21,12 @@ from lit_pretrain.errors import (
     message_of,
 )
 
-CLI = Path(__file__).parent / "cli"
 NEED_POSIX = frozenset(
     "adapter export finetune fit import join merge posttrain prepare scaling".split()
 )
 """Verbs that write datasets, runs or exports."""
 TRAINING = frozenset("finetune fit posttrain".split())
 """Verbs that a scheduler may preempt and start again."""
-
-
-def verbs() -> dict[str, str]:
-    """Find the verbs and their one-line help, without importing anything.
-
-    A verb is a module or a package directly in `cli/` that defines `VERB`; the first line of its
-    docstring is its help.
-
-    Returns:
-        Name of the verb -> help, by name.
-    """
-    found = {}
-    for file in [*CLI.glob("*.py"), *CLI.glob("*/__init__.py")]:
-        source = file.read_text(encoding="utf-8")
-        if "\nVERB = " in source:
-            name = file.parent.name if file.stem == "__init__" else file.stem
-            found[name] = source.removeprefix('"""').partition("\n")[0].removesuffix('"""')
-    return dict(sorted(found.items()))
 
 
 def usage() -> str:

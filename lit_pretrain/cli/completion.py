@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from lit_pretrain.cli.command.verb import Group, Verb, parser_of
+from lit_pretrain.cli.command.verb import Group, Verb, parser_of, verbs
 
 
 def main(argv: list[str]) -> int:
@@ -22,27 +22,25 @@ def main(argv: list[str]) -> int:
 
 
 def declared_verbs() -> dict[str, Verb | Group]:
-    """Every verb, as its file declares it."""
-    from lit_pretrain.__main__ import verbs
-
+    """List every verb, as its file declares it."""
     return {name: importlib.import_module(f"lit_pretrain.cli.{name}").VERB for name in verbs()}
 
 
-def completion_script(verbs: Mapping[str, Verb | Group], shell: str) -> str:
+def completion_script(declared: Mapping[str, Verb | Group], shell: str) -> str:
     """Write the script that completes the verbs, with all that is known about them now.
 
     A shell that asked the parsers at each Tab would wait for the import of torch. shtab writes the
     script from a parser that knows the same options and imports nothing.
 
     Args:
-        verbs: By name.
+        declared: The verbs by name.
         shell: bash, zsh or fish.
     """
     import shtab
 
     parser = argparse.ArgumentParser(prog="lit_pretrain")
     parser.add_argument("--version", action="store_true", help="Print the version.")
-    _add_verbs(parser, verbs)
+    _add_verbs(parser, declared)
     script: str = shtab.complete(parser, shell)
     return script
 

@@ -77,7 +77,7 @@ def holds(content: Any, name: str) -> bool:
 
 
 def help_topic(args: Sequence[str]) -> str | None:
-    """What a command line asks help for: "" for one page; None where it asks for none.
+    """Find what a command line asks help for: "" for one page; None where it asks for none.
 
     The dispatcher has written `--help TOPIC` as one argument (`verb.py`).
     """

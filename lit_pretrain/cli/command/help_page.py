@@ -66,8 +66,9 @@ class HelpOption(NamedTuple):
     """The known classes that it takes."""
 
     def shown(self, limit: int) -> str:
-        """The option with its default, or with the kind of value it takes, or with a word for what
-        is longer than a limit.
+        """Write the option with its default, or with the kind of value it takes.
+
+        A default longer than the limit becomes a word.
         """
         value = self.default or self.kind
         if len(value) > limit:
@@ -87,7 +88,7 @@ class Wanted(NamedTuple):
     """The beginning of names."""
 
     def opens(self, name: str) -> bool:
-        """Whether the options within an option may be wanted."""
+        """Tell whether the options within an option may be wanted."""
         if self.topic is not None:
             return name.startswith(self.topic) or self.topic.startswith(f"{name}.")
         return self.names is None or any(other.startswith(f"{name}.") for other in self.names)
@@ -172,7 +173,7 @@ def first_sentence(text: str) -> str:
 
 
 def _columns() -> int:
-    """The width of the terminal, at most a page's."""
+    """Measure the width of the terminal, at most a page's."""
     return max(60, min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns))
 
 
@@ -229,7 +230,7 @@ def _in_full(options: Sequence[HelpOption]) -> list[str]:
 
 
 def _short(options: Sequence[HelpOption], sections: Sections | None) -> list[str]:
-    """One line for each option, with the beginning of its text."""
+    """Write one line for each option, with the beginning of its text."""
     named = {option.name: option for option in options}
     if sections is None:
         sections = {}
@@ -265,7 +266,7 @@ def _one_line(option: HelpOption) -> str:
 
 
 def _names_alone(group: str, names: Sequence[str]) -> list[str]:
-    """The names of options that have no line of their own: `--model.net.{norm, init}`."""
+    """Write the names of options that have no line of their own: `--model.net.{norm, init}`."""
     if not names:
         return []
     listed = f"--{group}{{{', '.join(names)}}}"
@@ -305,7 +306,7 @@ def _with_fields(
     prefix: str = "",
     depth: int = 0,
 ) -> Iterator[HelpOption]:
-    """The option of an action, followed by those of its class."""
+    """Yield the option of an action, followed by those of its class."""
     if action.help == argparse.SUPPRESS or isinstance(
         action, _ActionConfigLoad | _ActionHelpClassPath
     ):
@@ -352,7 +353,7 @@ def _flag_of(name: str, flags: Sequence[str]) -> str:
 
 
 def _step_into(typehint: Any) -> str:
-    """What stands between an option and a field of its class: of one in a list, or under a name."""
+    """Write what stands between an option and a field of its class, in a list or under a name."""
     origins = [get_origin(item) for item in (typehint, *get_args(typehint))]
     if any(inspect.isclass(origin) and issubclass(origin, Mapping) for origin in origins):
         return ".NAME."
@@ -366,19 +367,19 @@ def _step_into(typehint: Any) -> str:
 
 
 def _spec_of(default: Any) -> dict[str, Any]:
-    """The class and its options that a default names; empty where it names none."""
+    """Find the class and its options that a default names; empty where it names none."""
     if isinstance(default, Namespace):
         default = default.as_dict()
     return default if isinstance(default, dict) and "class_path" in default else {}
 
 
 def _resolved(name: str, known: Sequence[str]) -> str:
-    """The path of a class that may be named without its module."""
+    """Complete the path of a class that may be named without its module."""
     return next((path for path in known if path.rpartition(".")[2] == name), name)
 
 
 def _fields_of(owner: Any, typehint: Any) -> list[argparse.Action]:
-    """The options of a class, but for the arguments that a `Callable[[...], Class]` fills."""
+    """List the options of a class, but for the arguments that a `Callable[[...], Class]` fills."""
     return [copy.copy(action) for action in _declared_fields(owner, _filled(owner, typehint))]
 
 
@@ -390,7 +391,7 @@ def _declared_fields(owner: Any, filled: int) -> list[argparse.Action]:
 
 
 def _filled(owner: Any, typehint: Any) -> int:
-    """How many of a class's first arguments the caller gives."""
+    """Count the first arguments of a class that the caller gives."""
     for item in (typehint, *get_args(typehint)):
         if get_origin(item) is Callable:
             arguments, made = get_args(item)
@@ -415,7 +416,7 @@ _SIMPLE: dict[Any, str] = {
 
 
 def _kind_of(action: argparse.Action) -> str:
-    """What a value of an option looks like, in the words of a user."""
+    """Describe what a value of an option looks like, in the words of a user."""
     if action.choices is not None:
         return "|".join(map(str, action.choices))
     if action.nargs == 0:
@@ -453,7 +454,7 @@ def _words_for(typehint: Any) -> str:
 
 
 def _typed(default: Any, spec: Mapping[str, Any], *, of_fields: bool) -> str:
-    """A default as one would type it; empty for none, and for one that is not a plain value."""
+    """Write a default as one would type it; empty for none and for what is no plain value."""
     if spec:
         return str(spec["class_path"]).rpartition(".")[2]
     if default is None or default == argparse.SUPPRESS or callable(default):
@@ -476,6 +477,6 @@ def _typed(default: Any, spec: Mapping[str, Any], *, of_fields: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """A docstring's text without the roles and double ticks of Sphinx."""
+    """Strip a docstring's text of the roles and double ticks of Sphinx."""
     text = re.sub(r":\w+:`~?(?:[^`<]*\.)?([^`<.]+)`", r"`\1`", text)
     return " ".join(text.replace("``", "`").replace("%%", "%").split())

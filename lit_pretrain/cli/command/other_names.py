@@ -126,8 +126,9 @@ for _ending, _words in OTHER_NAMES.items():
 
 
 def exactly_meant(name: str, known: Iterable[str]) -> list[str]:
-    """Return the options that end in a name; or else those whose last part is the name's, or is
-    called so elsewhere.
+    """Return the options that end in a name.
+
+    If there are none, return those whose last part is the name's, or is called so elsewhere.
 
     Args:
         name: What was given: `lr`, `optimizer.lr`, `n_layers`.

@@ -94,8 +94,9 @@ _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
 class Suggesting:
-    """Mixin of jsonargparse parsers: an unknown key is answered with the nearest known one; `-`
-    in a name is `_`; options win over files, wherever they stand; and what is typed is taken
+    """Mixin of jsonargparse parsers that suggests the nearest known key for an unknown one.
+
+    `-` in a name is `_`; options win over files, wherever they stand; and what is typed is taken
     literally, `${...}` included, which only files interpolate.
     """
 
@@ -166,7 +167,7 @@ class Suggesting:
         super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))  # type: ignore[misc]
 
     def format_help(self, *rest: Any) -> str:
-        """The page that `--help` shows."""
+        """Write the page that `--help` shows."""
         return f"{help_page(self, '', (), self.first_page)}\n"
 
     def dump(self, *arguments: Any, **options: Any) -> str:
@@ -255,9 +256,7 @@ class Suggesting:
         return declared
 
     def refuse_unknown(self, args: Sequence[str]) -> None:
-        """Stop at the first option whose group is not known, before anything is done with the
-        others.
-        """
+        """Stop at the first option whose group is not known, before the others have any effect."""
         self._given = list(args)
         groups = {name.split(".")[0] for name in self._known_names()}
         for arg in self._as_declared(list(args)):
@@ -271,8 +270,9 @@ class Suggesting:
                     self.error(f"Option '{name}' is not accepted")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with a hint for a misspelt name, and exit with 2; the usage of
-        hundreds of options helps nobody.
+        """Print the message, with a hint for a misspelt name, and exit with 2.
+
+        The usage of hundreds of options would help nobody.
         """
         if self.exit_on_error:  # type: ignore[attr-defined]
             message = unmark(_REQUIRED.sub(self._as_typed, message))
@@ -346,7 +346,7 @@ class Suggesting:
 
 
 def _path_hint(message: str) -> str:
-    """The nearest class or module, for a class path that leads nowhere."""
+    """Find the nearest class or module, for a class path that leads nowhere."""
     match = next(filter(None, (pattern.search(message) for pattern in _NOWHERE)), None)
     if match is None:
         return _name_hint(message)
@@ -359,7 +359,7 @@ def _path_hint(message: str) -> str:
 
 
 def _name_hint(message: str) -> str:
-    """The nearest class of ours, for a name without a module."""
+    """Find the nearest class of ours, for a name without a module."""
     match = _NO_PATH.search(message)
     if match is None:
         return ""
@@ -411,7 +411,7 @@ def is_class_spec(value: Any) -> bool:
 
 
 def parser_options(verb: str) -> dict[str, Any]:
-    """Settings that all parsers share."""
+    """Return the settings that all parsers share."""
     return {
         "prog": f"lit_pretrain {verb}",
         "allow_abbrev": False,
@@ -420,8 +420,9 @@ def parser_options(verb: str) -> dict[str, Any]:
 
 
 def make_parser(verb: str, description: str = "") -> VerbParser:
-    """A parser with `--config` (repeatable, later files over earlier ones), `--print_config`
-    and `${...}` interpolation.
+    """Make a parser with `--config`, `--print_config` and `${...}` interpolation.
+
+    `--config` may be repeated; later files win over earlier ones.
     """
     parser = VerbParser(description=description, **parser_options(verb))
     parser.add_argument(
@@ -437,7 +438,7 @@ def make_parser(verb: str, description: str = "") -> VerbParser:
 
 
 def raw_option(args: list[str], name: str) -> str | None:
-    """The value of an option in raw arguments, the last one winning."""
+    """Find the value of an option in raw arguments, the last one winning."""
     found = None
     for i, arg in enumerate(args):
         if arg == name and i + 1 < len(args):
@@ -465,5 +466,5 @@ def raw_parent(args: list[str]) -> str | None:
 
 
 def asks_only(args: list[str]) -> bool:
-    """Whether the arguments ask for help or for the config, and nothing is to be run."""
+    """Tell whether the arguments ask for help or for the config, and nothing is to be run."""
     return help_topic(args) is not None or any(arg.startswith("--print_config") for arg in args)

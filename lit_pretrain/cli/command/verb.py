@@ -1,13 +1,16 @@
-"""Verb: what the file of a verb declares, and how the dispatcher runs it."""
+"""Verbs: how they are found, what the file of each declares, and how the dispatcher runs it."""
 
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError, did_you_mean, message_of
 
+CLI = Path(__file__).parents[1]
+"""Folder of the verbs."""
 COLLECTED: ContextVar[list[Any] | None] = ContextVar("COLLECTED", default=None)
 """Where a parser that is asked for help leaves itself instead of printing it; None: nowhere."""
 
@@ -30,6 +33,24 @@ class Group:
     """A verb made of parts, such as `lit_pretrain scaling fit`."""
 
     parts: Mapping[str, Verb]
+
+
+def verbs() -> dict[str, str]:
+    """Find the verbs and their one-line help, without importing anything.
+
+    A verb is a module or a package directly in `cli/` that defines `VERB`; the first line of its
+    docstring is its help.
+
+    Returns:
+        Name of the verb -> help, by name.
+    """
+    found = {}
+    for file in [*CLI.glob("*.py"), *CLI.glob("*/__init__.py")]:
+        source = file.read_text(encoding="utf-8")
+        if "\nVERB = " in source:
+            name = file.parent.name if file.stem == "__init__" else file.stem
+            found[name] = source.removeprefix('"""').partition("\n")[0].removesuffix('"""')
+    return dict(sorted(found.items()))
 
 
 def dispatch(command: str, verb: Verb | Group, arguments: list[str]) -> int:

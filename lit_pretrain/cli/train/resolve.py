@@ -153,7 +153,7 @@ def net_of(config: Namespace) -> ModelConfig:
 
 
 def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:
-    """The mesh of a parsed config over a number of devices; None where one axis is no mesh.
+    """Read the mesh of a parsed config over some devices; None where one axis is no mesh.
 
     Raises:
         UserError: Its sizes do not make up the devices.
@@ -169,7 +169,7 @@ def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:
 
 
 def parallel_in(config: Namespace) -> Parallel | None:
-    """How a parsed config divides its devices; None where we do not shard the network."""
+    """Read how a parsed config divides its devices; None where we shard no network."""
     values = config.parallel
     given = Parallel(**values.as_dict()) if isinstance(values, Namespace) else values
     return parallel_of(config.trainer.strategy, given)

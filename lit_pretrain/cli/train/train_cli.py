@@ -205,7 +205,7 @@ class TrainParser(Suggesting, LightningArgumentParser):
 
 
 def description_of(command: str) -> str:
-    """What a verb, or a part of one, does: the first line of its docstring, or its help."""
+    """Describe a verb, or a part of one: the first line of its docstring, or its help."""
     verb, _, part = command.partition(" ")
     module = importlib.import_module(f"lit_pretrain.cli.{verb}")
     if part:
