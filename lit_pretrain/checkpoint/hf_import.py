@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -49,6 +50,7 @@ _GPT2_NAMES = (
     (r"\.mlp\.c_fc\.", ".feed_forward.up_proj."),
     (r"\.mlp\.c_proj\.", ".feed_forward.down_proj."),
 )
+_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$")
 """Tables, not weights, that old releases of transformers stored with them."""
 
@@ -66,6 +68,14 @@ def read_shape(path: Path) -> ShapeFields:
     if not isinstance(family, str) or family not in _SHAPES:
         raise UserError(
             f"{file}: model_type={family!r} cannot be imported; known are {', '.join(_SHAPES)}"
+        )
+    quantised = config.get("quantization_config", config.get("compression_config"))
+    if quantised or (path / "hf_quant_config.json").is_file():
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(
+            f"{file}: quantization_config{f' ({method})' if method else ''} says that the weights"
+            " are quantised; they cannot be imported, because without their scales they are other"
+            " numbers. Download the model in bf16 or fp32, or save it dequantised"
         )
     _check_kinds(config, file)
     try:
@@ -156,6 +166,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{file} is missing or damaged ({error}); download the model again"
             ) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _WEIGHT_DTYPES:
+            raise UserError(
+                f"{path}: the tensor {name} is of {str(tensor.dtype).removeprefix('torch.')}, as"
+                " quantised weights are; they cannot be imported, because without their scales"
+                " they are other numbers. Download the model in bf16 or fp32"
+            )
     renamed = (
         _rename_gpt2(tensors)
         if config["model_type"] == "gpt2"

@@ -152,6 +152,10 @@ def test_names_of_older_releases(tmp_path: Path) -> None:
         ),
         ({"pretraining_tp": 2}, "pretraining_tp=2 is not one of ours"),
         ({"hidden_size": None}, "field 'hidden_size' is missing"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}},
+            r"quantization_config \(fp8\) says that the weights are quantised",
+        ),
     ],
 )
 def test_what_is_not_ours_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -161,6 +165,18 @@ def test_what_is_not_ours_is_refused(change: dict[str, Any], message: str, tmp_p
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     with pytest.raises(UserError, match=message):
         read_shape(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_weights_of_a_quantised_dtype_are_never_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
+    save("llama", tmp_path)
+    net = Transformer(model_config(read_shape(tmp_path)))
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(dtype)}, file)
+    with pytest.raises(UserError, match=rf"the tensor {name} is of {str(dtype)[6:]}, as quantised"):
+        load_weights(net, str(tmp_path))
 
 
 def test_missing_and_damaged_weights(tmp_path: Path) -> None:
