@@ -218,6 +218,10 @@ class TokenizerConfig:
     """
     eos: str | None = None
     """File only: token that ends a document. A tokenizer with only one of both uses it for both."""
+    allow_unspelt: bool = False
+    """File only: keep documents of which the tokenizer cannot spell a part, because its vocabulary
+    lacks some bytes, and count them. They are refused otherwise: bits per byte would be wrong.
+    """
 
     def validate(self) -> None:
         """Check what the types cannot say.
@@ -231,7 +235,7 @@ class TokenizerConfig:
         check_kind(
             "tokenizer",
             self,
-            ("path", "bos", "eos") if file else train,
+            ("path", "bos", "eos", "allow_unspelt") if file else train,
             ("path",) if file else (),
             common=("kind",),
         )
@@ -418,6 +422,8 @@ class PrepareConfig:
         for source in fields["sources"].values():
             # It may hold credentials, and the manifest is for others to read.
             del source["storage_options"]
+        if not self.tokenizer.allow_unspelt:  # datasets that are older than the field fit it
+            del fields["tokenizer"]["allow_unspelt"]
         redacted: dict[str, Any] = redact(fields)
         return redacted
 

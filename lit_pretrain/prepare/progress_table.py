@@ -183,6 +183,7 @@ WORDS = {
     "replaced": "with bytes replaced by U+FFFD",
     "cut": "cut at the chunk limit",
     "end_held_out": "with a held-out end",
+    "unspelt": "not spelt in full by the tokenizer",
 }
 """Reasons that need other words than their name."""
 

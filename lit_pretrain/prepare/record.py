@@ -142,6 +142,7 @@ def _source(
     changes = {
         CUT: sum(encoded[n]["cut"] for n in mine),
         END_HELD_OUT: sum(encoded[n]["end_held_out"] for n in mine),
+        "unspelt": sum(encoded[n].get("unspelt", 0) for n in mine),
     }
     funnel.add(
         [

@@ -118,6 +118,8 @@ class Tokenizer:
         """Highest id + 1, special tokens included."""
         self.pattern_name: str | None = byte_level.pattern_name(self._spec)
         """Name of the pre-tokenizer's regex, None when unknown."""
+        self.separator_note: str | None = None
+        """Says which token separates documents, where it is not the one that its folder names."""
         self._nfc = False
         self._plain: frozenset[str] = frozenset()
         self._tiktoken: tiktoken.Encoding | None = None
@@ -139,9 +141,18 @@ class Tokenizer:
                 documents.
         """
         file, text = tokenizer_files.read_tokenizer_file(path)
-        if bos is None and eos is None:
-            bos, eos = tokenizer_files.stated_separators(file.parent)
-        return cls(text, bos=bos, eos=eos, where=str(file))
+        if bos is not None or eos is not None:
+            return cls(text, bos=bos, eos=eos, where=str(file))
+        stated = bos, eos = tokenizer_files.stated_separators(file.parent)
+        if not tokenizer_files.is_ours(file.parent):
+            bos, eos = tokenizer_files.document_separators(bos, eos, special_tokens_of(text))
+        tokenizer = cls(text, bos=bos, eos=eos, where=str(file))
+        if (bos, eos) != stated:
+            tokenizer.separator_note = (
+                f"documents of {file} end with {tokenizer.eos}: its {CONFIG_FILENAME} says"
+                f" {stated[1] or stated[0]}, which ends a turn of a chat"
+            )
+        return tokenizer
 
     def save(self, directory: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write tokenizer.json unchanged, and a tokenizer_config.json for transformers.
@@ -304,6 +315,60 @@ class Tokenizer:
         for index, piece in self.pieces().items():
             lengths[index] = len(piece)
         return lengths
+
+    def unspelt_bytes(self, text: str, ids: npt.NDArray[np.integer]) -> int:
+        """Count the bytes of a text that its tokens do not spell.
+
+        A vocabulary without some of the 256 bytes drops what it lacks, or makes one unknown token
+        of a whole sentence. What a normalizer changes is not lost.
+
+        Args:
+            text: The text.
+            ids: Its tokens, as `encode` gives them.
+        """
+        lengths = self._spelt_lengths
+        if lengths is None:  # tokens without a length in bytes: count those that say "unknown"
+            return int((ids == self._unknown_id).sum())
+        if self.normalizes:
+            text = self._hf.normalizer.normalize_str(text)
+        if self._bytes_of is None:
+            text = text.replace("▁", " ")
+        return max(0, len(text.encode("utf-8", "surrogatepass")) - int(lengths[ids].sum()))
+
+    @cached_property
+    def _spelt_lengths(self) -> npt.NDArray[np.int32] | None:
+        """Bytes of each id without the unknown token; None if tokens stand for no bytes."""
+        try:
+            lengths = self.token_bytes()
+        except UserError:
+            return None
+        if self._unknown_id >= 0:
+            lengths[self._unknown_id] = 0
+        return lengths
+
+    @cached_property
+    def _unknown_id(self) -> int:
+        """Id of the token for what the vocabulary lacks; -1 without one."""
+        model = self._spec.get("model") or {}
+        unknown = model.get("unk_token")
+        if unknown is None and isinstance(model.get("unk_id"), int):
+            return int(model["unk_id"])
+        index = None if unknown is None else self._hf.token_to_id(unknown)
+        return -1 if index is None else index
+
+    def has_unknown(self, ids: npt.NDArray[np.integer]) -> bool:
+        """Tell whether one of some tokens says that the vocabulary lacks a text."""
+        return bool((ids == self._unknown_id).any())
+
+    @property
+    def spells_every_byte(self) -> bool:
+        """Whether it has a token for each of the 256 bytes, so that no text is beyond it."""
+        if self._tiktoken is not None:
+            return True
+        vocabulary = self._hf.get_vocab(with_added_tokens=False)
+        if self._bytes_of is not None:
+            return all(character in vocabulary for character in byte_level.BYTE_OF_CHARACTER)
+        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
 
     def check_equality(self, texts: Sequence[str]) -> None:
         """Encode texts both ways; at the first difference keep to `tokenizers` from then on.
@@ -479,6 +544,15 @@ class StreamDecoder:
         return self._tokenizer.decode(self._ids, skip_special=self._skip_special)[
             len(self._pushed) :
         ]
+
+
+def special_tokens_of(text: str) -> list[str]:
+    """List the special tokens in the text of a tokenizer.json; none if it is not one."""
+    try:
+        added = load_json(text).get("added_tokens") or []
+        return [token["content"] for token in added if token["special"]]
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return []  # building the tokenizer says what is wrong
 
 
 def _rebuild(text: str, bos: str, eos: str, fallback_reason: str | None) -> Tokenizer:

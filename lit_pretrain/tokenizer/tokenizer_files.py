@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,47 @@ def stated_separators(folder: Path) -> tuple[str | None, str | None]:
         if bos or eos:
             break
     return bos, eos
+
+
+_TURN = re.compile(
+    r"<\|?/?(?:im_(?:start|end|sep)|(?:start|end)_of_turn|turn|eo[tm](?:_id)?|end_?turn|END_OF_TURN_TOKEN"
+    r"|START_OF_TURN_TOKEN|(?:start|end)_header_id|role_(?:start|end)|end|return|call|user|assistant"
+    r"|system|assistant_end|end_of_message|turn_end|header_end)\|?>|\[/?INST\]|<turn\|>"
+)
+"""Tokens that begin or end a turn of a chat in published instruct models."""
+_ENDS_OF_TEXT = (
+    "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "<|EOS_TOKEN|>",
+    "<|END_OF_TEXT_TOKEN|>", "<|eos|>", "[EOS]", "<|end_of_document|>",
+)  # fmt: skip
+_BEGINS_OF_TEXT = {"<|end_of_text|>": "<|begin_of_text|>", "</s>": "<s>", "<eos>": "<bos>"}
+
+
+def is_ours(folder: Path) -> bool:
+    """Tell whether this package wrote a folder, whose separators are then stated on purpose."""
+    return any((folder / name).is_file() for name in ("lineage.json", "manifest.json"))
+
+
+def document_separators(
+    bos: str | None, eos: str | None, special_tokens: Collection[str]
+) -> tuple[str | None, str | None]:
+    """Replace separators that end a turn of a chat by the end of a text, where there is one.
+
+    An instruct model states the end of a turn as its eos token, because that is where its answers
+    end. Documents that end with it would teach that a text is a turn.
+
+    Args:
+        bos: The bos token as the tokenizer's folder states it.
+        eos: The eos token likewise.
+        special_tokens: Special tokens of the tokenizer.
+    """
+    turns = [token is not None and _TURN.fullmatch(token) is not None for token in (bos, eos)]
+    end = next((token for token in _ENDS_OF_TEXT if token in special_tokens), None)
+    if not any(turns) or end is None:
+        return bos, eos
+    begin = _BEGINS_OF_TEXT.get(end)
+    if bos is not None and turns[0]:
+        bos = begin if begin in special_tokens else end
+    return bos, end if turns[1] or eos is None else eos
 
 
 def separators(

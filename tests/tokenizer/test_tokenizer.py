@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -575,3 +576,89 @@ def test_imports_no_torch() -> None:
         ).stdout.strip()
         == ""
     )
+
+
+# ---------------------------------------------------------------------- what separates documents
+
+
+@pytest.mark.parametrize(
+    ("stated", "specials", "found"),
+    [
+        ({"eos_token": "<|im_end|>"}, ["<|endoftext|>", "<|im_end|>"], ("<|endoftext|>",) * 2),
+        (
+            {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
+            ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            ("<|endoftext|>",) * 2,
+        ),
+        (
+            {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+            ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+            ("<|begin_of_text|>", "<|end_of_text|>"),
+        ),
+        (
+            {"bos_token": "<bos>", "eos_token": "<end_of_turn>"},
+            ["<bos>", "<eos>", "<end_of_turn>"],
+            ("<bos>", "<eos>"),
+        ),
+        ({"bos_token": "<s>", "eos_token": "<|end|>"}, ["<s>", "</s>", "<|end|>"], ("<s>", "</s>")),
+        # Without an end of text, the end of a turn is all there is.
+        ({"eos_token": "<|im_end|>"}, ["<|im_end|>"], ("<|im_end|>",) * 2),
+        (
+            {"bos_token": "<s>", "eos_token": "</s>"},
+            ["<s>", "</s>", "<|im_end|>"],
+            ("<s>", "</s>"),
+        ),
+    ],
+)
+def test_the_end_of_a_turn_separates_no_documents(
+    stated: dict[str, str], specials: list[str], found: tuple[str, str], tmp_path: Path
+) -> None:
+    spec = json.loads(trained_json(specials=()))
+    size = len(spec["model"]["vocab"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec["added_tokens"] = [
+        {"id": size + n, "content": token, "special": True, **flags}
+        for n, token in enumerate(specials)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.bos, tokenizer.eos) == found
+    asked = stated.get("bos_token", stated["eos_token"]), stated["eos_token"]
+    if found == asked:
+        assert tokenizer.separator_note is None
+    else:
+        assert f"says {stated['eos_token']}, which ends a turn" in str(tokenizer.separator_note)
+    # In a folder of ours the statement was meant, and a user's own word counts always.
+    (tmp_path / "lineage.json").write_text("{}")
+    assert Tokenizer.load(tmp_path).eos == stated["eos_token"]
+    assert Tokenizer.load(tmp_path, eos=stated["eos_token"]).eos == stated["eos_token"]
+
+
+def without_bytes(unknown: str | None) -> str:
+    """A byte-level vocabulary that lacks the bytes above 0x7f, as some trained on English have."""
+    alphabet = [c for c, byte in BYTE_OF_CHARACTER.items() if byte < 128]
+    vocab = {token: n for n, token in enumerate([*([unknown] if unknown else []), *alphabet])}
+    hf = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token=unknown, fuse_unk=True))
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    hf.decoder = decoders.ByteLevel()
+    hf.add_special_tokens(["<|endoftext|>", *([unknown] if unknown else [])])
+    return hf.to_str()
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_bytes_that_no_token_spells_are_counted(unknown: str | None) -> None:
+    tokenizer = Tokenizer(without_bytes(unknown))
+    assert not tokenizer.spells_every_byte
+    for text, lost in (("plain text\n", 0), ("鯨は", 6), ("a é b", 2)):
+        ids = np.asarray(tokenizer.encode(text), dtype=np.int32)
+        assert tokenizer.unspelt_bytes(text, ids) == lost, text
+
+
+@pytest.mark.parametrize("make", [sentencepiece_like, trained_json, llama3_like])
+@given(text=TEXT)
+@settings(max_examples=50, deadline=None)
+def test_a_whole_vocabulary_spells_everything(make: Callable[[], str], text: str) -> None:
+    tokenizer = Tokenizer(make())
+    assert tokenizer.spells_every_byte
+    assert tokenizer.unspelt_bytes(text, np.asarray(tokenizer.encode(text), dtype=np.int32)) == 0

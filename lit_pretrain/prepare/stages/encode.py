@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lit_pretrain.corpus.chunk_writer import ShardWriter
 from lit_pretrain.corpus.manifest import SPLITS, Chunk, SourceSplit
+from lit_pretrain.errors import UserError
 from lit_pretrain.files import rename_durably, scratch_path
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance
@@ -70,6 +71,8 @@ class EncodeResult(TypedDict):
     """Documents that were left."""
     end_held_out: int
     """Documents that training shares with a split that is held out."""
+    unspelt: int
+    """Documents, or pieces of them, of which the tokenizer cannot spell a part."""
     lines: LostLines
 
 
@@ -91,7 +94,7 @@ class EncodeTask:
         final = part_directory(self.work, number)
         scratch = scratch_path(final)
         splitter = Splitter.load(config, self.work)
-        documents = end_held_out = 0
+        documents = end_held_out = unspelt = 0
         writers: dict[str, ShardWriter] = {}
         splits_of: deque[str] = deque()  # of the pieces that are being encoded, a batch at a time
 
@@ -109,10 +112,16 @@ class EncodeTask:
 
         try:
             with contextlib.closing(
-                encode_documents(pieces(), self.tokenizer, self.dtype)
+                encode_documents(
+                    pieces(),
+                    self.tokenizer,
+                    self.dtype,
+                    allow_unspelt=config.tokenizer.allow_unspelt,
+                )
             ) as encoding:
                 for encoded in encoding:
                     document, split = encoded.document, splits_of.popleft()
+                    unspelt += encoded.unspelt > 0
                     if split not in writers:
                         writers[split] = ShardWriter(
                             scratch / split,
@@ -144,6 +153,7 @@ class EncodeTask:
             cut=sum(writer.cut for writer in writers.values()),
             documents=documents,
             end_held_out=end_held_out,
+            unspelt=unspelt,
             lines=LostLines(
                 lines=survivors.lines, changed=survivors.changed, emptied=survivors.emptied
             ),
@@ -192,15 +202,28 @@ class Encoded:
     document: Document
     ids: npt.NDArray[np.generic]
     """[tokens], of the stored dtype: bos, the text, and eos where it is another token."""
+    unspelt: int = 0
+    """Bytes of the text that its tokens do not spell."""
 
 
 def encode_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, dtype: npt.DTypeLike
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    dtype: npt.DTypeLike,
+    *,
+    allow_unspelt: bool = False,
 ) -> Generator[Encoded]:
     """Encode documents in their order, on this thread; holds about 1 MiB of text.
 
+    Args:
+        documents: The documents.
+        tokenizer: Encodes them.
+        dtype: Of the ids.
+        allow_unspelt: Keep documents of which the vocabulary lacks a part.
+
     Raises:
-        RuntimeError: The tokens of a document do not spell its bytes.
+        RuntimeError: The tokens of a document do not spell its bytes, though it has all of them.
+        UserError: The tokenizer has no tokens for a part of a document.
     """
     head = np.array([tokenizer.bos_id], dtype=dtype)
     tail = np.array([] if tokenizer.one_separator else [tokenizer.eos_id], dtype=dtype)
@@ -219,7 +242,22 @@ def encode_documents(
                         f"{document.origin}: its tokens do not spell its {len(document.utf8)}"
                         " bytes; please report this text"
                     )
-                yield Encoded(document, np.concatenate([head, ids.astype(dtype), tail]))
+                unspelt = 0
+                if tokenizer.backend != "tiktoken":
+                    unspelt = tokenizer.unspelt_bytes(document.text, ids)
+                    if unspelt and not allow_unspelt:
+                        raise unspelt_document(document.origin, document.text, unspelt)
+                yield Encoded(document, np.concatenate([head, ids.astype(dtype), tail]), unspelt)
+
+
+def unspelt_document(origin: str, text: str, unspelt: int) -> UserError:
+    """Say that the vocabulary lacks a part of a document."""
+    return UserError(
+        f"{origin}: the tokenizer has no tokens for a part of {text[:60]!r} (at least"
+        f" {unspelt:,} of {len(text.encode()):,} bytes), so that the text would be lost and bits"
+        " per byte would be wrong. Take a tokenizer that spells every byte, or keep such documents"
+        " with tokenizer.allow_unspelt=true, which counts them"
+    )
 
 
 def _batches(documents: Iterable[Document]) -> Generator[list[Document]]:

@@ -30,6 +30,7 @@ from lit_pretrain.prepare.prepare_config import (
 )
 from lit_pretrain.prepare.progress_table import say, show_progress
 from lit_pretrain.prepare.stages.compare import Survivors
+from lit_pretrain.prepare.stages.encode import unspelt_document
 from lit_pretrain.prepare.stages.hold_out import Splitter
 from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -96,7 +97,11 @@ def train_tokenizer(run: Preparation) -> Tokenizer:
 
 
 def check_encoder(run: Preparation, tokenizer: Tokenizer) -> None:
-    """Compare the fast encoder with the reference on the data's own text."""
+    """Compare the fast encoder with the reference on the data's own text, and say what it lacks.
+
+    Raises:
+        UserError: It cannot spell a part of the text.
+    """
     texts: list[str] = []
     for name in run.inputs:
         size, share = 0, _EQUALITY_SAMPLE_BYTES // len(run.inputs)
@@ -106,6 +111,12 @@ def check_encoder(run: Preparation, tokenizer: Tokenizer) -> None:
             if size >= share:
                 break
     tokenizer.check_equality(texts)
+    if tokenizer.separator_note is not None:
+        say(tokenizer.separator_note)
+    if tokenizer.backend != "tiktoken" and not run.config.tokenizer.allow_unspelt:
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            if unspelt := tokenizer.unspelt_bytes(text, ids):
+                raise unspelt_document("the data", text, unspelt)
     if tokenizer.fallback_reason is not None:
         say(
             "encoding with `tokenizers`, several times slower than tiktoken, because"

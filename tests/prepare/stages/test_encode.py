@@ -5,12 +5,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
+from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.prepare_config import TokenizerConfig
 from lit_pretrain.prepare.stages import encode
 from lit_pretrain.prepare.stages.encode import encode_documents
 from lit_pretrain.prepare.stages.train_tokenizer import train_bpe
+from lit_pretrain.tokenizer.byte_level import BYTE_OF_CHARACTER
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 TEXTS = [f"def function_{n % 17}(argument):  # Größe №{n % 5} of the thing\n" for n in range(200)]
@@ -68,3 +72,17 @@ def test_lost_bytes_are_noticed(tokenizer: Tokenizer, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: [ids[:-1] for ids in whole(texts)])
     with pytest.raises(RuntimeError, match="file:0: its tokens do not spell its 5 bytes"):
         list(encode_documents([Document("abcde", "file:0")], tokenizer, "uint16"))
+
+
+def test_what_a_vocabulary_lacks_is_refused_or_counted() -> None:
+    alphabet = [c for c, byte in BYTE_OF_CHARACTER.items() if byte < 128]
+    hf = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    hf.decoder = decoders.ByteLevel()
+    hf.add_special_tokens(["<|endoftext|>"])
+    english = Tokenizer(hf.to_str())
+    documents = [document("plain"), document("鯨は眠る", 1)]
+    with pytest.raises(UserError, match=r"file:1: the tokenizer has no tokens for a part of '鯨"):
+        list(encode_documents(documents, english, "uint16"))
+    kept = list(encode_documents(documents, english, "uint16", allow_unspelt=True))
+    assert [encoded.unspelt for encoded in kept] == [0, 12]
