@@ -203,6 +203,10 @@ class BaseData(L.LightningDataModule, ABC):
     def exposure(self, steps: int) -> str:
         """Describe what a run of `steps` optimizer steps reads, as lines to print before it."""
 
+    def remarks(self) -> list[str]:
+        """Return warnings on what these rows cannot teach, to give before and after a run."""
+        return []
+
     def unique_tokens(self, steps: int) -> int | None:
         """Count the distinct training tokens that a run reads; None if this data does not tell."""
         return None

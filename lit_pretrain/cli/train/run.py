@@ -115,8 +115,12 @@ def _train(cli: TrainCLI, started: float) -> None:
         )
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         print(said, mixture, sep="\n", flush=True)
+        for remark in data.remarks():
+            warn(remark)
         if cli.place.checkpoint:
             print(f"resume: {cli.place.checkpoint}, step {first_step}")
+    signal = GroupSignal()
+    cli.callbacks.metrics.sinks.append(signal)
     recorded = recorded_attempt(cli.place.folder) if trainer.is_global_zero else nullcontext()
     began = time.perf_counter()
     try:
@@ -176,6 +180,38 @@ def _train(cli: TrainCLI, started: float) -> None:
             else f"val reward {0.0 - summary['val/loss']:.4f}"
         )
         print(f"done: {cli.place.folder}: {found}")
+        for remark in [*data.remarks(), *signal.remarks()]:
+            warn(remark)
+
+
+class GroupSignal:
+    """Watches whether the answers to a prompt ever differ in reward: only then do they teach."""
+
+    def __init__(self) -> None:
+        self.seen = self.without = False
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at a line of metrics; warn once, if the first has no difference."""
+        share = values.get("train/groups_with_signal")
+        if share is None:
+            return
+        if share == 0 and not self.seen and not self.without:
+            warn(
+                f"up to step {step:,} no answer had another reward than the others to its prompt,"
+                " so that nothing was learned; look whether the reward can tell answers apart"
+            )
+        self.seen |= share > 0
+        self.without |= share == 0
+
+    def remarks(self) -> list[str]:
+        """Warn if no group differed in the whole run."""
+        if self.seen or not self.without:
+            return []
+        return [
+            "no answer of this run had another reward than the others to its prompt, so that the"
+            " policy learned nothing: take easier problems, more answers to each"
+            " (data.group_size), a higher temperature, or another reward"
+        ]
 
 
 def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
