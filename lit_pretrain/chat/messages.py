@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 
 class FunctionCall(TypedDict):
@@ -75,14 +75,31 @@ class TrainingRow(ABC):
 
     tools: Sequence[ToolDescription] | None = None
     """Descriptions of tools for the template."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template for this row, over those of the config."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the user should know of the reading, such as the names of fields that nobody read."""
 
     @abstractmethod
+    def spoken(self) -> tuple[Message, ...]:
+        """Return all messages of the row, those of both answers of a pair."""
+
     def text(self) -> str:
         """Join the text of everything that the row says, to look for evaluation items in it."""
+        return _joined(self.spoken())
 
     @abstractmethod
     def with_system(self, system: str) -> TrainingRow:
         """Return the row with a system message, unless it has one."""
+
+
+class Segment(NamedTuple):
+    """A piece of a text that is learned or not, as axolotl's `input_output` gives it."""
+
+    text: str
+    learned: bool
+    spells_tokens: bool = True
+    """Whether the spelling of a special token within it is that token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +109,21 @@ class Conversation(TrainingRow):
     messages: tuple[Message, ...]
     prompt: int
     """Number of leading messages that form the prompt; the others form the completion."""
+    segments: tuple[Segment, ...] = ()
+    """Text that no template touches, in place of messages."""
+
+    def spoken(self) -> tuple[Message, ...]:
+        """Return the messages."""
+        return self.messages
 
     def text(self) -> str:
-        """Join the text of all messages."""
-        return _joined(self.messages)
+        """Join the text of all messages, or of the segments."""
+        return _joined(self.messages) + "".join(segment.text for segment in self.segments)
 
     def with_system(self, system: str) -> Conversation:
         """Return the row with a system message, which becomes part of the prompt."""
+        if self.segments:
+            return self
         messages = _begin_with_system(self.messages, system)
         added = len(messages) - len(self.messages)
         return replace(self, messages=messages, prompt=self.prompt + added)
@@ -126,9 +151,9 @@ class Preference(_PromptedRow):
     ref_logp: tuple[float, float] | None = None
     """Log-probabilities of both completions under the reference, nats."""
 
-    def text(self) -> str:
-        """Join the text of the prompt and both completions."""
-        return _joined((*self.prompt, *self.chosen, *self.rejected))
+    def spoken(self) -> tuple[Message, ...]:
+        """Return the messages of the prompt and of both completions."""
+        return (*self.prompt, *self.chosen, *self.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +165,9 @@ class JudgedAnswer(_PromptedRow):
     ref_logp: float | None = None
     """Log-probability of the completion under the reference, nats."""
 
-    def text(self) -> str:
-        """Join the text of prompt and completion."""
-        return _joined((*self.prompt, *self.completion))
+    def spoken(self) -> tuple[Message, ...]:
+        """Return the messages of prompt and completion."""
+        return (*self.prompt, *self.completion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +177,10 @@ class Problem(_PromptedRow):
     answer: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The whole row, for rewards that need more than the answer."""
+
+    def spoken(self) -> tuple[Message, ...]:
+        """Return the messages of the prompt."""
+        return self.prompt
 
     def text(self) -> str:
         """Join the text of prompt and answer."""

@@ -5,8 +5,10 @@ Training, evaluation and chat all render here, so they cannot disagree.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ from lit_pretrain.chat.messages import (
     learns_from,
 )
 from lit_pretrain.chat.template import ChatTemplate, Refused, Rendering
+from lit_pretrain.chat.tool_calls import with_arguments
+from lit_pretrain.chat.unread_fields import what_is_unread
 from lit_pretrain.errors import UserError
 from lit_pretrain.tokenizer.tokenizer import Spelt, Tokenizer
 
@@ -55,6 +59,16 @@ class _Text(NamedTuple):
     """Whether the template marked the spans by `{% generation %}`; otherwise a span may also hold
     text after the stop token.
     """
+    raw: bool = False
+    """Whether the spans hold all that is learned, with or without a stop token."""
+
+
+_READ = frozenset({"role", "content", "tool_calls", "tool_call_id", "weight", "reasoning_content"})
+"""Fields of messages that are read here, or whose loss is looked for by itself."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
+"""Names under which templates and rows have the thoughts of the assistant."""
+_RESERVED_OPTIONS = frozenset({"messages", "tools", "bos_token", "eos_token",
+                               "add_generation_prompt", "strftime_now"})  # fmt: skip
 
 
 class Renderer:
@@ -76,7 +90,8 @@ class Renderer:
     Args:
         tokenizer: Encodes the text.
         template: Writes the text.
-        options: Further variables of the template, such as enable_thinking.
+        options: Further variables of the template, such as enable_thinking. `date`
+            (YYYY-MM-DD) is what `strftime_now` tells.
 
     Raises:
         UserError: The template does not fit the tokenizer, or does not show what is learned.
@@ -92,8 +107,14 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = template
         self.options = dict(options or {})
+        self.date = _date(self.options.pop("date", None))
+        if self.date is None and template.needs_date:
+            self.date = datetime.date.today()
+        self._appended = ""
+        """What the template puts behind a conversation without being asked; it is cut off."""
         spellings = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, spellings)))
+        self._incomplete = not tokenizer.spells_every_byte
         self._heads: dict[str, npt.NDArray[np.int32]] = {}
         self.stop_ids = frozenset({tokenizer.eos_id, self._probe()})
         """Ids that end an answer: the template's own end of turn and the end of a document."""
@@ -124,14 +145,62 @@ class Renderer:
         return results
 
     def prompt(
-        self, messages: Sequence[Message], *, tools: Sequence[ToolDescription] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolDescription] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> npt.NDArray[np.int32]:
         """Render messages up to where the assistant begins to write.
 
         Raises:
             BadRow: The template does not take these messages.
         """
-        return self._encode([self._rendering(messages, tools, generation_prompt=True).text])[0].ids
+        rendering = self._rendering(messages, tools, options or {}, generation_prompt=True)
+        return self._encode([rendering.text])[0].ids
+
+    def unread_fields(self, messages: Sequence[Message]) -> list[str]:
+        """Return a note on each field of messages that the template does not look at."""
+        names = {name for message in messages for name in message}
+        return [
+            f"unread {name} of messages" for name in sorted(names - _READ) if not self._reads(name)
+        ]
+
+    def _reads(self, name: str) -> bool:
+        return name in self.template.fields or (
+            name in _THOUGHTS and any(other in self.template.fields for other in _THOUGHTS)
+        )
+
+    def check_shown(self, messages: Sequence[Message]) -> None:
+        """Refuse messages of which the template would leave something out.
+
+        Raises:
+            BadRow: It has no place for a role, a tool call or a field that holds text.
+        """
+        for i, message in enumerate(messages):
+            if message["role"] in ("system", "tool") and self.template.hides(message["role"]):
+                raise BadRow(
+                    "role_not_shown",
+                    f"message {i + 1} is of the {message['role']}, and the template"
+                    f" {self.template.name} leaves such messages out; use another",
+                )
+            if message.get("tool_calls") and not self.template.shows_calls:
+                raise BadRow(
+                    "tool_calls",
+                    f"the row has tool_calls, which the template {self.template.name} does not"
+                    " show; use another, such as qwen",
+                )
+            for name, value in message.items():
+                if (name not in _READ or name == "reasoning_content") and not self._reads(name):
+                    what = what_is_unread(name, value, [message.get("content") or ""])
+                    if what in ("text", "media"):
+                        raise BadRow(
+                            "unread_field",
+                            f"message {i + 1} has {name!r}, which the template"
+                            f" {self.template.name} does not show"
+                            f" ({str(value).strip()[:60]!r}); use a template that does, such as"
+                            f" qwen for thoughts, or leave it out by name: ignore: [{name}]",
+                        )
 
     # ------------------------------------------------------------------ text
 
@@ -143,14 +212,15 @@ class Renderer:
             return bad
 
     def _spans(self, conversation: Conversation, train_on: TrainOn) -> _Text:
-        messages, tools = conversation.messages, conversation.tools
-        if any(message.get("tool_calls") for message in messages) and not self.template.shows_calls:
-            raise BadRow(
-                "tool_calls",
-                f"the row has tool_calls, which the template {self.template.name} does not show;"
-                " use another, such as qwen",
-            )
-        whole = self._rendering(messages, tools)
+        if conversation.segments:
+            return self._segments(conversation)
+        messages, tools, options = (
+            conversation.messages,
+            conversation.tools,
+            conversation.options,
+        )
+        self.check_shown(messages)
+        whole = self._rendering(messages, tools, options)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         passed_over = [i for i in answers if not learns_from(messages[i])]
         if passed_over and train_on in ("all", "completion"):
@@ -179,6 +249,19 @@ class Renderer:
                 "no message that would be learned has a weight other than 0",
                 mistake=False,
             )
+        for i in answers if train_on == "completion" else wanted:
+            message = messages[i]
+            if (
+                (i >= wanted[0])
+                and not (message.get("content") or "").strip()
+                and not message.get("tool_calls")
+            ):
+                raise BadRow(
+                    "empty_answer",
+                    f"message {i + 1} of the assistant is empty, and would teach it to stop at"
+                    " once",
+                    mistake=False,
+                )
         if self.template.marks_generation:
             if len(whole.spans) != len(answers):
                 raise BadRow(
@@ -189,59 +272,131 @@ class Renderer:
                 )
             spans = [whole.spans[answers.index(i)] for i in wanted]
         else:
-            spans = [self._difference(messages, tools, i, whole.text) for i in wanted]
+            spans = [self._difference(conversation, i, whole.text, train_on) for i in wanted]
         if train_on == "completion":
             spans = [(spans[0][0], spans[-1][1])]
         return _Text(whole.text, spans, exact=self.template.marks_generation)
 
+    def _segments(self, conversation: Conversation) -> _Text:
+        """Join pieces of text that need no template."""
+        segments = conversation.segments
+        document = not any(segment.spells_tokens for segment in segments)
+        text = self.tokenizer.bos if document else ""
+        spans = []
+        for segment in segments:
+            begin = len(text)
+            text += segment.text if segment.spells_tokens else self._guarded(segment.text)
+            if segment.learned and len(text) > begin:
+                spans.append((begin, len(text)))
+        if document:
+            begin, text = spans[-1][0], text + self.tokenizer.eos
+            spans[-1] = (begin, len(text))
+        self._refuse_halves(text)
+        return _Text(text, spans, exact=True, raw=True)
+
     def _difference(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[ToolDescription] | None,
-        i: int,
-        whole: str,
+        self, conversation: Conversation, i: int, whole: str, train_on: TrainOn
     ) -> tuple[int, int]:
         """Find message i in the whole rendering by the difference that it makes."""
-        before = self._rendering(messages[:i], tools, generation_prompt=True).text
-        until = whole if i + 1 == len(messages) else self._rendering(messages[: i + 1], tools).text
-        if not whole.startswith(before) or not whole.startswith(until) or len(before) >= len(until):
-            raise BadRow(
-                "not_a_prefix",
-                f"the template {self.template.name} has no {{% generation %}} blocks and renders"
-                f" earlier turns differently once others follow (message {i + 1} of"
-                f" {len(messages)}), so it cannot be told what is learned. Enclose what the"
-                " assistant writes, its end-of-turn token included, in {% generation %} ... {%"
-                " endgeneration %}, or set data.train_on to last",
-            )
-        return len(before), len(until)
+        messages, tools, options = conversation.messages, conversation.tools, conversation.options
+        before = self._rendering(messages[:i], tools, options, generation_prompt=True).text
+        last = i + 1 == len(messages)
+        until = whole if last else self._rendering(messages[: i + 1], tools, options).text
+        if whole.startswith(before) and whole.startswith(until) and len(before) < len(until):
+            return len(before), len(until)
+        final = self._final_answer(conversation, whole)
+        if last and train_on != "assistant" and final is not None:
+            return final
+        advice = (
+            "" if final is None or train_on != "assistant" else ", or set data.train_on to last"
+        )
+        raise BadRow(
+            "not_a_prefix",
+            f"the template {self.template.name} has no {{% generation %}} blocks and renders"
+            " earlier turns differently once others follow, or begins an answer otherwise than it"
+            f" shows one (message {i + 1} of {len(messages)}), so it cannot be told what is"
+            " learned. Take a training template of its family, or enclose what the assistant"
+            " writes, its end-of-turn token included, in {% generation %} ... {% endgeneration %}"
+            + advice,
+        )
+
+    def _final_answer(self, conversation: Conversation, whole: str) -> tuple[int, int] | None:
+        """Find the answer that ends a conversation; None if it cannot be told where it begins.
+
+        The header that asks for it may go on otherwise than the answer that was given, as with
+        templates that begin every thought. What both have in common is the header then.
+        """
+        messages, tools, options = conversation.messages, conversation.tools, conversation.options
+        if messages[-1]["role"] != "assistant":
+            return None
+        try:
+            asked = self._rendering(messages[:-1], tools, options, generation_prompt=True).text
+            before = self._rendering(messages[:-1], tools, options).text
+        except BadRow:
+            return None
+        begin = len(commonprefix([asked, whole]))  # noqa: RUF071  (characters are meant)
+        said = self._guarded((messages[-1].get("content") or "").strip())[-40:]
+        told = whole.startswith(before) and begin > len(before) and whole.find(said, begin) >= 0
+        return (begin, len(whole)) if told else None
 
     def _rendering(
         self,
         messages: Sequence[Message],
         tools: Sequence[ToolDescription] | None,
+        options: Mapping[str, Any],
         *,
         generation_prompt: bool = False,
     ) -> Rendering:
         guarded = [
-            {key: self._guarded(value) for key, value in message.items()} for message in messages
+            {key: self._guarded(value) for key, value in self._prepared(message).items()}
+            for message in messages
         ]
+        wrong = sorted(
+            options.keys() - self.template.variables | options.keys() & _RESERVED_OPTIONS
+        )
+        if wrong:
+            raise BadRow(
+                "chat_template_kwargs",
+                f"the row sets {', '.join(wrong)} for the template, and {self.template.name} has no"
+                " such option",
+            )
         try:
             rendering = self.template.render(
                 guarded, bos=self.tokenizer.bos, eos=self.tokenizer.eos, tools=self._guarded(tools),
-                generation_prompt=generation_prompt,
-                options=self.options,
+                generation_prompt=generation_prompt, options={**self.options, **options},
+                date=self.date,
             )  # fmt: skip
         except Refused as error:
             raise BadRow(
                 "template", f"the template {self.template.name} does not take it: {error}"
             ) from None
-        if not rendering.text.isascii() and (half := _HALF.search(rendering.text)):
-            near = rendering.text[max(0, half.start() - 20) : half.start()]
+        self._refuse_halves(rendering.text)
+        if self._appended and not generation_prompt and rendering.text.endswith(self._appended):
+            return rendering._replace(text=rendering.text[: -len(self._appended)])
+        return rendering
+
+    def _prepared(self, message: Message) -> Mapping[str, Any]:
+        """Give a message the form that the template takes: of tool calls, and names of thoughts."""
+        made: dict[str, Any] = dict(message)
+        if made.get("tool_calls"):
+            made["tool_calls"] = with_arguments(
+                made["tool_calls"], as_text=self.template.arguments_as_text
+            )
+        for name in _THOUGHTS:
+            if name in made and name not in self.template.fields:
+                other = next((n for n in _THOUGHTS if n in self.template.fields), None)
+                if other is not None and other not in made:
+                    made[other] = made.pop(name)
+        return made
+
+    @staticmethod
+    def _refuse_halves(text: str) -> None:
+        if not text.isascii() and (half := _HALF.search(text)):
+            near = text[max(0, half.start() - 20) : half.start()]
             raise BadRow(
                 "half_character",
                 f"a text holds {half[0]!r}, half of a character, behind {near!r}; mend the text",
             )
-        return rendering
 
     def _guarded(self, value: Any) -> Any:
         """Break the spelling of special tokens in all texts of a value."""
@@ -292,9 +447,20 @@ class Renderer:
 
     def _mask(self, text: _Text, spelt: Spelt) -> Rendered | BadRow:
         """Mark which tokens of a text are learned."""
+        if self._incomplete and self._lacks(text.text, spelt):
+            return BadRow(
+                "not_spelt",
+                "the tokenizer has no tokens for a part of the row's text, which would be lost;"
+                " take one that spells every byte",
+            )
         learned = np.zeros(len(spelt.ids), dtype=np.bool_)
         if text.spans == [(0, len(text.text))] and text.exact:
             learned[:] = True
+            return Rendered(spelt.ids, learned)
+        if text.raw:
+            for begin, end in text.spans:
+                first = self._first(text.text, spelt, begin)
+                learned[first : int(np.searchsorted(spelt.begins, end))] = True
             return Rendered(spelt.ids, learned)
         for begin, end in text.spans:
             first = self._first(text.text, spelt, begin)
@@ -309,6 +475,16 @@ class Renderer:
                 )
             learned[first : stop + 1] = True
         return Rendered(spelt.ids, learned)
+
+    def _lacks(self, text: str, spelt: Spelt) -> bool:
+        """Tell whether characters of a text are in no token, or in one that says "unknown"."""
+        if self.tokenizer.has_unknown(spelt.ids):
+            return True
+        edges = np.maximum.accumulate(np.concatenate([[0], spelt.ends]))
+        begins = np.concatenate([spelt.begins, [len(text)]])
+        return any(
+            text[edges[i] : begins[i]].strip() for i in np.flatnonzero(begins > edges).tolist()
+        )
 
     @staticmethod
     def _stop(text: _Text, spelt: Spelt, first: int, last: int, end: int) -> int | None:
@@ -354,7 +530,8 @@ class Renderer:
             {"role": "user", "content": "Question"},
             {"role": "assistant", "content": "Answer"},
         )
-        text = self._text(Conversation(messages=messages, prompt=1), "assistant")
+        self._appended = self._appended_header(messages)
+        text = self._text(Conversation(messages=messages, prompt=1), "last")
         if isinstance(text, BadRow):
             raise UserError(f"the chat template cannot be used: {text}")
         unknown = sorted(
@@ -370,6 +547,53 @@ class Renderer:
         if isinstance(rendered, BadRow):
             raise UserError(f"the chat template cannot be used: {rendered}")
         return int(rendered.ids[np.flatnonzero(rendered.learned)[-1]])
+
+    def _appended_header(self, messages: tuple[Message, ...]) -> str:
+        """Return the header of a next message that the template appends without being asked.
+
+        Early templates of Llama 3 do. Learned as a part of the answer it would teach a false stop.
+
+        Raises:
+            UserError: What is appended is no header of the assistant, so that it is not known where
+                the assistant begins to write.
+        """
+        try:
+            whole = self._rendering(messages, None, {}).text
+            asked = self._rendering(messages[:1], None, {}, generation_prompt=True).text
+            question = self._rendering(messages[:1], None, {}).text
+        except BadRow:
+            return ""  # rendering it to learn from says what is wrong
+        answer = str(messages[1]["content"])
+        behind = whole[whole.rfind(answer) + len(answer) :] if answer in whole else ""
+        stop = self._special.search(behind)
+        rest = behind[stop.end() :] if stop else ""
+        header = rest.strip()
+        before = whole[: whole.rfind(answer)]
+        if not header or header == self.tokenizer.eos or header not in before:
+            return ""
+        if question != asked or not question.endswith(rest):
+            raise UserError(
+                f"the template {self.template.name} ends a conversation with {rest!r}, the header"
+                " of a next message, without being asked to; write it only"
+                " {% if add_generation_prompt %}"
+            )
+        return rest
+
+
+def _date(value: Any) -> datetime.date | None:
+    """Read the date that templates are to show.
+
+    Raises:
+        UserError: It is no date.
+    """
+    if value is None or isinstance(value, datetime.date):
+        return value
+    try:
+        return datetime.date.fromisoformat(str(value))
+    except ValueError:
+        raise UserError(
+            f"data.template_options.date={value!r} is no date; write it as 2025-12-31"
+        ) from None
 
 
 def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +63,8 @@ class ChatTemplate:
     objects nor reach the system, and that ends them (`bounded_jinja.py`). As in transformers they
     see `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token`, `raise_exception`
     and the filter `tojson`.
-    The date (`strftime_now`) is left undefined, because a rendering must depend on the row alone;
-    templates that show the date have a fixed one to fall back on.
+    The date (`strftime_now`) is defined where one is given, because a rendering must depend on the
+    row alone; most templates that show the date have a fixed one to fall back on.
 
     Args:
         source: The Jinja text.
@@ -82,7 +84,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         try:
             self._template = environment.from_string(source)
-            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            parsed = environment.parse(source)
+            names = jinja2.meta.find_undeclared_variables(parsed)
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None)
             raise UserError(
@@ -90,8 +93,59 @@ class ChatTemplate:
             ) from None
         self.marks_generation = "endgeneration" in source
         """Whether the template itself marks what the assistant writes."""
+        self.variables = frozenset(names)
+        """Variables that it looks at, such as tools and enable_thinking."""
         self.shows_tools = "tools" in names
         self.shows_calls = "tool_calls" in source
+        self.fields = frozenset(
+            [node.attr for node in parsed.find_all(jinja2.nodes.Getattr)]
+            + [n.value for n in parsed.find_all(jinja2.nodes.Const) if isinstance(n.value, str)]
+        )
+        """Fields of messages that it may look at, among other names and texts."""
+        self._hides: dict[str, bool] = {}
+
+    @cached_property
+    def needs_date(self) -> bool:
+        """Whether it asks for the date and has none to fall back on."""
+        if "strftime_now" not in self.variables:
+            return False
+        try:
+            self._render(_TALK)
+        except Refused as error:
+            return "strftime_now" in str(error)
+        return False
+
+    @cached_property
+    def arguments_as_text(self) -> bool:
+        """Whether it takes the arguments of tool calls as JSON text and cannot write an object."""
+        try:
+            return repr(_ARGUMENTS) in self._render(_CALL).text
+        except Refused:
+            pass
+        call = _CALL[1]["tool_calls"][0]
+        function = {**call["function"], "arguments": json.dumps(_ARGUMENTS)}
+        text = [_CALL[0], {**_CALL[1], "tool_calls": [{**call, "function": function}]}]
+        try:
+            self._render(text)
+        except Refused:  # for another reason
+            return False
+        return True
+
+    def hides(self, role: str) -> bool:
+        """Tell whether it leaves the messages of a role out without a word."""
+        if role not in self._hides:
+            mark = {"role": role, "content": "zebra", "tool_call_id": "call00001", "name": "look"}
+            talk = [*_CALL, mark, _TALK[1]] if role == "tool" else [mark, *_TALK]
+            try:
+                self._hides[role] = "zebra" not in self._render(talk).text
+            except Refused:  # it says so itself
+                self._hides[role] = False
+        return self._hides[role]
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> Rendering:
+        """Render a made conversation."""
+        date = datetime.date(2024, 7, 26) if "needs_date" in self.__dict__ else None
+        return self.render(messages, bos="", eos="", date=date)
 
     @property
     def hash(self) -> str:
@@ -107,6 +161,7 @@ class ChatTemplate:
         tools: Sequence[ToolDescription] | None = None,
         generation_prompt: bool = False,
         options: Mapping[str, Any] | None = None,
+        date: datetime.date | None = None,
     ) -> Rendering:
         """Render messages.
 
@@ -117,16 +172,18 @@ class ChatTemplate:
             tools: Descriptions of tools.
             generation_prompt: End with the header of the assistant's next message.
             options: Further variables of the template, such as enable_thinking.
+            date: What `strftime_now` tells; None leaves it undefined.
 
         Raises:
             Refused: The template does not take these messages.
         """
         self._environment.begin()
+        clock = {} if date is None else {"strftime_now": date.strftime}
         try:
             marked = self._template.render(
                 messages=[dict(message) for message in messages], tools=tools, bos_token=bos,
                 eos_token=eos,
-                add_generation_prompt=generation_prompt, **(options or {}),
+                add_generation_prompt=generation_prompt, **clock, **(options or {}),
             )  # fmt: skip
         except Exception as error:  # a template is code, and may raise anything
             raise Refused(str(error) or type(error).__name__) from None
@@ -142,6 +199,28 @@ class ChatTemplate:
             pieces += [inner, outer]
             length += len(inner) + len(outer)
         return Rendering("".join(pieces), tuple(spans))
+
+
+_TALK: Sequence[Mapping[str, Any]] = (
+    {"role": "user", "content": "Question"},
+    {"role": "assistant", "content": "Answer"},
+)
+_ARGUMENTS = {"place": "Rome"}
+_CALL: Sequence[Mapping[str, Any]] = (
+    _TALK[0],
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call00001",
+                "type": "function",
+                "function": {"name": "look", "arguments": _ARGUMENTS},
+            }
+        ],
+    },
+)
+"""Made conversations that show what a template does."""
 
 
 def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplate:

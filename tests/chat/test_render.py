@@ -2,6 +2,8 @@
 mode, and what is refused.
 """
 
+import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.chat.messages import BadRow, Conversation
+from lit_pretrain.chat.messages import BadRow, Conversation, Segment
 from lit_pretrain.chat.render import Rendered, Renderer, truncate
 from lit_pretrain.chat.template import TEMPLATE_PRESETS, ChatTemplate, find_template
 from lit_pretrain.errors import UserError
@@ -80,6 +82,8 @@ def test_ids_and_mask_are_those_of_transformers(
             *(text for pair in zip(questions, answers, strict=False) for text in pair),
             system=system,
         )
+        if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
+            return  # an empty answer is no row
         if preset == "plain" and not all(m["content"] for m in messages):
             return
         wanted = reference.apply_chat_template(
@@ -304,6 +308,179 @@ def test_tool_calls_need_a_template_that_shows_them(tokenizer: Tokenizer) -> Non
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>',
         "b<|im_end|>",
     ]
+
+
+def test_an_empty_answer_is_not_learned_as_a_stop(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, find_template("chatml", "."))
+    talk = conversation("a", " ", "c", "d")
+    for mode in ("assistant", "completion"):
+        row = replace(talk, prompt=1) if mode == "completion" else talk
+        bad = renderer.render([row], train_on=mode)[0]  # type: ignore[arg-type]
+        assert isinstance(bad, BadRow), mode
+        assert (bad.reason, bad.mistake) == ("empty_answer", False)
+    assert learned(renderer, one(renderer, talk, "last")) == ["d<|im_end|>"]
+    marked = [{**m, "weight": 0} if i == 1 else m for i, m in enumerate(talk.messages)]
+    passed = one(renderer, replace(talk, messages=tuple(marked)))  # type: ignore[arg-type]
+    assert learned(renderer, passed) == ["d<|im_end|>"]
+
+
+LLAMA3_EARLY = """{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + \
+'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}\
+{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LLAMA3_EARLY,
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{{ '<|im_start|>assistant\n' }}",
+        # A header that is a token alone.
+        "{% for m in messages %}{{ '<|start_header_id|>' if m.role == 'assistant' else ''"
+        " }}{{ m.content + '<|eot_id|>' }}{% endfor %}<|start_header_id|>",
+    ],
+)
+def test_a_header_that_nobody_asked_for_is_cut(source: str, tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+    stop = "<|im_end|>" if "im_end" in source else "<|eot_id|>"
+    for talk, expected in ((("a", "b"), ["b"]), (("a", "b", "c", "d"), ["b", "d"])):
+        rendered = one(renderer, conversation(*talk))
+        assert learned(renderer, rendered) == [text + stop for text in expected]
+        assert rendered.ids[-1] == tokenizer.special_tokens[stop]
+    assert renderer.stop_ids == {tokenizer.special_tokens[stop], tokenizer.eos_id}
+    asked = tokenizer.decode(renderer.prompt(say("a")), skip_special=False)
+    assert asked.endswith(("assistant\n", "<|end_header_id|>\n\n", "<|start_header_id|>"))
+
+
+def test_the_header_of_a_user_that_nobody_asked_for_is_refused(tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}"
+        "{{ '<|im_start|>user\n' }}{% endif %}"
+    )
+    with pytest.raises(UserError, match="the header of a next message, without being asked"):
+        Renderer(tokenizer, ChatTemplate(source, name="mine"))
+
+
+def test_arguments_of_calls_have_the_form_that_the_template_takes(tokenizer: Tokenizer) -> None:
+    head = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}"
+    tail = "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    name = "{{ m.tool_calls[0].function.name }} "
+    forms = {
+        "{{ m.tool_calls[0].function.arguments | tojson }}": False,
+        "{{ 'with ' + m.tool_calls[0].function.arguments }}": True,
+        "{{ m.tool_calls[0].function.arguments }}": True,
+        "{% for k, v in m.tool_calls[0].function.arguments.items() %}{{ k }}={{ v }}{% endfor %}":
+            False,
+    }  # fmt: skip
+    for form, as_text in forms.items():
+        header = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        template = ChatTemplate(head + name + form + tail + header, name="mine")
+        assert template.arguments_as_text is as_text
+        renderer = Renderer(tokenizer, template)
+        texts = set()
+        for arguments in ({"x": "é"}, '{"x": "é"}'):
+            function = {"name": "f", "arguments": arguments}
+            call = {"type": "function", "function": function}
+            talk = (*say("a"), {"role": "assistant", "content": None, "tool_calls": [call]})
+            row = Conversation(messages=talk, prompt=1)  # type: ignore[arg-type]
+            texts.add(tuple(learned(renderer, one(renderer, row))))
+        (text,) = texts.pop()
+        assert not texts
+        assert '\\"' not in text
+        assert "{'" not in text
+        function["arguments"] = "[1"
+        bad = renderer.render([row])[0]
+        assert isinstance(bad, BadRow)
+        assert "the arguments of the call of f are not JSON" in str(bad)
+
+
+def test_roles_that_a_template_leaves_out_are_refused(tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ '<|im_start|>' + m.role"
+        " + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+    bad, good = renderer.render([conversation("a", "b", system="s"), conversation("a", "b")])
+    assert isinstance(good, Rendered)
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.mistake) == ("role_not_shown", True)
+
+
+def test_options_of_a_row_reach_the_template_or_are_refused(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, find_template("qwen", "."), options={"enable_thinking": True})
+    thinks, quiet = (
+        replace(conversation("a", "b"), options={"enable_thinking": value})
+        for value in (True, False)
+    )
+    assert len(renderer.prompt(quiet.messages[:1], options=quiet.options)) > len(
+        renderer.prompt(thinks.messages[:1], options=thinks.options)
+    )
+    for name in ("enable_thnking", "messages", "strftime_now"):
+        (bad,) = renderer.render([replace(conversation("a", "b"), options={name: 1})])
+        assert isinstance(bad, BadRow), name
+        assert "has no such option" in str(bad)
+
+
+def test_the_date_of_a_template_is_fixed(tokenizer: Tokenizer) -> None:
+    source = (
+        "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' +"
+        " m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(source, name="mine")
+    assert template.needs_date
+    renderer = Renderer(tokenizer, template, options={"date": "2025-12-31"})
+    text = tokenizer.decode(one(renderer, conversation("a", "b")).ids, skip_special=False)
+    assert text.startswith("31 December 2025<|im_start|>")
+    assert str(datetime.date.today().year) in tokenizer.decode(
+        Renderer(tokenizer, template).prompt(say("a"))
+    )
+    fallback = ChatTemplate(
+        source.replace(
+            "{{ strftime_now('%d %B %Y') }}",
+            "{{ strftime_now('%Y') if strftime_now is defined else '1999' }}",
+        ),
+        name="m",
+    )
+    assert not fallback.needs_date
+    prompt = Renderer(tokenizer, fallback).prompt(say("a"))
+    assert tokenizer.decode(prompt).startswith("1999")
+    with pytest.raises(UserError, match="write it as 2025-12-31"):
+        Renderer(tokenizer, template, options={"date": "New Year"})
+
+
+def test_segments_are_learned_as_they_are_marked(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer, find_template("chatml", "."))
+    pieces = (Segment("<|im_start|>a\n", False), Segment("b<|im_end|>", True), Segment(" c", True))
+    row = Conversation(messages=(), prompt=0, segments=pieces)
+    rendered = one(renderer, row)
+    assert tokenizer.decode(rendered.ids, skip_special=False) == "<|im_start|>a\nb<|im_end|> c"
+    assert learned(renderer, rendered) == ["b<|im_end|> c"]
+    document = Conversation(
+        messages=(), prompt=0, segments=(Segment("b <|im_end|>", True, spells_tokens=False),)
+    )
+    ids = one(renderer, document).ids.tolist()
+    assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert tokenizer.special_tokens["<|im_end|>"] not in ids
+
+
+def test_the_last_answer_is_found_behind_a_header_that_begins_a_thought(
+    tokenizer: Tokenizer,
+) -> None:
+    """As DeepSeek's and Qwen 3's, whose history has no thoughts: where the error advises it."""
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1]"
+        " + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+    talk = conversation("a", "b", "c", "d")
+    (bad,) = renderer.render([talk])
+    assert isinstance(bad, BadRow)
+    assert "or set data.train_on to last" in str(bad)
+    assert learned(renderer, one(renderer, talk, "last")) == ["d<|im_end|>"]
 
 
 # ---------------------------------------------------------------------- truncation

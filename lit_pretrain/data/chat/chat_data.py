@@ -185,7 +185,7 @@ class ChatData(PostTrainingData):
         ) / (first * self.seq_len)
         return "\n".join(
             [
-                *self.encoded.lines(),
+                *self.row_lines(),
                 (
                     f"template {self.template.name} ({self.template.hash[:12]}), train_on"
                     f" {self.train_on}: {learned:,} of {taken:,} tokens are learned"

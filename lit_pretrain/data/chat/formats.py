@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lit_pretrain.chat.messages import (
+    MESSAGE_ROLES,
     BadRow,
     Conversation,
     JudgedAnswer,
     Message,
     Preference,
     Problem,
-    ToolDescription,
+    Segment,
     TrainingRow,
     check_answer,
     check_messages,
-    joined_text,
 )
+from lit_pretrain.chat.tool_calls import calls_of, tools_of
+from lit_pretrain.chat.unread_fields import PLACEHOLDER, strings_of, what_is_unread
 from lit_pretrain.class_path import import_class_path
+from lit_pretrain.data.chat.message_fields import read_content, read_weight
+from lit_pretrain.data.chat.transcripts import (
+    is_transcript,
+    step_verdicts,
+    transcript_messages,
+    tree_conversations,
+    tree_pairs,
+)
 from lit_pretrain.errors import UserError
-from lit_pretrain.plain_data import load_json
 
 
 def _same(*parts: str) -> dict[str, str]:
@@ -31,11 +40,26 @@ def _same(*parts: str) -> dict[str, str]:
     return {part: part for part in parts}
 
 
+CALL = "tool_call"
+"""Role of a message that is a tool call as JSON; it becomes a call of the assistant."""
+_TOOL_ROLES = {
+    "function_call": CALL,
+    "tool_call": CALL,
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+_MESSAGE_ROLES = {"developer": "system", **_TOOL_ROLES}
 _SHAREGPT_ROLES = {
+    **_MESSAGE_ROLES,
     "human": "user",
     "gpt": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
 }
 _TURNS = {"messages": "messages", "role": "role", "content": "content"}
 _SHAREGPT_TURNS = {"messages": "conversations", "role": "from", "content": "value"}
@@ -56,28 +80,39 @@ class RowFormat:
     fields: Mapping[str, str]
     """Part -> field of the row; a dot descends into an object."""
     optional: frozenset[str] = frozenset(
-        {"system", "tools", "input", "history", "margin", *_REFERENCE, "ref_logp"}
-    )
+        {
+            "system", "tools", "functions", "input", "history", "margin", *_REFERENCE, "ref_logp",
+        }
+    )  # fmt: skip
     """Parts that a row may lack."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Role in the file -> our role; our own names are always understood."""
     answer_after: str | None = None
     """Mark in the completion; the checkable answer is the text after its last occurrence."""
+    unused: frozenset[str] = frozenset()
+    """Fields that such rows have and that are passed over."""
+    shape: Literal["plain", "transcript", "tree", "segments", "text", "steps"] = "plain"
+    """How the fields hold their parts. transcript: messages as one text with `Human:` and
+    `Assistant:`. tree: replies within replies, as OpenAssistant's. segments: pieces of text that
+    are learned or not. text: a document without roles. steps: an answer in steps with a label each.
+    """
 
     def kinds(self) -> list[str]:
         """Return the kinds of rows that this format can give."""
+        if self.shape == "tree":
+            return ["conversation", "preference"]
         kinds = (
             ["conversation"]
-            if self.fields.keys() & {"messages", "completion"} and "label" not in self.fields
+            if self.fields.keys() & {"messages", "completion", "segments", "text"}
+            and "label" not in self.fields
+            and "labels" not in self.fields
             else []
         )
         kinds += ["preference"] if {"chosen", "rejected"} <= self.fields.keys() else []
-        kinds += ["verdict"] if "label" in self.fields else []
+        kinds += ["verdict"] if self.fields.keys() & {"label", "labels"} else []
         kinds += (
             ["problem"]
-            if "prompt" in self.fields
-            and self.fields.keys() & {"answer", "completion"}
-            and "label" not in self.fields
+            if "prompt" in self.fields and not self.fields.keys() & {"label", "labels"}
             else []
         )
         return kinds if "preference" not in kinds else ["preference"]
@@ -86,7 +121,7 @@ class RowFormat:
 ROW_FORMATS: Mapping[str, RowFormat] = {
     # OpenAI's fine-tuning files and TRL's conversational datasets.
     "messages": RowFormat(
-        fields={**_TURNS, **_same("tools", "system")}, roles={"developer": "system"}
+        fields={**_TURNS, **_same("tools", "system", "functions")}, roles=_MESSAGE_ROLES
     ),
     "sharegpt": RowFormat(
         fields={**_SHAREGPT_TURNS, **_same("tools", "system")}, roles=_SHAREGPT_ROLES
@@ -94,17 +129,47 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "alpaca": RowFormat(
         fields={**_INSTRUCTION, "completion": "output", **_same("system", "history")}
     ),
+    "dolly": RowFormat(
+        fields={"prompt": "instruction", "input": "context", "completion": "response"}
+    ),
+    "orca": RowFormat(
+        fields={"prompt": "question", "completion": "response", "system": "system_prompt"}
+    ),
     "prompt_completion": RowFormat(fields=_same("prompt", "completion", "system", "tools")),
     "qa": RowFormat(fields={"prompt": "question", "completion": "answer", "system": "system"}),
     "gsm8k": RowFormat(fields={"prompt": "question", "completion": "answer"}, answer_after="####"),
     "prompt_answer": RowFormat(fields=_same("prompt", "answer", "system", "tools")),
+    # TRL's prompt-only rows, for rewards that need no answer.
+    "prompt": RowFormat(fields=_same("prompt", "system", "tools")),
+    "text": RowFormat(fields=_same("text"), shape="text"),
+    "transcript": RowFormat(fields={"messages": "text", "system": "system"}, shape="transcript"),
+    "input_output": RowFormat(fields=_same("segments"), shape="segments"),
+    "oasst_tree": RowFormat(
+        fields=_same("prompt"), shape="tree", unused=frozenset({"message_tree_id", "tree_state"})
+    ),
     # Texts or lists of messages. Without a prompt, it is the common beginning of both answers.
     "preference": RowFormat(
         fields={**_same("prompt", "chosen", "rejected", "margin", "tools"), **_REFERENCE},
         optional=frozenset({"prompt", "margin", "tools", *_REFERENCE}),
     ),
+    # `output` is the answer from which the two were made.
     "alpaca_preference": RowFormat(
-        fields={**_INSTRUCTION, **_same("chosen", "rejected", "system"), **_REFERENCE}
+        fields={**_INSTRUCTION, **_same("chosen", "rejected", "system"), **_REFERENCE},
+        unused=frozenset({"output"}),
+    ),
+    "orca_pairs": RowFormat(
+        fields={"prompt": "question", **_same("chosen", "rejected", "system"), **_REFERENCE}
+    ),
+    "hh": RowFormat(fields={**_same("chosen", "rejected"), **_REFERENCE}, shape="transcript"),
+    "openai_preference": RowFormat(
+        fields={
+            **_TURNS,
+            "messages": "input.messages",
+            "tools": "input.tools",
+            "chosen": "preferred_output",
+            "rejected": "non_preferred_output",
+        },
+        roles=_MESSAGE_ROLES,
     ),
     "sharegpt_preference": RowFormat(
         fields={
@@ -114,11 +179,16 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
         },
         roles=_SHAREGPT_ROLES,
     ),
-    "kto": RowFormat(fields=_same("prompt", "completion", "label", "system", "ref_logp")),
-    "kto_messages": RowFormat(fields={**_TURNS, **_same("label", "system", "tools", "ref_logp")}),
-    "kto_sharegpt": RowFormat(
-        fields={**_SHAREGPT_TURNS, **_same("label", "system", "ref_logp")}, roles=_SHAREGPT_ROLES
+    "kto": RowFormat(fields=_same("prompt", "completion", "label", "system", "tools", "ref_logp")),
+    "kto_messages": RowFormat(
+        fields={**_TURNS, **_same("label", "system", "tools", "ref_logp")}, roles=_MESSAGE_ROLES
     ),
+    "kto_sharegpt": RowFormat(
+        fields={**_SHAREGPT_TURNS, **_same("label", "system", "tools", "ref_logp")},
+        roles=_SHAREGPT_ROLES,
+    ),
+    # TRL's stepwise supervision: every step with those before it is an answer with a verdict.
+    "steps": RowFormat(fields=_same("prompt", "completions", "labels", "system"), shape="steps"),
 }
 
 
@@ -192,8 +262,19 @@ def load_format(path: str, setting: str) -> RowFormat:
     return found
 
 
+_OPTIONS = "chat_template_kwargs"
+_ROW_WEIGHTS = ("weight", "loss_weight", "train")
+"""Fields of a row that any format may have."""
+
+
 def read_row(
-    row: Mapping[str, Any], format: RowFormat, *, kind: str, system: str | None = None
+    row: Mapping[str, Any],
+    format: RowFormat,
+    *,
+    kind: str,
+    system: str | None = None,
+    ignore: Collection[str] = (),
+    check_unread: bool = True,
 ) -> TrainingRow:
     """Convert a row of a file to the internal form.
 
@@ -202,17 +283,61 @@ def read_row(
         format: Names its fields.
         kind: conversation, preference, verdict or problem.
         system: System message for rows that have none.
+        ignore: Fields of the row or of its messages that are meant to be passed over, and marks
+            such as <image> that are meant as text.
+        check_unread: Whether text and media in fields that nobody reads are a mistake.
 
     Raises:
         BadRow: The row does not fit the format, or holds nothing to learn.
     """
+    if ignore:
+        row = _without(row, ignore)
     parts = {
         part: value
         for part, name in format.fields.items()
         if (value := _value(row, name, part, format)) is not None
     }
+    weights = {name: row[name] for name in _ROW_WEIGHTS if row.get(name) is not None}
+    learned = read_weight(dict(weights), "the row")
+    options = row.get(_OPTIONS) or {}
+    if not isinstance(options, Mapping):
+        raise BadRow(_OPTIONS, f"{_OPTIONS} is a {type(options).__name__}; it must be an object")
+    notes = _unread(row, format, parts, kind=kind, ignore=ignore) if check_unread else ()
+    if not learned:
+        raise BadRow("nothing_learned", "the row itself has the weight 0", mistake=False)
     result = _READERS[kind](parts, format, row)
+    _refuse_placeholders(result, ignore)
+    guessed = _is_implicit(parts, format) and isinstance(parts["chosen"], str)
+    if options or notes or guessed:
+        notes = (*notes, "prompt_guessed") if guessed else notes
+        result = replace(result, options=dict(options), notes=notes)
     return result if system is None else result.with_system(system)
+
+
+def expand_record(
+    record: Mapping[str, Any], format: RowFormat, *, kind: str, ignore: Collection[str] = ()
+) -> tuple[Sequence[Mapping[str, Any]], RowFormat]:
+    """Return the rows that a record of a file stands for, and the format that reads them.
+
+    Most records are one row; a tree of replies and an answer in steps are several.
+
+    Raises:
+        BadRow: The record has not the shape of its format.
+    """
+    if format.shape not in ("tree", "steps"):
+        return [record], format
+    if ignore:
+        record = _without(record, ignore)
+    _unread(record, format, {part: record.get(name) for part, name in format.fields.items()},
+            kind=kind, ignore=ignore)  # fmt: skip
+    if format.shape == "steps":
+        return step_verdicts(record, format.fields), ROW_FORMATS["kto"]
+    root = format.fields["prompt"]
+    return (
+        (tree_conversations(record, root), ROW_FORMATS["messages"])
+        if kind == "conversation"
+        else (tree_pairs(record, root), ROW_FORMATS["preference"])
+    )
 
 
 # ---------------------------------------------------------------------- kinds of rows
@@ -224,6 +349,15 @@ Parts = Mapping[str, Any]
 
 
 def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
+    if "segments" in parts:
+        return Conversation(messages=(), prompt=0, segments=_segments(parts["segments"]))
+    if format.shape == "text":
+        text = parts["text"]
+        if not isinstance(text, str):
+            raise BadRow("not_text", f"the text is a {type(text).__name__}")
+        if not text.strip():
+            raise BadRow("empty_text", "the text is empty", mistake=False)
+        return Conversation(messages=(), prompt=0, segments=(Segment(text, True, False),))
     if "completion" in parts:
         prompt = _prompt(parts, format)
         messages = (*prompt, *_completion(parts["completion"], format, "the completion"))
@@ -236,12 +370,12 @@ def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
         )
     check_messages(messages)
     check_answer(messages, "the row")
-    return Conversation(messages=messages, prompt=count, tools=_tools(parts))
+    return Conversation(messages=messages, prompt=count, tools=_tools(parts, format))
 
 
 def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
     prompt: tuple[Message, ...]
-    if parts.keys() & {"prompt", "messages"}:
+    if not _is_implicit(parts, format):
         prompt = _prompt(parts, format)
         chosen, rejected = (
             _completion(parts[name], format, name) for name in ("chosen", "rejected")
@@ -286,7 +420,7 @@ def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
         rejected=rejected,
         margin=margin,
         ref_logp=ref,
-        tools=_tools(parts),
+        tools=_tools(parts, format),
     )
 
 
@@ -311,13 +445,15 @@ def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
         completion=completion,
         desirable=bool(label),
         ref_logp=ref,
-        tools=_tools(parts),
+        tools=_tools(parts, format),
     )
 
 
 def _problem(parts: Parts, format: RowFormat, row: Row) -> Problem:
     prompt = _prompt(parts, format)
     check_messages(prompt)
+    if not format.fields.keys() & {"answer", "completion"}:
+        return Problem(prompt=prompt, answer="", facts=row, tools=_tools(parts, format))
     answer = parts["answer"] if "answer" in parts else parts["completion"]
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         raise BadRow(
@@ -334,7 +470,7 @@ def _problem(parts: Parts, format: RowFormat, row: Row) -> Problem:
         text = text.rsplit(format.answer_after, 1)[1].replace(",", "")
     if not text.strip():
         raise BadRow("empty_answer", "the answer is empty", mistake=False)
-    return Problem(prompt=prompt, answer=text.strip(), facts=row, tools=_tools(parts))
+    return Problem(prompt=prompt, answer=text.strip(), facts=row, tools=_tools(parts, format))
 
 
 _READERS: Mapping[str, Callable[[Parts, RowFormat, Row], TrainingRow]] = {
@@ -363,13 +499,7 @@ def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
         raise BadRow("missing_field", f"the field {name!r} ({part}) of the row is null")
     if value is None and part not in format.optional:
         found = ", ".join(map(repr, row)) or "none"
-        fits = [
-            other
-            for other, f in ROW_FORMATS.items()
-            if all(
-                n in row for p, n in f.fields.items() if p not in {*f.optional, "role", "content"}
-            )
-        ]
+        fits = [other for other, f in ROW_FORMATS.items() if has_parts(row, f)]
         hint = f"; its fields are those of the format {' or '.join(fits)}" if fits else ""
         raise BadRow(
             "missing_field",
@@ -389,7 +519,10 @@ def _prompt(parts: Parts, format: RowFormat) -> tuple[Message, ...]:
             raise BadRow("not_text", "the history must be a list of pairs [question, answer]")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     if "messages" in parts:
-        return (*before, *_messages(parts["messages"], format, format.fields["messages"]))
+        messages = parts["messages"]
+        if format.shape == "transcript":
+            messages = transcript_messages(messages, format.fields["messages"])
+        return (*before, *_messages(messages, format, format.fields["messages"]))
     prompt = parts["prompt"]
     if isinstance(prompt, str):
         extra = parts.get("input")
@@ -427,41 +560,75 @@ def _messages(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
         format.fields.get("content", "content"),
     )
     messages: list[Message] = []
-    for message in value:
+    joins = False  # the message before is a call that came alone, and another joins it
+    for i, message in enumerate(value):
+        where = f"message {i + 1} of {len(value)}"
         # If the format's own names are missing, as in a prompt that is a list of messages, the
         # names of TRL and OpenAI (`role`, `content`) stay as they are.
-        mine = {
+        mine: dict[str, Any] = {
             key: item
             for key, item in message.items()
             if key not in (role_field, content_field) and item is not None
         }
-        if role_field in message:
-            role = message[role_field]
-            mine["role"] = format.roles.get(role, role) if isinstance(role, str) else role
+        role = message.get(role_field, mine.get("role"))
+        role = format.roles.get(role, role) if isinstance(role, str) else role
+        if role is not None or role_field in message:
+            mine["role"] = role
         if content_field in message:
-            mine["content"] = _text_of(message[content_field])
-        messages.append(cast(Message, mine))  # `check_messages` verifies it
+            mine["content"] = message[content_field]
+        if "content" in mine:
+            mine.update(read_content(mine.pop("content"), where))
+        if not read_weight(mine, where, mine.get("role")):
+            mine["weight"] = 0
+        called = mine.pop("function_call", None)
+        if role == CALL:
+            called = mine.pop("content", None)
+            if called is None:
+                called = mine.get("tool_calls")
+            mine.update(role="assistant", content=None)
+        if called or role == CALL:
+            mine["tool_calls"] = calls_of(called, where)
+        elif mine.get("tool_calls"):
+            mine["tool_calls"] = _calls(mine["tool_calls"], where)
+        if role == CALL and joins:
+            previous = cast(dict[str, Any], messages[-1])
+            previous["tool_calls"] = [*previous["tool_calls"], *mine["tool_calls"]]
+        else:
+            messages.append(cast(Message, mine))  # `check_messages` verifies it
+        joins = role == CALL
     return tuple(messages)
 
 
-def _text_of(content: Any) -> Any:
-    """Join a content given in parts of text; return anything else unchanged."""
-    if isinstance(content, Sequence) and not isinstance(content, str) and content:
-        parts = [
-            part
-            for part in content
-            if isinstance(part, Mapping)
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
-        ]
-        if len(parts) == len(content):
-            return joined_text([part["text"] for part in parts])
-    return content
+def _calls(value: Any, where: str) -> Any:
+    """Return calls as they are if they have OpenAI's form, which templates may show in full."""
+    there = isinstance(value, Sequence) and all(
+        isinstance(call, Mapping)
+        and isinstance(call.get("function"), Mapping)
+        and isinstance(call["function"].get("name"), str)
+        for call in value
+    )
+    return value if there else calls_of(value, where)
+
+
+def _is_implicit(parts: Parts, format: RowFormat) -> bool:
+    """Tell whether the prompt of a pair is what both answers begin with."""
+    return "chosen" in parts and not parts.keys() & {"prompt", "messages"}
 
 
 def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Message, ...], ...]:
     """Split two whole conversations into their common prompt and the two answers."""
+    if format.shape == "transcript":
+        chosen, rejected = (
+            transcript_messages(text, name)
+            for text, name in ((chosen, "chosen"), (rejected, "rejected"))
+        )
     if isinstance(chosen, str) and isinstance(rejected, str):
+        if is_transcript(chosen) and is_transcript(rejected):
+            raise BadRow(
+                "transcript",
+                "chosen and rejected are transcripts with `Human:` and `Assistant:`, which the"
+                " format hh takes apart",
+            )
         same = commonprefix([chosen, rejected])  # noqa: RUF071  (character by character is meant)
         # Cut at the last white space, so that no word is split where two answers begin alike.
         cut = max(same.rfind(" "), same.rfind("\n"))
@@ -492,14 +659,143 @@ def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Mess
     return a[:n], a[n:], b[n:]
 
 
-def _tools(parts: Parts) -> Sequence[ToolDescription] | None:
-    tools = parts.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = load_json(tools) if tools.strip() else None
-        except ValueError as error:
-            raise BadRow("tools", f"the tools are not JSON: {error}") from None
-    return tools or None
+def _segments(value: Any) -> tuple[Segment, ...]:
+    """Read axolotl's `input_output`: pieces of text with `label: true` where they are learned."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadRow("not_text", f"the segments are a {type(value).__name__}; they must be a list")
+    segments = []
+    for i, segment in enumerate(value):
+        where = f"segment {i + 1} of {len(value)}"
+        if not isinstance(segment, Mapping) or not isinstance(segment.get("text"), str):
+            raise BadRow("not_text", f"{where} must be an object with a text and a label")
+        if not isinstance(segment.get("label"), bool):
+            raise BadRow(
+                "label", f"{where} has the label {segment.get('label')!r}; it must be true or false"
+            )
+        segments.append(Segment(segment["text"], segment["label"]))
+    if not any(segment.learned and segment.text for segment in segments):
+        raise BadRow("nothing_learned", "no segment has label: true", mistake=False)
+    return tuple(segments)
+
+
+def _tools(parts: Parts, format: RowFormat) -> Any:
+    if parts.get("functions"):
+        if parts.get("tools"):
+            raise BadRow("tools", "the row has both functions and tools; keep one of them")
+        return tools_of(parts["functions"], bare=True)
+    return tools_of(parts.get("tools"), bare=format.fields.get("role") == "from")
+
+
+def _without(value: Any, names: Collection[str]) -> Any:
+    """Leave fields out of a row and of all messages in it."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without(item, names) if key not in _NOT_MESSAGES else item
+            for key, item in value.items()
+            if key not in names
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without(item, names) for item in value]
+    return value
+
+
+_NOT_MESSAGES = ("tools", "functions", "tool_calls", "function_call", _OPTIONS)
+"""Objects whose keys are data."""
+
+
+def _unread(
+    row: Row, format: RowFormat, parts: Parts, *, kind: str, ignore: Collection[str]
+) -> tuple[str, ...]:
+    """Return notes on the fields that nobody reads.
+
+    Raises:
+        BadRow: One of them holds text or media.
+    """
+    speakers = {*MESSAGE_ROLES, *format.roles}
+    read = [
+        text
+        for part, value in parts.items()
+        if part not in ("role", "content")
+        for text in strings_of(value)
+        if text not in speakers
+    ]
+    paths = set(format.fields.values()) | set(_ROW_WEIGHTS) | {_OPTIONS}
+    notes = []
+    for name, value in _leftover(row, paths):
+        what = what_is_unread(name.rsplit(".", 1)[-1], value, read, all_text=kind != "problem")
+        if what == "nothing":
+            continue
+        if name in format.unused or what == "label":
+            notes.append(f"unread {name}")
+            continue
+        drop = f"leave the field out by name with ignore: [{name.rsplit('.', 1)[-1]}]"
+        if what == "media":
+            raise BadRow(
+                "media",
+                f"the row's field {name!r} holds pictures, sound or film, and only text can be"
+                f" learned; {drop}, or leave such rows out",
+            )
+        others = [
+            other
+            for other, f in ROW_FORMATS.items()
+            if kind in f.kinds() and name in f.fields.values() and has_parts(row, f)
+        ]
+        free = sorted(
+            part
+            for part in format.fields.keys() - parts.keys() - {"role", "content"}
+            if part not in _REFERENCE and part != "ref_logp"
+        )
+        raise BadRow(
+            "unread_field",
+            f"the row's field {name!r} holds text that nobody reads"
+            f" ({' '.join(strings_of(value))[:60]!r}). "
+            + (f"The format {' or '.join(others)} reads it; or " if others else "")
+            + (f"name its part in `fields` ({', '.join(free)}); or " if free else "")
+            + drop,
+        )
+    return tuple(notes)
+
+
+def _leftover(row: Row, paths: Collection[str], before: str = "") -> list[tuple[str, Any]]:
+    """Return the fields that no path names, with the names of the objects that they are in."""
+    left: list[tuple[str, Any]] = []
+    for key, value in row.items():
+        name = f"{before}{key}"
+        if name in paths:
+            continue
+        if isinstance(value, Mapping) and any(path.startswith(f"{name}.") for path in paths):
+            left += _leftover(value, paths, f"{name}.")
+        else:
+            left.append((name, value))
+    return left
+
+
+def has_parts(row: Row, format: RowFormat) -> bool:
+    """Tell whether a row has all the fields that a format needs."""
+    return all(
+        name.split(".")[0] in row
+        for part, name in format.fields.items()
+        if part not in {*format.optional, "role", "content"}
+    )
+
+
+def _refuse_placeholders(row: TrainingRow, ignore: Collection[str]) -> None:
+    """Refuse texts in which a picture, a sound or a film should stand.
+
+    Raises:
+        BadRow: A message to the assistant holds such a mark.
+    """
+    for message in row.spoken():
+        if message["role"] == "assistant":  # which may well write HTML
+            continue
+        for mark in PLACEHOLDER.findall(message.get("content") or ""):
+            if mark not in ignore:
+                raise BadRow(
+                    "media",
+                    f"a message of the {message['role']} holds {mark!r}, in whose place a picture,"
+                    " sound or film belongs, and only text can be learned; leave such rows out, or"
+                    f" say that it is text: ignore: ['{mark}']",
+                )
 
 
 def _number(value: Any, name: str) -> float:

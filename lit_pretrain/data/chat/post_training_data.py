@@ -5,6 +5,7 @@ samples of encoded rows then follow in an order that is a pure function of the s
 """
 
 import dataclasses
+import datetime
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from lit_pretrain.data.batches import (
     make_loader,
     replica_of,
 )
+from lit_pretrain.data.chat.detection import AUTO
 from lit_pretrain.data.chat.encoded_rows import (
     EncodedRows,
     RowDecontamination,
@@ -39,6 +41,7 @@ from lit_pretrain.data.chat.row_source import (
     check_source_files,
     check_sources,
     rows_identity,
+    with_formats,
 )
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
 from lit_pretrain.data.data_module import BaseData
@@ -60,8 +63,10 @@ class PostTrainingData(BaseData):
     Args:
         sources: Files of rows by name.
         path: A single file, in place of `sources`.
-        format: Format of that file.
+        format: Format of that file; auto finds it from the fields of the rows.
         fields: Part of a row -> field of that file that holds it, if it differs from the format's.
+        ignore: Fields of that file, or of its messages, to leave out on purpose; a field that holds
+            text and that nobody reads is refused otherwise.
         tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
         template: A preset (chatml, llama3, qwen, plain), a file or a folder; auto takes the one
             beside the tokenizer, else chatml.
@@ -93,6 +98,7 @@ class PostTrainingData(BaseData):
         path: str | None = None,
         format: str = "messages",
         fields: dict[str, str] | None = None,
+        ignore: list[str] | None = None,
         tokenizer: str | None = None,
         template: str = "auto",
         template_options: dict[str, Any] | None = None,
@@ -108,7 +114,9 @@ class PostTrainingData(BaseData):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.row_sources = as_sources(sources, path=path, format=format, fields=fields)
+        self.row_sources = as_sources(
+            sources, path=path, format=format, fields=fields, ignore=ignore
+        )
         for name, value in (
             ("seq_len", seq_len),
             ("micro_batch_size", micro_batch_size),
@@ -125,7 +133,11 @@ class PostTrainingData(BaseData):
             raise UserError(f"data.truncation={truncation!r} must be keep_start, keep_end or drop")
         self.tokenizer_path = tokenizer
         self.template_name = template
-        self.template_options = template_options
+        # YAML reads a date as such; the identity of the data takes text.
+        self.template_options = template_options and {
+            name: str(value) if isinstance(value, datetime.date) else value
+            for name, value in template_options.items()
+        }
         self.seq_len = seq_len
         self.truncation: Truncation = truncation
         self.global_batch_rows = global_batch_rows
@@ -163,6 +175,8 @@ class PostTrainingData(BaseData):
 
     def note(self, row: TrainingRow, item: Any, tally: RowTally) -> None:
         """Count facts about a row that is used."""
+        tally.noted.update(row.notes)
+        tally.noted.update(self.renderer.unread_fields(row.spoken()))
         if row.tools and not self.template.shows_tools:
             tally.noted["tools_not_shown"] += 1
 
@@ -191,6 +205,11 @@ class PostTrainingData(BaseData):
     @cached_property
     def renderer(self) -> Renderer:
         """Turns conversations into tokens."""
+        if self.template.needs_date and "date" not in (self.template_options or {}):
+            raise UserError(
+                f"the template {self.template.name} shows the date of today, so that the same rows"
+                " would be others tomorrow; fix it: data.template_options '{date: 2025-12-31}'"
+            )
         return Renderer(self.tokenizer, self.template, options=self.template_options)
 
     @property
@@ -199,11 +218,16 @@ class PostTrainingData(BaseData):
         return list(self.row_sources)
 
     @cached_property
+    def read_sources(self) -> dict[str, RowSource]:
+        """The sources with the names of their formats, found from the rows for `auto`."""
+        return with_formats(self.row_sources, self.kind)
+
+    @cached_property
     def manifest_hash(self) -> str:
         """Identity of the data: content of the files, how rows are read, split and rendered."""
         return canonical_hash(
             {
-                "kind": self.kind, "sources": rows_identity(self.row_sources),
+                "kind": self.kind, "sources": rows_identity(self.read_sources),
                 "tokenizer": self.tokenizer.hash, "template": self.template.hash,
                 "options": self.template_options, "seq_len": self.seq_len,
                 "truncation": self.truncation, "validation": self.validation,
@@ -258,7 +282,7 @@ class PostTrainingData(BaseData):
             UserError: A file or row is a mistake, or no training row is left.
         """
         return read_encoded(
-            self.row_sources,
+            self.read_sources,
             kind=self.kind,
             validation=self.validation,
             test=self.test,
@@ -335,12 +359,21 @@ class PostTrainingData(BaseData):
 
     def exposure(self, steps: int) -> str:
         """Describe what a run reads, as lines to print before it."""
-        lines = self.encoded.lines()
+        lines = self.row_lines()
         lines.append(
             f"template {self.template.name} ({self.template.hash[:12]}),"
             f" {self.samples.order.first(1):,} {self.unit} an epoch"
         )
         return "\n".join(lines)
+
+    def row_lines(self) -> list[str]:
+        """Describe how the rows of each source were read, and what became of them."""
+        lines = [
+            f"{name}: the format is {self.read_sources[name].format}, by the fields of its rows"
+            for name, source in self.row_sources.items()
+            if source.format == AUTO and source.path is not None
+        ]
+        return lines + self.encoded.lines()
 
     def describe(self, samples: Sequence[int]) -> str:
         """Name file and number of the rows of a few samples."""
@@ -368,7 +401,7 @@ class PostTrainingData(BaseData):
         """Return what the lineage of a run says of this data; reads the rows if need be."""
         self.encoded  # noqa: B018  (evaluation items are counted while rows are read)
         decontamination = () if self.decontamination is None else self.decontamination.records()
-        return rows_record(self.location, self.manifest_hash, self.row_sources, decontamination)
+        return rows_record(self.location, self.manifest_hash, self.read_sources, decontamination)
 
     def leave_out(self, skips: Skips) -> None:
         """Leave the samples of some optimizer steps out of the order."""
@@ -382,6 +415,7 @@ class PostTrainingData(BaseData):
             "tokenizer",
             "template",
             "renderer",
+            "read_sources",
             "manifest_hash",
             "decontamination",
             "encoded",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from lit_pretrain.batch import LabelledBatch, PreferenceBatch
@@ -78,6 +79,7 @@ class PreferenceData(PostTrainingData):
                     messages=row.prompt + getattr(row, name),
                     prompt=len(row.prompt),
                     tools=row.tools,
+                    options=row.options,
                 )
                 for row in pairs
             ]
@@ -90,6 +92,13 @@ class PreferenceData(PostTrainingData):
                     if isinstance(side, BadRow):
                         raise side
                     both.append(truncate(side, self.seq_len, self.truncation))
+                if np.array_equal(both[0].ids, both[1].ids):
+                    raise BadRow(
+                        "same_answers",
+                        "chosen and rejected are the same tokens"
+                        + (" after the cut to data.seq_len" if both[0].cut or both[1].cut else ""),
+                        mistake=False,
+                    )
                 encoded.append(EncodedPair(both[0], both[1], row.ref_logp, row.margin))
             except BadRow as bad:
                 encoded.append(bad)
@@ -238,7 +247,10 @@ class KTOData(PostTrainingData):
     @staticmethod
     def _conversation(row: JudgedAnswer, completion: tuple[Message, ...]) -> Conversation:
         return Conversation(
-            messages=row.prompt + completion, prompt=len(row.prompt), tools=row.tools
+            messages=row.prompt + completion,
+            prompt=len(row.prompt),
+            tools=row.tools,
+            options=row.options,
         )
 
     def note(self, row: TrainingRow, item: EncodedVerdict, tally: RowTally) -> None:
@@ -301,6 +313,17 @@ class KTOData(PostTrainingData):
             except BadRow:
                 twins.append(None)
         return twins
+
+    def remarks(self) -> list[str]:
+        """Warn if all verdicts are the same, because KTO learns from their contrast."""
+        good = {item.answer.desirable for item in self.encoded.items("train")}
+        if len(good) > 1:
+            return []
+        return [
+            f"every answer is {'desirable' if True in good else 'undesirable'}: KTO learns from the"
+            " contrast of both, and all answers alike move one way only. Add rows of the other"
+            " verdict, or fine-tune on the good ones with ChatData"
+        ]
 
     def exposure(self, steps: int) -> str:
         """Describe what a run reads and how many answers are desirable."""

@@ -107,7 +107,8 @@ class PromptData(PostTrainingData):
         for row in rows:
             assert isinstance(row, Problem)
             try:
-                ids = self.renderer.prompt(row.prompt, tools=row.tools)
+                self.renderer.check_shown(row.prompt)
+                ids = self.renderer.prompt(row.prompt, tools=row.tools, options=row.options)
                 if len(ids) > self.max_prompt_tokens:
                     raise BadRow(
                         "prompt_too_long",

@@ -10,14 +10,21 @@ import json
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
 from lit_pretrain.chat.messages import BadRow, TrainingRow
-from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, load_format, read_row
+from lit_pretrain.data.chat.detection import AUTO, DETECTION_ROWS, detect_format
+from lit_pretrain.data.chat.formats import (
+    ROW_FORMATS,
+    expand_record,
+    find_format,
+    load_format,
+    read_row,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
@@ -158,8 +165,8 @@ class RowSource:
     task: Task | None = None
     """Generates rows in place of a file; they have the fields prompt, completion and answer."""
     format: str | None = None
-    """Layout of the rows: sharegpt, alpaca, prompt_completion, preference, kto, ... Null takes
-    messages for a file and prompt_completion for a task.
+    """Layout of the rows: sharegpt, alpaca, prompt_completion, preference, kto, ...; auto finds it
+    from the fields of the rows. Null takes messages for a file and prompt_completion for a task.
     """
     fields: dict[str, str] | None = None
     """Part of a row -> field that holds it, if it differs from the format's field, such as
@@ -167,6 +174,10 @@ class RowSource:
     """
     roles: dict[str, str] | None = None
     """Role in the file -> system, user, assistant or tool, such as {bot: assistant}."""
+    ignore: list[str] | None = None
+    """Fields of rows or messages to leave out on purpose, such as [title]; a field that holds text
+    and that nobody reads is refused otherwise. Also marks such as <image> that are meant as text.
+    """
     system: str | None = None
     """System message for rows that have none."""
     weight: float = 1.0
@@ -277,14 +288,85 @@ def read_source(
         else:
             continue
         for number, record in enumerate(records, start=1):
-            tally.read += 1
             origin = f"{path or name}, row {number}"
+            where = split or row_split_of(record, validation=share, test=test)
+            padded = path is not None and Path(path).suffix in PADDED_SUFFIXES
             try:
-                row = read_row(record, format, kind=kind, system=source.system)
+                parts, plain = expand_record(
+                    without_padding(record) if padded else record,
+                    format,
+                    kind=kind,
+                    ignore=source.ignore or (),
+                )
             except BadRow as bad:
+                tally.read += 1
                 drop_row(bad, origin, tally, on_bad_row)
                 continue
-            yield RowSplit(split or row_split_of(record, validation=share, test=test), origin, row)
+            for part in parts:
+                tally.read += 1
+                try:
+                    row = read_row(
+                        part, plain, kind=kind, system=source.system, ignore=source.ignore or (),
+                        check_unread=path is not None,
+                    )  # fmt: skip
+                except BadRow as bad:
+                    drop_row(bad, origin, tally, on_bad_row)
+                    continue
+                yield RowSplit(where, origin, row)
+
+
+PADDED_SUFFIXES = (".parquet",)
+"""Files in which every object of a column has the fields of all others, null where it had none."""
+
+
+def without_padding(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the nulls with which Arrow fills the objects of a row up, at every depth.
+
+    An explicit null looks the same there, so it goes too; write such objects as JSON text to keep
+    it. The content of a message stays null beside its tool calls, as in OpenAI's files.
+    """
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            message = value.get("role") is not None
+            return {
+                key: strip(item)
+                for key, item in value.items()
+                if item is not None or (message and key == "content")
+            }
+        if isinstance(value, (list, tuple)):
+            return [strip(item) for item in value]
+        return value
+
+    return {key: strip(value) for key, value in record.items()}
+
+
+def with_formats(sources: Mapping[str, RowSource], kind: str) -> dict[str, RowSource]:
+    """Return sources whose format has a name, found from their rows where it is to be.
+
+    Args:
+        sources: The sources.
+        kind: conversation, preference, verdict or problem.
+
+    Raises:
+        UserError: No format reads the rows.
+    """
+
+    def named(name: str, source: RowSource) -> RowSource:
+        if source.format != AUTO:
+            return source
+        if source.path is None:
+            return replace(source, format=None)
+        rows = read_records(source.path, what="the file of rows")
+        if Path(source.path).suffix in PADDED_SUFFIXES:
+            rows = [without_padding(row) for row in rows[:DETECTION_ROWS]]
+        format = detect_format(
+            rows, kind=kind, fields=source.fields, roles=source.roles,
+            ignore=source.ignore or (), setting=f"data.sources.{name}",
+        )  # fmt: skip
+        return replace(source, format=format)
+
+    return {name: named(name, source) for name, source in sources.items()}
 
 
 def check_sources(sources: Mapping[str, RowSource]) -> None:
@@ -344,6 +426,7 @@ class SourceIdentity(OwnFormat):
     format: str
     fields: dict[str, str] | None
     roles: dict[str, str] | None
+    ignore: list[str] | None
     system: str | None
     weight: float
     task: Mapping[str, Any] | None
@@ -359,7 +442,8 @@ def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, SourceIdentity]
         name: {
             "sha256": digest(source.path), "validation_sha256": digest(source.validation_path),
             "format": _format(source),
-            "fields": source.fields, "roles": source.roles, "system": source.system,
+            "fields": source.fields, "roles": source.roles, "ignore": source.ignore,
+            "system": source.system,
             "weight": source.weight,
             "task": None if source.task is None else asdict(source.task),
             **_own_format(source),
@@ -379,6 +463,8 @@ def _own_format(source: RowSource) -> OwnFormat:
         "optional": sorted(format.optional),
         "roles": dict(format.roles),
         "answer_after": format.answer_after,
+        "unused": sorted(format.unused),
+        "shape": format.shape,
     }
     return {"own_format": content}
 
@@ -389,6 +475,7 @@ def as_sources(
     path: str | None,
     format: str,
     fields: dict[str, str] | None,
+    ignore: list[str] | None = None,
 ) -> dict[str, RowSource]:
     """Build sources from the plain values of a config, or from the one file that it names instead.
 
@@ -397,6 +484,7 @@ def as_sources(
         path: A single file in place of `values`.
         format: Format of that file.
         fields: Part of a row -> field of that file that holds it.
+        ignore: Fields of that file to leave out on purpose.
 
     Raises:
         UserError: Both or neither of `values` and `path` are given, or a setting is unknown.
@@ -407,7 +495,11 @@ def as_sources(
             " not both"
         )
     if path is not None:
-        values = {Path(path).name.split(".")[0]: RowSource(path=path, format=format, fields=fields)}
+        values = {
+            Path(path).name.split(".")[0]: RowSource(
+                path=path, format=format, fields=fields, ignore=ignore
+            )
+        }
 
     def source(value: Any) -> RowSource:
         return (

@@ -4,8 +4,15 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.chat.messages import BadRow, Conversation, JudgedAnswer, Preference, Problem
-from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, read_row
+from lit_pretrain.chat.messages import (
+    BadRow,
+    Conversation,
+    JudgedAnswer,
+    Preference,
+    Problem,
+    Segment,
+)
+from lit_pretrain.data.chat.formats import ROW_FORMATS, expand_record, find_format, read_row
 from lit_pretrain.errors import UserError
 
 
@@ -74,14 +81,33 @@ def said(text: str) -> dict[str, str]:
         ("prompt_completion", {"prompt": [user("Hi")], "completion": [said("Ho")]}, None),
         ("prompt_completion", {"q": "Hi", "a": "Ho"}, {"prompt": "q", "completion": "a"}),
         ("qa", {"question": "Hi", "answer": "Ho"}, None),
+        ("dolly", {"instruction": "Hi", "context": "", "response": "Ho", "category": "qa"}, None),
+        ("orca", {"system_prompt": "", "question": "Hi", "response": "Ho", "id": "f.1"}, None),
+        ("messages", {"messages": [user("Hi"), {**said("Ho"), "loss_weight": 1.0}]}, None),
+        (
+            "messages",
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "value": "Hi"}],
+                        "loss_weight": 0.0,
+                    },
+                    said("Ho"),
+                ]
+            },
+            None,
+        ),
     ],
 )
 def test_known_layouts_become_the_same_conversation(
     name: str, row: dict[str, Any], fields: Any
 ) -> None:
-    assert read(row, name, fields=fields) == Conversation(
-        messages=(user("Hi"), said("Ho")), prompt=1
-    )
+    found = read(row, name, fields=fields)
+    for message in found.messages:  # of no effect on the user, who is not learned
+        if message["role"] == "user":
+            message.pop("weight", None)
+    assert found == Conversation(messages=(user("Hi"), said("Ho")), prompt=1)
 
 
 def test_alpaca_joins_its_input_and_keeps_its_history() -> None:
@@ -119,12 +145,77 @@ def test_parts_of_text_are_lines_and_developers_are_the_system() -> None:
     )
 
 
-def test_sharegpt_maps_calls_results_and_tools() -> None:
-    turns = [("human", "a"), ("function_call", "{}"), ("observation", "1"), ("gpt", "b")]
-    row = {"conversations": [{"from": f, "value": v} for f, v in turns], "tools": '[{"name": "f"}]'}
-    conversation = read(row, "sharegpt")
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+AS_JSON = '{"name": "f", "arguments": {"x": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "extra"),
+    [
+        ("sharegpt", [{"from": "function_call", "value": AS_JSON}], {"tools": '[{"name": "f"}]'}),
+        ("sharegpt", [{"from": "function_call", "value": f"[{AS_JSON}]"}], {}),
+        ("messages", [{"role": "tool_call", "content": AS_JSON}], {}),  # ms-swift
+        (
+            "messages",
+            [
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "function_call": {"name": "f", "arguments": {"x": 1}},
+                }
+            ],
+            {"functions": [{"name": "f"}]},
+        ),
+        ("messages", [{"role": "assistant", "content": None, "tool_calls": [CALL]}], {}),
+        (
+            "messages",
+            [{"role": "assistant", "content": [{"type": "tool_call", "value": AS_JSON}]}],
+            {},
+        ),
+    ],
+)
+def test_calls_in_every_form_become_those_of_openai(
+    name: str, turns: list[dict[str, Any]], extra: dict[str, Any]
+) -> None:
+    if name == "sharegpt":
+        before: Any = {"from": "human", "value": "a"}
+        after: Any = [{"from": "observation", "value": "1"}, {"from": "gpt", "value": "b"}]
+        row = {"conversations": [before, *turns, *after], **extra}
+    else:
+        after = [{"role": "function", "name": "f", "content": "1"}, said("b")]
+        row = {"messages": [user("a"), *turns, *after], **extra}
+    conversation = read(row, name)
     assert [m["role"] for m in conversation.messages] == ["user", "assistant", "tool", "assistant"]
-    assert (conversation.tools, conversation.prompt) == ([{"name": "f"}], 3)
+    assert conversation.messages[1] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert conversation.prompt == 3
+    wrapped = [{"type": "function", "function": {"name": "f"}}]
+    assert conversation.tools == (wrapped if extra else None)
+
+
+def test_calls_that_follow_each_other_are_one_message() -> None:
+    turns = [("human", "a"), ("function_call", AS_JSON), ("function_call", AS_JSON)]
+    turns += [("observation", "1"), ("observation", "2"), ("gpt", "b")]
+    messages = read(
+        {"conversations": [{"from": f, "value": v} for f, v in turns]}, "sharegpt"
+    ).messages
+    assert messages[1]["tool_calls"] == [CALL, CALL]
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("value", ["look it up", "3", '{"arguments": {}}', "", "[1]"])
+def test_a_call_that_is_none_is_refused(value: str) -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": value},
+            {"from": "gpt", "value": "b"},
+        ]
+    }
+    with pytest.raises(BadRow, match="tool call") as caught:
+        read(row, "sharegpt")
+    assert (caught.value.reason, caught.value.mistake) == ("tool_calls", True)
+    as_text = read(row, "sharegpt", roles={"function_call": "assistant"})
+    assert as_text.messages[1]["content"] == value
 
 
 def test_a_system_message_is_added_only_where_there_is_none() -> None:
@@ -158,6 +249,15 @@ PAIR = Preference(prompt=(user("Hi"),), chosen=(said("Ho"),), rejected=(said("No
             "alpaca_preference",
             {"instruction": "Hi", "input": "", "output": "x", "chosen": "Ho", "rejected": "No"},
         ),
+        ("orca_pairs", {"system": "", "question": "Hi", "chosen": "Ho", "rejected": "No"}),
+        (
+            "openai_preference",
+            {
+                "input": {"messages": [user("Hi")], "tools": [], "parallel_tool_calls": True},
+                "preferred_output": [said("Ho")],
+                "non_preferred_output": [said("No")],
+            },
+        ),
         (
             "sharegpt_preference",
             {
@@ -172,17 +272,31 @@ def test_pairs(name: str, row: dict[str, Any]) -> None:
     assert read(row, name, "preference") == PAIR
 
 
-def test_an_implicit_prompt_of_texts_ends_at_a_blank() -> None:
+def test_an_implicit_prompt_of_texts_ends_at_a_blank_and_is_noted() -> None:
     pair = read(
-        {
-            "chosen": "\n\nHuman: Hi\n\nAssistant: Hoho",
-            "rejected": "\n\nHuman: Hi\n\nAssistant: Hohum",
-        },
-        "preference",
-        "preference",
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."}, "preference", "preference"
     )
-    assert pair.prompt == (user("\n\nHuman: Hi\n\nAssistant:"),)
-    assert (pair.chosen, pair.rejected) == ((said(" Hoho"),), (said(" Hohum"),))
+    assert pair.prompt == (user("The sky is"),)
+    assert (pair.chosen, pair.rejected) == ((said(" blue."),), (said(" green."),))
+    assert pair.notes == ("prompt_guessed",)
+    lists = {"chosen": [user("Hi"), said("Ho")], "rejected": [user("Hi"), said("No")]}
+    assert read(lists, "preference", "preference").notes == ()
+
+
+@pytest.mark.parametrize(
+    "mark", ["\n\nHuman: {}\n\nAssistant: {}", "### Human: {}\n### Assistant: {}"]
+)
+def test_transcripts_are_taken_apart(mark: str) -> None:
+    """As hh-rlhf's, whose answers often begin with the same words."""
+    row = {"chosen": mark.format("Hi", "Oh, ho"), "rejected": mark.format("Hi", "Oh, no")}
+    pair = read(row, "hh", "preference")
+    assert pair == Preference(prompt=(user("Hi"),), chosen=(said("Oh, ho"),),
+                              rejected=(said("Oh, no"),))  # fmt: skip
+    with pytest.raises(BadRow, match="the format hh takes apart"):
+        read(row, "preference", "preference")
+    assert read({"text": row["chosen"]}, "transcript").messages == (user("Hi"), said("Oh, ho"))
+    with pytest.raises(BadRow, match="does not begin with `Human:`"):
+        read({"text": "Hi"}, "transcript")
 
 
 def test_an_implicit_prompt_keeps_the_last_answers_apart_even_where_they_begin_alike() -> None:
@@ -395,3 +509,66 @@ def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 def test_every_format_is_of_some_kind() -> None:
     assert all(format.kinds() for format in ROW_FORMATS.values())
+
+
+# ---------------------------------------------------------------------- trees, steps and segments
+
+
+def node(role: str, text: str, *replies: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": role, "text": text, "replies": list(replies), **fields}
+
+
+TREE = {
+    "message_tree_id": "1",
+    "prompt": node(
+        "prompter",
+        "Hi",
+        node("assistant", "No", rank=1),
+        node("assistant", "Ho", node("prompter", "So?", node("assistant", "Yes")), rank=0),
+        node("assistant", "gone", rank=2, deleted=True),
+        node("assistant", "unranked"),
+    ),
+}
+
+
+def test_trees_give_the_best_path_and_pairs_of_best_and_worst() -> None:
+    format = ROW_FORMATS["oasst_tree"]
+    (row,), plain = expand_record(TREE, format, kind="conversation")
+    assert read_row(row, plain, kind="conversation") == Conversation(
+        messages=(user("Hi"), said("Ho"), user("So?"), said("Yes")), prompt=3
+    )
+    rows, plain = expand_record(TREE, format, kind="preference")
+    assert [read_row(row, plain, kind="preference") for row in rows] == [PAIR]
+    for broken in ({"prompt": 3}, {"prompt": node("robot", "x")}, {"prompt": {"text": "x"}}):
+        with pytest.raises(BadRow, match="tree"):
+            expand_record(broken, format, kind="conversation")
+
+
+def test_steps_are_verdicts_up_to_the_first_that_is_wrong() -> None:
+    row = {"prompt": "Hi", "completions": ["a", "b", "c"], "labels": [True, False, False]}
+    rows, plain = expand_record(row, ROW_FORMATS["steps"], kind="verdict")
+    read_ = [read_row(row, plain, kind="verdict") for row in rows]
+    assert [(r.completion[0]["content"], r.desirable) for r in read_] == [
+        ("a", True),
+        ("a\nb", False),
+    ]
+    with pytest.raises(BadRow, match="lists of one length"):
+        expand_record({**row, "labels": [True]}, ROW_FORMATS["steps"], kind="verdict")
+
+
+def test_segments_and_texts_need_no_template() -> None:
+    pieces = [{"label": False, "text": "<s>Hi "}, {"label": True, "text": "Ho</s>"}]
+    assert read({"segments": pieces}, "input_output").segments == (
+        Segment("<s>Hi ", False),
+        Segment("Ho</s>", True),
+    )
+    assert read({"text": "A story."}, "text").segments == (Segment("A story.", True, False),)
+    for bad in ([{"text": "a"}], [{"label": 1, "text": "a"}], "a"):
+        with pytest.raises(BadRow):
+            read({"segments": bad}, "input_output")
+    with pytest.raises(BadRow, match="no segment has label: true"):
+        read({"segments": pieces[:1]}, "input_output")
+
+
+def test_prompts_alone_are_problems() -> None:
+    assert read({"prompt": "Hi", "seed": 3}, "prompt", "problem").answer == ""
