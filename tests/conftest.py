@@ -5,9 +5,11 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,38 @@ hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an S3 server on this machine that takes any credentials; yield its address."""
+    pytest.importorskip("moto.server", reason="needs the dev extra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    log = tmp_path_factory.mktemp("moto") / "log"
+    environment = {
+        name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")
+    }
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=file,
+            stderr=file,
+            env=environment,
+        )
+        try:
+            for _ in range(600):
+                if server.poll() is not None:
+                    pytest.fail(f"the S3 server ended: {log.read_text()}")
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
 
 
 def _story(rng: random.Random) -> str:

@@ -18,14 +18,14 @@ from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.class_path import refuse_foreign_classes
 from lit_pretrain.cli.command.arguments import Config, name_run
 from lit_pretrain.cli.command.load_run import quiet_libraries
-from lit_pretrain.cli.command.parser import parser_options, raw_option, raw_switch
+from lit_pretrain.cli.command.parser import raw_option, raw_switch
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision
 from lit_pretrain.cli.train.resolve import build, names_class
 from lit_pretrain.cli.train.train_cli import (
     DATA_PAGE,
     TrainParser,
-    description_of,
+    lightning_settings,
     say_of_trainer,
 )
 from lit_pretrain.cli.train.trainer import check_evaluation
@@ -54,13 +54,7 @@ class EvaluateCLI(LightningCLI):
             LightningDataModule if self.chosen else TextData,
             subclass_mode_data=self.chosen,
             args=args,
-            run=False,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            load_from_checkpoint_support=False,
-            parser_class=TrainParser,
-            parser_kwargs=parser_options(verb) | {"description": description_of(verb)},
+            **lightning_settings(verb),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -32,6 +32,8 @@ class AttemptRecord(TypedDict):
     """First line of the error that ended it."""
     host: str
     process: int
+    """The run's lock would say as well whether the process goes on, but who lists runs would have
+    to take the lock to learn it, and for that moment keep the run from being started."""
     born: str | None
     """When the process was started, in the kernel's own count: numbers of processes recur."""
 

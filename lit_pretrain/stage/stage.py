@@ -106,7 +106,8 @@ class Stage(L.LightningModule):
     def __init__(
         self,
         net: ModelConfig = ModelConfig(),
-        # No lazy instances: each would read the whole call stack while this is imported, 0.5 s.
+        # No lazy instances: each would read the whole call stack while this is imported, 0.5 s. All
+        # stages may share these: they are frozen, or a module without parameters and buffers.
         objective: Objective = CrossEntropy(),
         optimizer: OptimizerRecipe | OptimizerCallable = MuonAdamW(),
         schedule: Schedule = Schedule(),

@@ -4,12 +4,8 @@ cache with a limit.
 
 import dataclasses
 import hashlib
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -40,35 +36,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an S3 server, and credentials for it in the environment."""
-    pytest.importorskip("moto.server", reason="needs the dev extra")
-    port, log = free_port(), tmp_path_factory.mktemp("moto") / "log"
-    environment = {
-        name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")
-    }
-    with log.open("wb") as file, pytest.MonkeyPatch.context() as patch:
+def endpoint(s3_server: str) -> Iterator[str]:
+    """Put credentials for the S3 server into the environment; yield its address."""
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in KEYS.items():
             patch.setenv(name, value)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=file,
-            stderr=file,
-            env=environment,
-        )
-        try:
-            for _ in range(600):
-                if server.poll() is not None:
-                    pytest.fail(f"the S3 server ended: {log.read_text()}")
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+        yield s3_server
 
 
 @pytest.fixture(scope="module")

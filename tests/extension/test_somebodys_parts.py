@@ -14,7 +14,6 @@ import torch
 import yaml
 
 import lit_pretrain.cli
-from lit_pretrain import __main__ as command
 from lit_pretrain.__main__ import main
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.report.run_folder import read_metrics
@@ -191,7 +190,7 @@ def test_a_verb_is_one_file_among_the_verbs(
 ) -> None:
     """The file is found in the folder of the verbs; nothing else names it."""
     verbs = FOLDER / "somebody" / "verbs"
-    monkeypatch.setattr(command, "CLI", verbs)
+    monkeypatch.setattr("lit_pretrain.cli.command.verb.CLI", verbs)
     monkeypatch.setattr(lit_pretrain.cli, "__path__", [*lit_pretrain.cli.__path__, str(verbs)])
     assert main(["--help"]) == 0
     assert "count  Count the documents of a prepared dataset." in capsys.readouterr().out

@@ -5,12 +5,8 @@ be had.
 import gzip
 import http.server
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -301,46 +297,21 @@ def test_work_on_other_remote_files_is_not_gone_on_with(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A client of an S3 server on this machine, and the options that reach it."""
-    pytest.importorskip("moto.server", reason="needs the dev extra")
+def store(s3_server: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Yield a client of the S3 server, and the options that reach it."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    log = tmp_path_factory.mktemp("moto") / "log"
-    environment = {
-        name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")
-    }
     options = {
-        "endpoint_url": f"http://127.0.0.1:{port}",
+        "endpoint_url": s3_server,
         "aws_access_key_id": "a",
         "aws_secret_access_key": "b",
         "region_name": "us-east-1",
     }
-    with log.open("wb") as file, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=file,
-            stderr=file,
-            env=environment,
-        )
-        try:
-            for _ in range(600):
-                if process.poll() is not None:
-                    pytest.fail(f"the S3 server ended: {log.read_text()}")
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            client = boto3.client("s3", **options)
-            client.create_bucket(Bucket=BUCKET)
-            yield client, options
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+        client = boto3.client("s3", **options)
+        client.create_bucket(Bucket=BUCKET)
+        yield client, options
 
 
 def test_objects_below_a_prefix(

@@ -213,6 +213,20 @@ def description_of(command: str) -> str:
     return (module.__doc__ or "").partition("\n")[0]
 
 
+def lightning_settings(verb: str) -> Mapping[str, Any]:
+    """Return the settings of LightningCLI that the verbs share which train and measure."""
+    return {
+        "run": False,
+        "auto_configure_optimizers": False,
+        "save_config_callback": None,
+        "seed_everything_default": False,
+        # Checkpoints hold no hyper-parameters that could overrule the config.
+        "load_from_checkpoint_support": False,
+        "parser_class": TrainParser,
+        "parser_kwargs": parser_options(verb) | {"description": description_of(verb)},
+    }
+
+
 def say_of_trainer(parser: LightningArgumentParser) -> None:
     """Say of the Trainer's options what they are here."""
     for action in parser._actions:
@@ -245,14 +259,7 @@ class TrainCLI(LightningCLI):
                 trainer_class=RunTrainer,
                 subclass_mode_data=chosen,
                 args=args,
-                run=False,
-                auto_configure_optimizers=False,
-                save_config_callback=None,
-                seed_everything_default=False,
-                # Checkpoints hold no hyper-parameters that could overrule the config.
-                load_from_checkpoint_support=False,
-                parser_class=TrainParser,
-                parser_kwargs=parser_options(verb) | {"description": description_of(verb)},
+                **lightning_settings(verb),
             )
         except BaseException:
             self.lock.release()

@@ -7,7 +7,6 @@ from os import terminal_size
 
 import pytest
 
-from lit_pretrain import __main__ as cli
 from lit_pretrain.cli.command.help_page import (
     COLUMNS,
     LINES,
@@ -17,7 +16,7 @@ from lit_pretrain.cli.command.help_page import (
 )
 from lit_pretrain.cli.command.other_names import OTHER_NAMES, exactly_meant, meant_options
 from lit_pretrain.cli.command.parser import Suggesting
-from lit_pretrain.cli.command.verb import Verb, parser_of
+from lit_pretrain.cli.command.verb import CLI, Verb, parser_of
 from lit_pretrain.cli.train.trainer import OWNED
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.optim import MuonAdamW
@@ -89,7 +88,7 @@ def test_help_of_a_prefix_with_the_class_that_is_given():
     given = here("fit", "--model.optimizer=lit_pretrain.optim.AdamW", "--help", "model.opt").out
     assert "--model.optimizer.lr 0.001 " in given
     assert "matrix_lr" not in given
-    config = str(cli.CLI.parents[1] / "configs/pretrain/llama_adamw.yaml")
+    config = str(CLI.parents[1] / "configs/pretrain/llama_adamw.yaml")
     of_file = here("fit", "--config", config, "--help", "model.optimizer").out
     assert "--model.optimizer AdamW" in of_file
     assert here("fit", "--model.optimizer.help", "torch.optim.SGD").out.count("nesterov") == 1
