@@ -19,6 +19,7 @@ from lit_pretrain.errors import (
     UserError,
     did_you_mean,
     message_of,
+    refusal_of_system,
 )
 
 NEED_POSIX = frozenset(
@@ -59,9 +60,10 @@ def main(argv: list[str] | None = None) -> int:
             stays as it is, because the launcher of multi-process training runs it again.
 
     Returns:
-        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3
-        training diverged, 75 stopped by a signal or the time limit and ready to be resumed, 76
-        hung, 130 interrupted from the keyboard.
+        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, or
+        something that the system refused, such as space on a disk, 3 training diverged, 75 stopped
+        by a signal or the time limit and ready to be resumed, 76 hung, 130 interrupted from the
+        keyboard.
     """
     try:
         try:
@@ -85,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # or the interpreter complains when it flushes at its end
         return 1
+    except Exception as error:
+        if (refused := refusal_of_system(error)) is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        return UserError.exit_code
 
 
 def command() -> int:

@@ -156,6 +156,9 @@ class SourceConfig:
                 )
 
 
+LONGEST_SOURCE_NAME = 200
+
+
 def _check_name(name: str) -> None:
     """Refuse a name that cannot be a directory's name and part of metric names."""
     if (
@@ -166,6 +169,11 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"sources: the name {name!r} must consist of ASCII letters, digits, '_', '-' and '.',"
             " and not start with '.'"
+        )
+    if len(name) > LONGEST_SOURCE_NAME:
+        raise UserError(
+            f"sources: the name {name!r} has {len(name)} characters; {LONGEST_SOURCE_NAME} are"
+            " allowed, because files are named by it"
         )
 
 

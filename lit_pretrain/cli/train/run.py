@@ -4,8 +4,8 @@ import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
-from lit_pretrain.checkpoint.layout import artefact_folder
+from lit_pretrain.checkpoint.layout import artefact_folder, newest_complete
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
@@ -27,7 +27,7 @@ from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
-from lit_pretrain.errors import DivergedError, UserError, warn
+from lit_pretrain.errors import DivergedError, UserError, refusal_of_system, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
 from lit_pretrain.plain_data import dump_config, read_config
@@ -76,7 +76,8 @@ def train(verb: str, argv: list[str], began: float) -> int:
                     " nothing is left to do"
                 )
         else:
-            _train(cli, began)
+            with keeps_what_is_safe(cli.place.folder):
+                _train(cli, began)
     finally:
         cli.lock.release()
     return 0
@@ -121,7 +122,8 @@ def _train(cli: TrainCLI, started: float) -> None:
             print(f"resume: {cli.place.checkpoint}, step {first_step}")
     signal = GroupSignal()
     cli.callbacks.metrics.sinks.append(signal)
-    recorded = recorded_attempt(cli.place.folder) if trainer.is_global_zero else nullcontext()
+    folder = cli.place.folder
+    recorded = recorded_attempt(folder) if trainer.is_global_zero else nullcontext()
     began = time.perf_counter()
     try:
         with (
@@ -129,6 +131,7 @@ def _train(cli: TrainCLI, started: float) -> None:
             one_voice(trainer),
             listening(trainer, cli.callbacks.stop),
             cli.callbacks.watchdog.watching(trainer),
+            keeps_what_is_safe(folder),
         ):
             if not cli.finished:
                 trainer.fit(
@@ -212,6 +215,27 @@ class GroupSignal:
             " policy learned nothing: take easier problems, more answers to each"
             " (data.group_size), a higher temperature, or another reward"
         ]
+
+
+@contextmanager
+def keeps_what_is_safe(run: Path) -> Iterator[None]:
+    """Say what is safe of a run whose metrics, events or summary the system refuses to write.
+
+    Raises:
+        UserError: The block met such a refusal.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (refused := refusal_of_system(error)) is None:
+            raise
+        kept = newest_complete(run)
+        safe = (
+            "it has no checkpoint yet, so start it again"
+            if kept is None
+            else f"its checkpoint {kept.name} is safe, so go on with --resume auto"
+        )
+        raise UserError(f"the run {run} stopped: {refused}; {safe}") from error
 
 
 def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
