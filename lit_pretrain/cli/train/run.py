@@ -30,6 +30,7 @@ from lit_pretrain.cli.train.trainer import begin_loggers, log_to
 from lit_pretrain.errors import DivergedError, UserError, refusal_of_system, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
+from lit_pretrain.parallel.strategy import mesh_sizes
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.goodput import goodput_line
 from lit_pretrain.report.run_folder import (
@@ -87,7 +88,9 @@ def _train(cli: TrainCLI, started: float) -> None:
     """Train, and write the summary; of a run that was killed before it had one, only the latter."""
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
-    stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    sizes = mesh_sizes(trainer.strategy)
+    stage.check(data.contract, data, sharded=sharded, sizes=sizes)
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
     cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
