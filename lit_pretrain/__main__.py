@@ -109,9 +109,10 @@ def command() -> int:
                 signal.signal(number, _preempt)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe of another encoding, such as LATIN1, shows what it has no character
-        # for by number.
+        # for by number. By lines, so that messages on standard error come after what led to them
+        # where both go into one file.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         return main()
     finally:

@@ -117,8 +117,8 @@ def _train(cli: TrainCLI, started: float) -> None:
         cli.callbacks.ledger.begin(
             started, first_step=first_step, goes_on=cli.settings.resume != "never"
         )
+        print(said, mixture, sep="\n", flush=True)  # first: opening the logs imports TensorBoard
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
-        print(said, mixture, sep="\n", flush=True)
         for remark in data.remarks():
             warn(remark)
         if cli.place.checkpoint:
