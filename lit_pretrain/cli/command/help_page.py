@@ -304,7 +304,8 @@ def field_texts(*, read: bool) -> Iterator[None]:
     They take a quarter of the time between the import of Lightning and the first line of `fit`, and
     only pages of help show them.
     """
-    before: bool = get_docstring_parse_options()["attribute_docstrings"]
+    options = get_docstring_parse_options()  # type: ignore[no-untyped-call]
+    before: bool = options["attribute_docstrings"]
     set_parsing_settings(docstring_parse_attribute_docstrings=read)
     try:
         yield
