@@ -337,6 +337,10 @@ class PrepareConfig:
     """Largest fraction of a source that may be rejected, in records or in unread bytes of damaged
     files; more stops the run. 0: none.
     """
+    allow_empty: bool = False
+    """Go on without the sources of which no document is left, and say which they are. Otherwise
+    they are refused, all at once.
+    """
     seed: int = 0
     """Seed of the hash that splits documents."""
     keep_rejects: int = 3
@@ -425,6 +429,7 @@ class PrepareConfig:
             "slurm",
             "keep_rejects",
             "max_bad_fraction",
+            "allow_empty",
         ):
             del fields[name]
         for source in fields["sources"].values():
