@@ -26,6 +26,7 @@ NEED_POSIX = frozenset(
     "adapter export finetune fit import join merge posttrain prepare scaling".split()
 )
 """Verbs that write datasets, runs or exports."""
+DECODING = frozenset("chat generate serve".split())
 TRAINING = frozenset("finetune fit posttrain".split())
 """Verbs that a scheduler may preempt and start again."""
 
@@ -103,6 +104,10 @@ def command() -> int:
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         signal.signal(signal.SIGINT, _interrupt if first else signal.SIG_IGN)
+    if sys.argv[1:2] and sys.argv[1] in DECODING:
+        # Before torch is imported. Threads that spin while they wait for one another hold the cores
+        # that the others need, where the machine has other work (docs/experiments.md).
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.argv[1:2] and sys.argv[1] in TRAINING and sys.platform != "win32":
         for number in (signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(number) is not signal.SIG_IGN:
