@@ -16,7 +16,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -26,8 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does, before torch
 
 import torch
 

@@ -100,8 +100,7 @@ class Terminal:
                 raise
             answer.close()
             interrupted = True
-        finally:
-            print(flush=True)
+        print(flush=True)
         self.talk.heard(answer.text)
         seconds = time.perf_counter() - began
         ending = (

@@ -23,7 +23,6 @@ import xxhash
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import (
     atomic_path,
-    check_output,
     read_sealed_json,
     seal_json,
     sync,
@@ -63,12 +62,11 @@ PACKAGES = (
 
 
 def check_new_folder(out: str | Path) -> None:
-    """Refuse an output folder that exists, or that cannot be written.
+    """Refuse an output folder that exists.
 
     Raises:
-        UserError: It does, or cannot.
+        UserError: It does.
     """
-    check_output(out, str(out))
     if Path(out).exists():
         raise UserError(f"{out} exists already; choose another place, or remove it")
 
@@ -215,6 +213,8 @@ class ProvenanceFacts(TypedDict, total=False):
     precision: str
     unique_tokens: int | None
     parameters: dict[str, int]
+    forecast: str | None
+    """The validation metric that a law forecasts."""
     adapter: str | None
     """Size of the adapter, in words."""
     started: str

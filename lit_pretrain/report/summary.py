@@ -23,15 +23,19 @@ class Foreseen(NamedTuple):
     text: str
     """The same in words, with the law's name."""
 
+    def contradicts(self, actual: float) -> bool:
+        """Tell whether a final loss lies outside the interval, which holds 19 of 20 runs."""
+        return self.interval is not None and not self.interval[0] <= actual <= self.interval[1]
+
     def beside(self, final: Mapping[str, float]) -> str:
         """Set forecast and interval beside the final loss."""
         actual = final[self.metric]
         held = (
             ""
             if self.interval is None
+            else ", outside its interval: this run contradicts the law"
+            if self.contradicts(actual)
             else ", within"
-            if self.interval[0] <= actual <= self.interval[1]
-            else ", outside"
         )
         return (
             f"{self.text}; actual {actual:.4f}, {actual - self.loss:+.4f}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import load_json
 from lit_pretrain.scaling.law import EXPONENTS, PARAMETERS, Floats, Form, Law, from_coordinates
-from lit_pretrain.scaling.regression import DELTA, Fit, Loss, fit
+from lit_pretrain.scaling.regression import DELTA, Fit, Loss, fit, run_order
 from lit_pretrain.scaling.runs import Counts, Runs, Unit, check_spread
 
 LEVEL = 0.95
@@ -66,8 +66,9 @@ def bootstrap(
             f"bootstrap={draws}: at least 2 resamples make an interval, 0 none; 1000 are usual"
         )
     rng, laws, failed = np.random.default_rng(seed), [], 0
+    order = run_order(n, d, loss, unique)
     for _ in range(draws):
-        i = _resample(rng, len(n), len(PARAMETERS[law.form]) + 1)
+        i = order[_resample(rng, len(n), len(PARAMETERS[law.form]) + 1)]
         found = fit(
             law.form,
             n[i],
@@ -224,6 +225,20 @@ def fit_runs(
     return Fitted(runs, dropped, found, kind, delta, resampled, seed)
 
 
+def fit_warnings(fitted: Fitted) -> list[str]:
+    """List the parameters that the runs leave open on one side, and what that means."""
+    meaning = {
+        "E": "the runs show no floor of the loss; larger runs may be forecast too well",
+        "R_D": "the runs show no worth of a repeated token that lies between none and a new one's",
+        "R_N": "the runs show no worth of a spare parameter that lies between none and any other's",
+    }
+    return [
+        f"{name} = {fitted.fit.law.params[name]:.3g} is at the end of its range:"
+        f" {meaning.get(name, 'the runs show no exponent within it')}"
+        for name in fitted.fit.at_limit
+    ]
+
+
 class ResidualRecord(TypedDict):
     """A run of a fit, and how far its ln loss lies from the law."""
 
@@ -261,6 +276,7 @@ class FitFields(TypedDict):
     largest_compute: float
     residual_rms: float
     bootstrap: dict[str, int] | None
+    warnings: list[str]
     residuals: list[ResidualRecord]
 
 
@@ -296,6 +312,7 @@ def fit_document(fitted: Fitted, *, with_draws: bool = False) -> FitDocument:
             if draws is not None
             else None
         ),
+        "warnings": fit_warnings(fitted),
         "residuals": [
             {"run": label, "n": float(n), "d": float(d), "loss": float(loss), "residual": float(r)}
             for label, n, d, loss, r in zip(

@@ -108,7 +108,7 @@ def forecast(
             losses = np.array([float(drawn.loss(n, d, unique)) for drawn in draws.laws])
         ci95 = interval(losses)
         if residuals is not None and len(residuals):
-            noise = np.random.default_rng(seed).choice(residuals, size=(20, len(losses)))
+            noise = np.random.default_rng(seed).choice(np.sort(residuals), size=(20, len(losses)))
             run95 = interval((losses * np.exp(noise)).ravel())
     return Forecast(
         n, d, c, float(law.loss(n, d, unique)), ci95, run95, n_ci95, d_ci95, c / largest_compute

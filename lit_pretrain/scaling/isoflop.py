@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.fitted import LEVEL, interval
-from lit_pretrain.scaling.law import Floats
-from lit_pretrain.scaling.runs import LEAST_BUDGETS, LEAST_SPREAD, Runs, budgets
+from lit_pretrain.scaling.fitted import LEVEL, interval, usable
+from lit_pretrain.scaling.law import FLOPS_PER_PARAMETER_TOKEN, Floats
+from lit_pretrain.scaling.regression import fit
+from lit_pretrain.scaling.runs import LEAST_BUDGETS, LEAST_SPREAD, SAME_BUDGET, Runs, budgets
 
 LEAST_SIZES = 3
 """Sizes that a budget needs: a parabola has three parameters."""
@@ -26,6 +27,8 @@ WIDE = 4.0
 """Factor on either side of the minimum above which a warning names the parabola's bias."""
 ONE_SIDED = 0.25
 """Share of a sweep (in ln N) below which its shorter side holds too few runs to fix the minimum."""
+_REASONS = 5
+"""Most bad budgets whose reasons an error gives."""
 _ROUNDS = 10
 """Most rounds of cutting a sweep down to the sizes near its minimum."""
 
@@ -62,6 +65,16 @@ class Minimum:
 
 
 @dataclass(frozen=True)
+class SkippedBudget:
+    """A budget that was left out."""
+
+    c: float
+    """Geometric mean of its runs' FLOPs."""
+    runs: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class IsoFlop:
     """Minima of all budgets and the lines through them."""
 
@@ -81,6 +94,8 @@ class IsoFlop:
     budgets - 2 degrees of freedom).
     """
     warnings: tuple[str, ...]
+    skipped: tuple[SkippedBudget, ...] = ()
+    """Budgets without a minimum, where they were to be left out."""
 
     def interval_of(self, quantity: str) -> tuple[float, float] | None:
         """Return the 95 % bootstrap interval of "a" or "b"; None without draws."""
@@ -97,7 +112,13 @@ class IsoFlop:
 
 
 def isoflop(
-    runs: Runs, *, within: float | None = None, draws: int = 1000, seed: int = 0
+    runs: Runs,
+    *,
+    within: float | None = None,
+    only: Sequence[float] = (),
+    skip_bad_budgets: bool = False,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> IsoFlop:
     """Find the minimum of every budget and the exponents.
 
@@ -105,6 +126,9 @@ def isoflop(
         runs: At least three sizes at each of at least three budgets.
         within: Use only sizes within this factor of the minimum, which is found again after each
             cut; None uses all sizes.
+        only: Use only the budgets at these FLOPs; empty uses all.
+        skip_bad_budgets: Leave out budgets that have no minimum, and say why, instead of refusing
+            the runs.
         draws: Number of bootstrap redraws; 0 for no interval.
         seed: Seed of the redraws.
 
@@ -116,13 +140,31 @@ def isoflop(
         raise UserError(
             f"within={within:g} must be above 1: it is a factor in N on either side of the minimum"
         )
-    groups = budgets(runs)
-    if len(groups) < LEAST_BUDGETS:
+    groups = _chosen(budgets(runs), only)
+    found, skipped = [], []
+    if len(groups) >= LEAST_BUDGETS:
+        for group in groups:
+            try:
+                found.append(_minimum(group, within))
+            except UserError as error:
+                skipped.append(SkippedBudget(_middle(group), len(group), str(error)))
+    reasons = "; ".join(bad.reason for bad in skipped[:_REASONS])
+    if len(skipped) > _REASONS:
+        reasons += f"; and {len(skipped) - _REASONS} more"
+    if skipped and not skip_bad_budgets:
+        several = f"{len(skipped)} of {len(groups)} budgets have no minimum: "
         raise UserError(
-            f"{len(groups)} FLOP budgets ({_listed(groups)}) give no exponent with an error; at"
-            f" least {LEAST_BUDGETS} are needed"
+            (several if len(skipped) > 1 else "")
+            + reasons
+            + "; --skip_bad_budgets goes on without them" * (len(found) >= LEAST_BUDGETS)
         )
-    minima = tuple(_minimum(group, within) for group in groups)
+    if len(found) < LEAST_BUDGETS:
+        raise UserError(
+            f"{len(found if skipped else groups)} FLOP budgets ({_listed(groups)}) give no exponent"
+            f" with an error; at least {LEAST_BUDGETS} are needed"
+            + (f". Left out: {reasons}" if skipped else "")
+        )
+    minima = tuple(found)
     log_c = np.log([m.c for m in minima])
     n_line, d_line = (
         _line(log_c, np.log([m.n for m in minima])),
@@ -145,8 +187,29 @@ def isoflop(
         redrawn,
         discarded,
         _line_interval(log_c, np.log([m.n for m in minima])),
-        _warnings(minima, within),
+        _warnings(minima),
+        tuple(skipped),
     )
+
+
+def _middle(group: Runs) -> float:
+    return float(np.exp(np.log(group.c).mean()))
+
+
+def _chosen(groups: list[Runs], only: Sequence[float]) -> list[Runs]:
+    """Keep the budgets at the wanted FLOPs."""
+    kept = []
+    for c in only:
+        near = [
+            g for g in groups if g.c.min() / (1 + SAME_BUDGET) <= c <= g.c.max() * (1 + SAME_BUDGET)
+        ]
+        if not near:
+            raise UserError(
+                f"--budgets {c:g}: no run has about so many FLOPs; the budgets are"
+                f" {', '.join(f'{_middle(g):.3g}' for g in groups)}"
+            )
+        kept += near
+    return [g for g in groups if not only or any(g is one for one in kept)]
 
 
 def _listed(groups: Sequence[Runs]) -> str:
@@ -167,7 +230,8 @@ def _minimum(group: Runs, within: float | None) -> Minimum:
                 f"{budget}: the loss has no minimum in N (its parabola opens downwards); look for"
                 " runs that went wrong"
             )
-        n = float(np.exp(-p[1] / (2 * p[2])))
+        # A parabola that hardly bends has its minimum beyond all numbers, and beyond all sizes.
+        n = float(np.exp(np.clip(-p[1] / (2 * p[2]), -700, 700)))
         if not kept.n.min() < n < kept.n.max() or int(np.argmin(kept.loss)) in (0, len(kept) - 1):
             side = "smaller" if n <= kept.n.min() or np.argmin(kept.loss) == 0 else "larger"
             raise UserError(
@@ -187,7 +251,7 @@ def _minimum(group: Runs, within: float | None) -> Minimum:
     fitted = p[0] + p[1] * np.log(kept.n) + p[2] * np.log(kept.n) ** 2
     return Minimum(
         runs=kept,
-        c=float(np.exp(np.log(kept.c).mean())),
+        c=_middle(kept),
         parabola=(float(p[0]), float(p[1]), float(p[2])),
         n=n,
         d=d,
@@ -261,7 +325,7 @@ def _redraw(minima: Sequence[Minimum], log_c: Floats, draws: int, seed: int) -> 
     return np.concatenate(slopes, axis=1), int((~good).sum())
 
 
-def _warnings(minima: Sequence[Minimum], within: float | None) -> tuple[str, ...]:
+def _warnings(minima: Sequence[Minimum]) -> tuple[str, ...]:
     """List what makes the minima less certain than they look."""
     found, wide = [], []
     for m in minima:
@@ -272,7 +336,7 @@ def _warnings(minima: Sequence[Minimum], within: float | None) -> tuple[str, ...
                 f"one-sided sweep at {reach}: its minimum hangs on few runs; add"
                 f" {'smaller' if below < above else 'larger'} models"
             )
-        if max(below, above) > WIDE and within is None:
+        if max(below, above) > WIDE:
             wide.append(reach)
     if wide:
         found.append(
@@ -287,3 +351,46 @@ def _warnings(minima: Sequence[Minimum], within: float | None) -> tuple[str, ...
             " and says nothing about their noise"
         )
     return tuple(found)
+
+
+BIASED = 0.01
+"""Relative error of N* at any budget above which `bias_warning` speaks."""
+
+
+def bias_warning(found: IsoFlop) -> str | None:
+    """Say how far parabolas lead astray on the law that the same runs follow.
+
+    A Chinchilla law is fitted to the runs, its losses are put in the place of theirs, and the
+    parabolas of those are compared with the optimum of the law, which is known.
+
+    Returns:
+        None if the runs determine no such law, or the bias is small.
+    """
+    kept = [m.runs for m in found.minima]
+    n, d, loss = (np.concatenate([getattr(runs, k) for runs in kept]) for k in ("n", "d", "loss"))
+    try:
+        law = fit("chinchilla", n, d, loss).law
+    except UserError:
+        return None  # the parabolas assume no law, so that they may stand without one
+    if not usable(law):
+        return None
+    optima, minima = [], []
+    for m in found.minima:
+        x, flops = np.log(m.runs.n), FLOPS_PER_PARAMETER_TOKEN * m.runs.n * m.runs.d
+        p = np.polynomial.polynomial.polyfit(x, law.loss(m.runs.n, m.runs.d), 2)
+        if p[2] <= 0:
+            return None
+        minima.append(-p[1] / (2 * p[2]))
+        c = float(np.exp(np.interp(minima[-1], x, np.log(flops))))
+        optima.append(np.log(law.optimum(c).n))
+    off = np.array(minima) - np.array(optima)
+    worst = int(np.argmax(np.abs(off)))
+    if abs(float(np.expm1(off[worst]))) < BIASED:
+        return None
+    slope = _line(np.log([m.c for m in found.minima]), off).slope
+    return (
+        "parabolas are biased: of the Chinchilla law that fits these runs they put N* at"
+        f" {found.minima[worst].c:.3g} FLOPs {np.expm1(off[worst]):+.1%} off, D*"
+        f" {np.expm1(-off[worst]):+.1%}, and the exponent a {slope:+.4f}; `scaling fit` has no"
+        " such bias where the law holds"
+    )

@@ -235,6 +235,14 @@ def _log_loss_parts(
     return outer * (top + np.log(total)), tuple(stacked), tuple(parts / total)
 
 
+def effective_size(
+    theta: Floats, n: Floats, d: Floats, unique: ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """Compute the effective N' and D' of a data law at coordinates theta."""
+    found = _effective(theta, n, d, unique)
+    return found.n, found.d
+
+
 class _Effective(NamedTuple):
     """Effective parameters and tokens of repeated data, with their derivatives."""
 

@@ -89,7 +89,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 # Tables, whatever their columns are called.
 
-QUANTITIES = ("n", "d", "c", "loss", "unique", "unit")
+QUANTITIES = ("n", "d", "c", "loss", "unique", "unit", "group")
 """Quantities that `--columns` may name."""
 _NAMES = {
     "n": "n params parameters n_params num_params n_parameters num_parameters model_size size",
@@ -99,6 +99,7 @@ _NAMES = {
     "bits_per_byte": "bits_per_byte bpb val_bits_per_byte val_bpb",
     "unique": "unique unique_tokens",
     "unit": "unit loss_unit",
+    "group": "",  # only where it is named: tables call many things so
 }
 _UNITS: dict[str, Unit] = {
     "nats": "nats",
@@ -132,7 +133,7 @@ def read_table(
         values = {
             quantity: _number(where, name, row.get(name))
             for quantity, name in chosen.items()
-            if quantity != "unit"
+            if quantity not in ("unit", "group")
         }
         losses: dict[Unit, float] = {}
         for known in ("nats", "bits_per_byte"):
@@ -157,6 +158,7 @@ def read_table(
                 values.get("d"),
                 values.get("c"),
                 values.get("unique"),
+                _group(where, chosen, row),
             )
         )
     return records
@@ -174,11 +176,13 @@ def write_table(runs: Runs) -> str:
             "c",
             *([] if runs.unique is None else ["unique"]),
             "loss" if runs.unit == "nats" else runs.unit,
+            *([] if runs.groups is None else ["group"]),
         ]
     )
     columns = [runs.n, runs.d, runs.c, *([] if runs.unique is None else [runs.unique]), runs.loss]
-    for label, *values in zip(runs.labels, *columns, strict=True):
-        writer.writerow([label, *(f"{value:.10g}" for value in values)])
+    names = [()] * len(runs) if runs.groups is None else [(name,) for name in runs.groups]
+    for label, name, *values in zip(runs.labels, names, *columns, strict=True):
+        writer.writerow([label, *(f"{value:.10g}" for value in values), *name])
     return text.getvalue()
 
 
@@ -300,6 +304,17 @@ def _unit(where: str, value: Any) -> Unit:
             f"{where}: the unit of the loss is {value!r}; it must be nats or bits_per_byte"
         )
     return unit
+
+
+def _group(where: str, chosen: Mapping[str, str], row: Mapping[str, Any]) -> str | None:
+    if "group" not in chosen:
+        return None
+    value = row.get(chosen["group"])
+    if value is None or value == "":
+        raise UserError(
+            f"{where}: no group in column {chosen['group']!r}; name one, or leave it out"
+        )
+    return str(value)
 
 
 def _number(where: str, column: str, value: Any) -> float | None:

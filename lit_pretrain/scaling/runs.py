@@ -43,6 +43,8 @@ class Record:
     d: float | None = None
     c: float | None = None
     unique: float | None = None
+    group: str | None = None
+    """Name of the FLOP budget that the run belongs to, where a table says it."""
     vocabulary: str | None = None
     """Hash of the tokenizer: nats per token of two tokenizers are different units."""
 
@@ -65,6 +67,8 @@ class Runs:
     unit: Unit
     tokenizer: str | None = None
     """Hash of the tokenizer that all runs share; None if they differ or one does not record it."""
+    groups: tuple[str, ...] | None = None
+    """Name of the FLOP budget of every run; None if one has none: then the runs' FLOPs decide."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,6 +84,7 @@ class Runs:
             c=self.c[i],
             loss=self.loss[i],
             unique=None if self.unique is None else self.unique[i],
+            groups=None if self.groups is None else tuple(self.groups[k] for k in i),
         )
 
     @property
@@ -127,6 +132,7 @@ def assemble_runs(records: Sequence[Record], *, counts: Counts, unit: Unit | Non
         seen[key] = record.label
     columns = np.array(rows)
     unique = [record.unique for record in records]
+    groups = [record.group for record in records]
     tokenizers = {record.vocabulary for record in records}
     return Runs(
         labels=tuple(record.label for record in records),
@@ -138,6 +144,7 @@ def assemble_runs(records: Sequence[Record], *, counts: Counts, unit: Unit | Non
         counts=counts,
         unit=chosen,
         tokenizer=tokenizers.pop() if len(tokenizers) == 1 else None,
+        groups=None if None in groups else tuple(map(str, groups)),
     )
 
 
@@ -206,16 +213,24 @@ def _positive(label: str, name: str, value: float) -> None:
 def budgets(runs: Runs, tolerance: float = SAME_BUDGET) -> list[Runs]:
     """Group runs by FLOP budget, smallest budget first, and sort each group by size.
 
-    A group begins with the smallest C that is in no group yet and holds all runs up to `tolerance`
-    above it.
+    Where the runs name their groups, those are the budgets. Otherwise a group begins with the
+    smallest C that is in no group yet and holds all runs up to `tolerance` above it.
     """
     groups: list[list[int]] = []
-    for i in np.argsort(runs.c, kind="stable"):
-        if groups and runs.c[i] <= runs.c[groups[-1][0]] * (1 + tolerance):
-            groups[-1].append(int(i))
-        else:
-            groups.append([int(i)])
-    return [runs.take(sorted(group, key=lambda i: runs.n[i])) for group in groups]
+    if runs.groups is not None:
+        names = np.array(runs.groups)
+        groups = [np.flatnonzero(names == name).tolist() for name in dict.fromkeys(runs.groups)]
+        groups.sort(key=lambda group: float(np.log(runs.c[group]).mean()))
+    else:
+        for i in np.argsort(runs.c, kind="stable"):
+            if groups and runs.c[i] <= runs.c[groups[-1][0]] * (1 + tolerance):
+                groups[-1].append(int(i))
+            else:
+                groups.append([int(i)])
+    return [
+        runs.take(sorted(group, key=lambda i: (runs.n[i], runs.d[i], runs.loss[i])))
+        for group in groups
+    ]
 
 
 def check_spread(runs: Runs) -> None:

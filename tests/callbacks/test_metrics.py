@@ -115,7 +115,7 @@ def test_the_forecast_is_drawn_beside_the_validation_and_compared_at_the_end(
     assert (
         f"loss {expected[6]:.3f} ({low:.3f}–{high:.3f}) by law.json expected" in page
     )  # in the plan's line
-    assert "), within |" in page if low <= actual <= high else "), outside |" in page
+    assert "), within |" in page if low <= actual <= high else "), outside its interval" in page
 
 
 def test_the_step_axis_counts_optimizer_steps(events: EventAccumulator) -> None:

@@ -234,7 +234,8 @@ def test_plot_of_runs_that_are_no_sweep(tmp_path: Path, capsys: pytest.CaptureFi
         == 0
     )
     told = capsys.readouterr().err
-    assert "no parabolas: budget 1e+18 FLOPs: 1 size" in told
+    assert "no parabolas: 28 of 28 budgets have no minimum: budget 1e+18 FLOPs: 1 size" in told
+    assert "; and 23 more\n" in told
     assert "bootstrap.png is left out" in told
     assert not (tmp_path / "f" / "isoflop.png").exists()
     assert (
@@ -248,6 +249,27 @@ def changed(change: Callable[[list[Row]], object]) -> list[Row]:
     table = rows()
     change(table)
     return table
+
+
+def test_isoflop_leaves_out_bad_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = rows(budgets=4)
+    table += [
+        {**row, "c": 1e23, "d": 1e23 / 6 / row["n"], "loss": 9 - i}
+        for i, row in enumerate(table[:5])
+    ]
+    table = [{**row, "sweep": f"{row['c']:.0e}"} for row in table]
+    data = write(tmp_path / "runs.jsonl", table)
+    common = ["scaling", "isoflop", "--data", data, "--columns", "group=sweep", "--bootstrap", "0"]
+    assert main(common) == 2
+    assert "1e+23 FLOPs: the minimum is at the edge" in capsys.readouterr().err
+    assert main([*common, "--skip_bad_budgets"]) == 0
+    found = capsys.readouterr()
+    assert "left out: 1 of 5 budgets\n  budget 1e+23 FLOPs: the minimum is at" in found.out
+    assert "warning: left out: budget 1e+23 FLOPs" in found.err
+    assert main([*common, "--budgets", "1e18", "1e19", "1e21", "--json"]) == 0
+    assert [b["c"] for b in json.loads(capsys.readouterr().out)["budgets"]] == pytest.approx(
+        [1e18, 1e19, 1e21]
+    )
 
 
 REFUSED: dict[str, tuple[str, list[Row], list[str], str]] = {

@@ -86,7 +86,7 @@ def test_figures_come_from_the_metrics(tmp_path: Path) -> None:
         ),
         (
             Foreseen("val/loss", 3.2, (3.1, 3.3), "3.200 (3.100–3.300) by a law"),
-            "by a law; actual 3.0000, -0.2000 (-6.25%), outside |",
+            "actual 3.0000, -0.2000 (-6.25%), outside its interval: this run contradicts the law |",
         ),
         (
             Foreseen("val/bits_per_byte", 1.5, None, "1.500 by a law"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.scaling.isoflop import isoflop
+from lit_pretrain.scaling.isoflop import bias_warning, isoflop
 from lit_pretrain.scaling.published import published_law as published
 from lit_pretrain.scaling.runs import Runs
 
@@ -123,3 +123,68 @@ def test_within_must_leave_three_sizes() -> None:
     with pytest.raises(UserError, match="must be above 1"):
         isoflop(sweeps(), within=0.5)
     assert CHINCHILLA.exponents.a > 0
+
+
+def with_edge(runs: Runs, budget: int, sizes: int = 7) -> Runs:
+    """Turn the losses of one budget round, so that its lowest is at an edge."""
+    loss = runs.loss.copy()
+    part = slice(budget * sizes, (budget + 1) * sizes)
+    loss[part] = np.sort(loss[part])
+    return dataclasses.replace(runs, loss=loss)
+
+
+def test_bad_budgets_are_left_out_with_their_reasons() -> None:
+    runs = with_edge(with_edge(sweeps(budgets=5), 1), 3)
+    message = "2 of 5 budgets have no minimum: .*1e.19 .*edge.*; budget 1e.21 .*--skip_bad_budgets"
+    with pytest.raises(UserError, match=message):
+        isoflop(runs)
+    found = isoflop(runs, skip_bad_budgets=True, draws=0)
+    assert [f"{m.c:.0e}" for m in found.minima] == ["1e+18", "1e+20", "1e+22"]
+    assert [(f"{bad.c:.0e}", bad.runs) for bad in found.skipped] == [("1e+19", 7), ("1e+21", 7)]
+    assert all("edge of the sweep" in bad.reason for bad in found.skipped)
+    kept = runs.take([i for i in range(35) if i // 7 not in (1, 3)])
+    assert found.n_line == isoflop(kept, draws=0).n_line
+    too_few = with_edge(runs, 0)
+    with pytest.raises(UserError, match=r"2 FLOP budgets .* Left out: budget 1e.18 "):
+        isoflop(too_few, skip_bad_budgets=True)
+    with pytest.raises(UserError) as refused:
+        isoflop(too_few)
+    assert "--skip_bad_budgets" not in str(refused.value), "it would not help"
+
+
+def test_budgets_are_chosen_by_their_flops() -> None:
+    runs = with_edge(sweeps(budgets=5), 1)
+    found = isoflop(runs, only=[1.05e22, 1e18, 1e20], draws=0)
+    assert [f"{m.c:.0e}" for m in found.minima] == ["1e+18", "1e+20", "1e+22"]
+    with pytest.raises(UserError, match=r"--budgets 5e\+18: no run .* 1e\+18, 1e\+19"):
+        isoflop(runs, only=[5e18])
+
+
+def test_groups_are_budgets_whatever_their_flops() -> None:
+    runs = sweeps(budgets=4)
+    shaken = dataclasses.replace(runs, c=runs.c * np.tile(np.geomspace(0.7, 1.4, 7), 4))
+    with pytest.raises(UserError, match=r"no minimum: .*1 size"):
+        isoflop(shaken, draws=0)
+    named = dataclasses.replace(shaken, groups=tuple("dbca"[i // 7] for i in range(28)))
+    assert [len(m.runs) for m in isoflop(named, draws=0).minima] == [7] * 4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_runs_changes_no_bit(seed: int) -> None:
+    runs = sweeps(sigma=0.001, seed=seed)
+    found = isoflop(runs, draws=50)
+    again = isoflop(runs.take(np.random.default_rng(seed).permutation(28).tolist()), draws=50)
+    assert (again.n_line, again.d_line) == (found.n_line, found.d_line)
+    assert np.array_equal(again.draws, found.draws)
+
+
+def test_the_bias_of_parabolas_is_measured_on_the_law_of_the_runs() -> None:
+    wide = isoflop(sweeps(published("hoffmann"), sizes=12, below=8, above=8), draws=0)
+    message = bias_warning(wide)
+    assert message is not None
+    true = published("hoffmann").optimum(wide.minima[0].c).n
+    assert f"{wide.minima[0].n / true - 1:+.1%} off" in message
+    assert (
+        bias_warning(isoflop(sweeps(published("hoffmann"), below=2.1, above=2.1), draws=0)) is None
+    )

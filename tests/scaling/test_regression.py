@@ -144,3 +144,74 @@ def test_runs_that_determine_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="delta=0"):
         fit("chinchilla", *noisy(0), delta=0)
     assert len(PARAMETERS["chinchilla"]) == 5
+
+
+def repeating(form: str, seed: int, sigma: float) -> tuple[Law, Floats, Floats, Floats, Floats]:
+    """Draw a law of a form and runs of it that determine it, a third of them on repeated data."""
+    rng = np.random.default_rng(seed)
+    n, d = design(budgets=5, sizes=6)
+    e, alpha, beta = rng.uniform(0.8, 3), rng.uniform(0.25, 0.5), rng.uniform(0.25, 0.5)
+    if form == "tied":
+        beta = alpha
+    params = {"E": e, "alpha": alpha, "beta": beta, "R_D": 15.0, "R_N": 5.0}
+    params |= {"A": rng.uniform(0.3, 1) * 1e9**alpha, "B": rng.uniform(0.3, 1) * 2e10**beta}
+    if form == "kaplan":
+        # Both terms are of one size at the middle of the design, where the loss is 3.
+        half = 3 ** (1 / beta) / 2
+        params = {"N_c": 1e9 * half ** (beta / alpha), "D_c": 2e10 * half}
+        params |= {"alpha_N": alpha, "alpha_D": beta}
+    kept = [*PARAMETERS[form], *(["beta"] if form == "tied" else [])]  # type: ignore[index]
+    law = Law(form, {name: params[name] for name in kept})  # type: ignore[arg-type]
+    unique = d / rng.choice([1, 2, 8, 30], size=len(d))
+    return law, n, d, unique, law.loss(n, d, unique) * np.exp(rng.normal(0, 1, len(n)) * sigma)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", PARAMETERS)
+@pytest.mark.parametrize("sigma", [0.0, 0.005])
+def test_the_order_of_runs_changes_no_bit(form: str, sigma: float) -> None:
+    for seed in (1, 2):
+        law, n, d, unique, loss = repeating(form, seed, sigma)
+        found = fit(law.form, n, d, loss, unique)
+        i = np.random.default_rng(seed).permutation(len(n))
+        again = fit(law.form, n[i], d[i], loss[i], unique[i])
+        assert again.law == found.law
+        assert again.objective == found.objective
+        assert np.array_equal(again.residuals, found.residuals[i])
+        true = np.abs(np.log(loss) - log_loss(law.form, coordinates(law), n, d, unique))
+        if sigma == 0:
+            assert dict(found.law.params) == pytest.approx(dict(law.params), rel=1e-6)
+        else:  # the optimum fits no worse than the law that made the runs
+            bound = np.where(true <= 1e-3, true**2 / 2, 1e-3 * (true - 5e-4)).sum()
+            assert found.objective < bound
+
+
+def test_laws_of_repeated_data_that_starts_used_to_miss() -> None:
+    """Seeds whose fit from the former starts ended where R_N had no effect, and was refused."""
+    law = published("muennighoff")
+    n, d = design()
+    for sigma in (0.005, 0.01):
+        rng = np.random.default_rng(5)
+        unique = d / rng.choice([1, 2, 8, 30], size=len(d))
+        loss = law.loss(n, d, unique) * np.exp(rng.normal(0, sigma, len(n)))
+        found = fit("data", n, d, loss, unique)
+        assert found.law.params["R_D"] == pytest.approx(16, rel=0.05)
+        assert found.law.params["R_N"] == pytest.approx(5.3, rel=0.05)
+        assert not found.at_limit
+
+
+def test_what_is_free_is_named() -> None:
+    law, n, d, _, _ = repeating("data", 1, 0.0)
+    loss = law.loss(n, d)
+    with pytest.raises(UserError, match=r"do not determine a data law.* R_D .*runs that repeat"):
+        fit("data", n, d, loss, d)
+
+
+def test_a_law_without_a_floor_is_found() -> None:
+    """E = 0 has no logarithm: its fit ended in "the runs do not determine a chinchilla law"."""
+    n, d = design()
+    loss = 400 * n**-0.34 + 2000 * d**-0.37
+    found = fit("chinchilla", n, d, loss)
+    assert found.at_limit == ("E",)
+    assert found.law.params["alpha"] == pytest.approx(0.34, abs=0.01)
+    assert np.abs(found.residuals).max() < 1e-3

@@ -43,6 +43,8 @@ class RunRow(TypedDict):
     started: str | None
     path: str
     reason: str | None
+    contradicts: tuple[float, float] | None
+    """95 % interval of the forecast, if the run has ended outside it."""
     differs: dict[str, object]
     """The run's values of the options in which the runs differ."""
 
@@ -95,6 +97,7 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
             started=run.started,
             path=run.path,
             reason=run.reason,
+            contradicts=run.contradicts,
             differs=differs.get(run.name, {}),
         )
         for run in listed.runs
@@ -220,12 +223,15 @@ def _option_texts(rows: Sequence[RunRow]) -> list[list[str]]:
 
 
 def _words(row: RunRow) -> str:
-    """Write stage, parent, and what ended the run before its time."""
+    """Write stage, parent, what ended the run before its time, and what it contradicts."""
     words = [row["stage"]]
     if row["parent"] is not None:
         words.append(f"from {row['parent']}")
     if row["reason"] is not None:
         words.append(row["reason"])
+    if row["contradicts"] is not None:
+        low, high = row["contradicts"]
+        words.append(f"loss outside its forecast ({low:.3f}–{high:.3f})")
     return ", ".join(words)
 
 

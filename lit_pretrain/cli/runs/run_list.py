@@ -58,6 +58,8 @@ class ListedRun:
     """Median over the windows of training."""
     time: float | None
     """Seconds of training and validation."""
+    contradicts: tuple[float, float] | None
+    """95 % interval of the forecast, if the run has ended outside it."""
     parent: str | None
     started: str | None
     options: Mapping[str, Any]
@@ -173,11 +175,27 @@ def _read_run(run: Path, name: str) -> tuple[ListedRun, str | None]:
         bits_per_byte=held_out[-1].get("val/bits_per_byte") if held_out else None,
         tokens_per_second=statistics.median(rates) if rates else None,
         time=recorded_seconds(lines)[0] if lines else None,
+        contradicts=_contradicted(held_out[-1], facts, max_steps) if held_out else None,
         parent=_text(facts.get("parent")),
         started=_text(facts.get("started")),
         options=config,
     )
     return listed, f"{METRICS}: {found.lost} of its lines left out" if found.lost else None
+
+
+def _contradicted(
+    last: Mapping[str, float], facts: Mapping[str, Any], max_steps: int
+) -> tuple[float, float] | None:
+    """Return the forecast's interval if the last validation ends the run and lies outside.
+
+    Before that the schedule has not ended, and the loss lies above what a run of that length ends
+    with.
+    """
+    low, high = last.get("forecast/low"), last.get("forecast/high")
+    actual = last.get(str(facts.get("forecast")))
+    if last["step"] < max_steps or low is None or high is None or actual is None:
+        return None
+    return None if low <= actual <= high else (low, high)
 
 
 _RATE, _TOKENS = "throughput/tokens_per_second", "progress/tokens"

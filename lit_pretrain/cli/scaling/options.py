@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import yaml
 
 from lit_pretrain.cli.command.parser import VerbParser
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import write_file, writing
 from lit_pretrain.plain_data import parse_yaml, read_yaml
 
@@ -38,9 +38,10 @@ def add_runs(parser: VerbParser) -> None:
         type=str,
         default="",
         help=(
-            "Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…]: parameters, training"
-            " tokens, FLOPs, final loss. Two of n, d and c are enough (C = 6 N D). What is not"
-            " named is found by its usual names."
+            "Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…,group=…]: parameters,"
+            " training tokens, FLOPs, final loss. Two of n, d and c are enough (C = 6 N D). What is"
+            " not named is found by its usual names, but for group: runs with the same value in it"
+            " are one FLOP budget, whatever their own FLOPs."
         ),
     )
     parser.add_argument(
@@ -127,9 +128,9 @@ def read_runs(options: Any) -> Runs:
 
 def fit_of(options: Any, runs: Runs) -> Fitted:
     """Fit the law that the options describe."""
-    from lit_pretrain.scaling.fitted import fit_runs
+    from lit_pretrain.scaling.fitted import fit_runs, fit_warnings
 
-    return fit_runs(
+    fitted = fit_runs(
         runs,
         options.law,
         kind=options.loss,
@@ -138,6 +139,9 @@ def fit_of(options: Any, runs: Runs) -> Fitted:
         draws=options.bootstrap,
         seed=options.seed,
     )
+    for message in fit_warnings(fitted):
+        warn(message)
+    return fitted
 
 
 def write_text(option: str, path: str, text: str) -> None:

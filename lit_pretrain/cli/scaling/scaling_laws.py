@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -50,13 +51,9 @@ def fit_law(argv: list[str]) -> int:
 
     import json
 
-    from lit_pretrain.files import check_output
     from lit_pretrain.scaling.fitted import fit_document
     from lit_pretrain.scaling.run_table import write_table
 
-    for option, place in (("--table", options.table), ("--out", options.out)):
-        if place:
-            check_output(place, f"{option} {place}")
     runs = read_runs(options)
     if options.table:
         write_text("--table", options.table, write_table(runs))
@@ -142,7 +139,7 @@ def find_optimum(argv: list[str]) -> int:
         "Find the best model size at each FLOP budget, and the exponents of N* and D*.",
     )
     add_runs(parser)
-    add_within(parser)
+    add_isoflop(parser)
     add_bootstrap(parser, 1000)
     parser.add_argument(
         "--flops",
@@ -157,7 +154,6 @@ def find_optimum(argv: list[str]) -> int:
     import json
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.scaling.isoflop import isoflop
 
     if any(not 0 < c < float("inf") for c in options.flops):
         raise UserError(
@@ -165,9 +161,7 @@ def find_optimum(argv: list[str]) -> int:
             " finite"
         )
     runs = read_runs(options)
-    found = isoflop(runs, within=options.within, draws=options.bootstrap, seed=options.seed)
-    for message in found.warnings:
-        warn(message)
+    found = isoflop_of(options, runs)
     result = isoflop_document(found, runs, options.flops)
     sys.stdout.write(
         json.dumps(result, indent=1) + "\n" if options.json else isoflop_table(result, found)
@@ -175,14 +169,53 @@ def find_optimum(argv: list[str]) -> int:
     return 0
 
 
-def add_within(parser: Any) -> None:
-    """Add the option that limits the sizes of a parabola."""
+def add_isoflop(parser: Any) -> None:
+    """Add the options that say which runs the parabolas are fitted to."""
     parser.add_argument(
         "--within",
         type=float,
         default=None,
         help="Fit each parabola only to sizes within this factor of its minimum. Default: to all.",
     )
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[],
+        help="Use only the budgets at these FLOPs (within 10 %). Default: all.",
+    )
+    parser.add_argument(
+        "--skip_bad_budgets",
+        "--skip-bad-budgets",
+        action="store_true",
+        help=(
+            "Leave out budgets that have no minimum (at the edge of its sweep, too few sizes, …),"
+            " with the reasons. Default: refuse the runs."
+        ),
+    )
+
+
+def isoflop_of(options: Any, runs: Runs) -> IsoFlop:
+    """Analyse runs at fixed budgets as the options say, and warn about what is uncertain."""
+    from lit_pretrain.scaling.isoflop import bias_warning, isoflop
+
+    found = isoflop(
+        runs,
+        within=options.within,
+        only=options.budgets,
+        skip_bad_budgets=options.skip_bad_budgets,
+        draws=options.bootstrap,
+        seed=options.seed,
+    )
+    bias = bias_warning(found)
+    found = dataclasses.replace(
+        found, warnings=(*found.warnings, *([bias] if bias is not None else []))
+    )
+    for bad in found.skipped:
+        warn(f"left out: {bad.reason}")
+    for message in found.warnings:
+        warn(message)
+    return found
 
 
 class BudgetRecord(TypedDict):
@@ -196,6 +229,14 @@ class BudgetRecord(TypedDict):
     n_range: list[float]
     parabola_in_ln_n: list[float]
     residual_rms: float
+
+
+class SkippedRecord(TypedDict):
+    """A FLOP budget that was left out."""
+
+    c: float
+    runs: int
+    reason: str
 
 
 class OptimumRecord(TypedDict):
@@ -214,6 +255,7 @@ class IsoFlopDocument(TypedDict):
 
     optimum: dict[str, object]
     budgets: list[BudgetRecord]
+    skipped: list[SkippedRecord]
     at: list[OptimumRecord]
     params_counted: Counts
     unit: Unit
@@ -244,6 +286,7 @@ def isoflop_document(found: IsoFlop, runs: Runs, flops: list[float]) -> IsoFlopD
             }
             for m in found.minima
         ],
+        "skipped": [{"c": bad.c, "runs": bad.runs, "reason": bad.reason} for bad in found.skipped],
         "at": [
             {
                 "c": c,
@@ -317,6 +360,12 @@ def isoflop_table(result: IsoFlopDocument, found: IsoFlop) -> str:
             f"intervals: percentiles of {len(found.draws):,} redraws of the parabolas' residuals"
             + (f"; {found.discarded} more lost a minimum" if found.discarded else "")
         )
+    if found.skipped:
+        lines += [
+            "",
+            f"left out: {len(found.skipped)} of {len(found.skipped) + len(found.minima)} budgets",
+        ]
+        lines += [f"  {bad.reason}" for bad in found.skipped]
     if result["at"]:
         rows = [("FLOPs", "N*", "95 %", "D*", "95 %", "D*/N*", "of largest budget")]
         rows += [

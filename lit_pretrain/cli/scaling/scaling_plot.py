@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import add_fit, add_runs, fit_of, read_runs
-from lit_pretrain.cli.scaling.scaling_laws import add_within
+from lit_pretrain.cli.scaling.scaling_laws import add_isoflop, isoflop_of
 from lit_pretrain.errors import warn
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser = make_parser("scaling plot", "Draw the figures of a fit and of an IsoFLOP analysis.")
     add_runs(parser)
     add_fit(parser, bootstrap=1000)
-    add_within(parser)
+    add_isoflop(parser)
     parser.add_argument("--out", type=str, default="scaling", help="Folder for the PNG files.")
     parser.add_argument(
         "--tensorboard",
@@ -46,15 +46,12 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.files import check_output, write_file, writing
+    from lit_pretrain.files import write_file, writing
     from lit_pretrain.scaling.figures import png
 
     unknown = [name for name in options.figures if name not in FIGURES]
     if unknown:
         raise UserError(f"--figures {' '.join(unknown)}: there is {', '.join(FIGURES)}")
-    check_output(Path(options.out) / "figure.png", f"--out={options.out}")
-    if options.tensorboard:
-        check_output(Path(options.tensorboard) / "events", f"--tensorboard={options.tensorboard}")
     images = {name: png(figure) for name, figure in _draw(options, read_runs(options)).items()}
     for name, content in images.items():
         file = Path(options.out) / f"{name}.png"
@@ -107,15 +104,11 @@ def _isoflop(options: Any, runs: Runs) -> IsoFlop | None:
         UserError: The runs are no sweeps, but --figures names the IsoFLOP figure.
     """
     from lit_pretrain.errors import UserError
-    from lit_pretrain.scaling.isoflop import isoflop
 
     try:
-        found = isoflop(runs, within=options.within, draws=options.bootstrap, seed=options.seed)
+        return isoflop_of(options, runs)
     except UserError as error:
         if "isoflop" in options.figures:
             raise
         warn(f"no parabolas: {error}")
         return None
-    for message in found.warnings:
-        warn(message)
-    return found

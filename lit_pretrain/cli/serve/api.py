@@ -6,10 +6,10 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -36,57 +36,6 @@ from lit_pretrain.plain_data import load_json
 Encoded = TypeVar("Encoded")
 TEXT_TOKENS = 16
 """OpenAI's default of max_tokens in completions."""
-
-
-class ModelCard(TypedDict):
-    """A model, as /v1/models lists it."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-
-
-class PayloadHead(TypedDict):
-    """What is the same in a whole response and in every chunk of a stream."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-class ChatAnswer(TypedDict, total=False):
-    """A reply to a chat: whole, or in a stream the piece that is new."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class Choice(TypedDict, total=False):
-    """One of the replies of a response."""
-
-    index: int
-    logprobs: None
-    finish_reason: str | None
-    message: ChatAnswer
-    """Of a chat."""
-    delta: ChatAnswer
-    """Of a chat that is streamed."""
-    text: str
-    """Of a completion."""
-
-
-class UsageRecord(TypedDict):
-    """What a request took, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -131,7 +80,7 @@ class Api:
     async def model(self, name: str) -> dict[str, Any]:
         """GET /v1/models/NAME."""
         self._check_model(name)
-        return {**self._card()}
+        return self._card()
 
     async def chat(self, body: ChatRequest, request: HttpRequest) -> Response:
         """POST /v1/chat/completions."""
@@ -198,7 +147,7 @@ class Api:
 
     # ------------------------------------------------------------------
 
-    def _card(self) -> ModelCard:
+    def _card(self) -> dict[str, Any]:
         return {
             "id": self.name,
             "object": "model",
@@ -302,9 +251,7 @@ class Api:
             answer.choice(index, text, end)
             for index, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
-        return JSONResponse(
-            {**answer.head(answer.kind), "choices": choices, "usage": _plain(usage)}
-        )
+        return JSONResponse(answer.head(answer.kind) | {"choices": choices, "usage": _plain(usage)})
 
     async def _events(
         self,
@@ -318,10 +265,7 @@ class Api:
     ) -> AsyncIterator[str]:
         """Yield server-sent events: chunks of the replies, the usage if asked for, and the end."""
         began = time.perf_counter()
-        head: Mapping[str, object] = {
-            **answer.head(answer.chunk_kind),
-            **({"usage": None} if with_usage else {}),
-        }
+        head = answer.head(answer.chunk_kind) | ({"usage": None} if with_usage else {})
         begun: set[int] = set()
         status = 499
         try:
@@ -329,9 +273,9 @@ class Api:
                 first = part.number not in begun
                 begun.add(part.number)
                 for delta in answer.deltas(part.number, part.text, part.finish, first=first):
-                    yield _event({**head, "choices": [delta]})
+                    yield _event(head | {"choices": [delta]})
             if with_usage:
-                yield _event({**head, "choices": [], "usage": _plain(usage)})
+                yield _event(head | {"choices": [], "usage": _plain(usage)})
             yield "data: [DONE]\n\n"
             status = 200
         except (UserError, Stopping) as error:  # the status has been sent: only an event can tell
@@ -353,7 +297,7 @@ class Payload:
         self.created = int(time.time())
         self.model = model
 
-    def head(self, kind: str) -> PayloadHead:
+    def head(self, kind: str) -> dict[str, Any]:
         """Write what is the same in every chunk."""
         return {
             "id": self.id,
@@ -363,11 +307,13 @@ class Payload:
             "system_fingerprint": f"lit_pretrain-{__version__}",
         }
 
-    def choice(self, index: int, text: str, finish: str) -> Choice:
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
         """Write a whole reply."""
         raise NotImplementedError
 
-    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
+    def deltas(
+        self, index: int, text: str, finish: str | None, *, first: bool
+    ) -> list[dict[str, Any]]:
         """Write a piece of a reply."""
         raise NotImplementedError
 
@@ -377,24 +323,23 @@ class ChatPayload(Payload):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def choice(self, index: int, text: str, finish: str) -> Choice:
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
         """Write a whole reply."""
-        message: ChatAnswer = {"role": "assistant", "content": text, "refusal": None}
+        message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
-    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
+    def deltas(
+        self, index: int, text: str, finish: str | None, *, first: bool
+    ) -> list[dict[str, Any]]:
         """Write the role first, by itself, and the reason of the end last, by itself."""
-        pieces: list[tuple[ChatAnswer, str | None]] = []
-        if first:
-            pieces.append(({"role": "assistant", "content": ""}, None))
-        if text:
-            pieces.append(({"content": text}, None))
-        if finish:
-            pieces.append(({}, finish))
-        return [
-            {"index": index, "logprobs": None, "delta": delta, "finish_reason": reason}
-            for delta, reason in pieces
+        contents = ([{"role": "assistant", "content": ""}] if first else []) + (
+            [{"content": text}] if text else []
+        )
+        pieces: list[dict[str, Any]] = [
+            {"delta": content, "finish_reason": None} for content in contents
         ]
+        pieces += [{"delta": {}, "finish_reason": finish}] if finish else []
+        return [{"index": index, "logprobs": None, **piece} for piece in pieces]
 
 
 class TextPayload(Payload):
@@ -402,11 +347,13 @@ class TextPayload(Payload):
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def choice(self, index: int, text: str, finish: str) -> Choice:
+    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
         """Write a whole reply."""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
-    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
+    def deltas(
+        self, index: int, text: str, finish: str | None, *, first: bool
+    ) -> list[dict[str, Any]]:
         """Write a piece, or the end."""
         return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
 
@@ -501,7 +448,7 @@ async def _unknown(request: HttpRequest, error: Any) -> Response:
     )
 
 
-def _plain(usage: Usage) -> UsageRecord:
+def _plain(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -510,7 +457,7 @@ def _plain(usage: Usage) -> UsageRecord:
     }
 
 
-def _event(value: Mapping[str, object]) -> str:
+def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 

@@ -71,6 +71,31 @@ def listed(
     return {run["name"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
 
 
+def test_a_run_that_contradicts_its_forecast_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "outside": (3.5, 40, "val/loss", 3.0, 3.2),
+        "within": (3.1, 40, "val/loss", 3.0, 3.2),
+        "under way": (3.5, 30, "val/loss", 3.0, 3.2),
+        "in bits": (3.5, 40, "val/bits_per_byte", 1.7, 1.8),
+        "by a law without an interval": (3.5, 40, "val/loss", None, None),
+    }
+    for name, (loss, steps, metric, low, high) in cases.items():
+        run = write_run(tmp_path / name, loss=loss, steps=steps)
+        facts = json.loads((run / "provenance.json").read_text()) | {"forecast": metric}
+        (run / "provenance.json").write_text(json.dumps(facts))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        ends = {} if low is None else {"forecast/low": low, "forecast/high": high}
+        lines[-1] |= {"forecast/loss": 3.1, **ends}
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = listed(tmp_path, capsys)
+    marked = {name: run["contradicts"] for name, run in runs.items()}
+    assert marked == dict.fromkeys(cases) | {"outside": [3.0, 3.2]}
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("loss outside its forecast (3.000–3.200)") == 1
+
+
 def test_figures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "base")
     parent = str(tmp_path / "base" / "checkpoints" / "step=00000040.ckpt")
