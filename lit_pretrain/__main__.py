@@ -19,12 +19,14 @@ from lit_pretrain.errors import (
     UserError,
     did_you_mean,
     message_of,
+    refusal_of_system,
 )
 
 NEED_POSIX = frozenset(
     "adapter export finetune fit import join merge posttrain prepare scaling".split()
 )
 """Verbs that write datasets, runs or exports."""
+DECODING = frozenset("chat generate serve".split())
 TRAINING = frozenset("finetune fit posttrain".split())
 """Verbs that a scheduler may preempt and start again."""
 
@@ -59,9 +61,10 @@ def main(argv: list[str] | None = None) -> int:
             stays as it is, because the launcher of multi-process training runs it again.
 
     Returns:
-        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, 3
-        training diverged, 75 stopped by a signal or the time limit and ready to be resumed, 76
-        hung, 130 interrupted from the keyboard.
+        The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, or
+        something that the system refused, such as space on a disk, 3 training diverged, 75 stopped
+        by a signal or the time limit and ready to be resumed, 76 hung, 130 interrupted from the
+        keyboard.
     """
     try:
         try:
@@ -85,6 +88,11 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # or the interpreter complains when it flushes at its end
         return 1
+    except Exception as error:
+        if (refused := refusal_of_system(error)) is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        return UserError.exit_code
 
 
 def command() -> int:
@@ -96,15 +104,20 @@ def command() -> int:
         # A terminal interrupts all ranks of a run: the first decides, and saves or ends with all.
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         signal.signal(signal.SIGINT, _interrupt if first else signal.SIG_IGN)
+    if sys.argv[1:2] and sys.argv[1] in DECODING:
+        # Before torch is imported. Threads that spin while they wait for one another hold the cores
+        # that the others need, where the machine has other work (docs/experiments.md).
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.argv[1:2] and sys.argv[1] in TRAINING and sys.platform != "win32":
         for number in (signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _preempt)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe of another encoding, such as LATIN1, shows what it has no character
-        # for by number.
+        # for by number. By lines, so that messages on standard error come after what led to them
+        # where both go into one file.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         return main()
     finally:

@@ -1,7 +1,9 @@
 """Errors and warnings: what a user can mend, in one message without a traceback."""
 
 import difflib
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -71,6 +73,77 @@ def cause_of(error: BaseException) -> str:
         if not frame.filename.startswith(("<", os.path.dirname(__file__)))
     ]
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
+
+
+_MORE_SPACE = "free some space there"
+_OTHER_PLACE = "choose another place, or mend its permissions"
+_SOUND_DISK = "the disk or its connection is at fault"
+_MORE_FILES = "allow more open files, for instance with `ulimit -n 4096`"
+_MORE_MEMORY = (
+    "give the process more memory (`ulimit -v`, the job's limit), or make the work smaller"
+)
+_SYSTEM_CURES = {
+    errno.ENOSPC: _MORE_SPACE,
+    errno.EDQUOT: _MORE_SPACE,
+    errno.EFBIG: "allow larger files (`ulimit -f`), or choose a file system that takes them",
+    errno.EROFS: _OTHER_PLACE,
+    errno.EACCES: _OTHER_PLACE,
+    errno.EPERM: _OTHER_PLACE,
+    errno.ENOTDIR: _OTHER_PLACE,
+    errno.EISDIR: _OTHER_PLACE,
+    errno.ELOOP: _OTHER_PLACE,
+    errno.ENAMETOOLONG: "choose a shorter name: file systems allow 255 bytes",
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: _MORE_FILES,
+    errno.EIO: _SOUND_DISK,
+    errno.ESTALE: _SOUND_DISK,
+    errno.ENOMEM: _MORE_MEMORY,
+    errno.EAGAIN: "allow more processes (`ulimit -u`)",
+}
+"""Error numbers with which the system refuses a call, whoever makes it -> what a user can do.
+
+A missing file is not among them: that one is opened at all may be our mistake.
+"""
+_NUMBERED = re.compile(r"\(os error (\d+)\)|unable to \w+.*\((\d+)\)|Error code (\d+) \(")
+"""The error number in messages of Rust libraries, of torch's shared memory and of its allocator."""
+_LACKS = {
+    "out of shared memory": "enlarge /dev/shm, or set data.num_workers to 0",
+    "out of memory": "make data.micro_batch_size smaller",
+    "ancdata": _MORE_FILES,
+    "Too many open files": _MORE_FILES,
+    "can't start new thread": "allow more processes (`ulimit -u`) or memory (`ulimit -v`)",
+    "failed to map segment": _MORE_MEMORY,
+}
+"""What RuntimeErrors and ImportErrors say of a lack that they give no number of -> what to do."""
+
+
+def refusal_of_system(error: BaseException) -> str | None:
+    """Say in one line that the system refused what any process may ask: space, memory, files.
+
+    Returns:
+        What was refused, where, and what to do; None if the error is of another kind.
+    """
+    if isinstance(error, UserError):
+        return None
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory{f' ({error})' if str(error) else ''}; {_MORE_MEMORY}"
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+        # torch's zip writer hides the OSError of the file that it writes to.
+        return None if error.__context__ is None else refusal_of_system(error.__context__)
+    number = error.errno if isinstance(error, OSError) else None
+    # A loader's worker passes its error on with a traceback as the message.
+    text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+    if number is None and (found := _NUMBERED.search(text)) is not None:
+        number = int(next(filter(None, found.groups())))
+    if number in _SYSTEM_CURES:
+        place = getattr(error, "filename", None)
+        where = f"{os.fsdecode(place)}: " if isinstance(place, (str, bytes)) else ""
+        return f"{where}{os.strerror(number)}; {_SYSTEM_CURES[number]}"
+    if isinstance(error, (RuntimeError, ImportError, OSError)):
+        for lack, cure in _LACKS.items():
+            if lack in text:
+                return f"{text}; {cure}"
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 1, cutoff: float = 0.6) -> str:

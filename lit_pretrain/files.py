@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, refusal_of_system
 from lit_pretrain.plain_data import load_json
 
+LONGEST_NAME = 255
+"""Bytes of a file's name that file systems allow."""
 DIGEST = "digest"
 """Key of a JSON object whose value is the sha256 of all other entries."""
 
@@ -48,7 +52,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def writing(what: str, *, mend: str = "choose another place") -> Iterator[None]:
+def writing(what: str, mend: str = "choose another place") -> Iterator[None]:
     """Refuse a place for an output that the system does not let us write to.
 
     Args:
@@ -60,13 +64,50 @@ def writing(what: str, *, mend: str = "choose another place") -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{what} cannot be written: {error.strerror or error}; {mend}") from None
+    except Exception as error:  # libraries in Rust and C++ have errors of their own
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif (reason := refusal_of_system(error) or "") == "":
+            raise
+        raise UserError(f"{what} cannot be written: {reason}; {mend}") from None
+
+
+def check_output(
+    place: str | os.PathLike[str], what: str, mend: str = "choose another place"
+) -> None:
+    """Refuse, before the work, a place that its result cannot be written to.
+
+    Whatever can be known is looked at: the name, its folder or the nearest that there is, its
+    rights, and whether the disk takes a page. Nothing is left behind.
+
+    Args:
+        place: A file or folder, which may exist.
+        what: As for `writing`, like `mend`.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    path = Path(place).expanduser().absolute()
+    with writing(what, mend=mend):
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        above = path.parent
+        while not above.is_dir():
+            if above.exists():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            above = above.parent
+        with tempfile.TemporaryFile(dir=above) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
 
 
 def scratch_path(path: Path) -> Path:
     """Return the scratch path beside `path` that no other process uses, on whatever machine."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    end = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    name = f".{path.name}{end}"
+    if len(os.fsencode(name)) > LONGEST_NAME:  # a name that is allowed may leave no room for more
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{end}"
+    return path.with_name(name)
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import parse_json
@@ -14,12 +18,48 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
 """Suffixes of files that can be read; all but .parquet also packed (.gz, .zst, .bz2)."""
 
 
+MAX_ROW_BYTES = 100_000_000
+"""Longest line of a JSON Lines file: no row that a model is trained on comes near it."""
+
+
+class RecordMistake(UserError):
+    """One record of a file cannot be used; those around it can.
+
+    Args:
+        where: File and number of the record.
+        reason: One word, under which such records are counted.
+        detail: What is wrong with it.
+    """
+
+    def __init__(self, where: str, reason: str, detail: str) -> None:
+        super().__init__(f"{where} {detail}")
+        self.reason, self.detail = reason, detail
+
+
 def read_records(
     path: str | os.PathLike[str], separator: str = "\n", what: str = "the evaluation set"
 ) -> list[dict[str, Any]]:
     """Return all records of a file, in its order.
 
-    The whole file is held in memory: evaluation sets and files of training rows are a few MB.
+    Takes the arguments of `scan_records`.
+
+    Raises:
+        UserError: As `scan_records`, and at the first record that cannot be used.
+    """
+    records = []
+    for record in scan_records(path, separator, what):
+        if isinstance(record, RecordMistake):
+            raise record
+        records.append(record)
+    return records
+
+
+def scan_records(
+    path: str | os.PathLike[str], separator: str = "\n", what: str = "the evaluation set"
+) -> Iterator[dict[str, Any] | RecordMistake]:
+    """Yield the records of a file in its order, and in place of one that cannot be used, why.
+
+    All but JSON Lines are held in memory: evaluation sets and files of training rows are a few MB.
 
     Args:
         path: jsonl: an object a line. json: a list of objects. parquet: a row each. txt: a record
@@ -29,8 +69,7 @@ def read_records(
         what: What the file is, for messages.
 
     Raises:
-        UserError: The file is missing, damaged, of another format, or holds something else than
-            records.
+        UserError: The file is missing, damaged or of another format.
     """
     path = Path(path).expanduser()
     suffix = path.with_suffix("").suffix if path.suffix in _COMPRESSIONS else path.suffix
@@ -39,49 +78,123 @@ def read_records(
             f"{what} {path} cannot be read: its name must end in {', '.join(RECORD_SUFFIXES)}"
             " (packed or not)"
         )
+    read = {".parquet": _parquet, ".jsonl": _lines, ".json": _list, ".txt": _pieces}[suffix]
     try:
-        if suffix == ".parquet":
-            import pyarrow.parquet
-
-            with pyarrow.parquet.ParquetFile(path) as file:
-                rows: list[dict[str, Any]] = file.read().to_pylist()
-            return rows
-        text = _unpacked(path).decode("utf-8-sig")
+        yield from read(path, separator)
     except FileNotFoundError:
         raise UserError(
             f"{what} {path} does not exist (relative paths start at {Path.cwd()})"
         ) from None
-    except (OSError, EOFError, ValueError) as error:
-        # The errors of pyarrow and of UTF-8 are ValueErrors.
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"{what} {path} cannot be read: {error}. Fetch it again.") from None
-    if suffix == ".txt":
-        return [{"text": piece.strip()} for piece in text.split(separator) if piece.strip()]
-    if suffix == ".json":
-        whole = parse_json(text, str(path))
-        if not isinstance(whole, list):
-            raise UserError(
-                f"{what} {path} holds a JSON {type(whole).__name__}; it must be a list of objects."
-                " Convert it to that or to jsonl."
-            )
-        return [_object(record, f"{path}, record {n}") for n, record in enumerate(whole, start=1)]
-    # `splitlines` would break at U+2028 and the like, which JSON strings may hold unescaped.
-    lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-    return [_object(parse_json(line, f"{path}:{n}"), f"{path}:{n}") for n, line in lines]
 
 
-def _unpacked(path: Path) -> bytes:
+def _parquet(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        table = file.read()
+    for number in range(table.num_rows):
+        try:
+            yield from table.slice(number, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            yield _undecodable(f"{path}, record {number + 1}", error)
+
+
+def _lines(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+    with _unpacked(path) as stream:
+        number = 0
+        # JSON strings may hold U+2028 and the like unescaped; only a line feed ends a line.
+        while line := stream.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_ROW_BYTES:
+                length, end = len(line), line[-1:]
+                while end != b"\n" and (rest := stream.readline(1 << 20)):
+                    length, end = length + len(rest), rest[-1:]
+                detail = f"has {length:,} bytes; {MAX_ROW_BYTES:,} are allowed in a row"
+                yield RecordMistake(where, "too_large", detail)
+            elif line.strip():
+                yield _parsed(line, where)
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any] | RecordMistake:
+    try:
+        value = parse_json(line.decode("utf-8-sig"), where)
+    except UnicodeDecodeError as error:
+        return _undecodable(where, error)
+    except UserError as error:
+        return RecordMistake(where, "not_json", str(error).removeprefix(where).lstrip(": "))
+    return _object(value, where)
+
+
+def _list(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+    with _unpacked(path) as stream:
+        content = stream.read()
+    try:
+        text, spoilt = content.decode("utf-8-sig"), False
+    except UnicodeDecodeError:
+        # Each bad byte becomes half of a surrogate pair, which tells the record that it is in.
+        text, spoilt = content.decode("utf-8-sig", "surrogateescape"), True
+    whole = parse_json(text, str(path))
+    if not isinstance(whole, list):
+        raise UserError(
+            f"{path} holds a JSON {type(whole).__name__}; it must be a list of objects. Convert it"
+            " to that or to jsonl."
+        )
+    for number, record in enumerate(whole, start=1):
+        where = f"{path}, record {number}"
+        if spoilt and (mistake := _spoilt(record, where)) is not None:
+            yield mistake
+        else:
+            yield _object(record, where)
+
+
+def _spoilt(record: Any, where: str) -> RecordMistake | None:
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        return _undecodable(where, error)
+    except UnicodeEncodeError:  # half of a pair that is spelt as one: others judge it
+        return None
+    return None
+
+
+def _pieces(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+    with _unpacked(path) as stream:
+        content = stream.read().removeprefix(codecs.BOM_UTF8)
+    for number, piece in enumerate(content.split(separator.encode()), start=1):
+        try:
+            text = piece.decode().strip()
+        except UnicodeDecodeError as error:
+            yield _undecodable(f"{path}, piece {number}", error)
+        else:
+            if text:
+                yield {"text": text}
+
+
+def _undecodable(where: str, error: UnicodeDecodeError) -> RecordMistake:
+    byte = error.object[error.start]
+    return RecordMistake(
+        where, "undecodable", f"is not UTF-8: it holds the byte 0x{byte:02x} ({error.reason})"
+    )
+
+
+def _unpacked(path: Path) -> IO[bytes]:
     if path.suffix not in _COMPRESSIONS:
-        return path.read_bytes()
+        return path.open("rb")
     import pyarrow
 
     # zstandard's own reader takes a truncated file for a complete one; pyarrow's does not.
-    with pyarrow.input_stream(str(path), compression=_COMPRESSIONS[path.suffix]) as stream:
-        return bytes(stream.read())
+    stream = pyarrow.input_stream(str(path), compression=_COMPRESSIONS[path.suffix])
+    return io.BufferedReader(stream)
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where} holds a JSON {type(value).__name__}; each record must be an object"
-        )
-    return value
+def _object(value: Any, where: str) -> dict[str, Any] | RecordMistake:
+    if isinstance(value, dict):
+        return value
+    return RecordMistake(
+        where, "not_json", f"holds a JSON {type(value).__name__}; each record must be an object"
+    )

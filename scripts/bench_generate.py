@@ -16,6 +16,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does, before torch
 
 import torch
 

@@ -47,7 +47,8 @@ from chain_data import WORDS, preferences
 ROOT = Path(__file__).resolve().parents[1]
 NOT_COMPARED = re.compile(r"time/|throughput/|memory|seconds")
 WITH_A_DIGIT = re.compile(r"[\w.,:/+-]*\d[\w.,:/+-]*\w|\d")
-TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+TIME = re.compile(rb'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d|"digest": "[0-9a-f]+"')
+"""Of an export: when it was made, and the digest of a record that says so."""
 SIDES = ("BEFORE", "AFTER")
 LINKS = "of the, with the, and that, to be near the, to have the, and the, that the".split(", ")
 

@@ -405,6 +405,20 @@ def test_help_of_fit_costs_little_more_than_lightning_itself():
     assert ours < 1.3 * theirs
 
 
+@pytest.mark.parametrize("verb", ["chat", "generate", "serve"])
+def test_decoding_does_not_spin_while_threads_wait(verb):
+    """The other work of a machine would wait, and the thread that is waited for with it."""
+    code = (
+        "import os, sys\nfrom lit_pretrain.__main__ import command\nsys.argv[1:] ="
+        f" [{verb!r}, '--help']\ntry: command()\nfinally: print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert run.stdout.splitlines()[-1] == "passive"
+
+
 def test_help_of_fit_leaves_out_what_only_a_run_needs():
     code = (
         "import sys\nfrom lit_pretrain.__main__ import main\ntry: main(['fit', '--help'])\nfinally:"

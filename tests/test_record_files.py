@@ -10,7 +10,7 @@ import zstandard
 
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError
-from lit_pretrain.record_files import read_records
+from lit_pretrain.record_files import RecordMistake, read_records, scan_records
 
 RECORDS = [
     {
@@ -66,7 +66,9 @@ def test_text_in_lines_or_paragraphs(tmp_path: Path) -> None:
         ("a.json", b'{"a": 1}', "must be a list of objects"),
         ("a.json", b"[1]", "record 1 holds a JSON int"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 100, mtime=0)[:-12], "cannot be read"),
-        ("a.txt", b"\xff\xfe", "cannot be read"),
+        ("a.txt", b"a\n\xff\xfe", "a.txt, piece 2 is not UTF-8: it holds the byte 0xff"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', "a.jsonl:2 is not UTF-8: it holds the byte 0xe9"),
+        ("a.json", b'[{"a": 1}, {"a": "\xe9"}]', "record 2 is not UTF-8: it holds the byte 0xe9"),
         ("a.parquet", b"PAR1", "cannot be read"),
     ],
 )
@@ -79,3 +81,36 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: st
 def test_a_missing_file() -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_records("nowhere.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"])
+def test_a_byte_that_is_not_utf8_spoils_its_row_alone(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(LINES.encode().replace("Café".encode(), b"Caf\xe9")))
+    elif name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        bad = pyarrow.array([b"fine", b"Caf\xe9"]).view(pyarrow.string())
+        pyarrow.parquet.write_table(pyarrow.table({"question": bad}), path)
+    else:
+        path.write_bytes(path.read_bytes().replace(b"Caf\\u00e9", b"Caf\xe9"))
+        path.write_bytes(path.read_bytes().replace("Café".encode(), b"Caf\xe9"))
+    first, second = scan_records(path)
+    assert isinstance(first, dict)
+    assert isinstance(second, RecordMistake)
+    assert second.reason == "undecodable"
+    assert "0xe9" in str(second)
+
+
+def test_a_line_that_is_too_long_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_pretrain.record_files.MAX_ROW_BYTES", 20)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": "' + "x" * 3_000_000 + '"}\n{"a": 2}\n')
+    first, long, last = scan_records(path)
+    assert (first, last) == ({"a": 1}, {"a": 2})
+    assert isinstance(long, RecordMistake)
+    assert "a.jsonl:2 has 3,000,010 bytes; 20 are allowed" in str(long)

@@ -92,6 +92,8 @@ class Renderer:
         template: Writes the text.
         options: Further variables of the template, such as enable_thinking. `date`
             (YYYY-MM-DD) is what `strftime_now` tells.
+        after_stop: Learn the white space behind the stop token, too, as far as the template has it
+            within its `{% generation %}` block.
 
     Raises:
         UserError: The template does not fit the tokenizer, or does not show what is learned.
@@ -103,8 +105,10 @@ class Renderer:
         template: ChatTemplate,
         *,
         options: Mapping[str, Any] | None = None,
+        after_stop: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.after_stop = after_stop
         self.template = template
         self.options = dict(options or {})
         self.date = _date(self.options.pop("date", None))
@@ -116,7 +120,7 @@ class Renderer:
         self._special = re.compile("|".join(map(re.escape, spellings)))
         self._incomplete = not tokenizer.spells_every_byte
         self._heads: dict[str, npt.NDArray[np.int32]] = {}
-        self.stop_ids = frozenset({tokenizer.eos_id, self._probe()})
+        self.stop_ids = frozenset({tokenizer.eos_id, *self._probe()})
         """Ids that end an answer: the template's own end of turn and the end of a document."""
 
     def render(
@@ -382,6 +386,8 @@ class Renderer:
             made["tool_calls"] = with_arguments(
                 made["tool_calls"], as_text=self.template.arguments_as_text
             )
+            if made.get("content", "") is None:
+                made["content"] = self.template.content_beside_calls
         for name in _THOUGHTS:
             if name in made and name not in self.template.fields:
                 other = next((n for n in _THOUGHTS if n in self.template.fields), None)
@@ -473,7 +479,8 @@ class Renderer:
                     " that a model could not learn to stop:"
                     f" {text.text[max(begin, end - 40) : end]!r}",
                 )
-            learned[first : stop + 1] = True
+            end_of_block = last if self.after_stop and text.exact else 0
+            learned[first : max(stop + 1, end_of_block)] = True
         return Rendered(spelt.ids, learned)
 
     def _lacks(self, text: str, spelt: Spelt) -> bool:
@@ -520,8 +527,8 @@ class Renderer:
 
     # ------------------------------------------------------------------ the template itself
 
-    def _probe(self) -> int:
-        """Render a small conversation and return the token that ends its answer.
+    def _probe(self) -> list[int]:
+        """Render a small conversation and return the special tokens that end its answer.
 
         Raises:
             UserError: It cannot be rendered, or the tokenizer lacks its special tokens.
@@ -546,7 +553,16 @@ class Renderer:
         rendered = self._mask(text, self._encode([text.text])[0])
         if isinstance(rendered, BadRow):
             raise UserError(f"the chat template cannot be used: {rendered}")
-        return int(rendered.ids[np.flatnonzero(rendered.learned)[-1]])
+        # Some end an answer with two, such as the end of a turn and of the text.
+        ids = rendered.ids[rendered.learned].tolist()
+        special = set(self.tokenizer.special_tokens.values())
+        stops: list[int] = []
+        for index in reversed(ids):
+            if index in special:
+                stops.append(index)
+            elif self.tokenizer.decode([index]).strip():
+                break
+        return stops
 
     def _appended_header(self, messages: tuple[Message, ...]) -> str:
         """Return the header of a next message that the template appends without being asked.

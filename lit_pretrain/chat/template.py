@@ -115,27 +115,36 @@ class ChatTemplate:
             return "strftime_now" in str(error)
         return False
 
-    @cached_property
+    @property
     def arguments_as_text(self) -> bool:
         """Whether it takes the arguments of tool calls as JSON text and cannot write an object."""
-        try:
-            return repr(_ARGUMENTS) in self._render(_CALL).text
-        except Refused:
-            pass
-        call = _CALL[1]["tool_calls"][0]
-        function = {**call["function"], "arguments": json.dumps(_ARGUMENTS)}
-        text = [_CALL[0], {**_CALL[1], "tool_calls": [{**call, "function": function}]}]
-        try:
-            self._render(text)
-        except Refused:  # for another reason
-            return False
-        return True
+        return self._form_of_calls[1]
+
+    @property
+    def content_beside_calls(self) -> str | None:
+        """What it takes for the content of a message that only calls: null, or an empty text."""
+        return self._form_of_calls[0]
+
+    @cached_property
+    def _form_of_calls(self) -> tuple[str | None, bool]:
+        """The form of a call that it writes without Python's spelling of null or of an object."""
+        for content in (None, ""):
+            for as_text in (False, True):
+                try:
+                    text = self._render([_TALK[0], _caller(content, as_text)]).text
+                except Refused:
+                    continue
+                if repr(_ARGUMENTS) not in text and "None" not in text:
+                    return content, as_text
+        return None, False
 
     def hides(self, role: str) -> bool:
         """Tell whether it leaves the messages of a role out without a word."""
         if role not in self._hides:
             mark = {"role": role, "content": "zebra", "tool_call_id": "call00001", "name": "look"}
-            talk = [*_CALL, mark, _TALK[1]] if role == "tool" else [mark, *_TALK]
+            talk = [mark, *_TALK]
+            if role == "tool":
+                talk = [_TALK[0], _caller(*self._form_of_calls), mark, _TALK[1]]
             try:
                 self._hides[role] = "zebra" not in self._render(talk).text
             except Refused:  # it says so itself
@@ -206,28 +215,22 @@ _TALK: Sequence[Mapping[str, Any]] = (
     {"role": "assistant", "content": "Answer"},
 )
 _ARGUMENTS = {"place": "Rome"}
-_CALL: Sequence[Mapping[str, Any]] = (
-    _TALK[0],
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": "call00001",
-                "type": "function",
-                "function": {"name": "look", "arguments": _ARGUMENTS},
-            }
-        ],
-    },
-)
-"""Made conversations that show what a template does."""
+"""Made conversation and call that show what a template does."""
+
+
+def _caller(content: str | None, as_text: bool) -> dict[str, Any]:
+    """Make a message that calls a tool."""
+    arguments = json.dumps(_ARGUMENTS) if as_text else _ARGUMENTS
+    function = {"name": "look", "arguments": arguments}
+    call = {"id": "call00001", "type": "function", "function": function}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
 
 
 def find_template(wanted: str, tokenizer: str | os.PathLike[str]) -> ChatTemplate:
     """Find the template that a setting names.
 
     Args:
-        wanted: A preset (chatml, llama3, qwen, plain), a file or folder, or auto: the template in
+        wanted: A preset (chatml, qwen3, ...), a file or folder, or auto: the template in
             the tokenizer's folder, else chatml.
         tokenizer: The tokenizer's folder or file.
 

@@ -50,8 +50,9 @@ def export_peft(
     from lit_pretrain.checkpoint.peft_format import PEFT_CONFIG, PEFT_WEIGHTS, to_peft
     from lit_pretrain.checkpoint.weights import read_adapter_record, read_stored
     from lit_pretrain.data_lineage import NO_DATA
-    from lit_pretrain.report.run_folder import provenance, timestamp, write_folder
+    from lit_pretrain.report.run_folder import check_new_folder, provenance, timestamp, write_folder
 
+    check_new_folder(out)
     path = resolve(run, which=checkpoint)
     record = read_adapter_record(path)
     if record is None:

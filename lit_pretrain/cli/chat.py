@@ -100,7 +100,8 @@ class Terminal:
                 raise
             answer.close()
             interrupted = True
-        print(flush=True)
+        finally:
+            print(flush=True)
         self.talk.heard(answer.text)
         seconds = time.perf_counter() - began
         ending = (

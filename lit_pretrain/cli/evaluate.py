@@ -86,11 +86,20 @@ def evaluate_run(
         page,
         run_tasks,
     )
-    from lit_pretrain.files import write_file, writing
+    from lit_pretrain.files import check_output, write_file, writing
 
     quiet_libraries()
     path = resolve(run, which=checkpoint)
-    home = path.parent.parent
+    home, trained = path.parent.parent, step_of(path)
+    step = trained or 0
+    name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
+    file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
+    report_place = (f"the report {file}", "name another with --report")
+    events_place = (f"the events in {home}", "leave them out with --tensorboard=false")
+    # Hours of measuring may lie between here and the report.
+    check_output(file, *report_place)
+    if tensorboard and trained is not None:
+        check_output(home / "events", *events_place)
     request = EvaluationRequest(
         tuple(names), include, shots, limit, batch_size, bos, apply_chat_template, seed
     )
@@ -129,21 +138,17 @@ def evaluate_run(
     conditions["time"] = f"{time.perf_counter() - began:.1f} s"
     for line in page(conditions, figures, scores):
         print(line)
-    trained = step_of(path)
-    step = trained or 0
-    name = f"step={step:08d}-{time.strftime('%Y%m%d-%H%M%S')}"
-    file = Path(report) if report is not None else home / EVALUATIONS_FOLDER / f"{name}.json"
     written = evaluation_json(
         {**conditions, "language": language.record(), "stages": stages}, figures, scores
     )
-    with writing(f"the report {file}", mend="name another with --report"):
+    with writing(*report_place):
         write_file(file, _dump(written))
     if tensorboard and trained is not None:  # what was not trained here has no place on the axis
         from torch.utils.tensorboard import SummaryWriter
 
         from lit_pretrain.report.tensorboard import TEXT_LOSS, tag_of
 
-        with writing(f"the events in {home}", mend="leave them out with --tensorboard=false"):
+        with writing(*events_place):
             writer = SummaryWriter(str(home), filename_suffix=".evaluate")
             for key, value in flat(figures, scores).items():
                 writer.add_scalar(tag_of(key, TEXT_LOSS), value, step)

@@ -63,17 +63,19 @@ def generate_text(
         seed=seed,
         stop=stop,
     )
-    if not prompts:
-        print(prompt, end="", flush=True)
-    for row, text in pieces:
-        texts[row] += text
-        if not prompts:
-            print(text, end="", flush=True)
     if prompts:
+        for row, text in pieces:
+            texts[row] += text
         for before, text in zip(asked, texts, strict=True):
             print(f"=== {before!r}\n{before}{text}")
+        sys.stdout.flush()  # before the count, which goes to standard error
     else:
-        print()
+        print(prompt, end="", flush=True)
+        try:
+            for _, text in pieces:
+                print(text, end="", flush=True)
+        finally:
+            print(flush=True)  # what comes next, be it "interrupted", begins a line
     seconds = time.perf_counter() - began
     print(f"({pieces.tokens} tokens in {seconds:.1f} s)", file=sys.stderr)
     return 0

@@ -31,7 +31,7 @@ from lit_pretrain.cli.train.train_cli import (
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError, UserError
-from lit_pretrain.files import writing
+from lit_pretrain.files import check_output, write_file, writing
 from lit_pretrain.redaction import refuse_hidden
 from lit_pretrain.stage.stage import Stage
 
@@ -108,6 +108,8 @@ class EvaluateCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Evaluate trained weights, never random ones."""
         check_evaluation(self.verb, self.config.trainer)
+        if self.config.json is not None:
+            check_output(self.config.json, f"--json={self.config.json}")
         if self.config.checkpoint not in ("last", "best"):
             raise UserError(
                 f"--checkpoint={self.config.checkpoint!r} must be last or best; a single checkpoint"
@@ -179,7 +181,7 @@ def evaluate(verb: str, argv: list[str]) -> int:
     check_losses(figures, name, cli.config.model.init_from)
     if cli.config.json is not None:
         with writing(f"--json={cli.config.json}"):
-            Path(cli.config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            write_file(Path(cli.config.json), json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -12,6 +12,8 @@
 
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -272,6 +274,26 @@ static void activate(int64_t activation, float *up, const float *gate, int64_t s
 
 enum { DONE, NO_MEMORY, UNKNOWN_TOKEN };
 
+/* A barrier that spins for microseconds, then yields. OpenMP's either spins for milliseconds, which
+   costs a busy machine the core that the other thread waits for, or sleeps at once. */
+typedef struct {
+    atomic_long arrived, round;
+} Meeting;
+
+static void meet(Meeting *meeting, int64_t threads) {
+    const long round = atomic_load(&meeting->round);
+    if (atomic_fetch_add(&meeting->arrived, 1) == threads - 1) {
+        atomic_store(&meeting->arrived, 0);
+        atomic_store(&meeting->round, round + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load(&meeting->round) == round; spins++)
+        if (spins >= 2000) { /* some microseconds */
+            sched_yield();
+            spins = 0;
+        }
+}
+
 /* Decode one token a row. */
 int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, int64_t B,
                 int64_t n_threads, float *logits_BV) {
@@ -305,6 +327,7 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
     }
     memcpy(embedding_BD, x_BD, B * D * sizeof(float));
 
+    Meeting meeting = {0};
 #pragma omp parallel num_threads(n_threads)
     {
         const int64_t me = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -318,7 +341,7 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
                 for (int64_t i = first; i < last; i++)
                     x_BD[i] = layer->stream_scale * x_BD[i] +
                               layer->embedding_scale * embedding_BD[i];
-#pragma omp barrier
+                meet(&meeting, threads);
             }
             for (int64_t b = 0; b < B; b++) /* every thread alone: cheaper than a barrier */
                 normalise(x_BD + b * D, layer->attention_gain, layer->attention_shift,
@@ -326,7 +349,7 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
             linear(normed_BD, B, layer->q, layer->q_bias, D, SHARE(H * K), q_BHK, H * K);
             linear(normed_BD, B, layer->k, layer->k_bias, D, SHARE(G * K), k_BGK, G * K);
             linear(normed_BD, B, layer->v, layer->v_bias, D, SHARE(G * K), v_BGK, G * K);
-#pragma omp barrier
+            meet(&meeting, threads);
             const int64_t last = B * G * (me + 1) / threads;
             for (int64_t i = B * G * me / threads; i < last; i++) {
                 const int64_t b = i / G, g = i % G;
@@ -337,13 +360,13 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
                        g, cache->positions[b], scores,
                        heads_BHK + i * (H / G) * K);
             }
-#pragma omp barrier
+            meet(&meeting, threads);
             const int64_t begin = D * me / threads, end = D * (me + 1) / threads;
             linear(heads_BHK, B, layer->out, layer->out_bias, H * K, begin, end, normed_BD, D);
             for (int64_t b = 0; b < B; b++)
                 for (int64_t i = begin; i < end; i++)
                     x_BD[b * D + i] += normed_BD[b * D + i];
-#pragma omp barrier
+            meet(&meeting, threads);
             for (int64_t b = 0; b < B; b++)
                 normalise(x_BD + b * D, layer->ffn_gain, layer->ffn_shift, net->layernorm, net->eps,
                           D, normed_BD + b * D);
@@ -353,12 +376,12 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
             const int64_t from = F * me / threads, size = F * (me + 1) / threads - from;
             for (int64_t b = 0; b < B; b++)
                 activate(net->activation, up_BF + b * F + from, gate_BF + b * F + from, size);
-#pragma omp barrier
+            meet(&meeting, threads);
             linear(up_BF, B, layer->down, layer->down_bias, F, begin, end, normed_BD, D);
             for (int64_t b = 0; b < B; b++)
                 for (int64_t i = begin; i < end; i++)
                     x_BD[b * D + i] += normed_BD[b * D + i];
-#pragma omp barrier
+            meet(&meeting, threads);
         }
         for (int64_t b = 0; b < B; b++)
             normalise(x_BD + b * D, net->final_gain, net->final_shift, net->layernorm, net->eps, D,
@@ -370,6 +393,7 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
                 for (int64_t i = first; i < last; i++)
                     logits_BV[b * V + i] = net->logit_softcap *
                         hyperbolic_tangent(logits_BV[b * V + i] / net->logit_softcap);
+        meet(&meeting, threads); /* OpenMP's own barrier follows, where nobody is late then */
     }
     free(scratch);
     return DONE;

@@ -55,6 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and WORTH <= x.numel() * weight.shape[0] <= FEW * weight.numel()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not hasattr(weight, "device_mesh")  # a part of a matrix (tensor parallelism)
     ):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product

@@ -341,12 +341,11 @@ class Transformer(nn.Module):
         shared = Pass(kernel, rotation, cache, slots_BT)
 
         x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
+        scales = None
+        if self.residual_scale_L is not None and self.embedding_scale_L is not None:
+            scales = _plain(self.residual_scale_L), _plain(self.embedding_scale_L)
         for layer, block in enumerate(self.blocks):
-            mix = None
-            if self.residual_scale_L is not None and self.embedding_scale_L is not None:
-                mix = Mix(
-                    self.residual_scale_L[layer], self.embedding_scale_L[layer], embedding_BTD
-                )
+            mix = None if scales is None else Mix(scales[0][layer], scales[1][layer], embedding_BTD)
             value_BTC = (
                 self.value_embeddings[str(layer)](tokens_BT)
                 if self.config.has_value_embedding(layer)
@@ -406,3 +405,16 @@ class Transformer(nn.Module):
             x_BTD = self.embed_norm(x_BTD)
         dropped: Tensor = self.dropout(x_BTD)
         return dropped
+
+
+def _plain(scale_L: Tensor) -> Tensor:
+    """Return a parameter as a plain tensor, also where tensor parallelism has made a DTensor of it.
+
+    Each device then multiplies its own tokens with it, so that its gradients are parts of a sum.
+    """
+    if not hasattr(scale_L, "device_mesh"):
+        return scale_L
+    from torch.distributed.tensor import DTensor, Partial
+
+    assert isinstance(scale_L, DTensor)
+    return scale_L.to_local(grad_placements=[Partial()])

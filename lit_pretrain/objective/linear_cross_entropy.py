@@ -8,6 +8,11 @@ The gradient with respect to the logits is needed only to be multiplied by two m
 loss is a sum, whose upstream gradient is one number. So the forward pass already computes the
 gradients of the hidden states and the head for a chunk while its logits are at hand, throws the
 logits away, and the backward pass only multiplies by that number.
+
+Under tensor parallelism a device holds the rows of its own part of the vocabulary. For each chunk
+the devices exchange three numbers a token, in one collective: the log-sum-exp of their own logits,
+the target's logit where it is theirs, and the sum of their logits. No device ever sees the logits
+of another.
 """
 
 import functools
@@ -38,7 +43,9 @@ def linear_cross_entropy(
 
     Args:
         hidden_ND: Hidden states.
-        weight_VD: Weight of the output head, a plain tensor: whoever shards it gathers it.
+        weight_VD: Weight of the output head: a plain tensor, or a DTensor whose rows are split over
+            one axis of devices that all hold the same hidden states. The gradient of the hidden
+            states is then this device's part of a sum.
         labels_N: Target ids; `IGNORE_INDEX` where unsupervised.
         z_loss: Weight of `log(Z)^2` per token (Chowdhery et al. 2022, section 5).
         label_smoothing: Share of the target spread evenly over the vocabulary.
@@ -55,12 +62,14 @@ def linear_cross_entropy(
             asynchronously, as a device assertion).
     """
     _check_labels(labels_N, weight_VD.shape[0])
+    weight_VD, split = _own_rows(weight_VD)
     grad, dtype = torch.is_grad_enabled(), _compute_dtype(hidden_ND, weight_VD)
+    chunk = chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
     total, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
         hidden_ND,
         weight_VD,
         labels_N,
-        (z_loss, label_smoothing, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)),
+        (z_loss, label_smoothing, softcap, chunk, *split),
         dtype,
         (grad and hidden_ND.requires_grad, grad and weight_VD.requires_grad),
     )
@@ -81,12 +90,43 @@ def linear_logp(
     logits once more.
     """
     _check_labels(labels_N, weight_VD.shape[0])
+    weight_VD, split = _own_rows(weight_VD)
     dtype = _compute_dtype(hidden_ND, weight_VD)
-    config = 0.0, 0.0, softcap, chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
+    chunk = chunk or _chunk(hidden_ND, weight_VD.shape[0], dtype)
+    config = 0.0, 0.0, softcap, chunk, *split
     logp_N: Tensor = _LinearLogp.apply(  # type: ignore[no-untyped-call]  # torch's own
         hidden_ND, weight_VD, labels_N, config, dtype
     )
     return logp_N
+
+
+_Split = tuple[str | None, int, int]
+"""The process group over which the vocabulary is split, by name, the number of its parts and the
+first id of this device's; (None, 1, 0) where this device has all of it.
+"""
+_Config = tuple[float, float, float | None, int, str | None, int, int]
+"""z-loss, smoothing, softcap, tokens per chunk, and the three of `_Split`."""
+
+
+def _own_rows(weight_VD: Tensor) -> tuple[Tensor, _Split]:
+    """Return the rows of the head that this device holds, and how the vocabulary is split."""
+    if not hasattr(weight_VD, "device_mesh"):
+        return weight_VD, (None, 1, 0)
+    from torch.distributed.tensor import DTensor, Shard
+
+    assert isinstance(weight_VD, DTensor)
+    assert weight_VD.placements == (Shard(0),)
+    own_VD, mesh = weight_VD.to_local(), weight_VD.device_mesh
+    first = mesh.get_local_rank() * own_VD.shape[0]
+    return own_VD, (mesh.get_group().group_name, mesh.size(), first)
+
+
+def _exchange(own_3C: Tensor, group: str, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Combine log-sum-exp, target's logit and sum of logits over the parts of a vocabulary."""
+    ops = torch.ops._c10d_functional
+    gathered = ops.wait_tensor(ops.all_gather_into_tensor(own_3C, parts, group))
+    lse_PC, target_PC, sum_PC = gathered.view(-1, *own_3C.shape).unbind(1)
+    return lse_PC.logsumexp(0), target_PC.sum(0), sum_PC.sum(0)
 
 
 _Limit = TypeVar("_Limit")
@@ -134,15 +174,22 @@ def _losses_and_logit_grad_(
     want_grad: bool,
     work_CV: Tensor | None,
     probs_CV: Tensor | None,
+    group: str | None,
+    parts: int,
+    first: int,
 ) -> tuple[Tensor, Tensor]:
     """Compute the losses of a chunk.
 
     With `want_grad` its logits are overwritten by the gradient of `sum(scale * loss)`.
 
     `work_CV` and `probs_CV` are buffers that may be used; without them (under a compiler)
-    intermediates are allocated.
+    intermediates are allocated. With `group` the logits are those of the ids from `first` on, one
+    of `parts` of a vocabulary.
     """
     valid_C = labels_C != IGNORE_INDEX
+    if group is not None:
+        labels_C = labels_C - first
+        valid_C = valid_C & (labels_C >= 0) & (labels_C < logits_CV.shape[1])
     target_C1 = torch.where(valid_C, labels_C, 0)[:, None]
     x_CV = logits_CV
     if logits_CV.dtype != scale_C.dtype:
@@ -156,17 +203,26 @@ def _losses_and_logit_grad_(
     )
     lse_C = x_CV.amax(dim=1) - probs_CV.amax(dim=1).log()
     target_logit_C = x_CV.gather(1, target_C1).squeeze(1)
+    sum_C = x_CV.sum(dim=1) if smoothing else lse_C  # exchanged for nothing without smoothing
+    target_scale_C = scale_C
+    if group is not None:
+        target_scale_C = torch.where(valid_C, scale_C, 0.0)
+        own_lse_C, own_target_C = lse_C, torch.where(valid_C, target_logit_C, 0.0)
+        own_3C = torch.stack([own_lse_C, own_target_C, sum_C])
+        lse_C, target_logit_C, sum_C = _exchange(own_3C, group, parts)
+        probs_CV.mul_((own_lse_C - lse_C).exp()[:, None])
     nll_C = lse_C - target_logit_C
     loss_C = nll_C
+    vocabulary = parts * x_CV.shape[1]
     if smoothing:
-        loss_C = loss_C + smoothing * (target_logit_C - x_CV.mean(dim=1))
+        loss_C = loss_C + smoothing * (target_logit_C - sum_C / vocabulary)
     if z_loss:
         loss_C = loss_C + z_loss * lse_C.square()
     if want_grad:
         probs_CV.mul_((scale_C * (1.0 + 2.0 * z_loss * lse_C) if z_loss else scale_C)[:, None])
         if smoothing:
-            probs_CV.sub_(scale_C[:, None], alpha=smoothing / x_CV.shape[1])
-        probs_CV.scatter_add_(1, target_C1, (scale_C * (smoothing - 1.0))[:, None])
+            probs_CV.sub_(scale_C[:, None], alpha=smoothing / vocabulary)
+        probs_CV.scatter_add_(1, target_C1, (target_scale_C * (smoothing - 1.0))[:, None])
         if softcap is not None:
             probs_CV.mul_(1.0 - (x_CV / softcap).square())
         logits_CV.copy_(probs_CV)
@@ -188,6 +244,9 @@ def _op(
     smoothing: float,
     softcap: float | None,
     chunk: int,
+    group: str | None,
+    parts: int,
+    first: int,
     hidden_grad: bool,
     weight_grad: bool,
     compiled: bool,
@@ -240,6 +299,9 @@ def _op(
                 want_grad,
                 None if work_buffer is None else work_buffer[: sub.stop - low],
                 None if probs_buffer is None else probs_buffer[: sub.stop - low],
+                group,
+                parts,
+                first,
             )
             total += torch.dot(loss_C, scale_C)
             torch.mul(nll_C, labels_C != IGNORE_INDEX, out=nll_N[sub])
@@ -263,6 +325,9 @@ def _(
     smoothing: float,
     softcap: float | None,
     chunk: int,
+    group: str | None,
+    parts: int,
+    first: int,
     hidden_grad: bool,
     weight_grad: bool,
     compiled: bool,
@@ -283,7 +348,7 @@ def _run(
     weight_VD: Tensor,
     labels_N: Tensor,
     scale_N: Tensor,
-    config: tuple[float, float, float | None, int],
+    config: _Config,
     dtype: torch.dtype,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -308,7 +373,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         labels_N: Tensor,
-        config: tuple[float, float, float | None, int],
+        config: _Config,
         dtype: torch.dtype,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
@@ -340,7 +405,7 @@ class _LinearLogp(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         labels_N: Tensor,
-        config: tuple[float, float, float | None, int],
+        config: _Config,
         dtype: torch.dtype,
     ) -> Tensor:
         scale_N = labels_N.new_zeros(labels_N.shape, dtype=_accumulator(dtype))

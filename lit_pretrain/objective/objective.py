@@ -149,6 +149,11 @@ class Objective(nn.Module):
     it.
     """
 
+    splits_vocabulary: bool = False
+    """Whether it asks for logits through `LabelScores.cross_entropy` and `logp` alone, so that the
+    vocabulary may be split over devices (`parallel.tp`).
+    """
+
     def counts(self, batch: Any) -> Tensor | None:
         """Count what `forward` has to know of the whole optimizer step (`LabelScores.step_counts`).
 
@@ -239,6 +244,7 @@ class CrossEntropy(Objective):
 
     needs = frozenset({"labels"})
     bits_per_byte = True
+    splits_vocabulary = True
 
     def __init__(self, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__()

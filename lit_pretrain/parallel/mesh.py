@@ -135,6 +135,9 @@ class Mesh:
         whole = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
         weights = weights_mesh(whole)
         loss = batch = weights if weights.ndim == 1 else weights._flatten("loss")
+        if sizes.tp > 1:
+            # The norm of all gradients is then summed at once, and DTensor does not warn.
+            whole["fsdp", "tp"]._flatten("parts")
         cp = None
         if sizes.cp > 1:
             parts = whole._unflatten(

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.parallel.mesh import Mesh, MeshSizes, Parallel, weights_mesh
+from lit_pretrain.parallel.mesh import Mesh, MeshSizes, Parallel, has_axis, weights_mesh
 
 
 def shard_(
@@ -44,6 +44,11 @@ def shard_(
         fill: Gives a whole network its first weights.
     """
     data = weights_mesh(mesh)
+    if has_axis(mesh, "tp"):
+        # Its imports take a while, which only those who use it wait for.
+        from lit_pretrain.parallel.tensor import split_
+
+        split_(net, mesh["tp"])
     for block in net.blocks:
         fully_shard(block, mesh=data)
     # The head is used right after the root's forward: keeping the root gathered saves gathering it
@@ -171,6 +176,11 @@ def token_group(strategy: Strategy) -> Any:
     A sum over all ranks would count the tokens of tensor-parallel twins several times.
     """
     return strategy.mesh.loss.get_group() if isinstance(strategy, ShardedStrategy) else None
+
+
+def mesh_sizes(strategy: Strategy) -> MeshSizes | None:
+    """Return the sizes of a strategy's mesh, known before there is one; None without a mesh."""
+    return strategy.sizes if isinstance(strategy, ShardedStrategy) else None
 
 
 def token_ranks(trainer: Trainer) -> int:

@@ -16,6 +16,7 @@ from lit_pretrain.decontaminate.decontamination_index import DecontaminationInde
 from lit_pretrain.decontaminate.evaluation_set import content_sha256
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, content_hash, file_sha256, is_remote
+from lit_pretrain.prepare.funnel import REJECTS_FILENAME
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
 from lit_pretrain.prepare.preparation import (
     Preparation,
@@ -25,7 +26,7 @@ from lit_pretrain.prepare.preparation import (
 )
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.progress_table import say, show_progress
-from lit_pretrain.prepare.record import record
+from lit_pretrain.prepare.record import record, write_rejects
 from lit_pretrain.prepare.stages.clean import CleanTask, check_read, decontamination_index_file
 from lit_pretrain.prepare.stages.compare import compare_corpus
 from lit_pretrain.prepare.stages.encode import EncodeTask
@@ -112,11 +113,23 @@ def _run(
 
 
 def _check_documents(run: Preparation) -> None:
-    """Refuse a source of which no document is left."""
+    """Refuse sources of which too much could not be read, or of which no document is left.
+
+    What reading found stays, with a sample of what was rejected: a person can look at it, and
+    `max_bad_fraction` or `allow_empty` go on from there.
+
+    Raises:
+        UserError: Names all such sources.
+    """
+    mistakes, empty = [], []
     for name in run.inputs:
-        check_read(
-            name, [run.clean[number] for number in run.parts_of(name)], run.config.max_bad_fraction
-        )
+        try:
+            check_read(
+                name, [run.clean[n] for n in run.parts_of(name)], run.config.max_bad_fraction
+            )
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
         steps = list(run.funnel(name).steps.values())
         if not steps[-1].documents:
             left = (
@@ -127,10 +140,21 @@ def _check_documents(run: Preparation) -> None:
                 )
                 or "it has no rows"
             )
-            raise UserError(
-                f"sources.{name} holds no document ({left}). Correct its path or its filters, or"
-                " remove it from `sources`."
-            )
+            empty.append(f"sources.{name} holds no document ({left})")
+    if run.config.allow_empty and len(empty) + len(mistakes) < len(run.inputs):
+        for line in empty:
+            say(f"{line}; it stays empty")
+    elif empty:
+        mistakes.append(
+            "; ".join(empty) + ". Correct the path or the filters, remove the source from"
+            " `sources`, or set `allow_empty: true` (which goes on from here) if another has text."
+        )
+    if mistakes:
+        report = run.work / "refused"
+        write_rejects(run, report)
+        if (report / REJECTS_FILENAME).exists():
+            mistakes.append(f"Samples of what was left out: {report / REJECTS_FILENAME}")
+        raise UserError("\n".join(mistakes))
 
 
 def _find(config: PrepareConfig) -> dict[str, Inputs]:

@@ -156,6 +156,9 @@ class SourceConfig:
                 )
 
 
+LONGEST_SOURCE_NAME = 200
+
+
 def _check_name(name: str) -> None:
     """Refuse a name that cannot be a directory's name and part of metric names."""
     if (
@@ -166,6 +169,11 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"sources: the name {name!r} must consist of ASCII letters, digits, '_', '-' and '.',"
             " and not start with '.'"
+        )
+    if len(name) > LONGEST_SOURCE_NAME:
+        raise UserError(
+            f"sources: the name {name!r} has {len(name)} characters; {LONGEST_SOURCE_NAME} are"
+            " allowed, because files are named by it"
         )
 
 
@@ -329,6 +337,10 @@ class PrepareConfig:
     """Largest fraction of a source that may be rejected, in records or in unread bytes of damaged
     files; more stops the run. 0: none.
     """
+    allow_empty: bool = False
+    """Go on without the sources of which no document is left, and say which they are. Otherwise
+    they are refused, all at once.
+    """
     seed: int = 0
     """Seed of the hash that splits documents."""
     keep_rejects: int = 3
@@ -417,6 +429,7 @@ class PrepareConfig:
             "slurm",
             "keep_rejects",
             "max_bad_fraction",
+            "allow_empty",
         ):
             del fields[name]
         for source in fields["sources"].values():

@@ -70,7 +70,7 @@ def record(
     for path in tokenizer.save(dataset):
         sync(path)
     sources = {name: _source(run, name, encoded, tokenizer, dtype) for name in run.inputs}
-    _write_rejects(run)
+    write_rejects(run, run.dataset)
     identity, splits = config.identity(), config.splits
     manifest = Manifest(
         tokenizer=TokenizerRecord(
@@ -202,8 +202,8 @@ def _decontamination_records(
     return decontamination_records(index, tally, run.config.decontaminate)
 
 
-def _write_rejects(run: Preparation) -> None:
-    """Write the samples of the documents that each step rejected, by source."""
+def write_rejects(run: Preparation, folder: Path) -> None:
+    """Write the samples of the documents that each step rejected, by source, into a folder."""
     lines = []
     for name in run.inputs:
         kept = Rejects(run.config.keep_rejects)
@@ -214,7 +214,7 @@ def _write_rejects(run: Preparation) -> None:
             for entry in kept.dump()
         ]
     if lines:
-        write_file(run.dataset / REJECTS_FILENAME, "".join(lines))
+        write_file(folder / REJECTS_FILENAME, "".join(lines))
 
 
 def _lines_step(splits: dict[str, SourceSplit], results: Sequence[EncodeResult]) -> StepRecord:
@@ -254,6 +254,8 @@ def _check_splits(name: str, splits: dict[str, SourceSplit], run: Preparation) -
     shares = dataclasses.asdict(run.config.splits)
     total = sum(split.bytes for split in splits.values())
     more = f"add text, or raise splits.{{}} (now {{:g}} of {total:,} bytes)"
+    if not total and run.config.allow_empty:
+        return
     if not splits["train"].tokens:
         raise UserError(
             f"sources.{name} is left without training text: its {total:,} bytes are too few for "

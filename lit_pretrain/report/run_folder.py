@@ -23,6 +23,7 @@ import xxhash
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import (
     atomic_path,
+    check_output,
     read_sealed_json,
     seal_json,
     sync,
@@ -62,11 +63,12 @@ PACKAGES = (
 
 
 def check_new_folder(out: str | Path) -> None:
-    """Refuse an output folder that exists.
+    """Refuse an output folder that exists, or that cannot be written.
 
     Raises:
-        UserError: It does.
+        UserError: It does, or cannot.
     """
+    check_output(out, str(out))
     if Path(out).exists():
         raise UserError(f"{out} exists already; choose another place, or remove it")
 

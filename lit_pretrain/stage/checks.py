@@ -19,6 +19,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import Objective
+from lit_pretrain.parallel.mesh import MeshSizes, check_sizes
 from lit_pretrain.reward import Rewards
 from lit_pretrain.rollout import Rollout
 from lit_pretrain.stage.reference import Place, evaluating, label_logp
@@ -125,6 +126,36 @@ def check_data(
         check_unused_data(objective, [name for name, value in options.items() if value is not None])
     if reference_cache is not None:
         check_reference_cache(contract, data, sharded=sharded)
+
+
+def check_mesh(
+    sizes: MeshSizes, objective: Objective, *, net: ModelConfig, seq_len: int, adapter: bool
+) -> None:
+    """Refuse what cannot be computed on parts of matrices.
+
+    Args:
+        sizes: Of the mesh.
+        objective: What is minimised.
+        net: Shape of the network.
+        seq_len: Tokens of a row.
+        adapter: Whether the network carries an adapter.
+
+    Raises:
+        UserError: Names the setting and what to do instead.
+    """
+    check_sizes(sizes, net, seq_len)
+    if sizes.tp == 1:
+        return
+    instead = "set parallel.tp: 1 and use parallel.dp_shard"
+    if adapter:
+        raise UserError(
+            f"parallel.tp={sizes.tp}: model.adapter cannot be split over devices; {instead}"
+        )
+    if not objective.splits_vocabulary:
+        raise UserError(
+            f"parallel.tp={sizes.tp}: model.objective {type(objective).__name__} has not been tried"
+            f" with a vocabulary that is split over devices; {instead}"
+        )
 
 
 def check_needs(

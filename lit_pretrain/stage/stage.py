@@ -49,11 +49,19 @@ from lit_pretrain.objective import (
 from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
-from lit_pretrain.parallel.strategy import shard_, sum_over_tokens, token_group, token_ranks
+from lit_pretrain.parallel.mesh import MeshSizes
+from lit_pretrain.parallel.strategy import (
+    mesh_sizes,
+    shard_,
+    sum_over_tokens,
+    token_group,
+    token_ranks,
+)
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.stage.checks import (
     check_data,
+    check_mesh,
     check_policy,
     check_start,
     check_trainer,
@@ -308,7 +316,13 @@ class Stage(L.LightningModule):
         )
 
     def check(
-        self, contract: DataContract, data: object, *, sharded: bool, evaluates: bool = False
+        self,
+        contract: DataContract,
+        data: object,
+        *,
+        sharded: bool,
+        sizes: MeshSizes | None = None,
+        evaluates: bool = False,
     ) -> None:
         """Check the data against network and objective.
 
@@ -316,6 +330,7 @@ class Stage(L.LightningModule):
             contract: What the data promises.
             data: The data module, for its name.
             sharded: Whether the network will be spread over ranks.
+            sizes: Of the mesh over which it will be spread.
             evaluates: Whether nothing will be trained.
 
         Raises:
@@ -326,13 +341,19 @@ class Stage(L.LightningModule):
             reference=self.reference_from, reference_cache=self.reference_cache,
             teacher=self.teacher_from, sharded=sharded, evaluates=evaluates,
         )  # fmt: skip
+        if sizes is not None:
+            check_mesh(
+                sizes, self.objective, net=self.config, seq_len=contract.seq_len,
+                adapter=self.adapter is not None,
+            )  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Check the data against network and objective, and prepare what is measured."""
         data = check_trainer(self.trainer) if stage == "fit" else self._data
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        self.check(contract, data, sharded=sharded, evaluates=stage != "fit")
+        sizes = mesh_sizes(self.trainer.strategy)
+        self.check(contract, data, sharded=sharded, sizes=sizes, evaluates=stage != "fit")
         self.contract, self.provides = contract, contract.provides
         padding = self.config.vocab_size - contract.vocab_size
         self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)

@@ -395,6 +395,24 @@ def test_arguments_of_calls_have_the_form_that_the_template_takes(tokenizer: Tok
         assert "the arguments of the call of f are not JSON" in str(bad)
 
 
+def test_null_beside_calls_is_not_written_as_a_word(tokenizer: Tokenizer) -> None:
+    """As GLM's template does, and any that writes `content` without a look at it."""
+    for content in ("{{ m.content }}", "{{ 'says ' + m.content }}", "{{ m.content | trim }}"):
+        source = (
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" + content + "{% for c in"
+            " m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}"
+            "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+        renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+        talk = (*say("a"), {"role": "assistant", "content": None, "tool_calls": [call]})
+        row = Conversation(messages=talk, prompt=1)  # type: ignore[arg-type]
+        (text,) = learned(renderer, one(renderer, row))
+        assert text.endswith('f{"x": 1}<|im_end|>')
+        assert "None" not in text
+
+
 def test_roles_that_a_template_leaves_out_are_refused(tokenizer: Tokenizer) -> None:
     source = (
         "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ '<|im_start|>' + m.role"
@@ -534,7 +552,7 @@ def test_auto_takes_the_template_of_the_tokenizer(tmp_path: Path) -> None:
         UserError,
         match=(
             r"data.template='chatlm' is neither a file nor a folder nor one of auto, chatml,"
-            r" llama3, plain, qwen"
+            r" deepseek-r1-distill, .*, qwen3-instruct"
         ),
     ):
         find_template("chatlm", tmp_path)

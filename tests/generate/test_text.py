@@ -2,6 +2,9 @@
 printed.
 """
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -278,3 +281,28 @@ def test_as_long_as_the_model_has_room_for_unless_told(
         == 0
     )
     assert capsys.readouterr().out == left_out
+
+
+def test_the_count_begins_a_line_where_both_streams_go_into_one_pipe(run: Path) -> None:
+    said = subprocess.run(
+        [
+            sys.executable, "-m", "lit_pretrain", "generate", "--run", str(run), "--prompt", "fox",
+            "--max_new_tokens", "4", "--device", "cpu",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said.startswith("fox")
+    assert re.search(r"\n\(4 tokens in [\d.]+ s\)\n\Z", said), said
+
+
+def test_an_interrupted_completion_ends_its_line(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[tuple[int, str]]:
+        yield 0, " jumps"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_pretrain.generate.conversation.stream", interrupted)
+    capsys.readouterr()
+    assert main(["generate", "--run", str(run), "--prompt=fox", "--device=cpu"]) == 130
+    assert capsys.readouterr().out == "fox jumps\n"

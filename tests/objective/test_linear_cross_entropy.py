@@ -319,6 +319,7 @@ def test_compiled_chunk_body_equals_the_eager_one() -> None:
 
     hidden, weight, labels = inputs(50, 8, 20, torch.float32)
     scale = (labels != IGNORE_INDEX).float()
-    arguments = (hidden.detach(), weight.detach(), labels, scale, 1e-3, 0.1, 5.0, 25, True, True)
+    config = 1e-3, 0.1, 5.0, 25, None, 1, 0
+    arguments = (hidden.detach(), weight.detach(), labels, scale, *config, True, True)
     for found, expected in zip(_op(*arguments, True), _op(*arguments, False), strict=True):
         torch.testing.assert_close(found, expected)

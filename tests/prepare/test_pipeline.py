@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Reference
 
 from lit_pretrain.corpus.chunk_reader import read_chunk_header
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify_chunk
+from lit_pretrain.data.text.mixture import order_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.prepare.dedup.dedup_config import ContainmentConfig, DedupConfig, LinesConfig
@@ -661,3 +662,51 @@ def test_a_source_that_deduplication_empties_is_named_with_what_took_it(
     assert f"({counts})" in message
     assert "Remove it from `sources`" in message
     assert "splits" not in message
+
+
+def test_all_sources_that_are_empty_are_named_and_may_stay_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.txt").write_text(
+        "The cat of the house sat with the dog and had to be fed.\n" * 100
+    )
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "short.txt").write_text("x")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    config = PrepareConfig(
+        out=str(tmp_path / "out"),
+        sources={
+            name: SourceConfig(kind="text", path=str(tmp_path / f"{name}.txt"))
+            for name in ("blank", "good", "bytes", "short")
+        },
+        filters=[FilterSpec(class_path="GopherQuality", init_args={"min_words": 3})],
+        tokenizer=TokenizerConfig(vocab_size=270),
+        workers=1,
+    )
+    with pytest.raises(UserError) as refused:
+        prepare(config)
+    message = str(refused.value)
+    assert "sources.bytes: 1 of 1 records" in message
+    assert "sources.blank holds no document (1 empty); sources.short holds no document" in message
+    rejects = Path(message.rpartition(": ")[2]).read_text()
+    assert {json.loads(line)["source"] for line in rejects.splitlines()} == {"bytes", "short"}
+
+    capsys.readouterr()
+    manifest = prepare(dataclasses.replace(config, allow_empty=True, max_bad_fraction=1.0))
+    assert "going on with what an earlier run left" in capsys.readouterr().err
+    assert manifest.tokens("train") > 0
+    assert manifest.sources["short"].splits["train"].tokens == 0
+    assert prepare(dataclasses.replace(config, allow_empty=True)) == manifest  # nothing is to do
+    read = {"seq_len": 8, "global_batch_tokens": 8}
+    order = order_of(manifest, read)
+    assert {order.sources[order(n).source].name for n in range(20)} == {"good"}
+
+
+def test_a_corpus_without_any_document_is_refused_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(" ")
+    source = SourceConfig(kind="text", path=str(tmp_path / "blank.txt"))
+    config = PrepareConfig(
+        out=str(tmp_path / "out"), sources={"one": source, "two": source}, allow_empty=True
+    )
+    with pytest.raises(UserError, match=r"sources\.one holds .*; sources\.two holds no document"):
+        prepare(config)

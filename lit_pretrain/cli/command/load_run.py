@@ -6,6 +6,7 @@ Warnings of libraries that users cannot act on are silenced here, too.
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,5 +122,12 @@ def quiet_libraries() -> None:
     logging.getLogger("litdata.streaming.dataset").addFilter(
         lambda record: "disabled the `drop_last` option" not in record.getMessage()
     )
+    threading.excepthook = _quiet_hook
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _quiet_hook(found: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, but not of TensorBoard's: its next write raises the same."""
+    if type(found.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(found)

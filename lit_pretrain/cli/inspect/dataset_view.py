@@ -24,6 +24,7 @@ from lit_pretrain.corpus.chunk_reader import (
 )
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import check_output, write_file, writing
 from lit_pretrain.prepare.filters.filter import View
 from lit_pretrain.prepare.progress_table import funnel_table
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -135,6 +136,10 @@ def data(
         raise UserError(f"--documents={documents} must not be negative")
     if find is not None:
         return _found(where, manifest, find)
+    if figure is not None:
+        check_output(figure, f"--figure={figure}")
+    if tensorboard is not None:
+        check_output(Path(tensorboard) / "events", f"--tensorboard={tensorboard}")
     lines = [
         f"{path}: {manifest.hash}",
         (
@@ -274,8 +279,6 @@ def _flat(text: str) -> str:
 
 def _draw(where: Path, manifest: Manifest, png: str | None, tensorboard: str | None) -> list[str]:
     """Write the picture and the event files; return lines that say where."""
-    from lit_pretrain.files import write_file, writing
-
     tokenizer = _tokenizer(where, manifest)
     shapes = {
         name: shape_of(where, manifest, tokenizer, name, sample_bytes=_QUALITY_BYTES)

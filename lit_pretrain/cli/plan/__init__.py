@@ -87,9 +87,12 @@ def main(argv: list[str]) -> int:
 
     from lit_pretrain.cli.plan.question import PlanCLI, ask
     from lit_pretrain.cli.plan.show import draw_plan, plan_table
+    from lit_pretrain.files import check_output
     from lit_pretrain.scaling.plan import make_plan
 
     cli = PlanCLI(argv)
+    if cli.settings.png is not None:
+        check_output(cli.settings.png, f"--png={cli.settings.png}")
     plan = make_plan(ask(cli, bare=not cli.names_data))
     if cli.settings.png is not None:
         draw_plan(plan, cli.settings.png)

@@ -51,9 +51,13 @@ def fit_law(argv: list[str]) -> int:
 
     import json
 
+    from lit_pretrain.files import check_output
     from lit_pretrain.scaling.fitted import fit_document
     from lit_pretrain.scaling.run_table import write_table
 
+    for option, place in (("--table", options.table), ("--out", options.out)):
+        if place:
+            check_output(place, f"{option} {place}")
     runs = read_runs(options)
     if options.table:
         write_text("--table", options.table, write_table(runs))

@@ -46,12 +46,15 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from lit_pretrain.errors import UserError
-    from lit_pretrain.files import write_file, writing
+    from lit_pretrain.files import check_output, write_file, writing
     from lit_pretrain.scaling.figures import png
 
     unknown = [name for name in options.figures if name not in FIGURES]
     if unknown:
         raise UserError(f"--figures {' '.join(unknown)}: there is {', '.join(FIGURES)}")
+    check_output(Path(options.out) / "figure.png", f"--out={options.out}")
+    if options.tensorboard:
+        check_output(Path(options.tensorboard) / "events", f"--tensorboard={options.tensorboard}")
     images = {name: png(figure) for name, figure in _draw(options, read_runs(options)).items()}
     for name, content in images.items():
         file = Path(options.out) / f"{name}.png"

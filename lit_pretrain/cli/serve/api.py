@@ -6,10 +6,10 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -36,6 +36,57 @@ from lit_pretrain.plain_data import load_json
 Encoded = TypeVar("Encoded")
 TEXT_TOKENS = 16
 """OpenAI's default of max_tokens in completions."""
+
+
+class ModelCard(TypedDict):
+    """A model, as /v1/models lists it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class PayloadHead(TypedDict):
+    """What is the same in a whole response and in every chunk of a stream."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatAnswer(TypedDict, total=False):
+    """A reply to a chat: whole, or in a stream the piece that is new."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(TypedDict, total=False):
+    """One of the replies of a response."""
+
+    index: int
+    logprobs: None
+    finish_reason: str | None
+    message: ChatAnswer
+    """Of a chat."""
+    delta: ChatAnswer
+    """Of a chat that is streamed."""
+    text: str
+    """Of a completion."""
+
+
+class UsageRecord(TypedDict):
+    """What a request took, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -80,7 +131,7 @@ class Api:
     async def model(self, name: str) -> dict[str, Any]:
         """GET /v1/models/NAME."""
         self._check_model(name)
-        return self._card()
+        return {**self._card()}
 
     async def chat(self, body: ChatRequest, request: HttpRequest) -> Response:
         """POST /v1/chat/completions."""
@@ -147,7 +198,7 @@ class Api:
 
     # ------------------------------------------------------------------
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> ModelCard:
         return {
             "id": self.name,
             "object": "model",
@@ -251,7 +302,9 @@ class Api:
             answer.choice(index, text, end)
             for index, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
-        return JSONResponse(answer.head(answer.kind) | {"choices": choices, "usage": _plain(usage)})
+        return JSONResponse(
+            {**answer.head(answer.kind), "choices": choices, "usage": _plain(usage)}
+        )
 
     async def _events(
         self,
@@ -265,7 +318,10 @@ class Api:
     ) -> AsyncIterator[str]:
         """Yield server-sent events: chunks of the replies, the usage if asked for, and the end."""
         began = time.perf_counter()
-        head = answer.head(answer.chunk_kind) | ({"usage": None} if with_usage else {})
+        head: Mapping[str, object] = {
+            **answer.head(answer.chunk_kind),
+            **({"usage": None} if with_usage else {}),
+        }
         begun: set[int] = set()
         status = 499
         try:
@@ -273,9 +329,9 @@ class Api:
                 first = part.number not in begun
                 begun.add(part.number)
                 for delta in answer.deltas(part.number, part.text, part.finish, first=first):
-                    yield _event(head | {"choices": [delta]})
+                    yield _event({**head, "choices": [delta]})
             if with_usage:
-                yield _event(head | {"choices": [], "usage": _plain(usage)})
+                yield _event({**head, "choices": [], "usage": _plain(usage)})
             yield "data: [DONE]\n\n"
             status = 200
         except (UserError, Stopping) as error:  # the status has been sent: only an event can tell
@@ -297,7 +353,7 @@ class Payload:
         self.created = int(time.time())
         self.model = model
 
-    def head(self, kind: str) -> dict[str, Any]:
+    def head(self, kind: str) -> PayloadHead:
         """Write what is the same in every chunk."""
         return {
             "id": self.id,
@@ -307,13 +363,11 @@ class Payload:
             "system_fingerprint": f"lit_pretrain-{__version__}",
         }
 
-    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, text: str, finish: str) -> Choice:
         """Write a whole reply."""
         raise NotImplementedError
 
-    def deltas(
-        self, index: int, text: str, finish: str | None, *, first: bool
-    ) -> list[dict[str, Any]]:
+    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
         """Write a piece of a reply."""
         raise NotImplementedError
 
@@ -323,23 +377,24 @@ class ChatPayload(Payload):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, text: str, finish: str) -> Choice:
         """Write a whole reply."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: ChatAnswer = {"role": "assistant", "content": text, "refusal": None}
         return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
-    def deltas(
-        self, index: int, text: str, finish: str | None, *, first: bool
-    ) -> list[dict[str, Any]]:
+    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
         """Write the role first, by itself, and the reason of the end last, by itself."""
-        contents = ([{"role": "assistant", "content": ""}] if first else []) + (
-            [{"content": text}] if text else []
-        )
-        pieces: list[dict[str, Any]] = [
-            {"delta": content, "finish_reason": None} for content in contents
+        pieces: list[tuple[ChatAnswer, str | None]] = []
+        if first:
+            pieces.append(({"role": "assistant", "content": ""}, None))
+        if text:
+            pieces.append(({"content": text}, None))
+        if finish:
+            pieces.append(({}, finish))
+        return [
+            {"index": index, "logprobs": None, "delta": delta, "finish_reason": reason}
+            for delta, reason in pieces
         ]
-        pieces += [{"delta": {}, "finish_reason": finish}] if finish else []
-        return [{"index": index, "logprobs": None, **piece} for piece in pieces]
 
 
 class TextPayload(Payload):
@@ -347,13 +402,11 @@ class TextPayload(Payload):
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, text: str, finish: str) -> Choice:
         """Write a whole reply."""
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
-    def deltas(
-        self, index: int, text: str, finish: str | None, *, first: bool
-    ) -> list[dict[str, Any]]:
+    def deltas(self, index: int, text: str, finish: str | None, *, first: bool) -> list[Choice]:
         """Write a piece, or the end."""
         return [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]
 
@@ -448,7 +501,7 @@ async def _unknown(request: HttpRequest, error: Any) -> Response:
     )
 
 
-def _plain(usage: Usage) -> dict[str, Any]:
+def _plain(usage: Usage) -> UsageRecord:
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -457,7 +510,7 @@ def _plain(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _event(value: dict[str, Any]) -> str:
+def _event(value: Mapping[str, object]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 

@@ -160,11 +160,8 @@ def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:
     """
     parallel = parallel_in(config)
     sizes = None if parallel is None else parallel.sizes(devices)
-    if sizes is not None and sizes.together > 1:
-        raise UserError(
-            f"parallel.cp={sizes.cp}, parallel.tp={sizes.tp}: no network can be split along these"
-            " axes yet; set both to 1 and use parallel.dp_shard"
-        )
+    if sizes is not None and sizes.cp > 1:
+        raise UserError(f"parallel.cp={sizes.cp}: rows cannot be split yet; set parallel.cp: 1")
     return sizes
 
 

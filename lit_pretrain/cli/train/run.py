@@ -4,8 +4,8 @@ import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
-from lit_pretrain.checkpoint.layout import artefact_folder
+from lit_pretrain.checkpoint.layout import artefact_folder, newest_complete
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
@@ -27,9 +27,10 @@ from lit_pretrain.cli.train.ranks import listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
-from lit_pretrain.errors import DivergedError, UserError, warn
+from lit_pretrain.errors import DivergedError, UserError, refusal_of_system, warn
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.model.config import count_parameters
+from lit_pretrain.parallel.strategy import mesh_sizes
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.goodput import goodput_line
 from lit_pretrain.report.run_folder import (
@@ -76,7 +77,8 @@ def train(verb: str, argv: list[str], began: float) -> int:
                     " nothing is left to do"
                 )
         else:
-            _train(cli, began)
+            with keeps_what_is_safe(cli.place.folder):
+                _train(cli, began)
     finally:
         cli.lock.release()
     return 0
@@ -86,7 +88,9 @@ def _train(cli: TrainCLI, started: float) -> None:
     """Train, and write the summary; of a run that was killed before it had one, only the latter."""
     trainer, stage, data = cli.trainer, cli.model, cli.datamodule
     # Before anything is written: a run that is refused leaves nothing behind.
-    stage.check(data.contract, data, sharded=isinstance(trainer.strategy, ModelParallelStrategy))
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    sizes = mesh_sizes(trainer.strategy)
+    stage.check(data.contract, data, sharded=sharded, sizes=sizes)
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
     cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
@@ -113,15 +117,16 @@ def _train(cli: TrainCLI, started: float) -> None:
         cli.callbacks.ledger.begin(
             started, first_step=first_step, goes_on=cli.settings.resume != "never"
         )
+        print(said, mixture, sep="\n", flush=True)  # first: opening the logs imports TensorBoard
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
-        print(said, mixture, sep="\n", flush=True)
         for remark in data.remarks():
             warn(remark)
         if cli.place.checkpoint:
             print(f"resume: {cli.place.checkpoint}, step {first_step}")
     signal = GroupSignal()
     cli.callbacks.metrics.sinks.append(signal)
-    recorded = recorded_attempt(cli.place.folder) if trainer.is_global_zero else nullcontext()
+    folder = cli.place.folder
+    recorded = recorded_attempt(folder) if trainer.is_global_zero else nullcontext()
     began = time.perf_counter()
     try:
         with (
@@ -129,6 +134,7 @@ def _train(cli: TrainCLI, started: float) -> None:
             one_voice(trainer),
             listening(trainer, cli.callbacks.stop),
             cli.callbacks.watchdog.watching(trainer),
+            keeps_what_is_safe(folder),
         ):
             if not cli.finished:
                 trainer.fit(
@@ -219,6 +225,27 @@ class GroupSignal:
             " policy learned nothing: take easier problems, more answers to each"
             " (data.group_size), a higher temperature, or another reward"
         ]
+
+
+@contextmanager
+def keeps_what_is_safe(run: Path) -> Iterator[None]:
+    """Say what is safe of a run whose metrics, events or summary the system refuses to write.
+
+    Raises:
+        UserError: The block met such a refusal.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (refused := refusal_of_system(error)) is None:
+            raise
+        kept = newest_complete(run)
+        safe = (
+            "it has no checkpoint yet, so start it again"
+            if kept is None
+            else f"its checkpoint {kept.name} is safe, so go on with --resume auto"
+        )
+        raise UserError(f"the run {run} stopped: {refused}; {safe}") from error
 
 
 def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:

@@ -14,7 +14,8 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import contract_of
-from lit_pretrain.cli.command.arguments import is_file, split_configs
+from lit_pretrain.cli.command.arguments import help_topic, is_file, split_configs
+from lit_pretrain.cli.command.help_page import field_texts
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.own_parts import check_constructors, check_parts
@@ -253,14 +254,15 @@ class TrainCLI(LightningCLI):
         assert isinstance(args, list)
         chosen = names_class(args)
         try:
-            super().__init__(
-                Stage,
-                LightningDataModule if chosen else TextData,
-                trainer_class=RunTrainer,
-                subclass_mode_data=chosen,
-                args=args,
-                **lightning_settings(verb),
-            )
+            with field_texts(read=help_topic(args) is not None):
+                super().__init__(
+                    Stage,
+                    LightningDataModule if chosen else TextData,
+                    trainer_class=RunTrainer,
+                    subclass_mode_data=chosen,
+                    args=args,
+                    **lightning_settings(verb),
+                )
         except BaseException:
             self.lock.release()
             raise
@@ -338,14 +340,15 @@ class TrainCLI(LightningCLI):
                 " sharded_checkpoints: false"
             )
         resolve_length(config, data)
-        check_finite(self.plain_config())
+        resolved = self.plain_config()
+        check_finite(resolved)
         self.place = resolve_place(
             config, self.settings, self.verb, self.lock, updates=data.updates
         )
         data.leave_out(self.place.skips)
         config.skip_steps = str(data.skips) if data.skips else None
         self.contract = contract_of(
-            self.plain_config(),
+            resolved | {"skip_steps": config.skip_steps},
             manifest_hash=data.manifest_hash,
             tokenizer_hash=data.tokenizer_hash,
             template_hash=data.template_hash,

@@ -68,9 +68,12 @@ class PostTrainingData(BaseData):
         ignore: Fields of that file, or of its messages, to leave out on purpose; a field that holds
             text and that nobody reads is refused otherwise.
         tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
-        template: A preset (chatml, llama3, qwen, plain), a file or a folder; auto takes the one
+        template: A preset (chatml, qwen3, llama3.1, ...), a file or a folder; auto takes the one
             beside the tokenizer, else chatml.
-        template_options: Further variables of the template, such as {enable_thinking: false}.
+        template_options: Further variables of the template, such as {enable_thinking: false};
+            `date` fixes the date that a template shows.
+        learn_after_stop: Learn the white space that a template puts behind the stop token within
+            its generation block, too, as TRL does with its training templates.
         seq_len: Most tokens of a row.
         truncation: How to shorten a row that exceeds `seq_len`. keep_start drops its end, keep_end
             its beginning; drop leaves it out and counts it.
@@ -102,6 +105,7 @@ class PostTrainingData(BaseData):
         tokenizer: str | None = None,
         template: str = "auto",
         template_options: dict[str, Any] | None = None,
+        learn_after_stop: bool = False,
         seq_len: int = 1024,
         truncation: Truncation = "keep_start",
         global_batch_rows: int | None = 32,
@@ -138,6 +142,7 @@ class PostTrainingData(BaseData):
             name: str(value) if isinstance(value, datetime.date) else value
             for name, value in template_options.items()
         }
+        self.learn_after_stop = learn_after_stop
         self.seq_len = seq_len
         self.truncation: Truncation = truncation
         self.global_batch_rows = global_batch_rows
@@ -210,7 +215,12 @@ class PostTrainingData(BaseData):
                 f"the template {self.template.name} shows the date of today, so that the same rows"
                 " would be others tomorrow; fix it: data.template_options '{date: 2025-12-31}'"
             )
-        return Renderer(self.tokenizer, self.template, options=self.template_options)
+        return Renderer(
+            self.tokenizer,
+            self.template,
+            options=self.template_options,
+            after_stop=self.learn_after_stop,
+        )
 
     @property
     def sources(self) -> list[str]:
@@ -232,6 +242,7 @@ class PostTrainingData(BaseData):
                 "options": self.template_options, "seq_len": self.seq_len,
                 "truncation": self.truncation, "validation": self.validation,
                 "test": self.test, "on_bad_row": self.on_bad_row, **self.settings(),
+                **({"learn_after_stop": True} if self.learn_after_stop else {}),
                 **({} if self.decontamination is None else {"gate": self.decontamination.identity}),
             }
         )  # fmt: skip

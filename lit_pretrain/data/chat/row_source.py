@@ -28,7 +28,7 @@ from lit_pretrain.data.chat.formats import (
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
-from lit_pretrain.record_files import RECORD_SUFFIXES, read_records
+from lit_pretrain.record_files import RECORD_SUFFIXES, RecordMistake, scan_records
 
 _OPERATIONS = {
     "addition": ("+", operator.add),
@@ -282,13 +282,18 @@ def read_source(
     share = 0.0 if source.validation_path is not None else validation
     for path, split in ((source.path, None), (source.validation_path, "validation")):
         if path is not None:
-            records: Iterable[Mapping[str, Any]] = read_records(path, what="the file of rows")
+            records: Iterable[Mapping[str, Any] | RecordMistake] = scan_records(
+                path, what="the file of rows"
+            )
         elif split is None and source.task is not None:
             records = task_rows(source.task, f"data.sources.{name}.task")
         else:
             continue
         for number, record in enumerate(records, start=1):
             origin = f"{path or name}, row {number}"
+            if isinstance(record, RecordMistake):
+                drop_row(BadRow(record.reason, record.detail), origin, tally, on_bad_row)
+                continue
             where = split or row_split_of(record, validation=share, test=test)
             padded = path is not None and Path(path).suffix in PADDED_SUFFIXES
             try:
@@ -357,7 +362,8 @@ def with_formats(sources: Mapping[str, RowSource], kind: str) -> dict[str, RowSo
             return source
         if source.path is None:
             return replace(source, format=None)
-        rows = read_records(source.path, what="the file of rows")
+        scanned = scan_records(source.path, what="the file of rows")
+        rows = [row for row in scanned if not isinstance(row, RecordMistake)]
         if Path(source.path).suffix in PADDED_SUFFIXES:
             rows = [without_padding(row) for row in rows[:DETECTION_ROWS]]
         format = detect_format(

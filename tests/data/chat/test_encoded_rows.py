@@ -129,7 +129,7 @@ def test_files_of_every_kind_give_the_same_rows(
             path=str(tmp_path / "rows.csv"), tokenizer=str(tokenizer_folder), global_batch_rows=2
         ).setup("fit")
     (tmp_path / "torn.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"')
-    with pytest.raises(UserError, match=r"torn.jsonl:2 is not JSON"):
+    with pytest.raises(UserError, match=r"torn.jsonl, row 2: is not JSON"):
         ChatData(
             path=str(tmp_path / "torn.jsonl"),
             format="qa",
@@ -175,6 +175,24 @@ def test_mistakes_are_refused_by_row_or_counted(
     assert "it has 'question'" in str(caught.value)
     _, tally = load(rows, write_rows, tokenizer_folder, on_bad_row="drop")
     assert dict(tally.dropped) == {"missing_field": 1, "not_text": 1}
+
+
+def test_rows_that_cannot_be_read_are_refused_by_row_or_counted(
+    write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    path = Path(write_rows(QA[:20]))
+    with path.open("ab") as file:
+        file.write(b'{"question": "caf\xe9", "answer": "b"}\n{"question": \n')
+    options = {"path": str(path), "format": "qa", "tokenizer": str(tokenizer_folder)}
+    with pytest.raises(
+        UserError,
+        match=r"rows.jsonl, row 21: is not UTF-8: .* byte 0xe9.*on_bad_row=drop",
+    ):
+        ChatData(**options).setup("fit")
+    data = ChatData(**options, on_bad_row="drop")
+    data.setup("fit")
+    dropped = next(iter(data.encoded.tallies.values())).dropped
+    assert dict(dropped) == {"undecodable": 1, "not_json": 1}
 
 
 def test_a_file_of_which_no_row_is_left_is_refused(

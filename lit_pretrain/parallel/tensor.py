@@ -1,0 +1,95 @@
+"""Tensor parallelism: every matrix and the vocabulary split over the devices of one axis.
+
+Between the modules of a block every device holds the tokens of its own part of each row (sequence
+parallelism, Korthikanti et al. 2022, 2205.05198), as plain tensors. They are gathered before
+attention and feed-forward, whose matrices are split by heads and by channels, and scattered after
+them. Parameters are DTensors, so that optimizer, clipping and checkpoints know what is whose.
+
+Axes: B rows, T tokens, D width, L layers.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.distributed.tensor.parallel.style import ParallelStyle
+
+from lit_pretrain.model.gather import gather_tokens
+from lit_pretrain.model.transformer import Block, Transformer
+
+
+def split_(net: Transformer, mesh: DeviceMesh) -> None:
+    """Split a network over a mesh of one axis; its hidden states come out whole.
+
+    Args:
+        net: A network, on the meta device or not.
+        mesh: Its axis.
+    """
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    parallelize_module(net, mesh, _styles(net))
+    for name in ("residual_scale_L", "embedding_scale_L"):
+        scale_L: Tensor | None = getattr(net, name)
+        if scale_L is not None:
+            whole = distribute_tensor(scale_L.detach(), mesh, [Replicate()])
+            setattr(net, name, nn.Parameter(whole))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    group, devices = mesh.get_group().group_name, mesh.size()
+    # For the head each device multiplies all tokens by its own part of the vocabulary.
+    net.final_norm.register_forward_hook(
+        lambda module, inputs, hidden_BTD: gather_tokens(hidden_BTD, group, devices)
+    )
+
+
+def _styles(net: Transformer) -> dict[str, ParallelStyle]:
+    """Say of each module how its parameters are split and what comes in and goes out."""
+    rows = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
+    styles: dict[str, ParallelStyle] = {
+        "token_embedding": rows,
+        "final_norm": SequenceParallel(use_local_output=True),
+    }
+    for layer in net.value_embeddings:
+        styles[f"value_embeddings.{layer}"] = ColwiseParallel()  # its columns are heads
+    if net.position_embedding is not None:
+        styles["position_embedding"] = rows
+    if net.embed_norm is not None:
+        styles["embed_norm"] = SequenceParallel(use_local_output=True)
+    if net.head is not None:
+        styles["head"] = ColwiseParallel()  # nobody calls it: its weight is read
+    gathered: Any = (Replicate(), None, None)
+    for number, block in enumerate(net.blocks):
+        assert isinstance(block, Block)
+        attention, feed_forward = f"blocks.{number}.attention", f"blocks.{number}.feed_forward"
+        styles |= {
+            f"blocks.{number}.attention_norm": SequenceParallel(),
+            f"blocks.{number}.ffn_norm": SequenceParallel(),
+            attention: PrepareModuleInput(
+                input_layouts=(Shard(1), None, None), desired_input_layouts=gathered
+            ),
+            f"{attention}.q_proj": ColwiseParallel(),
+            f"{attention}.k_proj": ColwiseParallel(),
+            f"{attention}.v_proj": ColwiseParallel(),
+            f"{attention}.out_proj": RowwiseParallel(output_layouts=Shard(1)),
+            feed_forward: PrepareModuleInput(
+                input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)
+            ),
+            f"{feed_forward}.up_proj": ColwiseParallel(),
+            f"{feed_forward}.down_proj": RowwiseParallel(output_layouts=Shard(1)),
+        }
+        if block.feed_forward.gate_proj is not None:
+            styles[f"{feed_forward}.gate_proj"] = ColwiseParallel()
+        if block.attention.value_gate is not None:
+            styles[f"{attention}.value_gate"] = ColwiseParallel()
+        if block.attention.q_norm is not None:
+            # Heads are what is split; the gain is whole, and its gradients are summed.
+            heads = SequenceParallel(sequence_dim=2, use_local_output=True)
+            styles |= {f"{attention}.q_norm": heads, f"{attention}.k_norm": heads}
+    return styles

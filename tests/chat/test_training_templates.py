@@ -1,0 +1,233 @@
+"""Training templates: the ids and masks of TRL's, and the ids of the models' own templates."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_pretrain.chat.messages import Conversation
+from lit_pretrain.chat.render import Rendered, Renderer
+from lit_pretrain.chat.template import TEMPLATE_PRESETS, ChatTemplate, Refused, find_template
+from lit_pretrain.chat.tool_calls import with_arguments
+from lit_pretrain.tokenizer.tokenizer import Tokenizer
+from tests.conftest import make_tokenizer
+
+FAMILIES = {  # ours -> the names of TRL's files
+    "qwen2.5": "qwen2_5", "qwen3": "qwen3", "qwen3-instruct": "qwen3_instruct_2507",
+    "llama3": "llama3", "llama3.1": "llama3_1", "gemma": "gemma", "gemma3": "gemma3",
+    "phi3": "phi3", "phi3.5": "phi3_5", "deepseek-r1-distill": "deepseek_r1_distill",
+    "deepseek-v3": "deepseekv3", "glm4-moe": "glm4moe", "nemotron3-nano": "nemotron_3_nano",
+}  # fmt: skip
+SPECIAL = (
+    "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+    "<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+    "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|observation|>", "[gMASK]", "<sop>",
+)  # fmt: skip
+Message = dict[str, Any]
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def said(text: str | None, **fields: Any) -> Message:
+    return {"role": "assistant", "content": text, **fields}
+
+
+def call(name: str, **arguments: Any) -> Message:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+SYSTEM = {"role": "system", "content": " Be brief. "}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "description": "Looks up a place, é.",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+        },
+    }
+]
+TOOL_TALK = [user("Where?"), said(None, tool_calls=[call("look", place="Rome", n=2)]),
+             {"role": "tool", "content": "41.9 N"}, said("There.")]  # fmt: skip
+TALKS: dict[str, tuple[list[Message], list[Message] | None]] = {
+    "one turn": ([user("Hi"), said("Ho")], None),
+    "blanks": ([user(" Hi\n"), said("\n Ho \n")], None),
+    "system": ([SYSTEM, user("Hi"), said("Ho")], None),
+    "turns": ([user("a"), said("b"), user("c"), said("d"), user("e"), said("f")], None),
+    "a question last": ([user("a"), said("b"), user("c")], None),
+    "thought": ([user("a"), said("b", reasoning_content="\nHm.\n")], None),
+    "thought within": ([user("a"), said("<think>\nHm.\n</think>\n\nb")], None),
+    "thoughts": (
+        [
+            user("a"),
+            said("b", reasoning_content="Hm."),
+            user("c"),
+            said("<think>Ah</think>d"),
+            user("e"),
+            said("f", reasoning_content="Oh."),
+        ],
+        None,
+    ),
+    "call": (TOOL_TALK, None),
+    "call with tools": (TOOL_TALK, TOOLS),
+    "system and tools": ([SYSTEM, *TOOL_TALK], TOOLS),
+    "calls": (
+        [
+            user("Where?"),
+            said("Let me see.", tool_calls=[call("look", place="Rome"), call("look", place="é")]),
+            {"role": "tool", "content": "1"},
+            {"role": "tool", "content": "2"},
+            said("There.", reasoning_content="So."),
+        ],
+        TOOLS,
+    ),
+}
+BEYOND = {
+    # Its own template shows no calls that have a content, and no tools; ours refuses.
+    "deepseek-r1-distill": {"call", "call with tools", "system and tools", "calls"},
+    # Its own template drops the thought of a field; it is what R1 would have written.
+    "nemotron3-nano": {"call", "call with tools", "system and tools", "calls"},
+    # It ignores calls and writes results under a role of their own.
+    "llama3": {"call", "call with tools", "system and tools", "calls"},
+    "phi3": {"call", "call with tools", "system and tools", "calls"},
+    "phi3.5": {"call", "call with tools", "system and tools", "calls"},
+    "gemma": {"call", "call with tools", "system and tools", "calls"},
+    "gemma3": {"call", "call with tools", "system and tools", "calls"},
+}
+
+
+def trl_template(name: str) -> ChatTemplate | None:
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs trl, whose templates these are compared with")
+    file = Path(spec.origin).parent / "chat_templates" / f"{name}.jinja"
+    return ChatTemplate(file.read_text("utf-8"), name=name) if file.is_file() else None
+
+
+def rendered(template: ChatTemplate, talk: str, *, prompt: bool = False) -> Any:
+    """Text and spans, or that the template refuses."""
+    messages, tools = TALKS[talk]
+    if prompt:
+        messages = messages[
+            : max(i for i, m in enumerate(messages) if m["role"] != "assistant") + 1
+        ]
+    made = []
+    for message in messages:
+        message = dict(message)
+        if message.get("tool_calls"):
+            calls = message["tool_calls"]
+            message["tool_calls"] = with_arguments(calls, as_text=template.arguments_as_text)
+            if message["content"] is None:
+                message["content"] = template.content_beside_calls
+        made.append(message)
+    extra = {} if tools is None else {"tools": tools}
+    try:
+        return template.render(
+            made, bos="<s>", eos="<|endoftext|>", generation_prompt=prompt, **extra
+        )
+    except Refused:
+        return "refused"
+
+
+def joined(rendering: Any) -> tuple[str, list[list[int]]]:
+    """Text and spans, of which TRL's for Phi has two that touch."""
+    spans: list[list[int]] = []
+    for begin, end in rendering.spans:
+        if spans and spans[-1][1] == begin:
+            spans[-1][1] = end
+        else:
+            spans.append([begin, end])
+    return rendering.text, spans
+
+
+def compared(family: str) -> list[str]:
+    return [talk for talk in TALKS if talk not in BEYOND.get(family, ())]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_and_spans_are_those_of_trl(family: str) -> None:
+    ours = find_template(family, ".")
+    training = trl_template(FAMILIES[family] + "_training")
+    original = trl_template(FAMILIES[family])
+    assert original is not None
+    same = 0
+    for talk in compared(family):
+        mine = rendered(ours, talk)
+        if mine == "refused":
+            assert rendered(training or original, talk) == "refused", talk
+            continue
+        if family == "deepseek-r1-distill" and talk.startswith("thought") and "within" not in talk:
+            assert "<think>\n" in mine.text
+            continue  # fields with thoughts, of which TRL's drops all
+        if training is not None:
+            assert joined(mine) == joined(rendered(training, talk)), talk
+            assert len(mine.spans) == sum(m["role"] == "assistant" for m in TALKS[talk][0])
+        reference = rendered(original, talk)
+        if training is None or rendered(training, talk).text == reference.text:
+            assert mine.text == reference.text, talk
+            same += 1
+        asked = rendered(ours, talk, prompt=True)
+        if "thought" not in talk:
+            assert asked.text == rendered(training or original, talk, prompt=True).text, talk
+    assert same >= 2 or family in ("qwen3", "glm4-moe")
+
+
+def test_qwen3_and_glm_are_the_models_own_up_to_what_they_must_add() -> None:
+    """Qwen 3 keeps every thought; GLM ends with the header that is its stop."""
+    for family, talks, added in (
+        ("qwen3", ("one turn", "system", "thought", "thought within"), ""),
+        ("glm4-moe", ("one turn", "system", "turns", "thought", "call with tools"), "<|user|>"),
+    ):
+        original = trl_template(FAMILIES[family])
+        assert original is not None
+        for talk in talks:
+            mine = rendered(find_template(family, "."), talk).text
+            assert mine == rendered(original, talk).text + added, (family, talk)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer(*SPECIAL)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
+    family: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    template = find_template(family, ".")
+    messages = TALKS["turns"][0]
+    row = Conversation(messages=tuple(messages), prompt=1)  # type: ignore[arg-type]
+    wanted = reference.apply_chat_template(
+        messages, chat_template=template.source, return_dict=True, tokenize=True,
+        return_assistant_tokens_mask=True,
+    )  # fmt: skip
+    masks = []
+    for after_stop in (True, False):
+        (found,) = Renderer(tokenizer, template, after_stop=after_stop).render([row])
+        assert isinstance(found, Rendered), found
+        assert found.ids.tolist() == list(wanted["input_ids"])
+        masks.append(found.learned)
+    assert masks[0].astype(int).tolist() == list(wanted["assistant_masks"])
+    feed = (masks[0] & ~masks[1]).nonzero()[0]
+    assert not (masks[1] & ~masks[0]).any()
+    assert tokenizer.decode(found.ids[feed].tolist()).strip() == ""
+    assert (len(feed) > 0) == family.startswith(("qwen", "gemma", "phi", "nemotron"))
+
+
+def test_presets_are_listed_in_the_guide() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "post_training_data.md"
+    table = guide.read_text(encoding="utf-8").split("| template | for |")[1].split("\n\n")[0]
+    listed = {line.split("|")[1].strip().strip("`") for line in table.splitlines()[2:]}
+    assert listed == {file.stem for file in TEMPLATE_PRESETS.glob("*.jinja")}
+    assert listed == {*FAMILIES, "chatml", "plain", "qwen"}
+
+
+def test_an_answer_that_ends_with_two_tokens_stops_at_either(tokenizer: Tokenizer) -> None:
+    stops = Renderer(tokenizer, find_template("phi3", ".")).stop_ids
+    assert stops == {tokenizer.special_tokens["<|end|>"], tokenizer.eos_id}
