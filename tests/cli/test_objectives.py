@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli.train.run import GroupSignal
 from lit_pretrain.report.run_folder import SUMMARY, read_metrics
 
 NET = [
@@ -345,3 +346,51 @@ def test_an_objective_and_data_that_do_not_fit_are_refused_by_name(
     with pytest.raises(AssertionError):
         posttrain(work, "wrong_too", {"class_path": OBJECTIVE + "CrossEntropy"}, "PreferenceData")
     assert "pairs go with DPO" in capsys.readouterr().err
+
+
+def test_verdicts_of_one_kind_are_warned_of_before_and_at_the_end(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (work / "verdicts.jsonl").read_text().splitlines()]
+    (work / "praise.jsonl").write_text(
+        "".join(json.dumps({**row, "label": True, "id": i}) + "\n" for i, row in enumerate(rows))
+    )
+    posttrain(
+        work, "praise", {"class_path": OBJECTIVE + "KTO"}, "KTOData", "--max_steps=1",
+        f"--data.init_args.path={work / 'praise.jsonl'}", "--data.init_args.format=auto",
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert printed.err.count("warning: every answer is desirable") == 2
+    assert "praise: the format is kto, by the fields of its rows" in printed.out
+    assert "unread id 60" in printed.out
+
+
+def test_a_field_that_nobody_reads_stops_the_run_before_it_begins(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["question"] = row.pop("prompt")
+    (work / "orca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = f"--data.init_args.path={work / 'orca.jsonl'}"
+    with pytest.raises(AssertionError):
+        posttrain(work, "orca", {"class_path": OBJECTIVE + "DPO"}, "PreferenceData", path)
+    said = capsys.readouterr().err
+    assert "orca.jsonl, row 1: the row's field 'question' holds text that nobody reads" in said
+    assert "The format orca_pairs reads it" in said
+    assert "Traceback" not in said
+    assert not (work / "orca").exists()
+
+
+def test_groups_that_never_differ_are_warned_of_once_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    signal = GroupSignal()
+    signal(1, {"val/loss": 0.0})
+    assert signal.remarks() == []
+    for step in (4, 8):
+        signal(step, {"train/groups_with_signal": 0.0})
+    assert capsys.readouterr().err.count("up to step 4 no answer had another reward") == 1
+    assert "the policy learned nothing" in signal.remarks()[0]
+    signal(12, {"train/groups_with_signal": 0.25})
+    assert signal.remarks() == []
