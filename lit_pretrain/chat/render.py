@@ -49,6 +49,8 @@ class Rendered(NamedTuple):
     """Whether training learns to predict each token."""
     cut: bool = False
     """Whether the conversation was truncated."""
+    notes: tuple[str, ...] = ()
+    """What the template left out, for the table of rows."""
 
 
 class _Text(NamedTuple):
@@ -61,6 +63,7 @@ class _Text(NamedTuple):
     """
     raw: bool = False
     """Whether the spans hold all that is learned, with or without a stop token."""
+    notes: tuple[str, ...] = ()
 
 
 _READ = frozenset({"role", "content", "tool_calls", "tool_call_id", "weight", "reasoning_content"})
@@ -225,6 +228,7 @@ class Renderer:
         )
         self.check_shown(messages)
         whole = self._rendering(messages, tools, options)
+        notes = self._left_out(messages, whole.text)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         passed_over = [i for i in answers if not learns_from(messages[i])]
         if passed_over and train_on in ("all", "completion"):
@@ -234,7 +238,7 @@ class Renderer:
                 " assistant or last",
             )
         if train_on == "all":
-            return _Text(whole.text, [(0, len(whole.text))], exact=True)
+            return _Text(whole.text, [(0, len(whole.text))], exact=True, notes=notes)
         first = sum(i < conversation.prompt for i in answers)
         if train_on == "last":
             wanted = answers[-1:]
@@ -279,7 +283,34 @@ class Renderer:
             spans = [self._difference(conversation, i, whole.text, train_on) for i in wanted]
         if train_on == "completion":
             spans = [(spans[0][0], spans[-1][1])]
-        return _Text(whole.text, spans, exact=self.template.marks_generation)
+        return _Text(whole.text, spans, exact=self.template.marks_generation, notes=notes)
+
+    def _left_out(self, messages: Sequence[Message], text: str) -> tuple[str, ...]:
+        """Compare a rendering with what was said, and note thoughts that are not in it.
+
+        Raises:
+            BadRow: Other words, or a tool call, are not in it.
+        """
+        notes: tuple[str, ...] = ()
+        for i, message in enumerate(messages):
+            thought, _, words = (message.get("content") or "").rpartition("</think>")
+            for call in message.get("tool_calls") or ():
+                if self._guarded(call["function"]["name"]) not in text:
+                    raise BadRow(
+                        "tool_calls",
+                        f"message {i + 1} calls {call['function']['name']}, which the template"
+                        f" {self.template.name} leaves out there; use another",
+                    )
+            if message["role"] != "tool" and self._guarded(words.strip()) not in text:
+                raise BadRow(
+                    "text_not_shown",
+                    f"the template {self.template.name} leaves the words of message {i + 1} out or"
+                    f" changes them ({words.strip()[:60]!r}); use another",
+                )
+            thoughts = (thought.rpartition("<think>")[2], message.get("reasoning_content") or "")
+            if any(self._guarded(part.strip()) not in text for part in thoughts):
+                notes = ("thoughts_not_shown",)
+        return notes
 
     def _segments(self, conversation: Conversation) -> _Text:
         """Join pieces of text that need no template."""
@@ -462,7 +493,7 @@ class Renderer:
         learned = np.zeros(len(spelt.ids), dtype=np.bool_)
         if text.spans == [(0, len(text.text))] and text.exact:
             learned[:] = True
-            return Rendered(spelt.ids, learned)
+            return Rendered(spelt.ids, learned, notes=text.notes)
         if text.raw:
             for begin, end in text.spans:
                 first = self._first(text.text, spelt, begin)
@@ -481,7 +512,7 @@ class Renderer:
                 )
             end_of_block = last if self.after_stop and text.exact else 0
             learned[first : max(stop + 1, end_of_block)] = True
-        return Rendered(spelt.ids, learned)
+        return Rendered(spelt.ids, learned, notes=text.notes)
 
     def _lacks(self, text: str, spelt: Spelt) -> bool:
         """Tell whether characters of a text are in no token, or in one that says "unknown"."""
@@ -623,7 +654,7 @@ def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
     Raises:
         BadRow: It is longer and `how` is drop, or no learned token is left.
     """
-    ids, learned, cut = rendered
+    ids, learned, cut, notes = rendered
     if len(ids) > limit:
         if how == "drop":
             raise BadRow("too_long", f"{len(ids)} tokens, {limit} allowed", mistake=False)
@@ -641,4 +672,4 @@ def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
             )
     elif not learned[1:].any():
         raise BadRow("nothing_learned", "no token of it is learned", mistake=False)
-    return Rendered(ids, learned, cut)
+    return Rendered(ids, learned, cut, notes)

@@ -426,6 +426,42 @@ def test_roles_that_a_template_leaves_out_are_refused(tokenizer: Tokenizer) -> N
     assert (bad.reason, bad.mistake) == ("role_not_shown", True)
 
 
+def test_what_a_template_leaves_out_of_a_row_is_refused_or_noted(tokenizer: Tokenizer) -> None:
+    """Calls beside words, as DeepSeek's template; thoughts of earlier answers, as Qwen 3's."""
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.content %}"
+        "{% if loop.last and m.reasoning_content %}{{ m.reasoning_content }}: {% endif %}"
+        "{{ m.content.split('</think>')[-1].split('SECRET')[0] }}{% elif m.tool_calls %}"
+        "{{ m.tool_calls[0].function.name }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+
+    def render(*answers: dict[str, Any]) -> Rendered | BadRow:
+        messages = [m for answer in answers for m in (*say("a"), {"role": "assistant", **answer})]
+        row = Conversation(messages=tuple(messages), prompt=1)  # type: ignore[arg-type]
+        return renderer.render([row], train_on="last")[0]
+
+    shown = render({"content": None, "tool_calls": [call]})
+    assert isinstance(shown, Rendered)
+    assert shown.notes == ()
+    for answer, reason in (
+        ({"content": "Let me see.", "tool_calls": [call]}, "tool_calls"),
+        ({"content": "b SECRET c"}, "text_not_shown"),
+    ):
+        bad = render(answer)
+        assert isinstance(bad, BadRow)
+        assert (bad.reason, bad.mistake) == (reason, True)
+    for lost in ({"content": "b", "reasoning_content": "Hm."}, {"content": "<think>Hm.</think>b"}):
+        noted = render(lost, {"content": "d"})
+        assert isinstance(noted, Rendered)
+        assert noted.notes == ("thoughts_not_shown",)
+    kept = render({"content": "b", "reasoning_content": "Hm."})
+    assert isinstance(kept, Rendered)
+    assert kept.notes == ()
+
+
 def test_options_of_a_row_reach_the_template_or_are_refused(tokenizer: Tokenizer) -> None:
     renderer = Renderer(tokenizer, find_template("qwen", "."), options={"enable_thinking": True})
     thinks, quiet = (

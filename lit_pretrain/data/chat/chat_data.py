@@ -50,7 +50,7 @@ def pack_rows(
     )
     for b, pack in enumerate(packs):
         begin = 0
-        for number, (ids, learned, _) in enumerate(pack):
+        for number, (ids, learned, *_) in enumerate(pack):
             end = begin + len(ids) - 1
             tokens[b, begin:end], doc[b, begin:end] = ids[:-1], number
             labels[b, begin:end] = np.where(learned[1:], ids[1:], IGNORE_INDEX)
@@ -148,6 +148,7 @@ class ChatData(PostTrainingData):
     def note(self, row: TrainingRow, item: Rendered, tally: RowTally) -> None:
         """Count truncated conversations, too."""
         super().note(row, item, tally)
+        tally.noted.update(item.notes)
         if item.cut:
             tally.noted["truncated"] += 1
 

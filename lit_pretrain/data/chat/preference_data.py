@@ -107,6 +107,7 @@ class PreferenceData(PostTrainingData):
     def note(self, row: TrainingRow, item: EncodedPair, tally: RowTally) -> None:
         """Count truncated pairs, too."""
         super().note(row, item, tally)
+        tally.noted.update({*item.chosen.notes, *item.rejected.notes})
         if item.chosen.cut or item.rejected.cut:
             tally.noted["truncated"] += 1
 
@@ -256,6 +257,7 @@ class KTOData(PostTrainingData):
     def note(self, row: TrainingRow, item: EncodedVerdict, tally: RowTally) -> None:
         """Count truncated answers, too."""
         super().note(row, item, tally)
+        tally.noted.update(item.rendered.notes)
         if item.rendered.cut:
             tally.noted["truncated"] += 1
 
