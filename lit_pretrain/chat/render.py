@@ -615,9 +615,10 @@ class Renderer:
         stop = self._special.search(behind)
         rest = behind[stop.end() :] if stop else ""
         header = rest.strip()
-        before = whole[: whole.rfind(answer)]
-        if not header or header == self.tokenizer.eos or header not in before:
-            return ""
+        asking = str(messages[0]["content"])
+        starts = (whole[: whole.find(text)].rstrip() for text in (asking, answer) if text in whole)
+        if not header or not any(start.endswith(header) for start in starts):
+            return ""  # more that ends a turn
         if question != asked or not question.endswith(rest):
             raise UserError(
                 f"the template {self.template.name} ends a conversation with {rest!r}, the header"

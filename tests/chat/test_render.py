@@ -352,6 +352,21 @@ def test_a_header_that_nobody_asked_for_is_cut(source: str, tokenizer: Tokenizer
     assert asked.endswith(("assistant\n", "<|end_header_id|>\n\n", "<|start_header_id|>"))
 
 
+def test_two_tokens_that_end_a_turn_are_no_header(tokenizer: Tokenizer) -> None:
+    """As Cohere's `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`, of which the user's turn has one."""
+    source = (
+        "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content"
+        " }}{{ '<|im_end|>' if m.role == 'assistant' else '' }}{{ '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{% endif %}"
+    )
+    renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
+    talk = conversation("a", "b", "c", "d")
+    assert learned(renderer, one(renderer, talk)) == [
+        "b<|im_end|><|eot_id|>",
+        "d<|im_end|><|eot_id|>",
+    ]
+
+
 def test_the_header_of_a_user_that_nobody_asked_for_is_refused(tokenizer: Tokenizer) -> None:
     source = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
