@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pretrain.callbacks.graceful_stop import ECHO_SECONDS, SIGNALS, GracefulStop
-from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
+from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError, warn
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Environment variables in which torchrun, Lightning and Slurm number their processes."""
@@ -32,6 +32,21 @@ GRACE_SECONDS = 3.0
 def is_first_process() -> bool:
     """Tell whether this process makes the run folder, before there is a Trainer."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def check_restarts() -> None:
+    """Warn of a torchrun whose restarts find the addresses of the processes before them.
+
+    torchrun keeps one store over its restarts, in which the ranks leave their addresses. A rank
+    that starts sooner than another reads the old one and cannot connect
+    (pytorch/pytorch#135712, #167288); whether it does is a matter of luck.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_first_process():
+        warn(
+            "torchrun --max-restarts shares one store between restarts, and ranks may look for"
+            " those that have died: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        )
 
 
 @contextmanager

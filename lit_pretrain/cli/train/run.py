@@ -23,7 +23,7 @@ from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
-from lit_pretrain.cli.train.ranks import listening, one_voice
+from lit_pretrain.cli.train.ranks import check_restarts, listening, one_voice
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
@@ -68,6 +68,7 @@ def train(verb: str, argv: list[str], began: float) -> int:
         The exit code.
     """
     quiet_libraries()
+    check_restarts()
     cli = TrainCLI(verb, argv)
     try:
         if cli.finished and (cli.place.folder / SUMMARY).is_file():

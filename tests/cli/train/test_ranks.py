@@ -10,7 +10,13 @@ import pytest
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pretrain.cli.train import ranks
-from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES, is_first_process, one_voice
+from lit_pretrain.cli.train.ranks import (
+    LAUNCHED_NAME,
+    RANK_VARIABLES,
+    check_restarts,
+    is_first_process,
+    one_voice,
+)
 from lit_pretrain.errors import UserError
 
 
@@ -29,6 +35,23 @@ def test_every_launcher_numbers_its_processes(name: str, monkeypatch: pytest.Mon
     assert is_first_process()
     monkeypatch.setenv(name, "1")
     assert not is_first_process()
+
+
+@pytest.mark.parametrize(
+    ("shared", "restarts", "warned"),
+    [("True", "3", True), ("False", "3", False), ("True", "0", False)],
+)
+def test_restarts_that_share_a_store_are_warned_of(
+    shared: str,
+    restarts: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    check_restarts()
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err) == warned
 
 
 def trainer(processes: list["subprocess.Popen[bytes]"], *, rank: int = 0) -> SimpleNamespace:
