@@ -20,6 +20,7 @@ from lit_pretrain.report.run_folder import (
     read_skips,
 )
 from lit_pretrain.skips import Skips
+from lit_pretrain.step_size import counted
 
 
 def order(
@@ -121,7 +122,7 @@ def run(run: str, verify: bool = False) -> str:
         lines += [
             f"{here}: {facts['verb']}, started {facts['started']}",
             f"  revision {facts['revision']}, {facts['precision']}",
-            f"  {facts['parameters']['total']:,} parameters, {max_steps:,} steps",
+            f"  {facts['parameters']['total']:,} parameters, {counted(max_steps, 'steps')}",
             "  "
             + (
                 f"data {facts['data']} ({facts['manifest_hash'][:16]})"

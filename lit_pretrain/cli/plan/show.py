@@ -101,7 +101,7 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
     steps = (
         ""
         if length["steps"] is None
-        else f" = {length['steps']:,.0f} steps of {length['tokens_per_step']:,}"
+        else f" = {counted(round(length['steps']), 'steps')} of {length['tokens_per_step']:,}"
     )
     epochs = (
         ""

@@ -35,6 +35,7 @@ from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference
+from lit_pretrain.step_size import counted
 
 _PEAKS = {
     "loss": "when the loss is computed", "block backward": "in the backward pass",
@@ -254,7 +255,7 @@ def fit_plan(
         data.batch_line(layout.devices),
         *_mesh(config, layout.devices),
         (
-            f"{config.max_steps:,} steps = {short(tokens)} tokens ="
+            f"{counted(config.max_steps, 'steps')} = {short(tokens)} tokens ="
             f" {data.epochs(config.max_steps):.2f} epochs"
         ),
         f"{flops:.3g} FLOPs",
