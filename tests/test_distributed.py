@@ -181,6 +181,9 @@ SHARDED = ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"]
         pytest.param(
             ["--parallel.tp=2", "--trainer.devices=4"], id="fsdp-tp", marks=pytest.mark.slow
         ),
+        pytest.param(
+            ["--parallel.cp=2", "--sharded_checkpoints=true"], id="cp", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_two_ranks_equal_one_and_hand_over(

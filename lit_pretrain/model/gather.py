@@ -3,6 +3,7 @@
 Axes: B rows, T tokens, P devices.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,3 +41,34 @@ class _GatherTokens(torch.autograd.Function):
         parts = torch.cat(grad_BT.chunk(ctx.devices, dim=1))
         own = ops.reduce_scatter_tensor(parts, "sum", ctx.devices, ctx.group)
         return ops.wait_tensor(own), None, None
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Which tokens of every row this device holds: context parallelism.
+
+    A row is cut into two chunks for each of P devices. Device r holds chunk r from the front and
+    chunk r from the back, so that in undivided rows all devices attend to as many keys.
+    """
+
+    group: str
+    """Name of the process group of the devices that share rows."""
+    devices: int
+    rank: int
+
+    def chunks(self, length: int) -> tuple[slice, slice]:
+        """Return the columns of the two chunks in a row of `length` tokens."""
+        size, back = length // (2 * self.devices), 2 * self.devices - 1 - self.rank
+        return (
+            slice(self.rank * size, (self.rank + 1) * size),
+            slice(back * size, (back + 1) * size),
+        )
+
+    def take(self, x_BT: Tensor) -> Tensor:
+        """Cut whole rows (B, T, ...) to this device's tokens."""
+        return torch.cat([x_BT[:, chunk] for chunk in self.chunks(x_BT.shape[1])], dim=1)
+
+    def gather(self, x_BT: Tensor) -> Tensor:
+        """Put whole rows together from the tokens of all devices, in the order of the row."""
+        chunks = gather_tokens(x_BT, self.group, self.devices).chunk(2 * self.devices, dim=1)
+        return torch.cat([*chunks[::2], *reversed(chunks[1::2])], dim=1)

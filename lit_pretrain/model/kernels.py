@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.tiled_attention import tiled_attention
 
 if TYPE_CHECKING:
@@ -106,18 +107,24 @@ def choose_kernel(
 
 
 def make_kernel(
-    config: ModelConfig, tokens_BT: Tensor, doc_BT: Tensor | None, dtype: torch.dtype
+    config: ModelConfig,
+    tokens_BT: Tensor,
+    doc_BT: Tensor | None,
+    dtype: torch.dtype,
+    parts: RowParts | None = None,
 ) -> Kernel:
     """Build the kernel of one forward pass without a cache.
 
     Args:
         config: Names the kernel, the windows and the cap.
-        tokens_BT: Gives shape and device.
+        tokens_BT: Gives shape and device of whole rows.
         doc_BT: Number of the document of each position; None if every row is one document.
         dtype: In which queries, keys and values will come.
+        parts: Which tokens of the rows come, where devices share rows.
     """
     name = choose_kernel(config, tokens_BT.device.type, dtype, doc_BT is not None)
     if name == "varlen":
+        assert parts is None, "check_sizes refuses it"
         return VarlenKernel(tokens_BT if doc_BT is None else doc_BT, one_document=doc_BT is None)
     start_BT = (
         torch.zeros_like(tokens_BT, dtype=torch.int64)
@@ -128,19 +135,36 @@ def make_kernel(
     first: dict[int | None, Tensor | None] = {}
     for window in {config.window(layer) for layer in range(config.n_layer)}:
         unmasked = doc_BT is None and (window is None or window >= T) and name != "tiled"
-        first[window] = None if unmasked else first_visible(start_BT, window)
+        first[window] = None if unmasked and parts is None else first_visible(start_BT, window)
+    if parts is None:
+        return _kernel_for(name, first, slice(0, T), config, tokens_BT)
+    kernels = []
+    for chunk in parts.chunks(T):
+        own = {w: None if rows is None else rows[:, chunk] for w, rows in first.items()}
+        kernels.append((chunk, _kernel_for(name, own, chunk, config, tokens_BT)))
+    return PartedKernel(parts, kernels)
+
+
+def _kernel_for(
+    name: KernelName,
+    first: dict[int | None, Tensor | None],
+    queries: slice,
+    config: ModelConfig,
+    tokens_BT: Tensor,
+) -> Kernel:
+    """Build a kernel for queries that stand at the end of the keys given."""
     if name == "tiled":
-        return TiledKernel(first)
+        return TiledKernel(first, queries.start)
     if name == "flex":
-        return FlexKernel(first, config.attn_softcap, tokens_BT)
-    column_T = torch.arange(T, device=tokens_BT.device)
-    causal_TT = column_T <= column_T[:, None]
+        return FlexKernel(first, config.attn_softcap, tokens_BT[:, queries], queries.start)
+    column_S = torch.arange(queries.stop, device=tokens_BT.device)
+    causal_TS = column_S <= column_S[queries, None]
     masks: dict[int | None, Tensor | None] = {}
     for window, first_BT in first.items():
         if first_BT is not None:
-            masks[window] = (causal_TT & (column_T >= first_BT[:, :, None]))[:, None]
+            masks[window] = (causal_TS & (column_S >= first_BT[:, :, None]))[:, None]
         else:
-            masks[window] = causal_TT[None, None] if name == "matmul" else None
+            masks[window] = causal_TS[None, None] if name == "matmul" else None
     return ProductKernel(masks, config.attn_softcap) if name == "matmul" else FusedKernel(masks)
 
 
@@ -168,6 +192,32 @@ def make_cached_kernel(
         if config.attn_softcap is None
         else ProductKernel(masks, config.attn_softcap)
     )
+
+
+class PartedKernel:
+    """Attention of this device's tokens over whole rows, whose keys and values are gathered.
+
+    Args:
+        parts: Which tokens of a row this device holds.
+        kernels: For each of its chunks the columns, and a kernel for queries at the end of the
+            keys up to there.
+    """
+
+    def __init__(self, parts: RowParts, kernels: list[tuple[slice, Kernel]]) -> None:
+        self.parts = parts
+        self.kernels = kernels
+
+    def __call__(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
+    ) -> Tensor:
+        """Attend, as `Kernel` says."""
+        # One collective for both; grouped heads make it small beside the queries.
+        k_BSGK, v_BSGK = self.parts.gather(torch.cat([k_BSGK, v_BSGK], dim=-1)).chunk(2, dim=-1)
+        outs = [
+            kernel(q, k_BSGK[:, : chunk.stop], v_BSGK[:, : chunk.stop], window)
+            for q, (chunk, kernel) in zip(q_BTHK.chunk(2, dim=1), self.kernels, strict=True)
+        ]
+        return torch.cat(outs, dim=1)
 
 
 class FusedKernel:
@@ -251,8 +301,9 @@ class ProductKernel:
 class TiledKernel:
     """Our own kernel for CPUs; see lit_pretrain.model.tiled_attention."""
 
-    def __init__(self, first: dict[int | None, Tensor | None]) -> None:
+    def __init__(self, first: dict[int | None, Tensor | None], offset: int = 0) -> None:
         self.first = first
+        self.offset = offset
 
     def __call__(
         self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, window: int | None
@@ -260,14 +311,18 @@ class TiledKernel:
         """Attend, as `Kernel` says."""
         first_BT = self.first[window]
         assert first_BT is not None
-        return tiled_attention(q_BTHK, k_BSGK, v_BSGK, first_BT)
+        return tiled_attention(q_BTHK, k_BSGK, v_BSGK, first_BT, self.offset)
 
 
 class FlexKernel:
     """FlexAttention: compiled to one fused kernel that skips blocks no query sees."""
 
     def __init__(
-        self, first: dict[int | None, Tensor | None], cap: float | None, tokens_BT: Tensor
+        self,
+        first: dict[int | None, Tensor | None],
+        cap: float | None,
+        tokens_BT: Tensor,
+        offset: int = 0,
     ) -> None:
         B, T = tokens_BT.shape
         device = tokens_BT.device
@@ -277,9 +332,13 @@ class FlexKernel:
         )
         self.masks: dict[int | None, BlockMask] = {}
         for window, first_BT in first.items():
-            rule = _flex_causal if first_BT is None else functools.partial(_flex_rule, first_BT)
+            rule = _flex_causal
+            if first_BT is not None and offset:
+                rule = functools.partial(_flex_shifted, first_BT, offset)
+            elif first_BT is not None:
+                rule = functools.partial(_flex_rule, first_BT)
             self.masks[window] = create_block_mask(
-                rule, None if first_BT is None else B, None, T, T, device=device
+                rule, None if first_BT is None else B, None, T, offset + T, device=device
             )
 
     def __call__(
@@ -306,6 +365,12 @@ def _flex_causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 def _flex_rule(first_BT: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return (key <= query) & (key >= first_BT[b, query])
+
+
+def _flex_shifted(
+    first_BT: Tensor, offset: int, b: Tensor, h: Tensor, query: Tensor, key: Tensor
+) -> Tensor:
+    return (key <= query + offset) & (key >= first_BT[b, query])
 
 
 def _flex_cap(cap: float, score: Tensor, *indices: Tensor) -> Tensor:

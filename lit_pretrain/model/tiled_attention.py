@@ -30,7 +30,9 @@ HALF_TILE = 128
 """Queries in a tile in bf16 and fp16."""
 
 
-def tiled_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Tensor) -> Tensor:
+def tiled_attention(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Tensor, offset: int = 0
+) -> Tensor:
     """Attend, on a CPU, from each query to the keys first_BT[query] .. query of its row.
 
     Scores are computed in fp32 or better, whatever the dtype.
@@ -41,19 +43,20 @@ def tiled_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, first_BT: Te
         v_BTGK: Values.
         first_BT: Column of the first key that each query sees, int64; must not decrease along a row
             nor exceed the query's own column.
+        offset: Column of the first query; there are as many keys more than queries.
 
     Returns:
         Outputs, (B, T, H, K), contiguous.
     """
-    out: Tensor = _forward(q_BTHK, k_BTGK, v_BTGK, first_BT)
+    out: Tensor = _forward(q_BTHK, k_BTGK, v_BTGK, first_BT, offset)
     return out
 
 
 @torch.library.custom_op("lit_pretrain::tiled_attention", mutates_args=(), device_types="cpu")
-def _forward(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor, offset: int) -> Tensor:
     out = q.new_empty(q.shape)
     wide = torch.promote_types(q.dtype, torch.float32)
-    tiles_of = _tiles(first_BT, q.dtype)
+    tiles_of = _tiles(first_BT, q.dtype, offset)
 
     def work(row: int, groups: slice, heads: slice) -> None:
         q_TFK, k_GTK = q[row, :, heads].to(wide), k[row, :, groups].to(wide).transpose(0, 1)
@@ -74,12 +77,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> Tensor:
     "lit_pretrain::tiled_attention_backward", mutates_args=(), device_types="cpu"
 )
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = q.shape[-1] ** -0.5
-    tiles_of = _tiles(first_BT, q.dtype)
+    tiles_of = _tiles(first_BT, q.dtype, offset)
 
     def work(row: int, groups: slice, heads: slice) -> None:
         q_TFK, k_GTK, v_GKT = (
@@ -184,11 +187,11 @@ class _Tile(NamedTuple):
     """
 
 
-def _tiles(first_BT: Tensor, dtype: torch.dtype) -> list[list[_Tile]]:
+def _tiles(first_BT: Tensor, dtype: torch.dtype, offset: int) -> list[list[_Tile]]:
     """List the tiles of each row."""
     T = first_BT.shape[1]
     size = TILE.get(dtype, HALF_TILE)
-    column_T = torch.arange(T, device=first_BT.device)
+    column_S = torch.arange(offset + T, device=first_BT.device)
     starts = range(0, T, size)
     ends = [min(start + size, T) for start in starts]
     lowest, highest = first_BT[:, ::size].tolist(), first_BT[:, [end - 1 for end in ends]].tolist()
@@ -199,8 +202,9 @@ def _tiles(first_BT: Tensor, dtype: torch.dtype) -> list[list[_Tile]]:
             # From a multiple of the tile: oneDNN compiles a product for every new shape, so there
             # must be few.
             key = low - low % size
-            hidden_SL = column_T[key:end] < first_T[start:end, None] if high > key else None
-            tiles.append(_Tile(slice(start, end), slice(key, end), end - start, hidden_SL))
+            stop = offset + end
+            hidden_SL = column_S[key:stop] < first_T[start:end, None] if high > key else None
+            tiles.append(_Tile(slice(start, end), slice(key, stop), end - start, hidden_SL))
         rows.append(tiles)
     return rows
 
@@ -238,24 +242,27 @@ def _unfold(x_GNK: Tensor, S: int) -> Tensor:
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor, offset: int) -> Tensor:
     return q.new_empty(q.shape)
 
 
 @_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first_BT: Tensor, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_inputs(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor
+) -> None:
+    *tensors, ctx.offset = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    dq, dk, dv = _backward(grad, *ctx.saved_tensors)
-    return dq, dk, dv, None
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    dq, dk, dv = _backward(grad, *ctx.saved_tensors, ctx.offset)
+    return dq, dk, dv, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep_inputs)

@@ -15,6 +15,7 @@ from lit_pretrain.class_path import check_call, import_class_path
 from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.attention import Attention, KVCache, Pass, Rotary
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
 from lit_pretrain.roles import Role, parameter_roles
@@ -206,6 +207,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.parts: RowParts | None = None
+        """Which tokens of a row this device computes, where devices share rows."""
         device = torch.get_default_device()
         value_layers = [
             layer for layer in range(config.n_layer) if config.has_value_embedding(layer)
@@ -315,7 +318,7 @@ class Transformer(nn.Module):
                 documents or the cache.
 
         Returns:
-            Hidden states after the final norm, (B, T, D).
+            Hidden states after the final norm, (B, T, D), of this device's tokens.
 
         Raises:
             UserError: If the row is longer than the model has positions, or, on CPU, if a token id
@@ -336,8 +339,15 @@ class Transformer(nn.Module):
             positions_BT = slots_BT if positions_BT is None else positions_BT
             kernel = make_cached_kernel(self.config, slots_BT, cache.used, even=cache.even)
         else:
-            kernel = make_kernel(self.config, tokens_BT, doc_BT, self.compute_dtype())
-        rotation = None if self.rotary is None else self.rotary(length, positions_BT)
+            dtype = self.compute_dtype()
+            kernel = make_kernel(self.config, tokens_BT, doc_BT, dtype, self.parts)
+        columns_BT = positions_BT
+        if self.parts is not None and cache is None:
+            column_BT = torch.arange(length, device=tokens_BT.device)[None]
+            place_BT = column_BT if doc_BT is None else column_BT - document_starts(doc_BT)
+            columns_BT, positions_BT = self.parts.take(column_BT), self.parts.take(place_BT)
+            tokens_BT = self.parts.take(tokens_BT)
+        rotation = None if self.rotary is None else self.rotary(length, columns_BT)
         shared = Pass(kernel, rotation, cache, slots_BT)
 
         x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)

@@ -154,6 +154,11 @@ class Objective(nn.Module):
     vocabulary may be split over devices (`parallel.tp`).
     """
 
+    splits_rows: bool = False
+    """Whether its terms are tokens, each of which counts for itself, so that the tokens of a row
+    may be split over devices (`parallel.cp`).
+    """
+
     def counts(self, batch: Any) -> Tensor | None:
         """Count what `forward` has to know of the whole optimizer step (`LabelScores.step_counts`).
 
@@ -245,6 +250,7 @@ class CrossEntropy(Objective):
     needs = frozenset({"labels"})
     bits_per_byte = True
     splits_vocabulary = True
+    splits_rows = True
 
     def __init__(self, z_loss: float = 0.0, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -186,6 +186,10 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
         UserError: Names every field that does not fit, and what would.
     """
     tp, cp = sizes.tp, sizes.cp
+    if cp > 1 and net.attention == "varlen":
+        raise UserError(
+            f"parallel.cp={cp}: model.net.attention='varlen' reads whole rows; use 'auto'"
+        )
     if tp > 1:
         if net.block is not None:
             raise UserError(

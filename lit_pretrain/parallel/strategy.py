@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.mesh import Mesh, MeshSizes, Parallel, has_axis, weights_mesh
 
@@ -181,6 +182,14 @@ def token_group(strategy: Strategy) -> Any:
 def mesh_sizes(strategy: Strategy) -> MeshSizes | None:
     """Return the sizes of a strategy's mesh, known before there is one; None without a mesh."""
     return strategy.sizes if isinstance(strategy, ShardedStrategy) else None
+
+
+def row_parts(strategy: Strategy) -> RowParts | None:
+    """Return which tokens of a row this rank holds; None where rows are whole."""
+    cp = strategy.mesh.cp if isinstance(strategy, ShardedStrategy) else None
+    if cp is None:
+        return None
+    return RowParts(cp.get_group().group_name, cp.size(), cp.get_local_rank())
 
 
 def token_ranks(trainer: Trainer) -> int:

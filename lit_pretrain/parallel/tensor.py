@@ -42,6 +42,9 @@ def split_(net: Transformer, mesh: DeviceMesh) -> None:
             setattr(net, name, nn.Parameter(whole))
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    # What a collective returns before it has ended is a tensor of a special kind, whose gradient a
+    # compiled block loses (torch 2.13: that of the embedding was zero).
+    net.token_embedding.register_forward_hook(lambda module, inputs, x_BTD: x_BTD.clone())
     group, devices = mesh.get_group().group_name, mesh.size()
     # For the head each device multiplies all tokens by its own part of the vocabulary.
     net.final_norm.register_forward_hook(

@@ -248,7 +248,8 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     gathered = inputs * c * t * d
     kept: float = 2 * r * t * d
     # Queries, keys, values, heads, and the scores' log-sum-exp.
-    kept += c * t * (2 * q + 2 * k) + 4 * t * config.n_head
+    # Where devices share rows, they gather the keys and values of whole rows.
+    kept += c * t * (2 * q + 2 * k * layout.cp) + 4 * t * config.n_head
     # Compiled, the backward pass recomputes the activation from its input.
     kept += c * t * f * ((4 if config.gated else 3) - layout.compiled)
     kept += 2 * _norm_extra(config, layout)

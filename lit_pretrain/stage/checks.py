@@ -131,7 +131,7 @@ def check_data(
 def check_mesh(
     sizes: MeshSizes, objective: Objective, *, net: ModelConfig, seq_len: int, adapter: bool
 ) -> None:
-    """Refuse what cannot be computed on parts of matrices.
+    """Refuse what cannot be computed on parts of matrices or of rows.
 
     Args:
         sizes: Of the mesh.
@@ -144,6 +144,12 @@ def check_mesh(
         UserError: Names the setting and what to do instead.
     """
     check_sizes(sizes, net, seq_len)
+    if sizes.cp > 1 and not objective.splits_rows:
+        raise UserError(
+            f"parallel.cp={sizes.cp}: model.objective {type(objective).__name__} is not a sum over"
+            " tokens that knows how to be split over devices; set parallel.cp: 1 and use"
+            " parallel.dp_shard"
+        )
     if sizes.tp == 1:
         return
     instead = "set parallel.tp: 1 and use parallel.dp_shard"

@@ -52,6 +52,7 @@ from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
+    row_parts,
     shard_,
     sum_over_tokens,
     token_group,
@@ -199,6 +200,7 @@ class Stage(L.LightningModule):
             self.net = shard_(
                 net, mesh, device=self.trainer.strategy.root_device, fill=self.origin.fill
             )
+            self.net.parts = row_parts(self.trainer.strategy)
         else:
             self.origin.fill(net)
             self.net = net
@@ -466,9 +468,14 @@ class Stage(L.LightningModule):
         return sum_over_tokens(self.trainer.strategy, torch.stack(found).sum(dim=0))
 
     def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Tensor | None]:
-        """Add the reference's column to a micro-batch, and compute the teacher's hidden states."""
+        """Add the reference's column to a micro-batch, and compute the teacher's hidden states.
+
+        Where devices share rows, its labels are cut to the tokens whose hidden states are here.
+        """
         if self.reference is not None:
             micro = self.reference.fill(micro)
+        if self.net.parts is not None:
+            micro = micro._replace(labels_BT=self.net.parts.take(micro.labels_BT))
         return micro, (
             None if self.teacher is None else self.teacher.hidden(micro.tokens_BT, micro.doc_BT)
         )
@@ -596,7 +603,7 @@ class Stage(L.LightningModule):
                 metric.update(metrics, micro.source_B)
             else:
                 metric.update(
-                    metrics["nll_BT"], micro.labels_BT, micro.source_B, self.token_bytes_V
+                    metrics["nll_BT"], complete.labels_BT, micro.source_B, self.token_bytes_V
                 )
 
     def on_validation_epoch_end(self) -> None:

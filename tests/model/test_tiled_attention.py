@@ -111,7 +111,21 @@ def test_half_precision_gradients_are_as_good_as_the_fused_ones() -> None:
 def test_it_is_a_proper_operation_for_the_compiler() -> None:
     first_BT = torch.tensor([[0, 0, 2, 2, 2]])
     arguments = (*(x.requires_grad_() for x in inputs(1, 5, 4, 2, torch.float32)), first_BT)
-    torch.library.opcheck(torch.ops.lit_pretrain.tiled_attention.default, arguments)
+    torch.library.opcheck(torch.ops.lit_pretrain.tiled_attention.default, (*arguments, 0))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 70), (70, 150), (137, 150)])
+def test_queries_at_the_end_of_more_keys(begin: int, end: int) -> None:
+    """A chunk of a row gets what the whole row gets there, gradients too."""
+    q, k, v = (x.requires_grad_() for x in inputs(2, 150, 4, 2, torch.float64))
+    first_BT = torch.where(torch.arange(150) < 90, 0, 90).expand(2, -1).contiguous()
+    whole = tiled_attention(q, k, v, first_BT)[:, begin:end]
+    chunk = tiled_attention(q[:, begin:end], k[:, :end], v[:, :end], first_BT[:, begin:end], begin)
+    torch.testing.assert_close(chunk, whole)
+    weights = torch.randn(whole.shape, dtype=torch.float64)
+    found = torch.autograd.grad((chunk * weights).sum(), (q, k, v))
+    for a, b in zip(found, torch.autograd.grad((whole * weights).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_strided_inputs() -> None:

@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
 from lit_pretrain.optim import AdamW, MuonAdamW, muon
@@ -44,6 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 12,
         "window_pattern": "SL",
     },
+    "matmul": {"attention": "matmul", "attn_softcap": 20.0},
+    "sdpa": {"attention": "sdpa", "sliding_window": 12, "window_pattern": "SL"},
     "checkpointed": {"checkpointing": True},
     "compiled": {"backend": "aot_eager"},
     "z": {"z_loss": 1e-3, "label_smoothing": 0.05},
@@ -96,6 +99,9 @@ def train(
         fill(net)
     else:
         shard_(net, mesh.whole, device=torch.device("cpu"), fill=fill)
+        if mesh.cp is not None:
+            group = mesh.cp.get_group().group_name
+            net.parts = RowParts(group, mesh.cp.size(), mesh.cp.get_local_rank())
     if backend is not None and mesh is not None:
         net.compile_blocks(backend)
     optimizer = recipe.build(list(net.named_parameters()), parameter_roles(net))
@@ -105,6 +111,8 @@ def train(
         optimizer.zero_grad()
         total, count = torch.zeros(()), torch.zeros(())
         for tokens, labels, doc in micro_batches(step, rank, replicas):
+            if net.parts is not None:
+                labels = net.parts.take(labels)
             scores = LabelScores(
                 net(tokens, doc), net.head_weight, labels, logit_softcap=config.logit_softcap
             )

@@ -26,23 +26,30 @@ def distances(mesh: str, *cases: str) -> dict[str, dict[str, float]]:
     return found
 
 
-ALL = ["untied", "tied", "everything", "learned", "checkpointed", "z", "muon", "compiled"]
+ALL = [
+    "untied", "tied", "everything", "learned", "matmul", "sdpa", "checkpointed", "z", "muon",
+    "compiled",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("mesh", "cases"),
     [
-        ("tp=2", ["untied", "everything"]),
+        ("cp=2,tp=2", ["untied", "everything"]),
         pytest.param("tp=2", ALL, marks=pytest.mark.slow),
         pytest.param("dp_shard=2,tp=2", ALL, marks=pytest.mark.slow),
         pytest.param("dp_replicate=2,dp_shard=2", ALL, marks=pytest.mark.slow),
         pytest.param("dp_replicate=2,tp=2", ["untied", "everything"], marks=pytest.mark.slow),
+        pytest.param("cp=2", ALL, marks=pytest.mark.slow),
+        pytest.param("dp_shard=2,cp=2", ALL, marks=pytest.mark.slow),
+        pytest.param("cp=2,tp=2", ALL, marks=pytest.mark.slow),
+        pytest.param("cp=4", ["untied", "everything"], marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_computes_what_one_process_does(mesh: str, cases: list[str]) -> None:
     for name, found in distances(mesh, *cases).items():
         assert found["losses"] < 1e-5, name
         assert found["gradients"] < 1e-5, name
-        # An orthogonalised update turns small singular vectors by more than rounding.
-        assert found["weights"] < (1e-2 if name == "muon" else 1e-4), name
+        # Both optimizers divide by sizes of gradients: tiny ones move by more than rounding.
+        assert found["weights"] < (1e-2 if name == "muon" else 1e-3), name
         assert found["fell"] > 0, name

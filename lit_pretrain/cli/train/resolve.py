@@ -159,10 +159,7 @@ def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:
         UserError: Its sizes do not make up the devices.
     """
     parallel = parallel_in(config)
-    sizes = None if parallel is None else parallel.sizes(devices)
-    if sizes is not None and sizes.cp > 1:
-        raise UserError(f"parallel.cp={sizes.cp}: rows cannot be split yet; set parallel.cp: 1")
-    return sizes
+    return None if parallel is None else parallel.sizes(devices)
 
 
 def parallel_in(config: Namespace) -> Parallel | None:
