@@ -812,6 +812,58 @@ def test_a_fork_goes_on_with_another_schedule(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_fork_goes_on_with_another_rate(
+    dataset: Path, begun: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and moments are the checkpoint's; rates and settings the fork's, also when it is
+    resumed itself.
+    """
+    checkpoint = begun / "run" / "checkpoints" / "step=00000008.ckpt"
+    fork = [
+        f"--fork={checkpoint}",
+        "--model.optimizer.matrix_lr=0.01",
+        "--model.optimizer.betas=[0.7,0.9]",
+    ]
+    arguments = options(dataset, tmp_path, "fork", *fork, "--resume=auto")
+    with at_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main(arguments) == 75
+    said = capsys.readouterr().out
+    assert f"of {checkpoint} it keeps weights, the optimizer's moments" in said
+    assert "the optimizer's settings are those of this run" in said
+    assert "matrix_lr: the checkpoint has 0.02, this run 0.01" in said
+    assert main(arguments) == 0
+    assert "it keeps" not in capsys.readouterr().out
+    lines = [m for m in read_metrics(tmp_path / "fork") if "train/loss" in m]
+    before = {m["step"]: m for m in read_metrics(whole / "one") if "train/loss" in m}
+    assert [m["step"] for m in lines] == list(range(9, STEPS + 1))
+    for line in lines:
+        assert line["lr/matrix"] == pytest.approx(before[line["step"]]["lr/matrix"] / 2)
+        assert line["lr/head"] == before[line["step"]]["lr/head"]
+    assert lines[0]["train/loss"] == before[9]["train/loss"]
+    assert lines[1]["train/loss"] != before[10]["train/loss"]
+    last = torch.load(tmp_path / "fork" / "checkpoints" / "step=00000014.ckpt", weights_only=True)
+    [optimizer] = last["optimizer_states"]
+    groups = {group["role"]: group for group in optimizer["param_groups"]}
+    assert groups["matrix"]["step"] == STEPS
+    assert groups["head"]["betas"] == (0.7, 0.9)
+    assert {float(s["step"]) for s in optimizer["state"].values() if "step" in s} == {STEPS}
+    lineage = json.loads((tmp_path / "fork" / "lineage.json").read_text())
+    assert len(lineage["stages"]) == 2  # however often it is resumed
+    another = "--model.optimizer=lit_pretrain.optim.AdamW"
+    assert main(options(dataset, tmp_path, "other", fork[0], another)) == 2
+    assert "model.optimizer.class_path: the checkpoint has" in capsys.readouterr().err
+
+
+def test_moments_must_be_those_of_the_optimizer(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adam = ["--model.optimizer=torch.optim.AdamW", "--max_steps=2"]
+    assert main(options(dataset, tmp_path, "run", *adam)) == 0
+    fork = [f"--fork={tmp_path / 'run'}", *adam, "--max_steps=3", "--model.optimizer.amsgrad=true"]
+    assert main(options(dataset, tmp_path, "fork", *fork)) == 2
+    assert "keeps max_exp_avg_sq for the role" in capsys.readouterr().err
+
+
 def test_weights_alone_start_a_new_run(
     dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

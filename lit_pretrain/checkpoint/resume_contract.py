@@ -31,10 +31,12 @@ SKIPS = "skip_steps"
 """Ranges of optimizer steps that are left out of the order. They may grow; what the run has read
 stays what it was.
 """
-FORKABLE = ("model.schedule.", "model.clip_norm", "max_steps", *MIXTURE)
+OPTIMIZER = "model.optimizer.init_args."
+FORKABLE = ("model.schedule.", OPTIMIZER, "model.clip_norm", "max_steps", *MIXTURE)
 """Beginnings of the fields that a fork may change.
 
-These are how the learning rate goes on, how long, and the mixture from the fork's step on. Every
+These are the settings of the optimizer, how the learning rate goes on, how long, and the mixture
+from the fork's step on. The optimizer stays what it is, so that its moments mean the same. Every
 source is read on from where it was, which the data module checks by comparing the two orders.
 """
 
@@ -172,6 +174,16 @@ def check_resume(
         )
 
 
+def fork_lines(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
+    """Say what a fork keeps of its checkpoint, and which settings are its own."""
+    changed = differences(saved, now)
+    kept = "weights, the optimizer's moments and its counts of steps, and the place in the data"
+    lines = [f"fork: of {where} it keeps {kept}"]
+    if any(line.startswith(OPTIMIZER) for line in changed):
+        lines.append("fork: the optimizer's settings are those of this run")
+    return lines + [f"fork: {line}" for line in changed]
+
+
 def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Refuse to fork a checkpoint into a run whose network, optimizer or data are others.
 
@@ -183,8 +195,8 @@ def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> 
     ]
     if found:
         raise UserError(
-            f"cannot fork {where}: only the schedule, the clipping, the mixture and the length may"
-            " differ.\n  "
+            f"cannot fork {where}: only the schedule, the settings of the same optimizer, the"
+            " clipping, the mixture and the length may differ.\n  "
             + "\n  ".join(found)
             + "\nStart a new run with --from to take only the weights."
         )

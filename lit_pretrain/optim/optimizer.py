@@ -115,6 +115,42 @@ def check_not_negative(where: str, **settings: float) -> None:
             raise UserError(f"{where}: {name} must be zero or positive, found {value}.")
 
 
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Copy the settings of an optimizer's groups, without what it counts in them."""
+    return [
+        {name: value for name, value in group.items() if name not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
+
+
+def check_moments(recipe: OptimizerRecipe, restored: torch.optim.Optimizer) -> None:
+    """Refuse moments of a checkpoint that an optimizer with other settings cannot go on from.
+
+    A small optimizer of the new settings takes a step, and shows what it keeps.
+
+    Raises:
+        UserError: It keeps more than the checkpoint holds.
+    """
+    import torch
+    from torch import nn
+
+    for group in restored.param_groups:
+        role = group["role"]
+        weight = nn.Parameter(torch.ones((8, 8) if role not in ("vector", "scalar") else (64,)))
+        small = recipe.build([("weight", weight)], {"weight": role})
+        weight.grad = torch.ones_like(weight)
+        small.step()
+        needed = {name for name, value in small.state[weight].items() if value is not None}
+        state = restored.state[group["params"][0]]
+        missing = sorted(needed - {name for name, value in state.items() if value is not None})
+        if missing:
+            raise UserError(
+                f"model.optimizer: with these settings {recipe.name} keeps {', '.join(missing)} for"
+                f" the role {role}, which the checkpoint does not hold. Keep the settings that"
+                " decide what it keeps, or take the weights alone with --from."
+            )
+
+
 # ------------------------------------------------------------------ AdamW
 
 

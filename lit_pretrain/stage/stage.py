@@ -49,6 +49,7 @@ from lit_pretrain.objective import (
 from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
+from lit_pretrain.optim.optimizer import check_moments, group_settings
 from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
@@ -180,6 +181,9 @@ class Stage(L.LightningModule):
         """What a training step reports beside its loss."""
         self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
         self._loss = self._objective_sums
+        self.new_settings = False
+        """Whether the optimizer's settings are new ones, and only its moments a checkpoint's."""
+        self._settings: list[dict[str, Any]] = []
         self._policy_checked = False
         self._denominator: Tensor | None = None
         self._batch: list[AnyBatch] = []
@@ -392,6 +396,7 @@ class Stage(L.LightningModule):
             ]
             roles[SCORE_KEY] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
+        self._settings = group_settings(optimizer)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
         return {
@@ -405,9 +410,19 @@ class Stage(L.LightningModule):
         """Set the learning rates of the first step.
 
         A checkpoint brings those of its own schedule, and a fork has another.
+
+        Raises:
+            UserError: A fork's optimizer needs moments that the checkpoint does not hold.
         """
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
+        if self.new_settings:
+            check_moments(self.optimizer_recipe, scheduler.optimizer)
+            for group, settings in zip(
+                scheduler.optimizer.param_groups, self._settings, strict=True
+            ):
+                group.update(settings)
+            scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
         for group, base, factor in zip(
             scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
         ):

@@ -19,6 +19,7 @@ from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
 from lit_pretrain.checkpoint.layout import artefact_folder, newest_complete
 from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_of, stage_record
+from lit_pretrain.checkpoint.resume_contract import OPTIMIZER, differences, fork_lines
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
 from lit_pretrain.cli.train.fit_plan import fit_plan
@@ -112,13 +113,21 @@ def _train(cli: TrainCLI, started: float) -> None:
     mixture = data.exposure(cli.config.max_steps)
     if data.skips:
         mixture += f"\nleft out of the order: steps {data.skips} ({data.skips.count:,} steps)"
+    told: list[str] = []
+    if cli.place.checkpoint is not None and cli.place.forks:
+        saved = read_record(cli.place.checkpoint).contract
+        told = fork_lines(saved, cli.contract, str(cli.place.checkpoint))
+        stage.new_settings = any(
+            line.startswith(OPTIMIZER) for line in differences(saved, cli.contract)
+        )
     foreseen = plan.expected
     cli.callbacks.metrics.expected = None if foreseen is None else foreseen.values
     if trainer.is_global_zero:
         cli.callbacks.ledger.begin(
             started, first_step=first_step, goes_on=cli.settings.resume != "never"
         )
-        print(said, mixture, sep="\n", flush=True)  # first: opening the logs imports TensorBoard
+        # First: opening the logs imports TensorBoard.
+        print(said, mixture, *told, sep="\n", flush=True)
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         for remark in data.remarks():
             warn(remark)
@@ -285,7 +294,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
         data=data.location,
         skipped=cli.config.skip_steps,
         parent=cli.config.model.init_from
-        or (str(cli.place.checkpoint) if cli.settings.fork else None),
+        or (str(cli.place.checkpoint) if cli.place.forks else cli.settings.fork),
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
         precision=cli.config.trainer.precision,
         unique_tokens=data.unique_tokens(config["max_steps"]),
@@ -306,7 +315,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
             place = folder / PROVENANCE
     write_file(place, seal_json(recorded))
     write_language(folder, cli, recorded)
-    own = cli.place.checkpoint is not None and cli.place.checkpoint.parent.parent == folder
+    own = cli.place.checkpoint is not None and not cli.place.forks
     file = MetricsFile(
         folder / METRICS,
         first_step=first_step,

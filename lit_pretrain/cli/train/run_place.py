@@ -49,8 +49,8 @@ class RunSettings:
     it. Or the path of one checkpoint.
     """
     fork: str | None = None
-    """A checkpoint whose whole state (weights, optimizer, place in the data) a new run goes on
-    from, with its own schedule and length.
+    """A checkpoint whose whole state (weights, moments, place in the data) a new run goes on from,
+    with its own schedule, length and settings of the optimizer.
     """
     skip_steps: str | None = None
     """Optimizer steps whose samples are left out of the order: BEGIN:END without END, such as
@@ -136,6 +136,13 @@ class RunPlace(NamedTuple):
     """What it goes on from, its own or another run's; None: it starts with step 0."""
     skips: Skips = Skips()
     """Optimizer steps that it leaves out: as asked for now, before, and by what it goes on from."""
+
+    @property
+    def forks(self) -> bool:
+        """Tell whether the run begins with the whole state of another run."""
+        if self.checkpoint is None:
+            return False
+        return self.checkpoint.parent.parent.resolve() != self.folder.resolve()
 
 
 def resolve_place(
@@ -256,8 +263,7 @@ def check_place(
                 f" be left out ({place.skips}); go on from an older checkpoint (--resume auto takes"
                 " the newest that has not)"
             )
-        forks = settings.fork is not None and place.checkpoint.parent.parent != place.folder
-        if forks:
+        if place.forks:
             check_fork(saved.contract, contract, str(place.checkpoint))
             before, now = data_of(saved.contract), data_of(contract)
             data.check_fork(before, now, step=saved.step, checkpoint=str(place.checkpoint))
@@ -266,7 +272,7 @@ def check_place(
             check_resume(saved.contract, contract, str(place.checkpoint), longer=longer)
         only_validates = saved.step == config.max_steps and saved.validation_due
         finished = saved.step >= config.max_steps and not only_validates
-        if finished and forks:
+        if finished and place.forks:
             raise UserError(
                 f"{place.checkpoint} stands at step {saved.step} and the run ends at"
                 f" {config.max_steps}: nothing is left to do"

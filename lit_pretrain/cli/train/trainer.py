@@ -401,7 +401,7 @@ def _loggers(given: Any, place: RunPlace, *, first_step: int | None) -> list[Log
     """
     if given is False:
         return []
-    own = place.checkpoint is not None and place.checkpoint.parent.parent == place.folder
+    own = place.checkpoint is not None and not place.forks
     kept = place.folder / LOGGERS
     ids: dict[str, str] = read_json_file(kept) if own and kept.is_file() else {}
     loggers: list[Logger] = [RunBoard(place.folder, first_step=first_step)]
