@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a failure of ours (with a traceback), 2 a mistake in the input, or
-        something that the system refused, such as space on a disk, 3 training diverged, 75 stopped
-        by a signal or the time limit and ready to be resumed, 76 hung, 130 interrupted from the
-        keyboard.
+        something that the system refused, such as space on a disk, 3 training diverged, 4 it
+        collapsed, 75 stopped by a signal or the time limit and ready to be resumed, 76 hung, 130
+        interrupted from the keyboard.
     """
     try:
         try:

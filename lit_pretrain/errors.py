@@ -43,6 +43,12 @@ class DivergedError(UserError):
         self.samples = tuple(samples)
 
 
+class CollapsedError(UserError):
+    """Stop training that has collapsed: its numbers are finite, and nothing is learned any more."""
+
+    exit_code = 4
+
+
 def warn(message: str) -> None:
     """Print one line to the user that stops nothing."""
     print(f"warning: {message}", file=sys.stderr)

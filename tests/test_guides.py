@@ -178,6 +178,7 @@ NOT_RUN = {
     "--data.phases '[{from_tokens: 0": "20 million tokens",
     "embedded.yaml": "another standard library: tests/test_readme.py",
     "--skip_steps": "tests/test_skips.py",
+    "--name gentler": "tests/test_resume.py",
     "bash ": "a script with a test of its own",
 }
 

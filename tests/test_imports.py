@@ -96,7 +96,7 @@ MAY_IMPORT = {
         "optim",
         "parallel",
     }
-    | {"checkpoint", "rollout", "reward"},
+    | {"checkpoint", "rollout", "reward", "skips"},
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
     | {"checkpoint", "skips", "report", "evaluate", "parallel"},

@@ -36,6 +36,7 @@ from lit_pretrain.checkpoint.shards import consolidated, load_archive
 from lit_pretrain.checkpoint.weights import read_record, write_checkpoint
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.files import remove_path, rename_durably, seal_json, write_file
+from lit_pretrain.report.rewinds import finish_rewind
 from lit_pretrain.report.run_folder import ABANDONED, sync_metrics
 
 
@@ -77,6 +78,7 @@ class Checkpoints(Checkpoint):
         every: Optimizer steps between checkpoints; 0 saves only the last.
         keep: Newest checkpoints that are kept; the best by validation loss is kept beside them.
         contract: The fields that a resumed run must share, stored in every checkpoint.
+        back_to: Step to which the run goes back: newer checkpoints are set aside. None: it stays.
         on_saved: Called with the seconds that each save took; throughput does not count them.
     """
 
@@ -88,6 +90,7 @@ class Checkpoints(Checkpoint):
         keep: int,
         contract: Mapping[str, Any],
         on_saved: Callable[[float], None],
+        back_to: int | None = None,
     ) -> None:
         if every < 0 or keep < 1:
             raise UserError(
@@ -99,6 +102,7 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.contract = dict(contract)
         self.on_saved = on_saved
+        self.back_to = back_to
         self.latest: Path | None = None
         """The last checkpoint that this attempt saved."""
         self._validation_due = False
@@ -120,18 +124,21 @@ class Checkpoints(Checkpoint):
                 remove_path(self.run / CHECKPOINTS_FOLDER / BEST)
 
     def _abandon(self) -> None:
-        """Set checkpoints aside that have read what the run now leaves out.
+        """Set checkpoints aside from which the run goes back, or that read what it now leaves out.
 
         Nothing that is left must be taken for this run's: neither by the next resume, nor as one of
-        the newest, nor as the best.
+        the newest, nor as the best. Only then a rewind is done.
         """
-        skips = skips_of(self.contract)
-        for path in checkpoints(self.run) if skips else []:
-            if damage(path) is None and not fits_skips(read_record(path), skips):
+        skips, back_to = skips_of(self.contract), self.back_to
+        for path in checkpoints(self.run) if skips or back_to is not None else []:
+            beyond = back_to is not None and (step_of(path) or 0) > back_to
+            if beyond or (damage(path) is None and not fits_skips(read_record(path), skips)):
                 aside = self.run / ABANDONED / path.name
                 aside.parent.mkdir(exist_ok=True)
                 remove_path(aside)
                 rename_durably(path, aside)
+        if back_to is not None:
+            finish_rewind(self.run)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -114,12 +114,7 @@ class GracefulStop(Checkpoint):
 
         One rank that was asked is enough.
         """
-        if self.seconds is not None and time.monotonic() - self._began > self.seconds:
-            self._reason = max(self._reason, REASONS.index("trainer.max_time"))
-        reason = self._reason
-        if trainer.world_size > 1:
-            own = torch.tensor(reason, device=trainer.strategy.root_device)
-            reason = int(trainer.strategy.reduce(own, reduce_op="max"))
+        reason = self._agreed_reason(trainer)
         if reason == 0:
             return
         saved = self.checkpoints.latest
@@ -128,8 +123,33 @@ class GracefulStop(Checkpoint):
         message = f"after step {trainer.global_step}; saved {saved}; {self.go_on}"
         raise Stopped(REASONS[reason], message)
 
+    def _agreed_reason(self, trainer: L.Trainer) -> int:
+        if self.seconds is not None and time.monotonic() - self._began > self.seconds:
+            self._reason = max(self._reason, REASONS.index("trainer.max_time"))
+        reason = self._reason
+        if trainer.world_size > 1:
+            own = torch.tensor(reason, device=trainer.strategy.root_device)
+            reason = int(trainer.strategy.reduce(own, reduce_op="max"))
+        return reason
+
+    def go_on_from(self, earlier: "GracefulStop") -> None:
+        """Let the time limit count from the start of an earlier attempt of this process."""
+        self._began = earlier._began
+
+    def before_rewind(self, trainer: L.Trainer) -> None:
+        """Stop a run that is about to go back, if it was asked to; it has nothing to save.
+
+        All ranks call this, once the first has recorded where the run goes back to.
+        """
+        self._restore()
+        if reason := self._agreed_reason(trainer):
+            raise Stopped(REASONS[reason], f"before it goes back; {self.go_on}")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the signals' handlers."""
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

@@ -31,6 +31,8 @@ SKIPS = "skip_steps"
 """Ranges of optimizer steps that are left out of the order. They may grow; what the run has read
 stays what it was.
 """
+HELD = "held_steps"
+"""Ranges of optimizer steps whose update is left out. They may grow as well."""
 OPTIMIZER = "model.optimizer.init_args."
 FORKABLE = ("model.schedule.", OPTIMIZER, "model.clip_norm", "max_steps", *MIXTURE)
 """Beginnings of the fields that a fork may change.
@@ -41,6 +43,7 @@ source is read on from where it was, which the data module checks by comparing t
 """
 
 
+GROWING = (f"{SKIPS}:", f"{HELD}:")
 LENGTH = (
     "\nmax_steps may be raised if the learning rates up to the checkpoint stay what they were:"
     " with schedule.kind constant, and with wsd before its decay, if warm-up is given in steps or"
@@ -138,6 +141,11 @@ def skips_of(contract: Mapping[str, Any]) -> Skips:
     return Skips.parse(contract.get(SKIPS))
 
 
+def held_of(contract: Mapping[str, Any]) -> Skips:
+    """Return the steps whose update the run of a contract leaves out."""
+    return Skips.parse(contract.get(HELD))
+
+
 def fits_skips(record: CheckpointRecord, skips: Skips) -> bool:
     """Tell whether a run that leaves out `skips` as well can go on from a checkpoint."""
     own = skips_of(record.contract)
@@ -161,7 +169,7 @@ def check_resume(
     found = [
         line
         for line in differences(saved, now)
-        if not (longer and line.startswith("max_steps:")) and not line.startswith(f"{SKIPS}:")
+        if not (longer and line.startswith("max_steps:")) and not line.startswith(GROWING)
     ]
     if found:
         length = any(line.startswith("max_steps:") for line in found)
@@ -190,9 +198,7 @@ def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> 
     Raises:
         UserError: Names every field that differs and may not, and both values.
     """
-    found = [
-        line for line in differences(saved, now) if not line.startswith((*FORKABLE, f"{SKIPS}:"))
-    ]
+    found = [line for line in differences(saved, now) if not line.startswith((*FORKABLE, *GROWING))]
     if found:
         raise UserError(
             f"cannot fork {where}: only the schedule, the settings of the same optimizer, the"

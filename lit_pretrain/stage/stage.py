@@ -24,6 +24,7 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.layout import (
     ANSWERS_KEY,
+    GUARD_KEY,
     RECORD_KEY,
     SCORE_KEY,
     STANDALONE_KEY,
@@ -35,7 +36,7 @@ from lit_pretrain.checkpoint.weights import (
     keep_adapter,
     weights_identity,
 )
-from lit_pretrain.errors import DivergedError, UserError
+from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
@@ -61,6 +62,7 @@ from lit_pretrain.parallel.strategy import (
 )
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
+from lit_pretrain.skips import Skips
 from lit_pretrain.stage.checks import (
     check_data,
     check_mesh,
@@ -68,6 +70,7 @@ from lit_pretrain.stage.checks import (
     check_start,
     check_trainer,
 )
+from lit_pretrain.stage.guard import Guard, GuardSettings, Spike
 from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
@@ -181,6 +184,10 @@ class Stage(L.LightningModule):
         """What a training step reports beside its loss."""
         self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
         self._loss = self._objective_sums
+        self.guard_settings = GuardSettings(action="off")
+        self.guard: Guard | None = None
+        self.held = Skips()
+        """Optimizer steps whose update is left out."""
         self.new_settings = False
         """Whether the optimizer's settings are new ones, and only its moments a checkpoint's."""
         self._settings: list[dict[str, Any]] = []
@@ -286,6 +293,8 @@ class Stage(L.LightningModule):
         """
         if RECORD_KEY not in checkpoint:
             checkpoint[STANDALONE_KEY] = standalone(self.config, self._data.save)
+        if self.guard is not None:
+            checkpoint[GUARD_KEY] = self.guard.state()
         if self.answers is not None:
             state = self.answers.state(self.global_step, self._gather)
             if state is not None:
@@ -309,7 +318,13 @@ class Stage(L.LightningModule):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore unfinished answers; refuse an adapter of another base or with other tensors."""
+        """Restore what the guard has seen, and unfinished answers.
+
+        Raises:
+            UserError: An adapter is that of another base, or has other tensors.
+        """
+        if self.guard is not None and GUARD_KEY in checkpoint:
+            self.guard.load_state(checkpoint[GUARD_KEY])
         if self.answers is not None and ANSWERS_KEY in checkpoint:
             self.answers.load_state(checkpoint[ANSWERS_KEY])
         if self.adapter is None:
@@ -372,6 +387,12 @@ class Stage(L.LightningModule):
             self.metric_names = (*names, *self.answers.metric_names)
             names = self.answers.held_out_names
         bits, group = self.objective.bits_per_byte, token_group(self.trainer.strategy)
+        if stage == "fit" and self.guard_settings.action != "off":
+            self.guard = Guard(
+                self.guard_settings,
+                guessing=math.log(contract.vocab_size) if bits else None,
+                needs_gradient=self.rollout is None,
+            )
         self.metrics = {
             name: (
                 BitsPerByte(sources, process_group=group)
@@ -563,25 +584,83 @@ class Stage(L.LightningModule):
         """Do nothing: `training_step` has accumulated gradients before Lightning calls this."""
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Divide by the global count and clip, in one pass over the gradients."""
+        """Divide by the global count and clip, in one pass over the gradients; look at the step."""
         assert self._denominator is not None
-        count = sum_over_tokens(self.trainer.strategy, self._denominator.float())
+        sums = [self._denominator, self.sums["nats_S"].sum(), self.sums["terms_S"].sum()]
+        count, nats, terms = sum_over_tokens(
+            self.trainer.strategy, torch.stack([value.float() for value in sums])
+        )
         # Strategies average gradients over the ranks that hold different tokens; the count is a sum
         # over them.
         scale = token_ranks(self.trainer) / count.clamp(min=1.0)
         norm = scale_and_clip_(self.parameters(), scale, self.clip_norm)
         self.sums["grad_norm"] = norm
-        if not math.isfinite(norm.item()):
-            rows = list(
-                dict.fromkeys(int(n) for micro in self._batch for n in micro.index_B.tolist())
-            )  # a pair has two rows
-            loss = self.sums["nats_S"].sum() / self.sums["terms_S"].sum()
+        loss = (nats / terms.clamp(min=1.0)).to(norm)
+        self._look_at(*torch.stack([loss, norm]).tolist())
+
+    def _look_at(self, loss: float, norm: float) -> None:
+        """Judge a step by its loss and gradient norm over all ranks, before its update.
+
+        Raises:
+            DivergedError: One of them is not finite, and nothing else is to be done about that.
+            Spike: The run is to go back.
+            CollapsedError: Nothing is learned any more.
+        """
+        step, guard, action = self.global_step, self.guard, self.guard_settings.action
+        spike = None if guard is None else guard.spike(loss, norm)
+        lost = not (math.isfinite(loss) and math.isfinite(norm))
+        if lost and (guard is None or action == "warn" or guard.lost):
             raise DivergedError(
-                f"step {self.global_step}: the gradient norm is {norm.item()} and the loss"
-                f" {loss.item():.4f} nats; stopped before the update, weights and the last"
-                " checkpoint are good",
-                rows,
+                f"step {step}: the gradient norm is {norm} and the loss {loss:.4f} nats; stopped"
+                " before the update, weights and the last checkpoint are good",
+                self._samples(),
             )
+        if spike is not None and action == "rewind":
+            raise Spike(step, spike, self._samples())
+        if spike is not None and self.trainer.is_global_zero:
+            done = "; its update is left out" if action == "skip" else ""
+            warn(f"step {step} spikes: {spike}{done}")
+        if self.held.holds(step) or (spike is not None and action == "skip"):
+            # An optimizer passes over a parameter without a gradient: weights, moments and counts
+            # of steps stay what they are.
+            self.zero_grad(set_to_none=True)
+            if lost:
+                self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
+        if guard is not None and not lost:
+            self._check_collapse(guard, loss, norm)
+
+    def _samples(self) -> list[int]:
+        """Return the samples of the step on this rank; a pair has two rows."""
+        rows = [int(n) for micro in self._batch for n in micro.index_B.tolist()]
+        return list(dict.fromkeys(rows))
+
+    def _check_collapse(self, guard: Guard, loss: float, norm: float) -> None:
+        seen = []
+        if guard.without_gradient(loss, norm):
+            steps = self.guard_settings.collapse_steps
+            seen.append(f"the gradient norm has been 0 for {steps} steps")
+        if guard.guesses(loss) and not self._depends_on_input():
+            seen.append("the output does not depend on the input")
+        if seen:
+            guessing = guard.guessing
+            known = "" if guessing is None else f" (guessing among all tokens: {guessing:.4f})"
+            raise CollapsedError(
+                f"step {self.global_step}: training has collapsed: {' and '.join(seen)}; the loss"
+                f" is {loss:.4f} nats{known}. Newer checkpoints hold a network that learns nothing"
+                " any more: go back before the loss rose, with --resume auto --rewind_to STEP, or"
+                " with --fork CHECKPOINT and a lower rate"
+            )
+
+    def _depends_on_input(self) -> bool:
+        """Tell whether other tokens change the loss of the same labels, on any rank."""
+        batch = self._batch[-1]
+        other = batch._replace(tokens_BT=(batch.tokens_BT + 1) % self.config.vocab_size)
+        self.net.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            plain, changed = (self._micro_batch(b, None)[2]["nll_BT"] for b in (batch, other))
+        self.net.train()
+        same = torch.allclose(plain, changed, rtol=1e-5, atol=1e-6)
+        return not self.trainer.strategy.reduce_boolean_decision(same, all=True)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Ask for the validation that ends every run.

@@ -11,6 +11,7 @@ from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.plain_data import read_config
+from lit_pretrain.report.rewinds import read_rewinds
 from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
@@ -132,6 +133,7 @@ def run(run: str, verify: bool = False) -> str:
             + f", tokenizer {facts['tokenizer_hash'][:16]}",
         ]
         lines += [f"    {line}" for line in _sources(recorded[:1])]
+        lines += [f"  {rewind.line}" for rewind in read_rewinds(folder)]
         if facts.get("adapter") is not None:
             lines.append(f"  {facts['adapter']}")
         if final:
@@ -172,6 +174,7 @@ def _verified(run: Path) -> str:
         *((file, read_sealed_json) for file in sorted(run.glob("provenance*.json"))),
         (run, read_provenance),
         (run, read_skips),
+        (run, read_rewinds),
         (run, Lineage.read),
     ]
     for place, read in readers:

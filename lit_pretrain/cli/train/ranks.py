@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pretrain.callbacks.graceful_stop import ECHO_SECONDS, SIGNALS, GracefulStop
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError, warn
+from lit_pretrain.stage.guard import Spike
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Environment variables in which torchrun, Lightning and Slurm number their processes."""
@@ -123,6 +124,8 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that ends others, too
     try:
         yield
+    except Spike:  # all ranks have the same, and go back together
+        raise
     except BaseException as error:  # raised again
         if launched and isinstance(error, UserError):
             deadline = time.monotonic() + PATIENCE_SECONDS
@@ -146,6 +149,16 @@ def one_voice(trainer: Trainer) -> Iterator[None]:
                     code
                 ) from error  # all that happened here is that a collective lost its partner
         raise
+
+
+def hand_over_processes(before: Trainer, after: Trainer) -> None:
+    """Let the launcher of a new Trainer answer for the processes that an earlier one has launched.
+
+    Lightning launches them once; each makes a new Trainer as well.
+    """
+    old, new = before.strategy.launcher, after.strategy.launcher
+    if isinstance(old, _SubprocessScriptLauncher) and isinstance(new, _SubprocessScriptLauncher):
+        new.procs = old.procs
 
 
 def _failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int | None:

@@ -1,6 +1,7 @@
 """Train: what `fit`, `posttrain` and `finetune` do, from arguments to a finished run folder."""
 
 import dataclasses
+import gc
 import json
 import shlex
 import time
@@ -24,8 +25,14 @@ from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
 from lit_pretrain.cli.train.fit_plan import fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
-from lit_pretrain.cli.train.ranks import check_restarts, listening, one_voice
+from lit_pretrain.cli.train.ranks import (
+    check_restarts,
+    hand_over_processes,
+    listening,
+    one_voice,
+)
 from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
+from lit_pretrain.cli.train.rewind import record_rewind
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
 from lit_pretrain.errors import DivergedError, UserError, refusal_of_system, warn
@@ -34,6 +41,7 @@ from lit_pretrain.model.config import count_parameters
 from lit_pretrain.parallel.strategy import mesh_sizes
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.goodput import goodput_line
+from lit_pretrain.report.rewinds import write_rewinds
 from lit_pretrain.report.run_folder import (
     CONFIG,
     LOGGERS,
@@ -43,6 +51,7 @@ from lit_pretrain.report.run_folder import (
     MetricsFile,
     Provenance,
     ProvenanceFacts,
+    RunLock,
     check_run_unused,
     provenance,
     read_metrics,
@@ -55,6 +64,7 @@ from lit_pretrain.report.run_state import recorded_attempt
 from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard import hyper_parameters, loss_section
 from lit_pretrain.scaling.flops import peak_flops
+from lit_pretrain.stage.guard import Spike
 
 
 def train(verb: str, argv: list[str], began: float) -> int:
@@ -70,20 +80,38 @@ def train(verb: str, argv: list[str], began: float) -> int:
     """
     quiet_libraries()
     check_restarts()
-    cli = TrainCLI(verb, argv)
+    lock, cli, arguments = RunLock(), None, argv
     try:
-        if cli.finished and (cli.place.folder / SUMMARY).is_file():
-            if cli.trainer.is_global_zero:
-                print(
-                    f"done: {cli.place.folder} has made all of its {cli.config.max_steps:,} steps;"
-                    " nothing is left to do"
-                )
-        else:
-            with keeps_what_is_safe(cli.place.folder):
-                _train(cli, began)
+        while True:
+            before, cli = cli, TrainCLI(verb, arguments, lock)
+            if before is not None:
+                hand_over_processes(before.trainer, cli.trainer)
+                cli.callbacks.stop.go_on_from(before.callbacks.stop)
+                before = None
+                gc.collect()  # a Trainer refers to itself, and holds the memory of its network
+            if cli.finished and (cli.place.folder / SUMMARY).is_file():
+                if cli.trainer.is_global_zero:
+                    print(
+                        f"done: {cli.place.folder} has made all of its"
+                        f" {cli.config.max_steps:,} steps; nothing is left to do"
+                    )
+                return 0
+            try:
+                with keeps_what_is_safe(cli.place.folder):
+                    _train(cli, began)
+            except Spike:
+                # What is recorded is all that a resume needs, and a resume is proven to be exact.
+                arguments = [
+                    *argv,
+                    f"--runs={cli.config.runs}",
+                    f"--name={cli.config.name}",
+                    "--resume=auto",
+                ]
+                began = time.monotonic()
+                continue
+            return 0
     finally:
-        cli.lock.release()
-    return 0
+        lock.release()
 
 
 def _train(cli: TrainCLI, started: float) -> None:
@@ -113,6 +141,10 @@ def _train(cli: TrainCLI, started: float) -> None:
     mixture = data.exposure(cli.config.max_steps)
     if data.skips:
         mixture += f"\nleft out of the order: steps {data.skips} ({data.skips.count:,} steps)"
+    if cli.place.held:
+        mixture += f"\nupdates left out: steps {cli.place.held} ({cli.place.held.count:,} steps)"
+    for rewind in cli.place.rewinds:
+        mixture += f"\n{rewind.line}"
     told: list[str] = []
     if cli.place.checkpoint is not None and cli.place.forks:
         saved = read_record(cli.place.checkpoint).contract
@@ -147,12 +179,18 @@ def _train(cli: TrainCLI, started: float) -> None:
             keeps_what_is_safe(folder),
         ):
             if not cli.finished:
-                trainer.fit(
-                    stage,
-                    datamodule=data,
-                    ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None,
-                    weights_only=True,
-                )
+                try:
+                    trainer.fit(
+                        stage,
+                        datamodule=data,
+                        ckpt_path=str(cli.place.checkpoint) if cli.place.checkpoint else None,
+                        weights_only=True,
+                    )
+                except Spike as spike:
+                    if trainer.is_global_zero:
+                        record_rewind(cli, spike)
+                    cli.callbacks.stop.before_rewind(trainer)
+                    raise
     except DivergedError as error:
         if not error.samples:
             raise
@@ -270,6 +308,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
     if not cli.lock.held:
         cli.lock.take(folder)
         check_run_unused(folder)  # another process may have begun one since the first look
+    write_rewinds(folder, cli.place.rewinds)
     write_skips(folder, data.skips)
     text = dump_config(config)
     # Without a checkpoint of the run's own, nothing is left of earlier attempts that this one would

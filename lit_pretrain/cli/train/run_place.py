@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from lit_pretrain.checkpoint.resume_contract import (
     check_resume,
     data_of,
     fits_skips,
+    held_of,
     skips_of,
 )
 from lit_pretrain.checkpoint.weights import read_record
@@ -23,6 +24,7 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.optim.schedule import Schedule
 from lit_pretrain.parallel.mesh import Parallel
+from lit_pretrain.report.rewinds import Rewind, read_rewinds
 from lit_pretrain.report.run_folder import (
     ABANDONED,
     RunLock,
@@ -31,6 +33,7 @@ from lit_pretrain.report.run_folder import (
     read_skips,
 )
 from lit_pretrain.skips import Skips
+from lit_pretrain.stage.guard import GuardSettings
 
 
 @dataclass
@@ -58,6 +61,12 @@ class RunSettings:
     out (`inspect order` shows both numbers). A run keeps what it left out; a resume adds to it,
     and goes back to a checkpoint from before the first step that it adds.
     """
+    rewind_to: int | None = None
+    """With resume=auto: go back to the newest checkpoint of at most so many steps (0: begin anew),
+    and set the newer ones aside. Given again, as by a scheduler, it does nothing.
+    """
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    """What happens when a step spikes, and when the run collapses."""
     accept: tuple[str, ...] = ()
     """Fields in which the data may deliberately differ from the parent: tokenizer, vocabulary,
     bos_id, eos_id, template.
@@ -136,6 +145,10 @@ class RunPlace(NamedTuple):
     """What it goes on from, its own or another run's; None: it starts with step 0."""
     skips: Skips = Skips()
     """Optimizer steps that it leaves out: as asked for now, before, and by what it goes on from."""
+    held: Skips = Skips()
+    """Steps of the run whose update it leaves out."""
+    rewinds: tuple[Rewind, ...] = ()
+    """How often it went back; the last one is to be done now if it is not done yet."""
 
     @property
     def forks(self) -> bool:
@@ -192,28 +205,89 @@ def resolve_place(
     skips = Skips.parse(settings.skip_steps).whole(updates)
     if settings.resume != "never":
         skips |= read_skips(folder)
+    rewinds: tuple[Rewind, ...] = ()
+    held = Skips()
+    if settings.resume != "never":
+        rewinds = read_rewinds(folder)
+        if rewinds:
+            skips |= rewinds[-1].kept
+            held = rewinds[-1].held_steps
     if settings.resume == "auto":
-        checkpoint = _newest_that_fits(folder, skips)
+        pending = bool(rewinds) and not rewinds[-1].done
+        asked = None if pending else _rewind_asked(settings, rewinds)
+        limit = rewinds[-1].to if pending else settings.rewind_to if asked is not None else None
+        checkpoint = _newest_that_fits(folder, skips, limit, anew=pending or limit == 0)
+        if asked is not None:
+            to = 0 if checkpoint is None else read_record(checkpoint).step
+            rewinds += (Rewind(to, str(skips), str(held), reason=asked),)
+    elif settings.rewind_to is not None:
+        raise UserError(
+            f"--rewind_to {settings.rewind_to} goes back within a run: give --resume auto with it"
+        )
     if settings.fork is not None and checkpoint is None:
         checkpoint = resolve(settings.fork)
     if checkpoint is not None:
-        skips |= skips_of(read_record(checkpoint).contract)
-    return RunPlace(folder, checkpoint, skips)
+        contract = read_record(checkpoint).contract
+        skips |= skips_of(contract)
+        held |= held_of(contract)
+    return RunPlace(folder, checkpoint, skips, held, rewinds)
 
 
-def _newest_that_fits(folder: Path, skips: Skips) -> Path | None:
-    """Find the newest complete checkpoint of a run that has read nothing that is left out."""
+def _rewind_asked(settings: RunSettings, rewinds: Sequence[Rewind]) -> str | None:
+    """Return the options that ask for a rewind; None without one, or if it has been made."""
+    if settings.rewind_to is None:
+        return None
+    if settings.rewind_to < 0:
+        raise UserError(f"--rewind_to {settings.rewind_to} must not be negative")
+    asked = f"--rewind_to {settings.rewind_to}"
+    if settings.skip_steps:
+        asked += f" --skip_steps {settings.skip_steps}"
+    if all(rewind.reason != asked for rewind in rewinds):
+        return asked
+    if is_first_process():
+        warn(
+            f"{asked} has been done before: the run goes on from its newest checkpoint; to go back"
+            " once more, name the checkpoint with --resume FILE"
+        )
+    return None
+
+
+def _newest_that_fits(folder: Path, skips: Skips, limit: int | None, *, anew: bool) -> Path | None:
+    """Find the newest complete checkpoint of a run that has read nothing that is left out.
+
+    Args:
+        folder: The run.
+        skips: What is left out.
+        limit: Most steps that it may have made.
+        anew: Whether the run may begin anew if there is none.
+    """
     say = warn if is_first_process() else _silent
     passed: list[Path] = []
+    beyond: list[Path] = []
 
     def fits(path: Path) -> bool:
-        if fits_skips(read_record(path), skips):
+        record = read_record(path)
+        if limit is not None and record.step > limit:
+            beyond.append(path)
+            return False
+        if fits_skips(record, skips):
             return True
         passed.append(path)
         return False
 
     found = newest_complete(folder, say, fits)
-    if passed and found is None:
+    if beyond:
+        if found is None and not anew:
+            raise UserError(
+                f"--rewind_to {limit}: no sound checkpoint of {folder} has made at most {limit:,}"
+                f" steps; the oldest is {(beyond + passed)[-1].name}. Name a later step, or 0 to"
+                " begin anew"
+            )
+        say(
+            f"the run goes back to {'its beginning' if found is None else found.name} and keeps"
+            f" {', '.join(path.name for path in beyond)} in {ABANDONED}/"
+        )
+    if passed and found is None and not anew:
         raise UserError(
             f"no checkpoint of {folder} is left from before the first step that is to be left out"
             f" ({skips}); the oldest is {passed[-1]}. Leave out later steps, or start a new run"

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
-from lit_pretrain.checkpoint.resume_contract import contract_of
+from lit_pretrain.checkpoint.resume_contract import HELD, contract_of
 from lit_pretrain.cli.command.arguments import help_topic, is_file, split_configs
 from lit_pretrain.cli.command.help_page import field_texts
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
@@ -52,6 +52,7 @@ from lit_pretrain.plain_data import read_text
 from lit_pretrain.redaction import origin_of, redact, refuse_hidden
 from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
+from lit_pretrain.stage.guard import GuardSettings
 from lit_pretrain.stage.stage import Stage
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZER
 
@@ -237,7 +238,7 @@ def say_of_trainer(parser: LightningArgumentParser) -> None:
 class TrainCLI(LightningCLI):
     """Parses, resolves and instantiates; running is left to `train`."""
 
-    def __init__(self, verb: str, args: ArgsType) -> None:
+    def __init__(self, verb: str, args: ArgsType, lock: RunLock | None = None) -> None:
         self.verb = verb
         self.place: RunPlace
         self.callbacks: RunCallbacks
@@ -248,7 +249,7 @@ class TrainCLI(LightningCLI):
         """The data as the config says it, before anything else is made."""
         self.lowered: str | None = None
         """Why the micro-batch is smaller than the config says; None where it is not."""
-        self.lock = RunLock()
+        self.lock = lock or RunLock()
         self.finished = False
         """Whether a run that is asked to go on has made all of its steps already."""
         assert isinstance(args, list)
@@ -315,6 +316,8 @@ class TrainCLI(LightningCLI):
         self.settings = RunSettings(
             **{field: config[field] for field in RunSettings.__dataclass_fields__}
         )
+        if isinstance(self.settings.guard, Namespace):
+            self.settings.guard = GuardSettings(**self.settings.guard.as_dict())
         check_owned(config.trainer)
         time_limit(config.trainer.max_time)
         self.take_tokenizer()
@@ -353,6 +356,9 @@ class TrainCLI(LightningCLI):
             tokenizer_hash=data.tokenizer_hash,
             template_hash=data.template_hash,
         )
+        if self.place.held:
+            self.contract[HELD] = str(self.place.held)
+        config.rewind_to = None  # done once: whoever runs the saved config does not repeat it
         data.check_length(config.max_steps)
         self.layout = layout_of(config, data, world_of(config.trainer))
         check_memory(
@@ -404,6 +410,8 @@ class TrainCLI(LightningCLI):
             raise
         self.datamodule.share(self.data)
         self.datamodule.devices_together = self.data.devices_together
+        self.model.guard_settings = self.settings.guard
+        self.model.held = self.place.held
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our callbacks, logger and checkpoint route."""
@@ -414,6 +422,11 @@ class TrainCLI(LightningCLI):
             tokens_per_step=self.data.tokens_per_step,
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             contract=self.contract,
+            back_to=(
+                self.place.rewinds[-1].to
+                if self.place.rewinds and not self.place.rewinds[-1].done
+                else None
+            ),
             seconds=time_limit(self.config.trainer.max_time),
         )
         values = self.config_init["trainer"]

@@ -51,6 +51,7 @@ class RunCallbacks:
         tokens_per_step: Inputs per optimizer step over all ranks.
         flops_per_token: Of training.
         contract: What a checkpoint carries.
+        back_to: Step to which the run goes back now; None: it does not.
         seconds: Wall time after which the run saves itself and stops; None: never.
 
     Raises:
@@ -66,6 +67,7 @@ class RunCallbacks:
         tokens_per_step: int,
         flops_per_token: float,
         contract: Mapping[str, Any],
+        back_to: int | None,
         seconds: float | None,
     ) -> None:
         self.progress = ProgressLine()
@@ -83,6 +85,7 @@ class RunCallbacks:
             every=settings.checkpoint_every,
             keep=settings.keep_checkpoints,
             contract=contract,
+            back_to=back_to,
             on_saved=self._saved,
         )
         self.samples = TextSamples(
