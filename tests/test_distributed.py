@@ -50,6 +50,15 @@ class Act(L.Callback):
                 raise UserError(f"a mistake that only rank {self.rank} sees")
             if self.what == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
+
+class Leap(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            for group in optimizer.param_groups:
+                group["lr"] *= 1e5
 """
 
 
@@ -420,3 +429,18 @@ def test_rollouts_on_two_ranks_are_those_of_one(dataset: Path, tmp_path: Path) -
     again = go("two", "--data.init_args.micro_batch_size=8", "--resume=auto")
     for a, b in zip(again, one, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_back_together_as_one_does(dataset: Path, tmp_path: Path) -> None:
+    """The processes stay the same, and the second time they leave the update out, not the rows."""
+    extra = [
+        *("--max_steps=26", "--validate_every=0", "--checkpoint_every=4"),
+        *("--guard.action=rewind", "--guard.window=16", "--guard.threshold=6", "--guard.margin=2"),
+        "--trainer.callbacks+={class_path: acting.Leap, init_args: {step: 20}}",
+    ]
+    for name, ranks in (("one", ONE), ("two", TWO)):
+        said = fit(dataset, tmp_path, name, *ranks, *extra)
+        assert said.count("the run goes back to step 16") == 2
+        assert said.count("because other rows spiked there as well") == 1
+    assert figures(tmp_path / "two") == pytest.approx(figures(tmp_path / "one"), abs=1e-3)

@@ -179,6 +179,7 @@ def test_a_poisoned_document_is_rewound_and_left_out(
     run = tmp_path / "run"
     said = capfd.readouterr().err
     assert "step 30: the loss is" in said
+    assert "took over the lock" not in said  # the process is the same
     assert "goes back to step 24 and leaves out the rows of steps 28:33 (rewind 1 of at" in said
     assert found == [30]
     assert read_skips(run) == Skips(((28, 33),))

@@ -200,7 +200,7 @@ def resolve_place(
         config.name = f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_run_name(config.name)
     folder = Path(config.runs) / config.name
-    if lock is not None and folder.is_dir() and is_first_process():
+    if lock is not None and not lock.held and folder.is_dir() and is_first_process():
         lock.take(folder)
     skips = Skips.parse(settings.skip_steps).whole(updates)
     if settings.resume != "never":
