@@ -242,6 +242,12 @@ def test_compiled_two_ranks_equal_one_that_is_not(
         pytest.param([], [], id="ddp", marks=pytest.mark.slow),
         pytest.param(["--trainer.strategy=fsdp"], SHARDED, id="fsdp", marks=pytest.mark.slow),
         pytest.param(SHARDED, ["--trainer.strategy=fsdp"], id="fsdp-sharded"),
+        pytest.param(
+            ["--parallel.tp=2", "--sharded_checkpoints=true"],
+            ["--parallel.cp=2"],
+            id="tp-then-cp",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_go_on_from_one_and_then_from_two(
