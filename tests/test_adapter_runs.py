@@ -17,7 +17,13 @@ from lit_pretrain.__main__ import main
 from lit_pretrain.adapter import is_adapter_tensor
 from lit_pretrain.checkpoint.layout import resolve
 from lit_pretrain.checkpoint.network import load_adapted, load_network
-from lit_pretrain.checkpoint.weights import read_stored, read_weights, weights_identity
+from lit_pretrain.checkpoint.weights import (
+    read_adapter_record,
+    read_stored,
+    read_weights,
+    weights_identity,
+    write_checkpoint,
+)
 from lit_pretrain.errors import UserError
 from lit_pretrain.report.run_folder import read_metrics
 
@@ -280,6 +286,33 @@ def test_a_base_that_is_gone_can_be_named(
     assert validated(tmp_path / "merged", tmp_path) == pytest.approx(
         read_metrics(run)[-1]["val/loss"], abs=1e-5
     )
+
+
+# ---------------------------------------------------------------------- average
+
+
+def test_adapters_average_on_their_base_wherever_it_lies(
+    own_runs: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two adapters of one base, the second with all tensors of the first taken twice."""
+    lora, twice = own_runs / "lora", own_runs / "twice"
+    shutil.copytree(lora, twice)
+    path = resolve(str(twice))
+    checkpoint = dict(torch.load(path, weights_only=True))
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {key: 2 * value for key, value in state.items()}
+    write_checkpoint(checkpoint, path)
+    out = tmp_path / "deep" / "averaged"
+    assert main(["average", str(lora), str(twice), str(out)]) == 0
+    mean, one = read_stored(resolve(str(out))), read_stored(resolve(str(lora)))
+    assert mean.keys() == one.keys()
+    assert all(torch.equal(value, (1.5 * one[key].double()).float()) for key, value in mean.items())
+    record = read_adapter_record(resolve(str(out)))
+    assert record is not None
+    assert Path(record.find_base(resolve(str(out)))).exists()
+    assert len(read_weights(str(out))) == len(read_weights(str(runs / "base")))
+    err = refused(capsys, "average", runs / "base", lora, tmp_path / "mixed")
+    assert "do not belong together: the adapter differs" in err
 
 
 # ---------------------------------------------------------------------- merge

@@ -27,7 +27,7 @@ TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
 NOW = (
     "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect",
     "tokenizer", "doctor", "plan",
-    "scaling", "merge", "adapter", "join",
+    "scaling", "merge", "average", "adapter", "join",
 )  # fmt: skip
 HELP_SECONDS = 0.5
 """Processor time; the best of some tries counts, because a busy machine inflates it, too."""

@@ -91,6 +91,7 @@ OUTPUTS: dict[str, Callable[[str, Path], list[str]]] = {
     "evaluate --report": lambda out, run: ["evaluate", str(run), f"--report={out}"],
     "export": lambda out, run: ["export", "--to=hf", str(run), out],
     "merge": lambda out, run: ["merge", str(run), out],
+    "average": lambda out, run: ["average", str(run), out],
     "adapter export": lambda out, run: ["adapter", "export", str(run), out],
     "inspect data --figure": lambda out, run: [
         "inspect", "data", str(run.parents[1] / "data" / "embedded"), f"--figure={out}"

@@ -203,6 +203,8 @@ class ProvenanceFacts(TypedDict, total=False):
     base: str
     """Where the base of a merged adapter lay."""
     base_hash: str
+    averaged: dict[str, float]
+    """Checkpoint -> its weight in an average."""
     logit_difference: float
     """Largest difference between the logits before and after a merge."""
     manifest_hash: str

@@ -27,7 +27,7 @@ from lit_pretrain.report.run_folder import (
 )
 from lit_pretrain.report.run_state import RunState, read_attempt
 
-UNTRAINED = ("import", "merge", "adapter import")
+UNTRAINED = ("import", "merge", "average", "adapter import")
 """Verbs that write a run without training it."""
 _LONGEST_REASON = 200
 
