@@ -336,6 +336,8 @@ def _with_fields(
     spec = _spec_of(action.default)
     stated = given_class(name, given) if known else None  # of `--from DIR`, DIR is no class
     path = _resolved(stated, known) if stated else spec.get("class_path")
+    if path and "." not in path:  # a word in place of a class, such as the accelerator `cpu`
+        path = spec.get("class_path")
     fields = [item for item in _classes_in(typehint) if dataclasses.is_dataclass(item)]
     closed = fields[0] if len(fields) == 1 else None
     yield HelpOption(

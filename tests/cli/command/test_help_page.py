@@ -148,6 +148,16 @@ def test_a_short_option_is_answered_with_the_full_name(verb, typed, meant):
     assert len(result.err.splitlines()) <= 4
 
 
+@pytest.mark.parametrize(
+    "given", ["accelerator=cpu", "strategy=auto", "logger=wandb", "profiler=simple"]
+)
+def test_a_word_in_place_of_a_class_is_none(given):
+    result = here("fit", f"--trainer.{given}", "--seed=8")
+    assert result.code == 2
+    assert "Unrecognized arguments: --seed=8" in result.err
+    assert "'--model.seed'" in result.err
+
+
 def test_an_option_of_another_class_names_the_class():
     result = here("fit", "--lr=3")
     assert "With --model.optimizer AdamW it is '--model.optimizer.lr'." in result.err
