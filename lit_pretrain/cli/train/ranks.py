@@ -64,7 +64,6 @@ def listening(trainer: Trainer, stop: GracefulStop) -> Iterator[None]:
         yield
         return
     launcher = trainer.strategy.launcher
-    launched = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     left = threading.Event()
@@ -80,7 +79,8 @@ def listening(trainer: Trainer, stop: GracefulStop) -> Iterator[None]:
             seen[which] = now
             # The first one in training is answered after the step, however long that takes.
             if (again or not stop.listens) and not left.wait(ANSWER_SECONDS):
-                for process in launched:
+                # Looked up now: Lightning makes a new list when it launches.
+                for process in getattr(launcher, "procs", []):
                     process.kill()
                 keyboard = which == signal.SIGINT
                 text = "interrupted" if keyboard else f"stopped by {signal.Signals(which).name}"
