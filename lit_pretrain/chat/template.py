@@ -91,6 +91,11 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template {name} is broken{f' in line {line}' if line else ''}: {error}"
             ) from None
+        except (RecursionError, SyntaxError, ValueError, OverflowError) as error:
+            # Python's own limits: nested brackets, nested loops, digits of a number.
+            raise UserError(
+                f"the chat template {name} cannot be compiled: {type(error).__name__}: {error}"
+            ) from None
         self.marks_generation = "endgeneration" in source
         """Whether the template itself marks what the assistant writes."""
         self.variables = frozenset(names)

@@ -7,6 +7,7 @@ import pytest
 
 from lit_pretrain.chat.bounded_jinja import MAX_TEXT, BoundedSandbox
 from lit_pretrain.chat.template import TEMPLATE_PRESETS, ChatTemplate, Refused
+from lit_pretrain.errors import UserError
 
 RANGE = "range(100000)"
 DOUBLE = "{%% set n = namespace(x=%s) %%}{%% for i in range(60) %%}%s{%% endfor %%}"
@@ -81,3 +82,13 @@ def test_what_templates_do_is_unchanged() -> None:
     )
     text = BoundedSandbox().from_string(source).render(ms=["a", "b"], d={"k": 1})
     assert text == ("1/212345678;a-72/2.a12345678;b-7k1a, bb12345678xxx1234567 212345672['A', 'B']")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "[" * 2000, "{% for a in b %}" * 30 + "{% endfor %}" * 30, f"{{{{ {'9' * 5000} }}}}"],
+    ids=["brackets", "loops", "digits"],
+)
+def test_a_template_beyond_the_limits_of_python(source: str) -> None:
+    with pytest.raises(UserError, match="the chat template mine cannot be compiled"):
+        ChatTemplate(source, name="mine")
