@@ -634,7 +634,7 @@ def test_a_run_killed_before_its_summary_gets_one(
     (run / "summary.md").unlink()
     assert main(options(dataset, tmp_path, "one", "--resume=auto")) == 0
     assert "done: " in capsys.readouterr().out
-    times = ("| time |", "| throughput", "1 device")
+    times = ("| time |", "| throughput", "| goodput", "1 device")
     assert [line for line in (run / "summary.md").read_text().splitlines() if line not in page] == [
         line
         for line in (run / "summary.md").read_text().splitlines()

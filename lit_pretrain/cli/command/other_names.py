@@ -155,7 +155,9 @@ def meant_options(name: str, known: Iterable[str], *, limit: int = 3) -> list[st
         limit: Return at most this many.
     """
     known = list(known)
-    found = exactly_meant(name, known) or nearest(name, known, cutoff=0.75)
+    # Of a name with its groups, a slip in one letter is likelier than an option of another group.
+    slip = nearest(name, known, cutoff=0.95) if "." in name and name not in known else []
+    found = slip or exactly_meant(name, known) or nearest(name, known, cutoff=0.75)
     if not found:
         found = [
             option

@@ -38,7 +38,7 @@ def add_runs(parser: VerbParser) -> None:
         type=str,
         default="",
         help=(
-            "Columns of the tables, as n=…,d=…,c=…,loss=…[,unique=…,unit=…,group=…]: parameters,"
+            "Columns of the tables, as n=…,d=…,c=…,loss=… and unique=…,unit=…,group=…: parameters,"
             " training tokens, FLOPs, final loss. Two of n, d and c are enough (C = 6 N D). What is"
             " not named is found by its usual names, but for group: runs with the same value in it"
             " are one FLOP budget, whatever their own FLOPs."
