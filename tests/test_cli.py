@@ -29,8 +29,9 @@ NOW = (
     "tokenizer", "doctor", "plan",
     "scaling", "merge", "average", "adapter", "join",
 )  # fmt: skip
-HELP_SECONDS = 0.5
-"""Processor time; the best of some tries counts, because a busy machine inflates it, too."""
+HELP_SECONDS = 0.6
+"""Processor time, a tenth of it for the docstrings of fields that a page shows (of `prepare` 0.06 s,
+measured in turn with the revision before the pages); the best of some tries counts, because a busy machine inflates it, too."""
 TRIES = 8
 
 
@@ -207,7 +208,7 @@ def test_help_is_quick_and_without_torch(arguments):
         library = min(
             cpu_seconds("-c", "import jsonargparse, docstring_parser, yaml") for _ in range(TRIES)
         )
-        assert best < 2.2 * library
+        assert best < 2.6 * library
     assert run.stdout.startswith("usage: lit_pretrain")
 
 
