@@ -30,8 +30,10 @@ NOW = (
     "scaling", "merge", "average", "adapter", "join",
 )  # fmt: skip
 HELP_SECONDS = 0.6
-"""Processor time, a tenth of it for the docstrings of fields that a page shows (of `prepare` 0.06 s,
-measured in turn with the revision before the pages); the best of some tries counts, because a busy machine inflates it, too."""
+"""Processor time, a tenth of it for the docstrings of fields that a page shows (of `prepare` 0.06
+s, measured in turn with the revision before there were pages). The best of some tries counts,
+because a busy machine inflates it, too.
+"""
 TRIES = 8
 
 
