@@ -91,7 +91,7 @@ RUNS = {
     "quickstart": f"fit --config tree/configs/pretrain/quickstart.yaml {NET} {TEXT}",
     "llama": f"fit --config tree/configs/pretrain/llama_adamw.yaml {NET} {TEXT}",
     "sft": f"""posttrain --from runs/llama --config tree/configs/posttrain/sft.yaml {ROWS}
-        --data.init_args.sources.instructions.path made/pairs.json
+        --data.init_args.sources.instructions.path made/instructions.json
         --data.init_args.global_batch_tokens 512 --data.init_args.validation 0.2""",
     "dpo": f"""posttrain --from runs/sft --config tree/configs/posttrain/dpo.yaml {ROWS}
         --data.init_args.sources.pairs.path made/pairs.json
@@ -162,7 +162,11 @@ def make_input(folder: Path, tree: Path) -> None:
     books = [{"text": " ".join(sentence(rng) for _ in range(200)), "id": f"{n}"} for n in range(12)]
     write_jsonl(made / "books.jsonl", books)
     write_jsonl(made / "exam.jsonl", [{"question": question} for question in exam])
-    (made / "pairs.json").write_text(json.dumps(list(preferences(rng, 120))))
+    pairs = list(preferences(rng, 120))
+    (made / "pairs.json").write_text(json.dumps(pairs))
+    # A field that nobody reads is refused since, and rejected answers are not for SFT.
+    plain = [{k: v for k, v in row.items() if k not in ("chosen", "rejected")} for row in pairs]
+    (made / "instructions.json").write_text(json.dumps(plain))
 
 
 def make_stopped_runs(folder: Path) -> None:
