@@ -127,6 +127,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"{key}: the checkpoint has {saved.get(key)!r}, this run {now.get(key)!r}"
         for key in sorted(set(saved) | set(now))
         if saved.get(key) != now.get(key)
+        # A switch that is newer than the checkpoint, and off.
+        and not (key not in saved and now[key] is False)
     ]
 
 

@@ -9,6 +9,7 @@ from lit_pretrain.checkpoint.resume_contract import (
     check_resume,
     contract_of,
     data_of,
+    differences,
     flatten,
 )
 from lit_pretrain.errors import UserError
@@ -120,3 +121,8 @@ def test_the_data_of_a_contract_is_that_of_the_config() -> None:
 
 def test_flatten_keeps_lists_and_empties() -> None:
     assert flatten({"a": {"b": (1, 2), "c": {}}, "d": None}) == {"a.b": [1, 2], "d": None}
+
+
+def test_a_switch_that_is_newer_than_the_checkpoint_and_off_is_no_difference() -> None:
+    assert differences({"a": 1}, {"a": 1, "data.learn_after_stop": False}) == []
+    assert differences({"a": 1}, {"a": 1, "data.learn_after_stop": True}) != []

@@ -419,9 +419,11 @@ def check_source_files(sources: Mapping[str, RowSource]) -> None:
 
 
 class OwnFormat(TypedDict, total=False):
-    """The content of a format of the user's own; absent for ours, which their name identifies."""
+    """What the identity of a source holds only where it is set."""
 
     own_format: Mapping[str, Any]
+    """The content of a format of the user's own; ours are identified by their names."""
+    ignore: list[str]
 
 
 class SourceIdentity(OwnFormat):
@@ -432,7 +434,6 @@ class SourceIdentity(OwnFormat):
     format: str
     fields: dict[str, str] | None
     roles: dict[str, str] | None
-    ignore: list[str] | None
     system: str | None
     weight: float
     task: Mapping[str, Any] | None
@@ -448,14 +449,19 @@ def rows_identity(sources: Mapping[str, RowSource]) -> dict[str, SourceIdentity]
         name: {
             "sha256": digest(source.path), "validation_sha256": digest(source.validation_path),
             "format": _format(source),
-            "fields": source.fields, "roles": source.roles, "ignore": source.ignore,
-            "system": source.system,
+            "fields": source.fields, "roles": source.roles, "system": source.system,
             "weight": source.weight,
             "task": None if source.task is None else asdict(source.task),
             **_own_format(source),
+            **_ignored(source),
         }
         for name, source in sources.items()
     }  # fmt: skip
+
+
+def _ignored(source: RowSource) -> OwnFormat:
+    """Give the fields that are left out, if any: the checkpoints of before know of none."""
+    return {} if source.ignore is None else {"ignore": source.ignore}
 
 
 def _own_format(source: RowSource) -> OwnFormat:
