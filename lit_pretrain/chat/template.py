@@ -27,6 +27,8 @@ TEMPLATE_FILENAME = "chat_template.jinja"
 """File of the template beside a tokenizer.json."""
 OPEN, CLOSE = "\ufdd1", "\ufdd2"
 """Marks around each `{% generation %}` block within a rendering."""
+_ANY_DATE = datetime.date(2024, 7, 26)
+"""What `strftime_now` tells in made conversations."""
 
 
 class Refused(Exception):
@@ -115,7 +117,7 @@ class ChatTemplate:
         if "strftime_now" not in self.variables:
             return False
         try:
-            self._render(_TALK)
+            self._render(_TALK, date=None)
         except Refused as error:
             return "strftime_now" in str(error)
         return False
@@ -156,9 +158,10 @@ class ChatTemplate:
                 self._hides[role] = False
         return self._hides[role]
 
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> Rendering:
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], *, date: datetime.date | None = _ANY_DATE
+    ) -> Rendering:
         """Render a made conversation."""
-        date = datetime.date(2024, 7, 26) if "needs_date" in self.__dict__ else None
         return self.render(messages, bos="", eos="", date=date)
 
     @property

@@ -439,6 +439,12 @@ def test_roles_that_a_template_leaves_out_are_refused(tokenizer: Tokenizer) -> N
     assert isinstance(good, Rendered)
     assert isinstance(bad, BadRow)
     assert (bad.reason, bad.mistake) == ("role_not_shown", True)
+    dated = ChatTemplate("{{ strftime_now('%Y') }}" + source, name="mine")
+    (bad,) = Renderer(tokenizer, dated, options={"date": "2025-12-31"}).render(
+        [conversation("a", "b", system="s")]
+    )
+    assert isinstance(bad, BadRow)
+    assert bad.reason == "role_not_shown"
 
 
 def test_what_a_template_leaves_out_of_a_row_is_refused_or_noted(tokenizer: Tokenizer) -> None:
