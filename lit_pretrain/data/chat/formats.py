@@ -80,10 +80,8 @@ class RowFormat:
     fields: Mapping[str, str]
     """Part -> field of the row; a dot descends into an object."""
     optional: frozenset[str] = frozenset(
-        {
-            "system", "tools", "functions", "input", "history", "margin", *_REFERENCE, "ref_logp",
-        }
-    )  # fmt: skip
+        {"system", "tools", "input", "history", "margin", *_REFERENCE, "ref_logp"}
+    )
     """Parts that a row may lack."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Role in the file -> our role; our own names are always understood."""
@@ -121,7 +119,9 @@ class RowFormat:
 ROW_FORMATS: Mapping[str, RowFormat] = {
     # OpenAI's fine-tuning files and TRL's conversational datasets.
     "messages": RowFormat(
-        fields={**_TURNS, **_same("tools", "system", "functions")}, roles=_MESSAGE_ROLES
+        fields={**_TURNS, **_same("tools", "system", "functions")},
+        optional=RowFormat.optional | {"functions"},
+        roles=_MESSAGE_ROLES,
     ),
     "sharegpt": RowFormat(
         fields={**_SHAREGPT_TURNS, **_same("tools", "system")}, roles=_SHAREGPT_ROLES

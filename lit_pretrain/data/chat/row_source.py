@@ -470,14 +470,17 @@ def _own_format(source: RowSource) -> OwnFormat:
     if name in ROW_FORMATS or "." not in name:
         return {}
     format = load_format(name, "data.sources")
-    content = {
+    content: dict[str, Any] = {
         "fields": dict(format.fields),
         "optional": sorted(format.optional),
         "roles": dict(format.roles),
         "answer_after": format.answer_after,
-        "unused": sorted(format.unused),
-        "shape": format.shape,
     }
+    # The checkpoints of before know of neither.
+    if format.unused:
+        content["unused"] = sorted(format.unused)
+    if format.shape != "plain":
+        content["shape"] = format.shape
     return {"own_format": content}
 
 

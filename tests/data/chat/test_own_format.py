@@ -54,6 +54,14 @@ def test_its_content_identifies_the_data(tmp_path: Path, monkeypatch: pytest.Mon
     rows = {"mine": source(tmp_path, "my_formats_for_tests.TRIPLES")}
     before = rows_identity(rows)
     assert rows_identity(rows) == before
+    # What runs of before have recorded, so that they go on.
+    assert before["mine"]["own_format"] == {
+        "fields": {"prompt": "q", "completion": "a", "system": "context"},
+        "optional": ["history", "input", "margin", "ref_chosen_logp", "ref_logp",
+                     "ref_rejected_logp", "system", "tools"],
+        "roles": {},
+        "answer_after": None,
+    }  # fmt: skip
     monkeypatch.setattr(my_formats_for_tests, "TRIPLES", my_formats_for_tests.OTHER)
     assert rows_identity(rows) != before
 
