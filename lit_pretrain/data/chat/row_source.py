@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import numpy as np
 
 from lit_pretrain.chat.messages import BadRow, TrainingRow
-from lit_pretrain.data.chat.detection import AUTO, DETECTION_ROWS, detect_format
+from lit_pretrain.data.chat.detection import AUTO, detect_format
 from lit_pretrain.data.chat.formats import (
     ROW_FORMATS,
     expand_record,
@@ -363,9 +363,11 @@ def with_formats(sources: Mapping[str, RowSource], kind: str) -> dict[str, RowSo
         if source.path is None:
             return replace(source, format=None)
         scanned = scan_records(source.path, what="the file of rows")
-        rows = [row for row in scanned if not isinstance(row, RecordMistake)]
+        rows: Iterable[Mapping[str, Any]] = (
+            row for row in scanned if not isinstance(row, RecordMistake)
+        )
         if Path(source.path).suffix in PADDED_SUFFIXES:
-            rows = [without_padding(row) for row in rows[:DETECTION_ROWS]]
+            rows = map(without_padding, rows)
         format = detect_format(
             rows, kind=kind, fields=source.fields, roles=source.roles,
             ignore=source.ignore or (), setting=f"data.sources.{name}",
