@@ -292,11 +292,7 @@ def read_row(
     """
     if ignore:
         row = _without(row, ignore)
-    parts = {
-        part: value
-        for part, name in format.fields.items()
-        if (value := _value(row, name, part, format)) is not None
-    }
+    parts = _parts(row, format)
     weights = {name: row[name] for name in _ROW_WEIGHTS if row.get(name) is not None}
     learned = read_weight(dict(weights), "the row")
     options = row.get(_OPTIONS) or {}
@@ -307,7 +303,9 @@ def read_row(
         raise BadRow("nothing_learned", "the row itself has the weight 0", mistake=False)
     result = _READERS[kind](parts, format, row)
     _refuse_placeholders(result, ignore)
-    guessed = _is_implicit(parts, format) and isinstance(parts["chosen"], str)
+    guessed = (
+        _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str)
+    )
     if options or notes or guessed:
         notes = (*notes, "prompt_guessed") if guessed else notes
         result = replace(result, options=dict(options), notes=notes)
@@ -328,16 +326,16 @@ def expand_record(
         return [record], format
     if ignore:
         record = _without(record, ignore)
-    _unread(record, format, {part: record.get(name) for part, name in format.fields.items()},
-            kind=kind, ignore=ignore)  # fmt: skip
+    parts = _parts(record, format)
+    _unread(record, format, parts, kind=kind, ignore=ignore)
     if format.shape == "steps":
-        return step_verdicts(record, format.fields), ROW_FORMATS["kto"]
-    root = format.fields["prompt"]
-    return (
-        (tree_conversations(record, root), ROW_FORMATS["messages"])
-        if kind == "conversation"
-        else (tree_pairs(record, root), ROW_FORMATS["preference"])
-    )
+        rows, plain = step_verdicts(parts), ROW_FORMATS["kto"]
+    elif kind == "conversation":
+        rows, plain = tree_conversations(parts["prompt"]), ROW_FORMATS["messages"]
+    else:
+        rows, plain = tree_pairs(parts["prompt"]), ROW_FORMATS["preference"]
+    shared = {name: record[name] for name in (*_ROW_WEIGHTS, _OPTIONS) if name in record}
+    return [{**shared, **row} for row in rows], plain
 
 
 # ---------------------------------------------------------------------- kinds of rows
@@ -375,7 +373,7 @@ def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
 
 def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
     prompt: tuple[Message, ...]
-    if not _is_implicit(parts, format):
+    if not _is_implicit(parts):
         prompt = _prompt(parts, format)
         chosen, rejected = (
             _completion(parts[name], format, name) for name in ("chosen", "rejected")
@@ -481,6 +479,19 @@ _READERS: Mapping[str, Callable[[Parts, RowFormat, Row], TrainingRow]] = {
 }
 
 # ---------------------------------------------------------------------- parts of rows
+
+
+def _parts(row: Row, format: RowFormat) -> Parts:
+    """Collect the parts of a row that are there.
+
+    Raises:
+        BadRow: One that the format needs is missing.
+    """
+    return {
+        part: value
+        for part, name in format.fields.items()
+        if (value := _value(row, name, part, format)) is not None
+    }
 
 
 def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
@@ -610,7 +621,7 @@ def _calls(value: Any, where: str) -> Any:
     return value if there else calls_of(value, where)
 
 
-def _is_implicit(parts: Parts, format: RowFormat) -> bool:
+def _is_implicit(parts: Parts) -> bool:
     """Tell whether the prompt of a pair is what both answers begin with."""
     return "chosen" in parts and not parts.keys() & {"prompt", "messages"}
 

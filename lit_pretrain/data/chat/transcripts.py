@@ -49,17 +49,16 @@ def transcript_messages(text: Any, what: str) -> list[dict[str, str]]:
 _SPEAKERS = {"prompter": "user", "assistant": "assistant"}
 
 
-def tree_conversations(row: Mapping[str, Any], root: str) -> list[dict[str, Any]]:
+def tree_conversations(root: Any) -> list[dict[str, Any]]:
     """Return the conversation that follows the best reply everywhere in an OpenAssistant tree.
 
     Args:
-        row: A tree.
-        root: Field of its first message.
+        root: Its first message, with the replies.
 
     Raises:
         BadRow: It is no such tree.
     """
-    node: Mapping[str, Any] | None = _node(row.get(root))
+    node: Mapping[str, Any] | None = _node(root)
     messages: list[dict[str, str]] = []
     while node is not None:
         messages.append(_message(node))
@@ -70,19 +69,18 @@ def tree_conversations(row: Mapping[str, Any], root: str) -> list[dict[str, Any]
     return [{"messages": messages}]
 
 
-def tree_pairs(row: Mapping[str, Any], root: str) -> list[dict[str, Any]]:
+def tree_pairs(root: Any) -> list[dict[str, Any]]:
     """Return the best and the worst answer to every question of an OpenAssistant tree.
 
     Only ranked answers count.
 
     Args:
-        row: A tree.
-        root: Field of its first message.
+        root: Its first message, with the replies.
 
     Raises:
         BadRow: It is no such tree.
     """
-    return list(_pairs(_node(row.get(root)), ()))
+    return list(_pairs(_node(root), ()))
 
 
 def _pairs(node: Mapping[str, Any], before: tuple[dict[str, str], ...]) -> Iterator[dict[str, Any]]:
@@ -123,19 +121,19 @@ def _ranked(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(kept, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
 
 
-def step_verdicts(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[dict[str, Any]]:
+def step_verdicts(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a verdict on every step of an answer, up to the first that is wrong.
 
     Args:
-        row: A row of TRL's stepwise supervision.
-        fields: Part -> field of the row.
+        parts: The parts of a row of TRL's stepwise supervision.
 
     Raises:
         BadRow: Steps and labels are no lists of one length.
     """
-    prompt, steps, labels = (row.get(fields[part]) for part in ("prompt", "completions", "labels"))
+    steps, labels = parts["completions"], parts["labels"]
     if (
         not isinstance(steps, Sequence)
+        or isinstance(steps, str)
         or not isinstance(labels, Sequence)
         or len(steps) != len(labels)
         or not all(isinstance(step, str) for step in steps)
@@ -143,9 +141,10 @@ def step_verdicts(row: Mapping[str, Any], fields: Mapping[str, str]) -> list[dic
         raise BadRow(
             "steps", "completions and labels must be lists of one length: a label for every step"
         )
+    asked = {part: parts[part] for part in ("prompt", "system") if part in parts}
     verdicts = []
     for i, label in enumerate(labels):
-        verdicts.append({"prompt": prompt, "completion": "\n".join(steps[: i + 1]), "label": label})
+        verdicts.append({**asked, "completion": "\n".join(steps[: i + 1]), "label": label})
         if not label:
             break
     return verdicts

@@ -292,6 +292,7 @@ def test_transcripts_are_taken_apart(mark: str) -> None:
     pair = read(row, "hh", "preference")
     assert pair == Preference(prompt=(user("Hi"),), chosen=(said("Oh, ho"),),
                               rejected=(said("Oh, no"),))  # fmt: skip
+    assert pair.notes == ()
     with pytest.raises(BadRow, match="the format hh takes apart"):
         read(row, "preference", "preference")
     assert read({"text": row["chosen"]}, "transcript").messages == (user("Hi"), said("Oh, ho"))
@@ -554,6 +555,27 @@ def test_steps_are_verdicts_up_to_the_first_that_is_wrong() -> None:
     ]
     with pytest.raises(BadRow, match="lists of one length"):
         expand_record({**row, "labels": [True]}, ROW_FORMATS["steps"], kind="verdict")
+    with pytest.raises(BadRow, match="lists of one length"):
+        expand_record({**row, "completions": "abc"}, ROW_FORMATS["steps"], kind="verdict")
+
+
+def test_rows_of_a_tree_or_of_steps_keep_what_their_record_says_of_them() -> None:
+    steps = {"prompt": "Hi", "completions": ["a"], "labels": [True], "system": "Be brief."}
+    extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
+    for record, name, kind in ((steps, "steps", "verdict"), (TREE, "oasst_tree", "preference")):
+        (row,), plain = expand_record({**record, **extra}, ROW_FORMATS[name], kind=kind)
+        assert read_row(row, plain, kind=kind).options == {"enable_thinking": False}
+        (row,), plain = expand_record({**record, "train": False}, ROW_FORMATS[name], kind=kind)
+        with pytest.raises(BadRow, match="the row itself has the weight 0"):
+            read_row(row, plain, kind=kind)
+    (row,), plain = expand_record(steps, ROW_FORMATS["steps"], kind="verdict")
+    assert read_row(row, plain, kind="verdict").spoken() == (
+        {"role": "system", "content": "Be brief."}, user("Hi"), said("a")
+    )  # fmt: skip
+    nested = find_format("steps", kind="verdict", fields={"prompt": "task.text"}, roles=None,
+                         setting="data")  # fmt: skip
+    moved = {"task": {"text": "Hi"}, **{k: v for k, v in steps.items() if k != "prompt"}}
+    assert expand_record(moved, nested, kind="verdict")[0] == [row]
 
 
 def test_segments_and_texts_need_no_template() -> None:
