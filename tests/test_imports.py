@@ -143,6 +143,7 @@ TORCH_FREE = (
     "data.text.stretches",
     "data.chat.encoded_rows",
     "data.chat.formats",
+    "data.chat.row_reader",
     "data.chat.row_source",
     "prepare.*",
     "report.*",

@@ -11,7 +11,8 @@ import pytest
 from lit_pretrain.__main__ import main
 from lit_pretrain.chat.messages import Conversation
 from lit_pretrain.chat.template import TEMPLATE_FILENAME
-from lit_pretrain.data.chat.formats import find_format, read_row
+from lit_pretrain.data.chat.formats import find_format
+from lit_pretrain.data.chat.row_reader import read_row
 
 
 class Said(NamedTuple):

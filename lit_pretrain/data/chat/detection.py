@@ -8,14 +8,8 @@ from itertools import islice
 from typing import Any
 
 from lit_pretrain.chat.messages import BadRow
-from lit_pretrain.data.chat.formats import (
-    ROW_FORMATS,
-    RowFormat,
-    expand_record,
-    find_format,
-    has_parts,
-    read_row,
-)
+from lit_pretrain.data.chat.formats import ROW_FORMATS, RowFormat, find_format, has_parts
+from lit_pretrain.data.chat.row_reader import expand_record, read_row
 from lit_pretrain.errors import UserError
 
 AUTO = "auto"

@@ -18,13 +18,8 @@ import numpy as np
 
 from lit_pretrain.chat.messages import BadRow, TrainingRow
 from lit_pretrain.data.chat.detection import AUTO, detect_format
-from lit_pretrain.data.chat.formats import (
-    ROW_FORMATS,
-    expand_record,
-    find_format,
-    load_format,
-    read_row,
-)
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, load_format
+from lit_pretrain.data.chat.row_reader import expand_record, read_row
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64

@@ -12,7 +12,8 @@ from lit_pretrain.chat.messages import (
     Problem,
     Segment,
 )
-from lit_pretrain.data.chat.formats import ROW_FORMATS, expand_record, find_format, read_row
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format
+from lit_pretrain.data.chat.row_reader import expand_record, read_row
 from lit_pretrain.errors import UserError
 
 

@@ -9,7 +9,8 @@ import pytest
 from lit_pretrain.chat.messages import BadRow, TrainingRow
 from lit_pretrain.chat.unread_fields import PROMPT_FIELDS
 from lit_pretrain.data import ChatData, PreferenceData
-from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, read_row
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format
+from lit_pretrain.data.chat.row_reader import read_row
 from lit_pretrain.data.chat.row_source import without_padding
 from lit_pretrain.errors import UserError
 

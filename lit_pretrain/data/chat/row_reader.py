@@ -1,0 +1,575 @@
+"""Row reader: turn a row into messages by its format, and name what nobody reads of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from os.path import commonprefix
+from typing import Any, cast
+
+from lit_pretrain.chat.messages import (
+    MESSAGE_ROLES,
+    BadRow,
+    Conversation,
+    JudgedAnswer,
+    Message,
+    Preference,
+    Problem,
+    Segment,
+    TrainingRow,
+    check_answer,
+    check_messages,
+)
+from lit_pretrain.chat.tool_calls import calls_of, tools_of
+from lit_pretrain.chat.unread_fields import PLACEHOLDER, strings_of, what_is_unread
+from lit_pretrain.data.chat.formats import CALL, REFERENCE, ROW_FORMATS, RowFormat, has_parts
+from lit_pretrain.data.chat.message_fields import read_content, read_weight
+from lit_pretrain.data.chat.transcripts import (
+    is_transcript,
+    step_verdicts,
+    transcript_messages,
+    tree_conversations,
+    tree_pairs,
+)
+
+_OPTIONS = "chat_template_kwargs"
+_ROW_WEIGHTS = ("weight", "loss_weight", "train")
+"""Fields of a row that any format may have."""
+
+
+def read_row(
+    row: Mapping[str, Any],
+    format: RowFormat,
+    *,
+    kind: str,
+    system: str | None = None,
+    ignore: Collection[str] = (),
+    check_unread: bool = True,
+) -> TrainingRow:
+    """Convert a row of a file to the internal form.
+
+    Args:
+        row: The row.
+        format: Names its fields.
+        kind: conversation, preference, verdict or problem.
+        system: System message for rows that have none.
+        ignore: Fields of the row or of its messages that are meant to be passed over, and marks
+            such as <image> that are meant as text.
+        check_unread: Whether text and media in fields that nobody reads are a mistake.
+
+    Raises:
+        BadRow: The row does not fit the format, or holds nothing to learn.
+    """
+    if ignore:
+        row = _without(row, ignore)
+    parts = _parts(row, format)
+    weights = {name: row[name] for name in _ROW_WEIGHTS if row.get(name) is not None}
+    learned = read_weight(dict(weights), "the row")
+    options = row.get(_OPTIONS) or {}
+    if not isinstance(options, Mapping):
+        raise BadRow(_OPTIONS, f"{_OPTIONS} is a {type(options).__name__}; it must be an object")
+    notes = _unread(row, format, parts, kind=kind, ignore=ignore) if check_unread else ()
+    if not learned:
+        raise BadRow("nothing_learned", "the row itself has the weight 0", mistake=False)
+    result = _READERS[kind](parts, format, row)
+    _refuse_placeholders(result, ignore)
+    guessed = _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str)
+    if options or notes or guessed:
+        notes = (*notes, "prompt_guessed") if guessed else notes
+        result = replace(result, options=dict(options), notes=notes)
+    return result if system is None else result.with_system(system)
+
+
+def expand_record(
+    record: Mapping[str, Any], format: RowFormat, *, kind: str, ignore: Collection[str] = ()
+) -> tuple[Sequence[Mapping[str, Any]], RowFormat]:
+    """Return the rows that a record of a file stands for, and the format that reads them.
+
+    Most records are one row; a tree of replies and an answer in steps are several.
+
+    Raises:
+        BadRow: The record has not the shape of its format.
+    """
+    if format.shape not in ("tree", "steps"):
+        return [record], format
+    if ignore:
+        record = _without(record, ignore)
+    parts = _parts(record, format)
+    _unread(record, format, parts, kind=kind, ignore=ignore)
+    if format.shape == "steps":
+        rows, plain = step_verdicts(parts), ROW_FORMATS["kto"]
+    elif kind == "conversation":
+        rows, plain = tree_conversations(parts["prompt"]), ROW_FORMATS["messages"]
+    else:
+        rows, plain = tree_pairs(parts["prompt"]), ROW_FORMATS["preference"]
+    shared = {name: record[name] for name in (*_ROW_WEIGHTS, _OPTIONS) if name in record}
+    return [{**shared, **row} for row in rows], plain
+
+
+# ---------------------------------------------------------------------- kinds of rows
+
+Row = Mapping[str, Any]
+"""A row as its file holds it: any JSON object."""
+Parts = Mapping[str, Any]
+"""The parts of a row by name, not yet checked."""
+
+
+def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
+    if "segments" in parts:
+        return Conversation(messages=(), prompt=0, segments=_segments(parts["segments"]))
+    if format.shape == "text":
+        text = parts["text"]
+        if not isinstance(text, str):
+            raise BadRow("not_text", f"the text is a {type(text).__name__}")
+        if not text.strip():
+            raise BadRow("empty_text", "the text is empty", mistake=False)
+        return Conversation(messages=(), prompt=0, segments=(Segment(text, True, False),))
+    if "completion" in parts:
+        prompt = _prompt(parts, format)
+        messages = (*prompt, *_completion(parts["completion"], format, "the completion"))
+        count = len(prompt)
+    else:
+        messages = _prompt(parts, format)
+        count = max(
+            (i for i, message in enumerate(messages) if message.get("role") == "assistant"),
+            default=len(messages),
+        )
+    check_messages(messages)
+    check_answer(messages, "the row")
+    return Conversation(messages=messages, prompt=count, tools=_tools(parts, format))
+
+
+def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
+    prompt: tuple[Message, ...]
+    if not _is_implicit(parts):
+        prompt = _prompt(parts, format)
+        chosen, rejected = (
+            _completion(parts[name], format, name) for name in ("chosen", "rejected")
+        )
+        # Some datasets repeat the prompt at the beginning of both answers.
+        if len(prompt) and all(
+            len(answer) > len(prompt) and answer[: len(prompt)] == prompt
+            for answer in (chosen, rejected)
+        ):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    else:
+        prompt, chosen, rejected = _implicit(parts["chosen"], parts["rejected"], format)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        check_messages((*prompt, *answer))
+        check_answer(answer, name)
+    if not prompt:
+        raise BadRow(
+            "empty_prompt",
+            "the answers have no prompt in common, and there is no other",
+            mistake=False,
+        )
+    if chosen == rejected:
+        raise BadRow("same_answers", "chosen and rejected are the same", mistake=False)
+    given = [name for name in REFERENCE if name in parts]
+    if len(given) == 1:
+        raise BadRow(
+            "missing_field",
+            f"the row has {given[0]} alone; both reference columns are needed, or none",
+        )
+    ref = (
+        (
+            _number(parts["ref_chosen_logp"], "ref_chosen_logp"),
+            _number(parts["ref_rejected_logp"], "ref_rejected_logp"),
+        )
+        if given
+        else None
+    )
+    margin = _number(parts["margin"], "margin") if "margin" in parts else None
+    return Preference(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=margin,
+        ref_logp=ref,
+        tools=_tools(parts, format),
+    )
+
+
+def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
+    label = parts["label"]
+    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
+        raise BadRow("label", f"the label is {label!r}; it must be true or false (or 1 or 0)")
+    prompt = _prompt(parts, format)
+    if "completion" in parts:
+        completion = _completion(parts["completion"], format, "the completion")
+    else:
+        last = max(
+            (i for i, message in enumerate(prompt) if message.get("role") == "assistant"),
+            default=len(prompt),
+        )
+        prompt, completion = prompt[:last], prompt[last:]
+    check_messages((*prompt, *completion))
+    check_answer(completion, "the row")
+    ref = _number(parts["ref_logp"], "ref_logp") if "ref_logp" in parts else None
+    return JudgedAnswer(
+        prompt=prompt,
+        completion=completion,
+        desirable=bool(label),
+        ref_logp=ref,
+        tools=_tools(parts, format),
+    )
+
+
+def _problem(parts: Parts, format: RowFormat, row: Row) -> Problem:
+    prompt = _prompt(parts, format)
+    check_messages(prompt)
+    if not format.fields.keys() & {"answer", "completion"}:
+        return Problem(prompt=prompt, answer="", facts=row, tools=_tools(parts, format))
+    answer = parts["answer"] if "answer" in parts else parts["completion"]
+    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
+        raise BadRow(
+            "not_text", f"the answer is a {type(answer).__name__}; it must be text or a number"
+        )
+    text = str(answer)
+    if format.answer_after is not None:
+        if format.answer_after not in text:
+            raise BadRow(
+                "no_mark",
+                f"the answer holds no {format.answer_after!r}, after which the checkable answer"
+                " stands",
+            )
+        text = text.rsplit(format.answer_after, 1)[1].replace(",", "")
+    if not text.strip():
+        raise BadRow("empty_answer", "the answer is empty", mistake=False)
+    return Problem(prompt=prompt, answer=text.strip(), facts=row, tools=_tools(parts, format))
+
+
+_READERS: Mapping[str, Callable[[Parts, RowFormat, Row], TrainingRow]] = {
+    "conversation": _conversation,
+    "preference": _preference,
+    "verdict": _verdict,
+    "problem": _problem,
+}
+
+# ---------------------------------------------------------------------- parts of rows
+
+
+def _parts(row: Row, format: RowFormat) -> Parts:
+    """Collect the parts of a row that are there.
+
+    Raises:
+        BadRow: One that the format needs is missing.
+    """
+    return {
+        part: value
+        for part, name in format.fields.items()
+        if (value := _value(row, name, part, format)) is not None
+    }
+
+
+def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
+    """Return the value of a field; None if an optional field is missing."""
+    if part in ("role", "content"):
+        return name
+    value: Any = row
+    there = True
+    for piece in name.split("."):
+        there = isinstance(value, Mapping) and piece in value
+        if not there:
+            value = None
+            break
+        value = value[piece]
+    if value is None and part not in format.optional and there:
+        raise BadRow("missing_field", f"the field {name!r} ({part}) of the row is null")
+    if value is None and part not in format.optional:
+        found = ", ".join(map(repr, row)) or "none"
+        fits = [other for other, f in ROW_FORMATS.items() if has_parts(row, f)]
+        hint = f"; its fields are those of the format {' or '.join(fits)}" if fits else ""
+        raise BadRow(
+            "missing_field",
+            f"the row has no field {name!r} ({part}); it has {found}{hint}. Set `format`, or name"
+            " it in `fields`.",
+        )
+    return value
+
+
+def _prompt(parts: Parts, format: RowFormat) -> tuple[Message, ...]:
+    """Collect the prompt: system, history, and the messages or the prompt with its input."""
+    before: list[Message] = []
+    if parts.get("system"):
+        before.append({"role": "system", "content": parts["system"]})
+    for turn in parts.get("history") or ():
+        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+            raise BadRow("not_text", "the history must be a list of pairs [question, answer]")
+        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    if "messages" in parts:
+        messages = parts["messages"]
+        if format.shape == "transcript":
+            messages = transcript_messages(messages, format.fields["messages"])
+        return (*before, *_messages(messages, format, format.fields["messages"]))
+    prompt = parts["prompt"]
+    if isinstance(prompt, str):
+        extra = parts.get("input")
+        if extra is not None and not isinstance(extra, str):
+            raise BadRow("not_text", f"the input is a {type(extra).__name__}; it must be text")
+        text = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
+        if not text.strip():
+            raise BadRow("empty_prompt", "the prompt is empty", mistake=False)
+        return (*before, {"role": "user", "content": text})
+    return (*before, *_messages(prompt, format, "the prompt"))
+
+
+def _completion(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return ({"role": "assistant", "content": value},)
+    if isinstance(value, Mapping):  # a single message, as in LLaMA-Factory's pairs
+        value = [value]
+    return _messages(value, format, what)
+
+
+def _messages(value: Any, format: RowFormat, what: str) -> tuple[Message, ...]:
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(isinstance(message, Mapping) for message in value)
+    ):
+        raise BadRow(
+            "not_text",
+            f"{what} is a {type(value).__name__}; it must be a text or a list of messages",
+        )
+    if not value:
+        raise BadRow("no_answer", f"{what} holds no message", mistake=False)
+    role_field, content_field = (
+        format.fields.get("role", "role"),
+        format.fields.get("content", "content"),
+    )
+    messages: list[Message] = []
+    joins = False  # the message before is a call that came alone, and another joins it
+    for i, message in enumerate(value):
+        where = f"message {i + 1} of {len(value)}"
+        # If the format's own names are missing, as in a prompt that is a list of messages, the
+        # names of TRL and OpenAI (`role`, `content`) stay as they are.
+        mine: dict[str, Any] = {
+            key: item
+            for key, item in message.items()
+            if key not in (role_field, content_field) and item is not None
+        }
+        role = message.get(role_field, mine.get("role"))
+        role = format.roles.get(role, role) if isinstance(role, str) else role
+        if role is not None or role_field in message:
+            mine["role"] = role
+        if content_field in message:
+            mine["content"] = message[content_field]
+        if "content" in mine:
+            mine.update(read_content(mine.pop("content"), where))
+        if not read_weight(mine, where, mine.get("role")):
+            mine["weight"] = 0
+        called = mine.pop("function_call", None)
+        if role == CALL:
+            called = mine.pop("content", None)
+            if called is None:
+                called = mine.get("tool_calls")
+            mine.update(role="assistant", content=None)
+        if called or role == CALL:
+            mine["tool_calls"] = calls_of(called, where)
+        elif mine.get("tool_calls"):
+            mine["tool_calls"] = _calls(mine["tool_calls"], where)
+        if role == CALL and joins:
+            previous = cast(dict[str, Any], messages[-1])
+            previous["tool_calls"] = [*previous["tool_calls"], *mine["tool_calls"]]
+        else:
+            messages.append(cast(Message, mine))  # `check_messages` verifies it
+        joins = role == CALL
+    return tuple(messages)
+
+
+def _calls(value: Any, where: str) -> Any:
+    """Return calls as they are if they have OpenAI's form, which templates may show in full."""
+    there = isinstance(value, Sequence) and all(
+        isinstance(call, Mapping)
+        and isinstance(call.get("function"), Mapping)
+        and isinstance(call["function"].get("name"), str)
+        for call in value
+    )
+    return value if there else calls_of(value, where)
+
+
+def _is_implicit(parts: Parts) -> bool:
+    """Tell whether the prompt of a pair is what both answers begin with."""
+    return "chosen" in parts and not parts.keys() & {"prompt", "messages"}
+
+
+def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Message, ...], ...]:
+    """Split two whole conversations into their common prompt and the two answers."""
+    if format.shape == "transcript":
+        chosen, rejected = (
+            transcript_messages(text, name)
+            for text, name in ((chosen, "chosen"), (rejected, "rejected"))
+        )
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if is_transcript(chosen) and is_transcript(rejected):
+            raise BadRow(
+                "transcript",
+                "chosen and rejected are transcripts with `Human:` and `Assistant:`, which the"
+                " format hh takes apart",
+            )
+        same = commonprefix([chosen, rejected])  # noqa: RUF071  (character by character is meant)
+        # Cut at the last white space, so that no word is split where two answers begin alike.
+        cut = max(same.rfind(" "), same.rfind("\n"))
+        if cut <= 0 or not same[:cut].strip():
+            return (
+                (),
+                _completion(chosen, format, "chosen"),
+                _completion(rejected, format, "rejected"),
+            )
+        prompt: tuple[Message, ...] = ({"role": "user", "content": chosen[:cut]},)
+        return (
+            prompt,
+            _completion(chosen[cut:], format, "chosen"),
+            _completion(rejected[cut:], format, "rejected"),
+        )
+    a, b = _completion(chosen, format, "chosen"), _completion(rejected, format, "rejected")
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    # Each answer must begin with a message of the assistant, so the common beginning shrinks until
+    # one follows it on both sides.
+    while n and (
+        n >= min(len(a), len(b))
+        or a[n].get("role") != "assistant"
+        or b[n].get("role") != "assistant"
+    ):
+        n -= 1
+    return a[:n], a[n:], b[n:]
+
+
+def _segments(value: Any) -> tuple[Segment, ...]:
+    """Read axolotl's `input_output`: pieces of text with `label: true` where they are learned."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadRow("not_text", f"the segments are a {type(value).__name__}; they must be a list")
+    segments = []
+    for i, segment in enumerate(value):
+        where = f"segment {i + 1} of {len(value)}"
+        if not isinstance(segment, Mapping) or not isinstance(segment.get("text"), str):
+            raise BadRow("not_text", f"{where} must be an object with a text and a label")
+        if not isinstance(segment.get("label"), bool):
+            raise BadRow(
+                "label", f"{where} has the label {segment.get('label')!r}; it must be true or false"
+            )
+        segments.append(Segment(segment["text"], segment["label"]))
+    if not any(segment.learned and segment.text for segment in segments):
+        raise BadRow("nothing_learned", "no segment has label: true", mistake=False)
+    return tuple(segments)
+
+
+def _tools(parts: Parts, format: RowFormat) -> Any:
+    if parts.get("functions"):
+        if parts.get("tools"):
+            raise BadRow("tools", "the row has both functions and tools; keep one of them")
+        return tools_of(parts["functions"], bare=True)
+    return tools_of(parts.get("tools"), bare=format.fields.get("role") == "from")
+
+
+def _without(value: Any, names: Collection[str]) -> Any:
+    """Leave fields out of a row and of all messages in it."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without(item, names) if key not in _NOT_MESSAGES else item
+            for key, item in value.items()
+            if key not in names
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without(item, names) for item in value]
+    return value
+
+
+_NOT_MESSAGES = ("tools", "functions", "tool_calls", "function_call", _OPTIONS)
+"""Objects whose keys are data."""
+
+
+def _unread(
+    row: Row, format: RowFormat, parts: Parts, *, kind: str, ignore: Collection[str]
+) -> tuple[str, ...]:
+    """Return notes on the fields that nobody reads.
+
+    Raises:
+        BadRow: One of them holds text or media.
+    """
+    speakers = {*MESSAGE_ROLES, *format.roles}
+    read = [
+        text
+        for part, value in parts.items()
+        if part not in ("role", "content")
+        for text in strings_of(value)
+        if text not in speakers
+    ]
+    paths = set(format.fields.values()) | set(_ROW_WEIGHTS) | {_OPTIONS}
+    notes = []
+    for name, value in _leftover(row, paths):
+        what = what_is_unread(name.rsplit(".", 1)[-1], value, read, all_text=kind != "problem")
+        if what == "nothing":
+            continue
+        if name in format.unused or what == "label":
+            notes.append(f"unread {name}")
+            continue
+        drop = f"leave the field out by name with ignore: [{name.rsplit('.', 1)[-1]}]"
+        if what == "media":
+            raise BadRow(
+                "media",
+                f"the row's field {name!r} holds pictures, sound or film, and only text can be"
+                f" learned; {drop}, or leave such rows out",
+            )
+        others = [
+            other
+            for other, f in ROW_FORMATS.items()
+            if kind in f.kinds() and name in f.fields.values() and has_parts(row, f)
+        ]
+        free = sorted(
+            part
+            for part in format.fields.keys() - parts.keys() - {"role", "content"}
+            if part not in REFERENCE and part != "ref_logp"
+        )
+        raise BadRow(
+            "unread_field",
+            f"the row's field {name!r} holds text that nobody reads"
+            f" ({' '.join(strings_of(value))[:60]!r}). "
+            + (f"The format {' or '.join(others)} reads it; or " if others else "")
+            + (f"name its part in `fields` ({', '.join(free)}); or " if free else "")
+            + drop,
+        )
+    return tuple(notes)
+
+
+def _leftover(row: Row, paths: Collection[str], before: str = "") -> list[tuple[str, Any]]:
+    """Return the fields that no path names, with the names of the objects that they are in."""
+    left: list[tuple[str, Any]] = []
+    for key, value in row.items():
+        name = f"{before}{key}"
+        if name in paths:
+            continue
+        if isinstance(value, Mapping) and any(path.startswith(f"{name}.") for path in paths):
+            left += _leftover(value, paths, f"{name}.")
+        else:
+            left.append((name, value))
+    return left
+
+
+def _refuse_placeholders(row: TrainingRow, ignore: Collection[str]) -> None:
+    """Refuse texts in which a picture, a sound or a film should stand.
+
+    Raises:
+        BadRow: A message to the assistant holds such a mark.
+    """
+    for message in row.spoken():
+        if message["role"] == "assistant":  # which may well write HTML
+            continue
+        for mark in PLACEHOLDER.findall(message.get("content") or ""):
+            if mark not in ignore:
+                raise BadRow(
+                    "media",
+                    f"a message of the {message['role']} holds {mark!r}, in whose place a picture,"
+                    " sound or film belongs, and only text can be learned; leave such rows out, or"
+                    f" say that it is text: ignore: ['{mark}']",
+                )
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRow("not_a_number", f"{name} is {value!r}; it must be a finite number")
+    return float(value)
