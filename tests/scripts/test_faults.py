@@ -1,19 +1,10 @@
 """What scripts/faults.py calls wrong, and a sample of its campaign."""
 
-import importlib
 import random
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("faults")
 
 
 def test_how_a_command_ends(script: ModuleType) -> None:

@@ -1,13 +1,11 @@
 """The figures of scripts/house.py on packages that were made for it."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 TABLE = 'MAY_IMPORT = {"data": set(), "model": {"data"}, "stage": {"model"}}'
@@ -53,10 +51,9 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def test_figures_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def test_figures_of_a_tree(script: ModuleType, tmp_path: Path) -> None:
     write(tmp_path, FILES)
-    found = importlib.import_module("house").figures(tmp_path)
+    found = script.figures(tmp_path)
     assert found["source files"] == "5"
     assert found["lines"] == "11"
     assert found["median lines of a file"] == "2"

@@ -1,18 +1,7 @@
 """What scripts/same_results.py calls equal, and what it does not."""
 
-import importlib
 from pathlib import Path
 from types import ModuleType
-
-import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("same_results")
 
 
 def test_values_are_compared_to_the_last_bit_without_times(script: ModuleType) -> None:
