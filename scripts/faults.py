@@ -170,7 +170,7 @@ def _become(folder: Path, command: list[str], logs: list[Path], prepare: Any) ->
         code = main(command)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
+    except BaseException:  # the fork must end here, whatever happened
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -366,7 +366,7 @@ def readers(sound: Path) -> list[Reader]:
                         "rows", RowSource(path=str(path), format=name), kind=kind, validation=0.1,
                         test=0.0, on_bad_row="refuse", tally=RowTally(),
                     ))  # fmt: skip
-                except Exception as error:
+                except Exception as error:  # any but a refusal is a fault
                     if not is_refusal(error):
                         raise
 
@@ -484,7 +484,7 @@ def _read_once(read: Callable[[Path], object], path: Path) -> str | None:
         read(path)
     except TooLong:
         return f"still running after {READER_SECONDS} s"
-    except Exception as error:
+    except Exception as error:  # any but a refusal is a fault
         if not is_refusal(error):
             place = traceback.extract_tb(error.__traceback__)[-1]
             text = " ".join(str(error).split())[:100]

@@ -100,8 +100,8 @@ def test_reward(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_weights_and_biases_and_mlflow(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real packages, without a network."""
-    wandb = pytest.importorskip("wandb")
-    mlflow = pytest.importorskip("mlflow")
+    wandb = pytest.importorskip("wandb", reason="needs the wandb extra")
+    mlflow = pytest.importorskip("mlflow", reason="needs the mlflow extra")
     try:
         run("[wandb, mlflow]", capsys)
     finally:

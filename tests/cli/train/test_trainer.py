@@ -287,7 +287,7 @@ def test_a_logger_that_cannot_begin_is_one_line() -> None:
 def test_a_logger_of_lightnings_whose_package_is_missing_is_one_line(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("lightning.pytorch.loggers.comet")
+    pytest.importorskip("lightning.pytorch.loggers.comet", reason="not every Lightning has it")
     if importlib.util.find_spec("comet_ml") is not None:
         pytest.skip("it is installed here")
     options = [*TINY, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"]

@@ -247,7 +247,6 @@ def test_every_preset_loads() -> None:
 
 
 def test_every_name_of_ours_is_a_class() -> None:
-    pytest.importorskip("py3langid")
     for name in FILTERS:
         made = load_filter(
             FilterSpec(class_path=name, init_args={"words": ["x"]} if name == "Url" else {})

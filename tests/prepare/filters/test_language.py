@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("py3langid")
-
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
