@@ -81,16 +81,18 @@ def check_output(
     rights, and whether the disk takes a page. Nothing is left behind.
 
     Args:
-        place: A file or folder, which may exist.
+        place: A file, which may exist, or a folder, which may not.
         what: As for `writing`, like `mend`.
 
     Raises:
         UserError: It cannot be written.
     """
-    path = Path(place).expanduser().absolute()
+    path = Path(place).absolute()
     with writing(what, mend=mend):
         if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if path.is_dir():  # a file does not take the place of a folder
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         above = path.parent
         while not above.is_dir():
             if above.exists():

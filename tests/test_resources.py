@@ -154,6 +154,11 @@ def test_a_full_disk_is_found_before_the_work(small_disk: Path) -> None:
     assert list(small_disk.iterdir()) == []
 
 
+def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--json=x cannot be written: Is a directory; choose"):
+        check_output(tmp_path, "--json=x")
+
+
 def test_the_longest_name_that_a_file_may_have(tmp_path: Path) -> None:
     place = tmp_path / ("é" * (LONGEST_NAME // 2))
     check_output(place, "--out")

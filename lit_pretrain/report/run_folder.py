@@ -68,9 +68,9 @@ def check_new_folder(out: str | Path) -> None:
     Raises:
         UserError: It does, or cannot.
     """
-    check_output(out, str(out))
-    if Path(out).exists():
+    if os.path.exists(out):  # False for a name that is too long, where `Path.exists` raises
         raise UserError(f"{out} exists already; choose another place, or remove it")
+    check_output(out, str(out))
 
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
