@@ -2,10 +2,9 @@
 
 It prints tokens per second and peak memory.
 
-    python scripts/bench.py                                  # 6 layers × 384, T = 512, V = 8192,
-    bf16-mixed and fp32 python scripts/bench.py --steps 40 --precision bf16-mixed python
-    scripts/bench.py --steps 2 --tiny                 # does it run? toy shapes, nothing compiled:
-    its figures mean nothing
+    python scripts/bench.py                  # 6 layers × 384, T = 512, V = 8192, bf16 and fp32
+    python scripts/bench.py --steps 40 --precision bf16-mixed
+    python scripts/bench.py --steps 2 --tiny # toy shapes, nothing compiled: it only has to run
 
 On a CUDA device the shapes are of the 1 B class and MFU is measured against the rate of a large
 matrix product on that device. Every contestant is a process of its own, and they take turns step by

@@ -2,10 +2,11 @@
 
 Both have the same weights, rows, optimizer and precision.
 
-    python scripts/bench_stages.py                              # 6 layers × 384, rows of 512, fp32
-    and bf16-mixed; needs trl and peft python scripts/bench_stages.py --rows
-    data/chain/instructions.json --steps 10 python scripts/bench_stages.py --tiny --steps 2
-    # does it run? its figures mean nothing
+    python scripts/bench_stages.py           # 6 layers × 384, rows of 512, fp32 and bf16-mixed
+    python scripts/bench_stages.py --rows data/chain/instructions.json --steps 10
+    python scripts/bench_stages.py --tiny --steps 2    # it only has to run
+
+It needs trl and peft.
 
 Every contestant is a process of its own, and they take turns step by step, so that what disturbs
 the machine disturbs all of them; medians over steps are printed. What counts is tokens of

@@ -3,8 +3,7 @@
 All read the same tokens.
 
     python scripts/race.py --data data/embedded --seconds 240
-    python scripts/race.py --configs configs/pretrain/quickstart.yaml
-    configs/pretrain/llama_adamw.yaml --seconds 60
+    python scripts/race.py --seconds 60 --configs configs/pretrain/{quickstart,llama_adamw}.yaml
 
 First all of them are timed, taking steps in turn (A B C A B C ...): the median step decides how
 many steps fit into the time, and schedules need to know their end. Then each runs once in full,
