@@ -100,10 +100,6 @@ class Skips:
         """Return the ranges that lie before the place of the last of the first n items."""
         return self.ranges[: bisect_right(self._kept, n - 1)]
 
-    def until(self, place: int) -> "Skips":
-        """Return what lies before a place."""
-        return Skips.of((begin, min(end, place)) for begin, end in self.ranges)
-
     def holds(self, place: int) -> bool:
         """Tell whether a place is left out."""
         return any(begin <= place < end for begin, end in self.ranges)
