@@ -1,4 +1,4 @@
-"""Run folders that no training wrote: what import, merge and adapter import leave behind."""
+"""Run folders that no training wrote: what import, merge, average and adapter import leave."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from lit_pretrain.report.run_folder import (
     PROVENANCE,
     ProvenanceFacts,
     provenance,
+    read_provenance,
     timestamp,
     write_folder,
 )
@@ -55,6 +56,22 @@ class RunContent:
     """Describes the adapter if `tensors` hold one."""
     score: Tensor | None = None
     """The score head of a reward model."""
+
+
+def inherited_facts(parent: Path) -> ProvenanceFacts:
+    """Read what a run that is made from others without training takes over from its parent.
+
+    Args:
+        parent: Folder of the parent run.
+    """
+    facts = read_provenance(parent)
+    return {
+        "manifest_hash": facts["manifest_hash"],
+        "tokenizer_hash": facts["tokenizer_hash"],
+        "data": facts["data"],
+        "precision": facts["precision"],
+        "parameters": facts["parameters"],
+    }
 
 
 def write_run(

@@ -30,14 +30,14 @@ def average(
     Raises:
         UserError: There are not two checkpoints, or they do not belong together.
     """
-    from lit_pretrain.report.run_folder import check_new_folder, read_provenance
+    from lit_pretrain.report.run_folder import check_new_folder
 
     check_new_folder(out)
     from lit_pretrain.checkpoint.layout import config_of
     from lit_pretrain.checkpoint.lineage import lineage_of
     from lit_pretrain.checkpoint.weighted_mean import average_checkpoints, checkpoint_weights
     from lit_pretrain.checkpoint.weights import read_adapter_record, read_record
-    from lit_pretrain.checkpoint.write_run import RunContent, write_run
+    from lit_pretrain.checkpoint.write_run import RunContent, inherited_facts, write_run
     from lit_pretrain.data_lineage import NO_DATA
 
     paths = _checkpoints(places, last)
@@ -50,21 +50,16 @@ def average(
     if adapter is not None:
         base = adapter.find_base(newest)
         adapter = dataclasses.replace(adapter, base=base, base_from_run=os.path.relpath(base, out))
-    facts = read_provenance(newest.parent.parent)
     run = RunContent(
         config=config_of(newest),
         tensors=tensors,
         step=records[-1].step,
         language=language,
         facts={
+            **inherited_facts(newest.parent.parent),
             "verb": "average",
             "parent": str(newest),
             "averaged": {str(path): share for path, share in zip(paths, shares, strict=True)},
-            "manifest_hash": facts["manifest_hash"],
-            "tokenizer_hash": facts["tokenizer_hash"],
-            "data": facts["data"],
-            "precision": facts["precision"],
-            "parameters": facts["parameters"],
         },
         data=NO_DATA,
         parent=lineage_of(newest),
@@ -81,6 +76,7 @@ def average(
 def _checkpoints(places: list[str], last: int | None) -> list[Path]:
     """Find the checkpoints to average, oldest first."""
     from lit_pretrain.checkpoint.layout import check_sound, checkpoints, resolve, step_of
+    from lit_pretrain.step_size import counted
 
     if last is not None and last < 2:
         raise UserError(f"--last {last}: an average needs at least 2 checkpoints")
@@ -89,7 +85,7 @@ def _checkpoints(places: list[str], last: int | None) -> list[Path]:
         found = checkpoints(Path(places[0]))
         if len(found) < (last or 2):
             raise UserError(
-                f"{places[0]} keeps {len(found)} checkpoint{'s' * (len(found) != 1)}; an average of"
+                f"{places[0]} keeps {counted(len(found), 'checkpoints')}; an average of"
                 f" {last or 'at least 2'} needs as many: keep more with --keep_checkpoints and"
                 " --checkpoint_every, or average fewer with --last"
             )

@@ -29,7 +29,7 @@ def merge(
         accept: Fields of the contract that may differ from the record: tokenizer, template,
             vocabulary, bos_id, eos_id, stop_ids.
     """
-    from lit_pretrain.report.run_folder import check_new_folder, read_provenance
+    from lit_pretrain.report.run_folder import check_new_folder
 
     check_new_folder(out)
     import torch
@@ -43,7 +43,7 @@ def merge(
         probe_tokens,
     )
     from lit_pretrain.checkpoint.weights import read_record, read_score, read_weights
-    from lit_pretrain.checkpoint.write_run import RunContent, write_run
+    from lit_pretrain.checkpoint.write_run import RunContent, inherited_facts, write_run
     from lit_pretrain.data_lineage import NO_DATA
 
     path = resolve(run, which=checkpoint)
@@ -66,23 +66,18 @@ def merge(
     )
     config = config_of(path)
     config["model"] |= {"adapter": None, "init_from": None}
-    facts = read_provenance(path.parent.parent)
     merged = RunContent(
         config=config,
         tensors=weights,
         step=read_record(path).step,
         language=check_files(path, accept=tuple(accept)),
         facts={
+            **inherited_facts(path.parent.parent),
             "verb": "merge",
             "parent": str(path),
             "base": base_place,
             "base_hash": adapter.base_hash,
             "logit_difference": difference,
-            "manifest_hash": facts["manifest_hash"],
-            "tokenizer_hash": facts["tokenizer_hash"],
-            "data": facts["data"],
-            "precision": facts["precision"],
-            "parameters": facts["parameters"],
         },
         data=NO_DATA,
         parent=lineage_of(path),
