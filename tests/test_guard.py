@@ -243,7 +243,7 @@ def test_a_run_goes_back_so_often_and_then_ends(
     with leaping(29):
         assert fit(dataset, tmp_path, "run", REWIND, "--guard.max_rewinds=1") == 3
     said = capfd.readouterr().err
-    assert "the run has gone back 1 times already (spikes at step 30)" in said
+    assert "the run has gone back 1 time already (spikes at step 30)" in said
     assert "--skip_steps" in said
 
 

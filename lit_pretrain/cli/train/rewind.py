@@ -8,6 +8,7 @@ from lit_pretrain.errors import DivergedError, UserError, warn
 from lit_pretrain.report.rewinds import Rewind, write_rewinds
 from lit_pretrain.skips import Skips
 from lit_pretrain.stage.guard import Spike
+from lit_pretrain.step_size import counted
 
 
 def record_rewind(cli: TrainCLI, spike: Spike) -> None:
@@ -24,7 +25,7 @@ def record_rewind(cli: TrainCLI, spike: Spike) -> None:
     earlier = [rewind.spike for rewind in place.rewinds if rewind.spike is not None]
     if len(earlier) >= guard.max_rewinds:
         raise DivergedError(
-            f"{spike}; the run has gone back {len(earlier)} times already (spikes at"
+            f"{spike}; the run has gone back {counted(len(earlier), 'times')} already (spikes at"
             f" {', '.join(f'step {step}' for step in earlier) or 'no step'}): a lower rate may"
             " help, by --fork, or a higher guard.max_rewinds",
             spike.samples,

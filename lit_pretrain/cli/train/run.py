@@ -65,6 +65,7 @@ from lit_pretrain.report.summary import Foreseen, write_summary
 from lit_pretrain.report.tensorboard import hyper_parameters, loss_section
 from lit_pretrain.scaling.flops import peak_flops
 from lit_pretrain.stage.guard import Spike
+from lit_pretrain.step_size import counted
 
 
 def train(verb: str, argv: list[str], began: float) -> int:
@@ -140,9 +141,11 @@ def _train(cli: TrainCLI, started: float) -> None:
     said = "\n".join(lines)
     mixture = data.exposure(cli.config.max_steps)
     if data.skips:
-        mixture += f"\nleft out of the order: steps {data.skips} ({data.skips.count:,} steps)"
+        left_out = counted(data.skips.count, "steps")
+        mixture += f"\nleft out of the order: steps {data.skips} ({left_out})"
     if cli.place.held:
-        mixture += f"\nupdates left out: steps {cli.place.held} ({cli.place.held.count:,} steps)"
+        held = counted(cli.place.held.count, "steps")
+        mixture += f"\nupdates left out: steps {cli.place.held} ({held})"
     for rewind in cli.place.rewinds:
         mixture += f"\n{rewind.line}"
     told: list[str] = []
@@ -354,11 +357,10 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
             place = folder / PROVENANCE
     write_file(place, seal_json(recorded))
     write_language(folder, cli, recorded)
-    own = cli.place.checkpoint is not None and not cli.place.forks
     file = MetricsFile(
         folder / METRICS,
         first_step=first_step,
-        expected=own and first_step >= cli.settings.log_every,
+        expected=cli.place.resumes and first_step >= cli.settings.log_every,
     )
     cli.callbacks.metrics.sinks.append(file.write)
     if ids := begin_loggers(cli.trainer.loggers, config):

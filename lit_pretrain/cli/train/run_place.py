@@ -157,6 +157,17 @@ class RunPlace(NamedTuple):
             return False
         return self.checkpoint.parent.parent.resolve() != self.folder.resolve()
 
+    @property
+    def resumes(self) -> bool:
+        """Tell whether the run goes on from a checkpoint of its own."""
+        return self.checkpoint is not None and not self.forks
+
+    @property
+    def back_to(self) -> int | None:
+        """Return the step to which the run goes back now; None if it does not."""
+        pending = bool(self.rewinds) and not self.rewinds[-1].done
+        return self.rewinds[-1].to if pending else None
+
 
 def resolve_place(
     config: Namespace,

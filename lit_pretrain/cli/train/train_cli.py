@@ -422,11 +422,7 @@ class TrainCLI(LightningCLI):
             tokens_per_step=self.data.tokens_per_step,
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             contract=self.contract,
-            back_to=(
-                self.place.rewinds[-1].to
-                if self.place.rewinds and not self.place.rewinds[-1].done
-                else None
-            ),
+            back_to=self.place.back_to,
             seconds=time_limit(self.config.trainer.max_time),
         )
         values = self.config_init["trainer"]

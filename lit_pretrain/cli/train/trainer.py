@@ -404,9 +404,8 @@ def _loggers(given: Any, place: RunPlace, *, first_step: int | None) -> list[Log
     """
     if given is False:
         return []
-    own = place.checkpoint is not None and not place.forks
     kept = place.folder / LOGGERS
-    ids: dict[str, str] = read_json_file(kept) if own and kept.is_file() else {}
+    ids: dict[str, str] = read_json_file(kept) if place.resumes and kept.is_file() else {}
     loggers: list[Logger] = [RunBoard(place.folder, first_step=first_step)]
     for logger in [] if given in (None, True) else _listed(given):
         if not isinstance(logger, str):
