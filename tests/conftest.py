@@ -278,6 +278,19 @@ def run_cli(tmp_path: Path) -> RunCli:
     return run
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: sums of several have another rounding, and runs in this
+    process are compared with runs in others.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 TEXT = [
     "The fox sees the hen by the lake. The owl hears the cat by the barn.",
     (

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.weights import weights_identity
@@ -97,12 +96,7 @@ SMALL = [
 REWIND = "--guard.action=rewind"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fit(dataset: Path, runs: Path, name: str, *extra: str) -> int:
@@ -154,7 +148,6 @@ def leaping(step: int) -> Iterator[list[int]]:
 @pytest.fixture(scope="module")
 def clean(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any]]:
     """A run without a spike, and the rows that its steps read; `without` leaves 28 to 32 out."""
-    torch.set_num_threads(1)
     runs = tmp_path_factory.mktemp("clean")
     with read_rows() as rows:
         assert fit(dataset, runs, "clean", REWIND) == 0
@@ -253,7 +246,6 @@ def rewound(
 ) -> Path:
     """A run that goes back by two checkpoints, because the newest one lies within the margin."""
     runs = tmp_path_factory.mktemp("rewound")
-    torch.set_num_threads(1)
     with poisoned([clean[1][33][0]]):
         assert fit(dataset, runs, "run", REWIND, "--checkpoint_every=4", "--max_steps=36") == 0
     [rewind] = read_rewinds(runs / "run")

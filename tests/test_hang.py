@@ -8,18 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.report.run_state import read_attempt
+from tests.test_resume import losses
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, LIMIT = 6, 3.0
 BASE = [
     "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
@@ -94,15 +92,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the callback and the run `whole`, in which nothing hangs."""
     folder = tmp_path_factory.mktemp("hung")
     (folder / "sleeping.py").write_text(SLEEPER)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert main(["fit", *BASE, f"--data.path={dataset}", f"--runs={folder}", "--name=whole"]) == 0
-    yield folder
-    torch.set_num_threads(threads)
+    return folder
 
 
 def places(folder: Path, dataset: Path, name: str) -> list[str]:
@@ -121,10 +116,6 @@ def wait_for_end(process: int) -> None:
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline, stat.read_text()
         time.sleep(0.05)
-
-
-def losses(run: Path) -> list[tuple[Any, ...]]:
-    return [(m["step"], m.get("train/loss"), m.get("val/loss")) for m in read_metrics(run)]
 
 
 def test_one_process_that_hangs_ends_and_goes_on(folder: Path, dataset: Path) -> None:

@@ -11,16 +11,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.stage.stage import Stage
+from tests.test_resume import losses
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
@@ -112,32 +111,19 @@ class Terminal:
         return (code if code >= 0 else 128 - code), self.text
 
 
-def losses(run: Path) -> list[tuple[Any, ...]]:
-    return [(m["step"], m.get("train/loss"), m.get("val/loss")) for m in read_metrics(run)]
-
-
 @pytest.fixture(scope="module")
-def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(one_thread: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the callback and the run `whole`, which nobody interrupts."""
     folder = tmp_path_factory.mktemp("interrupted")
     (folder / "pausing.py").write_text(PAUSE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert main(["fit", *BASE, f"--data.path={dataset}", f"--runs={folder}", "--name=whole"]) == 0
-    torch.set_num_threads(threads)
     return folder
 
 
 @pytest.fixture
-def one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For runs in this process: sums of several threads have another rounding, and the callback
-    must be found.
-    """
+def one_process(folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs in this process, which must find the callback."""
     monkeypatch.syspath_prepend(str(folder))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fit(folder: Path, dataset: Path, name: str, hook: str, step: int, *extra: str) -> Terminal:

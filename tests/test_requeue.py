@@ -8,24 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lit_pretrain.report.goodput import read_attempts
-from lit_pretrain.report.run_folder import read_metrics
 from tests.prepare.engine.conftest import slurm  # noqa: F401  # a fixture
+from tests.test_hang import BASE as TINY
+from tests.test_resume import losses
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
-BASE = [
-    "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
-    "--model.net.ffn_width=64", "--model.compile=off", "--data.seq_len=32",
-    "--data.global_batch_tokens=256", "--data.micro_batch_size=4", "--data.val_tokens=512",
-    f"--max_steps={STEPS}", "--log_every=1", "--validate_every=4", "--checkpoint_every=2",
-    "--sample_prompts=[]", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
-    "--resume=auto",
-]  # fmt: skip
+BASE = [*TINY, f"--max_steps={STEPS}", "--validate_every=4", "--resume=auto"]
 LAUNCHED = """
 import os, signal, time
 import lightning as L
@@ -65,13 +58,6 @@ def environment(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def figures(run: Path) -> list[tuple[Any, ...]]:
-    return [
-        (m["step"], m.get("train/loss"), m.get("train/grad_norm"), m.get("val/loss"))
-        for m in read_metrics(run)
-    ]
-
-
 def wait_until(done: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -92,7 +78,7 @@ def test_torchrun_restarts_after_a_worker_was_killed(folder: Path, dataset: Path
             timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert figures(folder / "killed") == figures(folder / "whole")
+    assert losses(folder / "killed") == losses(folder / "whole")
     assert [each.first_step for each in read_attempts(folder / "killed")] == [0, 4]
 
 
@@ -139,5 +125,5 @@ def test_slurm_requeues_a_preempted_job(
     wait_until(lambda: "PENDING" in state(), 60, said)
     ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits for two minutes
     wait_until(lambda: "done: " in said(), 240, said)
-    assert figures(folder / "job") == figures(folder / "whole")
+    assert losses(folder / "job") == losses(folder / "whole")
     assert [each.first_step for each in read_attempts(folder / "job")] == [0, 6]

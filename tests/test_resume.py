@@ -41,15 +41,7 @@ BASE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums of several threads have another rounding: runs in this process are compared with
-    runs in others.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(dataset: Path, runs: Path, name: str, *extra: str) -> list[str]:
@@ -138,7 +130,6 @@ def stop_at(process: "subprocess.Popen[bytes]", run: Path, step: int, number: in
 def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Uninterrupted runs in one process: `one` with one micro-batch a step, `four` with four."""
     runs = tmp_path_factory.mktemp("whole")
-    torch.set_num_threads(1)
     assert main(options(dataset, runs, "one")) == 0
     assert main(options(dataset, runs, "four", "--data.micro_batch_size=2")) == 0
     assert losses(runs / "one") != losses(

@@ -4,12 +4,10 @@ that leave steps out, through the real command line.
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,12 +104,7 @@ def test_the_order_of_rows_leaves_them_out() -> None:
 # ---------------------------------------------------------------------- runs
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(run: Path) -> dict[str, str]:
@@ -121,7 +114,6 @@ def weights(run: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`plain` reads everything, `skipping` never reads the steps 9 and 10 of the order."""
-    torch.set_num_threads(1)
     runs = tmp_path_factory.mktemp("runs")
     assert main(options(dataset, runs, "plain")) == 0
     assert main(options(dataset, runs, "skipping", "--skip_steps=9:11")) == 0
