@@ -118,6 +118,14 @@ def wait_for_end(process: int) -> None:
         time.sleep(0.05)
 
 
+def wait_for_handler(process: int, number: int) -> None:
+    """Wait until a process answers a signal by itself."""
+    deadline, status = time.monotonic() + 30, Path(f"/proc/{process}/status")
+    while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) >> number - 1 & 1:
+        assert time.monotonic() < deadline, status.read_text()
+        time.sleep(0.01)
+
+
 def test_one_process_that_hangs_ends_and_goes_on(folder: Path, dataset: Path) -> None:
     arguments = places(folder, dataset, "hung")
     run = Running(
@@ -201,7 +209,8 @@ def test_a_signal_before_the_first_step(
     if seen:
         run.read_until(seen)
     else:
-        time.sleep(1)
+        wait_for_handler(run.process.pid, number)
+        time.sleep(0.5)  # the imports take longer
     run.process.send_signal(number)
     code, text = run.end(15)
     assert code == 75, text

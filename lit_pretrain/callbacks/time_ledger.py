@@ -12,7 +12,7 @@ WRITE_SECONDS = 10.0
 """How often the record is written between checkpoints: what a kill can take from it."""
 
 MOST_SAVED = 100
-"""Checkpoints of an attempt that its record knows; older ones are gone from the disk, too."""
+"""Checkpoints of an attempt that its record knows; a run seldom keeps so many."""
 
 
 class TimeLedger(L.Callback):

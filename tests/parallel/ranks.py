@@ -172,7 +172,10 @@ def on_rank(rank: int, sizes: MeshSizes, names: list[str], store: str) -> None:
 if __name__ == "__main__":
     given = dict(part.split("=") for part in sys.argv[1].split(","))
     axes = MeshSizes(**{name: int(size) for name, size in given.items()})
-    where = tempfile.mktemp()
-    mp.start_processes(
-        on_rank, (axes, sys.argv[2:], where), nprocs=axes.devices, start_method="fork"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(
+            on_rank,
+            (axes, sys.argv[2:], f"{folder}/store"),
+            nprocs=axes.devices,
+            start_method="fork",
+        )

@@ -1,5 +1,6 @@
-"""Networks laid over a mesh compute what one process computes: losses of 20 steps, gradients, and
-weights after clipped updates with AdamW and Muon, from documents and two micro-batches a step.
+"""Networks laid over a mesh compute what one process computes: losses (of 20 steps for the plain
+case, of 3 for the others), gradients, and weights after clipped updates with AdamW and Muon, from
+documents and two micro-batches a step.
 """
 
 import json
