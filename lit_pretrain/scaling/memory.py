@@ -120,11 +120,16 @@ class Layout:
         return self.rows * self.seq_len // self.cp
 
     @property
+    def together(self) -> int:
+        """Count the devices that read the same rows."""
+        return self.cp * self.tp
+
+    @property
     def micro_batches(self) -> int | None:
         """Count the micro-batches of each device in a step; None where the step is not known."""
         if self.step_rows is None:
             return None
-        groups = self.devices // (self.cp * self.tp)
+        groups = self.devices // self.together
         return self.step_rows * self.group // (self.rows * groups)
 
     @property
@@ -462,8 +467,9 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
             " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         )
         counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
+        counts = [n for n in counts if n % (layout.copies * layout.together) == 0]
         if layout.step_rows is not None:
-            counts = [n for n in counts if layout.step_rows % n == 0]
+            counts = [n for n in counts if layout.step_rows % (n // layout.together) == 0]
         spread = {"sharding": "fsdp", "checkpointing": checkpointing}
         wide = [n for n in counts if fits(devices=n, rows=_rows_on(layout, n), **spread)]
         if wide:
@@ -475,7 +481,8 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
 def _rows_on(layout: Layout, devices: int) -> int:
     if layout.step_rows is None:
         return layout.rows
-    return layout.group * largest_divisor(layout.step_rows // devices, layout.rows // layout.group)
+    groups = devices // layout.together
+    return layout.group * largest_divisor(layout.step_rows // groups, layout.rows // layout.group)
 
 
 def _powers_below(number: int) -> list[int]:

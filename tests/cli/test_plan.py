@@ -46,6 +46,14 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+def test_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
+    mesh = [*SEVEN_B, "--devices", "16", "--parallel.dp_replicate", "2", "--parallel.tp"]
+    layout = plan(*mesh, "2")["memory"]["layout"]
+    assert [layout[name] for name in ("sharding", "copies", "cp", "tp")] == ["fsdp", 2, 1, 2]
+    told = fails(capsys, *mesh, "3")
+    assert "parallel: dp_replicate 2 × tp 3 = 6 must divide the number of devices, 16" in told
+
+
 def test_a_bare_shape() -> None:
     found = plan(
         *SEVEN_B,

@@ -285,6 +285,24 @@ def test_states_of_mixed_precision_are_16_bytes_a_parameter() -> None:
     assert sum(states(config, Layout(rows=1, seq_len=128, precision="bf16-true"))) == 8 * n
 
 
+def test_a_mesh_divides_state_by_all_devices_of_a_copy_and_rows_by_its_groups() -> None:
+    config = shape("llama3_8b")
+    plain = Layout(rows=1, seq_len=8192, step_rows=16, devices=8, sharding="fsdp")
+    copies = dataclasses.replace(plain, copies=2)
+    assert states(config, copies) == states(config, dataclasses.replace(plain, devices=4))
+    assert (plain.micro_batches, copies.micro_batches) == (2, 2)
+    whole = peak(config, plain)
+    for mesh in ({"cp": 2}, {"tp": 2}):
+        layout = dataclasses.replace(plain, **mesh)
+        found = peak(config, layout)
+        assert layout.micro_batches == 4
+        assert found.states == whole.states
+        # More than half: what is gathered from the other devices is kept whole.
+        assert whole.activations / 2 < found.activations < whole.activations
+        assert found.loss < whole.loss
+        assert found.backward < whole.backward
+
+
 def test_stages_and_muon() -> None:
     config = ModelConfig()
     n, plain = count_parameters(config).total, states(config, Layout(rows=1, seq_len=128))
@@ -368,6 +386,17 @@ def test_the_devices_that_remedies_name_divide_a_step() -> None:
     layout = Layout(rows=1, seq_len=8192, step_rows=24)
     assert "over at least 4 devices" in remedies(shape("llama3_8b"), layout, 60 * GIB)[0]
     assert remedies(shape("llama3_8b"), dataclasses.replace(layout, step_rows=6), 60 * GIB) == []
+
+
+@pytest.mark.parametrize("mesh", [{"tp": 2}, {"cp": 2}, {"copies": 2}])
+def test_the_devices_that_remedies_name_divide_a_mesh(mesh: dict[str, int]) -> None:
+    """A step is divided by groups of devices that read the same rows, not by devices."""
+    config = shape("llama3_8b")
+    layout = Layout(rows=1, seq_len=8192, step_rows=8, devices=4, sharding="fsdp", **mesh)
+    most = 8 * layout.together
+    limit = peak(config, dataclasses.replace(layout, devices=most)).bytes
+    ways = remedies(config, layout, limit)
+    assert any(f"over at least {most} devices" in way for way in ways), ways
 
 
 def test_remedies_count_rows_of_data() -> None:
