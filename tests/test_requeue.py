@@ -86,7 +86,7 @@ def test_torchrun_restarts_after_a_worker_was_killed(folder: Path, dataset: Path
 def test_slurm_requeues_a_preempted_job(
     folder: Path,
     dataset: Path,
-    slurm: dict[str, str],  # noqa: F811
+    slurm: dict[str, str],  # noqa: F811  (the fixture)
 ) -> None:
     """`scontrol requeue` is what a preemption does: SIGTERM, time to save, and another start."""
     command = [sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *BASE]

@@ -72,6 +72,11 @@ class TimeLedger(L.Callback):
         write_attempts(self.run, self.attempts)
         self._written = time.monotonic()
 
+    def write_if_due(self, step: int) -> None:
+        """Write the record if it is older than `WRITE_SECONDS`."""
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self.write(step)
+
     # ------------------------------------------------------------------ Lightning's hooks
 
     def on_train_start(self, trainer: L.Trainer, *args: object) -> None:
@@ -102,10 +107,9 @@ class StepEnd(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
         """End a step; now and then write the record."""
-        ledger = self.ledger
-        ledger.switch("data")
-        if trainer.is_global_zero and time.monotonic() - ledger._written > WRITE_SECONDS:
-            ledger.write(trainer.global_step)
+        self.ledger.switch("data")
+        if trainer.is_global_zero:
+            self.ledger.write_if_due(trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, *args: object) -> None:
         """End a validation."""

@@ -244,12 +244,17 @@ class Watchdog(L.Callback):
         If it is the one that is stopped, it is woken up, to find that this one has given up.
         """
         parent = os.getppid()
-        for number in (0, signal.SIGCONT):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(parent, number)
+
+        def ends() -> bool:
             deadline = time.monotonic() + REPORT_SECONDS + 1
             while os.getppid() == parent and time.monotonic() < deadline:
                 time.sleep(0.05)
+            return os.getppid() != parent
+
+        if not ends():
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended now
+                os.kill(parent, signal.SIGCONT)
+            ends()
 
 
 def accounts(others: dict[int, Sign | None], *, silent: float) -> list[str]:

@@ -70,12 +70,12 @@ def _add_options(part: argparse.ArgumentParser, own: Any) -> None:
             part.add_argument(*flags, action="store_true", help=about)
             continue
         nargs = {"nargs": "*"} if not option.flag.startswith("-") else {}
-        action = part.add_argument(*flags, help=about, **nargs)  # type: ignore[arg-type]
+        action = part.add_argument(*flags, help=about, **nargs)  # type: ignore[arg-type]  # a dict
         words = option.kind.split("|") if option.kind.islower() and "[" not in option.kind else []
         if words or option.classes:
             action.choices = [*words, *option.classes]
         else:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab reads
     known = {flag for action in part._actions for flag in action.option_strings}
     for name in sorted(fields_elsewhere(own)):
         if f"--{name}" not in known:

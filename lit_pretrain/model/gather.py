@@ -23,7 +23,7 @@ def gather_tokens(x_BT: Tensor, group: str, devices: int) -> Tensor:
     Returns:
         (B, P T, ...).
     """
-    whole: Tensor = _GatherTokens.apply(x_BT, group, devices)  # type: ignore[no-untyped-call]
+    whole: Tensor = _GatherTokens.apply(x_BT, group, devices)  # type: ignore[no-untyped-call]  # torch's own
     return whole
 
 

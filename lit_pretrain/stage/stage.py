@@ -279,7 +279,7 @@ class Stage(L.LightningModule):
     @property
     def _data(self) -> Any:
         """The data module; Lightning gives it to a Trainer, whose class does not declare it."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # set by `fit`
 
     def _frozen(self, where: str | None) -> Frozen:
         return self.origin.frozen(

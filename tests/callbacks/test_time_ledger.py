@@ -72,7 +72,7 @@ def test_parts_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     now[0] = 107.0
     ledger.begin(97.0, first_step=0, goes_on=True)  # ten seconds of imports
     for part, seconds in (("data", 1.0), ("training", 4.0), ("validating", 2.0), ("data", 1.0)):
-        ledger.switch(part)  # type: ignore[arg-type]
+        ledger.switch(part)
         now[0] += seconds
     ledger.move("saving", 0.25)
     ledger.write(3, saved=True)

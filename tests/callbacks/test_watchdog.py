@@ -14,7 +14,7 @@ from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.watchdog import START_SECONDS, Sign, Watchdog, accounts
 from lit_pretrain.errors import UserError
 
-STOP = GracefulStop(None)  # type: ignore[arg-type]  # only its advice is read
+STOP = GracefulStop(None)  # only its advice is read
 
 
 class Ended(Exception):
@@ -70,13 +70,13 @@ def test_until_the_first_step_the_limit_is_longer(
     dog, now = made(tmp_path, 20.0, monkeypatch), trainer()
     stage = SimpleNamespace(net=SimpleNamespace(is_compiled=compiled))
     dog._least = START_SECONDS
-    dog._watch(now, 20.0, Looks(clock, [2.0] * 149))  # type: ignore[arg-type]
+    dog._watch(now, 20.0, Looks(clock, [2.0] * 149))
     dog.on_train_start(now, stage)
     if compiled:
-        dog._watch(now, 20.0, Looks(clock, [2.0] * 149))  # type: ignore[arg-type]
+        dog._watch(now, 20.0, Looks(clock, [2.0] * 149))
         dog.on_train_batch_end(now)
     with pytest.raises(Ended):
-        dog._watch(now, 20.0, Looks(clock, [2.0] * 10))  # type: ignore[arg-type]
+        dog._watch(now, 20.0, Looks(clock, [2.0] * 10))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_only_time_in_which_the_process_runs_counts(
 ) -> None:
     dog, event = made(tmp_path, 20.0, monkeypatch), Looks(clock, looks)
     try:
-        dog._watch(trainer(), 20.0, event)  # type: ignore[arg-type]
+        dog._watch(trainer(), 20.0, event)
     except Ended:
         assert ends
         assert not event.seconds
@@ -116,9 +116,9 @@ def test_every_hook_is_progress(
     hook: str, clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dog = made(tmp_path, 20.0, monkeypatch)
-    dog._watch(trainer(), 20.0, Looks(clock, [2.0] * 9))  # type: ignore[arg-type]
+    dog._watch(trainer(), 20.0, Looks(clock, [2.0] * 9))
     getattr(dog, hook)(trainer(), SimpleNamespace(net=SimpleNamespace(is_compiled=False)))
-    dog._watch(trainer(), 20.0, Looks(clock, [2.0] * 9))  # type: ignore[arg-type]
+    dog._watch(trainer(), 20.0, Looks(clock, [2.0] * 9))
 
 
 def test_a_rank_waits_for_one_that_works(
@@ -126,13 +126,13 @@ def test_a_rank_waits_for_one_that_works(
 ) -> None:
     """As the others do while the first evaluates."""
     first, second = (made(tmp_path, 20.0, monkeypatch) for _ in range(2))
-    second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))  # type: ignore[arg-type]
+    second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))
     first._exchange(trainer(0, 2))
-    second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))  # type: ignore[arg-type]
+    second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))
     sign = tmp_path / "hang" / "rank-0.json"
     os.utime(sign, (time.time() - 30, time.time() - 30))
     with pytest.raises(Ended):
-        second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))  # type: ignore[arg-type]
+        second._watch(trainer(1, 2), 20.0, Looks(clock, [2.0] * 9))
 
 
 def test_a_rank_that_was_stopped_ends_when_another_has_reported(
@@ -143,11 +143,11 @@ def test_a_rank_that_was_stopped_ends_when_another_has_reported(
     report.write_text("of an earlier attempt")
     os.utime(report, (0, 0))
     dog = made(tmp_path, 20.0, monkeypatch)
-    dog._watch(trainer(0, 2), 20.0, Looks(clock, [2.0]))  # type: ignore[arg-type]
+    dog._watch(trainer(0, 2), 20.0, Looks(clock, [2.0]))
     report.write_text("of this one")
     os.utime(report, (time.time() + 1, time.time() + 1))
     with pytest.raises(Ended):
-        dog._watch(trainer(0, 2), 20.0, Looks(clock, [2.0]))  # type: ignore[arg-type]
+        dog._watch(trainer(0, 2), 20.0, Looks(clock, [2.0]))
 
 
 def test_the_stopped_rank_is_named_first() -> None:

@@ -315,12 +315,12 @@ def test_an_empty_answer_is_not_learned_as_a_stop(tokenizer: Tokenizer) -> None:
     talk = conversation("a", " ", "c", "d")
     for mode in ("assistant", "completion"):
         row = replace(talk, prompt=1) if mode == "completion" else talk
-        bad = renderer.render([row], train_on=mode)[0]  # type: ignore[arg-type]
+        bad = renderer.render([row], train_on=mode)[0]
         assert isinstance(bad, BadRow), mode
         assert (bad.reason, bad.mistake) == ("empty_answer", False)
     assert learned(renderer, one(renderer, talk, "last")) == ["d<|im_end|>"]
     marked = [{**m, "weight": 0} if i == 1 else m for i, m in enumerate(talk.messages)]
-    passed = one(renderer, replace(talk, messages=tuple(marked)))  # type: ignore[arg-type]
+    passed = one(renderer, replace(talk, messages=tuple(marked)))
     assert learned(renderer, passed) == ["d<|im_end|>"]
 
 
@@ -398,7 +398,7 @@ def test_arguments_of_calls_have_the_form_that_the_template_takes(tokenizer: Tok
             function = {"name": "f", "arguments": arguments}
             call = {"type": "function", "function": function}
             talk = (*say("a"), {"role": "assistant", "content": None, "tool_calls": [call]})
-            row = Conversation(messages=talk, prompt=1)  # type: ignore[arg-type]
+            row = Conversation(messages=talk, prompt=1)
             texts.add(tuple(learned(renderer, one(renderer, row))))
         (text,) = texts.pop()
         assert not texts
@@ -422,7 +422,7 @@ def test_null_beside_calls_is_not_written_as_a_word(tokenizer: Tokenizer) -> Non
         renderer = Renderer(tokenizer, ChatTemplate(source, name="mine"))
         call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         talk = (*say("a"), {"role": "assistant", "content": None, "tool_calls": [call]})
-        row = Conversation(messages=talk, prompt=1)  # type: ignore[arg-type]
+        row = Conversation(messages=talk, prompt=1)
         (text,) = learned(renderer, one(renderer, row))
         assert text.endswith('f{"x": 1}<|im_end|>')
         assert "None" not in text
@@ -461,7 +461,7 @@ def test_what_a_template_leaves_out_of_a_row_is_refused_or_noted(tokenizer: Toke
 
     def render(*answers: dict[str, Any]) -> Rendered | BadRow:
         messages = [m for answer in answers for m in (*say("a"), {"role": "assistant", **answer})]
-        row = Conversation(messages=tuple(messages), prompt=1)  # type: ignore[arg-type]
+        row = Conversation(messages=tuple(messages), prompt=1)
         return renderer.render([row], train_on="last")[0]
 
     shown = render({"content": None, "tool_calls": [call]})

@@ -202,7 +202,7 @@ def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
     reference = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     template = find_template(family, ".")
     messages = TALKS["turns"][0]
-    row = Conversation(messages=tuple(messages), prompt=1)  # type: ignore[arg-type]
+    row = Conversation(messages=tuple(messages), prompt=1)
     wanted = reference.apply_chat_template(
         messages, chat_template=template.source, return_dict=True, tokenize=True,
         return_assistant_tokens_mask=True,

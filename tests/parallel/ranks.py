@@ -117,7 +117,7 @@ def train(
                 net(tokens, doc), net.head_weight, labels, logit_softcap=config.logit_softcap
             )
             loss, nll = scores.cross_entropy(**terms)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total, count = total + nll.sum(), count + (labels != -100).sum()
         if mesh:
             dist.all_reduce(total, group=mesh.loss.get_group())
@@ -147,7 +147,7 @@ def on_rank(rank: int, sizes: MeshSizes, names: list[str], store: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    muon._precision = lambda device: torch.float32  # type: ignore[assignment]
+    muon._precision = lambda device: torch.float32
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=sizes.devices
     )

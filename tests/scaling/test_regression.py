@@ -160,8 +160,8 @@ def repeating(form: str, seed: int, sigma: float) -> tuple[Law, Floats, Floats, 
         half = 3 ** (1 / beta) / 2
         params = {"N_c": 1e9 * half ** (beta / alpha), "D_c": 2e10 * half}
         params |= {"alpha_N": alpha, "alpha_D": beta}
-    kept = [*PARAMETERS[form], *(["beta"] if form == "tied" else [])]  # type: ignore[index]
-    law = Law(form, {name: params[name] for name in kept})  # type: ignore[arg-type]
+    kept = [*PARAMETERS[form], *(["beta"] if form == "tied" else [])]
+    law = Law(form, {name: params[name] for name in kept})
     unique = d / rng.choice([1, 2, 8, 30], size=len(d))
     return law, n, d, unique, law.loss(n, d, unique) * np.exp(rng.normal(0, 1, len(n)) * sigma)
 

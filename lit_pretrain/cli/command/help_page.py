@@ -304,7 +304,7 @@ def field_texts(*, read: bool) -> Iterator[None]:
     They take a quarter of the time between the import of Lightning and the first line of `fit`, and
     only pages of help show them.
     """
-    options = get_docstring_parse_options()  # type: ignore[no-untyped-call]
+    options = get_docstring_parse_options()  # type: ignore[no-untyped-call]  # no types
     before: bool = options["attribute_docstrings"]
     set_parsing_settings(docstring_parse_attribute_docstrings=read)
     try:
@@ -468,7 +468,7 @@ def _words_for(typehint: Any) -> str:
         return "|".join(dict.fromkeys(kinds))
     if inspect.isclass(typehint) and dataclasses.is_dataclass(typehint):
         return "{NAME: VALUE}"
-    is_class = ActionTypeHint.is_subclass_typehint(typehint)  # type: ignore[no-untyped-call]
+    is_class = ActionTypeHint.is_subclass_typehint(typehint)  # type: ignore[no-untyped-call]  # no types
     if origin is Callable or is_class:
         return "CLASS"
     return str(getattr(typehint, "__name__", "VALUE")).upper()
