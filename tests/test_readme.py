@@ -137,6 +137,10 @@ def test_every_other_command_runs(
     assert ran >= 20
 
 
+def test_it_can_be_read_in_one_go() -> None:
+    assert len(README.splitlines()) <= 200
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
 def test_links_lead_somewhere(path: str) -> None:
     assert (ROOT / path).exists(), path
