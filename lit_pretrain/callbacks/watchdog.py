@@ -264,18 +264,18 @@ def accounts(others: dict[int, Sign | None], *, silent: float) -> list[str]:
         others: The last sign of each rank.
         silent: Seconds without a sign after which a rank counts as stopped.
     """
-    told = []
+    ranked = []
     for rank, sign in others.items():
         if sign is None:
-            told.append((1, f"rank {rank} has given no sign of life"))
+            ranked.append((1, f"rank {rank} has given no sign of life"))
             continue
         who = f"rank {rank} (process {sign.process} on {sign.host})"
         if sign.age > silent:
             text = f"{who} is stopped or gone: its last sign of life is {sign.age:.0f} s old"
-            told.append((0, text))
+            ranked.append((0, text))
         else:
             idle = sign.idle + sign.age
-            told.append((2, f"{who} has made no progress for {idle:.0f} s, {sign.doing}"))
-    told.sort(key=lambda each: each[0])
-    more = len(told) - SHOWN_RANKS
-    return [text for _, text in told[:SHOWN_RANKS]] + ([f"and {more} more"] if more > 0 else [])
+            ranked.append((2, f"{who} has made no progress for {idle:.0f} s, {sign.doing}"))
+    ranked.sort(key=lambda each: each[0])
+    more = len(ranked) - SHOWN_RANKS
+    return [text for _, text in ranked[:SHOWN_RANKS]] + ([f"and {more} more"] if more > 0 else [])

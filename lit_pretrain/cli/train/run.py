@@ -148,10 +148,10 @@ def _train(cli: TrainCLI, started: float) -> None:
         mixture += f"\nupdates left out: steps {cli.place.held} ({held})"
     for rewind in cli.place.rewinds:
         mixture += f"\n{rewind.line}"
-    told: list[str] = []
+    kept: list[str] = []
     if cli.place.checkpoint is not None and cli.place.forks:
         saved = read_record(cli.place.checkpoint).contract
-        told = fork_lines(saved, cli.contract, str(cli.place.checkpoint))
+        kept = fork_lines(saved, cli.contract, str(cli.place.checkpoint))
         stage.new_settings = any(
             line.startswith(OPTIMIZER) for line in differences(saved, cli.contract)
         )
@@ -162,7 +162,7 @@ def _train(cli: TrainCLI, started: float) -> None:
             started, first_step=first_step, goes_on=cli.settings.resume != "never"
         )
         # First: opening the logs imports TensorBoard.
-        print(said, mixture, *told, sep="\n", flush=True)
+        print(said, mixture, *kept, sep="\n", flush=True)
         start_run(cli, first_step, None if foreseen is None else foreseen.metric)
         for remark in data.remarks():
             warn(remark)
