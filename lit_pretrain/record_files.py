@@ -15,7 +15,9 @@ from lit_pretrain.plain_data import parse_json
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 RECORD_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
-"""Suffixes of files that can be read; all but .parquet also packed (.gz, .zst, .bz2)."""
+"""Suffixes of files that can be read, in either case; all but .parquet also packed (.gz, .zst,
+.bz2).
+"""
 
 
 MAX_ROW_BYTES = 100_000_000
@@ -72,8 +74,10 @@ def scan_records(
         UserError: The file is missing, damaged or of another format.
     """
     path = Path(path).expanduser()
-    suffix = path.with_suffix("").suffix if path.suffix in _COMPRESSIONS else path.suffix
-    if suffix not in RECORD_SUFFIXES or (suffix == ".parquet" and path.suffix in _COMPRESSIONS):
+    suffix = path.suffix.lower()
+    if packed := suffix in _COMPRESSIONS:
+        suffix = path.with_suffix("").suffix.lower()
+    if suffix not in RECORD_SUFFIXES or (suffix == ".parquet" and packed):
         raise UserError(
             f"{what} {path} cannot be read: its name must end in {', '.join(RECORD_SUFFIXES)}"
             " (packed or not)"
@@ -183,12 +187,13 @@ def _undecodable(where: str, error: UnicodeDecodeError) -> RecordMistake:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    if path.suffix not in _COMPRESSIONS:
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
         return path.open("rb")
     import pyarrow
 
     # zstandard's own reader takes a truncated file for a complete one; pyarrow's does not.
-    stream = pyarrow.input_stream(str(path), compression=_COMPRESSIONS[path.suffix])
+    stream = pyarrow.input_stream(str(path), compression=compression)
     return io.BufferedReader(stream)
 
 

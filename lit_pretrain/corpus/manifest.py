@@ -121,6 +121,10 @@ class Source:
     else the time of its last change). Shows that it changed without fetching it. None: all files
     were local.
     """
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Files that lay beside those that were read: how many, by their ending, and how many hidden
+    ones.
+    """
 
     @property
     def tokens(self) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import content_hash, is_remote
 from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.read.file_choice import (
+    choose_suffix,
+    count_passed_over,
+    is_shown,
+    list_passed_over,
+    matcher,
+)
 from lit_pretrain.prepare.read.reader import reader_class
 from lit_pretrain.prepare.remote_input import RemoteFile, s3_objects, url_file
 
@@ -40,6 +47,10 @@ class Inputs:
     """Directory or address that names are relative to; empty if the paths share nothing."""
     files: tuple[InputFile, ...]
     """In reading order: sorted by name."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Files below its folders that are not read: how many, by their ending, and how many hidden
+    ones.
+    """
 
     @property
     def bytes(self) -> int:
@@ -75,12 +86,14 @@ def find_inputs(name: str, source: SourceConfig) -> Inputs:
     where = f"sources.{name}"
     if not source.paths:
         base, files = reader_class(source.kind, where).files_without_path(where, source)
-        return _inputs(name, [(str(base), _local(files))])
+        return _inputs(name, [(str(base), _local(files), Counter())])
     return _inputs(name, [_find(where, path, source) for path in source.paths])
 
 
-_Found = tuple[str, list[RemoteFile]]
-"""A base, and the files below it. The address of a local file is its path; it has no version."""
+_Found = tuple[str, list[RemoteFile], Counter[str]]
+"""A base, the files below it that are read, and the others by their ending. The address of a local
+file is its path; it has no version.
+"""
 
 
 def _find(where: str, path: str, source: SourceConfig) -> _Found:
@@ -93,7 +106,7 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
                 f"{where}.path: {path} is a folder of a web server, which cannot be listed; give"
                 " the addresses of its files as a list"
             )
-        return path.rpartition("/")[0], [url_file(path)]
+        return path.rpartition("/")[0], [url_file(path)], Counter()
     if is_remote(path):
         raise UserError(
             f"{where}.path: {path} is of a kind that is not read; use s3://, http(s):// or a local"
@@ -105,14 +118,14 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
 def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
     """List a file, or the files of a directory."""
     if path.is_file():
-        return str(path.parent), _local([path])
+        return str(path.parent), _local([path]), Counter()
     if not path.is_dir():
         raise UserError(
             f"{where}.path: {path} does not exist (relative paths start at {Path.cwd()})"
         )
-    base, files = reader_class(source.kind, where).files_below(where, path, source)
-    _check_any(where, str(base), files, source)
-    return str(base), _local(files)
+    base, files, passed_over = reader_class(source.kind, where).files_below(where, path, source)
+    _check_any(where, str(base), files, passed_over, source)
+    return str(base), _local(files), passed_over
 
 
 def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
@@ -122,23 +135,25 @@ def _in_bucket(where: str, path: str, source: SourceConfig) -> _Found:
         base += f"/{source.split}"
     listed = s3_objects(base, source.storage_options)
     if base == path and (itself := [found for found in listed if found.address == base]):
-        return base.rpartition("/")[0], itself
-    below = [
-        found
+        return base.rpartition("/")[0], itself, Counter()
+    below = {
+        found.address[len(base) + 1 :]: found
         for found in listed
         if found.address.startswith(f"{base}/") and not found.address.endswith("/")
-    ]
-    fits: Callable[[str], Any] = (
-        re.compile(_regex(source.glob)).fullmatch
-        if source.glob
-        else lambda n: n.endswith(reader_class(source.kind, where).suffixes)
-    )
-    found = [each for each in below if fits(each.address[len(base) + 1 :])]
-    _check_any(where, base, found, source)
-    return base, found
+    }
+    if source.glob is None:
+        chosen = choose_suffix(below, reader_class(source.kind, where).suffixes)
+    else:
+        fits = matcher(source.glob).fullmatch
+        chosen = [name for name in below if fits(name) and is_shown(name, source.glob)]
+    passed_over = count_passed_over(below, chosen)
+    _check_any(where, base, chosen, passed_over, source)
+    return base, [below[name] for name in chosen], passed_over
 
 
-def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) -> None:
+def _check_any(
+    where: str, base: str, found: list[Any], passed_over: Counter[str], source: SourceConfig
+) -> None:
     """Refuse a directory without any file to read."""
     if not found:
         wanted = (
@@ -146,16 +161,10 @@ def _check_any(where: str, base: str, found: list[Any], source: SourceConfig) ->
             if source.glob
             else f"ends in {' or '.join(reader_class(source.kind, where).suffixes)}"
         )
-        raise UserError(f"{where}: no file below {base} {wanted}; set `glob`, or correct `path`")
-
-
-def _regex(pattern: str) -> str:
-    """Translate a pattern of `Path.glob` to a regular expression, for names in a store."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        parts.get(token, re.escape(token))
-        for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", pattern)
-    )
+        others = f" (it holds {list_passed_over(passed_over)})" if passed_over else ""
+        raise UserError(
+            f"{where}: no file below {base} {wanted}{others}; set `glob`, or correct `path`"
+        )
 
 
 def _local(files: Iterable[Path]) -> list[RemoteFile]:
@@ -165,23 +174,26 @@ def _local(files: Iterable[Path]) -> list[RemoteFile]:
 
 def _inputs(name: str, found: list[_Found]) -> Inputs:
     """Name all files relative to what their entries have in common, and sort them."""
-    base = _common([entry for entry, _ in found])
+    base = _common([entry for entry, _, _ in found])
     files: dict[str, InputFile] = {}
-    for location, size, version in (file for _, entry in found for file in entry):
+    for location, size, version in (file for _, entry, _ in found for file in entry):
         if location in files:
             raise UserError(
                 f"sources.{name}.path: {location} is listed twice; each file must be named once"
             )
         relative = location.removeprefix(base).lstrip("/")
-        # A file's name may not be UTF-8, but the origins of its documents must be.
+        # A file's name may not be UTF-8, but the origins of its documents must be: other bytes are
+        # written as escapes (\xff), which keep two such names apart.
         files[location] = InputFile(
-            relative.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+            relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
             location,
             size,
             version,
         )
     return Inputs(
-        base=base, files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location)))
+        base=base,
+        files=tuple(sorted(files.values(), key=lambda file: (file.name, file.location))),
+        passed_over=dict(sum((counts for _, _, counts in found), Counter())),
     )
 
 

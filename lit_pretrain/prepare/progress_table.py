@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
+from lit_pretrain.prepare.read.file_choice import list_passed_over
 
 Advance = Callable[[int], None]
 
@@ -149,7 +150,8 @@ def _figures(documents: int, size: int, whole: int, tokens: int) -> tuple[str, s
 def funnel_table(manifest: Manifest) -> str:
     """Format what each step of each source let through, and why it removed the rest.
 
-    Tokens with ≈ are estimates from a sample of what left the step.
+    Tokens with ≈ are estimates from a sample of what left the step. The last lines count the files
+    that lay beside those that were read, by their ending.
     """
     lines = [
         f"{'source':<12} {'step':<18} {'documents':>11} {'bytes':>15} {'tokens':>15} {'left':>7} "
@@ -173,6 +175,12 @@ def funnel_table(manifest: Manifest) -> str:
                 f" {share:>7}  {', '.join(what)}".rstrip()
             )
             name = ""
+    for name, source in manifest.sources.items():
+        if source.passed_over:
+            lines.append(
+                f"{name}: {source.files:,} {'file' if source.files == 1 else 'files'} read; passed"
+                f" over: {list_passed_over(source.passed_over)}"
+            )
     return "\n".join(lines)
 
 

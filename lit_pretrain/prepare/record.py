@@ -182,6 +182,7 @@ def _source(
         splits=splits,
         held_out=run.held_out[name],
         remote_sha256=run.inputs[name].remote_hash(lambda file: sha256s[file.name]),
+        passed_over=run.inputs[name].passed_over,
     )
 
 

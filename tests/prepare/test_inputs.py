@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.inputs import _regex, find_inputs
+from lit_pretrain.prepare.inputs import find_inputs
 from lit_pretrain.prepare.prepare_config import SourceConfig
+from lit_pretrain.prepare.read.reader import READERS, reader_class
+from lit_pretrain.prepare.remote_input import RemoteFile
 
 
 def names(path: Path | str | list[str], **fields: str) -> list[str]:
@@ -35,7 +37,6 @@ def test_files_are_sorted_by_name_wherever_they_lie(tmp_path: Path) -> None:
         "g.md.zst",
     )
     assert names(tmp_path) == [
-        ".d.txt",
         "B.txt",
         "a.txt",
         "b.txt",
@@ -76,7 +77,7 @@ def test_a_file_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
         Path(str(tmp_path) + "/\udcff.txt").write_text("text")
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    assert names(tmp_path) == ["\ufffd.txt"]
+    assert names(tmp_path) == ["\\xff.txt"]
 
 
 @pytest.mark.parametrize(
@@ -132,16 +133,68 @@ def test_fields_that_do_not_go_together(fields: dict[str, object], message: str)
         SourceConfig(**fields).validate("mine")
 
 
-@pytest.mark.parametrize(
-    "pattern", ["*.txt", "**/*.txt", "b/**/*.txt", "**/a.*", "b/?.txt", "*/*.txt"]
-)
-def test_patterns_mean_the_same_in_a_store_and_on_disk(tmp_path: Path, pattern: str) -> None:
-    import re
+NAMES = """a.txt b/a.txt b/c/a.txt b/c/d/xx.txt c/a.md b/xx.txt README.TXT b/N.Txt [x].txt
+.hidden.txt .git/x.txt b/.ipynb_checkpoints/a.txt .github/note.md b/._a.txt c/Makefile d.txt.GZ
+""".split()
+"""Names of files, of which six are hidden."""
 
-    files = ["a.txt", "b/a.txt", "b/c/a.txt", "b/c/d/xx.txt", "c/a.md", "b/xx.txt"]
-    write(tmp_path, *files)
-    on_disk = {
-        path.relative_to(tmp_path).as_posix() for path in tmp_path.glob(pattern) if path.is_file()
-    }
-    assert {name for name in files if re.fullmatch(_regex(pattern), name)} == on_disk
-    assert on_disk
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*.txt", "**/*.txt", "b/**/*.txt", "**/a.*", "b/?.txt", "*/*.txt", "*", "**/*", ".git/*.txt",
+     "**/.git/*", ".*/*", "b/.*/*.txt", ".github/**/*.md", "[ab].txt", "[!ab]*.txt", "b/[!x]*",
+     "*.TXT", "README.TXT", "readme.txt", ".hidden.txt", "*.gz", "b/*/*", "**/[.]*"],
+)  # fmt: skip
+def test_patterns_mean_the_same_in_a_store_and_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    write(tmp_path, *NAMES)
+    objects = [RemoteFile(f"s3://bucket/all/{name}", 1, "v") for name in NAMES]
+    monkeypatch.setattr("lit_pretrain.prepare.inputs.s3_objects", lambda address, options: objects)
+    found = []
+    for path in (str(tmp_path), "s3://bucket/all"):
+        try:
+            inputs = find_inputs("mine", SourceConfig(kind="text", path=path, glob=pattern))
+        except UserError as error:
+            found.append(str(error).replace(path, ""))
+        else:
+            found.append(([file.name for file in inputs.files], inputs.passed_over))
+            assert len(inputs.files) + sum(inputs.passed_over.values()) == len(NAMES)
+    assert found[0] == found[1]
+
+
+def test_a_wildcard_reads_no_hidden_file_and_a_spelt_dot_does(tmp_path: Path) -> None:
+    write(tmp_path, *NAMES)
+    seen = {"b/xx.txt", "b/c/d/xx.txt", "README.TXT", "[x].txt"}
+    assert seen <= set(names(tmp_path, glob="**/*.txt"))
+    assert not [name for name in names(tmp_path, glob="**/*") if "/." in f"/{name}"]
+    assert names(tmp_path, glob=".git/*") == [".git/x.txt"]
+    assert names(tmp_path, glob="**/.*/*.txt") == [".git/x.txt", "b/.ipynb_checkpoints/a.txt"]
+    # What the user names is read: a file, a folder, and what lies below a hidden folder.
+    assert names(tmp_path / ".hidden.txt") == [".hidden.txt"]
+    assert names(tmp_path / ".git") == ["x.txt"]
+
+
+SUFFIXES = {name: reader_class(name).suffixes for name in READERS if reader_class(name).suffixes}
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("kind", sorted(set(SUFFIXES) - {"dataset"}))
+def test_every_kind_folds_endings_and_leaves_hidden_files_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, store: bool
+) -> None:
+    wanted = [f"a{n}{suffix.upper()}" for n, suffix in enumerate(SUFFIXES[kind])]
+    hidden = [f".cache/b{SUFFIXES[kind][0]}", f".c{SUFFIXES[kind][0]}"]
+    write(tmp_path, *wanted, *hidden, "x.pdf", "y.PDF", "LICENSE", "old.tar.gz")
+    files = [file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()]
+    objects = [RemoteFile(f"s3://bucket/all/{file.as_posix()}", 1, "v") for file in files]
+    monkeypatch.setattr("lit_pretrain.prepare.inputs.s3_objects", lambda address, options: objects)
+    path = "s3://bucket/all" if store else str(tmp_path)
+    inputs = find_inputs("mine", SourceConfig(kind=kind, path=path))
+    assert [file.name for file in inputs.files] == sorted(wanted)
+    assert inputs.passed_over == {".pdf": 2, "without ending": 1, ".tar.gz": 1, "hidden": 2}
+    if not store:
+        for name in wanted:
+            (tmp_path / name).unlink()
+        with pytest.raises(UserError, match=r"it holds 2 \.pdf, 2 hidden, 1 \.tar\.gz"):
+            find_inputs("mine", SourceConfig(kind=kind, path=path))

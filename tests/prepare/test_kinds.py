@@ -148,3 +148,49 @@ def test_every_kind_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         if entry["source"] == "text"
     )
     assert "5 not UTF-8" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_read_and_written_with_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every kind, below a folder of such a name, beside hidden files and others."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    sources = lay(plain)
+    for name, source in sources.items():
+        path = Path(str(source["path"]))
+        files = sorted(path.glob(str(source.get("glob", "*")))) if path.is_dir() else [path]
+        folder = tmp_path / name / "\udcff"
+        try:
+            folder.mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        for file in files:
+            if file.suffix != ".json":
+                stem, dot, rest = file.name.partition(".")
+                file.rename(folder / f"{stem}\udce9{dot}{rest.upper()}")
+        (folder / ".git").mkdir()
+        (folder / ".git" / "x.txt").write_text("hidden")
+        (folder / "x.PDF").write_text("%PDF")
+        source["path"] = str(tmp_path / name)
+        source.pop("glob", None)
+        if name == "dataset":
+            source["glob"] = "**/*.arrow"
+    out = tmp_path / "data"
+    command = [
+        "prepare", f"--out={out}", f"--sources={json.dumps(sources)}", "--keep-rejects=9",
+        "--tokenizer.vocab_size=290", "--splits.validation=0", "--workers=1", "--errors=skip",
+        "--max_bad_fraction=0.5",
+    ]  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    manifest = Manifest.load(out)
+    for name, source in manifest.sources.items():
+        assert source.funnel[0].documents >= 10, name
+        assert source.passed_over == {".pdf": 1, "hidden": 1}, name
+        count = f"{source.files} file{'s' if source.files > 1 else ''}"
+        assert f"{name}: {count} read; passed over: 1 .pdf, 1 hidden" in shown
+    origins = {json.loads(line)["origin"] for line in (out / "rejects.jsonl").open()}
+    assert "\\xff/bad0\\xe9.TXT" in origins
+    assert main(command) == 0  # the finished dataset is compared with the same files
+    assert "nothing to do" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def read_source(
                 drop_row(BadRow(record.reason, record.detail), origin, tally, on_bad_row)
                 continue
             where = split or row_split_of(record, validation=share, test=test)
-            padded = path is not None and Path(path).suffix in PADDED_SUFFIXES
+            padded = path is not None and Path(path).suffix.lower() in PADDED_SUFFIXES
             try:
                 parts, plain = expand_record(
                     without_padding(record) if padded else record,
@@ -361,7 +361,7 @@ def with_formats(sources: Mapping[str, RowSource], kind: str) -> dict[str, RowSo
         rows: Iterable[Mapping[str, Any]] = (
             row for row in scanned if not isinstance(row, RecordMistake)
         )
-        if Path(source.path).suffix in PADDED_SUFFIXES:
+        if Path(source.path).suffix.lower() in PADDED_SUFFIXES:
             rows = map(without_padding, rows)
         format = detect_format(
             rows, kind=kind, fields=source.fields, roles=source.roles,
@@ -407,7 +407,8 @@ def check_source_files(sources: Mapping[str, RowSource]) -> None:
                     f" {Path.cwd()})"
                 )
             if not any(
-                suffix in (".json", ".jsonl", ".parquet") for suffix in Path(path).suffixes[-2:]
+                suffix.lower() in (".json", ".jsonl", ".parquet")
+                for suffix in Path(path).suffixes[-2:]
             ):
                 raise UserError(
                     f"data.sources.{name}: {path} is not"

@@ -10,6 +10,7 @@ gets a line in `READERS`; any other is named in the config by its class path
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,12 @@ from typing import Any, ClassVar, Literal
 from lit_pretrain.class_path import import_class_path
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.prepare_config import COMMON_SOURCE_FIELDS, SourceConfig, check_kind
+from lit_pretrain.prepare.read.file_choice import (
+    choose_suffix,
+    count_passed_over,
+    fold_ending,
+    is_shown,
+)
 
 READERS = {
     "embedded": "lit_pretrain.prepare.read.text_readers.EmbeddedReader",
@@ -43,7 +50,9 @@ class FileReader(ABC):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Ends of the names of those files of a directory that are read if the source has no `glob`."""
+    """Endings, in lower case, of those files of a directory that are read if the source has no
+    `glob`.
+    """
     options: ClassVar[tuple[str, ...]] = ("path", "glob", "storage_options")
     """Fields of `SourceConfig` that the reader takes, besides those that every source has."""
     required: ClassVar[tuple[str, ...]] = ("path",)
@@ -92,29 +101,46 @@ class FileReader(ABC):
     @classmethod
     def files_below(
         cls, where: str, directory: Path, source: SourceConfig
-    ) -> tuple[Path, list[Path]]:
+    ) -> tuple[Path, list[Path], Counter[str]]:
         """Find the files of a local directory that are to be read.
 
+        Hidden files are not among them, unless `glob` spells their dots (`file_choice`).
+
         Returns:
-            The directory that names are relative to, and the files.
+            The directory that names are relative to, the files, and how many others lie there, by
+            their ending.
 
         Raises:
             UserError: `glob` is not a pattern.
         """
-        try:
-            found = [file for file in directory.glob(source.glob or "**/*") if file.is_file()]
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(
-                f"{where}.glob={source.glob!r} is not a pattern below {directory}: {error}"
-            ) from None
+        every = _files(directory, "**/*")
         if source.glob is None:
-            found = [file for file in found if file.name.endswith(cls.suffixes)]
-        return directory, found
+            chosen = choose_suffix(every, cls.suffixes)
+        else:
+            try:
+                matching = _files(directory, fold_ending(source.glob))
+            except (ValueError, NotImplementedError) as error:
+                raise UserError(
+                    f"{where}.glob={source.glob!r} is not a pattern below {directory}: {error}"
+                ) from None
+            chosen = [name for name in matching if is_shown(name, source.glob)]
+        return (
+            directory,
+            [directory / name for name in chosen],
+            count_passed_over(every, chosen),
+        )
 
     @classmethod
     def describe_origin(cls, source: SourceConfig) -> str | None:
         """Say where the text comes from, for readers of the manifest."""
         return source.origin
+
+
+def _files(directory: Path, pattern: str) -> list[str]:
+    """List the files below a directory that match a pattern, by their names below it."""
+    return [
+        file.relative_to(directory).as_posix() for file in directory.glob(pattern) if file.is_file()
+    ]
 
 
 def reader_class(kind: str, where: str = "sources") -> type[FileReader]:

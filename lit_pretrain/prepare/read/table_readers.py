@@ -6,6 +6,8 @@ Datasets are read without the package `datasets`, unless they have to be fetched
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +45,10 @@ class ParquetReader(FileReader):
         size, group = path.stat().st_size, 0
         group_bytes = [size]
         try:
-            with pyarrow.parquet.ParquetFile(path, buffer_size=_COLUMN_BUFFER) as file:
+            with (
+                pyarrow.OSFile(os.fsencode(path)) as opened,  # a name need not be UTF-8
+                pyarrow.parquet.ParquetFile(opened, buffer_size=_COLUMN_BUFFER) as file,
+            ):
                 columns = _Columns(file.schema_arrow, self.source)
                 if columns.problem is not None:
                     yield BadRecord.of(name, *columns.problem, unread_bytes=size)
@@ -117,7 +122,7 @@ class DatasetReader(FileReader):
     @classmethod
     def files_below(
         cls, where: str, directory: Path, source: SourceConfig
-    ) -> tuple[Path, list[Path]]:
+    ) -> tuple[Path, list[Path], Counter[str]]:
         """Find the files that the state of `save_to_disk` names: a cache may lie beside them."""
         if source.glob is not None:
             return super().files_below(where, directory, source)
@@ -136,12 +141,13 @@ class DatasetReader(FileReader):
             )
         try:
             state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-            return directory, [directory / entry["filename"] for entry in state["_data_files"]]
+            named = [directory / entry["filename"] for entry in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{where}.path: {directory} is not a dataset as `save_to_disk` writes it ({error});"
                 " for a folder of tables use kind parquet"
             ) from None
+        return directory, named, Counter()
 
     def records(self, path: Path, name: str) -> Iterator[RawText | BadRecord]:
         """See `FileReader`."""
@@ -150,7 +156,7 @@ class DatasetReader(FileReader):
         size = path.stat().st_size
         if not size:
             raise DamagedFile("the file is empty", 0)
-        with pyarrow.memory_map(str(path)) as file:
+        with pyarrow.memory_map(os.fsencode(path)) as file:
             try:
                 stream, row = pyarrow.ipc.open_stream(file), 0
                 columns = _Columns(stream.schema, self.source)

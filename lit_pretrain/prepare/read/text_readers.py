@@ -178,7 +178,7 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
         DamagedFile: While reading, where the packed data ends too early or is invalid.
     """
     with path.open("rb") as file:
-        decompressor = _DECOMPRESSORS.get(path.suffix)
+        decompressor = _DECOMPRESSORS.get(path.suffix.lower())
         if decompressor is None:
             yield file
         else:
