@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -81,14 +80,11 @@ def test_files_are_completed_where_a_file_may_stand(script, tmp_path, monkeypatc
     assert completed(script, "inspect", "run", "ru") == ["runs"]
 
 
-def test_completing_feels_immediate(script):
-    """Bash, the script and one Tab together; no Python starts."""
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        completed(script, "fit", "--config", "a.yaml", "--max_steps", "3", "--model.net.n_")
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.5
+def test_completing_starts_no_other_program(script, tmp_path, monkeypatch):
+    """A Python that imports this package would take a second for every Tab."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = completed(script, "fit", "--config", "a.yaml", "--max_steps", "3", "--model.net.n_")
+    assert "--model.net.n_layer" in options
 
 
 def test_a_shell_must_be_named():

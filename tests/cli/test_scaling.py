@@ -5,7 +5,6 @@ before it is needed.
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,28 +381,22 @@ def test_published_laws(capsys: pytest.CaptureFixture[str]) -> None:
     assert "loss 2.2270 nats per token (C4" in capsys.readouterr().out
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_is_light() -> None:
     code = (
         "import sys, lit_pretrain.__main__ as m\n"
         "try:\n    m.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'lightning'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
-    seconds = []
     for arguments in ([], ["fit"], ["isoflop"], ["forecast"], ["plot"]):
-        began = time.perf_counter()
         run = subprocess.run(
             [sys.executable, "-c", code, "scaling", *arguments, "--help"],
             capture_output=True,
             text=True,
             check=False,
         )
-        seconds.append(time.perf_counter() - began)
         assert run.returncode == 0, run.stderr
         assert "usage: lit_pretrain scaling" in run.stdout
-    assert seconds[0] < 0.5 or seconds[0] < 0.1 * sum(
-        seconds[1:]
-    )  # the second on a machine that is busy
 
 
 def test_no_part_imports_torch(data: str, tmp_path: Path) -> None:
