@@ -103,6 +103,9 @@ MAY_IMPORT = {
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
     | {"generate", "checkpoint"},
+    # Held-out documents as `interface` opens them, under networks.
+    "compare": {"errors", "batch", "hashing", "tokenizer", "model", "objective", "report"}
+    | {"interface"},
     # The package itself offers `load` and `open_data`, which import when they are called.
     "__init__": {"interface"},
 }
@@ -163,6 +166,7 @@ TORCH_FREE = (
     "cli.scaling.*",
     "cli.adapter",
     "cli.chat",
+    "cli.compare.*",
     "cli.evaluate",
     "cli.export",
     "cli.generate",

@@ -99,6 +99,10 @@ OUTPUTS: dict[str, Callable[[str, Path], list[str]]] = {
     "inspect data --tensorboard": lambda out, run: [
         "inspect", "data", str(run.parents[1] / "data" / "embedded"), f"--tensorboard={out}"
     ],
+    "compare --figure": lambda out, run: ["compare", str(run), str(run), f"--figure={out}"],
+    "compare --tensorboard": lambda out, run: [
+        "compare", str(run), str(run), f"--tensorboard={out}"
+    ],
     "plan --png": lambda out, run: ["plan", f"--config={run / 'config.yaml'}", f"--png={out}"],
     "scaling fit --out": lambda out, run: ["scaling", "fit", str(run), f"--out={out}"],
     "scaling fit --table": lambda out, run: ["scaling", "fit", str(run), f"--table={out}"],
