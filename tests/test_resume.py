@@ -176,7 +176,12 @@ def test_a_job_stopped_by_a_signal_equals_an_uninterrupted_one(
 
 # 4: a validation follows the step in which the signal comes; 7: a checkpoint is due anyway
 @pytest.mark.parametrize(
-    ("number", "step"), [(signal.SIGTERM, 6), (signal.SIGUSR1, 4), (signal.SIGTERM, 7)]
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 6),
+        (signal.SIGUSR1, 4),
+        pytest.param(signal.SIGTERM, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_at_the_next_step_boundary(
     dataset: Path,
@@ -208,8 +213,11 @@ def test_a_signal_saves_at_the_next_step_boundary(
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--validate_every=0"], ["--validate_every=9"]],
-    ids=["due-anyway", "only-last", "uneven"],
+    [
+        pytest.param([], id="due-anyway"),
+        pytest.param(["--validate_every=0"], id="only-last"),
+        pytest.param(["--validate_every=9"], id="uneven", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_next_attempt(
     dataset: Path, tmp_path: Path, whole: Path, extra: list[str], capsys: pytest.CaptureFixture[str]

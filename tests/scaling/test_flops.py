@@ -59,7 +59,13 @@ SHAPES: dict[str, tuple[ModelConfig, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "llama3 70b" else name
+        for name in SHAPES
+    ],
+)
 def test_training_flops_are_those_that_torch_counts(name: str) -> None:
     config, seq_len = SHAPES[name]
     with torch.device("meta"):
