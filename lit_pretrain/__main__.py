@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # or the interpreter complains when it flushes at its end
         return 1
+    # Libraries wrap what the system refuses in exceptions of their own; others are raised again.
     except Exception as error:
         if (refused := refusal_of_system(error)) is None:
             raise

@@ -69,13 +69,9 @@ def sample_completions(
         UserError: If a prompt has no room for its answer or holds an unknown token, or if a setting
             is out of range.
     """
-    how = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-    }
-    check_sampling(**how)  # type: ignore[arg-type]
+    temperature, top_k = sampling.temperature, sampling.top_k
+    top_p, min_p = sampling.top_p, sampling.min_p
+    check_sampling(temperature, top_k, top_p, min_p)
     assert len(seeds) == len(prompts)
     device = model.token_embedding.weight.device
     shape = (len(prompts), sampling.max_tokens)
@@ -91,7 +87,9 @@ def sample_completions(
     with _sampling_mode(model, device):
         decoder = Decoder(model, prompts, sampling.max_tokens)
         for n in range(sampling.max_tokens):
-            probabilities_BC, ids_BC = candidates(decoder.logits_BV, **how)  # type: ignore[arg-type]
+            probabilities_BC, ids_BC = candidates(
+                decoder.logits_BV, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+            )
             uniform_B = torch.tensor(
                 [stream.random() for stream in streams], dtype=probabilities_BC.dtype
             )

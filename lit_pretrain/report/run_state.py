@@ -48,7 +48,7 @@ def recorded_attempt(run: Path) -> Iterator[None]:
     _write(run, "running", None)
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # however it ends, SystemExit and Ctrl-C included
         interrupted = (isinstance(error, SystemExit) and error.__context__) or error  # by Lightning
         code = (
             error.exit_code

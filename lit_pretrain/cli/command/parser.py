@@ -93,8 +93,8 @@ _HOMES = (
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
-class Suggesting:
-    """Mixin of jsonargparse parsers that suggests the nearest known key for an unknown one.
+class Suggesting(ArgumentParser):
+    """A parser of jsonargparse that suggests the nearest known key for an unknown one.
 
     `-` in a name is `_`; options win over files, wherever they stand; and what is typed is taken
     literally, `${...}` included, which only files interpolate.
@@ -110,14 +110,17 @@ class Suggesting:
     beneath: Sequence[Config] = ()
     """Layers below all files, such as the config of a run that is measured."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+    # argparse declares overloads, and jsonargparse itself does not keep to them.
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Any:
         """Parse; `--keep-rejects` is `--keep_rejects`, and a bare `--verify` is `--verify true`.
 
         Raises:
             UserError: A file given with --config cannot be read, or the run is given twice.
         """
-        if args is None or not self.exit_on_error:  # type: ignore[attr-defined]  # within a parse
-            return super().parse_args(args, *rest, **options)  # type: ignore[misc]
+        if args is None or not self.exit_on_error:  # within a parse
+            return super().parse_args(args, *rest, **options)
         given = self._given = self._as_declared(list(args))
         topic = help_topic(given)
         if topic is not None:
@@ -134,6 +137,7 @@ class Suggesting:
             return unmark(self._parse_classes(ordered, *rest, **options))
         except UnicodeDecodeError as error:
             self.error(f"a file named by an option is not UTF-8: {error}")
+        # By name of the module: omegaconf is only imported where a file has a reference.
         except Exception as error:
             if not type(error).__module__.startswith("omegaconf."):
                 raise
@@ -141,7 +145,7 @@ class Suggesting:
 
     def _named_run(self, args: list[str]) -> list[str]:
         """Let a verb that takes a run take it by --run and by its place."""
-        actions = self._actions  # type: ignore[attr-defined]
+        actions = self._actions
         declared = next((action for action in actions if action.dest == "run"), None)
         if declared is None:
             return args
@@ -164,7 +168,7 @@ class Suggesting:
 
     def set_defaults(self, *mappings: dict[str, Any], **values: Any) -> None:
         """Set defaults, which are taken literally."""
-        super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))  # type: ignore[misc]
+        super().set_defaults(*map(mark_literal, mappings), **mark_literal(values))
 
     def format_help(self, *rest: Any) -> str:
         """Write the page that `--help` shows."""
@@ -172,7 +176,7 @@ class Suggesting:
 
     def dump(self, *arguments: Any, **options: Any) -> str:
         """Write a config as YAML; what --print_config prints can be read as a config again."""
-        text: str = super().dump(*arguments, **options)  # type: ignore[misc]
+        text: str = super().dump(*arguments, **options)
         # jsonargparse also calls this to resolve references, and then keeps the targets of links.
         printed = hasattr(self, "print_config") and options.get("skip_link_targets", True)
         if not printed or unmark(text).count("${") == 0:
@@ -191,17 +195,17 @@ class Suggesting:
         # It prints what the first parse has found, and exits.
         first = [arg for arg in args if not arg.startswith("--print_config")]
         self._changed = {}
-        parsed = super().parse_args(first, *rest, **options)  # type: ignore[misc]
+        parsed = super().parse_args(first, *rest, **options)
         self._changed = self._changed_classes(parsed) if options.get("defaults", True) else {}
         if self._changed:
             options["namespace"] = self._defaults_of(self._changed)
         if self._changed or first != args:
-            parsed = super().parse_args(args, *rest, **options)  # type: ignore[misc]
+            parsed = super().parse_args(args, *rest, **options)
         return parsed
 
     def parse_string(self, *args: Any, **options: Any) -> Any:
         """Parse the text of a config file; drop what it says of a class that is not used."""
-        parsed = super().parse_string(*args, **options)  # type: ignore[misc]
+        parsed = super().parse_string(*args, **options)
         for action, path in self._changed.items():
             value = parsed.get(action.dest)
             if is_class_spec(value) and _named(value["class_path"]) is not _named(path):
@@ -215,7 +219,7 @@ class Suggesting:
 
     def _changed_classes(self, parsed: Any) -> dict[Action, str]:
         changed = {}
-        for action in self._actions:  # type: ignore[attr-defined]
+        for action in self._actions:
             value, default = parsed.get(action.dest), action.default
             if is_class_spec(value) and not (
                 is_class_spec(default)
@@ -228,8 +232,8 @@ class Suggesting:
         """Return the default of every option, of these ones with another class."""
         own = {action: action.default for action in classes}
         for action, path in classes.items():
-            action.default = Namespace(class_path=path)  # type: ignore[no-untyped-call]
-        defaults = self.get_defaults()  # type: ignore[attr-defined]
+            action.default = Namespace(class_path=path)  # type: ignore[no-untyped-call]  # no types
+        defaults = self.get_defaults()
         for action, default in own.items():
             action.default = default
         return defaults
@@ -238,7 +242,7 @@ class Suggesting:
         names = {f"--{name}" for name in self._known_names()}
         switches = {
             option
-            for action in self._actions  # type: ignore[attr-defined]
+            for action in self._actions
             if getattr(action, "_typehint", None) is bool or getattr(action, "type", None) is bool
             for option in action.option_strings
         }
@@ -274,9 +278,9 @@ class Suggesting:
 
         The usage of hundreds of options would help nobody.
         """
-        if self.exit_on_error:  # type: ignore[attr-defined]
+        if self.exit_on_error:
             message = unmark(_REQUIRED.sub(self._as_typed, message))
-            program = self.prog  # type: ignore[attr-defined]
+            program = self.prog
             hint = f"{self._hint(message)}{self._yaml_hint(message)}"
             key, of_class = _PARSER_KEY.search(message), _UNKNOWN[0].search(message)
             if key is not None and of_class is not None:  # in ten lines of type hints
@@ -287,7 +291,7 @@ class Suggesting:
                 file=sys.stderr,
             )
             sys.exit(2)
-        super().error(message, ex)  # type: ignore[misc]
+        super().error(message, ex)
         raise AssertionError("parser.error returned")
 
     def _as_typed(self, names: re.Match[str]) -> str:
@@ -340,7 +344,7 @@ class Suggesting:
 
     def _known_names(self) -> list[str]:
         names: list[str] = []
-        for action in self._actions:  # type: ignore[attr-defined]
+        for action in self._actions:
             names += [option[2:] for option in action.option_strings if option.startswith("--")]
         return names
 
@@ -385,11 +389,14 @@ def _named(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class VerbParser(Suggesting, ArgumentParser):
+class VerbParser(Suggesting):
     """The parser of verbs that need no Trainer."""
 
     # It passes on what it does not read.
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    # argparse declares overloads, and jsonargparse itself does not keep to them.
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Any:
         """Parse; a group of options that a config leaves empty is a mistake."""
         parsed = super().parse_args(args, *rest, **options)
         optional = {

@@ -287,6 +287,7 @@ def keeps_what_is_safe(run: Path) -> Iterator[None]:
     """
     try:
         yield
+    # Libraries wrap what the system refuses in exceptions of their own; others are raised again.
     except Exception as error:
         if (refused := refusal_of_system(error)) is None:
             raise

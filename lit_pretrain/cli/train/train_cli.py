@@ -264,7 +264,7 @@ class TrainCLI(LightningCLI):
                     args=args,
                     **lightning_settings(verb),
                 )
-        except BaseException:
+        except BaseException:  # an exit and Ctrl-C leave no lock behind, either
             self.lock.release()
             raise
 
@@ -405,7 +405,7 @@ class TrainCLI(LightningCLI):
             super().instantiate_classes()
         except UserError:
             raise
-        except Exception:
+        except Exception:  # whatever a constructor raises
             check_constructors(self.config)  # of lists jsonargparse says only that no type fits
             raise
         self.datamodule.share(self.data)
