@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 from lit_pretrain import __version__
@@ -16,6 +17,7 @@ from lit_pretrain.cli.command.verb import dispatch, verbs
 from lit_pretrain.errors import (
     INTERRUPTED_EXIT_CODE,
     PREEMPTED_EXIT_CODE,
+    SAVING_THREAD,
     UserError,
     did_you_mean,
     message_of,
@@ -119,10 +121,18 @@ def command() -> int:
         # where both go into one file.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    code: object = None
     try:
-        return main()
+        code = main()
+        return code
+    except SystemExit as error:
+        code = error.code
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again while Python ends
+        if isinstance(code, int) and any(t.name == SAVING_THREAD for t in threading.enumerate()):
+            # Only a second signal leaves it: that one waits for no checkpoint, and Python would.
+            os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,9 @@ INTERRUPTED_EXIT_CODE = 130
 HUNG_EXIT_CODE = 76
 """No rank made progress within `hang_timeout`; the run can be resumed from its last checkpoint."""
 
+SAVING_THREAD = "lit_pretrain-save"
+"""Name of the thread that writes checkpoints beside training."""
+
 
 class UserError(ValueError):
     """Say what was wrong, where, what was found, and what to do about it.
@@ -112,6 +115,8 @@ A missing file is not among them: that one is opened at all may be our mistake.
 """
 _NUMBERED = re.compile(r"\(os error (\d+)\)|unable to \w+.*\((\d+)\)|Error code (\d+) \(")
 """The error number in messages of Rust libraries, of torch's shared memory and of its allocator."""
+_ZIP_WRITER = "inline_container.cc"
+"""What every RuntimeError of torch's zip writer names."""
 _LACKS = {
     "out of shared memory": "enlarge /dev/shm, or set data.num_workers to 0",
     "out of memory": "make data.micro_batch_size smaller",
@@ -133,9 +138,8 @@ def refusal_of_system(error: BaseException) -> str | None:
         return None
     if isinstance(error, MemoryError):
         return f"there is not enough memory{f' ({error})' if str(error) else ''}; {_MORE_MEMORY}"
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
-        # torch's zip writer hides the OSError of the file that it writes to.
-        return None if error.__context__ is None else refusal_of_system(error.__context__)
+    if (hidden := error_of_file(error)) is not None:
+        error = hidden
     number = error.errno if isinstance(error, OSError) else None
     # A loader's worker passes its error on with a traceback as the message.
     text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
@@ -150,6 +154,14 @@ def refusal_of_system(error: BaseException) -> str | None:
             if lack in text:
                 return f"{text}; {cure}"
     return None
+
+
+def error_of_file(error: BaseException) -> OSError | None:
+    """Return the error of the file that torch's zip writer has hidden behind ones of its own."""
+    found: BaseException | None = error
+    while isinstance(found, RuntimeError) and _ZIP_WRITER in str(found):
+        found = found.__context__
+    return found if found is not error and isinstance(found, OSError) else None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 1, cutoff: float = 0.6) -> str:

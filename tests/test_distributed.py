@@ -241,7 +241,9 @@ def test_compiled_two_ranks_equal_one_that_is_not(
     [
         pytest.param([], [], id="ddp", marks=pytest.mark.slow),
         pytest.param(["--trainer.strategy=fsdp"], SHARDED, id="fsdp", marks=pytest.mark.slow),
-        pytest.param(SHARDED, ["--trainer.strategy=fsdp"], id="fsdp-sharded"),
+        pytest.param(
+            [*SHARDED, "--async_checkpoints=true"], ["--trainer.strategy=fsdp"], id="fsdp-sharded"
+        ),
         pytest.param(
             ["--parallel.tp=2", "--sharded_checkpoints=true"],
             ["--parallel.cp=2"],

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.checkpoint.layout import checkpoints
 from lit_pretrain.report.run_state import read_attempt
 from tests.test_resume import losses
 
@@ -29,6 +30,7 @@ BASE = [
 SLEEPER = """
 import time
 import lightning as L
+from lit_pretrain.callbacks import checkpoints
 
 class Sleeper(L.Callback):
     '''Says "now" in a hook at a step, and sleeps.'''
@@ -45,6 +47,13 @@ class Sleeper(L.Callback):
                 end = time.monotonic() + 600
                 while time.monotonic() < end:
                     time.sleep(0.05)
+
+
+class SlowDisk(L.Callback):
+    '''Lets the writing of a checkpoint take long.'''
+
+    def __init__(self) -> None:
+        checkpoints.write_checkpoint = lambda checkpoint, path: time.sleep(600)
 """
 
 
@@ -222,10 +231,21 @@ def test_a_signal_before_the_first_step(
     assert main(["fit", *places(folder, dataset, name), "--max_steps=1"]) == 0
 
 
-def test_a_second_sigterm_ends_at_once(folder: Path, dataset: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra", "kept"),
+    [
+        ("twice", [], ["step=00000002.ckpt"]),
+        ("saving", ["--async_checkpoints=true", "--trainer.callbacks+=sleeping.SlowDisk"], []),
+    ],
+)
+def test_a_second_sigterm_ends_at_once(
+    folder: Path, dataset: Path, name: str, extra: list[str], kept: list[str]
+) -> None:
+    """It waits neither for the step nor for a thread that saves an earlier one."""
     run = Running(
-        *places(folder, dataset, "twice"), *sleeper("on_train_batch_start", 3, 0), folder=folder
-    )
+        *places(folder, dataset, name), *sleeper("on_train_batch_start", 3, 0), *extra,
+        folder=folder,
+    )  # fmt: skip
     run.read_until("now")
     run.process.terminate()
     time.sleep(0.7)  # not the same one, passed on by a launcher
@@ -233,4 +253,4 @@ def test_a_second_sigterm_ends_at_once(folder: Path, dataset: Path) -> None:
     code, text = run.end(15)
     assert code == 75, text
     assert "stopped by a second SIGTERM: ends at once, and saves nothing after step 3" in text
-    assert [p.name for p in (folder / "twice" / "checkpoints").iterdir()] == ["step=00000002.ckpt"]
+    assert [path.name for path in checkpoints(folder / name)] == kept

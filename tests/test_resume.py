@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.callbacks.checkpoints import PlainCheckpointIO
+from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.plain_data import read_config
 from lit_pretrain.report.run_folder import read_metrics
@@ -898,14 +901,60 @@ def test_weights_alone_start_a_new_run(
     assert "do not fit this network" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------------- saved in a thread
+
+
+def test_a_thread_saves_the_same_files_and_a_kill_leaves_the_older_one(
+    dataset: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of step 8 is being written for three steps; what is on the disk then is what a
+    kill would leave.
+    """
+    save, write, may_write = PlainCheckpointIO.save_checkpoint, write_checkpoint, threading.Event()
+
+    def save_twice(self: Any, checkpoint: Any, path: Path, storage_options: Any = None) -> None:
+        write(checkpoint, tmp_path / "at-once" / path.stem)
+        save(self, checkpoint, path, storage_options)
+
+    def write_slowly(checkpoint: Any, path: Path) -> None:
+        if "step=00000008" in path.name:
+            path.write_bytes(b"half")
+            assert may_write.wait(60)
+        write(checkpoint, path)
+
+    def kill() -> None:
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        may_write.set()
+
+    monkeypatch.setattr(PlainCheckpointIO, "save_checkpoint", save_twice)
+    monkeypatch.setattr("lit_pretrain.callbacks.checkpoints.write_checkpoint", write_slowly)
+    in_a_thread = ("--async_checkpoints=true", "--validate_every=0")
+    with at_step(11, kill):
+        assert main(options(dataset, tmp_path, "run", *in_a_thread)) == 0
+    for name in ("step=00000008.ckpt", "step=00000012.ckpt", "step=00000014.ckpt"):
+        saved = (tmp_path / "run" / "checkpoints" / name).read_bytes()
+        assert saved == (tmp_path / "at-once" / name).read_bytes()
+    left = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
+    assert left == {"step=00000004.ckpt", "step=00000008.ckpt.tmp"}
+    assert main(options(dataset, tmp_path, "killed", *in_a_thread, "--resume=auto")) == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "run")
+    trained = [line for line in losses(whole / "one") if line[1] is not None]
+    assert [line for line in losses(tmp_path / "run") if line[1] is not None] == trained
+
+
 # ---------------------------------------------------------------------- a full disk
 
 
+@pytest.mark.parametrize("extra", [[], ["--async_checkpoints=true"]], ids=["at-once", "thread"])
 def test_a_full_disk_keeps_the_older_checkpoint(
-    dataset: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path,
+    tmp_path: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[str],
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    arguments = options(dataset, tmp_path, "run", "--resume=auto")
+    arguments = options(dataset, tmp_path, "run", "--resume=auto", *extra)
     older = tmp_path / "run" / "checkpoints" / "step=00000004.ckpt"
     try:
         with at_step(

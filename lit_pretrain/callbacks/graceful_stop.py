@@ -120,6 +120,7 @@ class GracefulStop(Checkpoint):
         saved = self.checkpoints.latest
         if saved is None or step_of(saved) != trainer.global_step:
             saved = self.checkpoints.save(trainer, validation_due=validation_due)
+        self.checkpoints.wait(trainer)
         message = f"after step {trainer.global_step}; saved {saved}; {self.go_on}"
         raise Stopped(REASONS[reason], message)
 

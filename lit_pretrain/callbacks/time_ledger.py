@@ -54,21 +54,28 @@ class TimeLedger(L.Callback):
         self._seconds[part] += seconds
         self._since += seconds
 
-    def write(self, step: int, *, saved: bool = False) -> None:
+    def remember(self, step: int) -> None:
+        """Note where the time has gone up to a checkpoint.
+
+        That it is not written yet does no harm: what follows a checkpoint counts as lost only if
+        the next attempt goes on from it.
+        """
+        self.switch(self._now)
+        saved = self.attempts[-1].saved
+        saved[str(step)] = dict(self._seconds)
+        for older in list(saved)[:-MOST_SAVED]:
+            del saved[older]
+
+    def write(self, step: int) -> None:
         """Write the record.
 
         Args:
             step: The last one that was made.
-            saved: Whether there is a checkpoint of it.
         """
         self.switch(self._now)
         attempt = self.attempts[-1]
         attempt.step, attempt.ended = step, time.time()
         attempt.seconds = dict(self._seconds)
-        if saved:
-            attempt.saved[str(step)] = dict(self._seconds)
-            for older in list(attempt.saved)[:-MOST_SAVED]:
-                del attempt.saved[older]
         write_attempts(self.run, self.attempts)
         self._written = time.monotonic()
 

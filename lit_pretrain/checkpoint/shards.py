@@ -12,12 +12,14 @@ from typing import Any, TypedDict
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 
+from lit_pretrain.checkpoint.digests import file_digest, write_digests
 from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, error_of_file
 from lit_pretrain.files import check_plain_names
 
 _DESCRIPTIONS = (
@@ -43,6 +45,71 @@ class OptimizerState(TypedDict):
     """Moments of every parameter."""
     param_groups: list[dict[str, Any]]
     """Settings of every group; `params` lists its parameters."""
+
+
+# ------------------------------------------------------------------ writing
+
+
+class _ShardWriter(FileSystemWriter):
+    def write_data(self, *args: Any) -> Any:
+        """Raise the error of the file, which torch would leave behind on its way to other ranks."""
+        try:
+            return super().write_data(*args)
+        except RuntimeError as error:
+            if (hidden := error_of_file(error)) is None:
+                raise
+            raise hidden from error
+
+
+def write_shards(checkpoint: Mapping[str, Any], folder: Path, group: Any = None) -> None:
+    """Write the parts that this rank holds, and on rank 0 what is no tensor; all ranks call this.
+
+    Args:
+        checkpoint: As Lightning makes it: `state_dict` and `optimizer_states` hold parts of
+            tensors.
+        folder: The same on all ranks.
+        group: Processes that write; None: those of the default group.
+
+    Raises:
+        OSError: A rank cannot write its part.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = dict(checkpoint)
+    tensors = {"state_dict": entries.pop("state_dict")}
+    for number, state in enumerate(entries.pop("optimizer_states", [])):
+        tensors[f"optimizer_{number}"] = state
+    try:
+        save(tensors, storage_writer=_ShardWriter(folder), process_group=group)
+    except CheckpointException as error:  # derives from BaseException
+        causes = [cause for cause, _ in error.failures.values()]
+        refused = [cause for cause in causes if isinstance(cause, OSError)]
+        raise (refused or causes)[0] from error
+    if torch.distributed.get_rank() == 0:
+        torch.save(entries, folder / SHARDED_ENTRIES)
+
+
+def seal_shards(folder: Path, group: Any = None) -> None:
+    """Record the digests of a sharded checkpoint; all ranks call this.
+
+    Every rank hashes what it has written.
+
+    Args:
+        folder: The checkpoint.
+        group: As for `write_shards`.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = {path.name: file_digest(path) for path in folder.glob(f"__{rank}_*")}
+    everybody: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(everybody, own, group)
+    if rank == 0:
+        digests = {name: digest for part in everybody for name, digest in part.items()}
+        for path in folder.iterdir():
+            if path.name not in digests:
+                digests[path.name] = file_digest(path)
+        write_digests(folder, digests)
+
+
+# ------------------------------------------------------------------ reading
 
 
 class _IndexUnpickler(pickle.Unpickler):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
@@ -68,6 +71,10 @@ def shard_(
     return net
 
 
+SHARDED = {"sharded": True}
+"""Storage option that tells a checkpoint IO to write the parts that its rank holds."""
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over a mesh of our own.
 
@@ -113,6 +120,34 @@ class ShardedStrategy(ModelParallelStrategy):
         """Say which rows are whose: ranks that differ in cp or tp alone read the same."""
         batch = self.mesh.batch
         return {"num_replicas": batch.size(), "rank": batch.get_local_rank()}
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Collect the weights: the parts of this rank where they lie, or all of them on rank 0."""
+        if not self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Collect the state of an optimizer, as `lightning_module_state_dict` does weights."""
+        if not self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return cast("dict[str, Any]", get_optimizer_state_dict(self.model, plain))
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Let the checkpoint IO write, that of rank 0 a whole checkpoint, that of every rank parts.
+
+        Lightning writes parts by itself, at once.
+        """
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        self.checkpoint_io.save_checkpoint(checkpoint, path, SHARDED)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
@@ -169,6 +204,11 @@ def by_name(
             for group in state["param_groups"]
         ],
     }
+
+
+def saves_parts(strategy: Strategy) -> bool:
+    """Tell whether every rank writes its part of a checkpoint, by the checkpoint IO."""
+    return isinstance(strategy, ShardedStrategy) and bool(strategy._save_distributed_checkpoint)
 
 
 def token_group(strategy: Strategy) -> Any:

@@ -28,6 +28,9 @@ class Saves:
         self.steps.append((trainer.global_step, validation_due))
         return Path(checkpoint_name(trainer.global_step))
 
+    def wait(self, trainer: Any) -> None:
+        """All is written at once."""
+
 
 def trainer(step: int, *, elsewhere: int | None = None, validates: bool = False) -> Any:
     """Before the step that follows `step`; `elsewhere` is the reason of another rank."""

@@ -75,12 +75,13 @@ def test_parts_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ledger.switch(part)
         now[0] += seconds
     ledger.move("saving", 0.25)
-    ledger.write(3, saved=True)
+    ledger.remember(3)
+    ledger.write(3)
     assert ledger.attempts[0].seconds == {
         "training": 4.0, "data": 1.75, "validating": 2.0, "saving": 0.25, "starting": 10.0,
         "other": 0.0,
     }  # fmt: skip
     for step in range(4, 4 + MOST_SAVED):
-        ledger.write(step, saved=True)
+        ledger.remember(step)
     assert "3" not in ledger.attempts[0].saved
     assert len(ledger.attempts[0].saved) == MOST_SAVED

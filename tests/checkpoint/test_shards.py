@@ -4,23 +4,41 @@ tests/test_distributed.py.
 
 import os
 import pickle
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from lit_pretrain.checkpoint.digests import DIGESTS, damage, file_digest, write_digests
+from lit_pretrain.checkpoint.digests import DIGESTS, damage
 from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX
-from lit_pretrain.checkpoint.shards import by_position, consolidated, read_index, read_shards
+from lit_pretrain.checkpoint.shards import (
+    by_position,
+    consolidated,
+    read_index,
+    read_shards,
+    seal_shards,
+    write_shards,
+)
 from lit_pretrain.checkpoint.weights import read_metadata
 from lit_pretrain.errors import UserError
 from lit_pretrain.parallel.strategy import by_name
+
+
+@contextmanager
+def one_rank(folder: Path) -> Iterator[None]:
+    """Connect this process with itself."""
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def write_folder(folder: Path) -> Path:
@@ -30,10 +48,11 @@ def write_folder(folder: Path) -> Path:
         "state": {"net.weight": {"exp_avg": torch.zeros(1000)}},
         "param_groups": [{"params": ["net.weight"], "lr": 0.1}],
     }
-    state = {"state_dict": tensors, "optimizer_0": optimizer}
-    save(state, storage_writer=FileSystemWriter(folder), no_dist=True)
-    torch.save({"lit_pretrain": {"step": 1, "contract": {}}}, folder / SHARDED_ENTRIES)
-    write_digests(folder, {path.name: file_digest(path) for path in folder.iterdir()})
+    entries = {"lit_pretrain": {"step": 1, "contract": {}}}
+    checkpoint = {"state_dict": tensors, "optimizer_states": [optimizer], **entries}
+    with one_rank(folder.parent):
+        write_shards(checkpoint, folder)
+        seal_shards(folder)
     return folder
 
 
@@ -48,6 +67,19 @@ def test_a_folder_is_read_whole(folder: Path) -> None:
     assert torch.equal(whole["state_dict"]["net.weight"], torch.arange(1000.0))
     assert whole["lit_pretrain"]["step"] == 1
     assert whole["optimizer_states"][0]["param_groups"] == [{"params": [0], "lr": 0.1}]
+
+
+def test_a_rank_that_cannot_write_says_what_the_system_says(tmp_path: Path) -> None:
+    """As on a full disk; torch has an exception of its own, which is no `Exception`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint = {"state_dict": {"net.weight": torch.zeros(100_000)}}
+    with one_rank(tmp_path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                write_shards(checkpoint, tmp_path / "step=00000001.ckpt")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def shard(folder: Path) -> Path:

@@ -108,6 +108,10 @@ class RunSettings:
     """With parallel or strategy fsdp: one checkpoint folder written by all ranks, instead of one
     file gathered on rank 0.
     """
+    async_checkpoints: bool = False
+    """Write checkpoints while training goes on: a save stops it only until the state is copied to
+    the host's memory, which takes as much of it as a checkpoint is large.
+    """
     hang_timeout: float | None = 1800.0
     """Seconds without progress of any rank (a batch, a checkpoint) after which the run ends with
     exit code 76, and <run>/hang says where each rank stood. null: it is not watched.

@@ -432,5 +432,6 @@ class TrainCLI(LightningCLI):
             instantiated,
             self.place,
             self.callbacks.in_order(),
+            checkpoint_io=self.callbacks.checkpoints.io,
             pause=self.callbacks.pause,
         )

@@ -85,8 +85,10 @@ class RunCallbacks:
             every=settings.checkpoint_every,
             keep=settings.keep_checkpoints,
             contract=contract,
+            asynchronous=settings.async_checkpoints,
             back_to=back_to,
             on_saved=self._saved,
+            on_written=self._written,
         )
         self.samples = TextSamples(
             folder,
@@ -118,7 +120,11 @@ class RunCallbacks:
         self.ledger.move("saving", seconds)
         if self.ledger.attempts:  # kept by rank 0
             assert self.checkpoints.latest is not None
-            self.ledger.write(step_of(self.checkpoints.latest) or 0, saved=True)
+            self.ledger.remember(step_of(self.checkpoints.latest) or 0)
+
+    def _written(self, step: int) -> None:
+        if self.ledger.attempts:
+            self.ledger.write(step)
 
     def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:
         if not settings.evaluate_tasks:
@@ -319,6 +325,7 @@ def make_trainer(
     place: RunPlace,
     callbacks: Sequence[Callback],
     *,
+    checkpoint_io: PlainCheckpointIO,
     pause: Callable[[float], None],
 ) -> Trainer:
     """Make the Trainer of a run.
@@ -328,6 +335,7 @@ def make_trainer(
         instantiated: The Trainer's part of it, with its objects made.
         place: Where the run lives.
         callbacks: Ours; those of the config come after them.
+        checkpoint_io: What reads and writes checkpoints.
         pause: Takes seconds that are no time of training.
 
     Raises:
@@ -372,7 +380,7 @@ def make_trainer(
             dirpath=str(place.folder), filename="profile"
         )
     options["callbacks"] = [*callbacks, *list(options["callbacks"] or [])]
-    options["plugins"] = [*_listed(options["plugins"]), PlainCheckpointIO()]
+    options["plugins"] = [*_listed(options["plugins"]), checkpoint_io]
     try:
         return RunTrainer(**options)
     except (
