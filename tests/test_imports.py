@@ -99,7 +99,7 @@ MAY_IMPORT = {
     | {"checkpoint", "rollout", "reward", "skips"},
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
-    | {"checkpoint", "skips", "report", "evaluate", "parallel"},
+    | {"checkpoint", "skips", "report", "evaluate", "parallel", "model"},
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
     | {"generate", "checkpoint"},

@@ -83,7 +83,12 @@ class ProgressLine(L.Callback):
             self._show(trainer.global_step)
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`."""
+        """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`.
+
+        The statistics of layers are too many for a line.
+        """
+        if any(key.startswith("roles/") for key in values):
+            return
         if any(key.startswith("eval_") for key in values):
             scores = ", ".join(
                 f"{key.removeprefix('eval_').replace('/', ' ')} {value:.4f}"

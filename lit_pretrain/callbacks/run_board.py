@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_pretrain.report.charts import LEAST_WINDOWS, PNG_HEIGHT, PNG_WIDTH, chart_png, loss_charts
+from lit_pretrain.report.charts import (
+    LEAST_WINDOWS,
+    PNG_HEIGHT,
+    PNG_WIDTH,
+    chart_png,
+    heat_map,
+    heat_png,
+    loss_charts,
+)
 from lit_pretrain.report.run_folder import METRICS, read_metrics
 from lit_pretrain.report.tensorboard import (
     COMPARED,
@@ -58,6 +66,7 @@ class RunBoard(TensorBoardLogger):
         forecast: str | None = None,
         metrics: Sequence[str] = (),
         rollout: bool = False,
+        statistics: bool = False,
     ) -> None:
         """Write the layout and the hyperparameters before the first step.
 
@@ -70,6 +79,7 @@ class RunBoard(TensorBoardLogger):
             forecast: As for `layout`, like the others.
             metrics: What the objective reports beside its loss.
             rollout: Whether the run answers prompts.
+            statistics: Whether the run looks into its layers.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -77,7 +87,9 @@ class RunBoard(TensorBoardLogger):
             for left in self.folder.glob("events.out.tfevents.*"):
                 left.unlink()
         self.losses, self.forecast = losses, forecast
-        pages = layout(losses, forecast=forecast, metrics=metrics, rollout=rollout)
+        pages = layout(
+            losses, forecast=forecast, metrics=metrics, rollout=rollout, statistics=statistics
+        )
         self._add(layout_summary(pages))
         start = plugin_data_pb2.SessionStartInfo()
         for name, value in hparams.items():
@@ -112,24 +124,26 @@ class RunBoard(TensorBoardLogger):
                     )
 
     def _draw(self, step: int) -> None:
-        """Write pictures of the run so far, unless it is too short for a curve."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
+        """Write pictures of the run so far; curves only if it is long enough for them."""
         lines = read_metrics(self.folder)
+        heat = heat_map(lines)
+        if heat is not None:
+            self._picture("layers", heat_png(heat), step)
         if sum("train/loss" in line for line in lines) < LEAST_WINDOWS:
             return
-        unit = "nats per token" if "val/bits_per_byte" in lines[-1] else "of the objective"
+        bits = any("val/bits_per_byte" in line for line in lines)
+        unit = "nats per token" if bits else "of the objective"
         for chart in loss_charts(lines, unit=unit, forecast=self.forecast):
-            image = Summary.Image(
-                height=PNG_HEIGHT,
-                width=PNG_WIDTH,
-                colorspace=4,
-                encoded_image_string=chart_png(chart),
-            )
-            self._add(
-                Summary(value=[Summary.Value(tag=f"Pictures/{chart.title}", image=image)]), step
-            )
+            self._picture(chart.title, chart_png(chart), step)
         self._drawn = time.perf_counter()
+
+    def _picture(self, title: str, png: bytes, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(
+            height=PNG_HEIGHT, width=PNG_WIDTH, colorspace=4, encoded_image_string=png
+        )
+        self._add(Summary(value=[Summary.Value(tag=f"Pictures/{title}", image=image)]), step)
 
     @rank_zero_only
     def end(self, step: int) -> None:

@@ -268,6 +268,8 @@ class Pass:
     cache: KVCache | None = None
     positions_BT: Tensor | None = None
     """Slots of the new tokens; only with a cache."""
+    doc_BT: Tensor | None = None
+    """Number of the document of each token of whole rows; None: every row is one document."""
 
 
 class Attention(nn.Module):
@@ -283,6 +285,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_size = config.head_size
         self.window = config.window(layer)
+        self.observe: Callable[[Attention, Tensor, Tensor, Pass], None] | None = None
+        """Gets queries and keys as the kernel does, where layers are observed."""
         self.q_proj = Linear(config.width, q_size, bias=config.qkv_bias)
         self.k_proj = Linear(config.width, kv_size, bias=config.qkv_bias)
         self.v_proj = Linear(config.width, kv_size, bias=config.qkv_bias)
@@ -326,6 +330,8 @@ class Attention(nn.Module):
             q_BTHK, k_BTGK = rotate(q_BTHK, shared.rotation), rotate(k_BTGK, shared.rotation)
         q_BTHK, k_BTGK = q_BTHK.type_as(v_BTGK), k_BTGK.type_as(v_BTGK)
         if shared.cache is None:
+            if self.observe is not None:
+                self.observe(self, q_BTHK, k_BTGK, shared)
             heads_BTHK = shared.kernel(q_BTHK, k_BTGK, v_BTGK, self.window)
         else:
             assert shared.positions_BT is not None

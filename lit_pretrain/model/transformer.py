@@ -348,7 +348,7 @@ class Transformer(nn.Module):
             columns_BT, positions_BT = self.parts.take(column_BT), self.parts.take(place_BT)
             tokens_BT = self.parts.take(tokens_BT)
         rotation = None if self.rotary is None else self.rotary(length, columns_BT)
-        shared = Pass(kernel, rotation, cache, slots_BT)
+        shared = Pass(kernel, rotation, cache, slots_BT, doc_BT)
 
         x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
         scales = None

@@ -127,14 +127,41 @@ def _forecast(lines: Sequence[Mapping[str, float]], metric: str) -> Chart:
 
 
 def _layers(lines: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """Draw the statistics of layers, a chart for each: metrics named layers/STATISTIC/LAYER."""
+    """Draw the statistics of layers and roles, a chart for each: layers/STATISTIC/LAYER."""
     names = dict.fromkeys(
         "/".join(name.split("/")[:2])
         for line in lines
         for name in line
-        if name.startswith("layers/") and name.count("/") >= 2
+        if name.startswith(("layers/", "roles/")) and name.count("/") >= 2
     )
     return [_by_prefix(lines, name.replace("/", ": "), f"{name}/") for name in names]
+
+
+class HeatMap(NamedTuple):
+    """The statistics of all layers in one step."""
+
+    step: int
+    statistics: list[str]
+    layers: list[str]
+    """From the first to the last."""
+    values: list[list[float]]
+    """By layer and statistic; NaN where there is none."""
+
+
+def heat_map(lines: Sequence[Mapping[str, float]]) -> HeatMap | None:
+    """Lay out the newest statistics of layers; None if there are none."""
+    prefix = "layers/"
+    line = next((its for its in reversed(lines) if any(n.startswith(prefix) for n in its)), None)
+    if line is None:
+        return None
+    names = [name.split("/") for name in line if name.startswith(prefix) and name.count("/") == 2]
+    statistics = list(dict.fromkeys(statistic for _, statistic, _ in names))
+    layers = sorted({layer for _, _, layer in names}, key=lambda layer: (len(layer), layer))
+    values = [
+        [line.get(f"{prefix}{statistic}/{layer}", math.nan) for statistic in statistics]
+        for layer in layers
+    ]
+    return HeatMap(int(line["step"]), statistics, layers, values)
 
 
 # ------------------------------------------------------------------ numbers on axes
@@ -294,6 +321,53 @@ def chart_png(chart: Chart) -> bytes:
         fontsize=16, ncols=columns, loc="upper center", bbox_to_anchor=(0.46, -0.1), frameon=False,
         handlelength=1.4, columnspacing=1.2,
     )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+_NUMBERED_LAYERS = 16
+"""Most layers whose fields of a heat map have room for their numbers."""
+
+
+def heat_png(heat: HeatMap) -> bytes:
+    """Draw a heat map as PNG of PNG_WIDTH × PNG_HEIGHT pixels, RGBA.
+
+    The colour of a field says how far its value lies from the median of all layers, which is what
+    makes a layer that differs from the others catch the eye whatever the unit.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure  # late: the import takes longer than a small run's steps
+
+    values = np.array(heat.values, dtype=float)
+    positive = np.where((values > 0) & np.isfinite(values), values, np.nan)
+    medians = [
+        float(np.median(column[~np.isnan(column)])) if not np.isnan(column).all() else 1.0
+        for column in positive.T
+    ]
+    ratio = np.log2(positive / np.array(medians))
+    figure = Figure(figsize=(PNG_WIDTH / _DPI, PNG_HEIGHT / _DPI), dpi=_DPI)
+    figure.subplots_adjust(left=0.08, right=1.0, top=0.9, bottom=0.3)
+    axes = figure.subplots()
+    image = axes.imshow(ratio, cmap="coolwarm", vmin=-3, vmax=3, aspect="auto", origin="lower")
+    axes.set_facecolor("black")  # zero, or not a number
+    axes.set_xticks(
+        range(len(heat.statistics)), [name.replace("_", " ") for name in heat.statistics],
+        rotation=35, ha="right", fontsize=11,
+    )  # fmt: skip
+    every = max(1, math.ceil(len(heat.layers) / _NUMBERED_LAYERS))
+    shown = range(0, len(heat.layers), every)
+    axes.set_yticks(list(shown), [heat.layers[i] for i in shown], fontsize=11)
+    axes.set_title(f"layers at step {heat.step:,}", fontsize=15, loc="left", x=-0.08)
+    if every == 1:
+        for layer, row in enumerate(heat.values):
+            for statistic, value in enumerate(row):
+                axes.text(
+                    statistic, layer, f"{value:.2g}", ha="center", va="center", fontsize=8,
+                    color="white" if math.isnan(ratio[layer][statistic]) else "black",
+                )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, ticks=[-3, 0, 3], pad=0.02)
+    bar.ax.set_yticklabels(["1/8", "median", "× 8"], fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

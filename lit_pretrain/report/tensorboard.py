@@ -24,7 +24,8 @@ TEXT_LOSS = "Loss"
 _BY_SOURCE = ("train_loss", "val_loss", "val_bits_per_byte")
 _SECTIONS = {
     "lr": "Optimisation", "progress": "Progress", "throughput": "Speed", "time": "Speed",
-    "mixture": "Sources", "data": "Sources", "eval": "Tasks",
+    "mixture": "Sources", "data": "Sources", "eval": "Tasks", "layers": "Network",
+    "roles": "Network",
 }  # fmt: skip
 COMPARED = ("train/loss", "val/loss", "val/bits_per_byte", "train/reward", "val/reward")
 """What is drawn over tokens and FLOPs as well, where runs with other batches can be compared."""
@@ -98,12 +99,29 @@ DISTILLATION = {
 }
 """The same of distillation."""
 
+STATISTICS = {
+    "activations of each layer, RMS": r"layers/(block|attention|feed_forward)_rms/",
+    "activations of each layer, largest": r"layers/(block|attention|feed_forward)_max/",
+    "attention logits of each layer, RMS": r"layers/attention_logits_rms/",
+    "attention logits of each layer, largest": r"layers/attention_logits_max/",
+    "gradients of each layer, RMS and largest": r"layers/gradient_",
+    "update by weight of each layer": r"layers/update_ratio/",
+    "gradients of each role, RMS and largest": r"roles/gradient_",
+    "update by weight of each role": r"roles/update_ratio/",
+}
+"""Charts of runs that look into their layers (statistics_every)."""
+
 Charts = dict[str, list[str]]
 """Title of a chart -> regular expressions of the tags that it shows."""
 
 
 def layout(
-    losses: str, *, forecast: str | None = None, metrics: Sequence[str] = (), rollout: bool = False
+    losses: str,
+    *,
+    forecast: str | None = None,
+    metrics: Sequence[str] = (),
+    rollout: bool = False,
+    statistics: bool = False,
 ) -> list[tuple[str, Charts, bool]]:
     """Lay out the page of custom scalars: category, charts, and whether it opens folded.
 
@@ -116,6 +134,7 @@ def layout(
         forecast: The validation metric that a law forecasts; None where none does.
         metrics: What the objective reports beside its loss.
         rollout: Whether the run answers prompts.
+        statistics: Whether the run looks into its layers.
     """
     text = losses == TEXT_LOSS
     kind = "" if text else f"{losses.removeprefix(f'{TEXT_LOSS}_')}: "
@@ -145,6 +164,7 @@ def layout(
     if forecast is not None:
         title = f"{kind}{forecast.removeprefix('val/').replace('_', ' ')}, and its forecast"
         foreseen[title] = [f"{losses}/{forecast}$", f"{losses}_forecast/"]
+    networks = {title: [f"Network/{pattern}"] for title, pattern in STATISTICS.items()}
     name = "Loss" if text else kind.removesuffix(": ")
     first = own | (loss if not rollout else {}) if own else loss
     return [
@@ -168,6 +188,7 @@ def layout(
             True,
         ),
         ("Sources", {"share of each source in a window": ["Sources/mixture/"]}, True),
+        *([("Network", networks, True)] if statistics else []),
     ]
 
 

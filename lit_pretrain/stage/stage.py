@@ -172,7 +172,7 @@ class Stage(L.LightningModule):
         self.provides: frozenset[str] = frozenset()
         self.sums: dict[str, Tensor] = {}
         """Detached sums of the last optimizer step on this rank, for callbacks: those of
-        `StepSums`, plus grad_norm.
+        `StepSums`, plus grad_norm and grad_scale, what gradients of sums are multiplied by.
         """
         self.score: nn.Linear | None = None
         """The head of a reward model."""
@@ -594,7 +594,7 @@ class Stage(L.LightningModule):
         # over them.
         scale = token_ranks(self.trainer) / count.clamp(min=1.0)
         norm = scale_and_clip_(self.parameters(), scale, self.clip_norm)
-        self.sums["grad_norm"] = norm
+        self.sums["grad_norm"], self.sums["grad_scale"] = norm, scale
         loss = (nats / terms.clamp(min=1.0)).to(norm)
         self._look_at(*torch.stack([loss, norm]).tolist())
 

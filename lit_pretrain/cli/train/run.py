@@ -415,6 +415,7 @@ def open_board(
         forecast=forecast,
         metrics=objective.metric_names,
         rollout=cli.model.rollout is not None,
+        statistics=cli.settings.statistics_every > 0,
     )
 
 

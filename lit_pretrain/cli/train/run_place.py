@@ -116,6 +116,11 @@ class RunSettings:
     """Seconds without progress of any rank (a batch, a checkpoint) after which the run ends with
     exit code 76, and <run>/hang says where each rank stood. null: it is not watched.
     """
+    statistics_every: int = 0
+    """Steps between two looks into every layer, for TensorBoard and metrics.jsonl: RMS and largest
+    absolute value of activations, attention logits and gradients, and the ratio of update to
+    weight. The update of such a step keeps a second copy of the trained weights. 0: none.
+    """
     profile: bool = False
     """Trace three steps with torch's profiler, once the first ones have compiled: the ten most
     expensive operations as a table, and <run>/profile/steps-*.json for https://ui.perfetto.dev or

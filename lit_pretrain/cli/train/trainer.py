@@ -23,6 +23,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
 from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSamples
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
+from lit_pretrain.callbacks.layer_statistics import LayerStatistics
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
@@ -80,6 +81,7 @@ class RunCallbacks:
             peak=None,
             sinks=[self.progress],
         )
+        self.statistics = LayerStatistics(settings.statistics_every, sinks=self.metrics.sinks)
         self.checkpoints = Checkpoints(
             folder,
             every=settings.checkpoint_every,
@@ -105,8 +107,8 @@ class RunCallbacks:
     def in_order(self) -> list[Callback]:
         """List all of them, in the order in which they are called."""
         return [
-            self.ledger, self.watchdog, self.metrics, self.progress, self.samples,
-            self.answers_shown, *self.evaluations, self.checkpoints, self.stop,
+            self.ledger, self.watchdog, self.metrics, self.statistics, self.progress,
+            self.samples, self.answers_shown, *self.evaluations, self.checkpoints, self.stop,
             StepEnd(self.ledger),
         ]  # fmt: skip
 
