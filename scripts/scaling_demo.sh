@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 bin="${VENV:-.venv}/bin"
 sweep=(scaling sweep --config configs/scaling/embedded_cpu.yaml)
-options=(--processes "${SCALING_PROCESSES:-2}" --threads 1 --launcher "${SCALING_LAUNCHER:-}")
+options=(--jobs "${SCALING_PROCESSES:-2}" --threads 1 --launcher "${SCALING_LAUNCHER:-}")
 
 run() {
   printf '\n$ lit_pretrain %s\n' "$*"

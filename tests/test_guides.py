@@ -153,6 +153,11 @@ SHORT = {
     "chat": ["--max_new_tokens=2"],
     "generate": ["--max_new_tokens=2"],
     "evaluate": ["--limit=4"],
+    "sweep": [
+        "--set={model: {net: {n_layer: 1, width: 32, n_head: 2, ffn_width: 64}, compile: 'off'},"
+        " data: {seq_len: 64, val_tokens: 512}, max_steps: 2, sample_prompts: [],"
+        " trainer: {accelerator: cpu}}"
+    ],
 }  # fmt: skip
 TRAINING = ["--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator=cpu"]
 TEXT = ["--data.seq_len=64", "--data.global_batch_tokens=512", "--data.val_tokens=512"]

@@ -175,6 +175,7 @@ TORCH_FREE = (
     "cli.merge",
     "cli.prepare",
     "cli.serve",
+    "cli.sweep.*",
     "__main__",
 )
 

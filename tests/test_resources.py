@@ -103,6 +103,9 @@ OUTPUTS: dict[str, Callable[[str, Path], list[str]]] = {
     "compare --tensorboard": lambda out, run: [
         "compare", str(run), str(run), f"--tensorboard={out}"
     ],
+    "sweep --out": lambda out, run: [
+        "sweep", str(run / "config.yaml"), "--seeds=2", f"--out={out}"
+    ],
     "plan --png": lambda out, run: ["plan", f"--config={run / 'config.yaml'}", f"--png={out}"],
     "scaling fit --out": lambda out, run: ["scaling", "fit", str(run), f"--out={out}"],
     "scaling fit --table": lambda out, run: ["scaling", "fit", str(run), f"--table={out}"],

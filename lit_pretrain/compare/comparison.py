@@ -17,6 +17,7 @@ from lit_pretrain.compare.intervals import (
     LEAST_UNITS,
     Counts,
     Interval,
+    interval_over_seeds,
     paired_interval,
     resampled_counts,
     unpaired_half_width,
@@ -62,6 +63,8 @@ class Against:
     seeds: int
     loss: float
     """In the unit of the comparison, mean over the seeds."""
+    over_seeds: tuple[float, float] | None
+    """95 % interval of that mean for other seeds on these documents; None for one seed."""
     bits_per_byte: float
     nats: float
     """Summed difference over all documents, in nats, mean over the seeds."""
@@ -87,6 +90,11 @@ class DocumentComparison:
     sources: dict[str, int]
     """Source -> documents."""
     configs: list[Against] = field(default_factory=list)
+
+    @property
+    def best(self) -> Against:
+        """The config with the lowest loss; of equal ones the first."""
+        return min(self.configs, key=lambda config: config.loss)
 
 
 @dataclass(frozen=True)
@@ -248,6 +256,7 @@ def _against(
         name=candidate.name,
         seeds=len(classed),
         loss=float(one_KU.mean(axis=0).sum() / total),
+        over_seeds=interval_over_seeds(one_KU.sum(axis=1) / total),
         bits_per_byte=float(one_KU.mean(axis=0).sum() / cut.bytes_U.sum() / math.log(2)),
         nats=_mean_nats(one, other),
         difference=paired_interval(one_KU, other_KU, weight_U, counts, matched=matched),
@@ -289,8 +298,10 @@ def as_record(comparison: DocumentComparison) -> Mapping[str, object]:
         "in_blocks": comparison.blocks,
         "configs": {
             c.name: {
+                "best": c is comparison.best,
                 "seeds": c.seeds,
                 "loss": c.loss,
+                "ci95_over_seeds": c.over_seeds,
                 "bits_per_byte": c.bits_per_byte,
                 "nats": c.nats,
                 **interval(c.difference),

@@ -126,6 +126,14 @@ def unpaired_half_width(one_KN: Array, other_KN: Array, weight_N: Array) -> floa
     return _t_quantile(2.0 * n - 2) * math.sqrt(sum(variances))
 
 
+def interval_over_seeds(loss_K: Array) -> tuple[float, float] | None:
+    """Compute the 95 % interval of a mean loss over seeds; None for one seed."""
+    if len(loss_K) < 2:
+        return None
+    half = _t_quantile(len(loss_K) - 1.0) * float(loss_K.std(ddof=1)) / math.sqrt(len(loss_K))
+    return float(loss_K.mean()) - half, float(loss_K.mean()) + half
+
+
 def _seed_variance(
     one_KN: Array, other_KN: Array, weight_N: Array, *, matched: bool
 ) -> tuple[float, float] | None:

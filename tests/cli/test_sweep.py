@@ -16,41 +16,10 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.scaling import launch
 from lit_pretrain.report.run_folder import read_metrics
 
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
-# A stand-in for `lit_pretrain fit`, which takes seconds to start: it reads the config and leaves
-# what a run leaves.
-PRETENDED = """
-import json, signal, sys, time
-from pathlib import Path
-import yaml
-config = yaml.safe_load(Path(sys.argv[1]).read_text())
-run = Path(config["runs"]) / config["name"]
-run.mkdir(exist_ok=True)
-(run / "config.yaml").write_text("{}")
-class Stop(Exception): pass
-def stop(number, frame): raise Stop
-signal.signal(signal.SIGTERM, stop)
-with (run.parent / "made.txt").open("a") as file:
-    file.write(config["name"] + "\\n")
-try:
-    seconds = run.parent / "seconds"
-    time.sleep(float(seconds.read_text()) if seconds.exists() else 0)
-except Stop:
-    print("error: stopped by SIGTERM after step 3; saved")
-    sys.exit(75)
-codes = run.parent / "codes"
-code = json.loads(codes.read_text()).get(config["name"], 0) if codes.exists() else 0
-print("error: it went wrong" if code else f"done: {run}: val loss 3.0000", flush=True)
-if not code:
-    line = {"step": config["max_steps"], "throughput/flops_per_second": 1e9, "val/loss": 3.0}
-    (run / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
-    (run / "summary.md").write_text("")
-sys.exit(code)
-"""
 CONFIG = {
     "run": {
         "model": {
@@ -83,15 +52,9 @@ def config(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pretend(tmp_path: Path, stand_in: Path) -> Path:
     """Runs are made by the stand-in; the folder of the sweep."""
-    script = tmp_path / "pretended.py"
-    script.write_text(PRETENDED)
-    monkeypatch.setattr(
-        launch,
-        "training_command",
-        lambda config, devices, launched: [sys.executable, str(script), str(config)],
-    )
+    assert stand_in.is_file()
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -126,7 +89,7 @@ def test_the_cost_comes_first_and_a_dry_run_writes_nothing(
 def test_what_is_missing_is_made_once(
     config: str, pretend: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(config, "--processes", "2") == 0
+    assert sweep(config, "--jobs", "2") == 0
     assert sorted(made(pretend)) == NAMES
     assert "val loss 3.0000" in capsys.readouterr().out
     assert sweep(config) == 0
@@ -182,12 +145,12 @@ def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
 ) -> None:
     (pretend / "seconds").write_text("60")
     code = (
-        "import sys\nfrom lit_pretrain.cli.scaling import launch\n"
+        "import sys\nfrom lit_pretrain.cli.sweep import launch\n"
         "launch.training_command = lambda config,"
         f" devices, launched: [sys.executable, {str(tmp_path / 'pretended.py')!r},"
         " str(config)]\nfrom lit_pretrain.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    words = [sys.executable, "-c", code, "scaling", "sweep", "--config", config, "--processes", "2"]
+    words = [sys.executable, "-c", code, "scaling", "sweep", "--config", config, "--jobs", "2"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 60
@@ -244,7 +207,7 @@ def test_the_slurm_script_makes_each_run(config: str, pretend: Path, tmp_path: P
     options = [
         *("--slurm.partition", "gpu"),
         *("--slurm.environment", f"export PATH={tmp_path / 'bin'}:$PATH"),
-        "--processes",
+        "--jobs",
         "2",
     ]
     assert (
@@ -337,8 +300,8 @@ REFUSED: dict[str, tuple[dict[str, object], list[str], str]] = {
     ),
     "length": ({"run": {"max_steps": 5}}, [], "run: max_steps is for the sweep to set"),
     "option of fit": ({"run": {"data": {"seq_length": 5}}}, [], "seq_length"),
-    "option": ({}, ["--proceses", "2"], "Did you mean '--processes'?"),
-    "processes": ({}, ["--processes", "0"], "processes=0 must be at least 1"),
+    "option": ({}, ["--jobbs", "2"], "Did you mean '--jobs'?"),
+    "jobs": ({}, ["--jobs", "0"], "jobs=0 must be at least 1"),
     "devices": (
         {"rule": "none", "run": {**CONFIG["run"], "trainer": {"devices": 3}}},
         [],
@@ -378,7 +341,7 @@ def test_real_runs_then_a_table_of_them(
         config,
         "--config",
         tmp_path / "more.yaml",
-        "--processes",
+        "--jobs",
         "2",
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -103,14 +103,23 @@ def _documents(findings: RunComparison) -> list[str]:
     ]
     nats = compared.unit == "nats per token"
     units = (compared.unit, "bits per byte") if nats else (compared.unit,)
-    head = ("", "runs", *units, "difference", "95 % interval", "")
+    several = any(config.seeds > 1 for config in compared.configs)
+    seeds = ("over seeds",) if several else ()
+    head = ("", "runs", *units, *seeds, "difference", "95 % interval", "")
     rows = [
         (
             config.name,
             f"{config.seeds}",
             f"{config.loss:.4f}",
             *([f"{config.bits_per_byte:.4f}"] if nats else []),
-            *(("", "", "baseline") if config is base else _cells(config.difference)),
+            *([_ends(config.over_seeds)] if several else []),
+            *(("", "") if config is base else _cells(config.difference)),
+            ", ".join(
+                [
+                    *(["best"] if config is compared.best else []),
+                    "baseline" if config is base else config.difference.verdict,
+                ]
+            ),
         )
         for config in compared.configs
     ]
@@ -147,9 +156,13 @@ def _part(config: Against, title: str, name: str) -> Interval:
     return next(part.interval for part in config.views[title] if part.name == name)
 
 
-def _cells(found: Interval) -> tuple[str, str, str]:
+def _cells(found: Interval) -> tuple[str, str]:
     ends = "" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
-    return f"{found.value:+.4f}", ends, found.verdict
+    return f"{found.value:+.4f}", ends
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _short(found: Interval) -> str:

@@ -99,6 +99,19 @@ def find_contenders(
     return _gather(entries)
 
 
+def best_run(places: Sequence[str]) -> str | None:
+    """Find a run of the config whose last recorded validation is best, as a mean over its seeds.
+
+    None where no run has recorded one.
+    """
+    found = []
+    for contender in _gather(_entries(places, "last")):
+        losses = [e.run.loss for e in contender.entries if e.run.loss is not None]
+        if losses:
+            found.append((sum(losses) / len(losses), contender.entries[0].run.path))
+    return min(found)[1] if found else None
+
+
 def _entries(places: Sequence[str], checkpoint: str) -> list[Entry]:
     from lit_pretrain.checkpoint.layout import artefact_folder, resolve, step_of
 
@@ -153,9 +166,17 @@ def _gather(entries: Sequence[Entry]) -> list[Contender]:
         distinct = len({repr(seeds[i]) for i in members}) == len(members)
         together = [members] if distinct and len(groups) > 1 else [[i] for i in members]
         for some in together:
-            name = entries[some[0]].name + (f" ({len(some)} seeds)" if some[1:] else "")
+            name = _common_name([entries[i].name for i in some])
             found.append(Contender(name, [entries[i] for i in some], [seeds[i] for i in some]))
     return found
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Name a config by its first run, without the seed that a sweep has put into the name."""
+    if len(names) == 1:
+        return names[0]
+    rest = {",".join(p for p in name.split(",") if not p.startswith("seed=")) for name in names}
+    return f"{rest.pop() or names[0] if len(rest) == 1 else names[0]} ({len(names)} seeds)"
 
 
 def config_differences(contenders: Sequence[Contender]) -> list[dict[str, object]]:

@@ -223,7 +223,7 @@ def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> S
 
 def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> StepLayout:
     """Lay out a step as the data does, and note the sizes that are defaults of `fit`."""
-    settings = settings_of(given.data)
+    settings = settings_of(given.data) if "data" in given else {}
     for name in _SIZES:
         value = getattr(data, name, None)
         if settings.get(name) is None and value is not None:

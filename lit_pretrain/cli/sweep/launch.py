@@ -9,20 +9,69 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Literal
 
-from lit_pretrain.cli.scaling.options import SweepSettings, duration
 from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
 from lit_pretrain.files import write_file
+from lit_pretrain.report.charts import clock
 from lit_pretrain.slurm_script import slurm_directives
 
 # Folders and files in the output folder of a sweep.
 CONFIGS, LOGS, LOCK = "configs", "logs", ".lock"
 SCRIPT, LIST = "sweep.sbatch", "sweep.txt"
 _POLL_SECONDS = 0.2
+
+
+@dataclass
+class SlurmSettings:
+    """Engine slurm: a script with one array task for every run that is missing."""
+
+    partition: str | None = None
+    """See `sinfo`. Default: the cluster's."""
+    time: str = "24:00:00"
+    """Time limit of a run. A run that does not end in time saves itself, and the next array
+    continues it.
+    """
+    environment: str | None = None
+    """Command that activates the Python environment on the nodes. Default: the directory of
+    this Python comes first in PATH.
+    """
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch, e.g. `{account: mine, gpus-per-node: "8"}`."""
+
+
+@dataclass(kw_only=True)
+class LaunchSettings:
+    """Where the runs of a sweep lie, and how they are started."""
+
+    out: str = "runs/sweep"
+    """Folder for the run folders, and for the configs and logs of all runs."""
+    engine: Literal["local", "slurm", "list"] = "local"
+    """local: train now, in processes of this machine. slurm: write the script of a job array.
+    list: write the commands of the runs, one per line.
+    """
+    jobs: int = 1
+    """Runs that train at the same time; for a job array, 0 sets no limit."""
+    threads: int | None = None
+    """CPU threads of a run's process. Default: the cores of this machine divided by jobs."""
+    launcher: str = ""
+    """Prefix of the command of every run, such as `nice -n 10` or `numactl --cpunodebind 0`."""
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    """Engine slurm."""
+    device: str | None = None
+    """Kind of the devices, to estimate the time from their peak: H100, … Default: estimate it from
+    the speed of finished runs of the sweep.
+    """
+    mfu: float | None = None
+    """Share of the peak that training reaches. Default: depends on the device, with its source."""
+    price: float | None = None
+    """Dollars per device-hour."""
+    dry_run: bool = False
+    """Print what the sweep would take, and write and start nothing."""
 
 
 class Unfinished(UserError):
@@ -48,21 +97,21 @@ def training_command(config: Path, devices: int, *, launched: bool) -> list[str]
     return ["python" if launched else sys.executable, *fit]
 
 
-def write_list(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
-    """Write the commands of the runs, one per line."""
+def write_list(settings: LaunchSettings, devices: Mapping[str, int]) -> Path:
+    """Write the commands of the runs, one per line, from the name of each and its devices."""
     out = Path(settings.out)
     lines = [
         _text(
             settings.launcher,
-            training_command(out / CONFIGS / f"{name}.yaml", devices, launched=True),
+            training_command(out / CONFIGS / f"{name}.yaml", count, launched=True),
         )
-        for name in names
+        for name, count in devices.items()
     ]
     write_file(out / LIST, "".join(f"{line}\n" for line in lines))
     return out / LIST
 
 
-def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> Path:
+def write_slurm(settings: LaunchSettings, names: Sequence[str], devices: int) -> Path:
     """Write the script of a job array with a task for each run.
 
     Slurm signals a task two minutes before its time limit, and the run then saves itself.
@@ -70,7 +119,7 @@ def write_slurm(settings: SweepSettings, names: Sequence[str], devices: int) -> 
     out, slurm = Path(settings.out), settings.slurm
     options = {
         "job-name": out.name,
-        "array": f"0-{len(names) - 1}" + (f"%{settings.processes}" if settings.processes else ""),
+        "array": f"0-{len(names) - 1}" + (f"%{settings.jobs}" if settings.jobs else ""),
         "output": f"{str(out).replace('%', '%%')}/{LOGS}/%A_%a.log",
         "time": slurm.time,
         "nodes": "1",
@@ -110,15 +159,17 @@ class Local:
 
     Args:
         settings: Settings of the sweep.
-        names: Names of the runs, in the order in which to train them.
-        devices: Devices of one run.
+        devices: Devices of each run by its name, in the order in which to train them.
+        alike: Whether a mistake in one run is one in all of them, so that the rest need not start.
     """
 
-    def __init__(self, settings: SweepSettings, names: Sequence[str], devices: int) -> None:
-        self.settings, self.devices = settings, devices
+    def __init__(
+        self, settings: LaunchSettings, devices: Mapping[str, int], *, alike: bool
+    ) -> None:
+        self.settings, self.devices, self.alike = settings, devices, alike
         self.out = Path(settings.out)
-        self._waiting = list(names)
-        self._total = len(names)
+        self._waiting = list(devices)
+        self._total = len(devices)
         self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._failed: list[tuple[str, int]] = []
         self._stopped = 0
@@ -158,7 +209,7 @@ class Local:
 
     def _step(self) -> None:
         """Start the runs for which there is room, wait a moment, and report those that ended."""
-        while self._waiting and not self._stopped and len(self._running) < self.settings.processes:
+        while self._waiting and not self._stopped and len(self._running) < self.settings.jobs:
             self._start(self._waiting.pop(0))
         time.sleep(_POLL_SECONDS)
         for name, (process, began) in list(self._running.items()):
@@ -169,7 +220,7 @@ class Local:
             said = _last_line(self._log(name))
             print(
                 (
-                    f"{name}: {said} ({duration(time.monotonic() - began)})"
+                    f"{name}: {said} ({clock(time.monotonic() - began)})"
                     if code == 0
                     else f"{name}: exit code {code}: {said}"
                 ),
@@ -178,7 +229,7 @@ class Local:
             # A launcher may die of the signal while its run saves itself: that is no failure.
             if code != 0 and not self._stopped:
                 self._failed.append((name, code))
-                if code == 2:  # a mistake in what all runs share, so the others would fail as well
+                if code == 2 and self.alike:
                     self._waiting.clear()
 
     def _start(self, name: str) -> None:
@@ -186,9 +237,11 @@ class Local:
         assert self._lock is not None
         words = [
             *shlex.split(self.settings.launcher),
-            *training_command(self.out / CONFIGS / f"{name}.yaml", self.devices, launched=False),
+            *training_command(
+                self.out / CONFIGS / f"{name}.yaml", self.devices[name], launched=False
+            ),
         ]
-        threads = self.settings.threads or max(1, (os.cpu_count() or 1) // self.settings.processes)
+        threads = self.settings.threads or max(1, (os.cpu_count() or 1) // self.settings.jobs)
         with self._log(name).open("ab") as log:
             try:
                 process = subprocess.Popen(
