@@ -187,13 +187,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "class": (["--grid=model.optimizer=Adamw2"], "Adamw2"),
     "ours": (["--grid=name=a,b"], "name is for the sweep to set"),
     "of a plan": (["--grid=price=1,2"], "price is no option of `fit`"),
-    "set": (["--set={runs: x}"], "set: runs is for the sweep to set: their folder is out"),
+    "set": ([GRID, "--set={runs: x}"], "set: runs is for the sweep to set: their folder is out"),
     "nothing": ([], "nothing to sweep: say what the runs differ in by --grid"),
     "range alone": (["--range=a=1:2", "--seeds=2"], "say how often by --random"),
     "seeds": ([GRID, "--seeds=0"], "--seeds 0 must be at least 1"),
-    "jobs": (["--jobs=0"], "jobs=0 must be at least 1"),
+    "jobs": ([GRID, "--jobs=0"], "jobs=0 must be at least 1"),
     "points": (["--points=nowhere.yaml"], "nowhere.yaml does not exist"),
-    "own option": (["--gird=a=1"], "--grid"),
+    "own option": ([GRID, "--gird=a=1"], "--grid"),
     "out": (["--out=/dev/null/x", GRID], "/dev/null/x cannot be written"),
 }
 
