@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "plain_data": {"errors", "redaction"},
     "record_files": {"errors", "plain_data"},
     "hashing": {"errors"},
+    "words": {"errors"},
     "class_path": {"errors"},
     "batch": {"errors"},
     "step_size": {"errors"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "decontaminate": {"errors", "files", "hashing", "record_files"},
     "corpus": {"errors", "files", "hashing", "batch", "tokenizer", "decontaminate"}
     | {"plain_data"},
-    "prepare": {"errors", "files", "hashing", "tokenizer", "decontaminate", "corpus"}
+    "prepare": {"errors", "files", "hashing", "words", "tokenizer", "decontaminate", "corpus"}
     | {"record_files", "class_path", "plain_data", "redaction"}
     | {"slurm_script"},
     "data": {
@@ -127,6 +128,7 @@ TORCH_FREE = (
     "plain_data",
     "record_files",
     "hashing",
+    "words",
     "class_path",
     "step_size",
     "roles",

@@ -6,6 +6,7 @@ A finished dataset is not made again: it is compared with what the config and it
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import canonical_hash, content_hash, file_sha256, is_remote
 from lit_pretrain.prepare.funnel import REJECTS_FILENAME
 from lit_pretrain.prepare.inputs import InputFile, Inputs, find_inputs
+from lit_pretrain.prepare.missing_segmenter import warn_after, warn_before
 from lit_pretrain.prepare.preparation import (
     Preparation,
     check_free,
@@ -70,6 +72,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         )
         return existing
     inputs = _find(config)
+    warned = warn_before(config, inputs)
     index = (
         None if config.decontaminate is None else DecontaminationIndex.build(config.decontaminate)
     )
@@ -79,13 +82,23 @@ def prepare(config: PrepareConfig) -> Manifest:
     state = _state(config, inputs, given, index, library_versions)
     with workspace(out, state) as work:
         run = Preparation(config, inputs, work.absolute(), state, library_versions)
-        return _run(run, index, given)
+        return _run(run, index, given, warned)
 
 
 def _run(
-    run: Preparation, index: DecontaminationIndex | None, tokenizer: Tokenizer | None
+    run: Preparation,
+    index: DecontaminationIndex | None,
+    tokenizer: Tokenizer | None,
+    warned: set[str],
 ) -> Manifest:
-    """Run all stages; return the manifest that the last one has written."""
+    """Run all stages; return the manifest that the last one has written.
+
+    Args:
+        run: The run.
+        index: Index of the evaluation sets; None if no set is checked.
+        tokenizer: The tokenizer of the config; None if one is trained.
+        warned: Sources that are known to need a segmenter.
+    """
     config, parts, work = run.config, run.parts, run.work
     run.dataset.mkdir(exist_ok=True)
     if index is not None:
@@ -93,6 +106,12 @@ def _run(
     run.clean = run.do(
         "clean", "read and clean", CleanTask(config, parts, work), [part.bytes for part in parts]
     )
+    for name in run.inputs:
+        languages = sum(
+            (Counter(run.clean[n]["unsegmented"]) for n in run.parts_of(name)), Counter()
+        )
+        if languages and name not in warned:
+            warn_after(name, languages)
     _check_documents(run)
     drop_ids(run)
     run.number_documents()

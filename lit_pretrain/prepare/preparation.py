@@ -213,6 +213,8 @@ class CleanResult(TypedDict):
     read: CountsRecord
     bad: dict[str, ExampleRecord]
     """Reason -> the first record that could not be used."""
+    unsegmented: dict[str, int]
+    """Language -> documents whose words were counted by white space, for want of a segmenter."""
 
 
 class Preparation:

@@ -308,8 +308,9 @@ class PrepareConfig:
     training time.
     """
     filters: list[FilterEntry] = field(default_factory=list)
-    """Filters that a document must pass, in this order: presets (gopher, c4, fineweb), our filters,
-    or your own by class path. A source's own `filters` replace them.
+    """Filters that a document must pass, in this order: presets (gopher, c4, fineweb, and
+    documentation for manuals, Markdown and wikis), our filters, or your own by class path. A
+    source's own `filters` replace them.
     """
     dedup: DedupConfig | None = None
     """Which documents repeat what earlier ones say, and are removed. Null: all stay."""

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import lit_pretrain
 from lit_pretrain.class_path import search_current_folder
 from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
+from lit_pretrain.prepare.missing_segmenter import counts_words
 from lit_pretrain.prepare.read.reader import READERS, reader_class
+from lit_pretrain.words import SEGMENTER
 
 if TYPE_CHECKING:
     from lit_pretrain.prepare.prepare_config import PrepareConfig
@@ -70,6 +72,8 @@ def version_difference(there: Mapping[str, str]) -> str:
 
 def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
     """Add the libraries, the user's own modules and the lists that a source's filters use."""
+    if counts_words(config, source):
+        names.add(SEGMENTER)
     for spec in expand_filters(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, NearConfig
+from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, LinesConfig, NearConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.versions import version_difference, versions
@@ -56,7 +56,9 @@ def test_what_every_config_uses() -> None:
             {"datatrove"},
         ),
         (config(filters=[FilterSpec(class_path="Url", init_args={"words": ["x"]})]), set()),
-        (config(filters=["gopher", "yaml.safe_load"]), {"PyYAML"}),
+        (config(filters=["gopher", "yaml.safe_load"]), {"PyYAML", "icu4py"}),
+        (config(filters=["C4"]), {"icu4py"}),
+        (config(dedup=DedupConfig(near=None, lines=LinesConfig())), {"icu4py"}),
     ],
 )
 def test_what_this_config_uses(asked: PrepareConfig, more: set[str]) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from lit_pretrain.hashing import words
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
 from lit_pretrain.prepare.dedup.dedup_files import in_range, load_column, save_columns
 from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.words import words
 
 
 def line_hashes(text: str, min_words: int) -> list[tuple[int, int]]:

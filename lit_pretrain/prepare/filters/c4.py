@@ -11,6 +11,10 @@ removed (the authors count after). The paper's list of bad words is not part of 
 
 Sentences are counted by their ends; the authors use NLTK's Punkt, a trained model. The number
 matters only for pages with fewer kept lines than `min_sentences`, since a line has at least one.
+
+Text without spaces between words (`View.language`) has other marks: there a line ends with any mark
+of Unicode that ends a sentence, and such a mark needs no space behind it. Thai and Lao have none: a
+line of theirs may end anyhow, and the spaces between their phrases end sentences.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from __future__ import annotations
 import re
 
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
+from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
+from lit_pretrain.words import words
 
 _LINE_ENDS = (".", "?", "!", '"', "'")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -32,6 +37,13 @@ _POLICY = (
 )
 _PHRASES = re.compile("|".join(("lorem ipsum", "javascript", r"\{", *_POLICY)))
 _SENTENCE_END = re.compile(r"[.?!]+[\"'”’)\]]*(?=\s|\Z)")
+_WIDE_MARKS = re.escape("".join(sorted(SENTENCE_ENDS - {"."})))
+_WIDE_CLOSERS = "」』）】》〉”’)"
+_WIDE_END = re.compile(rf"[{_WIDE_MARKS}]+[\"'\]{_WIDE_CLOSERS}]*|{_SENTENCE_END.pattern}")
+"""The end of a sentence in scripts without spaces; a full stop may stand within a number."""
+_PHRASE_END = re.compile(r"(?<=\S)\s+(?=\S)|\Z")
+_ENDLESS = frozenset({"th", "lo"})
+"""Languages without marks that end sentences."""
 
 
 class C4:
@@ -82,6 +94,7 @@ class C4:
         """See `Filter`."""
         # Most pages hold none of the phrases: search once instead of once a line.
         suspect = _PHRASES.search(view.lowered) is not None
+        language = view.language
         kept: list[str] = []
         dropped = cited = False
         for whole in view.lines:
@@ -89,7 +102,7 @@ class C4:
             if (
                 self._max_word_length is not None
                 and len(line) > self._max_word_length
-                and self._has_long_word(line)
+                and self._has_long_word(line, language)
             ):
                 dropped = True
                 continue
@@ -98,9 +111,13 @@ class C4:
             if (
                 self._terminal_punctuation
                 and (not line.endswith(_LINE_ENDS) or line.endswith("..."))
+                and not (language and _ends_wide_sentence(line, language))
             ) or (
                 self._min_words_per_line
-                and len(stripped.split(None, self._min_words_per_line)) < self._min_words_per_line
+                and len(
+                    words(stripped) if language else stripped.split(None, self._min_words_per_line)
+                )
+                < self._min_words_per_line
             ):
                 dropped = dropped or bool(stripped)
                 continue
@@ -115,7 +132,7 @@ class C4:
             kept.append(line)
         if (
             len(kept) < self._min_sentences
-            and sum(map(count_sentences, kept)) < self._min_sentences
+            and sum(count_sentences(line, language) for line in kept) < self._min_sentences
         ):
             return remove("too_few_sentences")
         text = "\n".join(kept).strip()
@@ -126,9 +143,10 @@ class C4:
         change = "lines_dropped" if dropped else "citations_removed" if cited else "white_space"
         return Verdict(True, change, text)
 
-    def _has_long_word(self, line: str) -> bool:
+    def _has_long_word(self, line: str, language: str) -> bool:
         """Tell whether a line has a word above `max_word_length`."""
-        return max(map(len, line.split()), default=0) > (self._max_word_length or 0)
+        found = words(line) if language else line.split()
+        return max(map(len, found), default=0) > (self._max_word_length or 0)
 
     def _phrases(self, line: str) -> tuple[str, bool]:
         """Say why the page goes, and whether the line does, in the order of the authors' code."""
@@ -141,14 +159,26 @@ class C4:
         return "", self._policy and any(phrase in line for phrase in _POLICY)
 
 
-def count_sentences(line: str) -> int:
+def _ends_wide_sentence(line: str, language: str) -> bool:
+    """Tell whether a line ends like a sentence of a language without spaces, and not in "..."."""
+    if not line or line.endswith("..."):
+        return False
+    return language in _ENDLESS or line.rstrip(_WIDE_CLOSERS)[-1:] in SENTENCE_ENDS
+
+
+def count_sentences(line: str, language: str = "") -> int:
     """Count the sentences of a line.
 
     A sentence ends with a run of . ? ! and what closes after it, before white space or the end of
     the line; an unfinished rest is one more.
+
+    Args:
+        line: The line.
+        language: `View.language` of the text, whose marks end sentences.
     """
     line = line.rstrip()
     count, end = 0, 0
-    for match in _SENTENCE_END.finditer(line):
+    ends = _SENTENCE_END if not language else _PHRASE_END if language in _ENDLESS else _WIDE_END
+    for match in ends.finditer(line):
         count, end = count + 1, match.end()
     return max(1, count + (end < len(line)))

@@ -26,7 +26,9 @@ class FilterSpec:
 
 
 FilterEntry = str | FilterSpec
-"""An entry in a list of filters: the name of a preset (gopher, c4, fineweb), or a FilterSpec."""
+"""An entry in a list of filters: the name of a preset (gopher, c4, fineweb, documentation), or a
+FilterSpec.
+"""
 
 
 def _parse_spec(value: Any) -> FilterSpec:
@@ -117,6 +119,29 @@ _FINEWEB = {
     "max_duplicate_line_characters": 0.01,
     "max_line_breaks_per_word": 0.3,  # in their code only
 }
+# Ours, for manuals, Markdown and wikis: what the rules above take for faults of a web page is how
+# such text is written (code fences and braces repeat, headings have hash signs, lists and tables
+# have no sentences, names and links are long). Chosen by reading what they removed
+# (docs/experiments.md).
+_DOCUMENTATION_REPETITION = {
+    "max_duplicate_paragraphs": None,
+    "max_duplicate_paragraph_characters": 0.50,
+    "max_duplicate_lines": None,  # ``` and } are lines of code, over and over
+    "max_duplicate_line_characters": 0.50,
+    "top_ngrams": {2: 0.25, 3: 0.25, 4: 0.25},
+    "duplicate_ngrams": {5: 0.40, 6: 0.38, 7: 0.36, 8: 0.34, 9: 0.32, 10: 0.30},
+}
+_DOCUMENTATION_QUALITY = {
+    "min_words": 30,
+    "max_words": 200_000,
+    "min_mean_word_length": 3,
+    "max_mean_word_length": 20,  # identifiers, paths and links
+    "max_symbols_per_word": 0.2,  # headings, and comments of a shell
+    "max_bullet_lines": None,
+    "max_ellipsis_lines": 0.3,
+    "min_alphabetic_words": 0.6,  # cells of tables, operators of code
+    "min_stop_words": 2,
+}
 FILTER_PRESETS: dict[str, tuple[FilterSpec, ...]] = {
     "gopher": (
         FilterSpec(class_path="GopherRepetition", init_args=_GOPHER_REPETITION),
@@ -124,8 +149,13 @@ FILTER_PRESETS: dict[str, tuple[FilterSpec, ...]] = {
     ),
     "c4": (FilterSpec(class_path="C4", init_args=_C4),),
     "fineweb": (FilterSpec(class_path="FineWeb", init_args=_FINEWEB),),
+    "documentation": (
+        FilterSpec(class_path="GopherRepetition", init_args=_DOCUMENTATION_REPETITION),
+        FilterSpec(class_path="GopherQuality", init_args=_DOCUMENTATION_QUALITY),
+    ),
 }
-"""The rules of published datasets by name, each number with its source above.
+"""The rules of published datasets by name, each number with its source above, and our own for
+documentation.
 
 FineWeb's own recipe puts several of them one after the other:
 

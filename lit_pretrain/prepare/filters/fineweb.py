@@ -11,8 +11,15 @@ in `lit_pretrain.prepare.filters.filter_spec`.
 
 from __future__ import annotations
 
+import copy
+
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
+from lit_pretrain.prepare.filters.language_thresholds import (
+    LANGUAGE_THRESHOLDS,
+    LanguageThresholds,
+    laxer,
+)
 
 
 class FineWeb:
@@ -29,6 +36,8 @@ class FineWeb:
         short_line: Length of a short line, in characters.
         max_duplicate_line_characters: Largest fraction of characters in lines that appeared before.
         max_line_breaks_per_word: Most line feeds per word.
+        by_language: Judge text without spaces between words (`View.language`) by its language's
+            thresholds, where these have their defaults here.
     """
 
     def __init__(
@@ -39,15 +48,46 @@ class FineWeb:
         short_line: int = 30,
         max_duplicate_line_characters: float | None = 0.01,
         max_line_breaks_per_word: float | None = 0.3,
+        by_language: bool = True,
     ) -> None:
         self._min_sentence_end_lines = min_sentence_end_lines
         self._max_short_lines = max_short_lines
         self._short_line = short_line
         self._max_duplicate_line_characters = max_duplicate_line_characters
         self._max_line_breaks_per_word = max_line_breaks_per_word
+        self._by_language = by_language
+
+    def _in_language(self, thresholds: LanguageThresholds) -> FineWeb:
+        """Return the same filter with the thresholds of a language in place of English's."""
+        found = copy.copy(self)
+        found._by_language = False
+        found._min_sentence_end_lines = laxer(
+            self._min_sentence_end_lines,
+            english=0.12,
+            language=thresholds.min_sentence_end_lines,
+            pick=min,
+        )
+        found._max_short_lines = laxer(
+            self._max_short_lines, english=0.67, language=thresholds.max_short_lines, pick=max
+        )
+        found._max_duplicate_line_characters = laxer(
+            self._max_duplicate_line_characters,
+            english=0.01,
+            language=thresholds.max_duplicate_line_characters,
+            pick=max,
+        )
+        found._max_line_breaks_per_word = laxer(
+            self._max_line_breaks_per_word,
+            english=0.3,
+            language=thresholds.max_line_breaks_per_word,
+            pick=max,
+        )
+        return found
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
+        if view.language and self._by_language:
+            return self._in_language(LANGUAGE_THRESHOLDS[view.language])(document, view)
         lines = [row for row in view.rows if row and not row.isspace()]
         if not lines:
             return remove("blank")

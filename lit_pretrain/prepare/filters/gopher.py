@@ -19,6 +19,7 @@ handful of words always fails.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,6 +30,11 @@ import numpy.typing as npt
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, SYMBOLS, Verdict, View, remove
+from lit_pretrain.prepare.filters.language_thresholds import (
+    LANGUAGE_THRESHOLDS,
+    LanguageThresholds,
+    laxer,
+)
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """The eight English words of the paper."""
@@ -52,6 +58,8 @@ class GopherQuality:
         min_alphabetic_words: Smallest fraction of words with at least one letter.
         min_stop_words: Fewest different stop words.
         stop_words: The stop words; give others for other languages. Default: `STOP_WORDS`.
+        by_language: Judge text without spaces between words (`View.language`) by its language's
+            mean lengths, letters and stop words, where these have their defaults here.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class GopherQuality:
         min_alphabetic_words: float | None = 0.8,
         min_stop_words: int | None = 2,
         stop_words: list[str] | None = None,
+        by_language: bool = True,
     ) -> None:
         self._min_words = min_words
         self._max_words = max_words
@@ -78,9 +87,38 @@ class GopherQuality:
         self._min_alphabetic_words = min_alphabetic_words
         self._min_stop_words = min_stop_words
         self._stop_words = frozenset(STOP_WORDS if stop_words is None else stop_words)
+        self._by_language = by_language
+
+    def _in_language(self, thresholds: LanguageThresholds) -> GopherQuality:
+        """Return the same filter with the thresholds of a language in place of English's."""
+        found = copy.copy(self)
+        found._by_language = False
+        found._min_mean_word_length = laxer(
+            self._min_mean_word_length,
+            english=3,
+            language=thresholds.min_mean_word_length,
+            pick=min,
+        )
+        found._max_mean_word_length = laxer(
+            self._max_mean_word_length,
+            english=10,
+            language=thresholds.max_mean_word_length,
+            pick=max,
+        )
+        found._min_alphabetic_words = laxer(
+            self._min_alphabetic_words,
+            english=0.8,
+            language=thresholds.min_alphabetic_words,
+            pick=min,
+        )
+        if self._stop_words == frozenset(STOP_WORDS):
+            found._stop_words = thresholds.stop_words
+        return found
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
+        if view.language and self._by_language:
+            return self._in_language(LANGUAGE_THRESHOLDS[view.language])(document, view)
         reason = self._words(view) or self._lines(view) or self._vocabulary(view)
         return remove(reason) if reason else KEEP
 
@@ -181,6 +219,8 @@ class GopherRepetition:
             Default: `TOP_NGRAMS`.
         duplicate_ngrams: Words of an n-gram -> largest fraction of characters in repeated ones.
             Default: `DUPLICATE_NGRAMS`.
+        by_language: Judge text without spaces between words (`View.language`) by its language's
+            thresholds of duplicate lines and of n-grams, where these have their defaults here.
     """
 
     def __init__(
@@ -192,13 +232,17 @@ class GopherRepetition:
         max_duplicate_line_characters: float | None = 0.20,
         top_ngrams: dict[int, float] | None = None,
         duplicate_ngrams: dict[int, float] | None = None,
+        by_language: bool = True,
     ) -> None:
         self._max_paragraphs = max_duplicate_paragraphs
         self._max_paragraph_characters = max_duplicate_paragraph_characters
         self._max_lines = max_duplicate_lines
         self._max_line_characters = max_duplicate_line_characters
-        self._top = dict(TOP_NGRAMS) if top_ngrams is None else top_ngrams
-        self._duplicate = dict(DUPLICATE_NGRAMS) if duplicate_ngrams is None else duplicate_ngrams
+        self._top: Mapping[int, float] = TOP_NGRAMS if top_ngrams is None else top_ngrams
+        self._duplicate: Mapping[int, float] = (
+            DUPLICATE_NGRAMS if duplicate_ngrams is None else duplicate_ngrams
+        )
+        self._by_language = by_language
         for name, thresholds in (("top_ngrams", self._top), ("duplicate_ngrams", self._duplicate)):
             if any(n < 2 for n in thresholds):
                 raise UserError(
@@ -206,8 +250,23 @@ class GopherRepetition:
                     " the largest fraction"
                 )
 
+    def _in_language(self, thresholds: LanguageThresholds) -> GopherRepetition:
+        """Return the same filter with the thresholds of a language in place of English's."""
+        found = copy.copy(self)
+        found._by_language = False
+        found._max_lines = laxer(
+            self._max_lines, english=0.30, language=thresholds.max_duplicate_lines, pick=max
+        )
+        found._top = _laxer_ngrams(self._top, TOP_NGRAMS, thresholds.top_ngrams)
+        found._duplicate = _laxer_ngrams(
+            self._duplicate, DUPLICATE_NGRAMS, thresholds.duplicate_ngrams
+        )
+        return found
+
     def __call__(self, document: Document, view: View) -> Verdict:
         """See `Filter`."""
+        if view.language and self._by_language:
+            return self._in_language(LANGUAGE_THRESHOLDS[view.language])(document, view)
         size = len(view.text)
         stripped = view.text.strip()
         if "\n\n" in stripped:
@@ -244,6 +303,16 @@ class GopherRepetition:
             ):
                 return remove(f"duplicate_{n}_grams")
         return KEEP
+
+
+def _laxer_ngrams(
+    own: Mapping[int, float], english: Mapping[int, float], language: Mapping[int, float]
+) -> dict[int, float]:
+    """Choose the thresholds of n-grams for a language; those of other lengths stay."""
+    return {
+        n: max(value, language[n]) if n in language and value == english[n] else value
+        for n, value in own.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,28 @@ download.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
+
+LANGUAGE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ar": ("ary", "arz"),  # Moroccan, Egyptian
+        "ku": ("sdh",),  # Southern Kurdish
+        "lv": ("ltg",),  # Latgalian
+        "no": ("nn",),  # Nynorsk
+        "uz": ("uzs",),  # Southern Uzbek
+        "zh": ("wuu", "yue"),  # Wu, Cantonese
+    }
+)
+"""Code -> the other codes of the model that stand for a part of the same language: ISO 639-3's
+macrolanguages, without Malay's, of which Indonesian is one. Of 2,417 lines of Chinese manuals the
+model takes 117 for Wu or Cantonese.
+"""
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -27,6 +44,8 @@ class Language:
     Args:
         keep: Codes of the languages to keep, mostly of two letters (en, de, pt; zxx: not a
             language, such as code or tables). Null keeps all, and only records the language.
+        groups: Keep with a language those of its group: wuu and yue (Wu, Cantonese) with zh, nn
+            with no, ary and arz with ar, sdh with ku, ltg with lv, uzs with uz.
         min_score: Least probability of the best language, from 0 to 1. Short texts score low: of
             807 English documents of the Python standard library that were recognised, 79 stayed
             below 0.5. The default demands nothing.
@@ -42,6 +61,7 @@ class Language:
         self,
         *,
         keep: list[str] | None = None,
+        groups: bool = True,
         min_score: float = 0.0,
         characters: int = 1000,
         languages: list[str] | None = None,
@@ -66,6 +86,8 @@ class Language:
                 f"{min_score=} must lie between 0 and 1, and {characters=} be at least 1"
             )
         self._keep = None if keep is None else frozenset(keep)
+        if self._keep is not None and groups:
+            self._keep = self._keep.union(*(LANGUAGE_GROUPS.get(code, ()) for code in self._keep))
         self._min_score = min_score
         self._characters = characters
         self._languages = None if languages is None else tuple(sorted(set(languages)))

@@ -23,6 +23,7 @@ from lit_pretrain.prepare.engine.task_stage import Advance
 from lit_pretrain.prepare.filters.filter import Chain
 from lit_pretrain.prepare.funnel import Funnel, Rejects, block_threshold
 from lit_pretrain.prepare.inputs import Part
+from lit_pretrain.prepare.missing_segmenter import counts_words
 from lit_pretrain.prepare.pii.redact import Redactor
 from lit_pretrain.prepare.preparation import CleanResult, CountsRecord, ExampleRecord
 from lit_pretrain.prepare.prepare_config import PrepareConfig
@@ -34,6 +35,7 @@ from lit_pretrain.prepare.stages.ids import (
     save_hashes,
     with_ids_file,
 )
+from lit_pretrain.words import has_segmenter, language_without_spaces
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class CleanTask:
             decontamination={} if steps.tally is None else steps.tally.to_json(),
             read=_counts_record(reader.counts),
             bad={reason: _example_record(record) for reason, record in reader.examples.items()},
+            unsegmented=dict(steps.unsegmented),
         )
 
 
@@ -120,10 +123,15 @@ class _Steps:
         later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
         self.funnel = Funnel(["read", *self._chain.names, *later], below)
         self.rejects = Rejects(config.keep_rejects)
+        self._needs_segmenter = not has_segmenter() and counts_words(config, source)
+        self.unsegmented: Counter[str] = Counter()
+        """Language -> documents in which a segmenter was missing."""
         self.tally = None if self._index is None else DecontaminationTally()
 
     def judge(self, document: Document) -> Document | None:
         """Return the document as the steps leave it; None when one of them removes it."""
+        if self._needs_segmenter and (language := language_without_spaces(document.text)):
+            self.unsegmented[language] += 1
         outcome = self._chain(document)
         self.funnel.count_outcome(self._chain.names, outcome)
         if not outcome.kept:

@@ -6,7 +6,6 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_pretrain.hashing import words
 from lit_pretrain.prepare.dedup.dedup_config import LinesConfig
 from lit_pretrain.prepare.dedup.repeated_lines import (
     RepeatedLines,
@@ -14,6 +13,7 @@ from lit_pretrain.prepare.dedup.repeated_lines import (
     store_lines,
 )
 from lit_pretrain.prepare.document_store import Document
+from lit_pretrain.words import words
 
 
 def run(parts: list[list[str]], config: LinesConfig, ranges: int) -> list[str]:

@@ -27,6 +27,7 @@ from lit_pretrain.prepare.filters.filter import SENTENCE_ENDS, SYMBOLS, Verdict,
 from lit_pretrain.prepare.filters.fineweb import FineWeb
 from lit_pretrain.prepare.filters.gopher import GopherQuality, GopherRepetition
 from lit_pretrain.prepare.read import text_readers as embedded
+from lit_pretrain.words import count_scripts
 
 
 class WhiteSpace(WordTokenizer):
@@ -350,7 +351,8 @@ def test_generated_texts(name: str, parts: list[tuple[str, str]], lead: str, rep
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(min_size=1, max_size=300))
 def test_any_unicode(text: str) -> None:
-    if not text.strip():
+    """Text without spaces between words has a test of its own (`test_language_thresholds.py`)."""
+    if not text.strip() or count_scripts(text) is not None:
         return
     for name in (
         "repetition of n-grams",

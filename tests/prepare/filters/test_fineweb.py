@@ -83,9 +83,10 @@ def test_rule(name: str, rule: str, broken: str, neighbour: str) -> None:
 
 def test_preset_and_defaults_are_the_published_numbers() -> None:
     assert FILTER_PRESETS["fineweb"][0].init_args == PUBLISHED
-    assert {
-        name: each.default for name, each in inspect.signature(FineWeb).parameters.items()
-    } == PUBLISHED
+    assert {name: each.default for name, each in inspect.signature(FineWeb).parameters.items()} == {
+        **PUBLISHED,
+        "by_language": True,
+    }
 
 
 def test_blank_text_and_blank_lines() -> None:

@@ -111,7 +111,7 @@ def test_preset_and_defaults_are_the_published_numbers() -> None:
     defaults = {
         name: each.default for name, each in inspect.signature(GopherQuality).parameters.items()
     }
-    assert defaults == {**PUBLISHED, "stop_words": None}
+    assert defaults == {**PUBLISHED, "stop_words": None, "by_language": True}
     assert STOP_WORDS == ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
@@ -161,7 +161,7 @@ def test_defaults_are_table_a1() -> None:
         **defaults,
         "top_ngrams": dict(TOP_NGRAMS),
         "duplicate_ngrams": dict(DUPLICATE_NGRAMS),
-    } == TABLE_A1
+    } == {**TABLE_A1, "by_language": True}
 
 
 @pytest.mark.parametrize(

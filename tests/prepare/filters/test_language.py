@@ -9,7 +9,7 @@ import pytest
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import Verdict, View
-from lit_pretrain.prepare.filters.language import Language
+from lit_pretrain.prepare.filters.language import LANGUAGE_GROUPS, Language, _identifier
 
 TEXTS = {
     "en": (
@@ -43,6 +43,23 @@ def test_languages_are_told_apart(code: str) -> None:
     assert judge(TEXTS[code]) == Verdict(True, fields={"language": code}), (
         "without `keep` it is only recorded"
     )
+
+
+WU = "伊拉个辰光侬勿晓得阿拉屋里向个事体，伊讲个闲话阿拉侪听勿懂。"
+CANTONESE = "佢哋唔知道我哋屋企嘅嘢，佢講嘅嘢我哋都聽唔明，你哋喺邊度呀？"
+
+
+def test_a_language_stands_for_its_group() -> None:
+    assert judge(WU).fields["language"] == "wuu"
+    assert judge(CANTONESE).fields["language"] == "yue"
+    for text in (WU, CANTONESE):
+        assert judge(text, keep=["en", "zh"]).keep
+        assert not judge(text, keep=["en", "zh"], groups=False).keep
+        assert not judge(text, keep=["ja"]).keep
+    assert not judge(TEXTS["ja"], keep=["zh"]).keep
+    known = set(_identifier(None).labels)
+    for code, others in LANGUAGE_GROUPS.items():
+        assert {code, *others} <= known, "every code is one of the model's"
 
 
 def test_a_toss_up_is_removed() -> None:
