@@ -51,6 +51,13 @@ class OptimizerRecipe(ABC):
         """
         return 2
 
+    def matrix_flops(self, rows: int, columns: int) -> float:
+        """Count the FLOPs of the products that the update of one matrix takes.
+
+        By default none: the update works element by element, on whatever part a device has.
+        """
+        return 0.0
+
 
 def split_by_role(
     named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
@@ -449,3 +456,12 @@ class MuonAdamW(OptimizerRecipe):
     def moments(self, role: Role) -> int:
         """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW)."""
         return 1 if role == "matrix" else 2
+
+    def matrix_flops(self, rows: int, columns: int) -> float:
+        """Count the products of the iterations, which need the whole matrix.
+
+        Jordan et al. (2024): a Gram matrix, its square and a product with the matrix. Where two
+        iterations share a pass, it is less.
+        """
+        short, long = sorted((rows, columns))
+        return self.iterations * (4.0 * short**2 * long + 2.0 * short**3)

@@ -160,6 +160,11 @@ class Layout:
         """Return the bytes of a weight that FSDP has gathered."""
         return self.compute_bytes if self.precision == "bf16-policy" else self.state_bytes
 
+    @property
+    def reduced_bytes(self) -> int:
+        """Return the bytes of an element of a gradient on its way to other devices."""
+        return self.state_bytes
+
 
 class States(NamedTuple):
     """Bytes that stay on a device from step to step, and the gradients."""

@@ -256,6 +256,48 @@ class RecommendationReport(TypedDict):
     rules: list[RuleReport]
 
 
+class LayoutChoice(TypedDict):
+    """One of the best layouts, with what to set and what it costs."""
+
+    mesh: str
+    parallel: dict[str, int]
+    micro_batch_size: int
+    micro_batches: int
+    activation_checkpointing: bool
+    tokens_per_second_per_device: float
+    mfu: float
+    bytes: float
+    """Memory of one device."""
+    seconds: dict[str, float]
+    """Seconds of a step by part."""
+
+
+class SlowerLayout(TypedDict):
+    """A layout that fits and loses."""
+
+    mesh: str
+    relative: float
+    """Its tokens per second as a share of the best layout's."""
+    why: str
+
+
+class LargeLayout(TypedDict):
+    """A mesh of which no layout fits."""
+
+    mesh: str
+    bytes: float
+
+
+class LayoutsReport(TypedDict):
+    """The search for the layout that trains fastest."""
+
+    tried: int
+    best: list[LayoutChoice]
+    slower: list[SlowerLayout]
+    """The fastest of each set of axes that the best ones do not show."""
+    too_large: list[LargeLayout]
+
+
 class Plan(TypedDict):
     """The answer to a `Question`, as `plan --json` prints it."""
 
@@ -272,6 +314,8 @@ class Plan(TypedDict):
     """Why no loss is forecast; None where one is."""
     recommended: RecommendationReport | None
     assumptions: list[dict[str, str]]
+    layouts: NotRequired[LayoutsReport]
+    """Of a plan that was asked to choose its layout."""
 
 
 def make_plan(question: Question) -> Plan:

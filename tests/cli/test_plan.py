@@ -418,3 +418,50 @@ def test_the_memory_of_fit_is_asked_of_the_system() -> None:
             ranks_here=4,
             allow=False,
         )
+
+
+LLAMA3 = ["--config", str(ROOT / "configs/model/llama3_8b.yaml"), "--max_tokens", "1e12"]
+AUTO = ["--devices", "64", "--device", "H100", "--layout", "auto", "--data.global_batch_tokens"]
+
+
+def test_a_layout_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is to be set gives a plan with the memory that the search has found."""
+    found = plan(*LLAMA3, *AUTO, "4194304")
+    best = found["layouts"]["best"]
+    assert len(best) == 3
+    assert [choice["mfu"] for choice in best] == sorted(
+        (choice["mfu"] for choice in best), reverse=True
+    )
+    assert found["time"]["mfu"] == pytest.approx(best[0]["mfu"])
+    assert all(other["relative"] < 1 and other["why"] for other in found["layouts"]["slower"])
+    options = [f"--parallel.{axis}={size}" for axis, size in best[0]["parallel"].items()]
+    again = plan(
+        *LLAMA3, "--devices=64", "--device=H100", "--data.global_batch_tokens=4194304", *options,
+        f"--data.micro_batch_size={best[0]['micro_batch_size']}",
+        f"--model.activation_checkpointing={best[0]['activation_checkpointing']}",
+    )["memory"]  # fmt: skip
+    assert again["peak"] == found["memory"]["peak"]
+    assert again["peak"] + again["overhead"] == pytest.approx(best[0]["bytes"])
+    assert main(["plan", *LLAMA3, *AUTO, "4194304"]) == 0
+    table = capsys.readouterr().out
+    assert "to set" in table
+    assert "because" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layout=auto"], "the kind of the devices and their number"),
+        ([*AUTO, "4194304", "--parallel.tp=2"], "leave them out"),
+        ([*AUTO, "4194304", "--stage=dpo"], "a step of pretraining; the config plans dpo"),
+        ([*AUTO, "4194304", "--device=TPU v5p"], "the links of TPU v5p are not known"),
+        ([*AUTO, "4194304", "--memory_gib=4"], "no layout of 64 devices fits: the smallest"),
+        ([*AUTO, "4194304", "--network_gbits=0"], "network_gbits=0 must be positive"),
+        ([*AUTO, "4194304", "--machine_devices=0"], "machine_devices=0 must be at least 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_layout_that_cannot_be_chosen(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, *LLAMA3, *options)

@@ -41,6 +41,16 @@ class PlanSettings:
     """Wall-clock time in hours, in place of days."""
     memory_gib: float | None = None
     """Memory of one device in GiB (1024³ bytes). Default: depends on the device."""
+    layout: Literal["given", "auto"] = "given"
+    """auto: search the sizes of `parallel`, the micro-batch and activation checkpointing for the
+    fastest layout that fits, in place of what the config says of them.
+    """
+    machine_devices: int = 8
+    """Devices in a machine, for --layout auto."""
+    network_gbits: float | None = None
+    """Bandwidth between machines in Gbit/s for each device, for --layout auto. Default: what
+    machines with such devices usually have.
+    """
     head: Literal["chunked", "plain"] = "chunked"
     """Output head: chunked, as in `fit`, or plain, which keeps the logits of all tokens."""
     stage: Literal["pretrain", "sft", "dpo", "lora", "qlora"] | None = None
@@ -85,6 +95,7 @@ def main(argv: list[str]) -> int:
 
     import json
 
+    from lit_pretrain.cli.plan.layouts import choose_layout
     from lit_pretrain.cli.plan.question import PlanCLI, ask
     from lit_pretrain.cli.plan.show import draw_plan, plan_table
     from lit_pretrain.files import check_output
@@ -93,7 +104,13 @@ def main(argv: list[str]) -> int:
     cli = PlanCLI(argv)
     if cli.settings.png is not None:
         check_output(cli.settings.png, f"--png={cli.settings.png}")
-    plan = make_plan(ask(cli, bare=not cli.names_data))
+    question = ask(cli, bare=not cli.names_data)
+    if cli.settings.layout == "auto":
+        question, layouts = choose_layout(cli, question)
+        plan = make_plan(question)
+        plan["layouts"] = layouts
+    else:
+        plan = make_plan(question)
     if cli.settings.png is not None:
         draw_plan(plan, cli.settings.png)
     sys.stdout.write(json.dumps(plan, indent=1) + "\n" if cli.settings.json else plan_table(plan))

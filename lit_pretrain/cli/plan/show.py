@@ -16,6 +16,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, writing
 from lit_pretrain.scaling.flops import GIB
 from lit_pretrain.scaling.plan import (
+    LayoutsReport,
     LengthReport,
     MemoryReport,
     Plan,
@@ -41,6 +42,7 @@ def plan_table(plan: Plan) -> str:
     for title, rows in (
         ("model", _model_rows(plan)),
         ("run", _run_rows(plan)),
+        ("layouts", _layout_rows(plan["layouts"]) if "layouts" in plan else []),
         ("memory of one device", _memory_rows(plan["memory"])),
         (
             "loss",
@@ -155,6 +157,51 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
         else f"${money['dollars']:,.2f} at ${money['price']:,.2f} a device-hour"
     )
     return [*rows, ("money", cost)]
+
+
+def _layout_rows(layouts: LayoutsReport) -> list[tuple[str, str]]:
+    """List the best layouts with what to set, and why the others lose."""
+    rows = []
+    for place, choice in enumerate(layouts["best"], 1):
+        seconds = choice["seconds"]
+        whole = sum(seconds.values())
+        parts = sorted(seconds.items(), key=lambda part: -part[1])
+        shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in parts if value)
+        again = ", activation checkpointing" if choice["activation_checkpointing"] else ""
+        batches = (
+            f" × {counted(choice['micro_batches'], 'micro-batches')}"
+            if choice["micro_batches"] > 1
+            else ""
+        )
+        rows.append(
+            (
+                str(place),
+                f"{choice['mesh']}: {counted(choice['micro_batch_size'], 'rows')}{batches}{again};"
+                f" {choice['tokens_per_second_per_device']:,.0f} tokens per second and device (MFU"
+                f" {choice['mfu']:.1%}), {_gib(choice['bytes'])}; {shares}",
+            )
+        )
+    first = layouts["best"][0]
+    options = [f"--parallel.{axis} {size}" for axis, size in first["parallel"].items() if size > 1]
+    options.append(f"--data.micro_batch_size {first['micro_batch_size']}")
+    if first["activation_checkpointing"]:
+        options.append("--model.activation_checkpointing true")
+    rows.append(("to set", " ".join(options)))
+    rows += [
+        ("slower", f"{other['mesh']}: {1 - other['relative']:.1%}, because {other['why']}")
+        for other in layouts["slower"]
+    ]
+    large = layouts["too_large"]
+    if large:
+        rows.append(
+            (
+                "does not fit",
+                f"{large[0]['mesh']} ({_gib(large[0]['bytes'])}) at its smallest"
+                + (f", and {len(large) - 1} that take more" if len(large) > 1 else ""),
+            )
+        )
+    rows.append(("tried", f"{layouts['tried']:,} layouts"))
+    return rows
 
 
 def _memory_rows(m: MemoryReport) -> list[tuple[str, str]]:

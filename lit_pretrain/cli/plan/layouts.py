@@ -1,0 +1,145 @@
+"""Choose the layout of a plan: search the meshes, take the best, and say why the others lose."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lit_pretrain.cli.plan.question import PlanCLI
+from lit_pretrain.cli.train.resolve import adapter_of, instantiate, optimizer_of
+from lit_pretrain.errors import UserError
+from lit_pretrain.scaling.flops import GIB, Utilization
+from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch, search_layouts
+from lit_pretrain.scaling.plan import Assumption, LayoutChoice, LayoutsReport, Question
+from lit_pretrain.scaling.step_time import EXPOSED, Cluster, update_flops
+from lit_pretrain.step_size import counted
+
+_SHOWN = 3
+"""Layouts that are shown, with what each costs."""
+_PARTS = {
+    "products": "matrix products", "attention": "attention", "elementwise": "element-wise work",
+    "tp": "exchanging activations over tp", "cp": "gathering keys and values over cp",
+    "sharding": "gathering weights and scattering gradients",
+    "copies": "summing gradients over copies", "optimizer": "the update, which no device shares",
+}  # fmt: skip
+
+
+def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsReport]:
+    """Answer for the fastest layout that fits.
+
+    Returns:
+        The question with this layout and its speed, and what the search has found.
+
+    Raises:
+        UserError: Devices, their number or their memory are not given, the parallel sizes are, or
+            nothing fits.
+    """
+    q, settings = question, cli.settings
+    given = cli.given.get("parallel")
+    if given is not None and any(value is not None for value in vars(given).values()):
+        raise UserError("--layout auto chooses the sizes of `parallel`: leave them out")
+    if q.device is None or q.devices is None or q.limit is None:
+        raise UserError(
+            "--layout auto needs the kind of the devices and their number: --device H100 --devices"
+            " 512"
+        )
+    if q.stage != "pretrain":
+        raise UserError(
+            f"--layout auto knows the time of a step of pretraining; the config plans {q.stage}"
+        )
+    network = None if settings.network_gbits is None else settings.network_gbits * 1e9 / 8
+    cluster = Cluster.of(q.device, q.dtype, machine=settings.machine_devices, network=network)
+    objective = instantiate(cli.config.model.objective, "model.objective")
+    whole = adapter_of(cli.config) is not None or q.net.block is not None
+    splits = objective.splits_vocabulary and objective.splits_rows and not whole
+    flops = update_flops(q.net, optimizer_of(cli.config).matrix_flops)
+    found = search_layouts(
+        q.net, q.layout, cluster, devices=q.devices, limit=q.limit, update_flops=flops,
+        splits=splits,
+    )  # fmt: skip
+    if not found.fitting:
+        smallest = found.too_large[0]
+        raise UserError(
+            f"no layout of {counted(q.devices, 'devices')} fits: the smallest,"
+            f" {smallest.axes.described}, takes {smallest.bytes / GIB:,.1f} GiB of"
+            f" {q.limit / GIB:,.1f} on each. More devices, a smaller network or shorter rows would"
+        )
+    best = found.fitting[0]
+    mfu = best.mfu(q.net, cluster)
+    replaced = ("MFU", "micro-batch", "data.micro_batch_size")
+    noted = [assumption for assumption in q.assumptions if assumption.what not in replaced]
+    rates = cluster.rates
+    noted.append(
+        Assumption(
+            "time of a step",
+            f"products {rates.products:.0%} and attention {rates.attention:.0%} of the peak, memory"
+            f" {rates.memory / 1e12:.3g} TB/s, links {rates.link / 1e9:.3g} GB/s within"
+            f" {counted(cluster.machine, 'devices')} and {rates.network * 8e-9:.3g} Gbit/s for each"
+            f" beyond, {EXPOSED:.0%} of the sharding's communication not hidden",
+            f"{rates.source}: python scripts/step_time.py",
+        )
+    )
+    choice = dataclasses.replace(
+        q, layout=best.layout, assumptions=tuple(noted),
+        mfu=Utilization(mfu, "the layout's step") if q.tokens_per_second is None else None,
+    )  # fmt: skip
+    return choice, _report(found, q, cluster)
+
+
+def _report(found: LayoutSearch, q: Question, cluster: Cluster) -> LayoutsReport:
+    best = found.fitting[0]
+    return {
+        "tried": found.tried,
+        "best": [_choice(c, q, cluster) for c in found.fitting[:_SHOWN]],
+        "slower": [
+            {
+                "mesh": other.axes.described,
+                "relative": other.tokens_per_second / best.tokens_per_second,
+                "why": _why(other, best),
+            }
+            for other in _examples(found.fitting[_SHOWN:])
+        ],
+        "too_large": [
+            {"mesh": other.axes.described, "bytes": other.bytes} for other in found.too_large
+        ],
+    }
+
+
+def _choice(candidate: LayoutCandidate, q: Question, cluster: Cluster) -> LayoutChoice:
+    layout, axes = candidate.layout, candidate.axes
+    return {
+        "mesh": axes.described,
+        "parallel": axes._asdict(),
+        "micro_batch_size": layout.rows // layout.group,
+        "micro_batches": candidate.micro_batches,
+        "activation_checkpointing": layout.checkpointing,
+        "tokens_per_second_per_device": candidate.tokens_per_second,
+        "mfu": candidate.mfu(q.net, cluster),
+        "bytes": candidate.bytes,
+        "seconds": candidate.time._asdict(),
+    }
+
+
+def _examples(others: list[LayoutCandidate]) -> list[LayoutCandidate]:
+    """Return the fastest of the meshes that use the same axes."""
+    shown: dict[tuple[bool, ...], LayoutCandidate] = {}
+    for other in others:
+        shown.setdefault(tuple(size > 1 for size in other.axes), other)
+    return list(shown.values())
+
+
+def _why(other: LayoutCandidate, best: LayoutCandidate) -> str:
+    """Name the part of a step that costs a layout most beyond what it costs the best one."""
+    per_token = {
+        name: value / other.layout.rows / other.micro_batches * other.layout.together
+        for name, value in other.time._asdict().items()
+    }
+    of_best = {
+        name: value / best.layout.rows / best.micro_batches * best.layout.together
+        for name, value in best.time._asdict().items()
+    }
+    worst = max(per_token, key=lambda name: per_token[name] - of_best[name])
+    again = other.layout.checkpointing and not best.layout.checkpointing
+    if worst in ("products", "attention", "elementwise") and again:
+        return "its activations only fit when they are computed again"
+    share = other.time._asdict()[worst] / other.time.seconds
+    return f"{_PARTS[worst]} takes {share:.0%} of its step"

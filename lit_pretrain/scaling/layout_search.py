@@ -1,0 +1,180 @@
+"""Search the meshes of a number of devices for the layout that trains fastest and fits.
+
+All sizes that divide the devices, the network and the rows of a step are tried, with every
+micro-batch that the step allows, with and without activation checkpointing. What does not fit into
+the memory of a device is dropped, the rest is ordered by tokens per second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.scaling.flops import beside, flops_per_token
+from lit_pretrain.scaling.memory import Layout, peak
+from lit_pretrain.scaling.step_time import Cluster, StepTime, step_time
+from lit_pretrain.step_size import counted
+
+_MOST_ROWS = 64
+"""Rows of a micro-batch that are tried where the step's size is not known."""
+
+
+class Axes(NamedTuple):
+    """Devices along each axis of a mesh, as `parallel:` names them."""
+
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+
+    @property
+    def described(self) -> str:
+        """Name the axes in use, such as `dp_shard 32 × tp 8`."""
+        used = [f"{axis} {size}" for axis, size in self._asdict().items() if size > 1]
+        return " × ".join(used) or "one device"
+
+
+@dataclass(frozen=True)
+class LayoutCandidate:
+    """One layout that could be run."""
+
+    axes: Axes
+    layout: Layout
+    micro_batches: int
+    time: StepTime
+    bytes: float
+    """Memory of one device, with what lies beside the tensors."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return the tokens that one device trains on in a second."""
+        tokens = self.layout.rows * self.layout.seq_len * self.micro_batches
+        return tokens / self.layout.together / self.time.seconds
+
+    def mfu(self, config: ModelConfig, cluster: Cluster) -> float:
+        """Return the share of the peak that training reaches, counting full attention."""
+        per_token = flops_per_token(config, self.layout.seq_len).training
+        return self.tokens_per_second * per_token / cluster.peak
+
+
+class LayoutSearch(NamedTuple):
+    """What a search has found."""
+
+    fitting: list[LayoutCandidate]
+    """The best candidate of each mesh that fits, the fastest mesh first."""
+    too_large: list[LayoutCandidate]
+    """The smallest candidate of each mesh of which none fits, the smallest first."""
+    tried: int
+    """Layouts in all."""
+
+
+def search_layouts(
+    config: ModelConfig,
+    layout: Layout,
+    cluster: Cluster,
+    *,
+    devices: int,
+    limit: float,
+    update_flops: float = 0.0,
+    splits: bool = True,
+) -> LayoutSearch:
+    """Try every mesh of a number of devices.
+
+    Args:
+        config: Shape of the network.
+        layout: What does not change: precision, optimizer, rows of a step, compilation.
+        cluster: The devices.
+        devices: How many there are.
+        limit: Bytes of one device.
+        update_flops: FLOPs of the optimizer's update of all matrices.
+        splits: Whether the objective, the blocks and the adapter can be split over tp and cp.
+
+    Raises:
+        UserError: The rows of a step cannot be divided over the devices at all.
+    """
+    best: dict[Axes, LayoutCandidate] = {}
+    least: dict[Axes, LayoutCandidate] = {}
+    tried = 0
+    for axes in _meshes(config, layout.seq_len, devices, cluster.machine, splits=splits):
+        for candidate in _candidates(config, layout, cluster, axes, update_flops):
+            tried += 1
+            found = best if candidate.bytes <= limit else least
+            kept = found.get(axes)
+            if kept is None or _order(candidate, found is best) < _order(kept, found is best):
+                found[axes] = candidate
+    if not tried:
+        raise UserError(
+            f"a step of {counted(layout.step_rows or 0, 'rows')} cannot be divided over"
+            f" {devices:,} devices: set data.global_batch_tokens to a multiple of"
+            f" {devices * layout.seq_len:,}, or split rows with parallel.cp or matrices with"
+            " parallel.tp"
+        )
+    return LayoutSearch(
+        sorted(best.values(), key=lambda c: (-c.tokens_per_second, sum(s > 1 for s in c.axes))),
+        sorted((c for axes, c in least.items() if axes not in best), key=lambda c: c.bytes),
+        tried,
+    )
+
+
+def _order(candidate: LayoutCandidate, fits: bool) -> float:
+    return -candidate.tokens_per_second if fits else candidate.bytes
+
+
+def _meshes(
+    config: ModelConfig, seq_len: int, devices: int, machine: int, *, splits: bool
+) -> Iterator[Axes]:
+    """Yield the meshes that divide devices, network and rows; tp stays within a machine."""
+    parts = [config.n_head, config.kv_heads, config.ffn_size, config.vocab_size]
+    if config.position == "learned":
+        parts.append(config.max_seq_len)
+    for tp in _divisors(devices):
+        if tp > 1 and (not splits or tp > machine or any(part % tp for part in parts)):
+            continue
+        for cp in _divisors(devices // tp):
+            if cp > 1 and (not splits or config.attention == "varlen"):
+                continue
+            if seq_len % (tp * (2 * cp if cp > 1 else 1)):
+                continue
+            groups = devices // (tp * cp)
+            for copies in _divisors(groups):
+                yield Axes(copies, groups // copies, cp, tp)
+
+
+def _candidates(
+    config: ModelConfig, layout: Layout, cluster: Cluster, axes: Axes, update_flops: float
+) -> Iterator[LayoutCandidate]:
+    """Yield a mesh with every micro-batch that the step allows."""
+    groups = axes.dp_replicate * axes.dp_shard
+    if layout.step_rows is None:
+        choices = [2**i for i in range(_MOST_ROWS.bit_length())]
+        of_group = None
+    elif layout.step_rows % groups:
+        return
+    else:
+        of_group = layout.step_rows // groups
+        choices = _divisors(of_group)
+    for rows in choices:
+        micro_batches = 1 if of_group is None else of_group // rows
+        for checkpointing in (False, True):
+            laid = dataclasses.replace(
+                layout, devices=groups * axes.cp * axes.tp, copies=axes.dp_replicate,
+                sharding="fsdp" if groups * axes.cp * axes.tp > 1 else "none",
+                cp=axes.cp, tp=axes.tp, rows=rows * layout.group,
+                accumulates=micro_batches > 1, checkpointing=checkpointing,
+            )  # fmt: skip
+            tensors = peak(config, laid).bytes
+            yield LayoutCandidate(
+                axes, laid, micro_batches,
+                step_time(
+                    config, laid, cluster, micro_batches=micro_batches, update_flops=update_flops
+                ),
+                tensors + beside(tensors, laid.device),
+            )  # fmt: skip
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
