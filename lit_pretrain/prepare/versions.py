@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lit_pretrain.prepare.prepare_config import PrepareConfig
 
 _ALWAYS = ("numpy", "pyarrow", "regex", "tiktoken", "tokenizers", "xxhash")
+_PII_LISTS: Mapping[str, str] = {"email": "publicsuffixlist", "phone": "phonenumberslite"}
+"""Kind of personal data -> the package with the lists that it is checked against."""
 _MODULE = "module "
 """Prefix of a user's module that belongs to no installed package; its version is the sha256 of its
 file.
@@ -46,6 +48,8 @@ def versions(config: PrepareConfig) -> dict[str, str]:
         _filters(config, name, names, contents)
     if config.dedup is not None and config.dedup.near is not None:
         names.add("rensa")
+    if config.pii is not None:
+        names.update(_PII_LISTS[kind] for kind in config.pii.kinds if kind in _PII_LISTS)
     return {
         "lit_pretrain": lit_pretrain.__version__,
         "python": platform.python_version(),

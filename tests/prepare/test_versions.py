@@ -11,6 +11,7 @@ import pytest
 
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, LinesConfig, NearConfig
 from lit_pretrain.prepare.filters.filter_spec import FilterSpec
+from lit_pretrain.prepare.pii.redact import PiiConfig
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.versions import version_difference, versions
 
@@ -44,6 +45,8 @@ def test_what_every_config_uses() -> None:
 @pytest.mark.parametrize(
     ("asked", "more"),
     [
+        (config(pii=PiiConfig()), {"publicsuffixlist", "phonenumberslite"}),
+        (config(pii=PiiConfig(kinds=["card"])), set()),
         (config("warc"), {"lxml", "trafilatura", "warcio"}),
         (config("html"), {"lxml", "trafilatura"}),
         (config(dedup=DedupConfig(near=NearConfig())), {"rensa"}),

@@ -10,18 +10,6 @@ from collections.abc import Iterator
 
 from lit_pretrain.prepare.pii.addresses import Span
 
-# ITU-T E.164: country codes, and at most 15 digits in all.
-_COUNTRY_CODES = frozenset(
-    "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63"
-    " 64 65 66 81 82 84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227"
-    " 228 229 230 231 232 233 234 235 236 237 238 239 240 241 242 243 244 245 246 248 249 250 251"
-    " 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299 350"
-    " 351 352 353 354 355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385"
-    " 386 387 389 420 421 423 500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596"
-    " 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685 686 687 688 689 690 691"
-    " 692 850 852 853 855 856 880 886 960 961 962 963 964 965 966 967 968 970 971 972 973 974 975"
-    " 976 977 992 993 994 995 996 998".split()
-)
 _INTERNATIONAL = re.compile(
     r"\+(?<![\w+.)\]*/^-].)[1-9]\d{0,14}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]\d{1,12}|["
     r" .-]?\(\d{1,4}\)){0,7}(?![\w+*^/]|[.,-]\d)",
@@ -37,15 +25,22 @@ _NORTH_AMERICAN = re.compile(
     r" \t]{1,3}\d))))\d{4}(?![\w%+*/-]|[.,]\d)",
     re.ASCII,
 )
-_NANP = re.compile(rf"1?{_AREA}{_EXCHANGE}\d{{4}}", re.ASCII)
+_NO_PHONE = re.compile(
+    r"\b(?:order|invoice|ticket|case|part|serial|model|item|sku|ref|reference|tracking|lot|batch|"
+    r"policy|claim|patent|catalog(?:ue)?|product|isbn|issn|doi|rfc|version|code)s?"
+    r"(?:[ \t]*(?:no\.?|nr\.?|num(?:ber)?|id|code|[#:]|is|was|[Nn]\u00b0|\u2116))*[ \t]*[#(]?\Z",
+    re.IGNORECASE,
+)
+"""Words before a number that say what else it is: `order 212-867-5309`, `Part No. 415 867 5309`."""
 
 
 def find_phones(text: str) -> Iterator[Span]:
     """Find telephone numbers: international ones with +, North American ones with separators.
 
-    555-01xx stays, and so do other countries' numbers without a +. Their forms (030 901820, 020
-    7946 0018, 01 42 68 53 00) are also those of quantities, codes and dates, and no rule of the
-    digits tells them apart.
+    A number must be one that its country may give out, by the plans that `phonenumbers` keeps.
+    555-01xx stays, what is called something else (an order, a part), and other countries' numbers
+    without a +. Their forms (030 901820, 020 7946 0018, 01 42 68 53 00) are also those of
+    quantities, codes and dates, and no rule of the digits tells them apart.
     """
     spans = (
         [
@@ -57,7 +52,13 @@ def find_phones(text: str) -> Iterator[Span]:
         else []
     )
     for match in _NORTH_AMERICAN.finditer(text):
-        if not _is_fiction(re.sub(r"\D", "", match.group())):
+        digits = re.sub(r"\D", "", match.group())
+        before = text[max(0, match.start() - 40) : match.start()]
+        if (
+            not _is_fiction(digits)
+            and _is_given_out(f"+1{digits[-10:]}")
+            and not _NO_PHONE.search(before)
+        ):
             spans.append(match.span())
     done = 0
     for start, end in sorted(spans):
@@ -71,24 +72,37 @@ def _is_fiction(digits: str) -> bool:
     return digits[-7:-2] == "55501"
 
 
+def _is_given_out(number: str) -> bool:
+    """Tell whether a number, written with + and digits alone, is of its country's plan."""
+    import phonenumbers
+
+    try:
+        return bool(phonenumbers.is_valid_number(phonenumbers.parse(number)))
+    except phonenumbers.NumberParseException:  # no country has this code
+        return False
+
+
 def _is_international(found: str) -> bool:
     """Tell whether a number with + is a telephone number, by its digits and their groups."""
     groups = re.findall(r"\d+", found)
     digits = "".join(groups)
-    if digits[0] == "1":
-        return len(digits) == 11 and bool(_NANP.fullmatch(digits)) and not _is_fiction(digits)
-    if not any(digits[:length] in _COUNTRY_CODES for length in (1, 2, 3)):
-        return False
     if len(groups) == 1:
         # A shorter one may be a signed number, or a date in a patch.
-        return 10 <= len(digits) <= 15
-    if "." in found and found.count(".") < 2:
+        if not 10 <= len(digits) <= 15:
+            return False
+    elif "." in found and found.count(".") < 2:
         return False  # It is a signed decimal.
     # A list of small numbers is not a number with its digits spread out.
-    return (
+    elif not (
         9 <= len(digits) <= 15
         and len(groups[0]) <= 4
         and sum(len(group) == 1 for group in groups[1:]) <= 1
+    ):
+        return False
+    # (0) is dialled within the country alone: +49 (0)30 901820.
+    number = re.sub(r"\(0\)", "", found)
+    return not (digits[0] == "1" and _is_fiction(digits)) and _is_given_out(
+        "+" + re.sub(r"\D", "", number)
     )
 
 
@@ -147,11 +161,13 @@ _IBAN_LENGTHS = {
         " VA:22 VG:24 XK:20"
     ).split()
 }
-_IBAN_START = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_IBAN_LENGTHS)})\d\d(?=[ ]?[A-Z0-9]{{4}})")
+_IBAN_START = re.compile(
+    rf"(?<![A-Za-z0-9])(?:{'|'.join(_IBAN_LENGTHS)})\d\d(?=[ -]?[A-Z0-9]{{4}})"
+)
 _IBAN_REST = {
     length: re.compile(
-        rf"[A-Z0-9]{{{length - 4}}}|(?:[ ][A-Z0-9]{{4}}){{{(length - 4) // 4}}}"
-        + (rf"[ ][A-Z0-9]{{{length % 4}}}" if length % 4 else "")
+        rf"[A-Z0-9]{{{length - 4}}}|(?:[ -][A-Z0-9]{{4}}){{{(length - 4) // 4}}}"
+        + (rf"[ -][A-Z0-9]{{{length % 4}}}" if length % 4 else "")
     )
     for length in set(_IBAN_LENGTHS.values())
 }
@@ -167,7 +183,7 @@ def find_ibans(text: str) -> Iterator[Span]:
         rest = _IBAN_REST[_IBAN_LENGTHS[match.group()[:2]]].match(text, match.end())
         if rest is None or match.start() < done or text[rest.end() : rest.end() + 1].isalnum():
             continue
-        value = (rest.group() + match.group()).replace(" ", "")
+        value = (rest.group() + match.group()).replace(" ", "").replace("-", "")
         if int("".join(str(int(character, 36)) for character in value)) % 97 == 1:
             yield match.start(), rest.end()
             done = rest.end()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from publicsuffixlist import PublicSuffixList
 
 Span = tuple[int, int]
 """Start and end of a finding in the text, in characters."""
@@ -16,23 +21,17 @@ _LOCAL_RUN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 _DOMAIN = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})){1,8}"
 )
-# The generic top-level domains that addresses are seen under; those of countries have two letters.
-# It takes a list, because `icon@2x.png` and `a@b.shape` have an address's form.
-_GENERIC = frozenset(
-    "academy ac aero agency app art asia bank bio biz blog buzz care cat center chat city click"
-    " cloud club co codes college com company consulting coop cool design dev digital directory edu"
-    " education email energy engineer engineering events expert family finance fm fund fun games"
-    " global gmbh gov group guru health help host house icu inc info int international jobs law"
-    " legal life link live llc ltd mail market marketing media mil mobi money museum name net"
-    " network news nyc ngo one ong online org page partners photo photography pictures plus post"
-    " press pro productions pub realty rocks run school science services shop site social software"
-    " solutions space store studio support systems team tech technology tel today tools top trade"
-    " training travel tv university vip website wiki win work works world wtf xyz zone".split()
-)
-_NOT_A_COUNTRY = frozenset({"rs", "py", "md", "pl", "sh", "so", "cc"})
-"""Suffixes of files and of countries: they count only below a domain of at least three letters
-(`a@b.py` is code).
+_FILE_ENDINGS = frozenset("cc md ml mov pl pm ps pt py rs sh so tf zip".split())
+"""Top-level domains that are also endings of files: they count only below a name of at least three
+letters, or of two that are no part of a version (`a@b.py`, `model@v1.2.so`, `net@step-100.pt`).
 """
+_SHORT_NAMES = frozenset({"pt", "ml", "cc", "pl"})
+"""Those of them under which names of two letters are common (`ua.pt`)."""
+_VERSION_NAME = re.compile(
+    r"(?:v|ver|version|rev|rel|release|r|rc|step|epoch|iter|ckpt|checkpoint|part|build)?"
+    r"[-_]?\d[\w-]*",
+    re.IGNORECASE | re.ASCII,
+)
 # RFC 2606.
 _RESERVED_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|localhost)", re.IGNORECASE
@@ -56,6 +55,7 @@ def find_emails(text: str) -> Iterator[Span]:
                 and _LOCAL.match(text, start, at)
                 and not _RESERVED_DOMAIN.fullmatch(text, at + 1, end)
                 and not (text[start:at] == "git" and text[end : end + 1] == ":")
+                and text[end : end + 1] != "("  # a call: `a@b.run(x)` multiplies matrices
             ):
                 yield start, end
                 done = end
@@ -81,7 +81,7 @@ def _domain_end(text: str, start: int, end: int) -> int:
         return 0
     while (dot := text.rfind(".", start, end)) > 0:
         last = text[dot + 1 : end]
-        if _is_top_level(last.lower(), dot - start):
+        if _is_top_level(last.lower(), text[start:dot]):
             return end
         if not last[0].isupper():
             return 0
@@ -89,11 +89,37 @@ def _domain_end(text: str, start: int, end: int) -> int:
     return 0
 
 
-def _is_top_level(label: str, below: int) -> bool:
-    """Tell whether a name may end in a label; `below` is the length of what stands before it."""
-    if label in _NOT_A_COUNTRY:
-        return below >= 3
-    return label in _GENERIC or (len(label) == 2 and label.isalpha()) or label.startswith("xn--")
+def _is_top_level(label: str, below: str) -> bool:
+    """Tell whether a domain name may end in a label.
+
+    Args:
+        label: What stands behind the last dot, in lower case.
+        below: What stands before it.
+    """
+    if label in _FILE_ENDINGS:
+        name = below.rpartition(".")[2]
+        shortest = 2 if label in _SHORT_NAMES else 3
+        if len(below) < shortest or _VERSION_NAME.fullmatch(name):
+            return False
+    return _is_delegated(label)
+
+
+@functools.cache
+def _is_delegated(label: str) -> bool:
+    """Look a top-level domain up in the Public Suffix List, as the package brings it.
+
+    It takes a list, because `icon@2x.png` and `a@b.shape` have an address's form.
+    """
+    # Some countries have rules for the names below theirs alone: ask for one of these.
+    return _suffixes().publicsuffix(f"name.{label}") is not None
+
+
+@functools.cache
+def _suffixes() -> PublicSuffixList:
+    """Read the list, which takes 50 ms."""
+    from publicsuffixlist import PublicSuffixList
+
+    return PublicSuffixList(accept_unknown=False, only_icann=True)
 
 
 # IANA's IPv4 special-purpose registry (RFC 6890 and later): nobody on the Internet has one of these

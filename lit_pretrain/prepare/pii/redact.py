@@ -29,10 +29,10 @@ class PiiConfig:
     """
 
     kinds: list[PiiKind] = field(default_factory=lambda: list(PII_KINDS))
-    """email; ipv4 and ipv6; phone: international with +, and North American with separators, not
-    other countries' without a + (030 901820 may be anything); card: payment cards (issuer's prefix
-    and Luhn digit); iban (country's length and check digits); key: private keys and tokens of
-    common services.
+    """email: under a top-level domain that exists; ipv4 and ipv6; phone: international with +, and
+    North American with separators, as their plans give them out, not other countries' without a +
+    (030 901820 may be anything); card: payment cards (issuer's prefix and Luhn digit); iban
+    (country's length and check digits); key: private keys and tokens of common services.
     """
     style: Literal["placeholder", "synthetic"] = "placeholder"
     """placeholder: <EMAIL>, <IP>, <PHONE>, <CARD>, <IBAN>, <KEY>; says plainly that something was
@@ -102,6 +102,11 @@ _NEEDLES: dict[PiiKind, tuple[bytes, ...]] = {
 """A text whose shape has none of these holds nothing of the kind. String searches run at GB/s, so
 that most texts cost no regex.
 """
+_TYPOGRAPHIC = {
+    **dict.fromkeys("\u00a0\u2007\u2008\u2009\u202f\u2060", " "),  # spaces that do not break
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"),
+}
+"""Character -> the plain one that it stands for between the groups of a number."""
 _QUAD_SHAPE = re.compile(rb"0\.00{0,2}\.00{0,2}\.0")
 _DOCUMENTATION_V4 = ("192.0.2", "198.51.100", "203.0.113")  # RFC 5737
 
@@ -111,6 +116,15 @@ def _possible(kind: PiiKind, shape: bytes) -> bool:
     if kind == "ipv4":
         return _QUAD_SHAPE.search(shape) is not None
     return kind not in _NEEDLES or any(needle in shape for needle in _NEEDLES[kind])
+
+
+def _plain(text: str) -> str:
+    """Write separators plainly, character for character, so that places stay what they are."""
+    if not text.isascii():
+        for character, plain in _TYPOGRAPHIC.items():
+            if character in text:
+                text = text.replace(character, plain)
+    return text
 
 
 class Redactor:
@@ -135,13 +149,14 @@ class Redactor:
         # A replacement may uncover its neighbours: go on until nothing is found, or a second run
         # would find more.
         while text != before:
-            before = text
-            shape = text.encode("utf-8", "surrogatepass").translate(_SHAPE)
+            before, plain = text, _plain(text)
+            shape = plain.encode("utf-8", "surrogatepass").translate(_SHAPE)
             for kind in self._kinds:
-                spans = list(_FIND[kind](text)) if _possible(kind, shape) else None
+                spans = list(_FIND[kind](plain)) if _possible(kind, shape) else None
                 if spans:
                     counts[kind] += len(spans)
                     text = self._replace(kind, text, spans)
+                    plain = _plain(text)
         return text, counts
 
     def _replace(self, kind: PiiKind, text: str, spans: list[Span]) -> str:
