@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypedDict
 
 import xxhash
+from typing_extensions import NotRequired
 
 from lit_pretrain.corpus.manifest import Step
 from lit_pretrain.prepare.filters.filter import Outcome
@@ -93,6 +94,23 @@ class RejectRecord(TypedDict):
     reason: str
     origin: str
     text: str
+    duplicate_of: NotRequired[DuplicateOf]
+    """Of a duplicate: the document that stays for it."""
+
+
+class DuplicateOf(TypedDict):
+    """The document that stays for a duplicate, in rejects.jsonl."""
+
+    source: str
+    origin: str
+    similarity: float
+    """Jaccard similarity; of a contained document, the share of its shingles in the other."""
+    text: str
+
+
+def reject_record(step: str, reason: str, origin: str, text: str) -> RejectRecord:
+    """Record a rejected document, with the beginning of its text."""
+    return RejectRecord(step=step, reason=reason, origin=origin, text=text[:_TEXT_CHARACTERS])
 
 
 class Rejects:
@@ -121,7 +139,7 @@ class Rejects:
     def dump(self) -> list[RejectRecord]:
         """List the documents by step and reason."""
         return [
-            RejectRecord(step=step, reason=reason, origin=origin, text=text)
+            reject_record(step, reason, origin, text)
             for (step, reason), heap in sorted(self._heaps.items())
             for _, origin, text in sorted(heap, reverse=True)
         ]

@@ -250,6 +250,8 @@ class Preparation:
         """Number of the first document in the corpus, before documents are compared, by part."""
         self.documents = 0
         """Documents of the corpus, before they are compared."""
+        self.duplicates: dict[str, list[RejectRecord]] = {}
+        """Of each source, a sample of the documents that were removed as duplicates."""
         self.held_out: dict[str, dict[str, str]] = {}
         """How text was chosen for each held-out split, by source (`Source.held_out`)."""
         self._state = state

@@ -70,7 +70,7 @@ def record(
     for path in tokenizer.save(dataset):
         sync(path)
     sources = {name: _source(run, name, encoded, tokenizer, dtype) for name in run.inputs}
-    write_rejects(run, run.dataset)
+    write_rejects(run, run.dataset, encoded)
     identity, splits = config.identity(), config.splits
     manifest = Manifest(
         tokenizer=TokenizerRecord(
@@ -203,16 +203,24 @@ def _decontamination_records(
     return decontamination_records(index, tally, run.config.decontaminate)
 
 
-def write_rejects(run: Preparation, folder: Path) -> None:
-    """Write the samples of the documents that each step rejected, by source, into a folder."""
+def write_rejects(run: Preparation, folder: Path, encoded: Sequence[EncodeResult] = ()) -> None:
+    """Write the samples of the documents that each step rejected, by source, into a folder.
+
+    Args:
+        run: The run.
+        folder: Where rejects.jsonl goes; nothing is written if nothing was rejected.
+        encoded: Result of encoding each part, once it has been encoded.
+    """
     lines = []
     for name in run.inputs:
         kept = Rejects(run.config.keep_rejects)
         for number in run.parts_of(name):
             kept.add(run.clean[number]["rejects"])
+            if encoded:
+                kept.add(encoded[number]["lines"]["rejects"])
         lines += [
             json.dumps({"source": name, **entry}, ensure_ascii=False) + "\n"
-            for entry in kept.dump()
+            for entry in [*kept.dump(), *run.duplicates.get(name, ())]
         ]
     if lines:
         write_file(folder / REJECTS_FILENAME, "".join(lines))

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,13 @@ def test_the_reports_show_both_sides(finished: Path) -> None:
         ("web", "decontaminate"),
     }
     assert all(entry["origin"].startswith("web") and entry["text"] for entry in rejects)
+    pairs = [entry for entry in rejects if entry["step"] == "dedup"]
+    assert Counter(entry["reason"] for entry in pairs) == {"exact": 3, "near": 3}, "keep_rejects"
+    for entry in pairs:
+        other = entry["duplicate_of"]
+        assert (other["source"], other["origin"] != entry["origin"]) == ("web", True)
+        same = entry["text"].removesuffix(NOTICE).strip() == other["text"].partition("\n")[0]
+        assert (entry["reason"], other["similarity"] == 1) == (("near", "exact")[same], same)
     contamination = json.loads((finished / "contamination.json").read_text())
     assert contamination["exam"]["documents"] == 5
     (gate,) = Manifest.load(finished).decontamination

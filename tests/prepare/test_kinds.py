@@ -150,6 +150,58 @@ def test_every_kind_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "5 not UTF-8" in capsys.readouterr().out
 
 
+def test_every_way_to_remove_a_duplicate_shows_some(tmp_path: Path) -> None:
+    """Copies, near and contained ones over sources and parts, ids, and pages of repeated lines."""
+    rows = {
+        name: [{"text": " ".join(story(name, n + more) for more in (0, 40, 80)), "id": str(n)}
+               for n in range(30)]
+        for name in ("first", "second")
+    }  # fmt: skip
+    first, second = rows["first"], rows["second"]
+    second += [{"text": row["text"], "id": f"copy {row['id']}"} for row in first[:12]]
+    second += [{"text": row["text"] + " Then it was over.", "id": f"near {row['id']}"}
+               for row in first[12:20]]  # fmt: skip
+    second += [{"text": "another text altogether, with an id that was there before", "id": "3"}]
+    lines = [row["text"] for row in first[20:22]]
+    second += [{"text": "\n".join(lines), "id": "all of its lines were there before"}]
+    for name, found in rows.items():
+        (tmp_path / name).mkdir()
+        for part in range(3):
+            (tmp_path / name / f"{part}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in found[part::3])
+            )
+    sources = {
+        name: {"kind": "jsonl", "path": str(tmp_path / name), "fields": {"id": "id"}}
+        for name in rows
+    }
+    shown = {}
+    for part_bytes in (2_000, 1_000_000):
+        out = tmp_path / f"data{part_bytes}"
+        command = [
+            "prepare", f"--out={out}", f"--sources={json.dumps(sources)}", "--keep-rejects=5",
+            "--dedup={exact: true, near: {threshold: 0.8}, lines: {min_words: 5}}",
+            "--tokenizer.vocab_size=290", "--splits.validation=0", "--splits.test=0",
+            "--workers=1", f"--part_bytes={part_bytes}",
+        ]  # fmt: skip
+        assert main(command) == 0
+        shown[part_bytes] = [json.loads(line) for line in (out / "rejects.jsonl").open()]
+    assert shown[2_000] == shown[1_000_000]
+    found = shown[2_000]
+    assert {(row["source"], row["step"], row["reason"]) for row in found} == {
+        ("second", "dedup", "exact"), ("second", "dedup", "near"),
+        ("second", "ids", "duplicate_id"), ("second", "lines", "nothing_left"),
+    }  # fmt: skip
+    texts = [row["text"] for row in first]
+    for row in found:
+        if row["step"] == "dedup":
+            other = row["duplicate_of"]
+            assert other["source"] == "first"
+            assert other["text"] in texts
+            assert row["text"].startswith(other["text"])
+    counts = Counter((row["step"], row["reason"]) for row in found)
+    assert (counts["dedup", "exact"], counts["dedup", "near"]) == (5, 5)
+
+
 def test_names_that_are_not_utf8_are_read_and_written_with_escapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from lit_pretrain.hashing import splitmix64
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.dedup.dedup_files import (
     EdgeFiles,
@@ -38,6 +39,10 @@ _ALIKE = -1
 """In place of a band: the search for containers showed that documents are nearly the same."""
 _Bucket = tuple[int, int]
 """Band, and first document, of documents that may be nearly the same."""
+
+
+DuplicateExample = tuple[int, float, int, int]
+"""(reason, similarity, removed, kept)"""
 
 
 class _Removal(NamedTuple):
@@ -250,7 +255,7 @@ def _nearest(
 # What is left of each part, by the decisions about all groups.
 
 STRETCH = 1 << 24
-"""Documents, roughly, of the consecutive parts that one task settles. It holds 9 bytes for each
+"""Documents, roughly, of the consecutive parts that one task settles. It holds 25 bytes for each
 document that went, twice.
 """
 
@@ -283,10 +288,16 @@ class SettledPart(TypedDict):
     """UTF-8 bytes of their text."""
     removed: dict[str, RemovedCounts]
     """Reason -> what it removed."""
+    rejects: list[DuplicateExample]
+    """Of each reason, a random few."""
 
 
 def settle(
-    verdicts: Sequence[Path], places: Places, parts: Sequence[int], out: Sequence[Path]
+    verdicts: Sequence[Path],
+    places: Places,
+    parts: Sequence[int],
+    out: Sequence[Path],
+    keep_rejects: int,
 ) -> list[SettledPart]:
     """Write which documents of some consecutive parts went.
 
@@ -295,17 +306,22 @@ def settle(
         places: Where the files of the corpus are.
         parts: Numbers of the parts.
         out: A .npy file for each part: the numbers of the documents that went, sorted.
+        keep_rejects: How many to choose of each part and reason, for a person to read.
     """
     low, high = places.span(parts[0])[0], places.span(parts[-1])[1]
     documents, reasons = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
+    kept, similarities = [np.empty(0, np.int64)], [np.empty(0, np.float64)]
     for path in verdicts:
         column = load_column(path, "document")
         here = slice(*np.searchsorted(column, [low, high]).tolist())
         documents.append(np.asarray(column[here]))
         reasons.append(np.asarray(load_column(path, "reason")[here]))
+        kept.append(np.asarray(load_column(path, "kept")[here]))
+        similarities.append(np.asarray(load_column(path, "similarity")[here]))
     gone, reason = np.concatenate(documents), np.concatenate(reasons)
     order = np.argsort(gone)
     gone, reason = gone[order], reason[order]
+    first, similarity = np.concatenate(kept)[order], np.concatenate(similarities)[order]
     left = []
     for part, path in zip(parts, out, strict=True):
         begin, end = places.span(part)
@@ -313,8 +329,14 @@ def settle(
         sizes = np.asarray(load_column(places.sketches[part], "bytes"))
         went = sizes[gone[here] - begin]
         removed: dict[str, RemovedCounts] = {}
+        rejects: list[DuplicateExample] = []
         for code, name in enumerate(REASONS):
             mine = reason[here] == code
+            chosen = here.start + np.flatnonzero(mine)
+            for place in chosen[np.argsort(at_random(gone[chosen]))[:keep_rejects]].tolist():
+                rejects.append(
+                    (code, float(similarity[place]), int(gone[place]), int(first[place]))
+                )
             if mine.any():
                 removed[name] = RemovedCounts(
                     documents=int(mine.sum()), bytes=int(went[mine].sum())
@@ -326,6 +348,12 @@ def settle(
                 documents=len(sizes) - len(went),
                 bytes=int(sizes.sum()) - int(went.sum()),
                 removed=removed,
+                rejects=rejects,
             )
         )
     return left
+
+
+def at_random(documents: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Hash the numbers of documents: their order by it is one at random."""
+    return splitmix64(documents.astype(np.uint64))

@@ -8,8 +8,13 @@ from typing import TypedDict
 
 import numpy as np
 
-from lit_pretrain.hashing import splitmix64
-from lit_pretrain.prepare.dedup.decide import REASONS, Removed, RemovedCounts
+from lit_pretrain.prepare.dedup.decide import (
+    REASONS,
+    DuplicateExample,
+    Removed,
+    RemovedCounts,
+    at_random,
+)
 from lit_pretrain.prepare.document_store import Document
 
 DEDUP_FILENAME = "duplicates.json"
@@ -19,9 +24,6 @@ low shows; half are drawn at random.
 """
 _EXCERPT = 300
 """Characters of a document that an example shows."""
-
-DuplicateExample = tuple[int, float, int, int]
-"""(reason, similarity, removed, kept)"""
 
 
 class Findings(TypedDict):
@@ -152,4 +154,4 @@ def _by_similarity(row: DuplicateExample) -> tuple[float, int]:
 
 def _at_random(row: DuplicateExample) -> int:
     """Order examples at random, by a hash of the document's number."""
-    return int(splitmix64(np.array([row[2]], dtype=np.uint64))[0])
+    return int(at_random(np.array([row[2]]))[0])

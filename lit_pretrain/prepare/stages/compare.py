@@ -20,7 +20,14 @@ import numpy as np
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 from lit_pretrain.prepare.dedup import decide, edges, repeated_lines, sketch
-from lit_pretrain.prepare.dedup.decide import REASONS, RemovedCounts, SettledPart, stretches
+from lit_pretrain.prepare.dedup.decide import (
+    REASONS,
+    DuplicateExample,
+    RemovedCounts,
+    SettledPart,
+    at_random,
+    stretches,
+)
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
 from lit_pretrain.prepare.dedup.dedup_files import Places, ranges_for, save_columns
 from lit_pretrain.prepare.dedup.dedup_report import (
@@ -32,7 +39,13 @@ from lit_pretrain.prepare.dedup.dedup_report import (
 from lit_pretrain.prepare.dedup.repeated_lines import RepeatedLines
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
 from lit_pretrain.prepare.engine.task_stage import Advance, PrepareTask, Result
-from lit_pretrain.prepare.funnel import step_after_removal
+from lit_pretrain.prepare.funnel import (
+    DuplicateOf,
+    RejectRecord,
+    Rejects,
+    reject_record,
+    step_after_removal,
+)
 from lit_pretrain.prepare.preparation import Preparation
 
 
@@ -41,7 +54,14 @@ def compare_corpus(run: Preparation) -> None:
     config = run.config.dedup
     if config is None:
         return
-    corpus = Comparison(config, run.work, run.begins, run.documents, tuple(run.left))
+    corpus = Comparison(
+        config,
+        run.work,
+        run.begins,
+        run.documents,
+        tuple(run.left),
+        keep_rejects=run.config.keep_rejects,
+    )
     if config.compares:
         _compare_documents(run, corpus)
     if config.lines is not None:
@@ -81,6 +101,7 @@ def _compare_documents(run: Preparation, corpus: Comparison) -> None:
                     shown[begin + place] = (run.parts[part].source, document)
         return shown
 
+    run.duplicates = _duplicates(run, left_of_parts, look_up)
     report = dedup_report(found, removed, look_up)
     write_file(
         run.dataset / DEDUP_FILENAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n"
@@ -89,6 +110,41 @@ def _compare_documents(run: Preparation, corpus: Comparison) -> None:
         last = list(run.funnel(name).steps.values())[-1]
         if not last.documents:
             raise all_duplicates(run, name, last.removed)
+
+
+def _duplicates(
+    run: Preparation,
+    parts: Sequence[SettledPart],
+    look_up: Callable[[set[int]], dict[int, tuple[str, Document]]],
+) -> dict[str, list[RejectRecord]]:
+    """Choose `keep_rejects` duplicates of each source and reason, and show what they repeat.
+
+    The choice does not depend on the parts: it is by a hash of the document's number.
+    """
+    of_source: dict[tuple[str, int], list[DuplicateExample]] = {}
+    for left in parts:
+        for row in left["rejects"]:
+            key = (run.parts[left["part"]].source, row[0])
+            of_source.setdefault(key, []).append((row[0], row[1], row[2], row[3]))
+    keep = run.config.keep_rejects
+    chosen = {
+        key: sorted(rows, key=lambda row: int(at_random(np.array([row[2]]))[0]))[:keep]
+        for key, rows in of_source.items()
+    }
+    found = look_up({number for rows in chosen.values() for row in rows for number in row[2:]})
+    shown: dict[str, list[RejectRecord]] = {}
+    for (source, reason), rows in sorted(chosen.items()):
+        for _, similarity, document, kept in rows:
+            removed, (kept_source, stays) = found[document][1], found[kept]
+            record = reject_record("dedup", REASONS[reason], removed.origin, removed.text)
+            record["duplicate_of"] = DuplicateOf(
+                source=kept_source,
+                origin=stays.origin,
+                similarity=round(similarity, 4),
+                text=reject_record("", "", "", stays.text)["text"],
+            )
+            shown.setdefault(source, []).append(record)
+    return shown
 
 
 def all_duplicates(run: Preparation, name: str, removed: Mapping[str, int]) -> UserError:
@@ -166,6 +222,8 @@ class Comparison:
     """Documents in the corpus."""
     sizes: tuple[int, ...]
     """UTF-8 bytes of each part."""
+    keep_rejects: int = 0
+    """How many duplicates of each part and reason to choose, for a person to read."""
 
     @property
     def places(self) -> Places:
@@ -300,7 +358,8 @@ def _settle_stretch(corpus: Comparison, number: int, groups: int) -> list[Settle
     places = corpus.places
     parts = stretches(places.begins, places.documents)[number]
     verdicts = [places.verdicts(each) for each in range(groups)]
-    return decide.settle(verdicts, places, parts, [removed_file(corpus.work, n) for n in parts])
+    out = [removed_file(corpus.work, n) for n in parts]
+    return decide.settle(verdicts, places, parts, out, corpus.keep_rejects)
 
 
 def _store_lines(corpus: Comparison, number: int) -> int:
@@ -332,10 +391,18 @@ class Survivors:
         number: The part.
         begin: Number of its first document in the corpus.
         lines: Whether to take out repeated lines.
+        keep_rejects: How many of the documents that lose all their lines to keep in `rejects`.
     """
 
     def __init__(
-        self, config: DedupConfig | None, work: Path, number: int, begin: int, *, lines: bool = True
+        self,
+        config: DedupConfig | None,
+        work: Path,
+        number: int,
+        begin: int,
+        *,
+        lines: bool = True,
+        keep_rejects: int = 0,
     ) -> None:
         self._config = config
         self._file = clean_file(work, number)
@@ -348,6 +415,8 @@ class Survivors:
         """Lines that they lost."""
         self.emptied = 0
         """Documents that lost all their lines."""
+        self.rejects = Rejects(keep_rejects)
+        """A sample of these."""
         if config is not None:
             if config.compares:
                 self._removed = frozenset(np.load(removed_file(work, number)).tolist())
@@ -374,6 +443,7 @@ class Survivors:
                     self.lines += gone
                     if not text.strip():
                         self.emptied += 1
+                        self.rejects.offer("lines", "nothing_left", document.origin, document.text)
                         continue
                     document = dataclasses.replace(document, text=text)
             yield number, document

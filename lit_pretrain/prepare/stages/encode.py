@@ -20,6 +20,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import rename_durably, scratch_path
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.engine.task_stage import Advance
+from lit_pretrain.prepare.funnel import RejectRecord
 from lit_pretrain.prepare.inputs import Part
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.stages.compare import Survivors
@@ -58,6 +59,8 @@ class LostLines(TypedDict):
     """Documents that lost lines."""
     emptied: int
     """Documents that lost all of them."""
+    rejects: list[RejectRecord]
+    """A sample of these."""
 
 
 class EncodeResult(TypedDict):
@@ -98,7 +101,13 @@ class EncodeTask:
         writers: dict[str, ShardWriter] = {}
         splits_of: deque[str] = deque()  # of the pieces that are being encoded, a batch at a time
 
-        survivors = Survivors(config.dedup, self.work, number, self.begins[number])
+        survivors = Survivors(
+            config.dedup,
+            self.work,
+            number,
+            self.begins[number],
+            keep_rejects=config.keep_rejects,
+        )
 
         def pieces() -> Iterator[Document]:
             nonlocal documents, end_held_out
@@ -155,7 +164,10 @@ class EncodeTask:
             end_held_out=end_held_out,
             unspelt=unspelt,
             lines=LostLines(
-                lines=survivors.lines, changed=survivors.changed, emptied=survivors.emptied
+                lines=survivors.lines,
+                changed=survivors.changed,
+                emptied=survivors.emptied,
+                rejects=survivors.rejects.dump(),
             ),
         )
 

@@ -28,7 +28,7 @@ from lit_pretrain.prepare.document_store import (
     read_documents,
 )
 from lit_pretrain.prepare.engine.task_stage import Advance
-from lit_pretrain.prepare.funnel import step_after_removal
+from lit_pretrain.prepare.funnel import RejectRecord, Rejects, step_after_removal
 from lit_pretrain.prepare.preparation import Preparation
 
 _RANGE = 2**23
@@ -59,6 +59,7 @@ def drop_ids(run: Preparation) -> None:
         tuple(step["bytes"] for step in last),
         tuple(frozenset(document for _, _, document in step["sample"]) for step in last),
         ranges,
+        run.config.keep_rejects,
     )
     results = run.do("ids", "remove documents with a repeated id", task, task.sizes)
     for part, step, found in zip(parts, last, results, strict=True):
@@ -75,6 +76,7 @@ def drop_ids(run: Preparation) -> None:
             (key, text, numbers[document]) for key, text, document in after["sample"]
         ]
         run.clean[part]["funnel"].append(after)
+        run.clean[part]["rejects"] += found["rejects"]
         with_ids_file(run.work, part).unlink(missing_ok=True)
 
 
@@ -130,6 +132,8 @@ class DropResult(TypedDict):
     """UTF-8 bytes of their text."""
     sampled: list[tuple[int, int]]
     """Old and new number of each sampled document that is left."""
+    rejects: list[RejectRecord]
+    """A sample of the documents that were removed."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ class DropTask:
     sampled: tuple[frozenset[int], ...]
     """Numbers of the documents of each of them that the funnel's sample holds text of."""
     ranges: int
+    keep_rejects: int
 
     def __call__(self, number: int, advance: Advance) -> DropResult:
         """Write clean/<part>.parquet."""
@@ -160,22 +165,25 @@ class DropTask:
             _link_or_copy(before, after)
             advance(self.sizes[number])
             unmoved = [(position, position) for position in sorted(self.sampled[number])]
-            return DropResult(removed=0, bytes=0, sampled=unmoved)
+            return DropResult(removed=0, bytes=0, sampled=unmoved, rejects=[])
         removed = size = 0
         kept: list[tuple[int, int]] = []
         seen: set[int | None] = set()
+        rejects = Rejects(self.keep_rejects)
         with DocumentWriter(after) as writer:
             for position, document in enumerate(read_documents(before)):
                 key = id_hash(document, self.sources[number])
                 if key in owner and (owner[key] != part or key in seen):
                     removed, size = removed + 1, size + len(document.utf8)
+                    text = f"id: {document.fields['id']}\n{document.text}"
+                    rejects.offer("ids", "duplicate_id", document.origin, text)
                 else:
                     writer.add(document)
                     if position in self.sampled[number]:
                         kept.append((position, position - removed))
                 seen.add(key)
                 advance(len(document.utf8))
-        return DropResult(removed=removed, bytes=size, sampled=kept)
+        return DropResult(removed=removed, bytes=size, sampled=kept, rejects=rejects.dump())
 
 
 def id_hash(document: Document, source: int) -> int | None:

@@ -45,7 +45,7 @@ def drop(
     for number in range(ranges):
         RepeatedIdsTask(work, numbers, ranges)(number, lambda done: None)
     everything = tuple(frozenset(range(len(part))) for part in parts)
-    task = DropTask(work, numbers, tuple(sources), tuple(10 for _ in parts), everything, ranges)
+    task = DropTask(work, numbers, tuple(sources), tuple(10 for _ in parts), everything, ranges, 2)
     results = [task(number, lambda done: None) for number in numbers]
     return [
         [document.origin for document in read_documents(clean_file(work, number))]
@@ -78,6 +78,10 @@ def test_the_first_of_each_id_stays(
             expected.append(f"{number}:{position}")
             seen.add(key)
         assert kept[number] == expected
+        gone = {f"{number}:{position}" for position in range(len(part))} - set(expected)
+        rejects = {record["origin"] for record in results[number].pop("rejects")}
+        assert rejects <= gone
+        assert len(rejects) == min(2, len(gone))
         assert results[number] == {
             "removed": len(part) - len(left),
             "bytes": 6 * (len(part) - len(left)),
