@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import find_parent
@@ -31,15 +32,17 @@ def blocks(page: Path) -> Iterator[list[str]]:
         if kind not in ("", "bash"):
             continue
         lines = re.sub(r"\\\n\s*", "", block).splitlines()
-        starts = ("lit_pretrain ", "python ", "bash ", "printf ", "$ ")
+        starts = (
+            "lit_pretrain ", "python ", "bash ", "printf ", "$ ", "srun ", "torchrun ", "TORCH_",
+        )  # fmt: skip
         commands = [re.split(r"\s+#\s", line)[0] for line in lines if line.startswith(starts)]
         if commands:
             yield [command.removeprefix("$ ") for command in commands]
 
 
 def of_ours(command: str) -> list[str] | None:
-    """Arguments of `lit_pretrain` in a command, also behind a pipe."""
-    found = re.search(r"(?:^|\| )lit_pretrain (.*)", command)
+    """Arguments of `lit_pretrain` in a command, also behind a pipe or a launcher."""
+    found = re.search(r"(?:^|\| |^srun |-m )lit_pretrain (.*)", command)
     return shlex.split(found[1]) if found else None
 
 
@@ -130,11 +133,45 @@ def test_the_parser_accepts_every_command(
     pytest.fail(f"{where}: {command}\nended with {code}: {capsys.readouterr().err}")
 
 
+LAUNCHED = [
+    command
+    for command, _ in OURS
+    if "--trainer.devices" in command and (of_ours(command) or [""])[0] == "fit"
+]
+
+
+@pytest.mark.parametrize("command", LAUNCHED, ids=range(len(LAUNCHED)))
+def test_a_plan_divides_what_a_launch_line_starts(
+    command: str, laid_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that a launcher starts are those that the run is divided over."""
+    monkeypatch.chdir(laid_out)
+    _, *options = of_ours(command) or []
+    words = shlex.split(command)
+    at_hand = {name: words[words.index(name) + 1] for name in words if name.startswith("--trainer")}
+    if "torchrun" in command:
+        own = words[words.index("torchrun") + 1 :]
+        launcher = get_args_parser().parse_args(own)
+        nodes = 1 if launcher.standalone else int(launcher.nnodes)
+        assert launcher.nproc_per_node == at_hand["--trainer.devices"]
+        assert nodes == int(at_hand.get("--trainer.num_nodes", 1))
+        assert launcher.training_script == "lit_pretrain"
+        assert launcher.module
+    only_fit = {"--name": 1, "--resume": 1, "--max_restarts": 1}
+    kept, skip = [], 0
+    for option in options:
+        skip = only_fit.get(option, 0) + 1 if option in only_fit else skip
+        kept += [] if skip else [option]
+        skip = max(0, skip - 1)
+    assert main(["plan", *kept]) == 0
+
+
 def test_there_are_commands() -> None:
     assert len(OURS) > 60
     assert {where for _, where in OURS} >= {page.stem for page in PAGES} - {
         "dedup_scale",
         "python",
+        "quality",
         "tensorboard",
     }
     verbs = {(of_ours(command) or [""])[0] for command, _ in OURS}
