@@ -27,7 +27,7 @@ TRAINER_VERBS = ("fit", "posttrain", "finetune", "validate", "test")
 NOW = (
     "fit", "posttrain", "finetune", "validate", "test", "prepare", "generate", "inspect",
     "tokenizer", "doctor", "plan",
-    "scaling", "merge", "average", "adapter", "join", "compare", "sweep",
+    "scaling", "merge", "average", "adapter", "join", "compare", "sweep", "replay",
 )  # fmt: skip
 
 

@@ -115,14 +115,15 @@ def test_a_damaged_record_is_named(
     """`inspect run --verify` refuses it, and so does what needs it; the rest goes on."""
     HARM[harm](run / name)
     refuses = {
-        "config.yaml": ("inspect run", "generate"),
-        "provenance.json": ("inspect run",),
+        "config.yaml": ("inspect run", "generate", "replay"),
+        "provenance.json": ("inspect run", "replay"),
         "lineage.json": ("inspect run", "generate"),
     }.get(name, ())
     for command in (
         ["inspect", "run", str(run), "--verify"],
         ["inspect", "run", str(run)],
         ["runs", str(run.parent)],
+        ["replay", str(run), "--step=2"],
         ["generate", f"--run={run}", "--checkpoint=best", "--prompt=The", "--max_new_tokens=1"],
     ):
         verb = " ".join(command[:2]) if command[0] == "inspect" else command[0]
@@ -131,6 +132,7 @@ def test_a_damaged_record_is_named(
         error = capsys.readouterr().err
         warns = (verb, name) in {
             ("inspect run", "metrics.jsonl"),
+            ("replay", "metrics.jsonl"),
             ("generate", "checkpoints/best.json"),
         }
         if refused or warns:

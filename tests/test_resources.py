@@ -89,6 +89,7 @@ OUTPUTS: dict[str, Callable[[str, Path], list[str]]] = {
     "validate --json": lambda out, run: ["validate", f"--run={run}", f"--json={out}"],
     "test --json": lambda out, run: ["test", f"--run={run}", f"--json={out}"],
     "evaluate --report": lambda out, run: ["evaluate", str(run), f"--report={out}"],
+    "replay --report": lambda out, run: ["replay", str(run), "--step=1", f"--report={out}.json"],
     "export": lambda out, run: ["export", "--to=hf", str(run), out],
     "merge": lambda out, run: ["merge", str(run), out],
     "average": lambda out, run: ["average", str(run), out],

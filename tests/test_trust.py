@@ -57,6 +57,7 @@ READERS = {
     "test": ["test", "RUN", "--trainer.accelerator=cpu"],
     "evaluate": ["evaluate", "RUN", "--device=cpu"],
     "generate": ["generate", "RUN", "--prompt=a", "--max_new_tokens=1", "--device=cpu"],
+    "replay": ["replay", "RUN", "--step=1"],
     "inspect": ["inspect", "run", "RUN"],
     "export": ["export", "RUN", "out"],
     "runs": ["runs", "."],
@@ -95,7 +96,7 @@ def test_verbs_run_no_code_of_a_run(
     except SystemExit as error:  # of the parser's own
         code = int(str(error.code))
     assert not (here / "ran").exists()
-    if verb in ("validate", "test", "evaluate") and options != ("trainer.logger",):
+    if verb in ("validate", "test", "evaluate", "replay") and options != ("trainer.logger",):
         assert code == 2
         assert "give --trust" in capsys.readouterr().err
         with pytest.raises(SystemExit):

@@ -127,6 +127,8 @@ class WeightSums:
                 self._roles.append(str(group.get("role", number)))
         self.layers = {name: layer_of(name) for name in self.names}
         """The layer of each; None outside of the blocks."""
+        self.not_finite: list[str] = []
+        """Parameters whose gradient is not finite; known once the sums are."""
         self._before: list[Tensor] = []
         self._gradients: list[Tensor] = []
 
@@ -179,6 +181,8 @@ class WeightSums:
         layers: dict[int, list[list[list[float]]]] = {}
         roles: dict[str, list[list[list[float]]]] = {}
         for name, role, sums in zip(self.names, self._roles, self.sums(), strict=True):
+            if not math.isfinite(sums[0][0]):
+                self.not_finite.append(name)
             roles.setdefault(role, []).append(sums)
             if (layer := self.layers[name]) is not None:
                 layers.setdefault(layer, []).append(sums)
@@ -219,7 +223,9 @@ def _figures(parts: list[list[list[float]]], scale: float) -> LayerFigures:
         [math.fsum(part[i][0] for part in parts), math.fsum(part[i][1] for part in parts)]
         for i in range(3)
     )
-    largest = max(part[0][2] for part in parts)
+    largest = max(
+        (part[0][2] for part in parts), key=lambda value: math.inf if math.isnan(value) else value
+    )
     return LayerFigures(
         gradient_rms=scale * math.sqrt(gradient[0] / max(gradient[1], 1.0)),
         gradient_max=scale * largest,

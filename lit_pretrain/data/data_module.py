@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 
@@ -12,6 +12,17 @@ from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.skips import Skips
 from lit_pretrain.step_size import Division, StepSize
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
+
+
+class RowPart(NamedTuple):
+    """A document within a row of a micro-batch."""
+
+    begin: int
+    """Its first place in the row."""
+    end: int
+    """The place after its last one."""
+    origin: str
+    """Where it comes from: file and row, as far as they are known."""
 
 
 class BaseData(L.LightningDataModule, ABC):
@@ -214,6 +225,14 @@ class BaseData(L.LightningDataModule, ABC):
     @abstractmethod
     def describe(self, samples: Sequence[int]) -> str:
         """Name the rows of a few samples, for a message about a step."""
+
+    def row_parts(self, batch: Any) -> list[list[RowPart]]:
+        """Return the documents in each row of a training micro-batch, padding left out.
+
+        By default a row is one document, known by the number of its sample.
+        """
+        length = batch.tokens_BT.shape[1]
+        return [[RowPart(0, length, f"sample {n}")] for n in batch.index_B.tolist()]
 
     @abstractmethod
     def step_batches(self, step: int, rows: int) -> list[Any]:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.gather import RowParts
@@ -73,6 +73,17 @@ def shard_(
 
 SHARDED = {"sharded": True}
 """Storage option that tells a checkpoint IO to write the parts that its rank holds."""
+
+
+def reshard_(net: nn.Module) -> None:
+    """Let go of weights that a forward pass without a backward pass has left gathered.
+
+    Until then the parameters of those modules are whole tensors without gradients, and the next
+    step would read them as they were before the update.
+    """
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -215,6 +215,8 @@ class ProvenanceFacts(TypedDict, total=False):
     """Optimizer steps of the order that are left out."""
     resumed_from: str | None
     precision: str
+    threads: int
+    """Threads of torch on a CPU, which decide the order of sums."""
     unique_tokens: int | None
     parameters: dict[str, int]
     forecast: str | None
@@ -258,13 +260,13 @@ def provenance(facts: ProvenanceFacts) -> Provenance:
     }
 
 
-def read_provenance(run: Path) -> Provenance:
-    """Read the provenance.json of a run.
+def read_provenance(run: Path, name: str = PROVENANCE) -> Provenance:
+    """Read the provenance.json of a run, or that of a later attempt.
 
     Raises:
         UserError: It is missing or damaged.
     """
-    file = run / PROVENANCE
+    file = run / name
     if not file.is_file():
         raise UserError(f"{file} is missing: {run} is not a run folder")
     loaded = read_sealed_json(file, known=Provenance.__annotations__)

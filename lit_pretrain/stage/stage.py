@@ -10,6 +10,7 @@ Axes: B rows, T tokens, D width, V vocabulary, S sources, M metrics.
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ from lit_pretrain.optim.optimizer import check_moments, group_settings
 from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
+    reshard_,
     row_parts,
     shard_,
     sum_over_tokens,
@@ -266,7 +268,7 @@ class Stage(L.LightningModule):
                 column_key(data, network=network, precision=str(trainer.precision)),
                 make=lambda: self._frozen(named), context=trainer.precision_plugin.forward_context,
                 device=trainer.strategy.root_device,
-                rank=self.global_rank, gather=self._gather,
+                rank=self.global_rank, gather=self.gather_from_ranks,
             )  # fmt: skip
             self.provides = self.provides | {"ref_logp"}
             place = "column"
@@ -296,7 +298,7 @@ class Stage(L.LightningModule):
         if self.guard is not None:
             checkpoint[GUARD_KEY] = self.guard.state()
         if self.answers is not None:
-            state = self.answers.state(self.global_step, self._gather)
+            state = self.answers.state(self.global_step, self.gather_from_ranks)
             if state is not None:
                 checkpoint[ANSWERS_KEY] = state
         if self.adapter is None:
@@ -309,8 +311,8 @@ class Stage(L.LightningModule):
             record = AdapterRecord(self.adapter, self.init_from, from_run, self.origin.base_hash)
         keep_adapter(checkpoint, record)
 
-    def _gather(self, value: Any) -> list[Any]:
-        """Gather a value of every rank."""
+    def gather_from_ranks(self, value: Any) -> list[Any]:
+        """Gather a value of every rank; all of them call this together."""
         found: list[Any] = [None] * self.trainer.world_size
         if self.trainer.world_size == 1:
             return [value]
@@ -659,8 +661,38 @@ class Stage(L.LightningModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             plain, changed = (self._micro_batch(b, None)[2]["nll_BT"] for b in (batch, other))
         self.net.train()
+        reshard_(self.net)
         same = torch.allclose(plain, changed, rtol=1e-5, atol=1e-6)
         return not self.trainer.strategy.reduce_boolean_decision(same, all=True)
+
+    @torch.no_grad()
+    def step_again(self) -> Iterator[tuple[AnyBatch, dict[str, Tensor], Tensor | None]]:
+        """Run the micro-batches of this step once more: uncompiled, with the same random numbers.
+
+        Before the update they give what the step itself has computed.
+
+        Yields:
+            A micro-batch with its labels whole, what the objective reports of it, and the loss of
+            each label in nats, (B, T), 0 where there is none; None for an objective that gives rows
+            a score.
+        """
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        step_counts, parts = self._extras(self._batch), self.net.parts
+        for micro in self._batch:
+            with self.trainer.precision_plugin.forward_context():
+                complete, teacher_BTD = self._complete(micro)
+                hidden_BTD = self._hidden(complete)
+                metrics = self._objective_sums(hidden_BTD, complete, step_counts, teacher_BTD)[2]
+                nll_BT = metrics.get("nll_BT")
+                if nll_BT is None and self.score is None:
+                    nll_BT = -LabelScores(
+                        hidden_BTD, self.net.head_weight, complete.labels_BT,
+                        logit_softcap=self.config.logit_softcap, temperature=self.temperature,
+                    ).logp()  # fmt: skip
+                if nll_BT is not None and parts is not None:
+                    nll_BT = parts.gather(nll_BT)
+            yield micro, metrics, nll_BT
+        reshard_(self.net)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Ask for the validation that ends every run.

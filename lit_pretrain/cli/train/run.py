@@ -340,6 +340,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
         or (str(cli.place.checkpoint) if cli.place.forks else cli.settings.fork),
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
         precision=cli.config.trainer.precision,
+        threads=torch.get_num_threads(),
         unique_tokens=data.unique_tokens(config["max_steps"]),
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         forecast=forecast,

@@ -345,9 +345,7 @@ class TrainCLI(LightningCLI):
         resolve_length(config, data)
         resolved = self.plain_config()
         check_finite(resolved)
-        self.place = resolve_place(
-            config, self.settings, self.verb, self.lock, updates=data.updates
-        )
+        self.place = self.find_place(updates=data.updates)
         data.leave_out(self.place.skips)
         config.skip_steps = str(data.skips) if data.skips else None
         self.contract = contract_of(
@@ -370,6 +368,10 @@ class TrainCLI(LightningCLI):
         self.finished = check_place(
             self.place, config, self.settings, contract=self.contract, data=data
         )
+
+    def find_place(self, *, updates: int) -> RunPlace:
+        """Find folder and checkpoint of the run, and lock the folder."""
+        return resolve_place(self.config, self.settings, self.verb, self.lock, updates=updates)
 
     def take_tokenizer(self) -> None:
         """Let rows be encoded by the parent's tokenizer where the config names none."""

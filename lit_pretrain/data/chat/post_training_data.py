@@ -44,7 +44,7 @@ from lit_pretrain.data.chat.row_source import (
     with_formats,
 )
 from lit_pretrain.data.chat.samples import FILLER, EncodedSample, RowSamples, Samples
-from lit_pretrain.data.data_module import BaseData
+from lit_pretrain.data.data_module import BaseData, RowPart
 from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.decontaminate.evaluation_set import DecontaminateConfig, DecontaminationRecord
 from lit_pretrain.errors import UserError
@@ -391,6 +391,16 @@ class PostTrainingData(BaseData):
         found = [origin for n in samples[:16] for origin in self.samples.origins(n)]
         more = f" and {len(samples) - 16} more {self.unit}" if len(samples) > 16 else ""
         return ", ".join(found) + more
+
+    def row_parts(self, batch: Any) -> list[list[RowPart]]:
+        """Return the data rows in each row of a training micro-batch; padding belongs to none."""
+        found = []
+        for doc_T, n in zip(batch.doc_BT.tolist(), batch.index_B.tolist(), strict=True):
+            begins = [t for t in range(len(doc_T)) if t == 0 or doc_T[t] != doc_T[t - 1]]
+            ends = [*begins[1:], len(doc_T)]
+            origins = self.samples.origins(n) if n >= 0 else []
+            found.append([RowPart(*its) for its in zip(begins, ends, origins, strict=False)])
+        return found
 
     def step_batches(self, step: int, rows: int) -> list[Any]:
         """Return the first samples of an optimizer step, as micro-batches."""

@@ -126,7 +126,9 @@ class PromptData(PostTrainingData):
         return [self._micro_batch(samples[i : i + size]) for i in range(0, len(samples), size)]
 
     def row_note(self, batch: Any, row: int) -> str:
-        """Give the checkable answer to a prompt."""
+        """Give the checkable answer to a prompt; of a sampled answer nothing is to be said."""
+        if not isinstance(batch, PromptBatch):
+            return ""
         return f"answer {batch.rows[row].get('answer')!r}"
 
     def _micro_batch(self, samples: Sequence[EncodedSample]) -> PromptBatch:

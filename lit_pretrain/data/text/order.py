@@ -243,6 +243,8 @@ class TracedRow:
     """Offset of the row's first token in the chunk."""
     documents: tuple[DocumentRecord, ...]
     """The documents that the row reads from, in order."""
+    begins: tuple[int, ...]
+    """Place in the row at which each begins; negative of the first, if it began before the row."""
 
 
 class Tracer:
@@ -271,19 +273,24 @@ class Tracer:
             c = int(np.searchsorted(ends, sample.block, side="right"))
             chunk = self.manifest.sources[source.name].splits["train"].chunks[c].filename
             first = (sample.block - (int(ends[c - 1]) if c else 0)) * self.seq_len
-            documents = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
-            yield TracedRow(n, source.name, sample.epoch, sample.block, chunk, first, documents)
+            found = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
+            documents = tuple(document for _, document in found)
+            begins = tuple(begin - first for begin, _ in found)
+            yield TracedRow(
+                n, source.name, sample.epoch, sample.block, chunk, first, documents, begins
+            )
 
     def _overlapping(
         self, source: str, chunk: str, first: int, last: int
-    ) -> tuple[DocumentRecord, ...]:
+    ) -> list[tuple[int, DocumentRecord]]:
+        """List the documents between two tokens of a chunk, each with its first token."""
         found, begin = [], 0
         for document in self._chunk_documents(source).get(chunk, []):
             end = begin + document.tokens
             if end > first and begin < last:
-                found.append(document)
+                found.append((begin, document))
             begin = end
-        return tuple(found)
+        return found
 
     def _chunk_documents(self, source: str) -> dict[str, list[DocumentRecord]]:
         if source not in self._documents:
@@ -328,6 +335,39 @@ def named_rows(
         " them all)"
     ]
     return "\n  ".join(["", *found, *(more if len(samples) > _ROWS_NAMED else [])])
+
+
+def row_documents(
+    samples: Sequence[int], *, path: str, manifest: Manifest, order: Order, seq_len: int
+) -> list[list[tuple[int, int, str]]]:
+    """List the documents in the rows of some samples, as begin, end and origin of each.
+
+    Of remote data a row is one document, because the list of documents would have to be downloaded.
+
+    Args:
+        samples: Global sample numbers.
+        path: Directory or URL of the dataset.
+        manifest: Manifest of the dataset.
+        order: Data order of the run.
+        seq_len: Inputs per row.
+    """
+    if is_remote(path):
+        names = list(manifest.sources)
+        return [
+            [(0, seq_len, f"{names[s.source]} epoch {s.epoch} row {s.block}")]
+            for s in map(order, samples)
+        ]
+    found = []
+    for row in Tracer(Path(path), manifest, order, seq_len=seq_len).rows(samples):
+        source, ends = manifest.sources[row.source], [*row.begins[1:], seq_len]
+        found.append(
+            [
+                (max(begin, 0), min(end, seq_len), full_origin(source, document.origin))
+                for begin, end, document in zip(row.begins, ends, row.documents, strict=True)
+                if begin < seq_len  # one that begins there gives the row its last label only
+            ]
+        )
+    return found
 
 
 def chosen_rows(n: int, *, split: str, source: str, limit: int | None) -> list[int]:

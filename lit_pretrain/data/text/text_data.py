@@ -21,7 +21,7 @@ from lit_pretrain.data.batches import (
     replica_of,
     start_worker,
 )
-from lit_pretrain.data.data_module import BaseData
+from lit_pretrain.data.data_module import BaseData, RowPart
 from lit_pretrain.data.text.mixture import (
     Mixture,
     Phase,
@@ -32,7 +32,13 @@ from lit_pretrain.data.text.mixture import (
     make_order,
     unique_tokens,
 )
-from lit_pretrain.data.text.order import Order, named_rows, rows_held_out, spread_rows
+from lit_pretrain.data.text.order import (
+    Order,
+    named_rows,
+    row_documents,
+    rows_held_out,
+    spread_rows,
+)
 from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.step_size import StepSize
@@ -252,6 +258,17 @@ class TextData(BaseData):
             order=self.order(),
             seq_len=self.seq_len,
         )
+
+    def row_parts(self, batch: Any) -> list[list[RowPart]]:
+        """Return the documents in each row of a training micro-batch."""
+        found = row_documents(
+            batch.index_B.tolist(),
+            path=self.path,
+            manifest=self.manifest,
+            order=self.order(),
+            seq_len=self.seq_len,
+        )
+        return [[RowPart(*part) for part in row] for row in found]
 
     def step_batches(self, step: int, rows: int) -> list[Batch]:
         """Return the first rows of an optimizer step, as micro-batches."""
