@@ -254,3 +254,15 @@ def content_hash(files: Iterable[tuple[str, str]]) -> str:
 def is_remote(location: str) -> bool:
     """Tell whether a location is an address such as s3://bucket/folder, and not a local path."""
     return "://" in location
+
+
+def check_local(location: str | os.PathLike[str]) -> None:
+    """Refuse an address where a folder on this machine is needed.
+
+    Raises:
+        UserError: It is one.
+    """
+    if is_remote(str(location)):
+        raise UserError(
+            f"{location} is an address, and a folder on this machine is needed: copy it here first"
+        )

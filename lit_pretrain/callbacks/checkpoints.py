@@ -123,6 +123,7 @@ class Checkpoints(Checkpoint):
         back_to: Step to which the run goes back: newer checkpoints are set aside. None: it stays.
         on_saved: Called with the seconds for which each save has stopped training; throughput does
             not count them.
+        on_gone_back: Called when checkpoints have been set aside, before a rewind is done.
         on_written: Called with the step of training when a saved checkpoint has its name.
     """
 
@@ -137,6 +138,7 @@ class Checkpoints(Checkpoint):
         on_written: Callable[[int], None],
         asynchronous: bool = False,
         back_to: int | None = None,
+        on_gone_back: Callable[[], None] | None = None,
     ) -> None:
         if every < 0 or keep < 1:
             raise UserError(
@@ -151,6 +153,7 @@ class Checkpoints(Checkpoint):
         self.on_written = on_written
         self.asynchronous = asynchronous
         self.back_to = back_to
+        self.on_gone_back = on_gone_back
         self.io = PlainCheckpointIO(asynchronous=asynchronous)
         self.latest: Path | None = None
         """The last checkpoint that this attempt saved; it may be being written."""
@@ -184,6 +187,7 @@ class Checkpoints(Checkpoint):
         the newest, nor as the best. Only then a rewind is done.
         """
         skips, back_to = skips_of(self.contract), self.back_to
+        gone_back = back_to is not None
         for path in checkpoints(self.run) if skips or back_to is not None else []:
             beyond = back_to is not None and (step_of(path) or 0) > back_to
             if beyond or (damage(path) is None and not fits_skips(read_record(path), skips)):
@@ -191,6 +195,9 @@ class Checkpoints(Checkpoint):
                 aside.parent.mkdir(exist_ok=True)
                 remove_path(aside)
                 rename_durably(path, aside)
+                gone_back = True
+        if gone_back and self.on_gone_back is not None:
+            self.on_gone_back()
         if back_to is not None:
             finish_rewind(self.run)
 

@@ -137,6 +137,14 @@ def damage(path: Path) -> str | None:
     return found
 
 
+def end_digest(path: Path) -> str | None:
+    """Read the digest at the end of a checkpoint's file, unchecked; None if it has none."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _COMMENT))
+        end = file.read()
+    return end[-32:].decode("latin-1") if end.startswith(_MARK) else None
+
+
 def _damage_of_archive(path: Path) -> str | None:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -31,7 +31,7 @@ from typing import Any, TypedDict
 
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.errors import UserError, warn
-from lit_pretrain.files import read_sealed_json
+from lit_pretrain.files import is_remote, read_sealed_json
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.plain_data import load_json, read_config
 from lit_pretrain.report.run_folder import CONFIG, METRICS, read_metrics
@@ -254,7 +254,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
     """Find the checkpoint that a user names: by its run's folder, or directly.
 
     Args:
-        where: Path of a run folder or of one checkpoint.
+        where: Path or address of a run folder or of one checkpoint. A remote one is fetched.
         which: For a run folder: last or best.
 
     Raises:
@@ -266,6 +266,10 @@ def resolve(where: str, *, which: str = "last") -> Path:
             f"--checkpoint={which!r} must be last or best; name a single checkpoint in place of"
             " its run"
         )
+    if is_remote(where):
+        from lit_pretrain.checkpoint.remote_run import fetched
+
+        return fetched(where, which=which)
     path = Path(where)
     if not path.exists():
         raise UserError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import is_remote
 
 if TYPE_CHECKING:
     from lit_pretrain.chat.model_tokenizer import ModelTokenizer
@@ -76,10 +77,13 @@ def average(
 def _checkpoints(places: list[str], last: int | None) -> list[Path]:
     """Find the checkpoints to average, oldest first."""
     from lit_pretrain.checkpoint.layout import check_sound, checkpoints, resolve, step_of
+    from lit_pretrain.checkpoint.remote_run import fetched
     from lit_pretrain.step_size import counted
 
     if last is not None and last < 2:
         raise UserError(f"--last {last}: an average needs at least 2 checkpoints")
+    if len(places) == 1 and is_remote(places[0]) and step_of(Path(places[0])) is None:
+        places = [str(fetched(places[0], which="all"))]
     resolve(places[0])
     if len(places) == 1 and step_of(Path(places[0])) is None and Path(places[0]).is_dir():
         found = checkpoints(Path(places[0]))

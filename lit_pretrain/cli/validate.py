@@ -31,7 +31,7 @@ from lit_pretrain.cli.train.train_cli import (
 from lit_pretrain.cli.train.trainer import check_evaluation
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import DivergedError, UserError
-from lit_pretrain.files import check_output, write_file, writing
+from lit_pretrain.files import check_output, is_remote, write_file, writing
 from lit_pretrain.redaction import refuse_hidden
 from lit_pretrain.stage.stage import Stage
 
@@ -45,7 +45,8 @@ class EvaluateCLI(LightningCLI):
         args = name_run(args, as_option=True)
         run = raw_option(args, "--run")
         # A misspelt option is reported before a run that is not there.
-        self.newest = resolve(run) if run is not None and Path(run).exists() else None
+        there = run is not None and (is_remote(run) or Path(run).exists())
+        self.newest = resolve(run) if run is not None and there else None
         """The newest checkpoint of the run, or the one that `--run` names."""
         self.chosen = names_class(args, None if self.newest is None else config_of(self.newest))
         """Whether the data is given by its class, and not as the settings of TextData."""

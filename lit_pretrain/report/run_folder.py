@@ -325,6 +325,22 @@ def sync_metrics(run: Path) -> None:
             sync(run / name)
 
 
+def complete_metrics(run: Path) -> dict[str, bytes]:
+    """Read the files of a run's metrics as they agree with each other, although it goes on.
+
+    Returns:
+        Name of each file -> its content, up to the last line that has a digest.
+    """
+    # The digests first: a run writes a line before its digest.
+    digests = (run / METRICS_DIGESTS).read_bytes().splitlines(keepends=True)
+    lines = (run / METRICS).read_bytes().splitlines(keepends=True)
+    digests = [digest for digest in digests if digest.endswith(b"\n")]
+    return {
+        METRICS: b"".join(lines[: len(digests)]),
+        METRICS_DIGESTS: b"".join(digests),
+    }
+
+
 def read_metrics(run: Path, warn: Callable[[str], None] = warn) -> list[dict[str, float]]:
     """Read the lines of a run's metrics.jsonl; damaged ones are left out, with a warning.
 

@@ -8,8 +8,9 @@ from typing import Any
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.checkpoint.layout import artefact_folder, best_record, checkpoints, step_of
 from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
+from lit_pretrain.checkpoint.remote_run import fetched
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import read_sealed_json
+from lit_pretrain.files import is_remote, read_sealed_json
 from lit_pretrain.plain_data import read_config
 from lit_pretrain.report.rewinds import read_rewinds
 from lit_pretrain.report.run_folder import (
@@ -45,6 +46,7 @@ def order(
 
     if step < 0 or steps < 1:
         raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
+    run = _here(run)
     data: dict[str, Any] = _entry(run, "data", dict)
     if "class_path" in data:
         raise UserError(
@@ -105,6 +107,7 @@ def run(run: str, verify: bool = False) -> str:
         run: The run's folder, or one of its checkpoints.
         verify: Compare all checkpoints and records of the run with their digests.
     """
+    run = _here(run, which="all" if verify else None)
     given = Path(run)
     here: str | None = run if step_of(given) is None else str(artefact_folder(given))
     lines: list[str] = [_verified(Path(here))] if verify and here is not None else []
@@ -201,6 +204,11 @@ def _sources(stages: Sequence[StageRecord]) -> list[str]:
         if stage["data"] is not None
         for line in source_lines(stage["data"])
     ]
+
+
+def _here(run: str, which: str | None = None) -> str:
+    """Return a run's folder on this machine; what is remote is fetched, as by `fetched`."""
+    return str(fetched(run, which=which)) if is_remote(run) else run
 
 
 def _entry(where: str, name: str, kind: type) -> Any:

@@ -6,7 +6,7 @@ computes the same bits. Nothing is written into the run's folder.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from lit_pretrain.callbacks.checkpoints import PlainCheckpointIO
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.checkpoint.layout import newest_complete, resolve, step_of
+from lit_pretrain.checkpoint.remote_run import fetched
 from lit_pretrain.checkpoint.resume_contract import (
     OPTIMIZER,
     differences,
@@ -35,7 +36,7 @@ from lit_pretrain.cli.train.run_place import RunPlace
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import RunTrainer, world_of
 from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
-from lit_pretrain.files import check_output
+from lit_pretrain.files import check_output, is_remote
 from lit_pretrain.parallel.strategy import make_strategy
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.rewinds import read_rewinds
@@ -90,6 +91,8 @@ def replay(request: Request) -> int:
             those that the run has recorded.
     """
     quiet_libraries()
+    if is_remote(request.run):
+        request = replace(request, run=str(fetched(request.run, which="all")))
     run = Path(request.run)
     if request.step < 0 or request.shown < 1:
         raise UserError(

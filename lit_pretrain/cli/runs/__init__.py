@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.files import check_local
 
 if TYPE_CHECKING:
     from lit_pretrain.cli.runs.run_list import RunList
@@ -71,6 +72,7 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
     """
     from lit_pretrain.cli.runs.run_list import differing_options, list_runs, parent_name
 
+    check_local(folder)
     listed = list_runs(Path(folder))
     compared = [run for run in listed.runs if run.trained]
     differs = dict(

@@ -12,7 +12,7 @@ from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.cli.sweep.fit_options import FitOptions, merge_options
 from lit_pretrain.cli.sweep.launch import LaunchSettings
 from lit_pretrain.errors import UserError, warn
-from lit_pretrain.files import write_file, writing
+from lit_pretrain.files import check_local, write_file, writing
 
 if TYPE_CHECKING:
     from lit_pretrain.scaling.fitted import Fitted
@@ -116,6 +116,8 @@ def read_runs(options: Any) -> Runs:
         raise UserError(f"--seed {options.seed} must not be negative")
     if options.columns and not options.data:
         raise UserError("--columns names the columns of tables, but no table is given with --data")
+    for place in options.runs:
+        check_local(place)
     columns = parse_columns(options.columns)
     records = read_folders([Path(run) for run in options.runs], options.params)
     for path in options.data:

@@ -84,7 +84,7 @@ def train(verb: str, argv: list[str], began: float) -> int:
     lock, cli, arguments = RunLock(), None, argv
     try:
         while True:
-            before, cli = cli, TrainCLI(verb, arguments, lock)
+            before, cli = cli, TrainCLI(verb, arguments, lock, fetch=cli is None)
             if before is not None:
                 hand_over_processes(before.trainer, cli.trainer)
                 cli.callbacks.stop.go_on_from(before.callbacks.stop)
@@ -97,8 +97,12 @@ def train(verb: str, argv: list[str], began: float) -> int:
                         f" {cli.config.max_steps:,} steps; nothing is left to do"
                     )
                 return 0
+            uploads = cli.callbacks.uploads
             try:
-                with keeps_what_is_safe(cli.place.folder):
+                with (
+                    keeps_what_is_safe(cli.place.folder),
+                    nullcontext() if uploads is None else uploads.finishing(Spike),
+                ):
                     _train(cli, began)
             except Spike:
                 # What is recorded is all that a resume needs, and a resume is proven to be exact.
@@ -373,6 +377,9 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
             open_board(cli, logger, config, forecast)
             logger.experiment.add_text("config", "```yaml\n" + text + "```", first_step)
             cli.callbacks.samples.writer = cli.callbacks.answers_shown.writer = logger.experiment
+    if cli.callbacks.uploads is not None:
+        cli.callbacks.uploads.begin()
+        print(f"home: {cli.callbacks.uploads.remote.address}; {folder} is its copy", flush=True)
 
 
 def renew_config(file: Path, text: str, *, max_steps: int, skip_steps: str | None) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
 from jsonargparse import Namespace
 
 from lit_pretrain.checkpoint.layout import CheckpointRecord, newest_complete, resolve
+from lit_pretrain.checkpoint.remote_run import RemoteRun, check_home
 from lit_pretrain.checkpoint.resume_contract import (
     check_fork,
     check_resume,
@@ -22,6 +24,7 @@ from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
+from lit_pretrain.files import is_remote
 from lit_pretrain.optim.schedule import Schedule
 from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.report.rewinds import Rewind, read_rewinds
@@ -30,6 +33,7 @@ from lit_pretrain.report.run_folder import (
     RunLock,
     check_run_name,
     check_run_unused,
+    make_run_folder,
     read_skips,
 )
 from lit_pretrain.skips import Skips
@@ -46,7 +50,11 @@ class RunSettings:
     name: str | None = None
     """Name of the run; its folder is <runs>/<name>. Default: the verb and the time."""
     runs: str = "runs"
-    """Folder that holds the run folders."""
+    """Folder that holds the run folders, or an address such as s3://bucket/runs: then the run lives
+    there and has a copy on the local disk, and resume=auto goes on from it on an empty machine.
+    """
+    local_runs: str = "runs"
+    """With runs at an address: the folder that holds the local copies."""
     resume: str = "never"
     """never: a new run. auto: go on from the newest complete checkpoint of the run, or start
     it. Or the path of one checkpoint.
@@ -158,6 +166,8 @@ class RunPlace(NamedTuple):
     """Steps of the run whose update it leaves out."""
     rewinds: tuple[Rewind, ...] = ()
     """How often it went back; the last one is to be done now if it is not done yet."""
+    home: RemoteRun | None = None
+    """Where it is uploaded to; None: it lives in its folder."""
 
     @property
     def forks(self) -> bool:
@@ -185,6 +195,7 @@ def resolve_place(
     lock: RunLock | None = None,
     *,
     updates: int = 1,
+    fetch: bool = True,
 ) -> RunPlace:
     """Find the folder and the checkpoint, and lock the folder if there is one.
 
@@ -194,6 +205,7 @@ def resolve_place(
         verb: Begins the name of a run that is given none.
         lock: Locks the folder before it is looked into.
         updates: Consecutive steps that read the same samples, and are left out together.
+        fetch: Whether the folder may be behind its remote home.
 
     Raises:
         UserError: The name cannot be, there is no such checkpoint, or another process writes into
@@ -202,11 +214,16 @@ def resolve_place(
     checkpoint: Path | None = None
     launched = "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
     if settings.resume not in ("never", "auto"):
+        if is_remote(settings.resume):
+            raise UserError(
+                f"--resume {settings.resume} goes on within a local folder; give --runs ADDRESS"
+                " --name NAME --resume auto, or start another run with --fork or --from"
+            )
         checkpoint = resolve(settings.resume)
         run = checkpoint.parent.parent
         if config.name is None:
             config.runs, config.name = str(run.parent), run.name
-        elif (Path(config.runs) / config.name).resolve() != run.resolve():
+        elif _folder(config).resolve() != run.resolve():
             raise UserError(
                 f"--resume {settings.resume} goes on with the run {run}, but --name is"
                 f" {config.name!r}; leave --name out, or start another run from that checkpoint"
@@ -219,9 +236,22 @@ def resolve_place(
             raise UserError("several processes need one run folder: give --name")
         config.name = f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_run_name(config.name)
-    folder = Path(config.runs) / config.name
+    folder, home = _folder(config), None
+    if is_remote(config.runs):
+        home = RemoteRun(f"{config.runs.rstrip('/')}/{config.name}")
+        check_home(folder, home)
+        if settings.resume == "never" and is_first_process() and home.holds_run():
+            raise UserError(
+                f"{home.address} already holds a run; choose another --name, or go on with that run"
+                " by --resume auto"
+            )
+        if settings.resume == "auto" and fetch and home.holds_run():
+            make_run_folder(folder)
     if lock is not None and not lock.held and folder.is_dir() and is_first_process():
         lock.take(folder)
+    if home is not None and settings.resume == "auto" and fetch and folder.is_dir():
+        with FileLock(folder / ".fetch"):  # several ranks of a machine may begin together
+            home.pull(folder, warn if is_first_process() else _silent)
     skips = Skips.parse(settings.skip_steps).whole(updates)
     if settings.resume != "never":
         skips |= read_skips(folder)
@@ -250,7 +280,13 @@ def resolve_place(
         contract = read_record(checkpoint).contract
         skips |= skips_of(contract)
         held |= held_of(contract)
-    return RunPlace(folder, checkpoint, skips, held, rewinds)
+    return RunPlace(folder, checkpoint, skips, held, rewinds, home)
+
+
+def _folder(config: Namespace) -> Path:
+    """Return the local folder of a run."""
+    runs = config.local_runs if is_remote(config.runs) else config.runs
+    return Path(str(runs), str(config.name))
 
 
 def _rewind_asked(settings: RunSettings, rewinds: Sequence[Rewind]) -> str | None:

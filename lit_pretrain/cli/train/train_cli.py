@@ -238,8 +238,12 @@ def say_of_trainer(parser: LightningArgumentParser) -> None:
 class TrainCLI(LightningCLI):
     """Parses, resolves and instantiates; running is left to `train`."""
 
-    def __init__(self, verb: str, args: ArgsType, lock: RunLock | None = None) -> None:
+    def __init__(
+        self, verb: str, args: ArgsType, lock: RunLock | None = None, *, fetch: bool = True
+    ) -> None:
         self.verb = verb
+        self.fetch = fetch
+        """Whether the run's folder may be behind its remote home."""
         self.place: RunPlace
         self.callbacks: RunCallbacks
         self.parent: Parent | None = None
@@ -371,7 +375,9 @@ class TrainCLI(LightningCLI):
 
     def find_place(self, *, updates: int) -> RunPlace:
         """Find folder and checkpoint of the run, and lock the folder."""
-        return resolve_place(self.config, self.settings, self.verb, self.lock, updates=updates)
+        return resolve_place(
+            self.config, self.settings, self.verb, self.lock, updates=updates, fetch=self.fetch
+        )
 
     def take_tokenizer(self) -> None:
         """Let rows be encoded by the parent's tokenizer where the config names none."""
@@ -425,6 +431,7 @@ class TrainCLI(LightningCLI):
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             contract=self.contract,
             back_to=self.place.back_to,
+            home=self.place.home,
             seconds=time_limit(self.config.trainer.max_time),
         )
         values = self.config_init["trainer"]

@@ -29,8 +29,10 @@ from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.callbacks.step_trace import StepTrace
 from lit_pretrain.callbacks.time_ledger import StepEnd, TimeLedger
+from lit_pretrain.callbacks.uploads import Uploads
 from lit_pretrain.callbacks.watchdog import Watchdog
 from lit_pretrain.checkpoint.layout import step_of
+from lit_pretrain.checkpoint.remote_run import RemoteRun
 from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.resolve import parallel_in
@@ -53,6 +55,7 @@ class RunCallbacks:
         flops_per_token: Of training.
         contract: What a checkpoint carries.
         back_to: Step to which the run goes back now; None: it does not.
+        home: Where the run is uploaded to; None: nowhere.
         seconds: Wall time after which the run saves itself and stops; None: never.
 
     Raises:
@@ -69,9 +72,11 @@ class RunCallbacks:
         flops_per_token: float,
         contract: Mapping[str, Any],
         back_to: int | None,
+        home: RemoteRun | None,
         seconds: float | None,
     ) -> None:
         self.progress = ProgressLine()
+        self.uploads = None if home is None else Uploads(folder, home)
         self.ledger = TimeLedger(folder)
         self.metrics = Metrics(
             every=settings.log_every,
@@ -91,6 +96,7 @@ class RunCallbacks:
             back_to=back_to,
             on_saved=self._saved,
             on_written=self._written,
+            on_gone_back=None if self.uploads is None else self.uploads.go_back,
         )
         self.samples = TextSamples(
             folder,
@@ -109,7 +115,7 @@ class RunCallbacks:
         return [
             self.ledger, self.watchdog, self.metrics, self.statistics, self.progress,
             self.samples, self.answers_shown, *self.evaluations, self.checkpoints, self.stop,
-            StepEnd(self.ledger),
+            StepEnd(self.ledger), *([] if self.uploads is None else [self.uploads]),
         ]  # fmt: skip
 
     def pause(self, seconds: float) -> None:
@@ -127,6 +133,8 @@ class RunCallbacks:
     def _written(self, step: int) -> None:
         if self.ledger.attempts:
             self.ledger.write(step)
+            if self.uploads is not None:
+                self.uploads.start()
 
     def _evaluations(self, folder: Path, settings: RunSettings) -> list[Callback]:
         if not settings.evaluate_tasks:
@@ -207,7 +215,7 @@ OWNED = {
     "limit_val_batches": (None, "set data.val_tokens, and --validate_every"),
     "log_every_n_steps": (None, "set --log_every"),
     "enable_progress_bar": (None, "progress is one line, live on a terminal and plain elsewhere"),
-    "default_root_dir": (None, "set --runs and --name"),
+    "default_root_dir": (None, "set --runs (a folder, or an address) and --name"),
 }
 ProfilerName = Literal["simple", "advanced", "pytorch"]
 PROFILERS: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
