@@ -484,6 +484,18 @@ class Tokenizer:
         return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - self._added.keys()
 
     @cached_property
+    def _fallback_bytes(self) -> frozenset[int]:
+        """Ids of tokens that stand for one byte (`<0xE4>`); empty if the decoder knows none."""
+        if "ByteFallback" not in json.dumps(self._spec.get("decoder")):
+            return frozenset()
+        vocabulary = self._hf.get_vocab(with_added_tokens=True)
+        return frozenset(
+            index
+            for token, index in vocabulary.items()
+            if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token)
+        )
+
+    @cached_property
     def _special_spelling(self) -> dict[int, bytes]:
         """Map the ids of special tokens to their spelling."""
         return {index: token.encode() for token, index in self.special_tokens.items()}
@@ -496,10 +508,14 @@ class Tokenizer:
         )
 
 
-class StreamDecoder:
-    """Decode ids one at a time; the pieces concatenate to `Tokenizer.decode_after` of all ids.
+_CONTEXT = 6
+"""Tokens that are decoded again with the next one."""
 
-    A piece never ends within a character.
+
+class StreamDecoder:
+    """Decode ids one at a time; the pieces concatenate to what the decoder says of all ids.
+
+    A piece never ends within a character. Each token is decoded a few times, however long the text.
 
     Args:
         tokenizer: Of the ids.
@@ -515,27 +531,56 @@ class StreamDecoder:
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._ids: list[int] = []
+        """What decides about the next token: some ids that were given out, then those held back."""
         self._pushed = ""
+        """The text of those that were given out."""
+        self._special = set(tokenizer.special_tokens.values()) if skip_special else set()
         if tokenizer._bytes_of is not None:
             for index in before[-8:]:  # the prompt may end within a character
                 self.push(int(index))
         else:
             self._ids = tokenizer.context_of(before, skip_special=skip_special)
-            self._pushed = tokenizer.decode(self._ids, skip_special=skip_special).rstrip("\ufffd")
+            self._pushed = tokenizer.decode(self._ids, skip_special=skip_special)
+            if self._ids and self._ids[-1] in tokenizer._fallback_bytes:
+                self._pushed = self._pushed.rstrip("\ufffd")  # half a character, to be completed
 
     def push(self, index: int) -> str:
         """Take one id, and return the text that is complete now, which may be empty."""
         tokenizer = self._tokenizer
         if tokenizer._bytes_of is not None:
             return self._utf8.decode(tokenizer._token_bytes(index, self._skip_special))
-        # Other kinds decode in context (a space before a word): decode all, hold back what may
-        # still change.
-        self._ids.append(index)
-        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
-        if text.endswith("\ufffd"):
+        if index in self._special or tokenizer._hf.id_to_token(index) is None:
             return ""
-        new, self._pushed = text[len(self._pushed) :], text
+        self._ids.append(index)
+        # A run of bytes becomes text only if all of it is UTF-8: one more byte may undo it.
+        if index in tokenizer._fallback_bytes:
+            return ""
+        text = tokenizer.decode(self._ids, skip_special=self._skip_special)
+        new = text[len(self._pushed) :]
+        self._pushed = self._forget(text)
         return new
+
+    def _forget(self, text: str) -> str:
+        """Keep the last few ids and return their text: what follows does not depend on others.
+
+        Other kinds than byte-level ones decode in context: the first token of a text loses its
+        blank, and a word has a blank before it that it has not at the beginning. A few tokens with
+        some text decide about that. They begin after a run of bytes, if there is one.
+
+        Args:
+            text: The text of all ids.
+        """
+        begin = len(self._ids)
+        while begin and len(self._ids) - begin < _CONTEXT:
+            if self._ids[begin - 1] in self._tokenizer._fallback_bytes:
+                break
+            begin -= 1
+        kept = self._ids[begin:]
+        shorter = self._tokenizer.decode(kept, skip_special=self._skip_special)
+        if not shorter:
+            return text
+        self._ids = kept
+        return shorter
 
     def flush(self) -> str:
         """Return whatever is held back at the end, half characters as U+FFFD."""
