@@ -217,6 +217,8 @@ class ProvenanceFacts(TypedDict, total=False):
     precision: str
     threads: int
     """Threads of torch on a CPU, which decide the order of sums."""
+    devices: str
+    """How many devices, and how their mesh divides the run, in words."""
     unique_tokens: int | None
     parameters: dict[str, int]
     forecast: str | None

@@ -234,7 +234,11 @@ def test_gpu_with_a_known_peak():
     ],
 )
 def test_gpu_that_is_not_as_it_should_be(change, verdict, says):
-    first, second = machine.devices(Probe(torch=SOUND.torch, devices=[GPU, {**GPU, **change}]))
+    first, second, mesh = machine.devices(
+        Probe(torch=SOUND.torch, devices=[GPU, {**GPU, **change}])
+    )
+    assert "a mesh of dp_shard 2" in mesh.found
+    assert (mesh.verdict == "note") == ("name" in change)  # of two kinds
     assert (first.check, first.verdict, second.check, second.verdict) == (
         "cuda:0",
         "ok",

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -193,7 +193,27 @@ def devices(probe: Probe) -> list[Finding]:
         ]
     if not probe.devices:
         return [Finding("devices", "mps" if probe.torch.get("mps") else "the CPU alone")]
-    return [_device(index, facts) for index, facts in enumerate(probe.devices)]
+    found = [_device(index, facts) for index, facts in enumerate(probe.devices)]
+    if len(found) > 1:
+        found.append(_together(probe.devices))
+    return found
+
+
+def _together(devices: Sequence[DeviceFacts]) -> Finding:
+    """Say what mesh a run over all devices of the machine has."""
+    count, kinds = len(devices), {facts["name"] for facts in devices}
+    mesh = (
+        f"trainer.devices auto takes all {count}: a mesh of dp_shard {count} under"
+        " --trainer.strategy fsdp, DDP without; `parallel` divides them otherwise"
+    )
+    if len(kinds) > 1:
+        return Finding(
+            "mesh",
+            f"{mesh}; they are of {len(kinds)} kinds",
+            "note",
+            "every step waits for the slowest: choose like ones by CUDA_VISIBLE_DEVICES",
+        )
+    return Finding("mesh", mesh)
 
 
 def _device(index: int, facts: DeviceFacts) -> Finding:

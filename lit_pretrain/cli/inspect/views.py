@@ -125,7 +125,8 @@ def run(run: str, verify: bool = False) -> str:
         )  # a merged run has none
         lines += [
             f"{here}: {facts['verb']}, started {facts['started']}",
-            f"  revision {facts['revision']}, {facts['precision']}",
+            f"  revision {facts['revision']}, {facts['precision']}"
+            + (f", {facts['devices']}" if "devices" in facts else ""),
             f"  {facts['parameters']['total']:,} parameters, {counted(max_steps, 'steps')}",
             "  "
             + (

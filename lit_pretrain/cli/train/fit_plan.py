@@ -267,6 +267,20 @@ def fit_plan(
     return FitPlan("plan: " + " | ".join(parts), foreseen)
 
 
+def devices_line(config: Namespace, devices: int) -> str:
+    """Say over how many devices a run is divided, and how.
+
+    Args:
+        config: Resolved config.
+        devices: Devices over all machines.
+    """
+    sizes = mesh_of(config, devices)
+    if sizes is not None:
+        return f"{counted(devices, 'devices')}, mesh {sizes.described}"
+    how = {"none": "", "ddp": ", DDP", "fsdp": ", FSDP2"}
+    return counted(devices, "devices") + how[sharding_of(config.trainer.strategy, None, devices)]
+
+
 def _mesh(config: Namespace, devices: int) -> list[str]:
     sizes = None if config.parallel is None else mesh_of(config, devices)
     return [] if sizes is None else [f"mesh {sizes.described}"]

@@ -23,7 +23,7 @@ from lit_pretrain.checkpoint.lineage import LINEAGE_FILENAME, Lineage, lineage_o
 from lit_pretrain.checkpoint.resume_contract import OPTIMIZER, differences, fork_lines
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.command.load_run import quiet_libraries
-from lit_pretrain.cli.train.fit_plan import fit_plan
+from lit_pretrain.cli.train.fit_plan import devices_line, fit_plan
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.ranks import (
     check_restarts,
@@ -345,6 +345,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
         resumed_from=str(cli.place.checkpoint) if cli.place.checkpoint else None,
         precision=cli.config.trainer.precision,
         threads=torch.get_num_threads(),
+        devices=devices_line(cli.config, cli.trainer.world_size),
         unique_tokens=data.unique_tokens(config["max_steps"]),
         parameters=dataclasses.asdict(count_parameters(net_of(cli.config))),
         forecast=forecast,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli.plan.question import PlanCLI
 from lit_pretrain.cli.train import fit_plan
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, count_parameters
@@ -170,3 +171,28 @@ def test_a_rollout_that_cannot_fit_is_refused_with_what_would(
     ) as error:
         fit_plan.check_memory(net, layout, ranks_here=1, allow=False)
     assert "FSDP" not in str(error.value)  # which refuses rollouts
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "line"),
+    [
+        ([], 1, "1 device"),
+        ([], 2, "2 devices, DDP"),
+        (["--trainer.strategy=fsdp"], 4, "4 devices, mesh dp_shard 4"),
+        (["--parallel.tp=2"], 4, "4 devices, mesh dp_shard 2 × tp 2"),
+        (["--parallel.dp_replicate=2"], 8, "8 devices, mesh dp_replicate 2 × dp_shard 4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_devices_are_said_with_their_mesh(options: list[str], devices: int, line: str) -> None:
+    config = PlanCLI([*SHAPE, *options, "--devices", str(devices), "--max_steps=1"]).config
+    assert fit_plan.devices_line(config, devices) == line
+
+
+def test_a_run_and_its_inspection_name_the_devices(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json.loads((work / "base" / "provenance.json").read_text())["devices"] == "1 device"
+    capsys.readouterr()
+    assert main(["inspect", "run", str(work / "base")]) == 0
+    assert ", 1 device\n" in capsys.readouterr().out
