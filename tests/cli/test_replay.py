@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli.replay.replay_run import attempt_of
 from lit_pretrain.data import TextData
 from lit_pretrain.report.run_folder import METRICS, METRICS_DIGESTS, read_metrics
 
@@ -342,3 +343,53 @@ def test_two_ranks_with_sharded_weights_are_replayed_to_the_bit(
     # The line of step 6 holds step 5, which reads the weights that step 4 has left.
     assert (found["compared"], found["differences"]) == ([4, 6], [])
     assert len({document["sample"] for document in found["documents"]}) == 8
+
+
+def test_a_spike_is_looked_at_after_the_run_has_gone_back_from_it(
+    dataset: Path,
+    tmp_path: Path,
+    planted: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = TextData(str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
+    batch = data.step_batches(5, 8)[0]
+    monkeypatch.setattr(planted, "POISON", tuple(batch.tokens_BT[0].tolist()))
+    options = [
+        "--model.objective=planted_faults.Poisoned", "--guard.action=rewind", "--guard.margin=1",
+        "--checkpoint_every=2",
+    ]  # fmt: skip
+    assert fit(dataset, tmp_path, "rewound", *options) == 0
+    run = tmp_path / "rewound"
+    assert "the run goes back to step 4 and leaves out the rows of steps 4:7" in (
+        capsys.readouterr().err
+    )
+    before = fingerprint(run)
+    after = report_of(run, 5, tmp_path / "after", "--trust=true")
+    assert (after["differences"], after["stopped"]) == ([], None)
+    assert "nan" not in {document["mean"] for document in after["documents"]}
+    spike = report_of(run, 5, tmp_path / "spike", "--trust=true", "--before_rewind=true")
+    assert "nan" in spike["stopped"]
+    assert spike["begin"] == 4
+    [bad] = [document for document in spike["documents"] if document["mean"] == "nan"]
+    assert bad["sample"] == int(batch.index_B[0])
+    assert fingerprint(run) == before
+    capsys.readouterr()
+    refused = ["replay", str(run), "--step=2", "--trust=true", "--before_rewind=true"]
+    assert main(refused) == 2
+    assert "has not gone back from step 2 (went back to step 4" in capsys.readouterr().err
+
+
+def test_a_run_that_went_on_longer_is_replayed_in_both_its_attempts(
+    dataset: Path, tmp_path: Path
+) -> None:
+    constant = ["--model.schedule.kind=constant", "--model.schedule.warmup=0"]
+    assert fit(dataset, tmp_path, "run", *constant, "--max_steps=4") == 0
+    longer = ["--resume=auto", "--data.micro_batch_size=4"]
+    assert fit(dataset, tmp_path, "run", *constant, *longer) == 0
+    run = tmp_path / "run"
+    assert attempt_of(run, 3).config.name == "config.4-steps.yaml"
+    assert attempt_of(run, 4).config.name == "config.resume-1.yaml"
+    for step in (3, 6):
+        found = report_of(run, step, tmp_path / str(step))
+        assert (found["compared"][-1], found["differences"]) == (step // 2 * 2 + 2, [])

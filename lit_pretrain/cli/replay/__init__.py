@@ -28,6 +28,12 @@ def main(argv: list[str]) -> int:
         "--documents", type=int, default=10, help="How many documents and tokens are printed."
     )
     parser.add_argument(
+        "--before_rewind",
+        type=bool,
+        default=False,
+        help="The step as it was before the run went back from it, such as a spike.",
+    )
+    parser.add_argument(
         "--path",
         type=str | None,
         default=None,
@@ -54,6 +60,7 @@ def main(argv: list[str]) -> int:
             step=options.step,
             report=options.report,
             shown=options.documents,
+            before_rewind=options.before_rewind,
             path=options.path,
             devices=options.devices,
             trust=options.trust,

@@ -4,6 +4,7 @@ The order of the data and the random numbers are functions of the step, so that 
 computes the same bits. Nothing is written into the run's folder.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from lightning.pytorch import Trainer
 
 from lit_pretrain.callbacks.checkpoints import PlainCheckpointIO
 from lit_pretrain.callbacks.metrics import Metrics
-from lit_pretrain.checkpoint.layout import newest_complete, resolve, step_of
+from lit_pretrain.checkpoint.digests import damage
+from lit_pretrain.checkpoint.layout import checkpoints, resolve, step_of
 from lit_pretrain.checkpoint.remote_run import fetched
 from lit_pretrain.checkpoint.resume_contract import (
     OPTIMIZER,
@@ -41,6 +43,7 @@ from lit_pretrain.parallel.strategy import make_strategy
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.rewinds import read_rewinds
 from lit_pretrain.report.run_folder import (
+    ABANDONED,
     CONFIG,
     METRICS,
     Provenance,
@@ -66,6 +69,7 @@ class Request:
     step: int
     report: str | None = None
     shown: int = 10
+    before_rewind: bool = False
     path: str | None = None
     devices: int | None = None
     trust: bool = False
@@ -106,13 +110,15 @@ def replay(request: Request) -> int:
             )
         check_output(request.report, f"--report={request.report}")
     attempt = attempt_of(run, request.step)
-    recorded = [
-        line for line in read_metrics(run) if COMPARED[0] in line and line["step"] > request.step
-    ]
+    left = left_branch(run, request.step) if request.before_rewind else None
+    lines = read_metrics(run)
+    if left is not None:  # what it recorded later is gone
+        lines = [line for line in lines if line["step"] <= left.to]
+    recorded = [line for line in lines if COMPARED[0] in line and line["step"] > request.step]
     # To the end of the window that holds the step: only so its own loss is compared as well.
     last = min((int(line["step"]) for line in recorded), default=request.step + 1)
     with tempfile.TemporaryDirectory() as folder:
-        cli = ReplayCLI(attempt, request, last, Path(folder))
+        cli = ReplayCLI(attempt, request, last, Path(folder), left)
         look, metrics = cli.look, cli.computed
         place = cli.place
         begin = 0 if place.checkpoint is None else read_record(place.checkpoint).step
@@ -129,7 +135,7 @@ def replay(request: Request) -> int:
         )
     if not cli.trainer.is_global_zero:
         return 0
-    repetition = compare_lines(read_metrics(run), metrics, begin=begin, last=last)
+    repetition = compare_lines(lines, metrics, begin=begin, last=last)
     report = Report(
         run=str(run), step=request.step, begin=begin, unit=cli.unit, repetition=repetition,
         found=look.found, clip_norm=cli.model.clip_norm,
@@ -162,7 +168,9 @@ def attempt_of(run: Path, step: int) -> Attempt:
             f"{run} was written by `{facts['verb']}` and not by training, so it has no step to"
             " compute again"
         )
-    found = Attempt(run / CONFIG, facts, 0)
+    # A resume that raises the length keeps the config of before under its number of steps.
+    shorter = sorted(run.glob("config.*-steps.yaml"), key=lambda file: _number_in(file.name))
+    found = Attempt([*shorter, run / CONFIG][0], facts, 0)
     number = 1
     while (config := run / f"config.resume-{number}.yaml").is_file():
         file = run / f"provenance.resume-{number}.json"
@@ -182,11 +190,54 @@ def attempt_of(run: Path, step: int) -> Attempt:
     return found
 
 
+def _number_in(name: str) -> int:
+    """Read the number in the name of a file; 0 without one."""
+    digits = re.search(r"\d+", name)
+    return 0 if digits is None else int(digits[0])
+
+
+@dataclass(frozen=True)
+class LeftBranch:
+    """What a run was before it went back."""
+
+    to: int
+    """Step to which it went back: up to there the branch and the run are one."""
+    skips: Skips
+    held: Skips
+
+
+def left_branch(run: Path, step: int) -> LeftBranch:
+    """Find what a run left out when it made a step from which it later went back.
+
+    Raises:
+        UserError: It has not gone back from there.
+    """
+    rewinds = read_rewinds(run)
+    for number in reversed(range(len(rewinds))):
+        rewind = rewinds[number]
+        if rewind.to <= step and (rewind.spike is None or step <= rewind.spike):
+            if number:
+                before = rewinds[number - 1]
+                return LeftBranch(rewind.to, before.kept, before.held_steps)
+            skipped = read_provenance(run).get("skipped")
+            return LeftBranch(rewind.to, Skips.parse(skipped), Skips())
+    went = "; ".join(rewind.line for rewind in rewinds) or "it never went back"
+    raise UserError(f"--before_rewind: {run} has not gone back from step {step} ({went})")
+
+
 class ReplayCLI(TrainCLI):
     """A run from its own config and checkpoints, with callbacks that look and write nothing."""
 
-    def __init__(self, attempt: Attempt, request: Request, last: int, folder: Path) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        request: Request,
+        last: int,
+        folder: Path,
+        left: LeftBranch | None = None,
+    ) -> None:
         self.request = request
+        self.left = left
         self.last = last
         self.run = Path(request.run)
         self.scratch = folder
@@ -203,6 +254,8 @@ class ReplayCLI(TrainCLI):
             "rewind_to": None, "profile": False, "allow_oom": True, "statistics_every": 0,
             "evaluate_tasks": [], "evaluate_every": 0,
         }  # fmt: skip
+        if left is not None:
+            config["skip_steps"] = str(left.skips) or None
         if not request.trust:
             groups = ("model", "data", "trainer")
             refuse_foreign_classes({name: config[name] for name in groups}, f"the run {self.run}")
@@ -232,18 +285,25 @@ class ReplayCLI(TrainCLI):
         Raises:
             UserError: The run begins after the step.
         """
-        skips = Skips.parse(self.settings.skip_steps).whole(updates) | read_skips(self.run)
+        skips = Skips.parse(self.settings.skip_steps).whole(updates)
         held, rewinds = Skips(), read_rewinds(self.run)
-        if rewinds:
-            skips |= rewinds[-1].kept
-            held = rewinds[-1].held_steps
-        step = self.request.step
-        say = warn if is_first_process() else lambda message: None
-        found = newest_complete(
-            self.run,
-            say,
-            lambda path: (step_of(path) or 0) <= step and fits_skips(read_record(path), skips),
-        )
+        if self.left is not None:
+            held = self.left.held
+        else:
+            skips |= read_skips(self.run)
+            if rewinds:
+                skips |= rewinds[-1].kept
+                held = rewinds[-1].held_steps
+        step, found = self.request.step, None
+        for path in sorted(self._checkpoints(), key=lambda path: step_of(path) or 0, reverse=True):
+            if (step_of(path) or 0) > step:
+                continue
+            if (wrong := damage(path)) is None:
+                if fits_skips(read_record(path), skips):
+                    found = path
+                    break
+            elif is_first_process():
+                warn(f"checkpoint {path} is torn or damaged: {wrong}; it is passed over")
         if found is None and self.settings.fork is not None:
             found = resolve(self.settings.fork)
             begin = read_record(found).step
@@ -257,6 +317,13 @@ class ReplayCLI(TrainCLI):
             skips |= skips_of(contract)
             held |= held_of(contract)
         return RunPlace(self.run, found, skips, held)
+
+    def _checkpoints(self) -> list[Path]:
+        """List the checkpoints of the run, and those set aside if it left the branch."""
+        aside = self.run / ABANDONED
+        if self.left is None or not aside.is_dir():
+            return checkpoints(self.run)
+        return checkpoints(self.run) + [p for p in aside.iterdir() if step_of(p) is not None]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer that looks at the step and writes nothing."""
@@ -404,6 +471,10 @@ def reasons(attempt: Attempt, cli: ReplayCLI, begin: int) -> list[str]:
         found.append("the callbacks of the run's config are left out")
     if cli.model.net.is_compiled:
         found.append("blocks are compiled, and another compiler or processor makes other code")
+    elif cli.model.compile_mode == "auto":
+        found.append(
+            "blocks are not compiled here, and may have been before (model.compile is auto)"
+        )
     if cli.trainer.strategy.root_device.type != "cpu":
         found.append("some operations of a GPU add in no fixed order")
     return found or ["nothing that the run has recorded differs from this machine"]
