@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lit_pretrain.checkpoint.digests import DIGESTS, damage
+from lit_pretrain.checkpoint.weights import read_average
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.report.run_folder import read_metrics
 
@@ -28,7 +30,7 @@ BASE = [
     "--data.global_batch_tokens=512",
     "--data.val_tokens=512", "--max_steps=8", "--log_every=1", "--validate_every=4",
     "--checkpoint_every=4", "--sample_prompts=[]",
-    "--trainer.precision=32-true", "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--model.ema_half_life=2048",
 ]  # fmt: skip
 TWO = ["--trainer.devices=2", "--data.micro_batch_size=4"]
 ONE = ["--data.micro_batch_size=8"]
@@ -156,6 +158,14 @@ def figures(run: Path) -> list[float]:
     return [m.get("train/loss", m.get("val/loss")) for m in read_metrics(run)]
 
 
+def check_average(run: Path, other: Path) -> None:
+    """Whoever has trained and saved, the moving averages of two runs at their ends agree."""
+    found, expected = (read_average(r / "checkpoints" / "step=00000008.ckpt") for r in (run, other))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-4)
+
+
 def mixture(run: Path) -> list[dict[str, float]]:
     return [
         {k: v for k, v in m.items() if k.startswith(("mixture/", "data/"))}
@@ -208,6 +218,7 @@ def test_two_ranks_equal_one_and_hand_over(
     last = one / name / "checkpoints" / "step=00000008.ckpt"
     assert last.is_dir() == ("--sharded_checkpoints=true" in extra)
     assert damage(last) is None
+    check_average(one / name, one / "one")
     if last.is_dir():  # every rank has hashed what it wrote
         files = read_sealed_json(last / DIGESTS)["files"]
         assert set(files) == {path.name for path in last.iterdir()} - {DIGESTS}
@@ -218,6 +229,7 @@ def test_two_ranks_equal_one_and_hand_over(
     fit(dataset, one, name, *ONE, "--resume=auto")
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
     assert last.is_file()
+    check_average(one / name, one / "one")
 
 
 @pytest.mark.slow
@@ -267,6 +279,7 @@ def test_two_ranks_go_on_from_one_and_then_from_two(
     )
     fit(dataset, one, name, *TWO, *again, "--resume=auto")
     assert figures(one / name) == pytest.approx(figures(one / "one"), abs=1e-5)
+    check_average(one / name, one / "one")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ Beside Lightning's own entries (loops, optimizer states, schedulers) a checkpoin
     state_dict       the network under `net.`; the score head of a reward model under `score.weight`
     adapter          `AdapterRecord` of a run whose state_dict holds an adapter alone
     metrics_window   sums of the metrics window that the checkpoint interrupts
+    average          how far the moving average is, whose tensors lie in the optimizer's state
     answers          answers that further optimizer steps still learn from
     standalone       `Standalone`, of a checkpoint that no run folder stands behind: a script's
 
@@ -50,6 +51,7 @@ RECORD_KEY = "lit_pretrain"
 ADAPTER_KEY = "adapter"
 WINDOW_KEY = "metrics_window"
 ANSWERS_KEY = "answers"
+AVERAGE_KEY = "average"
 GUARD_KEY = "guard"
 STANDALONE_KEY = "standalone"
 NET_PREFIX = "net."

@@ -88,17 +88,18 @@ def stored_shape(checkpoint: Path) -> Mapping[str, Any]:
     return fields
 
 
-def load_network(checkpoint: Path) -> Transformer:
+def load_network(checkpoint: Path, *, average: bool = False) -> Transformer:
     """Load the network of a checkpoint, on the CPU in fp32.
 
     Args:
         checkpoint: A checkpoint within its run's folder, which holds the shape in config.yaml.
+        average: Whether to take the moving average of its weights.
     """
     fields = stored_shape(checkpoint)
     with torch.device("meta"):
         net = Transformer(model_config(fields))
     net.to_empty(device="cpu")
-    load_weights(net, str(checkpoint))
+    load_weights(net, str(checkpoint), average=average)
     return net
 
 

@@ -24,6 +24,7 @@ from lit_pretrain.checkpoint.digests import write_archive
 from lit_pretrain.checkpoint.hf_import import read_tensors
 from lit_pretrain.checkpoint.layout import (
     ADAPTER_KEY,
+    AVERAGE_KEY,
     NET_PREFIX,
     SCORE_KEY,
     CheckpointRecord,
@@ -45,23 +46,23 @@ def read_metadata(path: Path) -> Mapping[str, Any]:
     return read_entries(path) if path.is_dir() else load_archive(path, mmap=True)
 
 
-def read_stored(path: Path) -> dict[str, Tensor]:
+def read_stored(path: Path, *, average: bool = False) -> dict[str, Tensor]:
     """Read the network's tensors that a place holds itself, in their own dtypes.
 
     An adapter's checkpoint holds the adapter alone.
 
     Args:
         path: A checkpoint or a Hugging Face folder.
+        average: Whether to take the moving average of what is trained, and not the last weights.
 
     Raises:
-        UserError: It holds no network.
+        UserError: It holds no network, or no average.
     """
     if is_hf_folder(path):
+        if average:
+            raise UserError(f"{path} is a Hugging Face folder, which holds no average of weights")
         return read_tensors(path)
-    if path.is_dir():
-        whole: Mapping[str, Tensor] = read_shards(path, only={"state_dict"})["state_dict"]
-    else:
-        whole = read_metadata(path).get("state_dict", {})
+    whole = _state_dict(path) | (read_average(path) if average else {})
     weights = {
         key.removeprefix(NET_PREFIX): value
         for key, value in whole.items()
@@ -75,11 +76,43 @@ def read_stored(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_score(path: Path) -> Tensor | None:
-    """Read the score head of a checkpoint; None if it is not a reward model's."""
-    whole = read_shards(path, only={"state_dict"}) if path.is_dir() else read_metadata(path)
-    weight: Tensor | None = whole.get("state_dict", {}).get(SCORE_KEY)
-    return weight
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return dict(read_shards(path, only={"state_dict"})["state_dict"])
+    return dict(read_metadata(path).get("state_dict", {}))
+
+
+def read_average(path: Path) -> dict[str, Tensor]:
+    """Read the moving average of what a run trains, by its keys in `state_dict`.
+
+    Raises:
+        UserError: The checkpoint holds none.
+    """
+    record = read_metadata(path).get(AVERAGE_KEY)
+    if record is None:
+        raise UserError(
+            f"{path} holds no average of weights: train with --model.ema_half_life TOKENS, or take"
+            " the mean of several checkpoints by `lit_pretrain average`"
+        )
+    if not record["updates"]:
+        raise UserError(
+            f"{path} holds no average of weights yet: the first is taken later in the run"
+        )
+    if path.is_dir():
+        state = read_shards(path, only={"optimizer_0"})["optimizer_0"]["state"]
+        return {name: state[name]["average"] for name in record["names"]}
+    saved = read_metadata(path)["optimizer_states"][0]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    return {
+        name: saved["state"][number]["average"]
+        for name, number in zip(record["names"], numbers, strict=True)
+    }
+
+
+def read_score(path: Path, *, average: bool = False) -> Tensor | None:
+    """Read the score head of a checkpoint, or its average; None if it is no reward model's."""
+    weight = _state_dict(path).get(SCORE_KEY)
+    return weight if weight is None or not average else read_average(path)[SCORE_KEY]
 
 
 def read_record(path: Path) -> CheckpointRecord:
@@ -110,7 +143,9 @@ def weights_identity(where: str) -> str:
     return adapter_hash(read_stored(path), beneath="" if record is None else record.base_hash)
 
 
-def read_weights(where: str, *, which: str = "last", base: str | None = None) -> dict[str, Tensor]:
+def read_weights(
+    where: str, *, which: str = "last", base: str | None = None, average: bool = False
+) -> dict[str, Tensor]:
     """Read the network's state dict, whole, from a run, a checkpoint or a Hugging Face folder.
 
     An adapter is put into its base's matrices.
@@ -119,13 +154,14 @@ def read_weights(where: str, *, which: str = "last", base: str | None = None) ->
         where: The place.
         which: Which checkpoint of a run folder: last or best.
         base: Where the base of an adapter lies, if it has moved since training.
+        average: As for `read_stored`.
 
     Raises:
         UserError: There is no complete checkpoint, it holds no network, or its base is gone or has
             changed.
     """
     path = _place(where, which)
-    stored, record = read_stored(path), read_adapter_record(path)
+    stored, record = read_stored(path, average=average), read_adapter_record(path)
     if record is None:
         if base is not None:
             raise UserError(f"{where} is a whole network and has no base: leave --base out")
@@ -139,13 +175,13 @@ def _place(where: str, which: str = "last") -> Path:
     return Path(where) if is_hf_folder(Path(where)) else resolve(where, which=which)
 
 
-def load_weights(net: nn.Module, where: str, *, which: str = "last") -> None:
-    """Give a whole network the weights of a checkpoint.
+def load_weights(net: nn.Module, where: str, *, which: str = "last", average: bool = False) -> None:
+    """Give a whole network the weights of a checkpoint, or their moving average.
 
     Raises:
         UserError: Names or shapes differ; the first few are named.
     """
-    weights = read_weights(where, which=which)
+    weights = read_weights(where, which=which, average=average)
     own = net.state_dict()
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
 from lit_pretrain.cli.command.verb import Verb
@@ -170,6 +170,7 @@ def chat(
     seed: int = 0,
     device: str = "auto",
     dtype: Dtype = "float32",
+    weights: Literal["trained", "average"] = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Talk with a run, a line a turn.
@@ -186,10 +187,11 @@ def chat(
         seed: Seed of the first answer; the next ones count on from it.
         device: auto, cpu, gpu, cuda or mps.
         dtype: Of the arithmetic.
+        weights: The weights as training left them, or their moving average (model.ema_half_life).
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
-    net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept)
+    net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept, weights=weights)
     renderer, own = load_renderer(tokenizer, path.parent.parent, template)
     from lit_pretrain.generate.conversation import ReplySampling, Talk
     from lit_pretrain.generate.sampling import check_sampling

@@ -30,6 +30,7 @@ def evaluate_run(
     seed: int = 1234,
     report: str | None = None,
     tensorboard: bool = True,
+    weights: Literal["trained", "average"] = "trained",
     accept: list[str] = [],  # noqa: B006  (as tasks)
     trust: bool = False,
 ) -> int:
@@ -55,6 +56,7 @@ def evaluate_run(
         seed: Of the choice of examples, and of sampled answers.
         report: File of the report; it must not exist. Default: one of its own in RUN/evaluations.
         tensorboard: Also write the figures to the run's TensorBoard, at the step of the checkpoint.
+        weights: The weights as training left them, or their moving average (model.ema_half_life).
         accept: Fields of the contract that may differ from the record: tokenizer, template,
             vocabulary, bos_id, eos_id, stop_ids.
         trust: Import classes that the run's config names and that are not of lit_pretrain.
@@ -112,17 +114,19 @@ def evaluate_run(
     figures: dict[str, dict[str, float]] = {}
     where: str | None = None
     if held_out:
-        figures, where = _held_out(path, data, precision, device, accept, trust)
+        figures, where = _held_out(path, data, precision, device, accept, trust, weights)
     stages = lineage_of(path).stages
     scores = []
     if names:
-        net, autocast = _network(path, precision, device)
+        net, autocast = _network(path, precision, device, weights)
         scores = run_tasks(net, language, request, stages, loaded=loaded, autocast=autocast)
     template = "none" if language.template is None else language.template.hash[:16]
     conditions: dict[str, object] = {"checkpoint": str(path)}
     if held_out:
         conditions["held-out text"] = f"the validation split of {where}"
     conditions["precision"] = precision
+    if weights == "average":
+        conditions["weights"] = "their moving average"
     if names:
         conditions |= {
             "harness": f"lm-eval {version}",
@@ -143,7 +147,8 @@ def evaluate_run(
     )
     with writing(*report_place):
         write_file(file, _dump(written))
-    if tensorboard and trained is not None:  # what was not trained here has no place on the axis
+    # What was not trained here has no place on the axis, and averages are no points of the curve.
+    if tensorboard and trained is not None and weights == "trained":
         from torch.utils.tensorboard import SummaryWriter
 
         from lit_pretrain.report.tensorboard import TEXT_LOSS, tag_of
@@ -161,7 +166,7 @@ def _dump(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
-def _network(path: Path, precision: str, device: str) -> Any:
+def _network(path: Path, precision: str, device: str, weights: str) -> Any:
     """Load the network on its device, with the autocast of its precision."""
     from contextlib import nullcontext
 
@@ -172,11 +177,17 @@ def _network(path: Path, precision: str, device: str) -> Any:
 
     place = choose_device(device)
     autocast = torch.autocast(place, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
-    return load_network(path).to(place).eval(), autocast
+    return load_network(path, average=weights == "average").to(place).eval(), autocast
 
 
 def _held_out(
-    path: Path, data: str | None, precision: str, device: str, accept: list[str], trust: bool
+    path: Path,
+    data: str | None,
+    precision: str,
+    device: str,
+    accept: list[str],
+    trust: bool,
+    weights: str,
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Measure loss, perplexity and bits per byte by source, as `validate` does.
 
@@ -197,7 +208,7 @@ def _held_out(
         f"--trainer.accelerator={choose_device(device)}",
         f"--trust={str(trust).lower()}",
     ]
-    options.append(f"--accept={accept}")
+    options += [f"--accept={accept}", f"--weights={weights}"]
     if data is not None:
         if rows:
             options += ["--data=lit_pretrain.data.TextData", f"--data.path={data}"]

@@ -16,6 +16,7 @@ def export_hf(
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     max_shard_gb: float = 5.0,
     tolerance: float | None = None,
+    weights: Literal["trained", "average"] = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Write a run as a Hugging Face folder for transformers 4 and 5, vLLM, lm-eval and llama.cpp.
@@ -29,6 +30,7 @@ def export_hf(
         max_shard_gb: Largest file of weights, in GB (10⁹ bytes); more of them get an index.
         tolerance: Largest difference between logits before and after, relative to the largest
             logit. Default: 1e-4, or 0.1 where weights are rounded to 16 bits.
+        weights: The weights as training left them, or their moving average (model.ema_half_life).
         accept: Fields of the contract that may differ from the record: tokenizer, template,
             vocabulary, bos_id, eos_id, stop_ids.
     """
@@ -85,7 +87,8 @@ def export_hf(
             f"{home} holds no tokenizer.json, without which nobody could use the export; put that"
             " of its data there"
         )
-    net = load_network(path).eval()
+    average = weights == "average"
+    net = load_network(path, average=average).eval()
     kind, shape = architecture(net.config)
     if language.tokenizer.vocab_size > net.config.vocab_size:
         raise UserError(
@@ -100,7 +103,7 @@ def export_hf(
     tokens_BT = probe_tokens(net.config)
     expected_BTV = logits_of(net, tokens_BT)
     del net  # beside the tensors that follow it would double the memory
-    stored = read_weights(str(path))
+    stored = read_weights(str(path), average=average)
     tensors = to_tensors(shape, stored, None if dtype == "stored" else getattr(torch, dtype))
     rounded = dtype in ("bfloat16", "float16") and any(
         tensor.dtype == torch.float32 for tensor in stored.values()
@@ -142,7 +145,8 @@ def export_hf(
             dtype=written_dtype,
             language=language,
             stages=lineage.stages,
-            measured=last_validation(home),
+            # The run has measured its weights, not their average.
+            measured={} if average else last_validation(home),
             compared=report[0],
             versions=recorded["versions"],
         )

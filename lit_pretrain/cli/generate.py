@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Literal
 
 from lit_pretrain.cli.command.verb import Verb
 
@@ -21,6 +22,7 @@ def generate_text(
     seed: int = 0,
     stop: list[str] = [],  # noqa: B006  (as prompts)
     device: str = "auto",
+    weights: Literal["trained", "average"] = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Complete prompts and print them as they grow.
@@ -38,12 +40,13 @@ def generate_text(
         seed: Seed of the first prompt; the next ones count on from it.
         stop: Strings that end a completion.
         device: auto, cpu, gpu, cuda or mps.
+        weights: The weights as training left them, or their moving average (model.ema_half_life).
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
     from lit_pretrain.cli.command.load_run import load_run
 
-    net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept)
+    net, tokenizer, _ = load_run(run, checkpoint, device, accept=accept, weights=weights)
     from lit_pretrain.generate.conversation import encode_prompt, stream
 
     began = time.perf_counter()

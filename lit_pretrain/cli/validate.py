@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -67,6 +67,12 @@ class EvaluateCLI(LightningCLI):
             "--checkpoint", type=str, default="last", help="For a run folder: last or best."
         )
         parser.add_argument(
+            "--weights",
+            type=Literal["trained", "average"],
+            default="trained",
+            help="The weights as training left them, or their moving average (ema_half_life).",
+        )
+        parser.add_argument(
             "--accept",
             type=list[str],
             default=[],
@@ -84,7 +90,7 @@ class EvaluateCLI(LightningCLI):
         say_of_trainer(parser)
         assert isinstance(parser, TrainParser)
         parser.first_page = {
-            "Run": ("run", "checkpoint", "accept", "json", "config", "print_config"),
+            "Run": ("run", "checkpoint", "weights", "accept", "json", "config", "print_config"),
             "Data": DATA_PAGE,
             "Machine": ("trainer.accelerator", "trainer.precision"),
         }
@@ -135,6 +141,7 @@ class EvaluateCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make everything, and refuse data that does not speak the language of the run."""
         super().instantiate_classes()
+        self.model.origin.average = self.config.weights == "average"
         place, accept = self.config.model.init_from, tuple(self.config.accept)
         language = check_files(place, accept=accept)
         if language is not None:

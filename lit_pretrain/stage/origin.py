@@ -98,12 +98,14 @@ class Origin:
         self.freeze = freeze
         self.base_hash: str | None = None
         """Identity of the weights beneath the adapter, on the ranks that have filled a network."""
+        self.average = False
+        """Whether the parent's average of weights is taken, and not its last ones."""
 
     def fill_base(self, net: Transformer) -> None:
         """Give a whole, unsharded network the weights that training starts from."""
         net.reset_parameters(torch.Generator().manual_seed(self.seed))
         if self.parent is not None:
-            load_weights(net, self.parent)
+            load_weights(net, self.parent, average=self.average)
 
     def fill(self, net: Transformer) -> None:
         """Give a whole, unsharded network its first weights, and its adapter if there is one."""
@@ -164,6 +166,7 @@ def make_score_head(
     *,
     seed: int,
     init_from: str | None,
+    average: bool,
     mesh: DeviceMesh | None,
     device: torch.device,
 ) -> tuple[nn.Linear, bool]:
@@ -175,7 +178,7 @@ def make_score_head(
     stored = (
         None
         if init_from is None or is_hf_folder(Path(init_from))
-        else read_score(resolve(init_from))
+        else read_score(resolve(init_from), average=average)
     )
     with torch.no_grad():
         if stored is not None:

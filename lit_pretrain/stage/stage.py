@@ -25,6 +25,7 @@ from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.layout import (
     ANSWERS_KEY,
+    AVERAGE_KEY,
     GUARD_KEY,
     RECORD_KEY,
     SCORE_KEY,
@@ -52,6 +53,7 @@ from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.optim.optimizer import check_moments, group_settings
+from lit_pretrain.optim.weight_average import WeightAverage
 from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
@@ -95,6 +97,9 @@ class Stage(L.LightningModule):
         schedule: How the learning rates move over the run.
         clip_norm: Largest global gradient norm, per token of the global batch; None leaves
             gradients as they are.
+        ema_half_life: Keep a moving average of the weights, in which they count half after this
+            many tokens; `--weights average` of `validate`, `generate` and `export` reads it. By
+            default there is none.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by
             `--from`.
         rollout: How prompts are answered and the answers rewarded, for GRPO.
@@ -127,6 +132,7 @@ class Stage(L.LightningModule):
         optimizer: OptimizerRecipe | OptimizerCallable = MuonAdamW(),
         schedule: Schedule = Schedule(),
         clip_norm: float | None = 1.0,
+        ema_half_life: float | None = None,
         init_from: str | None = None,
         rollout: Rollout | None = None,
         adapter: LoRA | None = None,
@@ -143,6 +149,11 @@ class Stage(L.LightningModule):
             raise UserError(
                 f"model.clip_norm={clip_norm} must be positive, or null for no clipping"
             )
+        if ema_half_life is not None and not 0 < ema_half_life < math.inf:
+            raise UserError(
+                f"model.ema_half_life={ema_half_life} must be a positive number of tokens, or null"
+                " for no average"
+            )
         if adapter is not None and freeze:
             raise UserError(
                 f"model.freeze={list(freeze)} has no effect beside model.adapter, which freezes the"
@@ -158,6 +169,9 @@ class Stage(L.LightningModule):
         self.optimizer_recipe = recipe_of(optimizer)
         self.schedule = schedule
         self.clip_norm = clip_norm
+        self.ema_half_life = ema_half_life
+        self.average: WeightAverage | None = None
+        self._averaged: dict[str, Any] = {}
         self.init_from = init_from
         self.rollout = rollout
         self.adapter = adapter
@@ -237,6 +251,7 @@ class Stage(L.LightningModule):
                 self.config.width,
                 seed=self.seed,
                 init_from=self.init_from,
+                average=self.origin.average,
                 mesh=self.device_mesh,
                 device=device,
             )
@@ -297,6 +312,9 @@ class Stage(L.LightningModule):
             checkpoint[STANDALONE_KEY] = standalone(self.config, self._data.save)
         if self.guard is not None:
             checkpoint[GUARD_KEY] = self.guard.state()
+        if self.average is not None:
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            checkpoint[AVERAGE_KEY] = self.average.stored(names)
         if self.answers is not None:
             state = self.answers.state(self.global_step, self.gather_from_ranks)
             if state is not None:
@@ -325,6 +343,7 @@ class Stage(L.LightningModule):
         Raises:
             UserError: An adapter is that of another base, or has other tensors.
         """
+        self._averaged = checkpoint.get(AVERAGE_KEY, {})
         if self.guard is not None and GUARD_KEY in checkpoint:
             self.guard.load_state(checkpoint[GUARD_KEY])
         if self.answers is not None and ANSWERS_KEY in checkpoint:
@@ -421,6 +440,10 @@ class Stage(L.LightningModule):
         optimizer = self.optimizer_recipe.build(trained, roles)
         self._settings = group_settings(optimizer)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
+        if self.ema_half_life is not None:
+            self.average = WeightAverage(
+                optimizer, half_life=self.ema_half_life, tokens_per_step=tokens
+            )
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
         return {
             "optimizer": optimizer,
@@ -437,6 +460,8 @@ class Stage(L.LightningModule):
         Raises:
             UserError: A fork's optimizer needs moments that the checkpoint does not hold.
         """
+        if self.average is not None:
+            self.average.seen = self._averaged.get("seen", 0)
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         if self.new_settings:
@@ -581,6 +606,12 @@ class Stage(L.LightningModule):
         check_start(
             self.objective, means, net=self.net, place=self.reference.place, parent=self.init_from
         )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then their average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update()
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: `training_step` has accumulated gradients before Lightning calls this."""

@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
+Weights = Literal["trained", "average"]
+"""The weights as training left them, or their moving average (model.ema_half_life)."""
 
 
 def load_run(
-    run: str, checkpoint: str, device: str, dtype: Dtype = "float32", *, accept: Sequence[str] = ()
+    run: str,
+    checkpoint: str,
+    device: str,
+    dtype: Dtype = "float32",
+    *,
+    accept: Sequence[str] = (),
+    weights: Weights = "trained",
 ) -> tuple[Transformer, Tokenizer, Path]:
     """Load the network of a run, ready to write, and its tokenizer.
 
@@ -33,6 +41,7 @@ def load_run(
         device: auto, cpu, cuda or mps.
         dtype: Of the weights, and so of the arithmetic.
         accept: Fields of the contract in which the run's files may differ from its record.
+        weights: The last ones, or their moving average.
 
     Returns:
         Network, tokenizer and the checkpoint.
@@ -53,7 +62,7 @@ def load_run(
     from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
     place = choose_device(device)
-    net = load_network(path).to(place, getattr(torch, dtype)).eval()
+    net = load_network(path, average=weights == "average").to(place, getattr(torch, dtype)).eval()
     return net, Tokenizer.load(str(path.parent.parent)), path
 
 

@@ -247,13 +247,14 @@ def _layout(
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
         accumulates = division.micro_batches > 1
     optimizer = optimizer_of(config)
-    moments = {role: optimizer.moments(role) for role in ROLES}
+    averages = 0 if config.model.ema_half_life is None else 1
+    moments = {role: optimizer.moments(role) + averages for role in ROLES}
     noted.append(
         Assumption(
             "optimizer",
             optimizer.name,
-            f"it keeps {counted(moments['matrix'], 'moments')} of a matrix and"
-            f" {moments['embedding']} of an embedding; its workspace is not counted",
+            f"it keeps {counted(optimizer.moments('matrix'), 'moments')} of a matrix and"
+            f" {optimizer.moments('embedding')} of an embedding; its workspace is not counted",
         )
     )
     return Layout(

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 
-from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
+from lit_pretrain.cli.command.load_run import Dtype, Weights, load_renderer, load_run
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.plain_data import read_text
@@ -31,6 +31,7 @@ def serve(
     max_request_tokens: int = 65_536,
     device: str = "auto",
     dtype: Dtype = "float32",
+    weights: Weights = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Answer /v1/chat/completions, /v1/completions and /v1/models until Ctrl-C or SIGTERM.
@@ -55,6 +56,7 @@ def serve(
             max_tokens.
         device: auto, cpu, gpu, cuda or mps.
         dtype: Of the arithmetic.
+        weights: The weights as training left them, or their moving average (model.ema_half_life).
         accept: Fields of the contract in which the run's files may differ from its record:
             tokenizer, template, vocabulary, bos_id, eos_id, stop_ids.
     """
@@ -81,7 +83,9 @@ def serve(
         )
     listener = _listen(host, port)
     try:
-        net, tokenizer, path = load_run(run, checkpoint, device, dtype, accept=accept)
+        net, tokenizer, path = load_run(
+            run, checkpoint, device, dtype, accept=accept, weights=weights
+        )
         folder = path.parent.parent
         renderer, why = None, None
         try:
