@@ -202,6 +202,7 @@ ROWS = ["--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.01
 SMALLER = {
     "step=00000060": "step=00000001",
     "from_tokens: 245_760": "from_tokens: 512",
+    "--model.ema_half_life 65536": "--model.ema_half_life 512",
     "--splits.validation 0.04 --splits.test 0.02": "--splits.validation 0.1 --splits.test 0.05",
 }
 """What a command says of the quickstart's run and data, for the smaller ones of the fixture."""
