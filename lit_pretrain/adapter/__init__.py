@@ -1,8 +1,26 @@
 """Adapter: a few trainable weights beside a frozen network, and freezing by name.
 
-LoRA, rsLoRA, DoRA, PiSSA and QLoRA.
+LoRA, rsLoRA, DoRA, PiSSA and QLoRA; rows for new tokens.
 """
 
-from lit_pretrain.adapter.lora import LoRA, freeze_, is_adapter_tensor, merged_weight, plain_weights
+from lit_pretrain.adapter.lora import (
+    FIRST_ROW,
+    ROWS,
+    LoRA,
+    freeze_,
+    is_adapter_tensor,
+    merged_weight,
+    plain_weights,
+    train_rows_,
+)
 
-__all__ = ["LoRA", "freeze_", "is_adapter_tensor", "merged_weight", "plain_weights"]
+__all__ = [
+    "FIRST_ROW",
+    "ROWS",
+    "LoRA",
+    "freeze_",
+    "is_adapter_tensor",
+    "merged_weight",
+    "plain_weights",
+    "train_rows_",
+]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_pretrain.adapter.new_tokens import has_token_rows
 from lit_pretrain.adapter.nf4 import NF4Weight
 from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.roles import Role
@@ -88,7 +89,9 @@ def freeze_(net: nn.Module, patterns: Sequence[str]) -> list[str]:
     return frozen
 
 
-TENSORS = ("lora_A", "lora_B", "lora_magnitude", "lora_A0", "lora_B0")
+ROWS, FIRST_ROW = "lora_rows", "lora_first_row"
+"""Names of the rows of new tokens, and of the number of the first of them."""
+TENSORS = ("lora_A", "lora_B", "lora_magnitude", "lora_A0", "lora_B0", ROWS, FIRST_ROW)
 """Names of an adapter's own tensors, beside `weight` and `bias`."""
 
 
@@ -234,6 +237,92 @@ class AdaptedLinear(nn.Linear):
         )
 
 
+class TrainedRows:
+    """Train some rows of a matrix beside its frozen weight: those of new tokens.
+
+    The weight keeps the rows' first values, so that the base is there when the adapter is switched
+    off. A subclass is an `nn.Embedding` or `nn.Linear` as well.
+    """
+
+    roles: ClassVar[dict[str, Role]] = {"weight": "matrix", ROWS: "adapter"}
+
+    weight: Tensor
+    lora_rows: nn.Parameter
+    lora_first_row: Tensor
+    enabled: bool
+
+    def weight_with_rows(self) -> Tensor:
+        """Return the matrix with the trained rows in it."""
+        if not self.enabled:
+            return self.weight
+        first, count = self._first, len(self.lora_rows)
+        rows = self.lora_rows.to(self.weight.dtype)
+        return torch.cat([self.weight[:first], rows, self.weight[first + count :]])
+
+    def without_rows(self) -> nn.Module:
+        """Return the plain module that does the same."""
+        merged = self.weight_with_rows().detach()
+        rows, width = merged.shape
+        with torch.device("meta"):
+            plain = (
+                nn.Embedding(rows, width)
+                if isinstance(self, nn.Embedding)
+                else nn.Linear(width, rows, bias=False)
+            )
+        plain.weight = nn.Parameter(merged, requires_grad=False)
+        return plain
+
+    def _take(self, module: nn.Module, first: int, count: int) -> None:
+        """Copy what a module holds, with some of its rows as a parameter."""
+        nn.Module.__init__(self)  # type: ignore[arg-type]  # a subclass is a module
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        self.weight = weight
+        self.enabled = True
+        self._first = first
+        self.lora_rows = nn.Parameter(weight.detach()[first : first + count].clone())
+        self.register_buffer(FIRST_ROW, torch.tensor(first))  # type: ignore[attr-defined]
+
+
+class EmbeddingWithRows(TrainedRows, nn.Embedding):
+    """An embedding of which the rows of new tokens are trained."""
+
+    def __init__(self, base: nn.Embedding, first: int, count: int) -> None:
+        self._take(base, first, count)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids up."""
+        found = F.embedding(ids, self.weight)
+        if not self.enabled:
+            return found
+        number = ids - self._first
+        is_new = (number >= 0) & (number < len(self.lora_rows))
+        rows = F.embedding(number.clamp(0, len(self.lora_rows) - 1), self.lora_rows)
+        return torch.where(is_new[..., None], rows.to(found.dtype), found)
+
+
+class HeadWithRows(TrainedRows, nn.Linear):
+    """A head of which the rows of new tokens are trained; the loss reads its matrix."""
+
+    def __init__(self, base: nn.Linear, first: int, count: int) -> None:
+        self._take(base, first, count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits."""
+        return F.linear(x, self.weight_with_rows())
+
+
+def train_rows_(net: nn.Module, first: int, count: int) -> None:
+    """Train the rows of new tokens in a network that carries an adapter, in place."""
+    for name, module in list(net.named_modules()):
+        if has_token_rows(f"{name}.weight"):
+            kind = EmbeddingWithRows if isinstance(module, nn.Embedding) else HeadWithRows
+            _replace(net, name, kind(module, first, count).train(module.training))
+
+
 @torch.no_grad()
 def plain_weights(net: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of the plain network that does the same; merged matrices in fp32."""
@@ -241,6 +330,8 @@ def plain_weights(net: nn.Module) -> dict[str, Tensor]:
     for name, module in net.named_modules():
         if isinstance(module, AdaptedLinear):
             weights[f"{name}.weight"] = module.merged()
+        elif isinstance(module, TrainedRows):
+            weights[f"{name}.weight"] = module.weight_with_rows()
     return weights
 
 
@@ -402,7 +493,9 @@ class LoRA:
     @contextmanager
     def disabled(self, net: nn.Module) -> Iterator[None]:
         """Switch the adapter off within this context: the network computes its base, to the bit."""
-        adapted = [module for module in net.modules() if isinstance(module, AdaptedLinear)]
+        adapted = [
+            module for module in net.modules() if isinstance(module, AdaptedLinear | TrainedRows)
+        ]
         before = [module.enabled for module in adapted]
         for module in adapted:
             module.enabled = False
@@ -418,7 +511,9 @@ class LoRA:
         The sum is made in fp32, then rounded to the dtype of the base.
         """
         for name, module in list(net.named_modules()):
-            if isinstance(module, AdaptedLinear):
+            if isinstance(module, TrainedRows):
+                _replace(net, name, module.without_rows())
+            elif isinstance(module, AdaptedLinear):
                 dtype = module.lora_A.dtype if module.weight is None else module.weight.dtype
                 with torch.device("meta"):
                     plain = nn.Linear(

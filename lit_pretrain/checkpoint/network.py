@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_pretrain.adapter import FIRST_ROW, ROWS, train_rows_
+from lit_pretrain.adapter.new_tokens import NewTokens
 from lit_pretrain.checkpoint.hf_import import read_shape
 from lit_pretrain.checkpoint.layout import (
     STANDALONE_KEY,
@@ -133,9 +135,14 @@ def load_adapted(
     with torch.device("meta"):
         net = Transformer(model_config(stored_shape(checkpoint)))
     net.to_empty(device="cpu")
-    load_weights(net, beneath)
+    stored = read_stored(checkpoint)
+    rows = stored.get(f"token_embedding.{ROWS}")
+    first = None if rows is None else int(stored[f"token_embedding.{FIRST_ROW}"])
+    load_weights(net, beneath, new_tokens=None if first is None else NewTokens(first, ()))
     record.adapter.apply(net)
-    net.load_state_dict(read_stored(checkpoint), strict=False)
+    if rows is not None and first is not None:
+        train_rows_(net, first, len(rows))
+    net.load_state_dict(stored, strict=False)
     return net.eval(), record, beneath
 
 

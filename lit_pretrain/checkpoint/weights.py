@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.adapter import LoRA, is_adapter_tensor, merged_weight
+from lit_pretrain.adapter import FIRST_ROW, ROWS, LoRA, is_adapter_tensor, merged_weight
+from lit_pretrain.adapter.new_tokens import NewTokens, extend_rows, extend_weights
 from lit_pretrain.adapter.nf4 import dequantize, quantize
 from lit_pretrain.checkpoint.digests import write_archive
 from lit_pretrain.checkpoint.hf_import import read_tensors
@@ -33,6 +34,7 @@ from lit_pretrain.checkpoint.layout import (
 )
 from lit_pretrain.checkpoint.shards import load_archive, read_entries, read_shards
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import padded_vocab_size
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -175,14 +177,30 @@ def _place(where: str, which: str = "last") -> Path:
     return Path(where) if is_hf_folder(Path(where)) else resolve(where, which=which)
 
 
-def load_weights(net: nn.Module, where: str, *, which: str = "last", average: bool = False) -> None:
+def load_weights(
+    net: nn.Module,
+    where: str,
+    *,
+    which: str = "last",
+    average: bool = False,
+    new_tokens: NewTokens | None = None,
+) -> None:
     """Give a whole network the weights of a checkpoint, or their moving average.
+
+    Args:
+        net: The network.
+        where: A run folder, a checkpoint or a Hugging Face folder.
+        which: Which checkpoint of a run folder: last or best.
+        average: Read the moving average of the weights.
+        new_tokens: Tokens that the network has and the checkpoint has not.
 
     Raises:
         UserError: Names or shapes differ; the first few are named.
     """
     weights = read_weights(where, which=which, average=average)
     own = net.state_dict()
+    if new_tokens is not None:
+        weights = extend_weights(weights, new_tokens, len(own["token_embedding.weight"]))
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))
     shapes = [
@@ -295,6 +313,14 @@ def compose(
             for key, value in tensors.items()
             if key.rpartition(".")[0] == name
         }
+        if ROWS in own:
+            rows, first = own[ROWS], int(own[FIRST_ROW])
+            weight = weights[f"{name}.weight"]
+            size = max(len(weight), padded_vocab_size(first + len(rows)))
+            weight = extend_rows(weight, size, first, ())
+            weight[first : first + len(rows)] = rows
+            weights[f"{name}.weight"] = weight
+            continue
         weight = weights[f"{name}.weight"].float()
         if adapter.quantize is not None:
             weight = dequantize(quantize(weight), tuple(weight.shape))

@@ -38,6 +38,7 @@ def export_peft(
     """
     from safetensors.torch import save_file
 
+    from lit_pretrain.adapter import ROWS
     from lit_pretrain.checkpoint.layout import config_of, is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import (
         LINEAGE_FILENAME,
@@ -60,7 +61,13 @@ def export_peft(
     if base is None and is_hf_folder(Path(record.base)):
         base = record.base
     shape = model_config(config_of(path)["model"]["net"])
-    config, tensors = to_peft(shape, record.adapter, read_stored(path), base=base)
+    stored = read_stored(path)
+    if f"token_embedding.{ROWS}" in stored:
+        raise UserError(
+            f"{path} has rows of new tokens beside its adapter, which would not fit its base in"
+            " peft: merge the two (lit_pretrain merge RUN OUT), and export the result"
+        )
+    config, tensors = to_peft(shape, record.adapter, stored, base=base)
     language = check_files(path, accept=tuple(accept))
 
     def fill(folder: Path) -> None:

@@ -253,8 +253,14 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the head's matrix, (V, D): the token embedding if tied."""
-        return self.token_embedding.weight if self.head is None else self.head.weight
+        """Return the head's matrix, (V, D): the token embedding if tied.
+
+        A module that trains some rows alone puts them into it.
+        """
+        module = self.token_embedding if self.head is None else self.head
+        with_rows = getattr(module, "weight_with_rows", None)
+        weight: Tensor = module.weight if with_rows is None else with_rows()
+        return weight
 
     def checkpoint_activations(self, on: bool) -> None:
         """Keep only the input of every block; the backward pass computes the rest again."""

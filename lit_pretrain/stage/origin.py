@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from lit_pretrain.adapter import LoRA, freeze_
+from lit_pretrain.adapter import LoRA, freeze_, train_rows_
+from lit_pretrain.adapter.new_tokens import NewTokens
 from lit_pretrain.checkpoint.layout import is_hf_folder, resolve
 from lit_pretrain.checkpoint.network import find_parent, model_config
 from lit_pretrain.checkpoint.weights import load_weights, read_score, weights_identity
@@ -80,6 +81,7 @@ class Origin:
         parent: A run, a checkpoint or a Hugging Face folder.
         adapter: What is trained beside the frozen network, if anything.
         freeze: Regular expressions over names of parameters that are not trained.
+        new_tokens: Tokens that the parent does not have.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Origin:
         parent: str | None,
         adapter: LoRA | None,
         freeze: tuple[str, ...],
+        new_tokens: NewTokens | None = None,
     ) -> None:
         self.config = config
         self.seed = seed
         self.parent = parent
         self.adapter = adapter
         self.freeze = freeze
+        self.new_tokens = new_tokens
         self.base_hash: str | None = None
         """Identity of the weights beneath the adapter, on the ranks that have filled a network."""
         self.average = False
@@ -105,7 +109,7 @@ class Origin:
         """Give a whole, unsharded network the weights that training starts from."""
         net.reset_parameters(torch.Generator().manual_seed(self.seed))
         if self.parent is not None:
-            load_weights(net, self.parent, average=self.average)
+            load_weights(net, self.parent, average=self.average, new_tokens=self.new_tokens)
 
     def fill(self, net: Transformer) -> None:
         """Give a whole, unsharded network its first weights, and its adapter if there is one."""
@@ -119,11 +123,15 @@ class Origin:
         """Freeze what is not trained, and add the adapter."""
         if self.adapter is not None:
             self.adapter.apply(net, torch.Generator().manual_seed(self.seed))
+            if self.new_tokens is not None:
+                train_rows_(net, self.new_tokens.first, len(self.new_tokens.spelt))
         elif self.freeze:
             freeze_(net, self.freeze)
 
     def name(self) -> str:
         """Name what decides the weights without an adapter: the parent, or seed and shape."""
+        if self.parent is not None and self.new_tokens is not None:
+            return f"{weights_identity(self.parent)} with {self.new_tokens}"
         return (
             weights_identity(self.parent)
             if self.parent is not None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_pretrain.adapter import LoRA
+from lit_pretrain.adapter.new_tokens import NewTokens
 from lit_pretrain.batch import AnyBatch, DataContract, PromptBatch
 from lit_pretrain.checkpoint.layout import (
     ANSWERS_KEY,
@@ -102,6 +103,8 @@ class Stage(L.LightningModule):
             default there is none.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by
             `--from`.
+        new_tokens: Token ids that the parent does not have, and how it spelt them; set by
+            --tokenizer.add, or by data whose tokenizer extends the parent's.
         rollout: How prompts are answered and the answers rewarded, for GRPO.
         adapter: Train a few weights beside the frozen network, instead of the network; checkpoints
             then hold these alone.
@@ -134,6 +137,7 @@ class Stage(L.LightningModule):
         clip_norm: float | None = 1.0,
         ema_half_life: float | None = None,
         init_from: str | None = None,
+        new_tokens: NewTokens | None = None,
         rollout: Rollout | None = None,
         adapter: LoRA | None = None,
         freeze: tuple[str, ...] = (),
@@ -175,7 +179,14 @@ class Stage(L.LightningModule):
         self.init_from = init_from
         self.rollout = rollout
         self.adapter = adapter
-        self.origin = Origin(net, seed=seed, parent=init_from, adapter=adapter, freeze=freeze)
+        self.origin = Origin(
+            net,
+            seed=seed,
+            parent=init_from,
+            adapter=adapter,
+            freeze=freeze,
+            new_tokens=new_tokens,
+        )
         self.reference_from = reference
         self.reference_cache = reference_cache
         self.teacher_from = teacher
@@ -223,6 +234,11 @@ class Stage(L.LightningModule):
             net = Transformer(self.config)
         net.checkpoint_activations(self.activation_checkpointing)
         if mesh is not None:
+            if self.adapter is not None and self.origin.new_tokens is not None:
+                raise UserError(
+                    "rows of new tokens are trained beside an adapter on whole networks only, not"
+                    " with trainer.strategy=fsdp: use ddp, or train without model.adapter"
+                )
             self.origin.adapt(net)
             self.net = shard_(
                 net, mesh, device=self.trainer.strategy.root_device, fill=self.origin.fill

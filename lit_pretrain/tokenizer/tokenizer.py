@@ -483,6 +483,68 @@ class Tokenizer:
         """Return the ids that the model itself spells: the vocabulary without added tokens."""
         return frozenset(self._hf.get_vocab(with_added_tokens=False).values()) - self._added.keys()
 
+    def extended(self, tokens: Sequence[str]) -> Tokenizer:
+        """Return this tokenizer with further special tokens, behind all its ids.
+
+        Tokens that are special already change nothing.
+
+        Raises:
+            UserError: A token is empty, or is an ordinary one.
+        """
+        ordinary = self._hf.get_vocab(with_added_tokens=True).keys() - self.special_tokens.keys()
+        for token in tokens:
+            if not token.strip() or token in ordinary:
+                raise UserError(
+                    f"tokenizer.add: {token!r} {'is blank' if not token.strip() else ''}"
+                    f"{'is an ordinary token already' if token in ordinary else ''}; name tokens"
+                    " that no text holds, such as <|im_start|>"
+                )
+        new = [token for token in dict.fromkeys(tokens) if token not in self.special_tokens]
+        if not new:
+            return self
+        spec = dict(self._spec)
+        spec["added_tokens"] = [
+            *(spec.get("added_tokens") or []),
+            *(
+                {
+                    "id": self.vocab_size + number,
+                    "content": token,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+                for number, token in enumerate(new)
+            ),
+        ]
+        text = json.dumps(spec, ensure_ascii=False)
+        return Tokenizer(text, bos=self.bos, eos=self.eos, where="tokenizer.add")
+
+    def tokens_beyond(self, parent: Tokenizer) -> list[str] | None:
+        """List the special tokens that this tokenizer adds to another one, by their ids.
+
+        Returns:
+            None if it is not the same with added tokens behind all ids: another vocabulary.
+        """
+        mine, others = ({**each._spec, "added_tokens": None} for each in (self, parent))
+        beyond = {
+            index: token.content
+            for index, token in self._added.items()
+            if index >= parent.vocab_size and token.special
+        }
+        kept = {
+            index: str(token.content)
+            for index, token in self._added.items()
+            if index < parent.vocab_size
+        }
+        known = {index: str(token.content) for index, token in parent._added.items()}
+        if mine != others or kept != known or not beyond:
+            return None
+        if sorted(beyond) != list(range(parent.vocab_size, self.vocab_size)):
+            return None
+        return [beyond[index] for index in sorted(beyond)]
+
     @cached_property
     def _fallback_bytes(self) -> frozenset[int]:
         """Ids of tokens that stand for one byte (`<0xE4>`); empty if the decoder knows none."""

@@ -102,6 +102,8 @@ def check_parent(
             " '[tokenizer]'"
         )
     tokenizer = data.tokenizer
+    if language is not None and tokenizer.tokens_beyond(language.tokenizer) is not None:
+        accept = [*accept, "tokenizer", "vocabulary"]  # its rows are made (`extend_vocabulary`)
     found = {
         "tokenizer": data.tokenizer_hash, "vocabulary": data.vocab_size, "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
@@ -306,6 +308,12 @@ class TrainCLI(LightningCLI):
             " Hugging Face folder."
         )
         parser.add_argument("--from", type=str | None, default=None, help=text)
+        if self.verb != "fit":
+            text = (
+                "Special tokens to add to the parent's, as a list: '[<|im_start|>, <|im_end|>]'."
+                " Their rows of embedding and head begin as the mean of what they were spelt by."
+            )
+            parser.add_argument("--tokenizer.add", type=list[str] | None, default=None, help=text)
         parser.set_defaults({"model.net.vocab_size": None, "trainer.precision": None})
         say_of_trainer(parser)
 
@@ -326,6 +334,7 @@ class TrainCLI(LightningCLI):
         time_limit(config.trainer.max_time)
         self.take_tokenizer()
         self.data = data = build(config.data)
+        self.extend_vocabulary()
         sizes = mesh_of(config, world_of(config.trainer))
         if sizes is not None:
             data.devices_together = sizes.together
@@ -384,6 +393,41 @@ class TrainCLI(LightningCLI):
         settings = settings_of(self.config.data)
         if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
             settings["tokenizer"] = str(tokenizer_folder(self.parent))
+
+        if (add := self.config.get("tokenizer.add")) is not None:
+            if "add_tokens" not in settings:
+                raise UserError(
+                    "tokenizer.add goes with rows; prepared text holds ids already: prepare it with"
+                    " a tokenizer that has the tokens (tokenizer.path)"
+                )
+            settings["add_tokens"] = add
+            self.config["tokenizer.add"] = None  # the saved config says it once
+
+    def extend_vocabulary(self) -> None:
+        """Give the network rows for tokens that the data's tokenizer adds to the parent's.
+
+        Another vocabulary altogether is refused later, by `check_parent`.
+        """
+        config = self.config
+        if self.parent is None:
+            return
+        language = check_files(self.parent.path, accept=tuple(self.settings.accept))
+        if language is None or language.tokenizer.hash == self.data.tokenizer_hash:
+            return
+        parent = language.tokenizer
+        tokens = self.data.tokenizer.tokens_beyond(parent)
+        if tokens is None:
+            return
+        config.model.new_tokens = Namespace(  # type: ignore[no-untyped-call]  # jsonargparse
+            first=parent.vocab_size, spelt=[parent.encode(token) for token in tokens]
+        )
+        config.model.net.vocab_size = max(
+            int(self.parent.shape["vocab_size"]), padded_vocab_size(self.data.vocab_size)
+        )
+        warn(
+            f"{len(tokens)} new tokens ({', '.join(tokens[:8])}{', ...' if tokens[8:] else ''}) get"
+            " rows of embedding and head: the mean of what the parent spelt them by"
+        )
 
     def divide_step(self) -> None:
         """Divide the step over the devices, with a smaller micro-batch where that takes one."""

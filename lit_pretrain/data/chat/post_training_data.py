@@ -68,6 +68,8 @@ class PostTrainingData(BaseData):
         ignore: Fields of that file, or of its messages, to leave out on purpose; a field that holds
             text and that nobody reads is refused otherwise.
         tokenizer: A tokenizer.json or a folder that holds one; null takes the parent's.
+        add_tokens: Special tokens to add to the tokenizer, such as <|im_start|>; the network gets
+            rows for them. The same as --tokenizer.add.
         template: A preset (chatml, qwen3, llama3.1, ...), a file or a folder; auto takes the one
             beside the tokenizer, else chatml.
         template_options: Further variables of the template, such as {enable_thinking: false};
@@ -103,6 +105,7 @@ class PostTrainingData(BaseData):
         fields: dict[str, str] | None = None,
         ignore: list[str] | None = None,
         tokenizer: str | None = None,
+        add_tokens: list[str] | None = None,
         template: str = "auto",
         template_options: dict[str, Any] | None = None,
         learn_after_stop: bool = False,
@@ -136,6 +139,7 @@ class PostTrainingData(BaseData):
         if truncation not in ("keep_start", "keep_end", "drop"):
             raise UserError(f"data.truncation={truncation!r} must be keep_start, keep_end or drop")
         self.tokenizer_path = tokenizer
+        self.add_tokens = tuple(add_tokens or ())
         self.template_name = template
         # YAML reads a date as such; the identity of the data takes text.
         self.template_options = template_options and {
@@ -199,7 +203,7 @@ class PostTrainingData(BaseData):
                 "data.tokenizer is not set and there is no parent (--from) to take it from: name a"
                 " tokenizer.json or its folder"
             )
-        return Tokenizer.load(self.tokenizer_path)
+        return Tokenizer.load(self.tokenizer_path).extended(self.add_tokens)
 
     @cached_property
     def template(self) -> ChatTemplate:
