@@ -222,6 +222,7 @@ NOT_RUN = {
     "embedded.yaml": "another standard library: tests/test_readme.py",
     "--skip_steps": "tests/test_skips.py",
     "--name gentler": "tests/test_resume.py",
+    "average runs/big": "twelve checkpoints: tests/checkpoint/test_weighted_mean.py",
     "bash ": "a script with a test of its own",
 }
 

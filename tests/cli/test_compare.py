@@ -106,6 +106,19 @@ def test_runs_that_differ_in_seeds_are_one_config(compared: Compare) -> None:
     assert alone["configs"]["b2"]["training_loss_difference"] is None
 
 
+def test_a_run_that_was_not_trained_is_measured_like_any_other(
+    compared: Compare, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["average", "a", "averages/mean", "--last=2"]) == 0
+    found = compared("a", "averages/mean")
+    assert found["equal"] == []
+    assert found["documents"]["configs"]["mean"]["verdict"] == "worse"
+    assert any("mean has recorded no validation" in note for note in found["notes"])
+    shutil.rmtree(runs / "averages")
+    assert main(["compare", "a", "b", "--weights=average"]) == 2
+    assert "holds no average of weights" in capsys.readouterr().err
+
+
 def test_equal_budgets_are_where_all_have_been(compared: Compare, runs: Path) -> None:
     found = compared("a", "longer", "--documents", "false")
     assert found["documents"] is None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 
 if TYPE_CHECKING:
+    from lit_pretrain.cli.command.load_run import Weights
     from lit_pretrain.cli.compare.contenders import RunComparison
 
 
@@ -27,6 +28,7 @@ def compare_runs(
     resamples: int = 2000,
     seed: int = 0,
     device: str = "auto",
+    weights: Weights = "trained",
 ) -> RunComparison:
     """Compare runs with each other.
 
@@ -42,6 +44,7 @@ def compare_runs(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
         device: Where the networks run.
+        weights: The runs' last ones, or their moving averages.
 
     Raises:
         UserError: A place is no run, there are not two of them, or a setting is out of range.
@@ -67,7 +70,7 @@ def compare_runs(
     if documents:
         compared, more = measure(
             contenders, data=data, split=split, tokens=tokens, seq_len=seq_len,
-            resamples=resamples, seed=seed, device=device,
+            resamples=resamples, seed=seed, device=device, weights=weights,
         )  # fmt: skip
         notes += more
     return RunComparison(contenders, config_differences(contenders), budgets, compared, notes)
@@ -121,6 +124,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the resampling.")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu, cuda or mps.")
+    parser.add_argument(
+        "--weights",
+        type=Literal["trained", "average"],
+        default="trained",
+        help="The weights as training left them, or their moving averages (model.ema_half_life).",
+    )
     parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
     parser.add_argument(
         "--figure", type=str | None, default=None, help="Draw the comparison to this PNG."
@@ -143,7 +152,7 @@ def main(argv: list[str]) -> int:
         check_output(Path(options.tensorboard) / "events", f"--tensorboard={options.tensorboard}")
     given = vars(options)
     chosen = ("baseline", "checkpoint", "documents", "data", "split", "tokens", "seq_len",
-              "resamples", "seed", "device")  # fmt: skip
+              "resamples", "seed", "device", "weights")  # fmt: skip
     findings = compare_runs(options.places, **{name: given[name] for name in chosen})
 
     from lit_pretrain.cli.compare.comparison_view import comparison_record, comparison_table

@@ -13,6 +13,7 @@ from lit_pretrain.cli.runs.run_list import ListedRun, differing_options, list_ru
 from lit_pretrain.errors import UserError
 
 if TYPE_CHECKING:
+    from lit_pretrain.cli.command.load_run import Weights
     from lit_pretrain.compare.comparison import DocumentComparison
 
 SEEDS = ("model.seed", "data.seed", "data.init_args.seed", "seed_everything", "seed")
@@ -205,7 +206,7 @@ def budgets_of(contenders: Sequence[Contender]) -> tuple[list[CommonBudget], lis
         ]
         return [], [f"no losses at equal budgets: {', '.join(names)} has recorded no validation"]
     configs = [e.run.options for c in contenders for e in c.entries]
-    kinds = {(_objective(config), "class_path" in config["data"]) for config in configs}
+    kinds = {(_objective(c), "class_path" in (c.get("data") or {})) for c in configs}
     if len(kinds) > 1:
         return [], ["no losses at equal budgets: the runs minimise different things"]
     hashes = [_data_hashes(e) for c in contenders for e in c.entries]
@@ -242,7 +243,7 @@ def training_differences(contenders: Sequence[Contender]) -> dict[str, float]:
 
 def same_order(one: Entry, other: Entry) -> bool:
     """Tell whether two runs on prepared text read the same rows at every step."""
-    first, second = one.run.options["data"], other.run.options["data"]
+    first, second = (entry.run.options.get("data") or {} for entry in (one, other))
     if "class_path" in first or "class_path" in second:
         return repr(first) == repr(second)
     orders = [[data.get(name) for name in _ORDER[1:]] for data in (first, second)]
@@ -281,6 +282,7 @@ def measure(
     resamples: int,
     seed: int,
     device: str,
+    weights: Weights,
 ) -> tuple[DocumentComparison, list[str]]:
     """Measure all runs on the same documents, and compare them in pairs.
 
@@ -301,7 +303,7 @@ def measure(
     measured: dict[Path, Any] = {}
     for entry in entries:
         if entry.checkpoint not in measured:
-            net, tokenizer, _ = load_run(str(entry.checkpoint), "last", device)
+            net, tokenizer, _ = load_run(str(entry.checkpoint), "last", device, weights=weights)
             measured[entry.checkpoint] = document_losses(
                 net, tokenizer, documents, seq_len=length, label=entry.name
             )
@@ -314,8 +316,8 @@ def measure(
 
 
 def _text_of(entry: Entry) -> str:
-    data = entry.run.options["data"]
-    if "class_path" in data:
+    data = entry.run.options.get("data") or {}
+    if "class_path" in data or not data.get("path"):
         raise UserError(
             f"{entry.name} has not trained on prepared text, whose held-out documents could be"
             " read; name prepared text with --data, or compare what the runs have recorded with"
@@ -326,7 +328,8 @@ def _text_of(entry: Entry) -> str:
 
 def _row_length(entry: Entry) -> int:
     options = entry.run.options
-    data = options["data"].get("init_args") or options["data"]
+    data = options.get("data") or {}
+    data = data.get("init_args") or data
     longest = int(options["model"]["net"]["max_seq_len"])
     found = data.get("seq_len")
     return min(int(found), longest) if isinstance(found, int) else longest

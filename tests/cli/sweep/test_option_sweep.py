@@ -130,6 +130,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert "done: 2 runs" not in shown.out
 
 
+@pytest.mark.slow
 def test_kills_leave_what_the_same_command_goes_on_with(
     base: str, out: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
