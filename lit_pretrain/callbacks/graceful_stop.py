@@ -13,7 +13,12 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_pretrain.callbacks.checkpoints import Checkpoints, validates_now
 from lit_pretrain.checkpoint.layout import step_of
-from lit_pretrain.errors import INTERRUPTED_EXIT_CODE, PREEMPTED_EXIT_CODE, UserError
+from lit_pretrain.errors import (
+    INTERRUPTED_EXIT_CODE,
+    PREEMPTED_EXIT_CODE,
+    DivergedError,
+    UserError,
+)
 
 REASONS = ("", "trainer.max_time", "SIGUSR1", "SIGINT", "SIGTERM")
 """Why a run stops, weakest first: the ranks agree on the strongest reason that any of them has."""
@@ -137,12 +142,23 @@ class GracefulStop(Checkpoint):
         """Let the time limit count from the start of an earlier attempt of this process."""
         self._began = earlier._began
 
-    def before_rewind(self, trainer: L.Trainer) -> None:
-        """Stop a run that is about to go back, if it was asked to; it has nothing to save.
+    def before_rewind(self, trainer: L.Trainer, refusal: Exception | None) -> None:
+        """Stop a run that cannot go back, or that was asked to stop; it has nothing to save.
 
-        All ranks call this, once the first has recorded where the run goes back to.
+        All ranks call this, once the first has recorded where the run goes back to. Without it, the
+        others would begin the next attempt and wait there for the first.
+
+        Args:
+            trainer: Lightning's.
+            refusal: Why the first rank does not let the run go back; None on the others.
+
+        Raises:
+            Exception: The refusal; on the other ranks a DivergedError.
+            Stopped: The run was asked to stop.
         """
         self._restore()
+        if not trainer.strategy.reduce_boolean_decision(refusal is None, all=True):
+            raise refusal or DivergedError("the run cannot go back; its first rank says why")
         if reason := self._agreed_reason(trainer):
             raise Stopped(REASONS[reason], f"before it goes back; {self.go_on}")
 

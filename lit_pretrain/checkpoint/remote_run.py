@@ -245,6 +245,7 @@ class RemoteRun:
         rewinds = read_rewinds(folder)
         if rewinds and not rewinds[-1].done:
             return
+        write_home(folder, self)  # before there is a run, which would count as another
         self.fetch_files(folder)
         names = [each.name for each in there if self.fetch_checkpoint(each, folder, say)]
         write_file(seen, state)

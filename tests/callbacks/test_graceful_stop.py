@@ -17,6 +17,7 @@ import torch
 from lit_pretrain.callbacks import graceful_stop
 from lit_pretrain.callbacks.graceful_stop import SIGNALS, GracefulStop, Stopped
 from lit_pretrain.checkpoint.layout import checkpoint_name
+from lit_pretrain.errors import DivergedError, UserError
 
 
 class Saves:
@@ -164,3 +165,21 @@ def test_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Stopped, match=r"stopped by trainer.max_time after step 6; saved") as caught:
         callback.on_train_batch_end(trainer(6))
     assert caught.value.exit_code == 75
+
+
+def test_a_rank_that_hears_of_a_refusal_does_not_go_back(now: Any) -> None:
+    """The first raises its own; the others must not begin an attempt in which they wait for it."""
+    stop, asked = GracefulStop(Saves()), []
+
+    def all_agree(decision: bool, all: bool) -> bool:
+        asked.append(decision)
+        return False  # one of them refuses
+
+    now.strategy.reduce_boolean_decision = all_agree
+    with pytest.raises(UserError, match="no space"):
+        stop.before_rewind(now, UserError("no space"))
+    with pytest.raises(DivergedError, match="its first rank says why"):
+        stop.before_rewind(now, None)
+    assert asked == [False, True]
+    now.strategy.reduce_boolean_decision = lambda decision, all: decision
+    stop.before_rewind(now, None)

@@ -68,6 +68,7 @@ def test_what_is_uploaded_comes_back(run: Path, remote: RemoteRun, tmp_path: Pat
     assert read_metrics(tmp_path / "b") == read_metrics(run)
     assert (tmp_path / "b" / CONFIG).read_bytes() == (run / CONFIG).read_bytes()
     assert not (tmp_path / "b" / ".lock").exists()
+    check_home(tmp_path / "b", remote)  # as after a kill, or by another rank
     for path in checkpoints(run):
         assert (tmp_path / "b" / "checkpoints" / path.name).read_bytes() == path.read_bytes()
 

@@ -1,5 +1,7 @@
 """Rewind: what a run does about a spike from which its guard goes back."""
 
+from dataclasses import replace
+
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.checkpoint.layout import checkpoints, newest_complete, resolve, step_of
 from lit_pretrain.checkpoint.weights import read_record
@@ -51,7 +53,9 @@ def record_rewind(cli: TrainCLI, spike: Spike) -> None:
             f"{spike}; its rows cannot be left out: {error}", spike.samples
         ) from error
     rewind = Rewind(to, str(skips), str(held), spike.step, spike.reason)
-    write_rewinds(place.folder, (*place.rewinds, rewind))
+    # An earlier one was done when this attempt began, after it had been read.
+    done = (replace(each, done=True) for each in place.rewinds)
+    write_rewinds(place.folder, (*done, rewind))
     warn(
         f"{spike}; the run goes back to step {to} and leaves out {what} (rewind"
         f" {len(earlier) + 1} of at most {guard.max_rewinds})"

@@ -194,9 +194,13 @@ def _train(cli: TrainCLI, started: float) -> None:
                         weights_only=True,
                     )
                 except Spike as spike:
+                    refusal: Exception | None = None
                     if trainer.is_global_zero:
-                        record_rewind(cli, spike)
-                    cli.callbacks.stop.before_rewind(trainer)
+                        try:
+                            record_rewind(cli, spike)
+                        except Exception as error:  # raised once the other ranks know of it
+                            refusal = error
+                    cli.callbacks.stop.before_rewind(trainer, refusal)
                     raise
     except DivergedError as error:
         if not error.samples:
