@@ -3,9 +3,17 @@
 import functools
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeAlias, get_args, get_origin
 
 from lit_pretrain.errors import UserError
+
+Checkpointing: TypeAlias = bool | Literal["attention", "products"]
+"""What a block keeps beside its input for the backward pass. False: everything. True: nothing.
+attention: what attention puts out, so that scores are not computed again. products: that, and every
+second matrix product.
+"""
+CHECKPOINTING: tuple[Checkpointing, ...] = (False, "products", "attention", True)
+"""In the order of what is kept."""
 
 VALUE_GATE_CHANNELS = 32
 """Leading channels of the normalised residual stream that the gate of a value embedding reads."""

@@ -3,6 +3,7 @@
 Axes: B rows, T tokens, D width, V vocabulary, L layers, C channels of all value heads.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -14,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from lit_pretrain.class_path import check_call, import_class_path
 from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.attention import Attention, KVCache, Pass, Rotary
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import Checkpointing, ModelConfig
 from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
+from lit_pretrain.model.recompute import checkpoint_options
 from lit_pretrain.roles import Role, parameter_roles
 
 RESIDUAL_WRITERS = ("attention.out_proj.weight", "feed_forward.down_proj.weight")
@@ -96,10 +98,13 @@ class Block(nn.Module):
         self.ffn_norm = make_norm(config, config.width)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.checkpointing = False
-        """Keep only the input for the backward pass, which then runs the block once more."""
+        self.checkpointing: Checkpointing = False
+        """Keep only the input for the backward pass, or little more; it then runs the block again.
+        """
         self.compiled: Callable[..., Any] | None = None
-        """`_compute` compiled; training uses it."""
+        """`_compute` compiled; training uses it. Where more than the input is kept, `_recompute`:
+        the policy only sees the products of what it stands around within one compiled function.
+        """
 
     def forward(
         self,
@@ -112,15 +117,29 @@ class Block(nn.Module):
         # Evaluation and generation run in shapes of their own, each of which would be compiled.
         training = torch.is_grad_enabled() and shared.cache is None
         compute = type(self)._compute if self.compiled is None or not training else self.compiled
-        if self.checkpointing and training:
+        if training and self.checkpointing and (self.compiled is None or self.keeps_input_alone):
             # Here and not around the module: FSDP's hooks, which gather the weights, stay outside
             # of what is run twice.
             again: Tensor = checkpoint(
-                compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False
-            )
+                compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False,
+                **checkpoint_options(self.checkpointing),
+            )  # fmt: skip
             return again
         out: Tensor = compute(self, x_BTD, shared, value_BTC, mix)
         return out
+
+    @property
+    def keeps_input_alone(self) -> bool:
+        """Tell whether the backward pass computes everything again."""
+        return self.checkpointing is True
+
+    def _recompute(self, *inputs: Any) -> Tensor:
+        """Compute what `_compute` does, and keep part of it."""
+        found: Tensor = checkpoint(
+            type(self)._compute, self, *inputs, use_reentrant=False,
+            **checkpoint_options(self.checkpointing),
+        )  # fmt: skip
+        return found
 
     def _compute(
         self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None, mix: Mix | None
@@ -262,11 +281,14 @@ class Transformer(nn.Module):
         weight: Tensor = module.weight if with_rows is None else with_rows()
         return weight
 
-    def checkpoint_activations(self, on: bool) -> None:
-        """Keep only the input of every block; the backward pass computes the rest again."""
+    def checkpoint_activations(self, checkpointing: Checkpointing) -> None:
+        """Keep only the input of every block, or little more; the rest is computed again.
+
+        Before `compile_blocks`, which compiles what is to be kept.
+        """
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.checkpointing = on
+            block.checkpointing = checkpointing
 
     @property
     def is_compiled(self) -> bool:
@@ -284,8 +306,17 @@ class Transformer(nn.Module):
         """
         # Kinds of blocks times lengths of rows; past torch's 8, what remains would run uncompiled.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        cls, first = block_class(self.config), self.blocks[0]
+        assert isinstance(first, Block)
+        within = first.checkpointing and not first.keeps_input_alone
+        if within:
+            # torch warns of blocks that write in place, which would keep what they overwrite.
+            logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         compiled = torch.compile(
-            block_class(self.config)._compute, dynamic=False, backend=backend, fullgraph=fullgraph
+            cls._recompute if within else cls._compute,
+            dynamic=False,
+            backend=backend,
+            fullgraph=fullgraph,
         )
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import CHECKPOINTING, ModelConfig
 from lit_pretrain.scaling.flops import beside, flops_per_token
 from lit_pretrain.scaling.memory import Layout, peak
 from lit_pretrain.scaling.step_time import Cluster, StepTime, step_time
@@ -159,7 +159,7 @@ def _candidates(
         choices = _divisors(of_group)
     for rows in choices:
         micro_batches = 1 if of_group is None else of_group // rows
-        for checkpointing in (False, True):
+        for checkpointing in CHECKPOINTING:
             laid = dataclasses.replace(
                 layout, devices=groups * axes.cp * axes.tp, copies=axes.dp_replicate,
                 sharding="fsdp" if groups * axes.cp * axes.tp > 1 else "none",

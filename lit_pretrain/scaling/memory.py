@@ -19,7 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, count_parameters
+from lit_pretrain.model.config import (
+    VALUE_GATE_CHANNELS,
+    Checkpointing,
+    ModelConfig,
+    count_parameters,
+)
 from lit_pretrain.roles import ROLES, Role
 from lit_pretrain.step_size import largest_divisor
 
@@ -94,8 +99,8 @@ class Layout:
     """chunked: the forward pass computes the head's gradients chunk by chunk. plain: the logits of
     all tokens exist at once, in fp32 three times.
     """
-    checkpointing: bool = False
-    """Keep only the input of every block and recompute the rest."""
+    checkpointing: Checkpointing = False
+    """What every block keeps beside its input: False for everything."""
     optimizer_moments: Mapping[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 2))
     """Tensors that the optimizer keeps for a parameter of each role: `OptimizerRecipe.moments`."""
     accumulates: bool = False
@@ -279,6 +284,20 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
     return float(gathered + kept / layout.tp)
 
 
+def kept_for_recomputation(config: ModelConfig, layout: Layout) -> float:
+    """Count the bytes that a block keeps beside its input where it computes the rest again."""
+    if layout.checkpointing in (False, True):
+        return 0.0
+    t, c = layout.tokens, layout.compute_bytes
+    q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
+    kept = c * t * q + 4 * t * config.n_head  # heads, and the scores' log-sum-exp
+    if layout.checkpointing == "products":
+        d, f = config.width, config.ffn_size
+        sides = [q, k, k, d, f, *([f] if config.gated else []), d]
+        kept += c * t * sum(sides[::2])
+    return float(kept / layout.tp)
+
+
 def _norm_extra(config: ModelConfig, layout: Layout) -> float:
     """Count the bytes that a norm of several operations keeps beside its input."""
     if layout.compiled or layout.fused_norm:
@@ -308,7 +327,8 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     sharded = layout.sharding == "fsdp"
     tp = layout.tp
     block, boundary = block_activations(config, layout), r * t * d / tp
-    activations = n * (boundary if layout.checkpointing else block)
+    least = boundary + kept_for_recomputation(config, layout)
+    activations = n * (least if layout.checkpointing else block)
     root_parameters = count_parameters(config).total - n * _block_parameters(config)
     root = root_parameters * g / tp if sharded else 0.0
     held = s.parameters + s.moments + s.buckets + s.reference
@@ -329,7 +349,7 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     within = r * t * d + (2 * c * t * f + weight) / tp
     backward = 0.0
     for i in range(n, 0, -1):
-        kept = i * (boundary if layout.checkpointing else block) + (
+        kept = i * (least if layout.checkpointing else block) + (
             block if layout.checkpointing else 0.0
         )
         done = (
@@ -447,12 +467,15 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
                 f"{{class_path: lit_pretrain.rollout.BuiltIn, init_args: {{rows: {rows[-1]}}}}}"
             )
             found.append(f"fewer answers at once (--model.rollout.engine '{engine}')")
-    if not layout.checkpointing and fits(checkpointing=True):
-        found.append(
-            "activation checkpointing (--model.activation_checkpointing true; about a third more"
-            " FLOPs)"
-        )
-    for checkpointing in sorted({layout.checkpointing, True}):
+    modes: tuple[tuple[Checkpointing, str], ...] = (("products", "sixth"), (True, "third"))
+    for mode, share in modes:
+        if not layout.checkpointing and fits(checkpointing=mode):
+            found.append(
+                f"activation checkpointing (--model.activation_checkpointing {str(mode).lower()};"
+                f" about a {share} more FLOPs)"
+            )
+            break
+    for checkpointing in dict.fromkeys((layout.checkpointing, True)):
         extra = (
             " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         )
@@ -467,7 +490,7 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
             found.append(f"--data.micro_batch_size {rows[-1]}{extra}")
     if layout.answering is not None or layout.quantized:
         return found  # FSDP refuses both
-    for checkpointing in sorted({layout.checkpointing, True}):
+    for checkpointing in dict.fromkeys((layout.checkpointing, True)):
         extra = (
             " with activation checkpointing" if checkpointing and not layout.checkpointing else ""
         )

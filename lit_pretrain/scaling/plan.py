@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
+from lit_pretrain.model.config import (
+    Checkpointing,
+    ModelConfig,
+    ParameterCounts,
+    count_parameters,
+)
 from lit_pretrain.scaling import memory
 from lit_pretrain.scaling.flops import (
     Device,
@@ -164,7 +169,7 @@ class LayoutReport(TypedDict):
     seq_len: int
     micro_batches: int | None
     precision: str
-    activation_checkpointing: bool
+    activation_checkpointing: Checkpointing
     head: str
     compiled: bool
 
@@ -263,7 +268,7 @@ class LayoutChoice(TypedDict):
     parallel: dict[str, int]
     micro_batch_size: int
     micro_batches: int
-    activation_checkpointing: bool
+    activation_checkpointing: Checkpointing
     tokens_per_second_per_device: float
     mfu: float
     bytes: float

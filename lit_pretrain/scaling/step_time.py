@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig, count_parameters
+from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters
 from lit_pretrain.scaling.flops import Device, flops_per_token
 from lit_pretrain.scaling.memory import Layout
 
@@ -29,13 +29,20 @@ ACHIEVED = 0.82
 """Share of a link's nominal bandwidth that large collectives reach: 370 of 450 GB/s over NVLink 4
 and 42 of 50 GB/s over a network of 400 Gbit/s are usual readings of NCCL's own tests.
 """
-EXPOSED = 0.74
+EXPOSED = 0.75
 """Share of the time of gathering weights and scattering gradients that adds to the step."""
-TRAFFIC = {False: 540.0, True: 310.0}
+TRAFFIC = {False: 550.0, True: 386.0}
 """Bytes that element-wise work of a layer moves for each channel of a token, forward and backward;
 less where it is compiled."""
 LATENCY = {"machine": 10e-6, "network": 25e-6}
 """Seconds that a collective takes for each further device of its group, however small it is."""
+_RECOMPUTED: dict[Checkpointing, tuple[float, float, float]] = {
+    False: (0.0, 0.0, 0.0),
+    "products": (0.5, 0.0, 1.0),
+    "attention": (1.0, 0.0, 1.0),
+    True: (1.0, 1.0, 1.0),
+}
+"""Shares of the forward pass of a block that are computed twice: products, attention, the rest."""
 _ATTENTION_BACKWARD = 3.5 / 3
 """Products of attention that are made for three counted ones: the scores are computed again (Dao
 2023, section 3.1)."""
@@ -66,29 +73,29 @@ _TB, _GB = 1e12, 1e9
 # Memory and links by the makers' data sheets; the network is what machines with such devices
 # usually have: 400 Gbit/s for each device, 200 with A100 and MI250X, 100 with smaller ones.
 RATES: dict[str, Rates] = {
-    "GB200": Rates(0.81, 0.225, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "B200": Rates(0.81, 0.225, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "B100": Rates(0.81, 0.225, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "H200": Rates(0.81, 0.225, 4.8 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "GH200": Rates(0.81, 0.225, 4.0 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "H100": Rates(0.81, 0.225, 3.35 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "H100 PCIe": Rates(0.81, 0.225, 2.0 * _TB, 64 * _GB, 50 * _GB, _ASSUMED),
-    "H800": Rates(0.81, 0.225, 3.35 * _TB, 200 * _GB, 50 * _GB, _HOPPER),
-    "H20": Rates(0.81, 0.225, 4.0 * _TB, 450 * _GB, 50 * _GB, _ASSUMED),
-    "A100 40GB": Rates(0.92, 0.336, 1.555 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
-    "A100 80GB": Rates(0.92, 0.336, 2.039 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
-    "V100 32GB": Rates(0.81, 0.225, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
-    "V100 16GB": Rates(0.81, 0.225, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
-    "L40S": Rates(0.81, 0.225, 0.864 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "L4": Rates(0.81, 0.225, 0.3 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "A40": Rates(0.81, 0.225, 0.696 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX A6000": Rates(0.81, 0.225, 0.768 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 5090": Rates(0.81, 0.225, 1.792 * _TB, 64 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 4090": Rates(0.81, 0.225, 1.008 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 3090": Rates(0.81, 0.225, 0.936 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "MI300X": Rates(0.81, 0.225, 5.3 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
-    "MI325X": Rates(0.81, 0.225, 6.0 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
-    "MI355X": Rates(0.81, 0.225, 8.0 * _TB, 537 * _GB, 50 * _GB, _ASSUMED),
+    "GB200": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "B200": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "B100": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "H200": Rates(0.82, 0.226, 4.8 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "GH200": Rates(0.82, 0.226, 4.0 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "H100": Rates(0.82, 0.226, 3.35 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "H100 PCIe": Rates(0.82, 0.226, 2.0 * _TB, 64 * _GB, 50 * _GB, _ASSUMED),
+    "H800": Rates(0.82, 0.226, 3.35 * _TB, 200 * _GB, 50 * _GB, _HOPPER),
+    "H20": Rates(0.82, 0.226, 4.0 * _TB, 450 * _GB, 50 * _GB, _ASSUMED),
+    "A100 40GB": Rates(0.92, 0.337, 1.555 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
+    "A100 80GB": Rates(0.92, 0.337, 2.039 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
+    "V100 32GB": Rates(0.82, 0.226, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
+    "V100 16GB": Rates(0.82, 0.226, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
+    "L40S": Rates(0.82, 0.226, 0.864 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "L4": Rates(0.82, 0.226, 0.3 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "A40": Rates(0.82, 0.226, 0.696 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX A6000": Rates(0.82, 0.226, 0.768 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 5090": Rates(0.82, 0.226, 1.792 * _TB, 64 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 4090": Rates(0.82, 0.226, 1.008 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 3090": Rates(0.82, 0.226, 0.936 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "MI300X": Rates(0.82, 0.226, 5.3 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
+    "MI325X": Rates(0.82, 0.226, 6.0 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
+    "MI355X": Rates(0.82, 0.226, 8.0 * _TB, 537 * _GB, 50 * _GB, _ASSUMED),
 }
 
 
@@ -190,7 +197,6 @@ def step_time(
     micro_batches: int,
     update_flops: float = 0.0,
     fp8: float = 1.0,
-    recomputed: float | None = None,
 ) -> StepTime:
     """Compute the seconds of an optimizer step of pretraining.
 
@@ -201,20 +207,18 @@ def step_time(
         micro_batches: Micro-batches of a step.
         update_flops: FLOPs of the optimizer's update of all matrices, which every device makes.
         fp8: How much faster products of the blocks are in fp8; 1 in bf16.
-        recomputed: Share of the forward pass of the blocks that is computed twice. Default: all or
-            nothing, as the layout says.
     """
     per_token, rates = flops_per_token(config, layout.seq_len), cluster.rates
-    again = (float(layout.checkpointing) if recomputed is None else recomputed) / 3
+    again, scored, moved_again = (share / 3 for share in _RECOMPUTED[layout.checkpointing])
     tokens, tp, cp = layout.tokens, layout.tp, layout.cp
     whole = tokens * cp  # of the rows that a group reads together
     d, n = config.width, config.n_layer
     head = 6.0 * config.vocab_size * d
     blocks = (per_token.dense - head) * (1 + again) / fp8
     products = (blocks + head) * tokens / tp / (cluster.peak * rates.products)
-    scores = (per_token.causal - per_token.dense) * (1 + again) * _ATTENTION_BACKWARD
+    scores = (per_token.causal - per_token.dense) * (1 + scored) * _ATTENTION_BACKWARD
     attention = scores * tokens / tp / (cluster.peak * rates.attention)
-    moved = n * d * TRAFFIC[layout.compiled] * (1 + again)
+    moved = n * d * TRAFFIC[layout.compiled] * (1 + moved_again)
     elementwise = moved * tokens / tp / rates.memory
 
     c = layout.compute_bytes

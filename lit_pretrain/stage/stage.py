@@ -40,7 +40,7 @@ from lit_pretrain.checkpoint.weights import (
     weights_identity,
 )
 from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import Checkpointing, ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
     BitsPerByte,
@@ -119,9 +119,10 @@ class Stage(L.LightningModule):
             checkpoint or a Hugging Face folder.
         compile: Compile the network's blocks, and on a GPU the loss. `auto` does so where a
             compiler is found.
-        activation_checkpointing: Keep only the input of every block for the backward pass and
-            compute the rest again: the same numbers with less memory and about a third more
-            computation; `lit_pretrain plan` says how much.
+        activation_checkpointing: Keep less of every block for the backward pass and compute the
+            rest again: the same numbers with less memory. true: only its input, for about a third
+            more computation. attention: also what attention puts out. products: also every second
+            matrix product, for about a sixth more. `lit_pretrain plan` says what each takes.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its
             own.
     """
@@ -145,7 +146,7 @@ class Stage(L.LightningModule):
         reference_cache: str | None = None,
         teacher: str | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ import numpy as np
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import atomic_path, writing
+from lit_pretrain.model.config import Checkpointing
 from lit_pretrain.scaling.flops import GIB
 from lit_pretrain.scaling.plan import (
     LayoutsReport,
@@ -159,6 +160,10 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
     return [*rows, ("money", cost)]
 
 
+def _checkpointing(mode: Checkpointing) -> str:
+    return f"but for {mode}" if isinstance(mode, str) else "on" if mode else "off"
+
+
 def _layout_rows(layouts: LayoutsReport) -> list[tuple[str, str]]:
     """List the best layouts with what to set, and why the others lose."""
     rows = []
@@ -167,7 +172,8 @@ def _layout_rows(layouts: LayoutsReport) -> list[tuple[str, str]]:
         whole = sum(seconds.values())
         parts = sorted(seconds.items(), key=lambda part: -part[1])
         shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in parts if value)
-        again = ", activation checkpointing" if choice["activation_checkpointing"] else ""
+        again = _checkpointing(choice["activation_checkpointing"])
+        again = f", activation checkpointing {again}" if again != "off" else ""
         batches = (
             f" × {counted(choice['micro_batches'], 'micro-batches')}"
             if choice["micro_batches"] > 1
@@ -185,7 +191,8 @@ def _layout_rows(layouts: LayoutsReport) -> list[tuple[str, str]]:
     options = [f"--parallel.{axis} {size}" for axis, size in first["parallel"].items() if size > 1]
     options.append(f"--data.micro_batch_size {first['micro_batch_size']}")
     if first["activation_checkpointing"]:
-        options.append("--model.activation_checkpointing true")
+        mode = str(first["activation_checkpointing"]).lower()
+        options.append(f"--model.activation_checkpointing {mode}")
     rows.append(("to set", " ".join(options)))
     rows += [
         ("slower", f"{other['mesh']}: {1 - other['relative']:.1%}, because {other['why']}")
@@ -220,7 +227,7 @@ def _memory_rows(m: MemoryReport) -> list[tuple[str, str]]:
             (
                 f"{how}{over}, {step}, {layout['precision']}, "
                 f"{'compiled' if layout['compiled'] else 'uncompiled'}, {layout['head']} head, "
-                f"activation checkpointing {'on' if layout['activation_checkpointing'] else 'off'}"
+                f"activation checkpointing {_checkpointing(layout['activation_checkpointing'])}"
             ),
         ),
         (
