@@ -360,3 +360,20 @@ def test_settings_of_the_guard_are_refused_in_a_line(
     said = capfd.readouterr().err
     assert "guard.window=2 must be at least 16" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_look_for_a_collapse_changes_nothing_of_sharded_weights(
+    dataset: Path, run_cli: Any, tmp_path: Path
+) -> None:
+    """In the first steps the loss is that of guessing, so that the output is looked at."""
+    lines = []
+    for name, looks in (("off", "--guard.action=off"), ("on", "--guard.collapse_steps=2")):
+        given = options(
+            dataset, tmp_path, name, *SMALL, "--trainer.devices=2", "--trainer.strategy=fsdp",
+            "--max_steps=4", "--log_every=1", looks,
+        )  # fmt: skip
+        done = run_cli(*given)
+        assert done.returncode == 0, done.stderr
+        lines.append(losses(tmp_path / name))
+    assert lines[0] == lines[1]

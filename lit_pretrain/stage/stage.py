@@ -41,6 +41,7 @@ from lit_pretrain.checkpoint.weights import (
 )
 from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
 from lit_pretrain.model.config import Checkpointing, ModelConfig
+from lit_pretrain.model.gather import gather_tokens
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
     BitsPerByte,
@@ -737,8 +738,13 @@ class Stage(L.LightningModule):
                         hidden_BTD, self.net.head_weight, complete.labels_BT,
                         logit_softcap=self.config.logit_softcap, temperature=self.temperature,
                     ).logp()  # fmt: skip
-                if nll_BT is not None and parts is not None:
-                    nll_BT = parts.gather(nll_BT)
+                if parts is not None:  # this device has seen its own tokens of the rows
+                    for name in ("loss_B", "tokens_B", "terms_B"):
+                        if name in metrics:
+                            own_B1 = metrics[name][:, None]
+                            whole_BP = gather_tokens(own_B1, parts.group, parts.devices)
+                            metrics[name] = whole_BP.sum(dim=1)
+                    nll_BT = None if nll_BT is None else parts.gather(nll_BT)
             yield micro, metrics, nll_BT
         reshard_(self.net)
 

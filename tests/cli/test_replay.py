@@ -330,19 +330,31 @@ def test_a_run_that_no_training_wrote_has_no_steps(
 
 
 @pytest.mark.slow
-def test_two_ranks_with_sharded_weights_are_replayed_to_the_bit(
-    dataset: Path, run_cli: RunCli, tmp_path: Path
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["--trainer.strategy=ddp"],
+        ["--trainer.strategy=fsdp", "--sharded_checkpoints=true"],
+        ["--parallel.tp=2"],
+        ["--parallel.cp=2"],
+    ],
+    ids=["ddp", "fsdp", "tp", "cp"],
+)
+def test_two_ranks_are_replayed_to_the_bit(
+    layout: list[str], dataset: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
-    options = ["--trainer.devices=2", "--trainer.strategy=fsdp", "--sharded_checkpoints=true"]
     given = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=run"]
-    assert run_cli(*RUN, *given, *options).returncode == 0
+    assert run_cli(*RUN, *given, "--trainer.devices=2", *layout).returncode == 0
     place = tmp_path / "report.json"
     done = run_cli("replay", str(tmp_path / "run"), "--step=4", f"--report={place}")
     assert done.returncode == 0, done.stderr
     found = json.loads(place.read_text())
     # The line of step 6 holds step 5, which reads the weights that step 4 has left.
     assert (found["compared"], found["differences"]) == ([4, 6], [])
-    assert len({document["sample"] for document in found["documents"]}) == 8
+    documents = found["documents"]
+    assert len({document["sample"] for document in documents}) == 8
+    nats, tokens = (sum(document[name] for document in documents) for name in ("nats", "tokens"))
+    assert found["loss"] == pytest.approx(nats / tokens, rel=1e-6)
 
 
 def test_a_spike_is_looked_at_after_the_run_has_gone_back_from_it(

@@ -151,7 +151,8 @@ class StepLook(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, stage: Any, error: BaseException) -> None:
         """Look at a step that ends the run, or from which it goes back."""
-        if self._weights is not None and isinstance(error, (DivergedError, CollapsedError, Spike)):
+        seen = self._weights is not None and bool(self._rows)
+        if seen and isinstance(error, (DivergedError, CollapsedError, Spike)):
             self._finish(trainer, stage, stopped=str(error))
 
     def _finish(self, trainer: L.Trainer, stage: Any, *, stopped: str | None) -> None:
