@@ -73,7 +73,6 @@ SHAPES = {
     "grown": [],
     "padded": ["--model.net.vocab_size=576"],
     "tied": ["--model.net.tie_embeddings=true"],
-    "untied": ["--model.net.tie_embeddings=false"],
     "value embeddings": ["--model.net.value_embeddings=alternate"],
 }
 
@@ -140,7 +139,7 @@ def test_the_run_resumes_goes_on_and_is_read_by_transformers(base: Fit, tmp_path
     )
 
 
-@pytest.mark.parametrize("shape", ["tied", "untied", "padded"])
+@pytest.mark.parametrize("shape", ["tied", "padded"])
 def test_an_adapter_trains_and_stores_the_new_rows(shape: str, base: Fit, tmp_path: Path) -> None:
     parent = base(shape, *SHAPES[shape])
     adapter = ["--model.adapter.rank=2", f"--tokenizer.add={json.dumps(NEW)}"]

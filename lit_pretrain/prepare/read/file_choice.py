@@ -96,10 +96,9 @@ def fold_ending(pattern: str) -> str:
 
 
 def choose_suffix(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:
-    """List the names that end in one of the suffixes and are not hidden."""
-    return [
-        name for name in names if name.lower().endswith(tuple(suffixes)) and is_shown(name, None)
-    ]
+    """List the names that end in one of the suffixes, in either case, and are not hidden."""
+    ends = tuple(suffix.lower() for suffix in suffixes)
+    return [name for name in names if name.lower().endswith(ends) and is_shown(name, None)]
 
 
 def count_passed_over(names: Iterable[str], chosen: Iterable[str]) -> Counter[str]:

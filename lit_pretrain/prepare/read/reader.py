@@ -50,7 +50,7 @@ class FileReader(ABC):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Endings, in lower case, of those files of a directory that are read if the source has no
+    """Endings, in either case, of those files of a directory that are read if the source has no
     `glob`.
     """
     options: ClassVar[tuple[str, ...]] = ("path", "glob", "storage_options")
