@@ -371,7 +371,8 @@ def test_a_look_for_a_collapse_changes_nothing_of_sharded_weights(
     for name, looks in (("off", "--guard.action=off"), ("on", "--guard.collapse_steps=2")):
         given = options(
             dataset, tmp_path, name, *SMALL, "--trainer.devices=2", "--trainer.strategy=fsdp",
-            "--max_steps=4", "--log_every=1", looks,
+            "--max_steps=4", "--log_every=1", looks, "--model.optimizer=lit_pretrain.optim.AdamW",
+            "--model.optimizer.lr=1e-5",
         )  # fmt: skip
         done = run_cli(*given)
         assert done.returncode == 0, done.stderr
