@@ -141,12 +141,15 @@ def fit(folder: Path, dataset: Path, name: str, hook: str, step: int, *extra: st
     [
         pytest.param("on_train_batch_start", 4, 5, [], id="step"),
         pytest.param("on_validation_batch_start", 3, 3, [], id="validation"),
-        pytest.param("on_validation_batch_start", STEPS, STEPS, [], id="last-validation"),
+        pytest.param(
+            "on_validation_batch_start", STEPS, STEPS, [],
+            id="last-validation", marks=pytest.mark.slow,
+        ),
         pytest.param("on_save_checkpoint", 4, 4, ["--checkpoint_every=4"], id="save"),
         pytest.param(
             "on_train_batch_start", 4, 5,
             ["--trainer.devices=2", "--data.micro_batch_size=4", "--trainer.precision=32-true"],
-            id="two-ranks",
+            id="two-ranks", marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip

@@ -139,7 +139,10 @@ def test_failures_are_named_and_a_mistake_stops_the_rest(
     assert "launcher: 'no-such-word' cannot be started" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_the_runs_and_the_same_command_goes_on(
     number: signal.Signals, exit_code: int, config: str, pretend: Path, tmp_path: Path
 ) -> None:

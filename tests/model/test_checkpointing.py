@@ -65,7 +65,7 @@ def test_gradients_are_the_same_in_fp64(name: str, on: Checkpointing) -> None:
     [
         ("llama", True),
         ("llama", "products"),
-        ("nanochat", "attention"),
+        pytest.param("nanochat", "attention", marks=pytest.mark.slow),
         pytest.param("nanochat", True, marks=pytest.mark.slow),
         pytest.param("nanochat", "products", marks=pytest.mark.slow),
     ],

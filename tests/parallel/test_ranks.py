@@ -36,7 +36,7 @@ ALL = [
 @pytest.mark.parametrize(
     ("mesh", "cases"),
     [
-        ("cp=2,tp=2", ["untied", "everything"]),
+        ("cp=2,tp=2", ["everything"]),
         pytest.param("tp=2", ALL, marks=pytest.mark.slow),
         pytest.param("dp_shard=2,tp=2", ALL, marks=pytest.mark.slow),
         pytest.param("dp_replicate=2,dp_shard=2", ALL, marks=pytest.mark.slow),

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 # What the sweep is told to put before the command of every run: it makes the run folder in its
 # place.
@@ -58,6 +60,7 @@ def demo(checkout: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_forecast_and_what_came_of_it(
     small_library: Path, tmp_path: Path
 ) -> None:
