@@ -86,7 +86,7 @@ class Uploads(L.Callback):
         except goes_on:
             self._background.wait()  # the next attempt may delete checkpoints
             raise
-        except BaseException:
+        except BaseException:  # whatever ends the run, what it has saved gets to its home
             try:
                 self._finish()
             except UserError as error:  # what ended the run matters more

@@ -96,6 +96,7 @@ class RemoteRun:
             yield
         except UserError:
             raise
+        # The clients of stores have exceptions of their own, which have no class in common.
         except Exception as error:
             text = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
