@@ -1,4 +1,4 @@
-"""StepSize: how a step is divided over devices and micro-batches, for `plan` and `fit` alike."""
+"""Sizes of meshes and steps: how both are divided over devices, by `plan` and `fit` alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,45 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
+
+
+class MeshSizes(NamedTuple):
+    """How many devices stand along each axis of a mesh."""
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Count all devices."""
+        return math.prod(self)
+
+    @property
+    def together(self) -> int:
+        """Count the devices that read the same rows."""
+        return self.cp * self.tp
+
+    @property
+    def shards(self) -> int:
+        """Count the parts into which FSDP shards what tensor parallelism leaves whole."""
+        return self.dp_shard * self.cp
+
+    @property
+    def tokens_unit(self) -> int:
+        """Return what the tokens of a row must be a multiple of.
+
+        A row is cut into two chunks for each device along cp, and the tokens of a device again
+        along tp.
+        """
+        return self.tp * (2 * self.cp if self.cp > 1 else 1)
+
+    @property
+    def described(self) -> str:
+        """Name the axes in use, such as `dp_shard 2 × tp 2`."""
+        used = [f"{axis} {size}" for axis, size in self._asdict().items() if size > 1]
+        return " × ".join(used) or "one device"
 
 
 class Division(NamedTuple):

@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"machine": 60, "data": 90, "tests": 150, "bench": 150, "fit": 90, "decoding": 60}
-"""Seconds of each part; together less than eight minutes where none is used up."""
+"""Seconds that a part may take at most; usually each takes a fraction."""
 WHOLE = 8 * 60
 """Seconds after which no further part begins."""
 

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
     "optim": {"errors", "batch", "roles"},
-    "parallel": {"errors", "model"},
+    "parallel": {"errors", "model", "step_size"},
     "report": {"errors", "files", "redaction", "skips"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
@@ -96,6 +96,7 @@ MAY_IMPORT = {
         "objective",
         "optim",
         "parallel",
+        "step_size",
     }
     | {"checkpoint", "rollout", "reward", "skips"},
     # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.

@@ -246,6 +246,17 @@ class ModelConfig:
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
+    def tp_sizes(self) -> dict[str, int]:
+        """Return the sizes that tensor parallelism divides, by the names of their fields."""
+        split = {
+            "model.net.n_head": self.n_head, "model.net.n_kv_head": self.kv_heads,
+            "model.net.ffn_width": self.ffn_size, "model.net.vocab_size": self.vocab_size,
+        }  # fmt: skip
+        if self.position == "learned":
+            split["model.net.max_seq_len"] = self.max_seq_len
+        return split
+
+    @property
     def head_size(self) -> int:
         """Return the channels of one head."""
         return self.width // self.n_head if self.head_dim is None else self.head_dim

@@ -12,42 +12,13 @@ whatever is summed, divided or shared out goes by one of three views of the mesh
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
-
-
-class MeshSizes(NamedTuple):
-    """How many devices stand along each axis of a mesh."""
-
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    cp: int = 1
-    tp: int = 1
-
-    @property
-    def devices(self) -> int:
-        """Count all devices."""
-        return math.prod(self)
-
-    @property
-    def together(self) -> int:
-        """Count the devices that read the same rows."""
-        return self.cp * self.tp
-
-    @property
-    def shards(self) -> int:
-        """Count the parts into which FSDP shards what tensor parallelism leaves whole."""
-        return self.dp_shard * self.cp
-
-    @property
-    def described(self) -> str:
-        """Name the axes in use, such as `dp_shard 2 × tp 2`."""
-        used = [f"{axis} {size}" for axis, size in self._asdict().items() if size > 1]
-        return " × ".join(used) or "one device"
+from lit_pretrain.step_size import MeshSizes
 
 
 @dataclass(frozen=True)
@@ -196,12 +167,7 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
                 f"parallel.tp={tp}: model.net.block={net.block!r} may hold matrices that nobody"
                 " knows how to split; set parallel.tp: 1 and use parallel.dp_shard"
             )
-        split = {
-            "model.net.n_head": net.n_head, "model.net.n_kv_head": net.kv_heads,
-            "model.net.ffn_width": net.ffn_size, "model.net.vocab_size": net.vocab_size,
-        }  # fmt: skip
-        if net.position == "learned":
-            split["model.net.max_seq_len"] = net.max_seq_len
+        split = net.tp_sizes
         wrong = [f"{name}={size}" for name, size in split.items() if size % tp]
         if wrong:
             common = math.gcd(*split.values())
@@ -210,9 +176,7 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
                 f"parallel.tp={tp} must divide {' and '.join(wrong)}: change that, or set"
                 f" parallel.tp to one of {', '.join(fitting)}"
             )
-    # A row is cut into two chunks for each device along cp, and the tokens of a device again
-    # along tp.
-    unit = tp * (2 * cp if cp > 1 else 1)
+    unit = sizes.tokens_unit
     if seq_len % unit:
         factors = "2 × parallel.cp × parallel.tp" if cp > 1 else "parallel.tp"
         nearest = max(1, round(seq_len / unit)) * unit

@@ -28,7 +28,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.parallel.mesh import Mesh, MeshSizes, Parallel, has_axis, weights_mesh
+from lit_pretrain.parallel.mesh import Mesh, Parallel, has_axis, weights_mesh
+from lit_pretrain.step_size import MeshSizes
 
 
 def shard_(

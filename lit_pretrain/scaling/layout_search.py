@@ -1,7 +1,7 @@
 """Search the meshes of a number of devices for the layout that trains fastest and fits.
 
 All sizes that divide the devices, the network and the rows of a step are tried, with every
-micro-batch that the step allows, with and without activation checkpointing. What does not fit into
+micro-batch that the step allows and every kind of activation checkpointing. What does not fit into
 the memory of a device is dropped, the rest is ordered by tokens per second.
 """
 
@@ -17,32 +17,17 @@ from lit_pretrain.model.config import CHECKPOINTING, ModelConfig
 from lit_pretrain.scaling.flops import beside, flops_per_token
 from lit_pretrain.scaling.memory import Layout, peak
 from lit_pretrain.scaling.step_time import Cluster, StepTime, step_time
-from lit_pretrain.step_size import counted
+from lit_pretrain.step_size import MeshSizes, counted
 
 _MOST_ROWS = 64
 """Rows of a micro-batch that are tried where the step's size is not known."""
-
-
-class Axes(NamedTuple):
-    """Devices along each axis of a mesh, as `parallel:` names them."""
-
-    dp_replicate: int
-    dp_shard: int
-    cp: int
-    tp: int
-
-    @property
-    def described(self) -> str:
-        """Name the axes in use, such as `dp_shard 32 × tp 8`."""
-        used = [f"{axis} {size}" for axis, size in self._asdict().items() if size > 1]
-        return " × ".join(used) or "one device"
 
 
 @dataclass(frozen=True)
 class LayoutCandidate:
     """One layout that could be run."""
 
-    axes: Axes
+    axes: MeshSizes
     layout: Layout
     micro_batches: int
     time: StepTime
@@ -96,8 +81,8 @@ def search_layouts(
     Raises:
         UserError: The rows of a step cannot be divided over the devices at all.
     """
-    best: dict[Axes, LayoutCandidate] = {}
-    least: dict[Axes, LayoutCandidate] = {}
+    best: dict[MeshSizes, LayoutCandidate] = {}
+    least: dict[MeshSizes, LayoutCandidate] = {}
     tried = 0
     for axes in _meshes(config, layout.seq_len, devices, cluster.machine, splits=splits):
         for candidate in _candidates(config, layout, cluster, axes, update_flops):
@@ -126,29 +111,28 @@ def _order(candidate: LayoutCandidate, fits: bool) -> float:
 
 def _meshes(
     config: ModelConfig, seq_len: int, devices: int, machine: int, *, splits: bool
-) -> Iterator[Axes]:
+) -> Iterator[MeshSizes]:
     """Yield the meshes that divide devices, network and rows; tp stays within a machine."""
-    parts = [config.n_head, config.kv_heads, config.ffn_size, config.vocab_size]
-    if config.position == "learned":
-        parts.append(config.max_seq_len)
     for tp in _divisors(devices):
-        if tp > 1 and (not splits or tp > machine or any(part % tp for part in parts)):
+        if tp > 1 and (tp > machine or not splits):
+            continue
+        if any(size % tp for size in config.tp_sizes.values()):
             continue
         for cp in _divisors(devices // tp):
             if cp > 1 and (not splits or config.attention == "varlen"):
                 continue
-            if seq_len % (tp * (2 * cp if cp > 1 else 1)):
-                continue
             groups = devices // (tp * cp)
             for copies in _divisors(groups):
-                yield Axes(copies, groups // copies, cp, tp)
+                axes = MeshSizes(copies, groups // copies, cp, tp)
+                if seq_len % axes.tokens_unit == 0:
+                    yield axes
 
 
 def _candidates(
-    config: ModelConfig, layout: Layout, cluster: Cluster, axes: Axes, update_flops: float
+    config: ModelConfig, layout: Layout, cluster: Cluster, axes: MeshSizes, update_flops: float
 ) -> Iterator[LayoutCandidate]:
     """Yield a mesh with every micro-batch that the step allows."""
-    groups = axes.dp_replicate * axes.dp_shard
+    groups = axes.devices // axes.together
     if layout.step_rows is None:
         choices = [2**i for i in range(_MOST_ROWS.bit_length())]
         of_group = None
@@ -161,8 +145,8 @@ def _candidates(
         micro_batches = 1 if of_group is None else of_group // rows
         for checkpointing in CHECKPOINTING:
             laid = dataclasses.replace(
-                layout, devices=groups * axes.cp * axes.tp, copies=axes.dp_replicate,
-                sharding="fsdp" if groups * axes.cp * axes.tp > 1 else "none",
+                layout, devices=axes.devices, copies=axes.dp_replicate,
+                sharding="fsdp" if axes.devices > 1 else "none",
                 cp=axes.cp, tp=axes.tp, rows=rows * layout.group,
                 accumulates=micro_batches > 1, checkpointing=checkpointing,
             )  # fmt: skip

@@ -182,12 +182,6 @@ class StepTime(NamedTuple):
         """Return the seconds of the step."""
         return sum(self)
 
-    @property
-    def largest_cost(self) -> str:
-        """Name the part beside the products that takes most."""
-        beside = {name: value for name, value in self._asdict().items() if name != "products"}
-        return max(beside, key=lambda name: beside[name])
-
 
 def step_time(
     config: ModelConfig,

@@ -19,10 +19,11 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import Objective
-from lit_pretrain.parallel.mesh import MeshSizes, check_sizes
+from lit_pretrain.parallel.mesh import check_sizes
 from lit_pretrain.reward import Rewards
 from lit_pretrain.rollout import Rollout
 from lit_pretrain.stage.reference import Place, evaluating, label_logp
+from lit_pretrain.step_size import MeshSizes
 
 DATA_KINDS = frozenset({"pairs", "verdicts", "rollout", "prompts"})
 """Data whose rows are not simply to be learned; an objective that knows nothing of their kind

@@ -56,7 +56,6 @@ from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.optim.optimizer import check_moments, group_settings
 from lit_pretrain.optim.weight_average import WeightAverage
-from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
     reshard_,
@@ -86,6 +85,7 @@ from lit_pretrain.stage.reference import (
     fill_column,
     resolve_reference,
 )
+from lit_pretrain.step_size import MeshSizes
 
 
 class Stage(L.LightningModule):

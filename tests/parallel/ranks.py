@@ -25,9 +25,10 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
 from lit_pretrain.optim import AdamW, MuonAdamW, muon
 from lit_pretrain.optim.clip import scale_and_clip_
-from lit_pretrain.parallel.mesh import Mesh, MeshSizes
+from lit_pretrain.parallel.mesh import Mesh
 from lit_pretrain.parallel.strategy import shard_
 from lit_pretrain.roles import parameter_roles
+from lit_pretrain.step_size import MeshSizes
 
 ROWS, T, V = 8, 32, 64
 EVERYTHING: dict[str, Any] = {

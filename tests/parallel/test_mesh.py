@@ -4,7 +4,8 @@ import pytest
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.parallel.mesh import MeshSizes, Parallel, check_sizes
+from lit_pretrain.parallel.mesh import Parallel, check_sizes
+from lit_pretrain.step_size import MeshSizes
 
 
 @pytest.mark.parametrize(

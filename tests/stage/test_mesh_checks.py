@@ -6,8 +6,8 @@ import lit_pretrain.objective
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.objective import CrossEntropy, Objective
-from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.stage.checks import check_mesh
+from lit_pretrain.step_size import MeshSizes
 
 NET = ModelConfig(vocab_size=64, n_layer=1, width=32, n_head=2, ffn_width=64)
 OTHERS = [

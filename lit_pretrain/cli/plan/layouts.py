@@ -7,6 +7,7 @@ import dataclasses
 from lit_pretrain.cli.plan.question import PlanCLI
 from lit_pretrain.cli.train.resolve import adapter_of, instantiate, optimizer_of
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import CHECKPOINTING
 from lit_pretrain.scaling.flops import GIB, Utilization
 from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch, search_layouts
 from lit_pretrain.scaling.plan import Assumption, LayoutChoice, LayoutsReport, Question
@@ -129,17 +130,16 @@ def _examples(others: list[LayoutCandidate]) -> list[LayoutCandidate]:
 
 def _why(other: LayoutCandidate, best: LayoutCandidate) -> str:
     """Name the part of a step that costs a layout most beyond what it costs the best one."""
-    per_token = {
-        name: value / other.layout.rows / other.micro_batches * other.layout.together
-        for name, value in other.time._asdict().items()
-    }
-    of_best = {
-        name: value / best.layout.rows / best.micro_batches * best.layout.together
-        for name, value in best.time._asdict().items()
-    }
-    worst = max(per_token, key=lambda name: per_token[name] - of_best[name])
-    again = other.layout.checkpointing and not best.layout.checkpointing
-    if worst in ("products", "attention", "elementwise") and again:
-        return "its activations only fit when they are computed again"
-    share = other.time._asdict()[worst] / other.time.seconds
-    return f"{_PARTS[worst]} takes {share:.0%} of its step"
+    here, there = _seconds_per_row(other), _seconds_per_row(best)
+    worst = max(here, key=lambda name: here[name] - there[name])
+    modes = [CHECKPOINTING.index(each.layout.checkpointing) for each in (other, best)]
+    if worst in ("products", "attention", "elementwise") and modes[0] > modes[1]:
+        return "its activations only fit when more of them are computed again"
+    return f"{_PARTS[worst]} takes {here[worst] / sum(here.values()):.0%} of its step"
+
+
+def _seconds_per_row(candidate: LayoutCandidate) -> dict[str, float]:
+    """Divide the seconds of each part by the rows that a device answers for."""
+    layout = candidate.layout
+    rows = layout.rows * candidate.micro_batches / layout.together
+    return {name: seconds / rows for name, seconds in candidate.time._asdict().items()}

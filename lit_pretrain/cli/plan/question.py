@@ -30,7 +30,7 @@ from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, did_you_mean, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters, padded_vocab_size
-from lit_pretrain.parallel.mesh import MeshSizes, check_sizes
+from lit_pretrain.parallel.mesh import check_sizes
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.roles import ROLES
 from lit_pretrain.scaling.flops import (
@@ -48,7 +48,7 @@ from lit_pretrain.scaling.flops import (
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
-from lit_pretrain.step_size import StepSize, counted
+from lit_pretrain.step_size import MeshSizes, StepSize, counted
 
 GOODPUT = Utilization(
     0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs"

@@ -26,7 +26,6 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.parallel.mesh import MeshSizes
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.charts import clock, short
 from lit_pretrain.roles import ROLES
@@ -35,7 +34,7 @@ from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference
-from lit_pretrain.step_size import counted
+from lit_pretrain.step_size import MeshSizes, counted
 
 _PEAKS = {
     "loss": "when the loss is computed", "block backward": "in the backward pass",

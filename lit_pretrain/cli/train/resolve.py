@@ -24,9 +24,10 @@ from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe, recipe_of
-from lit_pretrain.parallel.mesh import MeshSizes, Parallel
+from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import flops_per_token
+from lit_pretrain.step_size import MeshSizes
 
 
 class AdapterCost(NamedTuple):
