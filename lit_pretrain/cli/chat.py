@@ -6,9 +6,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lit_pretrain.cli.command.load_run import Dtype, load_renderer, load_run
+from lit_pretrain.cli.command.load_run import Dtype, Weights, load_renderer, load_run
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import write_file, writing
@@ -170,7 +170,7 @@ def chat(
     seed: int = 0,
     device: str = "auto",
     dtype: Dtype = "float32",
-    weights: Literal["trained", "average"] = "trained",
+    weights: Weights = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Talk with a run, a line a turn.

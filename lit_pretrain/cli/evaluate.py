@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_pretrain.cli.command.load_run import Weights
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 
@@ -30,7 +31,7 @@ def evaluate_run(
     seed: int = 1234,
     report: str | None = None,
     tensorboard: bool = True,
-    weights: Literal["trained", "average"] = "trained",
+    weights: Weights = "trained",
     accept: list[str] = [],  # noqa: B006  (as tasks)
     trust: bool = False,
 ) -> int:
@@ -166,7 +167,7 @@ def _dump(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
-def _network(path: Path, precision: str, device: str, weights: str) -> Any:
+def _network(path: Path, precision: str, device: str, weights: Weights) -> Any:
     """Load the network on its device, with the autocast of its precision."""
     from contextlib import nullcontext
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from lit_pretrain.cli.command.load_run import Weights
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
@@ -16,7 +17,7 @@ def export_hf(
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     max_shard_gb: float = 5.0,
     tolerance: float | None = None,
-    weights: Literal["trained", "average"] = "trained",
+    weights: Weights = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Write a run as a Hugging Face folder for transformers 4 and 5, vLLM, lm-eval and llama.cpp.

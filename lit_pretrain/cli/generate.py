@@ -2,8 +2,8 @@
 
 import sys
 import time
-from typing import Literal
 
+from lit_pretrain.cli.command.load_run import Weights
 from lit_pretrain.cli.command.verb import Verb
 
 LONGEST = 256
@@ -22,7 +22,7 @@ def generate_text(
     seed: int = 0,
     stop: list[str] = [],  # noqa: B006  (as prompts)
     device: str = "auto",
-    weights: Literal["trained", "average"] = "trained",
+    weights: Weights = "trained",
     accept: list[str] = [],  # noqa: B006  (jsonargparse shows the default; it is never changed)
 ) -> int:
     """Complete prompts and print them as they grow.

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -17,7 +17,7 @@ from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.class_path import refuse_foreign_classes
 from lit_pretrain.cli.command.arguments import Config, name_run
-from lit_pretrain.cli.command.load_run import quiet_libraries
+from lit_pretrain.cli.command.load_run import Weights, quiet_libraries
 from lit_pretrain.cli.command.parser import raw_option, raw_switch
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.cli.train.precision import check_precision
@@ -68,7 +68,7 @@ class EvaluateCLI(LightningCLI):
         )
         parser.add_argument(
             "--weights",
-            type=Literal["trained", "average"],
+            type=Weights,
             default="trained",
             help="The weights as training left them, or their moving average (ema_half_life).",
         )

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_pretrain.compare.intervals import (
-    LEAST_UNITS,
     Counts,
     Interval,
     interval_over_seeds,
@@ -220,20 +219,19 @@ def _against(
     """Compare one config with the baseline."""
     order, matched = _matched(candidate.seeds, baseline.seeds)
     classed = [classed[i] for i in order]
-    one_KU, other_KU = (
-        np.stack([views[0].sum(axis=1) for views in runs]) * TICK
-        for runs in (classed, base_classed)
+    one_ticks_KU, other_ticks_KU = (
+        np.stack([views[0].sum(axis=1) for views in runs]) for runs in (classed, base_classed)
     )
+    one_KU, other_KU = one_ticks_KU * TICK, other_ticks_KU * TICK
     total = float(weight_U.sum())
     sources = {}
     for number, source in enumerate(cut.sources):
         inside = cut.source_U == number
-        few = counts is None or np.count_nonzero(inside) < LEAST_UNITS
         sources[source] = paired_interval(
             one_KU[:, inside],
             other_KU[:, inside],
             weight_U[inside],
-            None if few or counts is None else counts[:, inside],
+            None if counts is None else counts[:, inside],
             matched=matched,
         )
     views = {}
@@ -249,16 +247,13 @@ def _against(
             interval = paired_interval(nats, others, weight_U, counts, matched=matched)
             parts.append(DifferencePart(name, share, _mean_nats(one, other), interval))
         views[view.title] = parts
-    one, other = (
-        np.stack([views[0].sum(axis=1) for views in runs]) for runs in (classed, base_classed)
-    )
     return Against(
         name=candidate.name,
         seeds=len(classed),
         loss=float(one_KU.mean(axis=0).sum() / total),
         over_seeds=interval_over_seeds(one_KU.sum(axis=1) / total),
         bits_per_byte=float(one_KU.mean(axis=0).sum() / cut.bytes_U.sum() / math.log(2)),
-        nats=_mean_nats(one, other),
+        nats=_mean_nats(one_ticks_KU, other_ticks_KU),
         difference=paired_interval(one_KU, other_KU, weight_U, counts, matched=matched),
         unpaired=None if counts is None else unpaired_half_width(one_KU, other_KU, weight_U),
         sources=sources,

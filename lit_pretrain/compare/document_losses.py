@@ -1,4 +1,4 @@
-"""Document losses: what one network says of every token of the held-out documents.
+"""Document losses: the loss of every token of the held-out documents under one network.
 
 Axes: B rows, T tokens, D width, V vocabulary.
 """
@@ -53,7 +53,7 @@ def document_losses(
         net: The network, on its device.
         tokenizer: Its tokenizer, by which the documents are encoded.
         documents: The text.
-        seq_len: Most tokens of context.
+        seq_len: Longest context in tokens.
         label: Names the network in messages.
 
     Raises:

@@ -51,7 +51,7 @@ def read_curve(run: Path) -> Curve | None:
 
 @dataclass(frozen=True)
 class EqualBudget:
-    """Losses of all runs at one place of an axis."""
+    """Losses of all runs, or means over several of each, at one place of an axis."""
 
     axis: str
     at: float

@@ -39,7 +39,7 @@ def held_out_documents(data: OpenDataset, split: str, tokens: int | None) -> lis
     Args:
         data: The prepared dataset.
         split: validation or test.
-        tokens: Most tokens over all sources; None reads all.
+        tokens: At most this many tokens over all sources; None reads all.
 
     Raises:
         UserError: The split holds no text.

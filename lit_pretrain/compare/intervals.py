@@ -1,6 +1,6 @@
 """Intervals of differences between runs that were measured on the same documents.
 
-Documents are drawn anew with replacement (bootstrap), each with what all runs say of it, so that
+Documents are drawn anew with replacement (bootstrap), each with its losses under all runs, so that
 what makes a document hard for every run cancels. The percentiles are those that lie as far out as a
 t interval's ends (Hesterberg 2015, arXiv 1411.5279), or they would be too narrow for few documents.
 There are too few seeds to draw from: of three drawn from three all are the same one in 1 of 9

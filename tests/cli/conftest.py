@@ -34,7 +34,6 @@ def chat_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # what a run leaves.
 PRETENDED = """
 import json, signal, sys, time
-import sys
 from pathlib import Path
 import yaml
 config = yaml.safe_load(Path(sys.argv[1]).read_text())

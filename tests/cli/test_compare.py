@@ -1,15 +1,17 @@
 """`lit_pretrain compare` as a user runs it, on small runs."""
 
+import copy
 import json
-import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli.compare.contenders import find_contenders, training_differences
 
 COMMON = (
     "--model.net.n_layer=1", "--model.net.width=16", "--model.net.n_head=2",
@@ -52,7 +54,12 @@ def compared(
     return run
 
 
-def test_two_runs_in_pairs(compared: Compare) -> None:
+def last_training_loss(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return float(next(line["train/loss"] for line in reversed(lines) if "train/loss" in line))
+
+
+def test_two_runs_in_pairs(compared: Compare, runs: Path) -> None:
     found = compared("a", "b")
     assert found["configs"]["b"]["differs"] == {"model.optimizer.matrix_lr": 0.05}
     documents = found["documents"]
@@ -68,7 +75,8 @@ def test_two_runs_in_pairs(compared: Compare) -> None:
     for parts in b["spans"].values():
         assert sum(part["nats"] for part in parts.values()) == b["nats"]
     # Both have read the same rows in the same order.
-    assert found["configs"]["b"]["training_loss_difference"] != 0
+    one, other = (last_training_loss(runs / name) for name in ("a", "b"))
+    assert found["configs"]["b"]["training_loss_difference"] == pytest.approx(other - one)
     assert {equal["axis"] for equal in found["equal"]} >= {"steps", "tokens", "FLOPs"}
     assert any("one run of each config" in note for note in found["notes"])
 
@@ -104,6 +112,33 @@ def test_runs_that_differ_in_seeds_are_one_config(compared: Compare) -> None:
     assert list(alone["configs"]) == ["b", "b2"]
     assert alone["configs"]["b2"]["differs"] == {"model.seed": 1, "data.seed": 1}
     assert alone["configs"]["b2"]["training_loss_difference"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("data.val_tokens", 512, True),
+        ("data.micro_batch_size", 1, True),
+        ("data.seed", 7, False),
+        ("data.temperature", 2.0, False),
+        ("data.cross_documents", True, False),
+        ("skip_steps", "3", False),
+        ("model.objective", {"class_path": "lit_pretrain.objective.DPO"}, False),
+    ],
+)
+def test_training_losses_are_compared_on_the_same_rows_alone(
+    option: str, value: object, runs: Path, *, shown: bool
+) -> None:
+    places = [str(runs / "a"), str(runs / "b")]
+    one, other = find_contenders(places, baseline=None, checkpoint="last")
+    options = copy.deepcopy(dict(other.entries[0].run.options))
+    *groups, name = option.split(".")
+    node = options[groups[0]] if groups else options
+    assert node[name] != value
+    node[name] = value
+    run = replace(other.entries[0].run, options=options)
+    other = replace(other, entries=[replace(other.entries[0], run=run)])
+    assert list(training_differences([one, other])) == (["b"] if shown else [])
 
 
 def test_a_run_that_was_not_trained_is_measured_like_any_other(
@@ -178,6 +213,11 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(runs)
+
+    def files() -> list[tuple[Path, int]]:
+        return [(path, path.stat().st_mtime_ns) for path in sorted(runs.rglob("*"))]
+
+    before = files()
     capsys.readouterr()
     try:
         code = main(["compare", *arguments])
@@ -187,4 +227,4 @@ def test_mistakes(
     assert code == 2
     assert message in found.err
     assert "Traceback" not in found.err
-    assert os.listdir(runs / "a")  # nothing of it is touched
+    assert files() == before

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from lit_pretrain.cli.command.load_run import Weights
 from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 
 if TYPE_CHECKING:
-    from lit_pretrain.cli.command.load_run import Weights
     from lit_pretrain.cli.compare.contenders import RunComparison
 
 
@@ -38,11 +38,11 @@ def compare_runs(
         checkpoint: For run folders: last or best.
         documents: Whether to measure the runs on held-out documents.
         data: Prepared text that holds the documents; None: that of the baseline.
-        split: Split of the documents.
-        tokens: Most tokens of them.
-        seq_len: Most tokens of context; None: the shortest rows that a run has trained on.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        split: validation or test.
+        tokens: At most this many tokens of them; None for all.
+        seq_len: Longest context in tokens; None: the shortest rows that a run has trained on.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
         device: Where the networks run.
         weights: The runs' last ones, or their moving averages.
 
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
         "--documents",
         type=bool,
         default=True,
-        help="Measure the runs on held-out documents; false reads what they have recorded alone.",
+        help="Measure the runs on held-out documents; false compares only what they have recorded.",
     )
     parser.add_argument(
         "--data",
@@ -111,13 +111,13 @@ def main(argv: list[str]) -> int:
         "--tokens",
         type=int | None,
         default=262_144,
-        help="Most tokens of the documents, spread evenly over the sources; null: all.",
+        help="At most this many tokens of documents, spread evenly over the sources; null: all.",
     )
     parser.add_argument(
         "--seq_len",
         type=int | None,
         default=None,
-        help="Most tokens of context. Default: the shortest rows that a run has trained on.",
+        help="Longest context in tokens. Default: the shortest rows that a run has trained on.",
     )
     parser.add_argument(
         "--resamples", type=int, default=2000, help="Resamples for the intervals; 0 for none."
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu, cuda or mps.")
     parser.add_argument(
         "--weights",
-        type=Literal["trained", "average"],
+        type=Weights,
         default="trained",
         help="The weights as training left them, or their moving averages (model.ema_half_life).",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,10 @@ from lit_pretrain.errors import UserError
 if TYPE_CHECKING:
     from lit_pretrain.cli.command.load_run import Weights
     from lit_pretrain.compare.comparison import DocumentComparison
+    from lit_pretrain.compare.equal_budgets import EqualBudget
 
-SEEDS = ("model.seed", "data.seed", "data.init_args.seed", "seed_everything", "seed")
-"""Options in which runs of one config may differ."""
-_ORDER = (
-    "path", "seq_len", "global_batch_tokens", "weights", "temperature", "max_epochs", "phases",
-    "seed", "cycle", "shuffle_chunks", "cross_documents",
-)  # fmt: skip
-"""Fields of prepared text that decide which rows a step reads."""
+SEEDS = ("model.seed", "data.seed", "seed_everything")
+"""Options in which runs of one config may differ, as `differing_options` names them."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +42,6 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class CommonBudget:
-    """Losses of all configs at one place of an axis, as means over their seeds."""
-
-    axis: str
-    at: float
-    losses: list[float]
-
-
-@dataclass(frozen=True)
 class RunComparison:
     """Everything that a comparison has found."""
 
@@ -62,7 +49,8 @@ class RunComparison:
     """The baseline first."""
     differs: list[dict[str, object]]
     """Of each contender, its values of the options in which they differ, seeds left out."""
-    budgets: list[CommonBudget]
+    budgets: list[EqualBudget]
+    """The losses of each contender are means over its seeds."""
     compared: DocumentComparison | None
     notes: list[str]
 
@@ -190,7 +178,7 @@ def config_differences(contenders: Sequence[Contender]) -> list[dict[str, object
 # ------------------------------------------------------------------ what runs have recorded
 
 
-def budgets_of(contenders: Sequence[Contender]) -> tuple[list[CommonBudget], list[str]]:
+def budgets_of(contenders: Sequence[Contender]) -> tuple[list[EqualBudget], list[str]]:
     """Compare what the runs have recorded at equal steps, tokens, FLOPs and seconds."""
     from lit_pretrain.compare.equal_budgets import equal_budgets, read_curve
 
@@ -205,11 +193,11 @@ def budgets_of(contenders: Sequence[Contender]) -> tuple[list[CommonBudget], lis
             if curve is None
         ]
         return [], [f"no losses at equal budgets: {', '.join(names)} has recorded no validation"]
-    configs = [e.run.options for c in contenders for e in c.entries]
-    kinds = {(_objective(c), "class_path" in (c.get("data") or {})) for c in configs}
+    entries = [e for c in contenders for e in c.entries]
+    kinds = {(_objective(e), "class_path" in (e.run.options.get("data") or {})) for e in entries}
     if len(kinds) > 1:
         return [], ["no losses at equal budgets: the runs minimise different things"]
-    hashes = [_data_hashes(e) for c in contenders for e in c.entries]
+    hashes = [_data_hashes(e) for e in entries]
     notes = []
     if len({manifest for manifest, _ in hashes}) > 1:
         notes.append("the runs have validated on different data: recorded losses differ for that")
@@ -220,12 +208,15 @@ def budgets_of(contenders: Sequence[Contender]) -> tuple[list[CommonBudget], lis
         for size in sizes:
             losses.append(sum(rest[:size]) / size)
             rest = rest[size:]
-        found.append(CommonBudget(budget.axis, budget.at, losses))
+        found.append(replace(budget, losses=losses))
     return found, notes
 
 
 def training_differences(contenders: Sequence[Contender]) -> dict[str, float]:
-    """Compare training losses of configs with the baseline's, where both read the same rows."""
+    """Compare training losses of configs with the baseline's, where both read the same rows.
+
+    Losses of different objectives are not compared.
+    """
     from lit_pretrain.compare.equal_budgets import read_curve, training_difference
 
     base = contenders[0].entries[0]
@@ -233,30 +224,30 @@ def training_differences(contenders: Sequence[Contender]) -> dict[str, float]:
     first = read_curve(Path(base.run.path))
     for contender in contenders[1:]:
         other = contender.entries[0]
-        curve = read_curve(Path(other.run.path)) if same_order(base, other) else None
-        if first is not None and curve is not None:
-            difference = training_difference(curve, first)
-            if difference is not None:
-                found[contender.name] = difference
+        curve = read_curve(Path(other.run.path))
+        if first is None or curve is None:  # a run that was not trained has read no rows, either
+            continue
+        if _rows(base) != _rows(other) or _objective(base) != _objective(other):
+            continue
+        difference = training_difference(curve, first)
+        if difference is not None:
+            found[contender.name] = difference
     return found
 
 
-def same_order(one: Entry, other: Entry) -> bool:
-    """Tell whether two runs on prepared text read the same rows at every step."""
-    first, second = (entry.run.options.get("data") or {} for entry in (one, other))
-    if "class_path" in first or "class_path" in second:
-        return repr(first) == repr(second)
-    orders = [[data.get(name) for name in _ORDER[1:]] for data in (first, second)]
-    skips = [entry.run.options.get("skip_steps") for entry in (one, other)]
-    return (
-        repr(orders[0]) == repr(orders[1])
-        and skips[0] == skips[1]
-        and _data_hashes(one)[0] == _data_hashes(other)[0]
+def _rows(entry: Entry) -> Mapping[str, Any]:
+    """Collect what decides the rows of every step: what a resume compares of the data."""
+    from lit_pretrain.checkpoint.resume_contract import SKIPS, contract_of
+
+    manifest, tokenizer = _data_hashes(entry)
+    contract = contract_of(
+        entry.run.options, manifest_hash=str(manifest), tokenizer_hash=str(tokenizer)
     )
+    return {k: v for k, v in contract.items() if k.startswith("data.") or k == SKIPS}
 
 
-def _objective(config: Mapping[str, Any]) -> str:
-    objective = config["model"].get("objective")
+def _objective(entry: Entry) -> str:
+    objective = entry.run.options["model"].get("objective")
     path = objective.get("class_path") if isinstance(objective, Mapping) else objective
     return str(path).rpartition(".")[2]
 

@@ -12,6 +12,7 @@ from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 
 if TYPE_CHECKING:
+    from lit_pretrain.cli.sweep.launch import LaunchSettings
     from lit_pretrain.cli.sweep.planned_runs import PlannedRun
     from lit_pretrain.cli.sweep.points import Point
 
@@ -59,7 +60,10 @@ def main(argv: list[str]) -> int:
         "--points",
         type=as_given,
         default=[],
-        help="A YAML file with a list of mappings of options to values, in place of a grid.",
+        help=(
+            "A YAML file with a list of mappings of options to values, each of which is combined"
+            " with all of --grid."
+        ),
     )
     parser.add_argument(
         "--range",
@@ -79,7 +83,10 @@ def main(argv: list[str]) -> int:
         "--seeds",
         type=int,
         default=1,
-        help="Runs of each combination, with model.seed and data.seed 0, 1, …",
+        help=(
+            "Runs of each combination, with model.seed and data.seed 0, 1, …; 1 leaves both as they"
+            " are."
+        ),
     )
     parser.add_argument(
         "--set",
@@ -142,7 +149,12 @@ def main(argv: list[str]) -> int:
     if failure is None:
         print(f"done: {len(runs)} runs in {settings.out}", flush=True)
     if given.compare and len(made) > 1:
-        _compare(settings.out, made)
+        try:
+            _compare(settings.out, made)
+        except UserError as error:
+            if failure is None:
+                raise
+            warn(f"the runs that have finished are not compared: {error}")
     if failure is not None:
         raise failure
     return 0
@@ -162,7 +174,7 @@ class SweptRun:
 
 
 def _plan(
-    shared: Mapping[str, Any], points: Sequence[Point], settings: Any, *, seeds: int
+    shared: Mapping[str, Any], points: Sequence[Point], settings: LaunchSettings, *, seeds: int
 ) -> list[SweptRun]:
     """Parse and plan every combination, before anything starts.
 
@@ -183,7 +195,7 @@ def _plan(
         if name in PlanSettings.__dataclass_fields__ or name in ("help", "print_config"):
             raise UserError(f"{name} is no option of `fit`, so it cannot be swept")
     seeded = [
-        point | ({} if seeds == 1 else {SEED: seed}) for point in points for seed in range(seeds)
+        point | ({} if seeds == 1 else {"seed": seed}) for point in points for seed in range(seeds)
     ]
     names = iter(run_names(seeded))
     found = []
@@ -195,13 +207,12 @@ def _plan(
             plan = make_plan(question)
         except UserError as error:
             where = ", ".join(arguments) or "the config"
-            raise type(error)(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
         resolved = cli.config.as_dict()
         speed, source = expected_speed(question)
         for seed in range(seeds):
-            config = _config(shared, _outer_first(point), resolved)
-            if seeds > 1:
-                _set_seed(config, resolved, seed)
+            own = [] if seeds == 1 else [("model.seed", seed), ("data.seed", seed)]
+            config = _config(shared, [*_outer_first(point), *own], resolved)
             name = next(names)
             planned = PlannedRun(
                 name=name,
@@ -221,9 +232,6 @@ def _plan(
                 )
             )
     return found
-
-
-SEED = "seed"
 
 
 def _outer_first(point: Point) -> list[tuple[str, Any]]:
@@ -281,17 +289,6 @@ def _inside(
         return node, known
     node["class_path"] = known["class_path"]
     return node.setdefault("init_args", {}), known.get("init_args") or {}
-
-
-def _set_seed(config: dict[str, Any], resolved: Mapping[str, Any], seed: int) -> None:
-    """Give a run a seed of its own, for its weights and its order of rows."""
-    config.setdefault("model", {})["seed"] = seed
-    data = config.setdefault("data", {})
-    if "class_path" in resolved["data"]:
-        data["class_path"] = resolved["data"]["class_path"]
-        data.setdefault("init_args", {})["seed"] = seed
-    else:
-        data["seed"] = seed
 
 
 # ------------------------------------------------------------------ what is said

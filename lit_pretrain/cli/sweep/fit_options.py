@@ -61,9 +61,9 @@ def shared_options(
     for name, instead in ours.items():
         if found.pop(name, None) is not None and name in run:
             raise UserError(f"{where}: {name} is for the sweep to set: {instead}")
-    optimizer = (found.get("model") or {}).get("optimizer")
-    if isinstance(optimizer, str):
-        found["model"]["optimizer"] = {"class_path": optimizer}
+    for group, name in ((found.get("model") or {}, "optimizer"), (found, "data")):
+        if isinstance(group.get(name), str):  # a class by its name alone
+            group[name] = {"class_path": group[name]}
     return found
 
 

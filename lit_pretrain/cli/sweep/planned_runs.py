@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
+from lit_pretrain.checkpoint.resume_contract import flatten
 from lit_pretrain.cli.sweep.fit_options import FitOptions
 from lit_pretrain.cli.sweep.launch import (
     CONFIGS,
@@ -91,7 +92,7 @@ def missing_runs(out: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
                 f"{out / run.name} is a run that no sweep has made: {kept} is not there; choose"
                 " another --out"
             )
-        before, now = _flat(read_yaml(kept)), _flat(run.config)
+        before, now = flatten(read_yaml(kept)), flatten(run.config)
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             what = "; ".join(
@@ -102,18 +103,6 @@ def missing_runs(out: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
                 " remove that run"
             )
     return [run for run in runs if not finished(out / run.name)]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> FitOptions:
-    """Flatten a nested config into values by dotted name."""
-    found: FitOptions = {}
-    for key, value in config.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return found
 
 
 # ------------------------------------------------------------------ what it costs
@@ -195,6 +184,12 @@ def make_runs(settings: LaunchSettings, missing: Sequence[PlannedRun], *, alike:
     Raises:
         UserError: The folder cannot be written, or runs failed or were stopped.
     """
+    devices = {run.devices for run in missing}
+    if len(devices) > 1 and settings.engine == "slurm":
+        raise UserError(
+            f"--engine slurm: the runs take {' and '.join(map(str, sorted(devices)))} devices, and"
+            " the tasks of a job array are all alike; make a sweep of each"
+        )
     out = Path(settings.out)
     with writing(f"out: {out}"):
         for run in missing:
@@ -203,12 +198,6 @@ def make_runs(settings: LaunchSettings, missing: Sequence[PlannedRun], *, alike:
                 yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=120),
             )
     names = [run.name for run in missing]
-    devices = {run.devices for run in missing}
-    if len(devices) > 1 and settings.engine == "slurm":
-        raise UserError(
-            f"--engine slurm: the runs take {' and '.join(map(str, sorted(devices)))} devices, and"
-            " the tasks of a job array are all alike; make a sweep of each"
-        )
     if settings.engine == "local":
         Local(settings, {run.name: run.devices for run in missing}, alike=alike).run()
         return ""

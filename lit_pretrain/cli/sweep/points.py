@@ -89,8 +89,10 @@ class Range:
         """Return the number at a share of the range; of a range of whole numbers, a whole one."""
         low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
         value = low * (high / low) ** share if self.log else low + share * (high - low)
-        # Four digits, as names and tables show them.
-        return min(self.high, math.floor(value)) if self.whole else float(f"{value:.4g}")
+        if self.whole:
+            return min(self.high, math.floor(value))
+        # Four digits, as names and tables show them; rounding may lead out of a narrow range.
+        return min(self.high, max(self.low, float(f"{value:.4g}")))
 
 
 def parse_ranges(texts: Sequence[str]) -> dict[str, Range]:

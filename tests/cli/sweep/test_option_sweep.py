@@ -101,6 +101,18 @@ def test_a_run_gets_what_its_point_says_and_nothing_else(
     assert found == given
 
 
+def test_a_class_of_data_by_its_name_alone_takes_seeds(out: Path, tmp_path: Path) -> None:
+    data = "lit_pretrain.data.text.text_data.TextData"
+    model = BASE["model"] | {"net": BASE["model"]["net"] | {"max_seq_len": 512}}
+    file = tmp_path / "named.yaml"
+    file.write_text(yaml.safe_dump(BASE | {"data": data, "model": model}))
+    assert sweep(str(file), out, "--engine=list", "--seeds=2") == 0
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(out.glob("configs/*.yaml"))]
+    assert [config["data"] for config in configs] == [
+        {"class_path": data, "init_args": {"seed": seed}} for seed in (0, 1)
+    ]
+
+
 def test_finished_runs_are_kept_and_more_values_are_added(
     base: str, out: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +140,17 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     shown = capsys.readouterr()
     assert f"1 of 2 runs failed: matrix_lr=0.01 (exit code {code}): error: it went" in shown.err
     assert "done: 2 runs" not in shown.out
+
+
+def test_a_failure_is_named_where_the_other_runs_cannot_be_compared(
+    base: str, out: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out.mkdir()
+    (out / "codes").write_text(json.dumps({"matrix_lr=0.01": 1}))
+    assert sweep(base, out, "--grid=model.optimizer.matrix_lr=0.01,0.02,0.04") == 1
+    shown = capsys.readouterr().err
+    assert "warning: the runs that have finished are not compared" in shown
+    assert "1 of 3 runs failed: matrix_lr=0.01" in shown
 
 
 @pytest.mark.slow
@@ -194,6 +217,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "seeds": ([GRID, "--seeds=0"], "--seeds 0 must be at least 1"),
     "jobs": ([GRID, "--jobs=0"], "jobs=0 must be at least 1"),
     "points": (["--points=nowhere.yaml"], "nowhere.yaml does not exist"),
+    "devices": (
+        ["--grid=trainer.devices=1,2", "--engine=slurm"],
+        "the runs take 1 and 2 devices, and the tasks of a job array are all alike",
+    ),
     "own option": ([GRID, "--gird=a=1"], "--grid"),
     "out": (["--out=/dev/null/x", GRID], "/dev/null/x cannot be written"),
 }

@@ -47,6 +47,8 @@ def test_draws_lie_in_their_ranges_and_more_of_them_add_runs() -> None:
     # As many below the geometric middle as above.
     assert 0.4 < sum(rate < 0.01 for rate in rates) / len(rates) < 0.6
     assert Range("1:3", "n").at(1 - 1e-12) == 3
+    narrow = Range("0.12344:0.12346", "n")  # with no number of four digits in it
+    assert narrow.low <= narrow.at(0.1) <= narrow.at(0.9) <= narrow.high
 
 
 def test_draws_from_a_grid_alone_are_no_more_than_it_has() -> None:
