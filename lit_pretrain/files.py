@@ -256,6 +256,12 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
+def cache_folder(location: str, cache_dir: str | None = None) -> Path:
+    """Return the folder for what is fetched from a remote location; each location has its own."""
+    base = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / "lit_pretrain_cache"
+    return base / hashlib.sha256(location.encode()).hexdigest()[:16]
+
+
 def check_local(location: str | os.PathLike[str]) -> None:
     """Refuse an address where a folder on this machine is needed.
 

@@ -19,7 +19,6 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lit_pretrain.checkpoint.asynchronous import Background, HostCopy
 from lit_pretrain.checkpoint.digests import damage
@@ -33,6 +32,7 @@ from lit_pretrain.checkpoint.layout import (
     best_record,
     checkpoint_name,
     checkpoints,
+    scratch_of,
     step_of,
 )
 from lit_pretrain.checkpoint.resume_contract import fits_skips, skips_of
@@ -45,7 +45,7 @@ from lit_pretrain.checkpoint.shards import (
 from lit_pretrain.checkpoint.weights import read_record, write_checkpoint
 from lit_pretrain.errors import DivergedError, UserError, error_of_file, warn
 from lit_pretrain.files import remove_path, rename_durably, seal_json, write_file
-from lit_pretrain.parallel.strategy import SHARDED, saves_parts
+from lit_pretrain.parallel.strategy import SHARDED, local_part, saves_parts
 from lit_pretrain.report.rewinds import finish_rewind
 from lit_pretrain.report.run_folder import ABANDONED, sync_metrics
 
@@ -156,7 +156,7 @@ class Checkpoints(Checkpoint):
         self.on_gone_back = on_gone_back
         self.io = PlainCheckpointIO(asynchronous=asynchronous)
         self.latest: Path | None = None
-        """The last checkpoint that this attempt saved; it may be being written."""
+        """The last checkpoint that this attempt saved; a thread may still be writing it."""
         self._background = Background()
         self._reserved = False
         self._validation_due = False
@@ -283,7 +283,7 @@ class Checkpoints(Checkpoint):
     ) -> Path:
         """Save the state after the current step; all ranks call this.
 
-        An asynchronous save returns when the state is copied; one before it must have been written.
+        An asynchronous save waits for the one before it, and returns when the state is copied.
 
         Args:
             trainer: Lightning's.
@@ -434,11 +434,6 @@ class Checkpoints(Checkpoint):
                 remove_path(path)
 
 
-def scratch_of(path: Path) -> Path:
-    """Return where a checkpoint is written before it takes its name."""
-    return path.with_suffix(".ckpt.tmp")
-
-
 def saved_tensors(trainer: L.Trainer, *, whole: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield every trained weight and every moment by name.
 
@@ -447,7 +442,7 @@ def saved_tensors(trainer: L.Trainer, *, whole: bool = False) -> Iterator[tuple[
         whole: Yield the tensors of all ranks together where they are divided, not the parts of this
             rank.
     """
-    part = (lambda tensor: tensor) if whole else _local
+    part = (lambda tensor: tensor) if whole else local_part
     names: dict[int, str] = {}
     for name, parameter in trainer.lightning_module.named_parameters():
         names[id(parameter)] = name
@@ -466,7 +461,7 @@ def copied_tensors(
     """Yield the weights and moments in a checkpoint, named as by `saved_tensors`."""
     for name, value in checkpoint["state_dict"].items():
         if value.is_floating_point():
-            yield name, _local(value)
+            yield name, local_part(value)
     names = {id(value): name for name, value in trainer.lightning_module.named_parameters()}
     states = checkpoint["optimizer_states"]
     for optimizer, saved in zip(trainer.optimizers, states, strict=True):
@@ -475,7 +470,7 @@ def copied_tensors(
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
                     name = own[owner] if isinstance(owner, int) else owner
-                    yield f"{key} of {name}", _local(value)
+                    yield f"{key} of {name}", local_part(value)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -487,10 +482,6 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     low, high = tensor.aminmax()
     return bool(low.isfinite() & high.isfinite())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def validates_now(trainer: L.Trainer) -> bool:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from lit_pretrain.callbacks.metrics import Sink
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.observation import PLACES, Observation, sums_of
+from lit_pretrain.parallel.strategy import local_part
 
 
 class LayerStatistics(L.Callback):
@@ -141,7 +142,7 @@ class WeightSums:
             else self._own(p.grad)
             for p in self._parameters
         ]
-        self._before = [_local(p).clone() for p in self._parameters]
+        self._before = [local_part(p).clone() for p in self._parameters]
 
     @torch.no_grad()
     def sums(self) -> list[list[list[float]]]:
@@ -150,7 +151,8 @@ class WeightSums:
         for parameter, before, gradient in zip(
             self._parameters, self._before, self._gradients, strict=True
         ):
-            update = (_local(parameter) - before).view_as(_local(parameter))
+            after = local_part(parameter)
+            update = (after - before).view_as(after)
             found += [gradient, self._own(before, of=parameter), self._own(update, of=parameter)]
         self._before = []
         device = self._trainer.strategy.root_device
@@ -199,7 +201,7 @@ class WeightSums:
             of: The parameter whose part it is.
         """
         whole = tensor if of is None else of
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensor)
         holders = self._trainer.world_size
         if isinstance(whole, DTensor):
             for size, placement in zip(whole.device_mesh.shape, whole.placements, strict=True):
@@ -231,10 +233,6 @@ def _figures(parts: list[list[list[float]]], scale: float) -> LayerFigures:
         gradient_max=scale * largest,
         update_ratio=math.sqrt(update[0] / weight[0]) if weight[0] else None,
     )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _digits(count: int) -> int:

@@ -116,6 +116,11 @@ def checkpoint_name(step: int) -> str:
     return f"step={step:08d}.ckpt"
 
 
+def scratch_of(path: Path) -> Path:
+    """Return where a checkpoint is written before it takes its name."""
+    return path.with_suffix(".ckpt.tmp")
+
+
 def step_of(path: Path) -> int | None:
     """Read the step from a checkpoint's name; None for other files."""
     match = _NAME.fullmatch(path.name)

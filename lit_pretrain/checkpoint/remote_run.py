@@ -12,9 +12,7 @@ with the credentials and the endpoint that boto3 would take (AWS_ENDPOINT_URL, ~
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +25,12 @@ from lit_pretrain.checkpoint.layout import (
     checkpoint_name,
     checkpoints,
     newest_complete,
+    scratch_of,
     step_of,
 )
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import (
+    cache_folder,
     canonical_hash,
     check_plain_names,
     file_sha256,
@@ -205,7 +205,7 @@ class RemoteRun:
         target = folder / CHECKPOINTS_FOLDER / entry.name
         if identity(target) == entry.identity and damage(target) is None:
             return target
-        scratch = target.with_suffix(".ckpt.tmp")
+        scratch = scratch_of(target)
         remove_path(scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
         for name in entry.files:
@@ -380,8 +380,7 @@ def fetched(where: str, *, which: str | None) -> Path:
     if named is not None:
         address = address.rpartition("/")[0].removesuffix(f"/{CHECKPOINTS_FOLDER}")
     remote = RemoteRun(address)
-    cache = Path(tempfile.gettempdir()) / "lit_pretrain_cache"
-    folder = cache / hashlib.sha256(address.encode()).hexdigest()[:16] / address.rpartition("/")[2]
+    folder = cache_folder(address) / address.rpartition("/")[2]
     if not remote.exists():
         raise UserError(f"{address} holds no run: there is no {CONFIG}")
     remote.fetch_files(folder)

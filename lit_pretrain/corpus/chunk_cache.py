@@ -5,7 +5,6 @@ apart, and polls. The rows of a run are read by number (`dataset[i]`), so a plai
 what is missing, and drop what was opened longest ago.
 """
 
-import hashlib
 import os
 import re
 import tempfile
@@ -18,7 +17,7 @@ from filelock import FileLock
 
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Chunk, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import is_remote
+from lit_pretrain.files import cache_folder, is_remote
 
 SCRATCH = ".fetch-"
 """Begins the name of a folder beside a file that is being fetched."""
@@ -34,12 +33,6 @@ def allow_plain_http(storage_options: Mapping[str, Any] | None) -> None:
         from litdata.streaming import downloader
 
         downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
-
-
-def cache_folder(location: str, cache_dir: str | None) -> Path:
-    """Return the folder for what is fetched from a remote location; each location has its own."""
-    base = Path(cache_dir) if cache_dir else Path(tempfile.gettempdir()) / "lit_pretrain_cache"
-    return base / hashlib.sha256(location.encode()).hexdigest()[:16]
 
 
 def download(

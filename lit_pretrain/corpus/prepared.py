@@ -10,14 +10,13 @@ from typing import Any
 
 from lit_pretrain.corpus.chunk_cache import (
     ChunkCache,
-    cache_folder,
     fetch,
     load_manifest,
     size_in_bytes,
 )
 from lit_pretrain.corpus.manifest import INDEX_FILENAME, Manifest
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import file_sha256, is_remote
+from lit_pretrain.files import cache_folder, file_sha256, is_remote
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 

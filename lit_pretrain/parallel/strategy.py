@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.gather import RowParts
@@ -74,6 +75,11 @@ def shard_(
 
 SHARDED = {"sharded": True}
 """Storage option that tells a checkpoint IO to write the parts that its rank holds."""
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds, without its history."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def reshard_(net: nn.Module) -> None:

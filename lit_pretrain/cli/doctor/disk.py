@@ -15,10 +15,9 @@ from typing import NamedTuple
 from lit_pretrain.cli.doctor import Finding
 from lit_pretrain.cli.doctor.machine import IMPORTS, Probe
 from lit_pretrain.corpus import manifest as manifests
-from lit_pretrain.corpus.chunk_cache import cache_folder
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest, verify_chunk
 from lit_pretrain.errors import UserError
-from lit_pretrain.files import canonical_hash, is_remote
+from lit_pretrain.files import cache_folder, canonical_hash, is_remote
 from lit_pretrain.plain_data import load_json
 
 DISTRIBUTION = "lit_pretrain"

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from lit_pretrain.batch import IGNORE_INDEX
 from lit_pretrain.callbacks.layer_statistics import LayerFigures, WeightSums
 from lit_pretrain.data.data_module import BaseData, RowPart
 from lit_pretrain.errors import CollapsedError, DivergedError
+from lit_pretrain.parallel.strategy import local_part
 from lit_pretrain.stage.guard import Spike
 from lit_pretrain.stage.stage import Stage
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
@@ -321,5 +321,4 @@ def _see(name: str, seen: list[BadOutput], module: nn.Module, inputs: Any, outpu
 
 
 def _finite(tensors: Sequence[Tensor]) -> bool:
-    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
-    return all(bool(torch.isfinite(t.detach()).all()) for t in local)
+    return all(bool(local_part(t).isfinite().all()) for t in tensors)
