@@ -16,7 +16,7 @@ HUNG_EXIT_CODE = 76
 """No rank made progress within `hang_timeout`; the run can be resumed from its last checkpoint."""
 
 SAVING_THREAD = "lit_pretrain-save"
-"""Name of the thread that writes checkpoints beside training."""
+"""Name of the threads that write and upload checkpoints beside training."""
 
 
 class UserError(ValueError):

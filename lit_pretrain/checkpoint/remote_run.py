@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from lit_pretrain.checkpoint.digests import DIGESTS, damage, end_digest
 from lit_pretrain.checkpoint.layout import (
     BEST,
@@ -41,6 +43,7 @@ from lit_pretrain.files import (
     sync,
     write_file,
 )
+from lit_pretrain.redaction import without_credentials
 from lit_pretrain.report.rewinds import read_rewinds
 from lit_pretrain.report.run_folder import (
     CONFIG,
@@ -83,10 +86,11 @@ class RemoteRun:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
+        self.address = without_credentials(address.rstrip("/"))
+        """As messages and files name it."""
         self._uploaded: dict[str, tuple[int, int]] = {}
         with self._reaching("opened"):
-            self._store, root = _store(self.address)
+            self._store, root = _store(address.rstrip("/"))
         self._root = root.rstrip("/")
 
     @contextlib.contextmanager
@@ -98,7 +102,8 @@ class RemoteRun:
             raise
         # The clients of stores have exceptions of their own, which have no class in common.
         except Exception as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
+            said = without_credentials(" ".join(str(error).split()))
+            text = said[:300] or type(error).__name__
             raise UserError(
                 f"{self.address} cannot be {done}: {text}; check the address, the network and the"
                 " credentials (for s3:// AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws)"
@@ -229,8 +234,8 @@ class RemoteRun:
     def pull(self, folder: Path, say: Callable[[str], None] = warn) -> None:
         """Let a local copy that is behind catch up.
 
-        All checkpoints are fetched, because a rewind may go back to any, and what the copy lacks is
-        deleted in time. A copy that is about to go back is not behind.
+        All checkpoints are fetched, because a rewind may go back to any, and the next upload
+        deletes those that the copy lacks. A copy that is about to go back is not behind.
 
         Args:
             folder: The copy.
@@ -289,16 +294,16 @@ class RemoteRun:
         there = {entry.name: entry.identity for entry in self.checkpoints(lambda text: None)}
         whole = 0
         for path in reversed(checkpoints(folder)):
-            own = identity(path)
-            if own is None:
-                continue
-            if there.get(path.name) != own:
-                try:
+            try:
+                own = identity(path)
+                if own is None:
+                    continue
+                if there.get(path.name) != own:
                     self._push_checkpoint(path, own)
-                except UserError:
-                    if path.exists():
-                        raise
-                    continue  # deleted meanwhile, as an old one is
+            except (OSError, UserError):
+                if path.exists():
+                    raise
+                continue  # deleted meanwhile, as an old one is
             whole += 1
         if whole:
             kept = {path.name for path in checkpoints(folder)}
@@ -306,9 +311,9 @@ class RemoteRun:
 
     def _push_checkpoint(self, path: Path, own: str) -> None:
         self._delete(lambda name: name == path.name)
-        files = [path] if path.is_file() else sorted(path.iterdir())
-        sizes = {str(file.relative_to(path.parent)): file.stat().st_size for file in files}
         with self._reaching("written"):
+            files = [path] if path.is_file() else sorted(path.iterdir())
+            sizes = {str(file.relative_to(path.parent)): file.stat().st_size for file in files}
             for file, name in zip(files, sizes, strict=True):
                 self._put(file, f"{CHECKPOINTS_FOLDER}/{name}")
             mark = seal_json({"files": sizes, "identity": own}).encode()
@@ -380,17 +385,27 @@ def fetched(where: str, *, which: str | None) -> Path:
     if named is not None:
         address = address.rpartition("/")[0].removesuffix(f"/{CHECKPOINTS_FOLDER}")
     remote = RemoteRun(address)
-    folder = cache_folder(address) / address.rpartition("/")[2]
     if not remote.exists():
-        raise UserError(f"{address} holds no run: there is no {CONFIG}")
+        raise UserError(f"{remote.address} holds no run: there is no {CONFIG}")
+    folder = cache_folder(address) / address.rpartition("/")[2]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # several ranks of a machine may begin together
+        return _fetched_to(folder, remote, which=which, named=named)
+
+
+def _fetched_to(folder: Path, remote: RemoteRun, *, which: str | None, named: int | None) -> Path:
     remote.fetch_files(folder)
     if which is None:
         return folder
-    there = remote.checkpoints()
+    there, address = remote.checkpoints(), remote.address
     if which == "all":
         damaged = [each.name for each in there if remote.fetch_checkpoint(each, folder) is None]
         if damaged:
             raise UserError(f"{address}: {', '.join(damaged)} cannot be used; see the warnings")
+        kept = {each.name for each in there}
+        for path in checkpoints(folder):
+            if path.name not in kept:  # its home has deleted it since it was fetched
+                remove_path(path)
         return folder
     best = best_record(folder) if which == "best" else None
     wanted = checkpoint_name(named) if named is not None else best.checkpoint if best else None

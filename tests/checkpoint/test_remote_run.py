@@ -3,6 +3,8 @@ checkpoints. file:// stands for all stores here; S3 is in tests/test_remote_home
 """
 
 import shutil
+import threading
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lit_pretrain.checkpoint.remote_run import RemoteRun, check_home, fetched, w
 from lit_pretrain.checkpoint.shards import write_shards
 from lit_pretrain.checkpoint.weights import write_checkpoint
 from lit_pretrain.errors import UserError
+from lit_pretrain.files import remove_path
 from lit_pretrain.report.rewinds import Rewind, write_rewinds
 from lit_pretrain.report.run_folder import (
     CONFIG,
@@ -244,6 +247,79 @@ def test_one_checkpoint_is_read_from_there(
         fetched(old.replace("04.", "06."), which="last")
     with pytest.raises(UserError, match="holds no run"):
         fetched(f"file://{tmp_path}/store/other", which="last")
+
+
+def test_what_its_home_has_deleted_is_no_checkpoint_of_a_run_that_is_read(
+    run: Path, remote: RemoteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those from which it has gone back: `average` would take them for its newest."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
+    remote.push(run)
+    assert steps(fetched(remote.address, which="all")) == [4, 8]
+    remote.drop_newer(4)
+    assert steps(fetched(remote.address, which="all")) == [4]
+
+
+def test_ranks_of_a_machine_fetch_one_after_the_other(
+    run: Path, remote: RemoteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
+    remote.push(run)
+    plain, begun, may_end = RemoteRun.fetch_files, [], threading.Event()
+    first_begins = threading.Event()
+
+    def fetch_files(self: RemoteRun, folder: Path) -> None:
+        begun.append(folder)
+        first_begins.set()
+        assert may_end.wait(60)
+        plain(self, folder)
+
+    monkeypatch.setattr(RemoteRun, "fetch_files", fetch_files)
+    with futures.ThreadPoolExecutor(2) as ranks:
+        first = ranks.submit(fetched, remote.address, which="last")
+        assert first_begins.wait(60)
+        second = ranks.submit(fetched, remote.address, which="last")
+        with pytest.raises(futures.TimeoutError):
+            second.result(0.3)
+        assert len(begun) == 1
+        may_end.set()
+        assert first.result() == second.result()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_checkpoint_that_is_deleted_before_its_upload_is_passed_over(
+    run: Path, remote: RemoteRun, tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run deletes old ones while a thread uploads."""
+    old, delete = checkpoints(run)[0], RemoteRun._delete
+    if sharded:
+        old.unlink()
+        old.mkdir()
+        (old / "meta.pt").write_bytes(b"its parts")
+        write_digests(old, {"meta.pt": file_digest(old / "meta.pt")})
+
+    def delete_here_first(self: RemoteRun, which: Any) -> None:
+        if which(old.name):
+            remove_path(old)
+        delete(self, which)
+
+    monkeypatch.setattr(RemoteRun, "_delete", delete_here_first)
+    remote.push(run)
+    assert not old.exists()
+    assert pulled(remote, tmp_path / "b") == [8]
+
+
+def test_a_password_in_an_address_is_not_repeated(run: Path) -> None:
+    remote = RemoteRun("memory://somebody:password@host/x")
+    with (
+        pytest.raises(UserError, match=r"memory://<hidden>@host/x cannot be read") as caught,
+        remote._reaching("read"),
+    ):
+        raise OSError("sftp://somebody:password@host/x is down")
+    assert "password" not in str(caught.value)
+    write_home(run, remote)
+    assert "password" not in (run / ".home").read_text()
+    check_home(run, remote)
 
 
 @pytest.mark.parametrize(
