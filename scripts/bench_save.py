@@ -1,6 +1,6 @@
 """Bench of saving: how long an asynchronous save stops training, relative to a synchronous one.
 
-    python scripts/bench_save.py --data data/embedded              # 4 layers × 768, 0.5 GB
+    python scripts/bench_save.py --data data/embedded              # 4 layers × 768, 0.4 GB
     python scripts/bench_save.py --data data/embedded --width 256
 
 In a run of `fit` both save the same state after each step, in turn, and medians are printed. What

@@ -3,8 +3,8 @@
     python scripts/bench_statistics.py                # the quickstart's network, fp32 and bf16
     python scripts/bench_statistics.py --rows 4 --repeats 9
 
-Steps with and without a look take turns, and medians of their processor time are
-compared. `at N = 10` is a tenth of it: what `--statistics_every 10` costs a run.
+Steps with and without a look take turns, and medians of their processor time are compared.
+`at N = 10` is a tenth of it: what `--statistics_every 10` costs a run.
 """
 
 import argparse

@@ -124,7 +124,7 @@ class RunBoard(TensorBoardLogger):
                     )
 
     def _draw(self, step: int) -> None:
-        """Write pictures of the run so far; curves only if it is long enough for them."""
+        """Draw pictures of the run so far; curves only if it is long enough for them."""
         lines = read_metrics(self.folder)
         heat = heat_map(lines)
         if heat is not None:
@@ -135,7 +135,6 @@ class RunBoard(TensorBoardLogger):
         unit = "nats per token" if bits else "of the objective"
         for chart in loss_charts(lines, unit=unit, forecast=self.forecast):
             self._picture(chart.title, chart_png(chart), step)
-        self._drawn = time.perf_counter()
 
     def _picture(self, title: str, png: bytes, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -144,6 +143,7 @@ class RunBoard(TensorBoardLogger):
             height=PNG_HEIGHT, width=PNG_WIDTH, colorspace=4, encoded_image_string=png
         )
         self._add(Summary(value=[Summary.Value(tag=f"Pictures/{title}", image=image)]), step)
+        self._drawn = time.perf_counter()
 
     @rank_zero_only
     def end(self, step: int) -> None:

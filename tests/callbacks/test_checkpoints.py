@@ -357,7 +357,7 @@ def test_an_exception_waits_for_it_unless_somebody_asked_twice(
     callback, trainer = saving
     if written:
         slow_disk.may_write.set()
-    callback.on_exception(trainer, trainer.lightning_module, error)  # type: ignore[arg-type]
+    callback.on_exception(trainer, trainer.lightning_module, error)
     assert kept(tmp_path) == written
     slow_disk.may_write.set()
 
@@ -370,5 +370,5 @@ def test_a_failure_does_not_hide_what_ended_the_run(
     callback, trainer = saving
     slow_disk.error = OSError(28, "No space left on device")
     slow_disk.may_write.set()
-    callback.on_exception(trainer, trainer.lightning_module, KeyError())  # type: ignore[arg-type]
+    callback.on_exception(trainer, trainer.lightning_module, KeyError())
     assert "warning: checkpoint" in capsys.readouterr().err

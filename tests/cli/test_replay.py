@@ -187,14 +187,9 @@ def test_documents_and_tokens_are_those_of_the_order(
         assert token["text"].strip() in text.replace("\n", "\\n") + "<|endoftext|>"
     assert found["layers"].keys() == {"0", "1"}
     assert found["roles"].keys() >= {"matrix", "embedding", "head"}
-    saved = [
-        torch.load(run / "checkpoints" / f"step=0000000{step}.ckpt", weights_only=True)
-        for step in (6, 8)
-    ]
     assert found["not_finite"] is None
     assert not found["bad_gradients"]
     assert all(0 < its["update_ratio"] < 1 for its in found["layers"].values())
-    assert saved[0]["state_dict"].keys() == saved[1]["state_dict"].keys()
 
 
 def test_markdown_says_what_is_printed(
@@ -221,6 +216,12 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("planted_faults")
     sys.modules.pop("planted_faults")
+
+
+def step_5(dataset: Path) -> tuple[TextData, Any]:
+    """The data of `RUN`, and all rows of its step 5."""
+    data = TextData(str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
+    return data, data.step_batches(5, 8)[0]
 
 
 def norm_of(run: Path, step: int) -> float:
@@ -269,8 +270,7 @@ def test_a_nan_that_a_document_makes_is_found_in_its_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = TextData(str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
-    batch = data.step_batches(5, 8)[0]
+    data, batch = step_5(dataset)
     row = next(b for b, doc in enumerate(batch.doc_BT.tolist()) if doc[0] != doc[-1])
     monkeypatch.setattr(planted, "POISON", tuple(batch.tokens_BT[row].tolist()))
     assert fit(dataset, tmp_path, "poisoned", "--model.objective=planted_faults.Poisoned") == 3
@@ -296,6 +296,54 @@ def test_a_run_over_rows_names_files_and_rows(chat_run: Path, tmp_path: Path) ->
     assert found["differences"] == []
     assert len(found["documents"]) >= 4
     assert all("sums" in document["origin"] for document in found["documents"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairs", "prompts"])
+def test_pairs_and_prompts_are_replayed_with_what_each_row_is(
+    kind: str, chat_run: Path, tmp_path: Path
+) -> None:
+    lines = [{"prompt": f"{i}?", "chosen": f"{i}.", "rejected": "No."} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source, data, model, notes = {
+        "pairs": (
+            {"path": str(tmp_path / "rows.jsonl"), "format": "preference"},
+            {"class_path": "lit_pretrain.data.PreferenceData"},
+            {"objective": {"class_path": "lit_pretrain.objective.DPO"}},
+            {"chosen", "rejected"},
+        ),
+        "prompts": (
+            {"task": {"name": "addition", "digits": 1, "rows": 40}},
+            {"class_path": "lit_pretrain.data.PromptData", "init_args": {"group_size": 2}},
+            {
+                "objective": {"class_path": "lit_pretrain.objective.GRPO"},
+                "rollout": {
+                    "rewards": {"odd": {"path": "Format", "options": {"pattern": ".*[13579]"}}},
+                    "max_completion_tokens": 4,
+                },
+            },
+            {""},
+        ),
+    }[kind]
+    data["init_args"] = data.get("init_args", {}) | {
+        "sources": {"own": source}, "seq_len": 64, "global_batch_rows": 4, "micro_batch_size": 4,
+        "validation": 0.2,
+    }  # fmt: skip
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"model": model, "data": data, "max_steps": 2}))
+    run = [
+        "posttrain", f"--from={chat_run}", f"--config={config}", "--log_every=1",
+        "--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator=cpu",
+        f"--runs={tmp_path}", "--name=run",
+    ]  # fmt: skip
+    assert main(run) == 0
+    found = report_of(tmp_path / "run", 1, tmp_path / "report")
+    assert (found["compared"], found["differences"]) == ([1, 2], [])
+    assert len(found["rows"]) == 8
+    assert {row["note"] for row in found["rows"]} == notes
+    losses = [row["loss"] for row in found["rows"]]
+    assert losses == sorted(losses, reverse=True)
+    assert {document["note"] for document in found["documents"]} <= notes
 
 
 @pytest.mark.parametrize(
@@ -364,8 +412,7 @@ def test_a_spike_is_looked_at_after_the_run_has_gone_back_from_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = TextData(str(dataset), seq_len=32, global_batch_tokens=256, micro_batch_size=8)
-    batch = data.step_batches(5, 8)[0]
+    _, batch = step_5(dataset)
     monkeypatch.setattr(planted, "POISON", tuple(batch.tokens_BT[0].tolist()))
     options = [
         "--model.objective=planted_faults.Poisoned", "--guard.action=rewind", "--guard.margin=1",

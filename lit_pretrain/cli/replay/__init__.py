@@ -8,7 +8,9 @@ def main(argv: list[str]) -> int:
     from lit_pretrain.cli.command.parser import make_parser
 
     parser = make_parser("replay", __doc__)
-    parser.add_argument("run", type=str, help="The run's folder; nothing is written into it.")
+    parser.add_argument(
+        "run", type=str, help="The run's folder, or its address; nothing is written there."
+    )
     parser.add_argument(
         "--step",
         type=int,
@@ -22,28 +24,31 @@ def main(argv: list[str]) -> int:
         "--report",
         type=str | None,
         default=None,
-        help="Also write all of it to this file: Markdown (.md), or JSON (.json).",
+        help=(
+            "Also write the report to this file, with all documents: Markdown (.md) or JSON"
+            " (.json)."
+        ),
     )
     parser.add_argument(
-        "--documents", type=int, default=10, help="How many documents and tokens are printed."
+        "--documents", type=int, default=10, help="How many documents and tokens to print."
     )
     parser.add_argument(
         "--before_rewind",
         type=bool,
         default=False,
-        help="The step as it was before the run went back from it, such as a spike.",
+        help="Look at the step as it was before the run went back from it, such as a spike.",
     )
     parser.add_argument(
         "--path",
         type=str | None,
         default=None,
-        help="The prepared dataset's directory, if it has moved since.",
+        help="The prepared dataset's directory, if it has moved since the run.",
     )
     parser.add_argument(
         "--devices",
         type=int | None,
         default=None,
-        help="Another number of devices than the run's; losses then differ in the last bits.",
+        help="Take another number of devices than the run; losses then differ in the last bits.",
     )
     parser.add_argument(
         "--trust",

@@ -67,6 +67,15 @@ class RowLoss(NamedTuple):
     terms: float
 
 
+class RowFindings(NamedTuple):
+    """What was seen of one row of the step."""
+
+    loss: RowLoss
+    documents: list[DocumentLoss]
+    tokens: list[TokenLoss]
+    """The largest loss first."""
+
+
 class NotFinite(NamedTuple):
     """The first output that is not finite."""
 
@@ -96,6 +105,7 @@ class StepFindings:
     tokens: list[TokenLoss] = field(default_factory=list)
     """The largest loss first."""
     rows: list[RowLoss] = field(default_factory=list)
+    """The largest loss first."""
     not_finite: NotFinite | None = None
     bad_gradients: list[str] = field(default_factory=list)
     """Parameters whose gradient is not finite, in the order of the network."""
@@ -128,7 +138,7 @@ class StepLook(L.Callback):
         self.found: StepFindings | None = None
         """Complete once the step is over; on all ranks."""
         self._weights: WeightSums | None = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[RowFindings] = []
         self._not_finite: NotFinite | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
@@ -168,7 +178,7 @@ class StepLook(L.Callback):
                 if name in weights.not_finite
             ],
         )  # fmt: skip
-        everybody = stage.gather_from_ranks({"rows": self._rows, "bad": self._not_finite})
+        everybody = stage.gather_from_ranks((self._rows, self._not_finite))
         self.found = self._joined(found, everybody)
 
     # ------------------------------------------------------------------ rows
@@ -185,26 +195,21 @@ class StepLook(L.Callback):
                     if sample < 0:
                         continue
                     note = self.data.row_note(micro, b)
-                    self._rows.append(
-                        {
-                            "loss": RowLoss(
-                                sample, note, float(metrics["loss_B"][b]), float(terms_B[b])
-                            ),
-                            "source": self.data.sources[int(micro.source_B[b])],
-                            **self._tokens_of(micro, b, nll_BT, parts[b], note),
-                        }
-                    )
+                    loss = RowLoss(sample, note, float(metrics["loss_B"][b]), float(terms_B[b]))
+                    documents, tokens = self._tokens_of(micro, b, nll_BT, parts[b], note)
+                    self._rows.append(RowFindings(loss, documents, tokens))
 
     def _tokens_of(
         self, micro: Any, b: int, nll_BT: Tensor | None, parts: list[RowPart], note: str
-    ) -> dict[str, Any]:
+    ) -> tuple[list[DocumentLoss], list[TokenLoss]]:
         """Cut a row into documents, and find its tokens with the largest loss."""
         if nll_BT is None:
-            return {"documents": [], "tokens": []}
+            return [], []
         labels, ids = micro.labels_BT[b].tolist(), micro.tokens_BT[b].tolist()
         nll, sample = nll_BT[b].double().tolist(), int(micro.index_B[b])
         source = self.data.sources[int(micro.source_B[b])]
-        documents, tokens = [], []
+        documents: list[DocumentLoss] = []
+        tokens: list[TokenLoss] = []
         for part in parts:
             learned = [t for t in range(part.begin, part.end) if labels[t] != IGNORE_INDEX]
             if not learned:
@@ -226,7 +231,7 @@ class StepLook(L.Callback):
                     )
                 )
         tokens.sort(key=lambda token: -_rank(token.nats))
-        return {"documents": documents, "tokens": tokens[: self.count]}
+        return documents, tokens[: self.count]
 
     def _placed(self, bad: BadOutput, micro: Any, parts: list[list[RowPart]]) -> NotFinite:
         """Say of the first output that is not finite in which document it lies."""
@@ -242,31 +247,35 @@ class StepLook(L.Callback):
             sample=int(micro.index_B[row]), place=place, origin="; ".join(origins)
         )
 
-    def _joined(self, found: StepFindings, everybody: list[dict[str, Any]]) -> StepFindings:
+    def _joined(
+        self, found: StepFindings, everybody: list[tuple[list[RowFindings], NotFinite | None]]
+    ) -> StepFindings:
         """Join what all ranks have seen; ranks that share rows have seen the same."""
         rows = {
-            (row["loss"].sample, row["loss"].note, i): row
-            for its in everybody
-            for i, row in _numbered(its["rows"])
+            (row.loss.sample, row.loss.note, i): row
+            for own, _ in everybody
+            for i, row in _numbered(own)
         }
-        found.rows = [row["loss"] for row in rows.values()]
+        found.rows = sorted(
+            (row.loss for row in rows.values()), key=lambda loss: -_rank(loss.loss)
+        )
         total, terms = (math.fsum(values) for values in zip(
             *((row.loss, row.terms) for row in found.rows), strict=True
         ))  # fmt: skip
         found.loss = total / terms if terms else math.nan
-        documents = [document for row in rows.values() for document in row["documents"]]
+        documents = [document for row in rows.values() for document in row.documents]
         found.documents = sorted(documents, key=lambda document: -_rank(document.mean))
-        tokens = [token for row in rows.values() for token in row["tokens"]]
+        tokens = [token for row in rows.values() for token in row.tokens]
         found.tokens = sorted(tokens, key=lambda token: -_rank(token.nats))[: self.count]
-        found.not_finite = next((its["bad"] for its in everybody if its["bad"]), None)
+        found.not_finite = next((bad for _, bad in everybody if bad), None)
         return found
 
 
-def _numbered(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _numbered(rows: list[RowFindings]) -> Iterator[tuple[int, RowFindings]]:
     """Number the rows that look alike, such as the answers of one group."""
     seen: dict[tuple[int, str], int] = {}
     for row in rows:
-        key = (row["loss"].sample, row["loss"].note)
+        key = (row.loss.sample, row.loss.note)
         seen[key] = seen.get(key, -1) + 1
         yield seen[key], row
 

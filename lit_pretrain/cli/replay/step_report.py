@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lit_pretrain.callbacks.layer_statistics import LayerFigures
 from lit_pretrain.cli.replay.step_look import NotFinite, StepFindings
+from lit_pretrain.cli.scaling.options import aligned
 from lit_pretrain.files import write_file, writing
 from lit_pretrain.step_size import counted
 
@@ -76,7 +77,7 @@ class Report:
         found = self.found
         head = "## " if markdown else ""
         lines = [f"# Step {self.step} of {self.run}", ""] if markdown else []
-        lines.append(f"{self.repetition.line}")
+        lines.append(self.repetition.line)
         lines += [""] if markdown else []
         clipped = self.clip_norm is not None and found.grad_norm > self.clip_norm
         norm = f"{found.grad_norm:.6g}" + (f", clipped to {self.clip_norm:g}" if clipped else "")
@@ -96,10 +97,9 @@ class Report:
                 lines.append(f"and {len(found.documents) - shown:,} more")
         if self.unit != "nats per token":
             lines += ["", f"{head}Rows by the objective", *([""] if markdown else [])]
-            order = sorted(found.rows, key=lambda row: -row.loss)
             rows = [
                 [f"{row.loss:.4f}", f"{row.terms:g}", f"{row.sample}", row.note]
-                for row in order[:shown]
+                for row in found.rows[:shown]
             ]
             lines += table(["loss", "terms", "sample", "row"], rows, markdown)
         if found.tokens:
@@ -182,11 +182,7 @@ def table(head: list[str], rows: list[list[str]], markdown: bool) -> list[str]:
         cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         ruled = [head, ["---"] * len(head), *cells]
         return [f"| {' | '.join(row)} |" for row in ruled]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [head, *rows]
-    ]
+    return aligned([head, *rows], left=tuple(range(len(head))))
 
 
 def finite_json(value: Any) -> Any:

@@ -389,11 +389,13 @@ class TrainCLI(LightningCLI):
         )
 
     def take_tokenizer(self) -> None:
-        """Let rows be encoded by the parent's tokenizer where the config names none."""
+        """Let rows be encoded by the parent's tokenizer where the config names none.
+
+        `tokenizer.add` becomes a setting of the rows, which say what is added.
+        """
         settings = settings_of(self.config.data)
         if "tokenizer" in settings and settings["tokenizer"] is None and self.parent is not None:
             settings["tokenizer"] = str(tokenizer_folder(self.parent))
-
         if (add := self.config.get("tokenizer.add")) is not None:
             if "add_tokens" not in settings:
                 raise UserError(
