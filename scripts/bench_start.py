@@ -1,8 +1,8 @@
-"""Bench of starting: how long `fit` takes to its first line, beside `import lightning`.
+"""Bench of starting: how long `fit` and help take to their first line, beside Lightning's imports.
 
     python scripts/bench_start.py --data data/embedded
 
-The two take turns, and medians are printed. Processor time is what counts on a machine that does
+They take turns, and medians are printed. Processor time is what counts on a machine that does
 other work; wall time is what a person waits.
 """
 
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-IMPORT = "import lightning; print('imported', flush=True)"
+IMPORT = "import {}; print('imported', flush=True)"
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml"
 
 
@@ -46,10 +46,14 @@ def main() -> None:
     parser.add_argument("--data", default="data/embedded", help="a prepared dataset")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    fit = [sys.executable, "-m", "lit_pretrain", "fit", "--config", str(CONFIG), "--data.path"]
+    program = [sys.executable, "-m", "lit_pretrain"]
+    data = str(Path(options.data).resolve())
     commands = {
-        "import lightning": [sys.executable, "-c", IMPORT],
-        "fit": [*fit, str(Path(options.data).resolve())],
+        "import lightning": [sys.executable, "-c", IMPORT.format("lightning")],
+        "fit": [*program, "fit", "--config", str(CONFIG), "--data.path", data],
+        "import its CLI": [sys.executable, "-c", IMPORT.format("lightning.pytorch.cli")],
+        "fit --help": [*program, "fit", "--help"],
+        "prepare --help": [*program, "prepare", "--help"],
     }
     for command in commands.values():  # writes byte code, and fills the cache of the disk
         with tempfile.TemporaryDirectory() as folder:
@@ -66,9 +70,10 @@ def main() -> None:
     }
     for name, (processor, wall) in medians.items():
         print(f"{name:20} {processor:10.2f} {wall:8.2f}")
-    pairs = zip(medians["fit"], medians["import lightning"], strict=True)
-    ratios = [ours / theirs for ours, theirs in pairs]
-    print(f"{'fit : import':20} {ratios[0]:10.2f} {ratios[1]:8.2f}")
+    for ours, theirs in (("fit", "import lightning"), ("fit --help", "import its CLI")):
+        pairs = zip(medians[ours], medians[theirs], strict=True)
+        processor, wall = (our / their for our, their in pairs)
+        print(f"{f'{ours} : import':20} {processor:10.2f} {wall:8.2f}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"machine": 60, "data": 90, "tests": 150, "bench": 150, "fit": 90, "decoding": 60}
-"""Seconds that a part may take at most; usually each takes a fraction."""
+"""Seconds that each part may take. They are ten minutes in all, so the last parts may not begin."""
 WHOLE = 8 * 60
 """Seconds after which no further part begins."""
 

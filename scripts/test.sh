@@ -17,8 +17,8 @@ run "$bin/ruff" check .
 run "$bin/ruff" format --check .
 run "$bin/mypy"
 if [ $# -eq 0 ]; then
-  # One process a core, up to eight: 0.6 of the time on two cores. By file, so that a file's fixtures are made once, and in the order
-  # of tests/conftest.py, which begins with the longest.
+  # One process a core, up to eight: 0.6 of the time on two cores. By file, so that the fixtures of
+  # a file are made once, and in the order of tests/conftest.py, which begins with the longest.
   cores="$("$bin/python" -c 'import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))')"
   set -- -n "$cores" --dist loadfile --no-loadscope-reorder
 fi

@@ -284,7 +284,8 @@ class TrainedRows:
         self.enabled = True
         self._first = first
         self.lora_rows = nn.Parameter(weight.detach()[first : first + count].clone())
-        self.register_buffer(FIRST_ROW, torch.tensor(first))  # type: ignore[attr-defined]
+        first_row = torch.tensor(first)
+        self.register_buffer(FIRST_ROW, first_row)  # type: ignore[attr-defined]  # the same
 
 
 class EmbeddingWithRows(TrainedRows, nn.Embedding):

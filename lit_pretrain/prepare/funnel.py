@@ -108,9 +108,14 @@ class DuplicateOf(TypedDict):
     text: str
 
 
+def excerpt(text: str) -> str:
+    """Return the beginning of a text, as rejects.jsonl shows it."""
+    return text[:_TEXT_CHARACTERS]
+
+
 def reject_record(step: str, reason: str, origin: str, text: str) -> RejectRecord:
     """Record a rejected document, with the beginning of its text."""
-    return RejectRecord(step=step, reason=reason, origin=origin, text=text[:_TEXT_CHARACTERS])
+    return RejectRecord(step=step, reason=reason, origin=origin, text=excerpt(text))
 
 
 class Rejects:
@@ -127,10 +132,10 @@ class Rejects:
         """Consider a rejected document."""
         if not self._keep:
             return
-        content = f"{origin}\0{text[:_TEXT_CHARACTERS]}".encode(errors="replace")
+        content = f"{origin}\0{excerpt(text)}".encode(errors="replace")
         key = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
         heap = self._heaps.setdefault((step, reason), [])
-        entry = (-key, origin, text[:_TEXT_CHARACTERS])
+        entry = (-key, origin, excerpt(text))
         if len(heap) < self._keep:
             heapq.heappush(heap, entry)
         elif entry > heap[0]:

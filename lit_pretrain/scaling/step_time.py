@@ -15,6 +15,7 @@ the published runs show.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,33 +70,34 @@ class Rates:
 _HOPPER = "fitted to 52 runs of Mosaic's LLM Foundry on H100 and 11 of torchtitan"
 _AMPERE = "fitted to 35 runs of Mosaic's LLM Foundry on A100"
 _ASSUMED = "shares as of H100; memory and links by the data sheet"
+_LIKE_H100, _LIKE_A100 = (0.82, 0.226), (0.92, 0.337)  # products and attention
 _TB, _GB = 1e12, 1e9
 # Memory and links by the makers' data sheets; the network is what machines with such devices
-# usually have: 400 Gbit/s for each device, 200 with A100 and MI250X, 100 with smaller ones.
+# usually have: 400 Gbit/s for each device, 200 with A100, 100 with smaller ones.
 RATES: dict[str, Rates] = {
-    "GB200": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "B200": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "B100": Rates(0.82, 0.226, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
-    "H200": Rates(0.82, 0.226, 4.8 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "GH200": Rates(0.82, 0.226, 4.0 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "H100": Rates(0.82, 0.226, 3.35 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
-    "H100 PCIe": Rates(0.82, 0.226, 2.0 * _TB, 64 * _GB, 50 * _GB, _ASSUMED),
-    "H800": Rates(0.82, 0.226, 3.35 * _TB, 200 * _GB, 50 * _GB, _HOPPER),
-    "H20": Rates(0.82, 0.226, 4.0 * _TB, 450 * _GB, 50 * _GB, _ASSUMED),
-    "A100 40GB": Rates(0.92, 0.337, 1.555 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
-    "A100 80GB": Rates(0.92, 0.337, 2.039 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
-    "V100 32GB": Rates(0.82, 0.226, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
-    "V100 16GB": Rates(0.82, 0.226, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
-    "L40S": Rates(0.82, 0.226, 0.864 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "L4": Rates(0.82, 0.226, 0.3 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "A40": Rates(0.82, 0.226, 0.696 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX A6000": Rates(0.82, 0.226, 0.768 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 5090": Rates(0.82, 0.226, 1.792 * _TB, 64 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 4090": Rates(0.82, 0.226, 1.008 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "RTX 3090": Rates(0.82, 0.226, 0.936 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
-    "MI300X": Rates(0.82, 0.226, 5.3 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
-    "MI325X": Rates(0.82, 0.226, 6.0 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
-    "MI355X": Rates(0.82, 0.226, 8.0 * _TB, 537 * _GB, 50 * _GB, _ASSUMED),
+    "GB200": Rates(*_LIKE_H100, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "B200": Rates(*_LIKE_H100, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "B100": Rates(*_LIKE_H100, 8.0 * _TB, 900 * _GB, 50 * _GB, _ASSUMED),
+    "H200": Rates(*_LIKE_H100, 4.8 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "GH200": Rates(*_LIKE_H100, 4.0 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "H100": Rates(*_LIKE_H100, 3.35 * _TB, 450 * _GB, 50 * _GB, _HOPPER),
+    "H100 PCIe": Rates(*_LIKE_H100, 2.0 * _TB, 64 * _GB, 50 * _GB, _ASSUMED),
+    "H800": Rates(*_LIKE_H100, 3.35 * _TB, 200 * _GB, 50 * _GB, _HOPPER),
+    "H20": Rates(*_LIKE_H100, 4.0 * _TB, 450 * _GB, 50 * _GB, _ASSUMED),
+    "A100 40GB": Rates(*_LIKE_A100, 1.555 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
+    "A100 80GB": Rates(*_LIKE_A100, 2.039 * _TB, 300 * _GB, 25 * _GB, _AMPERE),
+    "V100 32GB": Rates(*_LIKE_H100, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
+    "V100 16GB": Rates(*_LIKE_H100, 0.9 * _TB, 150 * _GB, 12.5 * _GB, _ASSUMED),
+    "L40S": Rates(*_LIKE_H100, 0.864 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "L4": Rates(*_LIKE_H100, 0.3 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "A40": Rates(*_LIKE_H100, 0.696 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX A6000": Rates(*_LIKE_H100, 0.768 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 5090": Rates(*_LIKE_H100, 1.792 * _TB, 64 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 4090": Rates(*_LIKE_H100, 1.008 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "RTX 3090": Rates(*_LIKE_H100, 0.936 * _TB, 32 * _GB, 12.5 * _GB, _ASSUMED),
+    "MI300X": Rates(*_LIKE_H100, 5.3 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
+    "MI325X": Rates(*_LIKE_H100, 6.0 * _TB, 448 * _GB, 50 * _GB, _ASSUMED),
+    "MI355X": Rates(*_LIKE_H100, 8.0 * _TB, 537 * _GB, 50 * _GB, _ASSUMED),
 }
 
 
@@ -127,18 +129,21 @@ class Cluster:
         """
         peak, rates = device.peak(dtype), RATES.get(device.name)
         if peak is None or rates is None:
+            missing = (
+                f"the links of {device.name} are"
+                if rates is None
+                else f"the peak of {device.name} in {dtype} is"
+            )
             raise UserError(
-                f"the {'links' if rates is None else f'peak in {dtype}'} of {device.name} are not"
-                f" known, so no layout can be chosen for it; known are {', '.join(RATES)}"
+                f"{missing} not known, so no layout can be chosen for it; known are"
+                f" {', '.join(RATES)}"
             )
         if machine < 1:
             raise UserError(f"machine_devices={machine} must be at least 1")
         if network is not None:
             if not network > 0:
                 raise UserError(f"network_gbits={network * 8 / _GB:g} must be positive")
-            rates = Rates(
-                rates.products, rates.attention, rates.memory, rates.link, network, rates.source
-            )
+            rates = dataclasses.replace(rates, network=network)
         return cls(peak, rates, machine)
 
     def collective(self, group: int, stride: int, size: float) -> float:

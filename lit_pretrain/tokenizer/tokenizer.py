@@ -494,10 +494,10 @@ class Tokenizer:
         ordinary = self._hf.get_vocab(with_added_tokens=True).keys() - self.special_tokens.keys()
         for token in tokens:
             if not token.strip() or token in ordinary:
+                wrong = "an ordinary token already" if token.strip() else "blank"
                 raise UserError(
-                    f"tokenizer.add: {token!r} {'is blank' if not token.strip() else ''}"
-                    f"{'is an ordinary token already' if token in ordinary else ''}; name tokens"
-                    " that no text holds, such as <|im_start|>"
+                    f"tokenizer.add: {token!r} is {wrong}; name tokens that no text holds, such as"
+                    " <|im_start|>"
                 )
         new = [token for token in dict.fromkeys(tokens) if token not in self.special_tokens]
         if not new:

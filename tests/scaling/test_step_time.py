@@ -37,10 +37,10 @@ def published() -> ModuleType:
     return module
 
 
-def cluster(device: str = "H100", **options: float) -> Cluster:
-    found = find_device(device)
+def cluster(network: float | None = None) -> Cluster:
+    found = find_device("H100")
     assert found is not None
-    return Cluster.of(found, "bf16", **options)  # type: ignore[arg-type]
+    return Cluster.of(found, "bf16", network=network)
 
 
 def test_published_runs_within_15_per_cent(published: ModuleType) -> None:

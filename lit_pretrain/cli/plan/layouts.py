@@ -135,7 +135,8 @@ def _why(other: LayoutCandidate, best: LayoutCandidate) -> str:
     modes = [CHECKPOINTING.index(each.layout.checkpointing) for each in (other, best)]
     if worst in ("products", "attention", "elementwise") and modes[0] > modes[1]:
         return "its activations only fit when more of them are computed again"
-    return f"{_PARTS[worst]} takes {here[worst] / sum(here.values()):.0%} of its step"
+    share = here[worst] / sum(here.values())
+    return f"{share:.0%} of its step goes into {_PARTS[worst]}"
 
 
 def _seconds_per_row(candidate: LayoutCandidate) -> dict[str, float]:

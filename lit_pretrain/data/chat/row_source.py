@@ -474,7 +474,7 @@ def _own_format(source: RowSource) -> OwnFormat:
         "roles": dict(format.roles),
         "answer_after": format.answer_after,
     }
-    # The checkpoints of before know of neither.
+    # Left out at its default, as in checkpoints that were written before these fields existed.
     if format.unused:
         content["unused"] = sorted(format.unused)
     if format.shape != "plain":

@@ -78,7 +78,7 @@ def findings(removed: Removed) -> Findings:
         # Twice as many at random, for half of them may be among the least similar of the whole.
         examples |= {
             *sorted(mine, key=_by_similarity)[: _EXAMPLES // 2],
-            *sorted(mine, key=_at_random)[:_EXAMPLES],
+            *sorted(mine, key=random_order)[:_EXAMPLES],
         }
     clusters = Counter((np.unique(removed.kept, return_counts=True)[1] + 1).tolist())
     return Findings(
@@ -142,7 +142,7 @@ def _choose(rows: Iterable[DuplicateExample]) -> list[DuplicateExample]:
     chosen: list[DuplicateExample] = []
     for mine in by_reason.values():
         least = sorted(mine, key=_by_similarity)[: _EXAMPLES // 2]
-        drawn = sorted(set(mine) - set(least), key=_at_random)[: _EXAMPLES - len(least)]
+        drawn = sorted(set(mine) - set(least), key=random_order)[: _EXAMPLES - len(least)]
         chosen += [*least, *sorted(drawn, key=lambda row: row[2])]
     return chosen
 
@@ -152,6 +152,6 @@ def _by_similarity(row: DuplicateExample) -> tuple[float, int]:
     return row[1], row[2]
 
 
-def _at_random(row: DuplicateExample) -> int:
+def random_order(row: DuplicateExample) -> int:
     """Order examples at random, by a hash of the document's number."""
     return int(at_random(np.array([row[2]]))[0])

@@ -15,11 +15,7 @@ import copy
 
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, SENTENCE_ENDS, Verdict, View, remove
-from lit_pretrain.prepare.filters.language_thresholds import (
-    LANGUAGE_THRESHOLDS,
-    LanguageThresholds,
-    laxer,
-)
+from lit_pretrain.prepare.filters.language_thresholds import LANGUAGE_THRESHOLDS, LanguageThresholds
 
 
 class FineWeb:
@@ -61,26 +57,15 @@ class FineWeb:
         """Return the same filter with the thresholds of a language in place of English's."""
         found = copy.copy(self)
         found._by_language = False
-        found._min_sentence_end_lines = laxer(
-            self._min_sentence_end_lines,
-            english=0.12,
-            language=thresholds.min_sentence_end_lines,
-            pick=min,
+        found._min_sentence_end_lines = thresholds.laxer(
+            "min_sentence_end_lines", self._min_sentence_end_lines
         )
-        found._max_short_lines = laxer(
-            self._max_short_lines, english=0.67, language=thresholds.max_short_lines, pick=max
+        found._max_short_lines = thresholds.laxer("max_short_lines", self._max_short_lines)
+        found._max_duplicate_line_characters = thresholds.laxer(
+            "max_duplicate_line_characters", self._max_duplicate_line_characters
         )
-        found._max_duplicate_line_characters = laxer(
-            self._max_duplicate_line_characters,
-            english=0.01,
-            language=thresholds.max_duplicate_line_characters,
-            pick=max,
-        )
-        found._max_line_breaks_per_word = laxer(
-            self._max_line_breaks_per_word,
-            english=0.3,
-            language=thresholds.max_line_breaks_per_word,
-            pick=max,
+        found._max_line_breaks_per_word = thresholds.laxer(
+            "max_line_breaks_per_word", self._max_line_breaks_per_word
         )
         return found
 

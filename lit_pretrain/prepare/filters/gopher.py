@@ -30,11 +30,7 @@ import numpy.typing as npt
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
 from lit_pretrain.prepare.filters.filter import KEEP, SYMBOLS, Verdict, View, remove
-from lit_pretrain.prepare.filters.language_thresholds import (
-    LANGUAGE_THRESHOLDS,
-    LanguageThresholds,
-    laxer,
-)
+from lit_pretrain.prepare.filters.language_thresholds import LANGUAGE_THRESHOLDS, LanguageThresholds
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """The eight English words of the paper."""
@@ -93,23 +89,14 @@ class GopherQuality:
         """Return the same filter with the thresholds of a language in place of English's."""
         found = copy.copy(self)
         found._by_language = False
-        found._min_mean_word_length = laxer(
-            self._min_mean_word_length,
-            english=3,
-            language=thresholds.min_mean_word_length,
-            pick=min,
+        found._min_mean_word_length = thresholds.laxer(
+            "min_mean_word_length", self._min_mean_word_length
         )
-        found._max_mean_word_length = laxer(
-            self._max_mean_word_length,
-            english=10,
-            language=thresholds.max_mean_word_length,
-            pick=max,
+        found._max_mean_word_length = thresholds.laxer(
+            "max_mean_word_length", self._max_mean_word_length
         )
-        found._min_alphabetic_words = laxer(
-            self._min_alphabetic_words,
-            english=0.8,
-            language=thresholds.min_alphabetic_words,
-            pick=min,
+        found._min_alphabetic_words = thresholds.laxer(
+            "min_alphabetic_words", self._min_alphabetic_words
         )
         if self._stop_words == frozenset(STOP_WORDS):
             found._stop_words = thresholds.stop_words
@@ -254,9 +241,7 @@ class GopherRepetition:
         """Return the same filter with the thresholds of a language in place of English's."""
         found = copy.copy(self)
         found._by_language = False
-        found._max_lines = laxer(
-            self._max_lines, english=0.30, language=thresholds.max_duplicate_lines, pick=max
-        )
+        found._max_lines = thresholds.laxer("max_duplicate_lines", self._max_lines)
         found._top = _laxer_ngrams(self._top, TOP_NGRAMS, thresholds.top_ngrams)
         found._duplicate = _laxer_ngrams(
             self._duplicate, DUPLICATE_NGRAMS, thresholds.duplicate_ngrams

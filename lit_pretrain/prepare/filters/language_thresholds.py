@@ -13,7 +13,7 @@ threshold that was set to another value than English's stays as it is: who sets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -37,6 +37,39 @@ class LanguageThresholds:
     """The same for all of FineWeb-2's languages, as in the paper of FineWeb."""
     max_short_lines: float = 1.0
     """FineWeb-2 has no such rule: 30 characters are a phrase in English, and a sentence here."""
+
+    def laxer(self, name: str, own: float | None) -> float | None:
+        """Choose a threshold for a text in this language.
+
+        Args:
+            name: The threshold; `min_` or `max_` says whether it is a least or a largest value.
+            own: The filter's, as the config has it.
+
+        Returns:
+            The laxer of English's and the language's; the filter's own if it is not English's.
+        """
+        english = ENGLISH[name]
+        if own != english:
+            return own
+        language: float = getattr(self, name)
+        return min(english, language) if name.startswith("min_") else max(english, language)
+
+
+ENGLISH: Mapping[str, float] = MappingProxyType(
+    {
+        "min_mean_word_length": 3,
+        "max_mean_word_length": 10,
+        "min_alphabetic_words": 0.8,
+        "max_duplicate_lines": 0.30,
+        "min_sentence_end_lines": 0.12,
+        "max_line_breaks_per_word": 0.3,
+        "max_duplicate_line_characters": 0.01,
+        "max_short_lines": 0.67,
+    }
+)
+"""Defaults of Gopher's and FineWeb's filters, under the names of `LanguageThresholds`. That of the
+characters in duplicate lines is FineWeb's: Gopher's stays in every language.
+"""
 
 
 def _thresholds(
@@ -124,20 +157,3 @@ LANGUAGE_THRESHOLDS: Mapping[str, LanguageThresholds] = MappingProxyType(
     }
 )
 """By the names of `View.language`."""
-
-
-def laxer(
-    own: float | None, *, english: float, language: float, pick: Callable[[float, float], float]
-) -> float | None:
-    """Choose a threshold for a text in a language of this table.
-
-    Args:
-        own: The filter's, as the config has it.
-        english: Its default.
-        language: The language's.
-        pick: `min` for a least value, `max` for a largest one.
-
-    Returns:
-        The laxer of English's and the language's; the filter's own if it is not English's.
-    """
-    return pick(english, language) if own == english else own

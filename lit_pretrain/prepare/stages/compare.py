@@ -25,7 +25,6 @@ from lit_pretrain.prepare.dedup.decide import (
     DuplicateExample,
     RemovedCounts,
     SettledPart,
-    at_random,
     stretches,
 )
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig
@@ -35,6 +34,7 @@ from lit_pretrain.prepare.dedup.dedup_report import (
     Findings,
     dedup_report,
     findings,
+    random_order,
 )
 from lit_pretrain.prepare.dedup.repeated_lines import RepeatedLines
 from lit_pretrain.prepare.document_store import Document, clean_file, read_documents, read_some
@@ -43,6 +43,7 @@ from lit_pretrain.prepare.funnel import (
     DuplicateOf,
     RejectRecord,
     Rejects,
+    excerpt,
     reject_record,
     step_after_removal,
 )
@@ -127,10 +128,7 @@ def _duplicates(
             key = (run.parts[left["part"]].source, row[0])
             of_source.setdefault(key, []).append((row[0], row[1], row[2], row[3]))
     keep = run.config.keep_rejects
-    chosen = {
-        key: sorted(rows, key=lambda row: int(at_random(np.array([row[2]]))[0]))[:keep]
-        for key, rows in of_source.items()
-    }
+    chosen = {key: sorted(rows, key=random_order)[:keep] for key, rows in of_source.items()}
     found = look_up({number for rows in chosen.values() for row in rows for number in row[2:]})
     shown: dict[str, list[RejectRecord]] = {}
     for (source, reason), rows in sorted(chosen.items()):
@@ -141,7 +139,7 @@ def _duplicates(
                 source=kept_source,
                 origin=stays.origin,
                 similarity=round(similarity, 4),
-                text=reject_record("", "", "", stays.text)["text"],
+                text=excerpt(stays.text),
             )
             shown.setdefault(source, []).append(record)
     return shown

@@ -1,5 +1,6 @@
 """Text without spaces between words: rules count its words, and know its language."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from lit_pretrain.prepare.filters.gopher import (
     GopherQuality,
     GopherRepetition,
 )
-from lit_pretrain.prepare.filters.language_thresholds import LANGUAGE_THRESHOLDS
+from lit_pretrain.prepare.filters.language_thresholds import ENGLISH, LANGUAGE_THRESHOLDS
 from lit_pretrain.words import words
 
 LANGUAGES = tuple(LANGUAGE_THRESHOLDS)
@@ -71,10 +72,10 @@ def test_verdicts_are_those_of_datatrove_with_the_same_words_and_thresholds(
             return words(text)
 
         def sent_tokenize(self, text: str) -> list[str]:
-            raise NotImplementedError
+            raise NotImplementedError  # these filters count words alone
 
         def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            raise NotImplementedError
+            raise NotImplementedError  # likewise
 
     known, splitter = LANGUAGE_THRESHOLDS[language], Ours()
     pairs: list[tuple[Any, Any]] = [
@@ -120,6 +121,16 @@ def test_verdicts_are_those_of_datatrove_with_the_same_words_and_thresholds(
             assert mine == (theirs.filter(TheirDocument(text=text, id="")) is True), (seed, text)
             seen.add((type(ours).__name__, mine))
     assert {keep for _, keep in seen} == {True, False}
+
+
+def test_what_counts_as_english_are_the_defaults_of_the_filters() -> None:
+    """A threshold is laxer in a language only where a filter has its default."""
+    defaults = {
+        name: each.default
+        for filter in (GopherRepetition, GopherQuality, FineWeb)
+        for name, each in inspect.signature(filter).parameters.items()
+    }
+    assert {name: defaults[name] for name in ENGLISH} == dict(ENGLISH)
 
 
 def test_thresholds_of_the_user_and_of_text_with_spaces_stay(write_spaceless: Write) -> None:
