@@ -410,8 +410,8 @@ def _fetched_to(folder: Path, remote: RemoteRun, *, which: str | None, named: in
     best = best_record(folder) if which == "best" else None
     wanted = checkpoint_name(named) if named is not None else best.checkpoint if best else None
     for entry in there:
-        if wanted in (None, entry.name) and (path := remote.fetch_checkpoint(entry, folder)):
-            return path
+        if wanted in (None, entry.name) and (whole := remote.fetch_checkpoint(entry, folder)):
+            return whole
     raise UserError(
         f"{address} holds no whole checkpoint{f' {wanted}' if wanted else ''}; it has"
         f" {', '.join(entry.name for entry in there) or 'none'}"

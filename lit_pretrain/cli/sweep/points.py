@@ -76,7 +76,8 @@ class Range:
                 f"--range {name}={text}: LOW:HIGH is needed, or LOW:HIGH:log, such as"
                 f" {name}=0.005:0.05:log"
             )
-        self.low, self.high = numbers
+        self.low: int | float = numbers[0]
+        self.high: int | float = numbers[1]
         self.log = len(parts) == 3
         if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
             raise UserError(
