@@ -256,9 +256,7 @@ class StepLook(L.Callback):
             for own, _ in everybody
             for i, row in _numbered(own)
         }
-        found.rows = sorted(
-            (row.loss for row in rows.values()), key=lambda loss: -_rank(loss.loss)
-        )
+        found.rows = sorted((row.loss for row in rows.values()), key=lambda loss: -_rank(loss.loss))
         total, terms = (math.fsum(values) for values in zip(
             *((row.loss, row.terms) for row in found.rows), strict=True
         ))  # fmt: skip

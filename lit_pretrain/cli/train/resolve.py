@@ -112,8 +112,11 @@ DATA_RIVALS = (
 
 
 def settings_of(data: Any) -> Any:
-    """Return the settings in the `data` of a config, parsed or plain."""
-    return data["init_args"] if "class_path" in data else data
+    """Return the settings in the `data` of a config, parsed or plain.
+
+    A class that was given by its name alone has none.
+    """
+    return data.get("init_args", {}) if "class_path" in data else data
 
 
 def build(data: Namespace, *, here: bool = True) -> BaseData:
