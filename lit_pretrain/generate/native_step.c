@@ -10,6 +10,10 @@
    Axes: B rows, D width, H query heads, G key and value heads, K channels of a head, S slots of the
    cache, F channels of the feed-forward, V vocabulary. */
 
+#ifdef __linux__
+#define _DEFAULT_SOURCE /* madvise */
+#include <sys/mman.h>
+#endif
 #include <math.h>
 #include <omp.h>
 #include <sched.h>
@@ -397,4 +401,20 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
     }
     free(scratch);
     return DONE;
+}
+
+/* Ask for pages of 2 MB in begin .. end - 1: with 4 kB two threads read weights at two thirds of the
+   speed on Zen 3, for want of translated addresses. It is advice: it stays without effect where the
+   system has no such pages, or the memory is a file's. */
+void prefer_large_pages(uintptr_t begin, uintptr_t end) {
+#ifdef __linux__
+    const uintptr_t large = (uintptr_t)2 << 20;
+    begin = (begin + large - 1) / large * large;
+    end = end / large * large;
+    if (begin >= end)
+        return;
+    madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    for (; begin < end; begin += large) /* one that fails does not keep the others back */
+        madvise((void *)begin, large, 25 /* MADV_COLLAPSE, since Linux 6.1: now, not some day */);
+#endif
 }

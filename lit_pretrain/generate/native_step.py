@@ -49,6 +49,8 @@ ACTIVATIONS = ("swiglu", "geglu", "gelu", "gelu_tanh", "relu2")
 """In the order of the C code's enum."""
 DONE, UNKNOWN_TOKEN = 0, 2
 """What the C code returns."""
+NEAR = 1 << 16
+"""Bytes between two tensors that share large pages: what the allocator puts there, and little else."""
 MOST_ROWS = 16
 """With more rows torch's products are faster, where the processor has instructions for them."""
 
@@ -66,6 +68,7 @@ class NativeStep:
         self._tensors: list[Tensor] = []  # C holds only addresses
         self._layers = (_Layer * model.config.n_layer)()
         self._network = self._describe_network()
+        self._prefer_large_pages(library)
         # Zen 3, which has none for bf16: 128 rows of 6 layers × 384 take 135 ms here and 107 in
         # torch in fp32, but 144 and 503 in bf16 (docs/experiments.md).
         self._any_rows = bool(self._network.bf16) and not (
@@ -111,6 +114,17 @@ class NativeStep:
             self.model.check_tokens(ids_B[:, None])
         assert status == DONE, "no memory for a step of decoding"
         return logits_BV
+
+    def _prefer_large_pages(self, library: ctypes.CDLL) -> None:
+        """Ask for large pages under the weights, most of which lie side by side in memory."""
+        stretches: list[list[int]] = []
+        for begin, end in sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in self._tensors):
+            if stretches and begin - stretches[-1][1] < NEAR:
+                stretches[-1][1] = max(end, stretches[-1][1])
+            else:
+                stretches.append([begin, end])
+        for begin, end in stretches:
+            library.prefer_large_pages(ctypes.c_void_p(begin), ctypes.c_void_p(end))
 
     def _describe_network(self) -> "_Network":
         model, c = self.model, self.model.config
@@ -263,6 +277,7 @@ def load_library() -> ctypes.CDLL | None:
     except OSError:  # the folder cannot be written, or the library cannot be loaded
         return None
     library.decode_step.restype = ctypes.c_int
+    library.prefer_large_pages.restype = None
     return library
 
 

@@ -3,6 +3,7 @@ the modules.
 """
 
 import dataclasses
+import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -186,6 +187,30 @@ def test_it_reads_weights_in_place() -> None:
         model.head.weight[17] = 0.0
         model.final_norm.weight.zero_()
     assert [token.id for token in tokens][1:] == [0] * 5  # all logits are 0: the first id
+
+
+def test_large_pages_are_asked_for_all_weights_and_change_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Transformer(ModelConfig(**SMALL | {"vocab_size": 40_000}))  # 5.8 MB, so some are made
+    before = [weight.detach().clone() for weight in net.parameters()]
+    asked: list[tuple[int, int]] = []
+    library = load_library()
+    assert library is not None
+    make = library.prefer_large_pages
+
+    def prefer(begin: Any, end: Any) -> None:
+        asked.append((begin.value, end.value))
+        make(begin, end)
+
+    monkeypatch.setattr(library, "prefer_large_pages", prefer)
+    NativeStep(net, library)
+    assert asked == sorted(asked)
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(asked))
+    for weight, same in zip(net.parameters(), before, strict=True):
+        begin, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+        assert any(first <= begin and end <= last for first, last in asked)
+        assert torch.equal(weight, same)
 
 
 def test_an_adapter_runs_in_the_modules_and_natively_once_it_is_merged() -> None:
