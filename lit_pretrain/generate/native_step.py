@@ -50,7 +50,7 @@ ACTIVATIONS = ("swiglu", "geglu", "gelu", "gelu_tanh", "relu2")
 DONE, UNKNOWN_TOKEN = 0, 2
 """What the C code returns."""
 NEAR = 1 << 16
-"""Bytes between two tensors that share large pages: what the allocator puts there, and little else."""
+"""Bytes between two tensors that may share a large page: little else lies there."""
 MOST_ROWS = 16
 """With more rows torch's products are faster, where the processor has instructions for them."""
 
