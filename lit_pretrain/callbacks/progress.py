@@ -85,9 +85,9 @@ class ProgressLine(L.Callback):
     def __call__(self, step: int, values: dict[str, float]) -> None:
         """Take the metrics of a window, of a validation or of tasks; a sink of `Metrics`.
 
-        The statistics of layers are too many for a line.
+        The statistics of layers and the noise of gradients are too many for a line.
         """
-        if any(key.startswith("roles/") for key in values):
+        if any(key.startswith(("roles/", "gradient_signal/")) for key in values):
             return
         if any(key.startswith("eval_") for key in values):
             scores = ", ".join(

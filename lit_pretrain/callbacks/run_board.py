@@ -67,6 +67,7 @@ class RunBoard(TensorBoardLogger):
         metrics: Sequence[str] = (),
         rollout: bool = False,
         statistics: bool = False,
+        noise_scale: bool = False,
     ) -> None:
         """Write the layout and the hyperparameters before the first step.
 
@@ -80,6 +81,7 @@ class RunBoard(TensorBoardLogger):
             metrics: What the objective reports beside its loss.
             rollout: Whether the run answers prompts.
             statistics: Whether the run looks into its layers.
+            noise_scale: Whether the run measures its gradient noise.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -88,8 +90,9 @@ class RunBoard(TensorBoardLogger):
                 left.unlink()
         self.losses, self.forecast = losses, forecast
         pages = layout(
-            losses, forecast=forecast, metrics=metrics, rollout=rollout, statistics=statistics
-        )
+            losses, forecast=forecast, metrics=metrics, rollout=rollout, statistics=statistics,
+            noise_scale=noise_scale,
+        )  # fmt: skip
         self._add(layout_summary(pages))
         start = plugin_data_pb2.SessionStartInfo()
         for name, value in hparams.items():

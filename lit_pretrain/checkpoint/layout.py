@@ -13,6 +13,7 @@ Beside Lightning's own entries (loops, optimizer states, schedulers) a checkpoin
     state_dict       the network under `net.`; the score head of a reward model under `score.weight`
     adapter          `AdapterRecord` of a run whose state_dict holds an adapter alone
     metrics_window   sums of the metrics window that the checkpoint interrupts
+    noise_scale      averages of gradient noise and signal, of a run that measures them
     average          how far the moving average is, whose tensors lie in the optimizer's state
     answers          answers that further optimizer steps still learn from
     standalone       `Standalone`, of a checkpoint that no run folder stands behind: a script's
@@ -53,6 +54,7 @@ WINDOW_KEY = "metrics_window"
 ANSWERS_KEY = "answers"
 AVERAGE_KEY = "average"
 GUARD_KEY = "guard"
+NOISE_KEY = "noise_scale"
 STANDALONE_KEY = "standalone"
 NET_PREFIX = "net."
 """Prefix of the network's keys in `state_dict`."""

@@ -80,6 +80,7 @@ def other_charts(lines: Sequence[Mapping[str, float]]) -> list[Chart]:
             "gradient norm before clipping",
             {"mean of the window": "train/grad_norm", "largest": "train/grad_norm_max"},
         ),
+        _by_prefix(lines, "gradient noise scale, tokens", "noise_scale/"),
         _by_prefix(lines, "learning rate by role", "lr/"),
         _by_prefix(lines, "share of each source in a window", "mixture/"),
         *_layers(lines),

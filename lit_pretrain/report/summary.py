@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
-from lit_pretrain.report.charts import chart_svg, loss_charts, other_charts
+from lit_pretrain.report.charts import chart_svg, loss_charts, other_charts, short
 from lit_pretrain.report.run_folder import SUMMARY, SUMMARY_PAGE, read_metrics
+from lit_pretrain.step_size import counted
 
 
 class Foreseen(NamedTuple):
@@ -109,6 +110,7 @@ def write_summary(
         *((f"validation {key.removeprefix('val/')}", f"{value:.4f}") for key, value in own.items()),
         ("best validation loss", f"{best['val/loss']:.4f} at step {best['step']:,}"),
         ("training loss, last window", f"{figures['train/loss']:.4f}"),
+        *_noise_rows(lines),
         ("tokens", f"{figures['tokens']:,.0f}"),
         ("training FLOPs", f"{figures['flops']:.4g}"),
         ("time", f"{seconds:,.1f} s, of which {train_seconds:,.1f} s training steps"),
@@ -151,6 +153,25 @@ def write_summary(
     )
     write_file(run / SUMMARY_PAGE, html)
     return figures
+
+
+def _noise_rows(lines: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """Write the gradient noise scale at the end of a run that has measured it."""
+    measured = [line for line in lines if "gradient_signal/all" in line]
+    if not measured:
+        return []
+    scales = {
+        name.removeprefix("noise_scale/"): value
+        for name, value in measured[-1].items()
+        if name.startswith("noise_scale/")
+    }
+    times = counted(len(measured), "measurements")
+    if "all" not in scales:
+        text = f"not to be seen after {times}: the signal is too small among the noise"
+    else:
+        roles = ", ".join(f"{role} {short(scales[role])}" for role in scales if role != "all")
+        text = f"{short(scales['all'])} tokens ({roles}) after {times}"
+    return [("gradient noise scale", text)]
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:

@@ -25,7 +25,8 @@ _BY_SOURCE = ("train_loss", "val_loss", "val_bits_per_byte")
 _SECTIONS = {
     "lr": "Optimisation", "progress": "Progress", "throughput": "Speed", "time": "Speed",
     "mixture": "Sources", "data": "Sources", "eval": "Tasks", "layers": "Network",
-    "roles": "Network",
+    "roles": "Network", "noise_scale": "Optimisation", "gradient_variance": "Optimisation",
+    "gradient_signal": "Optimisation",
 }  # fmt: skip
 COMPARED = ("train/loss", "val/loss", "val/bits_per_byte", "train/reward", "val/reward")
 """What is drawn over tokens and FLOPs as well, where runs with other batches can be compared."""
@@ -111,6 +112,9 @@ STATISTICS = {
 }
 """Charts of runs that look into their layers (statistics_every)."""
 
+NOISE_CHART = "gradient noise scale, in all and by role (tokens)"
+"""Chart of runs that measure it (noise_scale_every)."""
+
 Charts = dict[str, list[str]]
 """Title of a chart -> regular expressions of the tags that it shows."""
 
@@ -122,6 +126,7 @@ def layout(
     metrics: Sequence[str] = (),
     rollout: bool = False,
     statistics: bool = False,
+    noise_scale: bool = False,
 ) -> list[tuple[str, Charts, bool]]:
     """Lay out the page of custom scalars: category, charts, and whether it opens folded.
 
@@ -135,6 +140,7 @@ def layout(
         metrics: What the objective reports beside its loss.
         rollout: Whether the run answers prompts.
         statistics: Whether the run looks into its layers.
+        noise_scale: Whether the run measures its gradient noise.
     """
     text = losses == TEXT_LOSS
     kind = "" if text else f"{losses.removeprefix(f'{TEXT_LOSS}_')}: "
@@ -175,6 +181,7 @@ def layout(
             {
                 "gradient norm before clipping": ["Optimisation/train/grad_norm"],
                 "learning rates": ["Optimisation/lr/"],
+                **({NOISE_CHART: ["Optimisation/noise_scale/"]} if noise_scale else {}),
             },
             True,
         ),

@@ -222,7 +222,10 @@ class Stage(L.LightningModule):
         self._settings: list[dict[str, Any]] = []
         self._policy_checked = False
         self._denominator: Tensor | None = None
-        self._batch: list[AnyBatch] = []
+        self.batch: list[AnyBatch] = []
+        """The micro-batches of the last optimizer step on this rank."""
+        self.denominators: list[Tensor] = []
+        """What the sums of its micro-batches are means over, as far as they are computed."""
         self.metrics: dict[str, BitsPerByte | Means] = {}
 
     # ------------------------------------------------------------------ construction
@@ -570,23 +573,23 @@ class Stage(L.LightningModule):
         # or to restore. Every rank drops from other tokens, those that share rows too.
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         batch, answer_metrics = self._answered(batch)
-        self._batch = batch
+        self.batch = batch
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]  # one optimizer
         assert self.contract is not None
         sums = StepSums(self.metric_names, len(self.contract.sources), self.device)
         step_counts = self._extras(batch)
-        denominators = []
+        self.denominators = []
         for i, micro in enumerate(batch):
             complete, teacher_BTD = self._complete(micro)
             numerator, denominator, metrics = self._micro_batch(complete, step_counts, teacher_BTD)
-            denominators.append(denominator)
+            self.denominators.append(denominator)
             sums.add(metrics | answer_metrics[i], micro.source_B)
             if i + 1 < len(batch):
                 # Outside autocast, as Lightning runs the last one; DDP does not reduce before its
                 # forward has returned.
                 with torch.autocast(self.device.type, enabled=False):
                     numerator.backward()
-        self._denominator = torch.stack(denominators).sum()
+        self._denominator = torch.stack(self.denominators).sum()
         self.sums = sums.as_dict()
         if self.global_step == 0:
             self._check_start(sums)
@@ -682,7 +685,7 @@ class Stage(L.LightningModule):
 
     def _samples(self) -> list[int]:
         """Return the samples of the step on this rank; a pair has two rows."""
-        rows = [int(n) for micro in self._batch for n in micro.index_B.tolist()]
+        rows = [int(n) for micro in self.batch for n in micro.index_B.tolist()]
         return list(dict.fromkeys(rows))
 
     def _check_collapse(self, guard: Guard, loss: float, norm: float) -> None:
@@ -704,7 +707,7 @@ class Stage(L.LightningModule):
 
     def _depends_on_input(self) -> bool:
         """Tell whether other tokens change the loss of the same labels, on any rank."""
-        batch = self._batch[-1]
+        batch = self.batch[-1]
         other = batch._replace(tokens_BT=(batch.tokens_BT + 1) % self.config.vocab_size)
         self.net.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -726,8 +729,8 @@ class Stage(L.LightningModule):
             a score.
         """
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
-        step_counts, parts = self._extras(self._batch), self.net.parts
-        for micro in self._batch:
+        step_counts, parts = self._extras(self.batch), self.net.parts
+        for micro in self.batch:
             with self.trainer.precision_plugin.forward_context():
                 complete, teacher_BTD = self._complete(micro)
                 hidden_BTD = self._hidden(complete)

@@ -2,6 +2,7 @@
 write).
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -20,6 +21,18 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 def pages(losses: str) -> list[tuple[str, dict[str, list[str]], bool]]:
     return layout(losses, metrics=KINDS[losses], rollout=losses == "Loss_GRPO")
+
+
+def test_a_run_that_measures_its_noise_has_a_chart_of_it() -> None:
+    """TensorBoard merges the charts of a category over runs, so the others have none."""
+    for measured in (False, True):
+        charts = {
+            name: patterns
+            for _, found, _ in layout("Loss", noise_scale=measured)
+            for name, patterns in found.items()
+        }
+        tag = tag_of("noise_scale/matrix", "Loss")
+        assert any(re.match(p, tag) for its in charts.values() for p in its) is measured
 
 
 # ---------------------------------------------------------------------- names

@@ -252,6 +252,7 @@ class ReplayCLI(TrainCLI):
         config |= {
             "runs": str(self.run.parent), "name": self.run.name, "resume": "auto",
             "rewind_to": None, "profile": False, "allow_oom": True, "statistics_every": 0,
+            "noise_scale_every": 0,
             "evaluate_tasks": [], "evaluate_every": 0,
         }  # fmt: skip
         if left is not None:

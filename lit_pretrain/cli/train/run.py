@@ -429,6 +429,7 @@ def open_board(
         metrics=objective.metric_names,
         rollout=cli.model.rollout is not None,
         statistics=cli.settings.statistics_every > 0,
+        noise_scale=cli.settings.noise_scale_every > 0,
     )
 
 

@@ -129,6 +129,11 @@ class RunSettings:
     absolute value of activations, attention logits and gradients, and the ratio of update to
     weight. The update of such a step keeps a second copy of the trained weights. 0: none.
     """
+    noise_scale_every: int = 0
+    """Steps between two measurements of the gradient noise scale, in tokens and by role, for
+    TensorBoard, metrics.jsonl and the summary: the batch from which on larger steps pay less and
+    less. It compares the gradients of a step's micro-batches, over all ranks. 0: none.
+    """
     profile: bool = False
     """Trace three steps with torch's profiler, once the first ones have compiled: the ten most
     expensive operations as a table, and <run>/profile/steps-*.json for https://ui.perfetto.dev or

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lit_pretrain.callbacks.noise_scale import check_noise_scale
 from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.checkpoint.network import Parent, find_parent
@@ -54,6 +55,7 @@ from lit_pretrain.report.run_folder import RunLock
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.stage.guard import GuardSettings
 from lit_pretrain.stage.stage import Stage
+from lit_pretrain.step_size import Division
 from lit_pretrain.tokenizer.tokenizer_files import TOKENIZER_FILENAME as TOKENIZER
 
 
@@ -338,7 +340,8 @@ class TrainCLI(LightningCLI):
         sizes = mesh_of(config, world_of(config.trainer))
         if sizes is not None:
             data.devices_together = sizes.together
-        self.divide_step()
+        division = self.divide_step()
+        check_noise_scale(self.settings.noise_scale_every, division, sizes)
         if config.model.net.vocab_size is None:
             config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
         if sizes is not None:
@@ -431,12 +434,13 @@ class TrainCLI(LightningCLI):
             " rows of embedding and head: the mean of what the parent spelt them by"
         )
 
-    def divide_step(self) -> None:
+    def divide_step(self) -> Division:
         """Divide the step over the devices, with a smaller micro-batch where that takes one."""
         data, division = self.data, self.data.divide(world_of(self.config.trainer))
         self.lowered = data.step_size.lowered(division, data.micro_batch_size)
         data.micro_batch_size = division.micro_batch_size
         settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
+        return division
 
     def plain_config(self) -> dict[str, Any]:
         """Return the resolved config as it is saved: nested plain values, without secrets."""

@@ -25,6 +25,7 @@ from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSa
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
 from lit_pretrain.callbacks.layer_statistics import LayerStatistics
 from lit_pretrain.callbacks.metrics import Metrics
+from lit_pretrain.callbacks.noise_scale import NoiseScale
 from lit_pretrain.callbacks.progress import ProgressLine
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.callbacks.step_trace import StepTrace
@@ -87,6 +88,7 @@ class RunCallbacks:
             sinks=[self.progress],
         )
         self.statistics = LayerStatistics(settings.statistics_every, sinks=self.metrics.sinks)
+        self.noise_scale = NoiseScale(settings.noise_scale_every, sinks=self.metrics.sinks)
         self.checkpoints = Checkpoints(
             folder,
             every=settings.checkpoint_every,
@@ -113,9 +115,10 @@ class RunCallbacks:
     def in_order(self) -> list[Callback]:
         """List all of them, in the order in which they are called."""
         return [
-            self.ledger, self.watchdog, self.metrics, self.statistics, self.progress,
-            self.samples, self.answers_shown, *self.evaluations, self.checkpoints, self.stop,
-            StepEnd(self.ledger), *([] if self.uploads is None else [self.uploads]),
+            self.ledger, self.watchdog, self.metrics, self.statistics, self.noise_scale,
+            self.progress, self.samples, self.answers_shown, *self.evaluations,
+            self.checkpoints, self.stop, StepEnd(self.ledger),
+            *([] if self.uploads is None else [self.uploads]),
         ]  # fmt: skip
 
     def pause(self, seconds: float) -> None:
