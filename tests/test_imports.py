@@ -99,9 +99,11 @@ MAY_IMPORT = {
         "step_size",
     }
     | {"checkpoint", "rollout", "reward", "skips"},
-    # They save checkpoints, write the run folder, and sample texts with the run's tokenizer.
+    # They save checkpoints, write the run folder, sample texts with the run's tokenizer, and look at
+    # gradients.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
-    | {"checkpoint", "skips", "report", "evaluate", "parallel", "model"},
+    | {"checkpoint", "skips", "report", "evaluate", "parallel", "model"}
+    | {"optim", "step_size"},
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
     | {"generate", "checkpoint"},

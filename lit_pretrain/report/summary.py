@@ -10,7 +10,6 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 from lit_pretrain.report.charts import chart_svg, loss_charts, other_charts, short
 from lit_pretrain.report.run_folder import SUMMARY, SUMMARY_PAGE, read_metrics
-from lit_pretrain.step_size import counted
 
 
 class Foreseen(NamedTuple):
@@ -165,12 +164,12 @@ def _noise_rows(lines: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
         for name, value in measured[-1].items()
         if name.startswith("noise_scale/")
     }
-    times = counted(len(measured), "measurements")
+    times = f"measurements: {len(measured):,}"
     if "all" not in scales:
-        text = f"not to be seen after {times}: the signal is too small among the noise"
+        text = f"not to be seen: the signal is too small among the noise; {times}"
     else:
         roles = ", ".join(f"{role} {short(scales[role])}" for role in scales if role != "all")
-        text = f"{short(scales['all'])} tokens ({roles}) after {times}"
+        text = f"{short(scales['all'])} tokens ({roles}); {times}"
     return [("gradient noise scale", text)]
 
 

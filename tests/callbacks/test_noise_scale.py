@@ -133,7 +133,7 @@ def test_a_resume_tells_what_an_uninterrupted_run_tells(
 def test_it_is_shown(folder: Path, measured: Any) -> None:
     summary = (folder / "measured" / "summary.md").read_text()
     row = next(line for line in summary.splitlines() if "gradient noise scale" in line)
-    assert row.endswith(" after 2 measurements |")
+    assert row.endswith("; measurements: 2 |")
     events = EventAccumulator(str(folder / "measured"))
     events.Reload()
     assert "Optimisation/gradient_signal/all" in events.Tags()["scalars"]
