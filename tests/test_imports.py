@@ -99,8 +99,8 @@ MAY_IMPORT = {
         "step_size",
     }
     | {"checkpoint", "rollout", "reward", "skips"},
-    # They save checkpoints, write the run folder, sample texts with the run's tokenizer, and look at
-    # gradients.
+    # They save checkpoints, write the run folder, sample texts with the run's tokenizer, and look
+    # at gradients.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
     | {"checkpoint", "skips", "report", "evaluate", "parallel", "model"}
     | {"optim", "step_size"},

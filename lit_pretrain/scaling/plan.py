@@ -18,6 +18,14 @@ from lit_pretrain.model.config import (
     count_parameters,
 )
 from lit_pretrain.scaling import memory
+from lit_pretrain.scaling.batch_rules import (
+    Kind,
+    Recommendation,
+    choose,
+    muon_recommendations,
+    rate_at,
+    recommendations,
+)
 from lit_pretrain.scaling.flops import (
     Device,
     StageCost,
@@ -35,7 +43,6 @@ from lit_pretrain.scaling.planner import (
     Budget,
     Rate,
     lifetime_optimum,
-    recommendations,
     solve,
 )
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, find_law, published_law
@@ -75,6 +82,8 @@ class Question:
     """Size of an optimizer step; None where it is not known."""
     step_tokens: int | None = None
     """Tokens per optimizer step."""
+    optimizer: str = "AdamW"
+    """Its name."""
     fixed_rows: bool = False
     """Whether the loss depends on the micro-batch, which then is never lowered."""
     device: Device | None = None
@@ -251,14 +260,34 @@ class RuleReport(TypedDict):
     lr: float | None
     formula: str
     source: str
+    fitted: str
+    """Where it was fitted; empty where that is part of the source, or not known."""
+    regret: list[float] | None
+    """Share of the loss lost on the Step Law's public runs, on average and at most."""
+
+
+class ChoiceReport(TypedDict):
+    """The batch and the rate to begin with."""
+
+    rule: str
+    batch_tokens: int
+    lr: float
+    option: str
+    reason: str
+    lr_here: float | None
+    """The rate for the batch of the config; None where it has none."""
 
 
 class RecommendationReport(TypedDict):
-    """Ranges of learning rate and batch over the published rules."""
+    """Ranges of learning rate and batch over the published rules, and one of them."""
 
+    optimizer: str
+    """AdamW or Muon: for which the rules are."""
     lr: list[float]
     batch_tokens: list[float]
     rules: list[RuleReport]
+    chosen: ChoiceReport | None
+    """None for an optimizer that no rule is for."""
 
 
 class LayoutChoice(TypedDict):
@@ -367,7 +396,7 @@ def make_plan(question: Question) -> Plan:
         "loss": prediction,
         "no_loss": no_loss,
         "recommended": (
-            _recommended(counts, budget, prediction) if q.stage == "pretrain" else None
+            _recommended(q, layout, counts, budget, prediction) if q.stage == "pretrain" else None
         ),
         "assumptions": [dataclasses.asdict(assumption) for assumption in (*q.assumptions, *noted)],
     }
@@ -560,25 +589,54 @@ def _middle(values: Floats) -> list[float]:
 
 
 def _recommended(
-    counts: ParameterCounts, budget: Budget, prediction: PredictionReport | None
+    q: Question,
+    layout: memory.Layout,
+    counts: ParameterCounts,
+    budget: Budget,
+    prediction: PredictionReport | None,
 ) -> RecommendationReport:
     # The rule of the critical batch needs a loss in nats.
     nats = prediction is not None and prediction["unit"].startswith("nats")
     loss = prediction["here"]["loss"] if prediction is not None and nats else None
-    rules = recommendations(counts.total, budget.tokens, loss)
+    name = q.optimizer.rpartition(".")[2]
+    kind: Kind = "Muon" if name == "MuonAdamW" else "AdamW"
+    rules = (
+        muon_recommendations(budget.tokens)
+        if kind == "Muon"
+        else recommendations(counts.total, budget.tokens, loss, body=counts.non_embedding)
+    )
+    chosen: ChoiceReport | None = None
+    if name in ("MuonAdamW", "AdamW"):
+        unit = layout.seq_len * max(1, layout.devices // (layout.cp * layout.tp))
+        found = choose(kind, rules, n=counts.non_embedding, d=budget.tokens, unit=unit)
+        rule = next(rule for rule in rules if rule.name == found.rule)
+        here = None if q.step_tokens is None else rate_at(rule, q.step_tokens)
+        chosen = {
+            "rule": found.rule,
+            "batch_tokens": found.batch_tokens,
+            "lr": found.lr,
+            "option": found.option,
+            "reason": found.reason,
+            "lr_here": here,
+        }
     rates = [rule.lr for rule in rules if rule.lr is not None]
     batches = [rule.batch_tokens for rule in rules if rule.lr is not None]
     return {
+        "optimizer": kind,
         "lr": [min(rates), max(rates)],
         "batch_tokens": [min(batches), max(batches)],
-        "rules": [
-            {
-                "name": rule.name,
-                "batch_tokens": rule.batch_tokens,
-                "lr": rule.lr,
-                "formula": rule.formula,
-                "source": rule.source,
-            }
-            for rule in rules
-        ],
+        "rules": [_rule(rule) for rule in rules],
+        "chosen": chosen,
+    }
+
+
+def _rule(rule: Recommendation) -> RuleReport:
+    return {
+        "name": rule.name,
+        "batch_tokens": rule.batch_tokens,
+        "lr": rule.lr,
+        "formula": rule.formula,
+        "source": rule.source,
+        "fitted": rule.fitted,
+        "regret": None if rule.regret is None else list(rule.regret),
     }

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig, ParameterCounts, count_parameters
+from lit_pretrain.scaling.batch_rules import recommendations
 from lit_pretrain.scaling.flops import flops_per_token
-from lit_pretrain.scaling.planner import recommendations
 from lit_pretrain.step_size import StepSize
 
 RuleName = Literal["deepseek", "step_law", "olmo", "none"]
@@ -40,9 +40,10 @@ class SweepRule(NamedTuple):
         rule = next(found for found in recommendations(1e8, 1e9) if found.name == RULES[self.name])
         factors = "" if self.lr_factor == 1 else f", lr × {self.lr_factor:g}"
         factors += "" if self.batch_factor == 1 else f", B × {self.batch_factor:g}"
+        fitted = f"; {rule.fitted}" if rule.fitted else ""
         return (
-            f"{rule.name}: {rule.formula}{factors} ({rule.source}); B in whole rows, a power of two"
-            " of them on each device"
+            f"{rule.name}: {rule.formula}{factors} ({rule.source}{fitted}); B in whole rows, a"
+            " power of two of them on each device"
         )
 
 

@@ -117,6 +117,37 @@ def test_muon_has_fewer_moments_wherever_it_is_named(tmp_path: Path) -> None:
     assert plan(*QUICK, "--config", str(layer))["memory"]["states"]["moments"] == muon
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "option"),
+    [
+        ([], "Muon", "model.optimizer.matrix_lr"),
+        (["--model.optimizer=AdamW"], "AdamW", "model.optimizer.lr"),
+        (["--model.optimizer=torch.optim.AdamW"], "AdamW", "model.optimizer.lr"),
+        (["--model.optimizer=torch.optim.SGD"], "AdamW", None),
+    ],
+    ids=["muon", "adamw", "torch's adamw", "sgd"],
+)
+def test_one_batch_and_rate_are_recommended(
+    options: list[str], kind: str, option: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = plan(*QUICK, *options)["recommended"]
+    assert found["optimizer"] == kind
+    if option is None:
+        assert found["chosen"] is None
+        assert main(["plan", *QUICK, *options]) == 0
+        assert "recommended             nothing: the rules are for" in capsys.readouterr().out
+        return
+    chosen = found["chosen"]
+    rule = next(rule for rule in found["rules"] if rule["name"] == chosen["rule"])
+    assert chosen["option"] == option
+    assert chosen["batch_tokens"] % 512 == 0
+    assert chosen["lr_here"] == pytest.approx(rule["lr"] * (4096 / rule["batch_tokens"]) ** 0.5)
+    assert main(["plan", *QUICK, *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"--data.global_batch_tokens {chosen['batch_tokens']} --{option} " in said
+    assert f"{rule['name']} was tuned nearest" in said or "least regret on the Step Law's" in said
+
+
 def test_the_saved_config_of_a_run_is_read(dataset: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -162,6 +162,7 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     return Question(
         net=net, layout=layout, devices=devices, stage=stage, lora_rank=rank,
         step=step.size, step_tokens=step.tokens, fixed_rows=step.fixed,
+        optimizer=optimizer_of(cli.config).name,
         device=device, dtype=dtype,
         mfu=utilization, tokens_per_second=settings.tokens_per_second,
         goodput=_goodput(settings, noted), price=settings.price,

@@ -55,7 +55,11 @@ def plan_table(plan: Plan) -> str:
         ),
         (
             "batch and learning rate",
-            [] if plan["recommended"] is None else _recommended_rows(plan["recommended"]),
+            (
+                []
+                if plan["recommended"] is None
+                else _recommended_rows(plan["recommended"], plan["length"])
+            ),
         ),
         ("assumptions", [(a["what"], f"{a['value']}: {a['source']}") for a in plan["assumptions"]]),
     ):
@@ -293,23 +297,47 @@ def _loss_rows(loss: PredictionReport, length: LengthReport) -> list[tuple[str, 
     return rows
 
 
-def _recommended_rows(r: RecommendationReport) -> list[tuple[str, str]]:
+def _recommended_rows(r: RecommendationReport, length: LengthReport) -> list[tuple[str, str]]:
     (low, high), (small, large) = r["lr"], r["batch_tokens"]
-    rows = [
+    chosen, rows = r["chosen"], []
+    if chosen is None:
+        rows.append(("recommended", f"nothing: the rules are for {r['optimizer']} and for Muon"))
+    else:
+        rows.append(
+            (
+                "recommended",
+                f"batch {_short(chosen['batch_tokens'])} tokens, lr {chosen['lr']:.2g}"
+                f" (--data.global_batch_tokens {chosen['batch_tokens']} --{chosen['option']}"
+                f" {chosen['lr']:.3g}): {chosen['reason']}",
+            )
+        )
+        own = length["tokens_per_step"]
+        if own is not None and chosen["lr_here"] is not None and own != chosen["batch_tokens"]:
+            rows.append(
+                ("with this batch", f"{_short(own)} tokens: lr {chosen['lr_here']:.2g}, as √B")
+            )
+    rows.append(
         (
             "range",
             (
                 f"lr {low:.2g} to {high:.2g}, batch {_short(small)} to {_short(large)} tokens:"
-                " published rules for AdamW, which disagree"
+                f" published rules for {r['optimizer']}, which disagree"
             ),
         )
-    ]
+    )
     for rule in r["rules"]:
         lr = "" if rule["lr"] is None else f"lr {rule['lr']:.2g}, "
+        regret = (
+            ""
+            if rule["regret"] is None
+            else f"; regret {rule['regret'][0]:.2%}, at most {rule['regret'][1]:.2%}"
+        )
+        fitted = f"; {rule['fitted']}" if rule["fitted"] else ""
         rows.append(
             (
                 rule["name"],
-                f"{lr}batch {_short(rule['batch_tokens'])} ({rule['formula']}; {rule['source']})",
+                f"{lr}batch {_short(rule['batch_tokens'])}{regret} ({rule['formula']};"
+                f" {rule['source']}{fitted})",
             )
         )
     return rows

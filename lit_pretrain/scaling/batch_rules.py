@@ -1,0 +1,205 @@
+"""Batch rules: what published rules say of batch and learning rate, ranked, and one of them chosen.
+
+Rules for AdamW are ranked by their regret on the public runs of the Step Law (Li et al. 2025): in
+each of 17 settings of N and D they try 47 to 120 pairs of batch and rate, 1,911 in all. A rule's
+regret in a setting is how far the loss at its pair, or at the nearest that was run, lies above the
+best (`scripts/batch_rules.py`). No such table is public for Muon.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+Kind = Literal["AdamW", "Muon"]
+"""Optimizers that there are rules for."""
+Range = tuple[float, float]
+
+
+class Recommendation(NamedTuple):
+    """Batch and learning rate by one published rule."""
+
+    name: str
+    batch_tokens: float
+    """Tokens per optimizer step."""
+    lr: float | None
+    """Peak learning rate, of Muon that of matrices; None if the rule gives none."""
+    formula: str
+    source: str
+    parameters: Range | None = None
+    """Fewest and most parameters of the runs that it was fitted to; None where not known."""
+    tokens: Range | None = None
+    """Fewest and most of their tokens; None where not known."""
+    regret: Range | None = None
+    """Share of the loss lost on the Step Law's public runs, on average and at most."""
+
+    @property
+    def fitted(self) -> str:
+        """Say where the rule was fitted; empty where that is not known."""
+        ranges = (("parameters", self.parameters), ("tokens", self.tokens))
+        said = [f"{_range(limits)} {name}" for name, limits in ranges if limits is not None]
+        return f"fitted at {' and '.join(said)}" if said else ""
+
+    def outside(self, n: float, d: float) -> list[str]:
+        """Say how a run of N parameters and D tokens lies outside the rule's runs."""
+        said = []
+        for name, value, limits in (("N", n, self.parameters), ("D", d, self.tokens)):
+            if limits is not None and value > limits[1]:
+                said.append(f"{name} {value / limits[1]:,.1f} × above its runs")
+            elif limits is not None and value < limits[0]:
+                said.append(f"{name} {limits[0] / value:,.1f} × below its runs")
+        return said
+
+
+def _range(limits: Range) -> str:
+    low, high = (_short(value) for value in limits)
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(value: float) -> str:
+    for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= unit:
+            return f"{value / unit:.3g} {suffix}"
+    return f"{value:.3g}"
+
+
+def recommendations(
+    n: float, d: float, loss: float | None = None, *, body: float | None = None
+) -> list[Recommendation]:
+    """Apply all published rules for AdamW to one run, that with the least regret first.
+
+    They disagree by factors.
+
+    Args:
+        n: Parameters.
+        d: Training tokens.
+        loss: Predicted final loss in nats per token, for the critical batch.
+        body: Parameters without embeddings, which the Step Law counts; None takes `n`.
+    """
+    c = 6.0 * n * d
+    scale = n / 108e6
+    step_law_lr = 1.79 * (body or n) ** -0.713 * d**0.307
+    rules = [
+        Recommendation(
+            "Step Law", 0.58 * d**0.571, step_law_lr,
+            "B = 0.58 D^0.571, lr = 1.79 N^-0.713 D^0.307",
+            "Li et al. 2025, Predictable Scale part I",
+            parameters=(6e7, 1.1e9), tokens=(2e9, 1e11), regret=(0.0010, 0.0031),
+        ),
+        Recommendation(
+            "Power Lines", 2048 * 0.0306 * d**0.383, step_law_lr,
+            "B = 2048 · 0.0306 D^0.383, lr as the Step Law's",
+            "Bergsma et al. 2025, Power Lines",
+            parameters=(1.1e8, 3.3e9), regret=(0.0016, 0.0037),
+        ),
+        Recommendation(
+            "OLMo ladder", 2048 * 160 * scale ** (2 / 3), 0.0047 * scale ** (-1 / 3) / 2,
+            "B = 2048 · 160 (N / 108e6)^(2/3), lr = 0.0047 (N / 108e6)^(-1/3) / 2",
+            "OLMo's model ladder; after Porian et al. 2024",
+            parameters=(5e6, 1.1e8), regret=(0.0053, 0.0109),
+        ),
+        Recommendation(
+            "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
+            "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
+            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1; fitted on 1e17 to 2e19 FLOPs",
+            regret=(0.0076, 0.0113),
+        ),
+    ]  # fmt: skip
+    if loss is not None:
+        rules.append(
+            Recommendation(
+                "critical batch",
+                2e8 / loss ** (1 / 0.21),
+                None,
+                "B = 2e8 / L^(1/0.21)",
+                "Kaplan et al. 2020, eq. 1.4; above it larger steps pay little",
+            )
+        )
+    return rules
+
+
+NANOCHAT_TOKENS = 10.5 * (12 * 12 * 768**2 + 768 * 32_768)
+"""Tokens of nanochat's d12: 10.5 for each parameter of its matrices and head."""
+QUICKSTART_TOKENS = 120 * 4096
+"""Tokens of configs/pretrain/quickstart.yaml, at which its rates were raced."""
+
+
+def muon_recommendations(d: float) -> list[Recommendation]:
+    """Apply the rules for Muon to a run of D tokens, the one tuned nearest to it first.
+
+    The learning rate is that of matrices; the other groups' move by the same factor.
+    """
+    nanochat_batch = 2**19 * (d / NANOCHAT_TOKENS) ** 0.383
+    quickstart_batch = 4096 * (d / QUICKSTART_TOKENS) ** 0.383
+    rules = [
+        Recommendation(
+            "nanochat", nanochat_batch, 0.02 * (nanochat_batch / 2**19) ** 0.5,
+            "B = 2^19 (D / 1.16e9)^0.383, lr = 0.02 (B / 2^19)^0.5",
+            "karpathy/nanochat, d12; the exponents are AdamW's",
+            tokens=(NANOCHAT_TOKENS, NANOCHAT_TOKENS),
+        ),
+        Recommendation(
+            "quickstart", quickstart_batch,
+            0.04 * (quickstart_batch / 4096) ** 0.5 * (d / QUICKSTART_TOKENS) ** -0.3,
+            "B = 4096 (D / 4.9e5)^0.383, lr = 0.04 (B / 4096)^0.5 (D / 4.9e5)^-0.3",
+            "configs/pretrain/quickstart.yaml; exponents after Power Lines and Marin",
+            tokens=(QUICKSTART_TOKENS, QUICKSTART_TOKENS),
+        ),
+    ]  # fmt: skip
+    return sorted(rules, key=lambda rule: abs(math.log(d / rule.tokens[0])) if rule.tokens else 0.0)
+
+
+class Choice(NamedTuple):
+    """The batch and the rate to begin with."""
+
+    rule: str
+    batch_tokens: int
+    lr: float
+    option: str
+    """Name of the option that sets the rate."""
+    reason: str
+
+
+def rate_at(rule: Recommendation, batch_tokens: float) -> float:
+    """Return a rule's learning rate for another batch than its own: it goes with √B."""
+    assert rule.lr is not None
+    return rule.lr * math.sqrt(batch_tokens / rule.batch_tokens)
+
+
+def choose(kind: Kind, rules: list[Recommendation], *, n: float, d: float, unit: int) -> Choice:
+    """Choose a rule for a run, and say why.
+
+    Args:
+        kind: Of the optimizer.
+        rules: Those for it, the first one the best.
+        n: Parameters, as the rule counts them.
+        d: Training tokens.
+        unit: Tokens of a row on every device; a batch is a power of two of them.
+    """
+    rule, *others = [rule for rule in rules if rule.lr is not None]
+    batch = unit * 2 ** max(0, round(math.log2(rule.batch_tokens / unit)))
+    batches = [rule.batch_tokens, *(other.batch_tokens for other in others)]
+    factor = max(batches) / min(batches)
+    if kind == "AdamW":
+        best, second = (its.regret for its in (rule, others[0]))
+        assert best is not None
+        assert second is not None
+        why = (
+            f"{rule.name} has the least regret on the Step Law's public runs, {best[0]:.2%} of the"
+            f" loss on average. It was fitted to them; {others[0].name} was not, and its batch"
+            f" comes close ({second[0]:.2%})"
+        )
+    else:
+        why = (
+            f"{rule.name} was tuned nearest to this length; there are no public runs with Muon to"
+            " rank rules by. The rates of the other groups move by the same factor as matrix_lr"
+        )
+    beyond = rule.outside(n, d)
+    if beyond:
+        why += (
+            f". Here it extrapolates ({', '.join(beyond)}), and the batches of the rules differ by"
+            f" a factor of {factor:,.1f}: measure, with --noise_scale_every and `lit_pretrain"
+            " scaling critical-batch`"
+        )
+    option = "lr" if kind == "AdamW" else "matrix_lr"
+    return Choice(rule.name, batch, rate_at(rule, batch), f"model.optimizer.{option}", why)
