@@ -247,6 +247,34 @@ def make_corpus() -> Callable[[Path], None]:
     return make
 
 
+@pytest.fixture(scope="session")
+def classifier_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with examples for a classifier: positive/ (a text file each: stories) and
+    negative.jsonl (code and sums); not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("examples")
+    rng = random.Random(7)
+    (folder / "positive").mkdir()
+    for number in range(80):
+        (folder / "positive" / f"{number:02d}.txt").write_text(_story(rng))
+    lines = [json.dumps({"text": make(rng)}) + "\n" for make in (_code, _sums) for _ in range(60)]
+    (folder / "negative.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_file(classifier_examples: Path) -> Path:
+    """A classifier that tells stories from code and sums; not to be changed."""
+    from lit_pretrain.__main__ import main
+
+    file = classifier_examples / "quality.safetensors"
+    assert not main([
+        "classifier", "train", "--positive", str(classifier_examples / "positive"),
+        "--negative", str(classifier_examples / "negative.jsonl"), "--out", str(file),
+    ])  # fmt: skip
+    return file
+
+
 @pytest.fixture
 def run_cli(tmp_path: Path) -> RunCli:
     """Runs `python -m lit_pretrain ...` on the CPU, in the test's own folder and with one thread.

@@ -84,6 +84,10 @@ class Step:
     """Documents taken out, by reason."""
     changed: Mapping[str, int]
     """Documents kept but altered, by what happened."""
+    scores: tuple[int, ...] = ()
+    """Of a filter that scores documents from 0 to 1: how many have which score, in bins of equal
+    width, those that it removed included.
+    """
 
 
 @dataclass(frozen=True)
@@ -326,9 +330,10 @@ def _source(raw: Mapping[str, Any]) -> Source:
         name: SourceSplit(**{**split, "chunks": tuple(Chunk(**chunk) for chunk in split["chunks"])})
         for name, split in raw["splits"].items()
     }
-    return Source(
-        **{**raw, "splits": splits, "funnel": tuple(Step(**step) for step in raw["funnel"])}
+    funnel = tuple(
+        Step(**{**step, "scores": tuple(step.get("scores", ()))}) for step in raw["funnel"]
     )
+    return Source(**{**raw, "splits": splits, "funnel": funnel})
 
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:

@@ -155,6 +155,29 @@ class Rejects:
             self.offer(entry["step"], entry["reason"], entry["origin"], entry["text"])
 
 
+SCORE_BINS = 20
+"""Bins of equal width into which scores from 0 to 1 are counted."""
+
+
+def score_bin(score: float) -> int:
+    """Return the number of the bin of a score."""
+    return min(SCORE_BINS - 1, max(0, int(score * SCORE_BINS)))
+
+
+def score_histogram(scores: Iterable[float]) -> list[int]:
+    """Count scores in bins."""
+    counts = [0] * SCORE_BINS
+    for score in scores:
+        counts[score_bin(score)] += 1
+    return counts
+
+
+def score_bars(counts: Sequence[int]) -> str:
+    """Draw a histogram in one line; a bin that is not empty has at least the lowest bar."""
+    most = max(counts, default=0)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, 8 * count // most)] if count else "·" for count in counts)
+
+
 CUT = "cut"
 """Change of the step store: a document became several rows, which adds no token."""
 
@@ -174,6 +197,7 @@ class StepRecord(TypedDict):
     changed: dict[str, int]
     sample: list[TextBlock]
     base: str
+    scores: NotRequired[list[int]]
 
 
 @dataclass
@@ -188,6 +212,10 @@ class StepCount:
     sample: BlockSample = field(default_factory=BlockSample)
     base: str = ""
     """Step whose sample contains this step's sample; empty if the step has its own."""
+    scores: list[int] = field(default_factory=list)
+    """Histogram of the scores that the step gave, to documents that it removed, too; empty if it
+    gave none.
+    """
 
     def dump(self) -> StepRecord:
         """Write the step as JSON."""
@@ -199,7 +227,21 @@ class StepCount:
             changed=dict(sorted(self.changed.items())),
             sample=list(self.sample),
             base=self.base,
+            scores=self.scores,
         )
+
+    def add_score(self, score: float) -> None:
+        """Count the score of a document."""
+        if not self.scores:
+            self.scores = [0] * SCORE_BINS
+        self.scores[score_bin(score)] += 1
+
+    def add_scores(self, counts: Sequence[int]) -> None:
+        """Add a histogram of scores; an empty one changes nothing."""
+        if counts:
+            self.scores = [
+                a + b for a, b in zip(self.scores or [0] * SCORE_BINS, counts, strict=True)
+            ]
 
     def same_text(self, before: StepCount) -> bool:
         """Check whether all documents of the step before passed, and unchanged."""
@@ -247,6 +289,8 @@ class Funnel:
             self.count_document(name, text, size)
         for name, what in outcome.changed:
             self.steps[name].changed[what] += 1
+        for name, score in outcome.scores:
+            self.steps[name].add_score(score)
         if not outcome.kept:
             self.steps[outcome.removed_by].removed[outcome.reason] += 1
 
@@ -264,6 +308,7 @@ class Funnel:
             step.changed.update(raw["changed"])
             step.sample.update(raw["sample"])
             step.base = raw["base"]
+            step.add_scores(raw.get("scores", []))
 
     def record(self, count: Callable[[str], int], separators: int, stored: int) -> tuple[Step, ...]:
         """Write the steps as the manifest holds them.
@@ -302,6 +347,7 @@ class Funnel:
                     tokens_estimated=estimated,
                     removed=dict(sorted(step.removed.items())),
                     changed=dict(sorted(step.changed.items())),
+                    scores=tuple(step.scores),
                 )
             )
             after = step

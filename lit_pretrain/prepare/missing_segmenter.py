@@ -15,7 +15,7 @@ from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.read.reader import DamagedFile, RawText, ReadPolicy, reader_class
 from lit_pretrain.words import has_segmenter, language_without_spaces
 
-_NO_WORDS = ("Language", "Url")
+_NO_WORDS = ("Classifier", "Language", "Url")
 """Filters that count no words; all others, the user's own among them, may."""
 _FILES, _RECORDS, _CHARACTERS = 3, 20, 2000
 """What is looked at before a run: so many files of a source, records and characters of each."""

@@ -34,6 +34,7 @@ from lit_pretrain.prepare.stages.compare import compare_corpus
 from lit_pretrain.prepare.stages.encode import EncodeTask
 from lit_pretrain.prepare.stages.hold_out import hold_out
 from lit_pretrain.prepare.stages.ids import drop_ids
+from lit_pretrain.prepare.stages.keep_best import keep_best
 from lit_pretrain.prepare.stages.train_tokenizer import (
     check_encoder,
     load_tokenizer,
@@ -113,6 +114,7 @@ def _run(
         if languages and name not in warned:
             warn_after(name, languages)
     _check_documents(run)
+    keep_best(run)
     drop_ids(run)
     run.number_documents()
     compare_corpus(run)

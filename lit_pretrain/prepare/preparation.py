@@ -30,7 +30,7 @@ from lit_pretrain.prepare.engine.task_stage import (
     read_state,
     run_locally,
 )
-from lit_pretrain.prepare.funnel import Funnel, RejectRecord, StepRecord
+from lit_pretrain.prepare.funnel import Funnel, RejectRecord, StepRecord, step_after_removal
 from lit_pretrain.prepare.inputs import Inputs, cut
 from lit_pretrain.prepare.prepare_config import PrepareConfig
 from lit_pretrain.prepare.progress_table import say, show_progress
@@ -217,6 +217,19 @@ class CleanResult(TypedDict):
     """Language -> documents whose words were counted by white space, for want of a segmenter."""
 
 
+class DropResult(TypedDict):
+    """What a task that removes documents of a part did."""
+
+    removed: int
+    """Documents that were removed."""
+    bytes: int
+    """UTF-8 bytes of their text."""
+    sampled: list[tuple[int, int]]
+    """Old and new number of each sampled document that is left."""
+    rejects: list[RejectRecord]
+    """A sample of the documents that were removed."""
+
+
 class Preparation:
     """One run of the pipeline in a directory of its own.
 
@@ -317,6 +330,30 @@ class Preparation:
             else:
                 cluster.run_on_cluster(stage, advance, self._engine, self.versions)
         return stage.results()
+
+    def record_removal(self, part: int, name: str, reason: str, found: DropResult) -> None:
+        """Add the step to a part's funnel that removed some of its documents.
+
+        Args:
+            part: Number of the part.
+            name: Name of the step.
+            reason: Why they were removed.
+            found: Result of the task.
+        """
+        step, numbers = self.clean[part]["funnel"][-1], dict(found["sampled"])
+        after = step_after_removal(
+            step,
+            name,
+            documents=step["documents"] - found["removed"],
+            size=step["bytes"] - found["bytes"],
+            gone={document for _, _, document in step["sample"] if document not in numbers},
+            removed={reason: found["removed"]} if found["removed"] else {},
+        )
+        after["sample"] = [
+            (key, text, numbers[document]) for key, text, document in after["sample"]
+        ]
+        self.clean[part]["funnel"].append(after)
+        self.clean[part]["rejects"] += found["rejects"]
 
     def number_documents(self) -> None:
         """Give each document that is left its number in the corpus."""

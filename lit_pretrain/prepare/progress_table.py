@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
+from lit_pretrain.prepare.funnel import score_bars
 from lit_pretrain.prepare.read.file_choice import list_passed_over
 
 Advance = Callable[[int], None]
@@ -175,6 +176,12 @@ def funnel_table(manifest: Manifest) -> str:
                 f" {share:>7}  {', '.join(what)}".rstrip()
             )
             name = ""
+    for name, source in manifest.sources.items():
+        lines += [
+            f"{name}: scores of {step.name} from 0 to 1: {score_bars(step.scores)}"
+            for step in source.funnel
+            if step.scores
+        ]
     for name, source in manifest.sources.items():
         if source.passed_over:
             lines.append(

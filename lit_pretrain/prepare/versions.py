@@ -28,9 +28,11 @@ _MODULE = "module "
 """Prefix of a user's module that belongs to no installed package; its version is the sha256 of its
 file.
 """
-_LIST = "file "
-"""Prefix of the path of a list that a filter reads; its version is the sha256 of the file."""
-CONTENTS = (_MODULE, _LIST)
+_FILE = "file "
+"""Prefix of the path of a list or classifier that a filter reads; its version is the sha256 of the
+file.
+"""
+CONTENTS = (_MODULE, _FILE)
 """Prefixes of entries that are no library's version but belong to the config."""
 
 
@@ -75,15 +77,17 @@ def version_difference(there: Mapping[str, str]) -> str:
 
 
 def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[str]) -> None:
-    """Add the libraries, the user's own modules and the lists that a source's filters use."""
+    """Add the libraries, the user's own modules and the files that a source's filters use."""
     if counts_words(config, source):
         names.add(SEGMENTER)
     for spec in expand_filters(config.filters_of(source)):
         for argument, value in spec.init_args.items():
             if argument.endswith("_files"):
                 contents.update(
-                    f"{_LIST}{path}" for path in ([value] if isinstance(value, str) else value)
+                    f"{_FILE}{path}" for path in ([value] if isinstance(value, str) else value)
                 )
+        if spec.class_path == "Classifier":
+            contents.add(f"{_FILE}{spec.init_args['path']}")
         if spec.class_path == "Language":
             names.add("py3langid")
         elif spec.class_path == "Url" and spec.init_args.get("datatrove_lists"):
@@ -110,8 +114,8 @@ def _version(name: str) -> str:
 
 
 def _content(name: str) -> str:
-    """Hash a module's file, or a list."""
-    path: str | None = name.removeprefix(_LIST)
+    """Hash a module's file, a list or a classifier."""
+    path: str | None = name.removeprefix(_FILE)
     if name.startswith(_MODULE):
         search_current_folder()
         found = importlib.util.find_spec(name.removeprefix(_MODULE))

@@ -270,6 +270,47 @@ def chart_svg(chart: Chart, name: str) -> str:
     return f"<figure>{''.join(parts)}<figcaption>{legend}{rest}</figcaption></figure>"
 
 
+def histogram_svg(title: str, series: Mapping[str, Sequence[int]]) -> str:
+    """Draw histograms over scores from 0 to 1 as an HTML figure, each as shares of its whole."""
+    shares = {
+        label: [count / max(1, sum(counts)) for count in counts] for label, counts in series.items()
+    }
+    top = max((share for values in shares.values() for share in values), default=0.0) or 1.0
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    floor = _TOP + plot_height
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<text class="title" x="{_LEFT}" y="17">{escape(title)}</text>',
+    ]
+    for y in ticks(0, top):
+        at = floor - plot_height * y / top
+        parts.append(
+            f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>'
+            f'<text class="y" x="{_LEFT - 6}" y="{at + 4:.1f}">{number(y)}</text>'
+        )
+    for x in ticks(0, 1):
+        parts.append(
+            f'<text class="x" x="{_LEFT + plot_width * x:.1f}" y="{floor + 15}">{number(x)}</text>'
+        )
+    for i, (label, values) in enumerate(shares.items()):
+        width = plot_width / max(1, len(values)) / len(shares)
+        for place, share in enumerate(values):
+            if share:
+                left = _LEFT + (place * len(shares) + i) * width
+                height = plot_height * share / top
+                parts.append(
+                    f'<rect x="{left:.1f}" y="{floor - height:.1f}" width="{width:.1f}"'
+                    f' height="{height:.1f}" fill="{_colour(i)}"><title>{escape(label)}:'
+                    f" {share:.2%}</title></rect>"
+                )
+    legend = "".join(
+        f'<span><svg viewBox="0 0 22 10" class="key"><path class="line" d="M0 5H22"'
+        f' stroke="{_colour(i)}"/></svg>{escape(label)} <b>{sum(series[label]):,}</b></span>'
+        for i, label in enumerate(shares)
+    )
+    return f"<figure>{''.join(parts)}</svg><figcaption>{legend}</figcaption></figure>"
+
+
 def _colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 from lit_pretrain.report.charts import chart_svg, loss_charts, other_charts, short
+from lit_pretrain.report.html_page import html_page, html_table
 from lit_pretrain.report.run_folder import SUMMARY, SUMMARY_PAGE, read_metrics
 
 
@@ -142,13 +143,12 @@ def write_summary(
         f"<h3>{escape(repr(prompt))}</h3><pre>{escape(text)}</pre>"
         for prompt, text in samples.items()
     )
-    html = (
-        f'<!doctype html>\n<html lang="en">\n<title>{escape(run.name)}</title>{_HEAD}'
-        f"<h1>{escape(run.name)}</h1>\n"
+    html = html_page(
+        run.name,
         f"<p>{escape(plan).replace(chr(10), '<br>')}</p>\n"
         f'<div class="figures">{figures_html}</div>\n'
-        f'<div class="tables">{_html(table)}{_html(by_source)}</div>\n'
-        f"<pre>{escape(mixture)}</pre>\n" + (f"<h2>Samples</h2>{texts_html}" if texts_html else "")
+        f'<div class="tables">{html_table(table)}{html_table(by_source)}</div>\n'
+        f"<pre>{escape(mixture)}</pre>\n" + (f"<h2>Samples</h2>{texts_html}" if texts_html else ""),
     )
     write_file(run / SUMMARY_PAGE, html)
     return figures
@@ -176,48 +176,3 @@ def _noise_rows(lines: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(row)} |" for row in table]
     return [lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]
-
-
-def _html(table: Sequence[Sequence[str]]) -> str:
-    head, *rows = table
-    return (
-        f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"
-        + "".join(
-            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows
-        )
-        + "</table>"
-    )
-
-
-_HEAD = """
-<meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<style>
-:root { color-scheme: light dark; --text: #1b1b1b; --quiet: #666; --grid: #e3e3e3; --page: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e6e6; --quiet: #a0a0a0; --grid: #3a3a3a; --page: #1a1a1a; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
-  max-width: 1440px; margin: 1.5rem auto; padding: 0 1.5rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr));
-  gap: 1.2rem; }
-.tables { display: flex; flex-wrap: wrap; gap: 1.5rem 3rem; margin: 1.5rem 0; }
-figure { margin: 0; }
-figure > svg { width: 100%; }
-figcaption { font-size: 13px; color: var(--quiet); display: flex; flex-wrap: wrap; gap: 0 1.1rem;
-  padding-left: 11%; }
-figcaption b { color: var(--text); }
-svg text { font-size: 12px; fill: var(--quiet); }
-svg text.title { font-size: 14px; font-weight: 600; fill: var(--text); }
-svg text.x { text-anchor: middle; }
-svg text.y { text-anchor: end; }
-.grid { stroke: var(--grid); }
-.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-.band { fill: #D55E00; opacity: 0.15; }
-.key { width: 22px; height: 10px; margin-right: 5px; }
-table { border-collapse: collapse; align-self: flex-start; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 0.2rem 1.4rem 0.2rem 0; border-bottom: 1px solid var(--grid);
-  vertical-align: top; }
-pre { background: color-mix(in srgb, var(--grid) 40%, transparent); padding: 0.7rem 1rem;
-  overflow-x: auto; white-space: pre-wrap; }
-</style>
-"""

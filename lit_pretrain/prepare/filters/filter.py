@@ -35,7 +35,12 @@ _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Filter(Protocol):
-    """Judge documents. The same document gets the same verdict in every process and order."""
+    """Judge documents. The same document gets the same verdict in every process and order.
+
+    A filter that scores documents may have an attribute `keep_share`: of the documents that all
+    filters of their source kept, those with the best scores then stay, up to that share of their
+    bytes (`stages/keep_best.py`).
+    """
 
     def __call__(self, document: Document, view: View) -> Verdict:
         """Judge one document.
@@ -62,6 +67,8 @@ class Verdict(NamedTuple):
     """What the filter found out about the document (its language); it replaces the document's own
     fields of the same name.
     """
+    score: float | None = None
+    """How good the filter finds the document, from 0 to 1; the funnel counts the scores."""
 
 
 KEEP = Verdict(keep=True)
@@ -162,6 +169,8 @@ class Outcome:
     """Its text after each of these filters."""
     changed: tuple[tuple[str, str], ...]
     """(name of filter, what it did) of every filter that edited the text."""
+    scores: tuple[tuple[str, float], ...] = ()
+    """(name of filter, score) of every filter that scored the text."""
 
     @property
     def kept(self) -> bool:
@@ -188,6 +197,18 @@ class Chain:
         again.
         """
         self._filters = list(zip(self.names, map(load_filter, specs), strict=True))
+        shares = [
+            (name, share)
+            for name, judge in self._filters
+            if (share := getattr(judge, "keep_share", None)) is not None
+        ]
+        if len(shares) > 1:
+            raise UserError(
+                f"filters: {' and '.join(name for name, _ in shares)} each keep a share of the"
+                " text; only one may: give the others a threshold"
+            )
+        self.keep_best: tuple[str, float] | None = shares[0] if shares else None
+        """Name of the filter whose best-scored documents stay, and their share of the bytes."""
 
     def __call__(self, document: Document) -> Outcome:
         """Put one document through the filters.
@@ -200,28 +221,33 @@ class Chain:
         passed: list[int] = []
         texts: list[str] = []
         changed: list[tuple[str, str]] = []
+        scores: list[tuple[str, float]] = []
         for name, judge in self._filters:
             verdict = verdict_of(judge(document, view), name)
+            if verdict.score is not None:
+                scores.append((name, verdict.score))
             if verdict.fields:
                 document = dataclasses.replace(
                     document, fields={**document.fields, **verdict.fields}
                 )
             if not verdict.keep:
                 return Outcome(
-                    document, name, verdict.reason, tuple(passed), tuple(texts), tuple(changed)
-                )
+                    document, name, verdict.reason, tuple(passed), tuple(texts), tuple(changed),
+                    tuple(scores),
+                )  # fmt: skip
             if verdict.text is not None and verdict.text != document.text:
                 if not verdict.text:  # A document is never empty.
                     return Outcome(
-                        document, name, "nothing_left", tuple(passed), tuple(texts), tuple(changed)
-                    )
+                        document, name, "nothing_left", tuple(passed), tuple(texts),
+                        tuple(changed), tuple(scores),
+                    )  # fmt: skip
                 document = dataclasses.replace(document, text=verdict.text)
                 view = View(document.text)
                 size = len(document.utf8)
                 changed.append((name, verdict.reason or "edited"))
             passed.append(size)
             texts.append(document.text)
-        return Outcome(document, "", "", tuple(passed), tuple(texts), tuple(changed))
+        return Outcome(document, "", "", tuple(passed), tuple(texts), tuple(changed), tuple(scores))
 
 
 def _unique_names(found: list[str]) -> list[str]:
@@ -284,6 +310,8 @@ def verdict_of(value: Any, name: str) -> Verdict:
         UserError: It is something else; most often None, from a function without a return.
     """
     if type(value) is Verdict:
+        if value.score is not None and not 0 <= value.score <= 1:
+            raise UserError(f"filter {name} gave the score {value.score}; it must be from 0 to 1")
         return value
     keep, reason = value if isinstance(value, tuple) and len(value) == 2 else (value, "")
     if not isinstance(keep, bool | np.bool_) or not isinstance(reason, str):

@@ -17,9 +17,10 @@ class FilterSpec:
     """One filter of a config: `{class_path: Language, init_args: {keep: [en]}}`."""
 
     class_path: str
-    """Name of one of our filters (C4, FineWeb, GopherQuality, GopherRepetition, Language, Url), or
-    the dotted path of a filter of your own: a function, or a class whose objects are functions,
-    that takes (document, view) and returns a Verdict, a bool, or (bool, reason).
+    """Name of one of our filters (C4, Classifier, FineWeb, GopherQuality, GopherRepetition,
+    Language, Url), or the dotted path of a filter of your own: a function, or a class whose
+    objects are functions, that takes (document, view) and returns a Verdict, a bool, or (bool,
+    reason).
     """
     init_args: dict[str, Any] = field(default_factory=dict)
     """Its arguments by name."""
@@ -68,6 +69,7 @@ register_type(
 
 FILTERS = {
     "C4": "lit_pretrain.prepare.filters.c4.C4",
+    "Classifier": "lit_pretrain.prepare.filters.classifier.Classifier",
     "FineWeb": "lit_pretrain.prepare.filters.fineweb.FineWeb",
     "GopherQuality": "lit_pretrain.prepare.filters.gopher.GopherQuality",
     "GopherRepetition": "lit_pretrain.prepare.filters.gopher.GopherRepetition",

@@ -35,6 +35,7 @@ from lit_pretrain.prepare.stages.ids import (
     save_hashes,
     with_ids_file,
 )
+from lit_pretrain.prepare.stages.keep_best import save_scores, scored_file
 from lit_pretrain.words import has_segmenter, language_without_spaces
 
 
@@ -47,7 +48,11 @@ class CleanTask:
     work: Path
 
     def __call__(self, number: int, advance: Advance) -> CleanResult:
-        """Write clean/<number>.parquet, or the files of `stages.ids` if documents have ids."""
+        """Write clean/<number>.parquet.
+
+        In its place, write the files of `stages.keep_best` if only the best documents stay, or
+        those of `stages.ids` if documents have ids.
+        """
         part, config = self.parts[number], self.config
         steps = _Steps(
             config,
@@ -64,9 +69,9 @@ class CleanTask:
         has_ids = config.sources[part.source].has_ids
         place = list(config.sources).index(part.source) if has_ids else None
         ids: list[int] = []
-        with DocumentWriter(
-            clean_file(self.work, number) if place is None else with_ids_file(self.work, number)
-        ) as writer:
+        scores: list[tuple[float, int]] = []
+        name_file = scored_file if steps.keeps_best else with_ids_file if has_ids else clean_file
+        with DocumentWriter(name_file(self.work, number)) as writer:
             ends = list(itertools.accumulate((file.bytes for file in part.files), initial=0))
             reported = 0
             for document in reader:
@@ -82,6 +87,8 @@ class CleanTask:
                 steps.funnel.count_document("read", document.text, size)
                 if (kept := steps.judge(document)) is not None:
                     writer.add(kept)
+                    if steps.keeps_best:
+                        scores.append((steps.score, len(kept.utf8)))
                     if place is not None and (key := id_hash(kept, place)) is not None:
                         ids.append(key)
                 # Packed text is larger than its file, and a table holds more than text. So text
@@ -91,7 +98,9 @@ class CleanTask:
                 advance(now - reported)
                 reported = now
             advance(part.bytes - reported)
-        if place is not None:
+        if steps.keeps_best:
+            save_scores(self.work, number, scores)
+        elif place is not None:
             save_hashes(hashes_file(self.work, number), ids)
         read = steps.funnel.steps["read"]
         read.removed.update(reader.counts.removed)
@@ -123,6 +132,10 @@ class _Steps:
         later = [*(["decontaminate"] if self._index else []), *(["pii"] if self._redactor else [])]
         self.funnel = Funnel(["read", *self._chain.names, *later], below)
         self.rejects = Rejects(config.keep_rejects)
+        self.keeps_best = self._chain.keep_best is not None
+        """Whether a later stage keeps the best-scored documents."""
+        self.score = 0.0
+        """Score of the last document that was kept, by the filter whose best stay."""
         self._needs_segmenter = not has_segmenter() and counts_words(config, source)
         self.unsegmented: Counter[str] = Counter()
         """Language -> documents in which a segmenter was missing."""
@@ -139,6 +152,8 @@ class _Steps:
                 outcome.removed_by, outcome.reason, outcome.document.origin, outcome.document.text
             )
             return None
+        if self._chain.keep_best is not None:
+            self.score = dict(outcome.scores).get(self._chain.keep_best[0], 0.0)
         kept = self._decontaminate(outcome.document)
         return None if kept is None else self._redact(kept)
 

@@ -28,8 +28,8 @@ from lit_pretrain.prepare.document_store import (
     read_documents,
 )
 from lit_pretrain.prepare.engine.task_stage import Advance
-from lit_pretrain.prepare.funnel import RejectRecord, Rejects, step_after_removal
-from lit_pretrain.prepare.preparation import Preparation
+from lit_pretrain.prepare.funnel import Rejects
+from lit_pretrain.prepare.preparation import DropResult, Preparation
 
 _RANGE = 2**23
 """Hashes that a task compares at a time."""
@@ -62,21 +62,8 @@ def drop_ids(run: Preparation) -> None:
         run.config.keep_rejects,
     )
     results = run.do("ids", "remove documents with a repeated id", task, task.sizes)
-    for part, step, found in zip(parts, last, results, strict=True):
-        numbers = dict(found["sampled"])
-        after = step_after_removal(
-            step,
-            "ids",
-            documents=step["documents"] - found["removed"],
-            size=step["bytes"] - found["bytes"],
-            gone={document for _, _, document in step["sample"] if document not in numbers},
-            removed={"duplicate_id": found["removed"]} if found["removed"] else {},
-        )
-        after["sample"] = [
-            (key, text, numbers[document]) for key, text, document in after["sample"]
-        ]
-        run.clean[part]["funnel"].append(after)
-        run.clean[part]["rejects"] += found["rejects"]
+    for part, found in zip(parts, results, strict=True):
+        run.record_removal(part, "ids", "duplicate_id", found)
         with_ids_file(run.work, part).unlink(missing_ok=True)
 
 
@@ -121,19 +108,6 @@ class RepeatedIdsTask:
         )
         advance(1)
         return RepeatedIdsResult(twice=len(first))
-
-
-class DropResult(TypedDict):
-    """The result of a DropTask."""
-
-    removed: int
-    """Documents that were removed."""
-    bytes: int
-    """UTF-8 bytes of their text."""
-    sampled: list[tuple[int, int]]
-    """Old and new number of each sampled document that is left."""
-    rejects: list[RejectRecord]
-    """A sample of the documents that were removed."""
 
 
 @dataclass(frozen=True)
