@@ -57,10 +57,11 @@ MAY_IMPORT = {
         "data_lineage",
     },
     "roles": {"errors"},
-    "model": {"errors", "class_path", "batch", "roles"},
+    "transfer": {"errors"},
+    "model": {"errors", "class_path", "batch", "roles", "transfer"},
     "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
-    "optim": {"errors", "batch", "roles"},
+    "optim": {"errors", "batch", "roles", "transfer"},
     "parallel": {"errors", "model", "step_size"},
     "report": {"errors", "files", "redaction", "skips"},
     # An adapter is put into its base when it is read.
@@ -98,7 +99,7 @@ MAY_IMPORT = {
         "parallel",
         "step_size",
     }
-    | {"checkpoint", "rollout", "reward", "skips"},
+    | {"checkpoint", "rollout", "reward", "skips", "transfer"},
     # They save checkpoints, write the run folder, sample texts with the run's tokenizer, and look
     # at gradients.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
@@ -135,6 +136,7 @@ TORCH_FREE = (
     "class_path",
     "step_size",
     "roles",
+    "transfer",
     "optim.optimizer",
     "optim.schedule",
     "data_lineage",

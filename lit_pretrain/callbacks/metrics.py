@@ -107,7 +107,7 @@ class Metrics(L.Callback):
         """
         # Before the step: at its end the scheduler has set the rates of the next one.
         self._rates = {
-            f"lr/{group.get('role', i)}": float(group["lr"])
+            f"lr/{group.get('name', group.get('role', i))}": float(group["lr"])
             for i, group in enumerate(trainer.optimizers[0].param_groups)
         }
         now = time.perf_counter()

@@ -236,6 +236,8 @@ def to_tensors(
 ) -> dict[str, Tensor]:
     """Name weights as transformers does; a tied head is left out, as its loaders expect.
 
+    Architectures there have no scale of the logits: the final norm takes it up.
+
     Args:
         shape: Shape of the network.
         tensors: Its state dict.
@@ -250,6 +252,8 @@ def to_tensors(
             whole[name] = tensors[name]
         else:  # transformers has a gain or a bias here that ours lacks: write ones or zeros
             whole[name] = (torch.ones if name.endswith("norm.weight") else torch.zeros)(like.shape)
+        if name.startswith("final_norm.") and shape.logit_scale is not None:
+            whole[name] = whole[name] * shape.logit_scale
     named = (
         _gpt2_names(whole)
         if kind == "gpt2"

@@ -47,6 +47,7 @@ typedef struct {
     int64_t value_gate_channels;
     int64_t bf16, layernorm, embed_norm, qk_norm, residual_scalars, activation;
     float eps, attn_softcap, logit_softcap; /* 0: no cap */
+    float logit_scale;
 } Network;
 
 typedef struct {
@@ -392,6 +393,10 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
                       normed_BD + b * D);
         const int64_t first = V * me / threads, last = V * (me + 1) / threads;
         linear(normed_BD, B, net->head, 0, D, first, last, logits_BV, V);
+        if (net->logit_scale != 1)
+            for (int64_t b = 0; b < B; b++)
+                for (int64_t i = first; i < last; i++)
+                    logits_BV[b * V + i] *= net->logit_scale;
         if (net->logit_softcap > 0)
             for (int64_t b = 0; b < B; b++)
                 for (int64_t i = first; i < last; i++)

@@ -161,6 +161,7 @@ class NativeStep:
             eps=c.norm_eps,
             attn_softcap=c.attn_softcap or 0.0,
             logit_softcap=c.logit_softcap or 0.0,
+            logit_scale=1.0 if c.logit_scale is None else c.logit_scale,
         )
 
     def _describe_layer(self, layer: int, block: Block) -> "_Layer":
@@ -355,6 +356,7 @@ class _Network(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("attn_softcap", ctypes.c_float),
         ("logit_softcap", ctypes.c_float),
+        ("logit_scale", ctypes.c_float),
     )
 
 

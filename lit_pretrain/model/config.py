@@ -156,6 +156,10 @@ class ModelConfig:
 
     tie_embeddings: bool = False
     """Use the token embedding as the head."""
+    logit_scale: float | None = None
+    """Multiplies the logits, before they are capped. Default: 1; model.transfer sets it where the
+    head is tied.
+    """
     value_embeddings: Literal["none", "alternate"] = "none"
     """alternate: every other layer, the last included, adds a gated embedding of the input token to
     its values. Costs vocab_size times n_kv_head times head_dim parameters per such layer and almost

@@ -19,11 +19,10 @@ from lit_pretrain.model.config import Checkpointing, ModelConfig
 from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
+from lit_pretrain.model.parameter_scales import RESIDUAL_WRITERS, parameter_scales
 from lit_pretrain.model.recompute import checkpoint_options
 from lit_pretrain.roles import Role, parameter_roles
-
-RESIDUAL_WRITERS = ("attention.out_proj.weight", "feed_forward.down_proj.weight")
-"""Ends of the names of the matrices whose output is added to the residual stream."""
+from lit_pretrain.transfer import ParameterScale, Transfer
 
 
 def init_parameter(
@@ -32,44 +31,64 @@ def init_parameter(
     parameter: Tensor,
     config: ModelConfig,
     generator: torch.Generator | None,
+    scale: ParameterScale = ParameterScale(),
+    base: tuple[int, int] | None = None,
 ) -> None:
-    """Fill one parameter in place with the scheme `config.init`."""
+    """Fill one parameter in place with the scheme `config.init`.
+
+    Args:
+        name: Its name in the network.
+        role: Its role.
+        parameter: What is filled.
+        config: Shape of the network.
+        generator: Source of randomness.
+        scale: What a transfer changes in it.
+        base: Width and depth of the transfer's base; by default those of the network.
+    """
+    width, n_layer = base or (config.width, config.n_layer)
     if role == "scalar":
-        parameter.fill_(1.0 if name == "residual_scale_L" else 0.1)
+        parameter.fill_(1.0 if name == "residual_scale_L" else 0.1 * scale.init)
     elif role == "vector":
-        parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        parameter.fill_(scale.init if name.endswith("norm.weight") else 0.0)
     elif name.endswith("value_gate.weight"):
         parameter.zero_()  # 2 * sigmoid(0) = 1: the value embedding enters as it is
     elif config.init == "zero_residual":
-        _zero_residual(name, role, parameter, config, generator)
+        _zero_residual(name, role, parameter, generator, scale, width)
     else:
         std = config.init_std
-        if config.init == "gpt2" and name.endswith(RESIDUAL_WRITERS):
+        if config.init == "gpt2" and _writes(name):
             std /= math.sqrt(
-                2 * config.n_layer
+                2 * n_layer
             )  # Radford et al. 2019, section 2.3: one term per write to the residual stream
-        parameter.normal_(0.0, std, generator=generator)
+        parameter.normal_(0.0, std * scale.init, generator=generator)
 
 
 def _zero_residual(
     name: str,
     role: str,
     parameter: Tensor,
-    config: ModelConfig,
     generator: torch.Generator | None,
+    scale: ParameterScale,
+    width: int,
 ) -> None:
     if role == "embedding":
         parameter.normal_(0.0, 1.0, generator=generator)
     elif role == "head":
-        parameter.normal_(0.0, 0.001, generator=generator)
-    elif name.endswith(RESIDUAL_WRITERS):
+        parameter.normal_(0.0, 0.001 * scale.init, generator=generator)
+    elif _writes(name):
         parameter.zero_()
     else:
         # A value embedding stands beside v_proj's output and gets the deviation of v_proj's
         # weights: small next to the values.
-        fan_in = config.width if role == "value_embedding" else parameter.shape[-1]
+        fan_in = width if role == "value_embedding" else parameter.shape[-1]
         bound = math.sqrt(3 / fan_in)  # a uniform distribution on (-b, b) has deviation b / sqrt(3)
+        bound *= scale.fold
         parameter.uniform_(-bound, bound, generator=generator)
+
+
+def _writes(name: str) -> bool:
+    """Tell whether a parameter is a matrix whose output is added to the residual stream."""
+    return name.removesuffix(".weight").endswith(RESIDUAL_WRITERS)
 
 
 class Mix(NamedTuple):
@@ -323,16 +342,24 @@ class Transformer(nn.Module):
             block.compiled = compiled
 
     @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(
+        self, generator: torch.Generator | None = None, transfer: Transfer | None = None
+    ) -> None:
         """Draw all weights anew by the scheme `config.init`, in the order of named_parameters().
 
         Args:
             generator: Source of randomness, on the device of the parameters; torch's default one if
                 None.
+            transfer: The base that the first weights follow from, if any.
         """
         roles = parameter_roles(self)
+        scales, base = dict[str, ParameterScale](), None
+        if transfer is not None:
+            scales = parameter_scales(self.config, transfer, roles)
+            base = (transfer.base_width, transfer.base_depth)
         for name, parameter in self.named_parameters():
-            init_parameter(name, roles[name], parameter, self.config, generator)
+            scale = scales.get(name, ParameterScale())
+            init_parameter(name, roles[name], parameter, self.config, generator, scale, base)
 
     def forward(
         self,
@@ -355,7 +382,8 @@ class Transformer(nn.Module):
                 documents or the cache.
 
         Returns:
-            Hidden states after the final norm, (B, T, D), of this device's tokens.
+            Hidden states after the final norm, (B, T, D), of this device's tokens, scaled so that
+            the head's product with them is the logits.
 
         Raises:
             UserError: If the row is longer than the model has positions, or, on CPU, if a token id
@@ -400,6 +428,8 @@ class Transformer(nn.Module):
             )
             x_BTD = block(x_BTD, shared, value_BTC, mix)
         hidden_BTD: Tensor = self.final_norm(x_BTD)
+        if self.config.logit_scale is not None:
+            hidden_BTD = hidden_BTD * self.config.logit_scale
         return hidden_BTD
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -284,7 +284,7 @@ def momentum_at(step: int, momentum: float, start: float, warmup_steps: int) -> 
     return momentum if step >= warmup_steps else start + (momentum - start) * step / warmup_steps
 
 
-def lr_multiplier(scaling: LrScaling, rows: int, columns: int) -> float:
+def lr_multiplier(scaling: LrScaling, rows: float, columns: float) -> float:
     """Compute the factor of the learning rate for a weight of this shape.
 
     An orthogonal update has singular values of one, so its entries shrink with the longer side.

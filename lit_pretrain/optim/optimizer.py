@@ -8,6 +8,7 @@ class path. Recipes import torch where they build, so that options can be read w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.roles import ROLES, Role
+from lit_pretrain.transfer import ParameterScale
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,20 @@ class OptimizerRecipe(ABC):
         By default none: the update works element by element, on whatever part a device has.
         """
         return 0.0
+
+    def transferred_rate(
+        self, role: Role, scale: ParameterScale, shape: tuple[int, ...]
+    ) -> float | None:
+        """Compute the factor of one parameter's rate under a transfer (`model.transfer`).
+
+        By default None: nobody knows the rules of this optimizer.
+
+        Args:
+            role: Role of the parameter.
+            scale: What the transfer changes in it.
+            shape: Its shape.
+        """
+        return None
 
 
 def split_by_role(
@@ -221,6 +237,12 @@ class AdamW(OptimizerRecipe):
             eps=self.eps,
             fused=fused or None,
         )
+
+    def transferred_rate(
+        self, role: Role, scale: ParameterScale, shape: tuple[int, ...]
+    ) -> float | None:
+        """Return the factor under Adam, whose steps are as large as the rate."""
+        return scale.rate
 
 
 def can_fuse(parameters: Iterable[Tensor]) -> bool:
@@ -465,3 +487,20 @@ class MuonAdamW(OptimizerRecipe):
         """
         short, long = sorted((rows, columns))
         return self.iterations * (4.0 * short**2 * long + 2.0 * short**3)
+
+    def transferred_rate(
+        self, role: Role, scale: ParameterScale, shape: tuple[int, ...]
+    ) -> float | None:
+        """Keep the spectral norm of a matrix's steps at sqrt(outputs / inputs), relative to base.
+
+        A step then changes the output by as much at any width (Yang et al. 2023, "A Spectral
+        Condition for Feature Learning"). What `lr_scaling` does already is taken out.
+        """
+        if role != "matrix":
+            return scale.rate
+        from lit_pretrain.optim.muon import lr_multiplier
+
+        rows, columns = shape[-2:]
+        base = lr_multiplier(self.lr_scaling, rows / scale.fan_out, columns / scale.fan_in)
+        wanted = scale.fold * math.sqrt(scale.fan_out / scale.fan_in)
+        return wanted * base / lr_multiplier(self.lr_scaling, rows, columns)

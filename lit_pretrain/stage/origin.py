@@ -22,6 +22,7 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.mesh import weights_mesh
 from lit_pretrain.stage.checks import DATA_KINDS
 from lit_pretrain.stage.reference import Frozen
+from lit_pretrain.transfer import ParameterScale, Transfer
 
 
 def can_compile(device: torch.device) -> str | None:
@@ -82,6 +83,7 @@ class Origin:
         adapter: What is trained beside the frozen network, if anything.
         freeze: Regular expressions over names of parameters that are not trained.
         new_tokens: Tokens that the parent does not have.
+        transfer: The base that the first weights of a network without a parent follow from.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Origin:
         adapter: LoRA | None,
         freeze: tuple[str, ...],
         new_tokens: NewTokens | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.config = config
+        self.transfer = transfer
         self.seed = seed
         self.parent = parent
         self.adapter = adapter
@@ -107,7 +111,7 @@ class Origin:
 
     def fill_base(self, net: Transformer) -> None:
         """Give a whole, unsharded network the weights that training starts from."""
-        net.reset_parameters(torch.Generator().manual_seed(self.seed))
+        net.reset_parameters(torch.Generator().manual_seed(self.seed), self.transfer)
         if self.parent is not None:
             load_weights(net, self.parent, average=self.average, new_tokens=self.new_tokens)
 
@@ -136,6 +140,7 @@ class Origin:
             weights_identity(self.parent)
             if self.parent is not None
             else f"seed {self.seed} of {self.config}"
+            + (f" from {self.transfer}" if self.transfer is not None else "")
         )
 
     def frozen(self, where: str | None, *, mesh: DeviceMesh | None, device: torch.device) -> Frozen:
@@ -169,9 +174,21 @@ SCORE_STD = 0.02
 """Deviation of a score head's first weights, that of transformers' classification heads."""
 
 
+def score_scale(config: ModelConfig, transfer: Transfer | None) -> ParameterScale:
+    """Return what a transfer changes in a score head: what it changes in an untied head.
+
+    Behind a tied head the hidden states are scaled already (`ModelConfig.logit_scale`).
+    """
+    if transfer is None or config.logit_scale is not None:
+        return ParameterScale()
+    m = transfer.width_ratio(config.width)
+    return ParameterScale(init=1 / m, rate=1 / m, fan_in=m)
+
+
 def make_score_head(
     width: int,
     *,
+    scale: ParameterScale,
     seed: int,
     init_from: str | None,
     average: bool,
@@ -194,7 +211,8 @@ def make_score_head(
         else:
             # A seed of its own: the network's first weights must not depend on whether there is a
             # head.
-            head.weight.normal_(0.0, SCORE_STD, generator=torch.Generator().manual_seed(seed + 1))
+            std = SCORE_STD * scale.init
+            head.weight.normal_(0.0, std, generator=torch.Generator().manual_seed(seed + 1))
     if mesh is not None:
         fully_shard(head.to(device), mesh=weights_mesh(mesh))
     return head, stored is not None

@@ -42,6 +42,7 @@ from lit_pretrain.checkpoint.weights import (
 from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
 from lit_pretrain.model.config import Checkpointing, ModelConfig
 from lit_pretrain.model.gather import gather_tokens
+from lit_pretrain.model.parameter_scales import parameter_scales, transferred_shape
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
     BitsPerByte,
@@ -55,6 +56,7 @@ from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.optim.optimizer import check_moments, group_settings
+from lit_pretrain.optim.transferred_groups import transfer_groups_
 from lit_pretrain.optim.weight_average import WeightAverage
 from lit_pretrain.parallel.strategy import (
     mesh_sizes,
@@ -76,7 +78,7 @@ from lit_pretrain.stage.checks import (
     check_trainer,
 )
 from lit_pretrain.stage.guard import Guard, GuardSettings, Spike
-from lit_pretrain.stage.origin import Origin, make_score_head, why_not_compiled
+from lit_pretrain.stage.origin import Origin, make_score_head, score_scale, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
     Reference,
@@ -86,6 +88,7 @@ from lit_pretrain.stage.reference import (
     resolve_reference,
 )
 from lit_pretrain.step_size import MeshSizes
+from lit_pretrain.transfer import Transfer
 
 
 class Stage(L.LightningModule):
@@ -102,6 +105,8 @@ class Stage(L.LightningModule):
         ema_half_life: Keep a moving average of the weights, in which they count half after this
             many tokens; `--weights average` of `validate`, `generate` and `export` reads it. By
             default there is none.
+        transfer: The small network on which the rates were tuned. First weights and rates of this
+            one follow from it by its width and depth. By default they are what the options say.
         init_from: A checkpoint whose weights (and nothing else) this stage starts from; set by
             `--from`.
         new_tokens: Token ids that the parent does not have, and how it spelt them; set by
@@ -138,6 +143,7 @@ class Stage(L.LightningModule):
         schedule: Schedule = Schedule(),
         clip_norm: float | None = 1.0,
         ema_half_life: float | None = None,
+        transfer: Transfer | None = None,
         init_from: str | None = None,
         new_tokens: NewTokens | None = None,
         rollout: Rollout | None = None,
@@ -170,7 +176,12 @@ class Stage(L.LightningModule):
                 "model.adapter adapts a trained network: name it with --from RUN (a run, a"
                 " checkpoint or a Hugging Face folder)"
             )
-        self.config = net
+        if adapter is not None and transfer is not None:
+            raise UserError(
+                "model.transfer has no rule for the matrices of model.adapter: remove one of them"
+            )
+        self.config = net = transferred_shape(net, transfer)
+        self.transfer = transfer
         self.objective = objective
         self.optimizer_recipe = recipe_of(optimizer)
         self.schedule = schedule
@@ -188,6 +199,7 @@ class Stage(L.LightningModule):
             adapter=adapter,
             freeze=freeze,
             new_tokens=new_tokens,
+            transfer=transfer,
         )
         self.reference_from = reference
         self.reference_cache = reference_cache
@@ -270,6 +282,7 @@ class Stage(L.LightningModule):
         if "score" in needs:
             self.score, known = make_score_head(
                 self.config.width,
+                scale=score_scale(self.config, self.transfer),
                 seed=self.seed,
                 init_from=self.init_from,
                 average=self.origin.average,
@@ -459,8 +472,13 @@ class Stage(L.LightningModule):
             ]
             roles[SCORE_KEY] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
-        self._settings = group_settings(optimizer)
         total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
+        if self.transfer is not None:
+            scales = parameter_scales(self.config, self.transfer, roles)
+            scales[SCORE_KEY] = score_scale(self.config, self.transfer)
+            factors = self.transfer.step_factors(tokens, total * tokens)
+            transfer_groups_(optimizer, self.optimizer_recipe, trained, scales, factors)
+        self._settings = group_settings(optimizer)
         if self.ema_half_life is not None:
             self.average = WeightAverage(
                 optimizer, half_life=self.ema_half_life, tokens_per_step=tokens

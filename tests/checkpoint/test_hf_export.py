@@ -135,6 +135,17 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", ["llama-tied-without-gains", "qwen3", "gpt2"])
+def test_the_final_norm_takes_up_the_scale_of_the_logits(name: str, tmp_path: Path) -> None:
+    shape = replace(SHAPES[name][1], logit_scale=0.3)
+    net = write(shape, tmp_path)
+    again = Transformer(model_config(read_shape(tmp_path))).eval()
+    again.load_state_dict(read_tensors(tmp_path))
+    assert again.config.logit_scale is None
+    expected = logits(net, tokens(shape))
+    assert (logits(again, tokens(shape)) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_our_own_reader_gives_the_weights_back(name: str, tmp_path: Path) -> None:
     _, shape = SHAPES[name]

@@ -57,6 +57,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "window_pattern": [{"sliding_window": 5, "window_pattern": "SSL"}],
     "attn_softcap": [{"attn_softcap": 1.5}],
     "logit_softcap": [{"logit_softcap": 2.0}],
+    "logit_scale": [{"logit_scale": 0.4}, {"logit_scale": 0.4, "logit_softcap": 2.0}],
     "attention": [{"attention": "matmul"}],
     "activation": [
         {"activation": name, "ffn_width": 40}

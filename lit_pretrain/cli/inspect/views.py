@@ -23,6 +23,7 @@ from lit_pretrain.report.run_folder import (
 )
 from lit_pretrain.skips import Skips
 from lit_pretrain.step_size import counted
+from lit_pretrain.transfer import Transfer
 
 
 def order(
@@ -136,6 +137,11 @@ def run(run: str, verify: bool = False) -> str:
             )
             + f", tokenizer {facts['tokenizer_hash'][:16]}",
         ]
+        model = _entry(here, "model", dict)
+        if model.get("transfer") is not None:  # of a run that a verb wrote there may be none
+            net = model["net"]
+            line = Transfer(**model["transfer"]).line(net["width"], net["n_layer"])
+            lines.append(f"  {line}")
         lines += [f"    {line}" for line in _sources(recorded[:1])]
         lines += [f"  {rewind.line}" for rewind in read_rewinds(folder)]
         if facts.get("adapter") is not None:

@@ -28,6 +28,7 @@ from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import flops_per_token
 from lit_pretrain.step_size import MeshSizes
+from lit_pretrain.transfer import Transfer
 
 
 class AdapterCost(NamedTuple):
@@ -154,6 +155,14 @@ def net_of(config: Namespace) -> ModelConfig:
     """Read the shape of the network from a parsed config."""
     values = config.model.net
     return values if isinstance(values, ModelConfig) else model_config(values.as_dict())
+
+
+def transfer_of(config: Namespace) -> Transfer | None:
+    """Read the base of a transfer from a parsed config."""
+    values = config.model.transfer
+    if values is None or isinstance(values, Transfer):
+        return values
+    return Transfer(**values.as_dict())
 
 
 def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:

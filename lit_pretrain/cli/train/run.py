@@ -31,7 +31,7 @@ from lit_pretrain.cli.train.ranks import (
     listening,
     one_voice,
 )
-from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of
+from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, transfer_of
 from lit_pretrain.cli.train.rewind import record_rewind
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
@@ -142,6 +142,10 @@ def _train(cli: TrainCLI, started: float) -> None:
     lines = [plan.line, *([] if cli.lowered is None else [cli.lowered])]
     if adapter is not None:
         lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
+    transfer = transfer_of(cli.config)
+    if transfer is not None:
+        net = net_of(cli.config)
+        lines.append(transfer.line(net.width, net.n_layer))
     said = "\n".join(lines)
     mixture = data.exposure(cli.config.max_steps)
     if data.skips:

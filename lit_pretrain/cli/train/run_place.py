@@ -426,6 +426,8 @@ def same_rates(saved: CheckpointRecord, contract: Mapping[str, Any], tokens_per_
     before, now = saved.contract.get("max_steps"), contract["max_steps"]
     if not isinstance(before, int) or before >= now:
         return False
+    if contract.get("model.transfer.base_tokens") is not None:
+        return False  # all rates follow from the length
     prefix = "model.schedule."
     schedule = Schedule(
         **{

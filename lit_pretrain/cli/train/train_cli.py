@@ -32,6 +32,7 @@ from lit_pretrain.cli.train.resolve import (
     resolve_length,
     settings_of,
     training_flops,
+    transfer_of,
 )
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, check_place, resolve_place
 from lit_pretrain.cli.train.trainer import (
@@ -47,6 +48,7 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
+from lit_pretrain.model.parameter_scales import transferred_shape
 from lit_pretrain.parallel.mesh import check_sizes
 from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.plain_data import read_text
@@ -344,6 +346,8 @@ class TrainCLI(LightningCLI):
         check_noise_scale(self.settings.noise_scale_every, division, sizes)
         if config.model.net.vocab_size is None:
             config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
+        transfer = transfer_of(config)
+        config.model.net.logit_scale = transferred_shape(net_of(config), transfer).logit_scale
         if sizes is not None:
             check_sizes(sizes, net_of(config), data.seq_len)
         if config.trainer.precision is None:
