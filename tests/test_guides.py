@@ -216,6 +216,7 @@ NOT_RUN = {
     "--trainer.devices": "tests/test_readme.py",
     "models/base": "tests/test_readme.py",
     "texts": "tests/test_readme.py",
+    "check-transfer": "minutes: tests/cli/test_check_transfer.py",
     "scripts/addition.py": "minutes: tests/scripts/test_addition.py",
     "convert_own.py": "needs llama.cpp",
     "--data.phases '[{from_tokens: 0": "20 million tokens",

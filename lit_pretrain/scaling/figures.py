@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,7 +26,7 @@ from lit_pretrain.scaling.law import EXPONENTS, FLOPS_PER_PARAMETER_TOKEN, PARAM
 from lit_pretrain.scaling.runs import UNIT_TEXT, Runs
 
 # Okabe and Ito (2008), "Color Universal Design"
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 SEQUENCE = "cividis"
 _AHEAD = 100.0
 """Axes of compute end at this multiple of the largest run's compute."""
@@ -327,6 +328,33 @@ def pairs_figure(fitted: Fitted) -> Figure:
         " each parameter; orange: the fit of all",
         fontsize=10,
     )
+    return figure
+
+
+def changes_figure(
+    sweeps: Sequence[
+        tuple[str, str, Sequence[int], Mapping[Any, Sequence[float]], Mapping[Any, float]]
+    ],
+) -> Figure:
+    """Draw how much the parts of networks move, against their width or depth.
+
+    Args:
+        sweeps: Title, name of the size, sizes, changes by part, and slopes by part.
+    """
+    figure, axes = _panels(len(sweeps))
+    for ax, (title, by, sizes, changes, slopes) in zip(axes, sweeps, strict=True):
+        for (part, values), colour, marker in zip(
+            changes.items(), (BLUE, ORANGE, GREEN, GREY), _MARKERS, strict=False
+        ):
+            label = f"{part} {slopes[part]:+.2f}"
+            ax.plot(sizes, values, marker=marker, color=colour, label=label)
+        ax.set(xscale="log", yscale="log", xlabel=by, title=title, ylabel="RMS change")
+        ax.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
+        ax.set_xticks([], minor=True)
+        ax.legend(title="slope", frameon=False)
+    moved = [value for sweep in sweeps for values in sweep[3].values() for value in values]
+    for ax in axes:  # one scale for all, so that slopes can be compared
+        ax.set_ylim(min(moved) / 1.3, max(moved) * 1.3)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Scaling laws: `sweep` (runs), `fit` (a law), `isoflop`, `forecast` (a loss), `plot`."""
+"""Scaling laws: `sweep` (runs), `fit`, `isoflop`, `forecast`, `plot`; `check-transfer` (rates)."""
 
 import importlib
 
@@ -51,6 +51,12 @@ VERB = Group(
             "plot",
             "runs/scaling --out figures",
             "Draw the figures of a fit and of an IsoFLOP analysis.",
+        ),
+        "check-transfer": _part(
+            "check-transfer",
+            "configs/pretrain/transfer.yaml",
+            "Check whether rates carry over to other widths and depths.",
+            code="scaling_check_transfer.main",
         ),
     }
 )
