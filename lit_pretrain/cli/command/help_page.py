@@ -344,7 +344,9 @@ def _with_fields(
         name=name,
         flag=_flag_of(name, flags),
         kind=_kind_of(action),
-        default=_typed(
+        default=""
+        if action.nargs == 0 or (action.nargs in ("+", "*") and not action.default)
+        else _typed(
             action.default, {"class_path": path} if path else {}, of_fields=closed is not None
         ),
         text=_TEXTS.get(name) or _plain(action.help or ""),
@@ -369,7 +371,8 @@ def _flag_of(name: str, flags: Sequence[str]) -> str:
         return name
     if "[]" in name:
         return f"{name.replace('[].', ': ', 1).replace('[].', ' ')}"
-    return ", ".join([*flags[:-1], f"--{name}"])
+    short = [flag for flag in flags if not flag.startswith("--")]
+    return ", ".join([*short, f"--{name}"])
 
 
 def _step_into(typehint: Any) -> str:
@@ -438,10 +441,15 @@ _SIMPLE: dict[Any, str] = {
 
 def _kind_of(action: argparse.Action) -> str:
     """Describe what a value of an option looks like, in the words of a user."""
-    if action.choices is not None:
-        return "|".join(map(str, action.choices))
     if action.nargs == 0:
         return ""
+    several = " ..." if action.nargs in ("+", "*") else ""
+    return _kind_of_one(action) + several
+
+
+def _kind_of_one(action: argparse.Action) -> str:
+    if action.choices is not None:
+        return "|".join(map(str, action.choices))
     typehint = getattr(action, "_typehint", None)
     if typehint is None:
         read_by: Any = action.type

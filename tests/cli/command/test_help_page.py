@@ -59,6 +59,28 @@ def test_help_is_one_page_and_more_on_request(command, parsers, monkeypatch):
         assert named <= {*options.findall(everything), "model.net"}
 
 
+def test_a_switch_is_shown_without_a_value_and_several_values_with_dots(parsers, monkeypatch):
+    seen = set()
+    for command, parser in parsers.items():
+        if not isinstance(parser, Suggesting):
+            continue
+        text = page(parser, "all", monkeypatch)
+        for action in parser._actions:
+            flag = next(
+                (flag for flag in action.option_strings if f"  {flag} " in f"{text} "), None
+            )
+            if flag is None or flag == "--help":
+                continue
+            shown = re.search(rf"^  (?:-\w, )?{flag}(.*?)(?:  |$)", text, re.MULTILINE)
+            assert shown is not None, (command, flag)
+            if action.nargs == 0:
+                assert shown[1] == "", (command, flag)
+            elif action.nargs in ("+", "*") and not action.default:
+                assert shown[1].endswith(" ..."), (command, flag)
+            seen.add(action.nargs)
+    assert seen >= {0, "+", None}
+
+
 def test_the_first_page_of_training_names_the_fields_of_network_and_optimizer(parsers, monkeypatch):
     text = " ".join(page(parsers["fit"], "", monkeypatch).split())
     for group, owner in (("model.net", ModelConfig), ("model.optimizer", MuonAdamW)):
