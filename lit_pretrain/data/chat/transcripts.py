@@ -105,7 +105,7 @@ def _node(value: Any) -> Mapping[str, Any]:
 
 def _message(node: Mapping[str, Any]) -> dict[str, str]:
     role = node.get("role")
-    if role not in _SPEAKERS:
+    if not isinstance(role, str) or role not in _SPEAKERS:
         raise BadRow(
             "tree", f"a message of the tree has the role {role!r}; it must be prompter or assistant"
         )
@@ -118,6 +118,11 @@ def _ranked(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not isinstance(replies, Sequence) or isinstance(replies, str):
         raise BadRow("tree", f"the replies are a {type(replies).__name__}; they must be a list")
     kept = [reply for reply in map(_node, replies) if not reply.get("deleted")]
+    for rank in (reply["rank"] for reply in kept if reply.get("rank") is not None):
+        if not isinstance(rank, int | float):
+            raise BadRow(
+                "tree", f"a message of the tree has the rank {rank!r}; it must be a number"
+            )
     return sorted(kept, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
 
 

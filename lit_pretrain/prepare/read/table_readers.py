@@ -54,12 +54,13 @@ class ParquetReader(FileReader):
                     yield BadRecord.of(name, *columns.problem, unread_bytes=size)
                     return
                 metadata, row = file.metadata, 0
-                groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-                group_bytes = [
-                    sum(g.column(c).total_compressed_size for c in range(g.num_columns))
-                    for g in groups
+                # The size of each as stored stands with its columns, but where those are damaged,
+                # to ask for one ends the process.
+                unpacked = [
+                    metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)
                 ]
-                for group in range(len(groups)):
+                group_bytes = [size * each // max(1, sum(unpacked)) for each in unpacked]
+                for group in range(len(group_bytes)):
                     for batch in file.iter_batches(
                         batch_size=_BATCH_ROWS, row_groups=[group], columns=columns.names
                     ):
@@ -67,7 +68,7 @@ class ParquetReader(FileReader):
                         row += batch.num_rows
         except (PermissionError, FileNotFoundError):
             raise
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DamagedFile(
                 f"{_first_line(error)} (row group {group})", sum(group_bytes[group:])
             ) from None
@@ -170,7 +171,7 @@ class DatasetReader(FileReader):
                         row += part.num_rows
                 if not _has_end_mark(path):
                     raise DamagedFile("the file ends too early", 0)
-            except (OSError, pyarrow.ArrowException) as error:
+            except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
                 raise DamagedFile(_first_line(error), size - file.tell()) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,7 +79,7 @@ class WarcReader(FileReader):
             archive = ArchiveIterator(_AvailableBytes(file))
             number = -1
             try:
-                for number, record in enumerate(archive):
+                for number, record in enumerate(_records(archive)):
                     if record.rec_headers.get_header("Content-Length") is None:
                         raise DamagedFile(
                             f"record {number} has no Content-Length", unread_bytes(file, path)
@@ -99,6 +99,20 @@ class WarcReader(FileReader):
                 ) from None
             if number < 0:
                 raise DamagedFile("the file is empty", 0)
+
+
+def _records(archive: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over the records of an archive, with one kind of error for all damage."""
+    from warcio.exceptions import ArchiveLoadFailed
+
+    try:
+        yield from archive
+    except (ArchiveLoadFailed, DamagedFile, OSError):
+        raise
+    # In damaged headers warcio fails as it comes: a response without WARC-Target-URI is an
+    # AttributeError, for one.
+    except Exception as error:
+        raise ArchiveLoadFailed(f"{type(error).__name__}: {error}") from None
 
 
 class _AvailableBytes:

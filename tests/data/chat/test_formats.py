@@ -541,9 +541,13 @@ def test_trees_give_the_best_path_and_pairs_of_best_and_worst() -> None:
     )
     rows, plain = expand_record(TREE, format, kind="preference")
     assert [read_row(row, plain, kind="preference") for row in rows] == [PAIR]
-    for broken in ({"prompt": 3}, {"prompt": node("robot", "x")}, {"prompt": {"text": "x"}}):
+    answers = (node("assistant", "a", rank=0), node("assistant", "b", rank="1"))
+    for prompt in (
+        3, node("robot", "x"), {"text": "x"}, {"text": "x", "role": ["prompter"]},
+        node("prompter", "Hi", *answers),
+    ):  # fmt: skip
         with pytest.raises(BadRow, match="tree"):
-            expand_record(broken, format, kind="conversation")
+            expand_record({"prompt": prompt}, format, kind="conversation")
 
 
 def test_steps_are_verdicts_up_to_the_first_that_is_wrong() -> None:

@@ -156,6 +156,24 @@ def test_a_damaged_file_gives_what_came_before(
         assert found.counts.unread_bytes > 0
 
 
+def test_damage_in_what_describes_a_parquet_file_is_damage_of_the_file(
+    tmp_path: Path, read: Any
+) -> None:
+    """Wherever it lies, it never ends the process: pyarrow aborts when it is asked for the sizes
+    of columns whose description is damaged.
+    """
+    table = pyarrow.table({"text": ["a b", "c"], "meta": [{"x": 1}, None]})
+    name = write("parquet", table, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(footer, len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xF8]) + whole[at + 1 :])
+        found = read("parquet", tmp_path)
+        reasons = {reason for _, reason in found.faults}
+        assert reasons <= {"damaged_file", "missing_field", "wrong_type"}, at
+
+
 def test_a_dataset_cut_between_two_batches_is_noticed(tmp_path: Path, read: Any) -> None:
     """pyarrow takes it for a whole one."""
     name = write("dataset", pyarrow.table({"text": [f"row {n}" for n in range(3000)]}), tmp_path)

@@ -253,6 +253,24 @@ def test_a_damaged_crawl_gives_what_came_before(tmp_path: Path, read: Any, packe
         assert found.counts.unread_bytes >= (unread or 0) * (1 if packed else 0)
 
 
+@pytest.mark.parametrize(
+    "field", ["WARC-Target-URI", "WARC-Type", "WARC-Record-ID", "Content-Length", "WARC/1.0"]
+)
+def test_damage_in_a_header_is_damage_of_the_file(tmp_path: Path, read: Any, field: str) -> None:
+    path = tmp_path / "a.warc"
+    records = [("response", f"http://{n}", HTML, STORY) for n in range(3)]
+    ends = warc(path, records, packed=False)
+    whole = path.read_bytes()
+    damaged = whole[ends[1] :].replace(field.encode(), b"X" + field.encode()[1:], 1)
+    path.write_bytes(whole[: ends[1]] + damaged)
+    found = read("warc", tmp_path)
+    assert len(found.texts) >= 1
+    assert is_the_story(found.texts[0])
+    assert {reason for _, reason in found.faults} <= {"damaged_file"}
+    # A record without an id is a page all the same, one without a type is none.
+    assert bool(found.faults) == (field in ("WARC-Target-URI", "Content-Length", "WARC/1.0"))
+
+
 def test_a_single_member_with_many_records_is_read(tmp_path: Path, read: Any) -> None:
     """warcio refuses such files; `gzip a.warc` makes them."""
     warc(
