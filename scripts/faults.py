@@ -18,6 +18,7 @@ The exit code is 1 if anything is wrong. The kinds:
 - fuzz: readers get mutated configs, rows, `config.json`, manifests and templates. An input that is
   read counts as right, because nobody knows what it should have said.
 - commands: verbs get mutated configs through the command line.
+- options: every verb gets mutated arguments.
 - kills: a short `fit` is killed at a random moment and resumed; its losses must be those of a run
   that was left alone.
 - resources: small limits of file sizes and descriptors, and a folder that nobody may write to.
@@ -26,11 +27,11 @@ Cases run one after the other, each in a fork of one process that has imported L
 """
 
 import argparse
-import copy
 import ctypes
 import gc
 import inspect
 import json
+import math
 import os
 import random
 import re
@@ -46,10 +47,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from chain_data import WORDS
+from fault_readers import HOSTILE, ROOT, change, fuzzed_files, is_refusal
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = frozenset({2, 3, 4, 75, 76, 130})
 SECONDS, MEMORY_MB = 60.0, 1500
 """Bounds of one command: wall time, and memory beyond that of the process it is forked from."""
@@ -65,6 +65,8 @@ fit --config tree/configs/pretrain/quickstart.yaml --model.net.n_layer 1 --model
 --max_steps 6 --log_every 1 --validate_every 3 --checkpoint_every 2 --keep_checkpoints 3
 --sample_prompts [] --trainer.accelerator cpu
 """.split()
+SHORT = " ".join([*FIT[1:], "--max_steps", "1"])
+ADAPTED = " ".join([*FIT[1:], "--from", "runs/tiny"])
 READ = {
     "inspect run": "inspect run runs/tiny --verify".split(),
     "validate": "validate --run runs/tiny --json out.json".split(),
@@ -79,6 +81,31 @@ tokenizer: {kind: train, vocab_size: 300}
 splits: {validation: 0.2, test: 0.1}
 workers: 1
 """
+
+
+VERBS = (
+    "adapter export runs/lora out/a", "adapter import peft out/a runs/llama",
+    "average runs/tiny out/a --last 2 --weights equal", "chat --run runs/tiny --seed 2",
+    "classifier train --positive rows.jsonl --negative more.jsonl --out a.safetensors",
+    "classifier report q.safetensors",
+    "compare runs/tiny runs/lora --tokens 2000 --resamples 100 --json", "completion bash",
+    "doctor --data data", "evaluate runs/tiny --report out.md --tensorboard false",
+    "export --to hf runs/llama out/a", "import hf out/a", "join out/a data/tiny data/more",
+    f"finetune {ADAPTED}", f"fit {SHORT}", f"posttrain {ADAPTED}",
+    "generate --run runs/tiny --prompt The --max_new_tokens 8 --top_k 5 --seed 3",
+    "inspect order runs/tiny --step 2 --steps 2", f"inspect batch {SHORT} --step 1 --rows 1",
+    "inspect data data/tiny --documents 1 --seed 3", "inspect run runs/tiny",
+    "merge runs/lora out/a --dtype base", "plan --config small.yaml --devices 2 --device H100",
+    "prepare --config prepare.yaml --out data/other", "replay runs/tiny --step 3 --documents 2",
+    "runs runs --sort loss", "scaling fit --data runs.csv --bootstrap 20 --seed 1",
+    "scaling isoflop --data runs.csv --bootstrap 20 --within 4",
+    "scaling forecast --data runs.csv --bootstrap 20 --n 1e7 --d 1e8",
+    "serve --run runs/tiny --port 0 --name x --hosts [a]",
+    "sweep small.yaml --grid max_steps=1,2 --engine list --out out/a --compare false",
+    "test --run runs/tiny", "tokenizer report data/tiny --text rows.jsonl",
+    "validate --run runs/tiny --json out.json",
+)  # fmt: skip
+"""A command line of every verb, which ends well on the material; but for `serve`, which serves."""
 
 
 class Tally:
@@ -224,15 +251,41 @@ def make_material(folder: Path) -> Path:
     work.mkdir()
     (work / "tree").symlink_to(ROOT)
     rng = random.Random(0)
-    texts = (" ".join(rng.choices(WORDS, k=rng.randint(20, 200))) for _ in range(150))
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (work / "rows.jsonl").write_text(rows)
+    for name in ("rows", "more"):
+        texts = (" ".join(rng.choices(WORDS, k=rng.randint(20, 200))) for _ in range(150))
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (work / f"{name}.jsonl").write_text(rows)
     (work / "prepare.yaml").write_text(PREPARE)
-    for command in (["prepare", "--config", "prepare.yaml"], [*FIT, "--name", "tiny"]):
+    same = PREPARE.replace("{kind: train, vocab_size: 300}", "{kind: file, path: data/tiny}")
+    (work / "more.yaml").write_text(same.replace("rows.jsonl", "more.jsonl"))
+    (work / "small.yaml").write_text((ROOT / "configs/pretrain/quickstart.yaml").read_text())
+    (work / "runs.csv").write_text(table_of_runs())
+    adapted = "--from runs/llama --model.adapter lit_pretrain.adapter.LoRA --name lora"
+    llama = [word.replace("quickstart", "llama_adamw") for word in SHORT.split()]
+    for command in (
+        ["prepare", "--config", "prepare.yaml"],
+        ["prepare", "--config", "more.yaml", "--out", "data/more"],
+        [*FIT, "--name", "tiny"],
+        ["fit", *llama, "--name", "llama"],
+        ["fit", *llama, *adapted.split()],
+        ["export", "--to", "hf", "runs/llama", "hf"],
+        ["adapter", "export", "runs/lora", "peft"],
+        "classifier train --positive rows.jsonl --negative more.jsonl --out q.safetensors".split(),
+    ):
         seen = run(work, command)
         if seen.code != 0:
             raise RuntimeError(f"{command[0]} of the undamaged failed: {seen.err[-2000:]}")
     return work
+
+
+def table_of_runs() -> str:
+    """Write runs at three budgets that follow a law, as a table."""
+    rows = [
+        (n, c / (6 * n), 1.7 + 400 / n**0.34 + 410 / (c / (6 * n)) ** 0.28)
+        for c in (1e15, 1e16, 1e17)
+        for n in (c**0.5 / 40 * 2**k for k in range(6))
+    ]
+    return "n,d,loss\n" + "".join(f"{n:.0f},{d:.0f},{loss}\n" for n, d, loss in rows)
 
 
 def fresh(sound: Path) -> Path:
@@ -288,163 +341,6 @@ def _with_figures(work: Path, seen: Outcome) -> Outcome:
     return seen._replace(out=f"{seen.out}\n{kept}")
 
 
-HOSTILE: tuple[Any, ...] = (
-    None, True, -1, 0, 2**70, 1e308, float("inf"), float("nan"), "", " ", "\0", "\ud800", "${x}",
-    "${oc.env:NOT_SET_ANYWHERE}", "${", "../../../x", "~", "é" * 300, "1e9", [], {}, [[]], [None],
-    {"": ""}, {"class_path": "os.system", "init_args": {}}, {"class_path": 3}, "<|im_end|>", [{}],
-)  # fmt: skip
-PIECES = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"&a [*a]", b"{{", b"${", b"%}", b": ",
-    b"\n- ", b"[" * 2000, b"!!python/object:os.system x", b"<<: *b", b"\t", b"'", b'"', b"---\n",
-    b"{% for i in range(10**9) %}", b"1e999", b"\\ud800",
-)  # fmt: skip
-
-
-def change_value(value: Any, rng: random.Random) -> Any:
-    """Change one place of a plain value: its content, kind, key or presence."""
-    top = {"top": copy.deepcopy(value)}
-    holder: Any = top
-    key: Any = "top"
-    while isinstance(holder[key], dict | list) and holder[key] and rng.random() < 0.85:
-        holder = holder[key]
-        key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
-    match rng.randrange(5):
-        case 0 if holder is not top:
-            del holder[key]
-        case 1 if isinstance(holder, dict) and holder is not top:
-            holder[str(key)[:-1] + rng.choice("sx_")] = holder.pop(key)
-        case 2:
-            holder[key] = [holder[key]]
-        case _:
-            holder[key] = copy.deepcopy(rng.choice(HOSTILE))
-    return top["top"]
-
-
-def change_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Change a content at one place: a bit, a piece that is lost or doubled, or hostile bytes."""
-    a, b = sorted(rng.randrange(len(content) + 1) for _ in range(2))
-    b = min(b, a + 40)
-    match rng.randrange(5):
-        case 0 if a < len(content):
-            return content[:a] + bytes([content[a] ^ 1 << rng.randrange(8)]) + content[a + 1 :]
-        case 1:
-            return content[:a] + content[b:]
-        case 2:
-            return content[:b] + content[a:]
-        case 3:
-            return content[:a]
-        case _:
-            return content[:a] + rng.choice(PIECES) + content[a:]
-
-
-def change(content: bytes, rng: random.Random) -> bytes:
-    """Change YAML or JSON by value or by byte."""
-    if rng.random() < 0.5:
-        return change_bytes(content, rng)
-    changed = change_value(yaml.safe_load(content), rng)
-    return json.dumps(changed).encode()  # which is YAML as well
-
-
-Reader = tuple[str, list[bytes], Callable[[bytes, random.Random], bytes], Callable[[Path], object]]
-
-
-def readers(sound: Path) -> list[Reader]:
-    """Return the readers of all formats: name of the file, sound contents, mutation, call."""
-    from lit_pretrain.chat.template import ChatTemplate
-    from lit_pretrain.checkpoint.hf_import import read_shape
-    from lit_pretrain.corpus.manifest import Manifest
-    from lit_pretrain.data.chat.formats import ROW_FORMATS
-    from lit_pretrain.data.chat.row_source import RowSource, RowTally, read_source
-    from lit_pretrain.plain_data import check_references, read_text, read_yaml
-    from lit_pretrain.record_files import read_records
-
-    def rows(path: Path) -> None:
-        for name, format in ROW_FORMATS.items():
-            for kind in format.kinds():
-                try:
-                    list(read_source(
-                        "rows", RowSource(path=str(path), format=name), kind=kind, validation=0.1,
-                        test=0.0, on_bad_row="refuse", tally=RowTally(),
-                    ))  # fmt: skip
-                except Exception as error:  # any but a refusal is a fault
-                    if not is_refusal(error):
-                        raise
-
-    def template(path: Path) -> None:
-        talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-        ChatTemplate(read_text(path), name=path.name).render(talk, bos="<s>", eos="</s>")
-
-    configs = [path.read_bytes() for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-    templates = sorted((ROOT / "lit_pretrain" / "chat" / "templates").glob("*.jinja"))
-    return [
-        ("a.yaml", configs, change, lambda path: check_references([read_yaml(path)])),
-        ("a.jsonl", [json.dumps(row).encode() for row in ROWS], change, rows),
-        ("b.jsonl", [json.dumps({"question": "x"}).encode()], change, read_records),
-        (
-            "config.json",
-            [json.dumps(shape).encode() for shape in SHAPES],
-            change,
-            lambda path: read_shape(path.parent),
-        ),
-        (
-            "manifest.json",
-            [(sound / "data" / "tiny" / "manifest.json").read_bytes()],
-            change,
-            lambda path: Manifest.load(path.parent),
-        ),
-        ("a.jinja", [path.read_bytes() for path in templates], change_bytes, template),
-    ]
-
-
-_TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-ROWS: tuple[dict[str, Any], ...] = (
-    {"messages": _TALK},
-    {"messages": [*_TALK[:1], {"role": "assistant", "content": None, "tool_calls": [
-        {"type": "function", "function": {"name": "f", "arguments": "{}"}}]}]},
-    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
-    {"instruction": "Hi", "input": "", "output": "Ho"},
-    {"instruction": "Hi", "context": "", "response": "Ho", "category": "qa"},
-    {"system_prompt": "", "question": "Hi", "response": "Ho"},
-    {"prompt": "Hi", "completion": "Ho", "label": True},
-    {"prompt": "Hi", "chosen": "Ho", "rejected": "No"},
-    {"prompt": _TALK[:1], "chosen": _TALK[1:], "rejected": _TALK[1:]},
-    {"chosen": "\n\nHuman: Hi\n\nAssistant: Ho", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
-    {"prompt": "1 + 1 =", "answer": "2"},
-    {"prompt": {"role": "prompter", "text": "Hi", "replies": [
-        {"role": "assistant", "text": "Ho", "rank": 0, "replies": []}]}},
-    {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]},
-    {"text": "Human: Hi\nAssistant: Ho"},
-)  # fmt: skip
-_LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 300, "hidden_act": "silu",
-    "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-}  # fmt: skip
-SHAPES: tuple[dict[str, Any], ...] = (
-    _LLAMA,
-    _LLAMA | {"rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
-    _LLAMA | {"model_type": "mistral", "sliding_window": 32},
-    _LLAMA | {"model_type": "qwen2", "use_sliding_window": False},
-    _LLAMA | {"model_type": "qwen3", "head_dim": 16},
-    {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128,
-        "vocab_size": 300, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
-)  # fmt: skip
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Tell whether the command line shows an error as one line."""
-    from lit_pretrain.chat.messages import BadRow
-    from lit_pretrain.chat.template import Refused
-    from lit_pretrain.errors import UserError, refusal_of_system
-
-    if isinstance(error, MemoryError):
-        return False  # a bound of ours should have come first
-    return isinstance(error, UserError | BadRow | Refused) or refusal_of_system(error) is not None
-
-
 class TooLong(BaseException):
     """End a reader at its time bound; no `except Exception` catches it."""
 
@@ -458,22 +354,22 @@ def fuzz(sound: Path, rng: random.Random, count: int, tally: Tally) -> None:
     folder = sound.parent / "fuzz"
     folder.mkdir(exist_ok=True)
     before = signal.signal(signal.SIGALRM, _too_long)
-    every = readers(sound)
+    every = fuzzed_files(sound)
+    each = count / sum(file.share for file in every)
     try:
-        for name, contents, mutate, read in every:
-            path = folder / name
+        for number, file in enumerate(every):
+            path = folder / str(number) / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            for n in range(-(-count // len(every))):
-                content = mutate(rng.choice(contents), rng)
-                path.write_bytes(content)
-                wrong = _read_once(read, path)
+            for n in range(math.ceil(each * file.share)):
+                path.write_bytes(file.change(rng.choice(file.contents), rng))
+                wrong = _read_once(file.read, path)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 if (more := (peak - memory) / 1024) > MEMORY_MB:
                     wrong, memory = f"{more:.0f} MB of memory", peak
                 if wrong is not None and len(tally.wrong) < 40:
-                    shutil.copy(path, folder / f"wrong-{len(tally.wrong)}-{name}")
-                tally.add(f"{name}, input {n}", wrong)
-            path.unlink()
+                    shutil.copy(path, folder / f"wrong-{len(tally.wrong)}-{path.name}")
+                tally.add(f"{file.name}, input {n}", wrong)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -518,6 +414,41 @@ def commands(sound: Path, rng: random.Random, count: int, tally: Tally) -> None:
         if (wrong := fault_of(seen)) is not None:
             shutil.copy(work / "a.yaml", sound.parent / f"wrong-{n}.yaml")
         tally.add(f"{words.split()[0]}, {config.name}, input {n}", wrong)
+
+
+def options(sound: Path, rng: random.Random, count: int, tally: Tally) -> None:
+    """Give every verb command lines in which an argument is lost, doubled, misspelt or hostile.
+
+    The first command line of each verb is sound, and must end well.
+    """
+    for n in range(count):
+        verb, *arguments = (VERBS[n] if n < len(VERBS) else rng.choice(VERBS)).split()
+        if n >= len(VERBS):
+            arguments = change_arguments(arguments, rng)
+        seen = run(fresh(sound), [verb, *arguments])
+        wrong = None if verb == "serve" and seen.code is None else fault_of(seen)
+        if wrong is None and n < len(VERBS) and seen.code not in (0, None):
+            wrong = f"the sound command ended with {seen.code}: {seen.err.strip()[-300:]}"
+        tally.add(" ".join([verb, *map(repr, arguments)]), wrong)
+
+
+def change_arguments(arguments: list[str], rng: random.Random) -> list[str]:
+    """Change one argument of a command line."""
+    changed = list(arguments)
+    at = rng.randrange(len(changed))
+    match rng.randrange(6):
+        case 0:
+            del changed[at]
+        case 1:
+            changed.insert(at, changed[at])
+        case 2:
+            changed[at] = changed[at][: rng.randrange(len(changed[at]) + 1)] + "x"
+        case _:
+            value = rng.choice(HOSTILE)
+            text = value if isinstance(value, str) else json.dumps(value)
+            # What a shell cannot hand over, Python's own start has already replaced.
+            changed[at] = text.replace("\0", "").encode("utf-8", "replace").decode()
+    return changed
 
 
 def kills(sound: Path, rng: random.Random, count: int, tally: Tally) -> None:
@@ -599,6 +530,7 @@ KINDS: dict[str, tuple[Callable[[Path, random.Random, int, Tally], None], int, i
     "damage": (damage, 400, 20),
     "fuzz": (fuzz, 12_000, 1_800),
     "commands": (commands, 200, 10),
+    "options": (options, 200, 8),
     "kills": (kills, 20, 2),
     "resources": (resources, 48, 9),
 }

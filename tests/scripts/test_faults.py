@@ -29,6 +29,25 @@ def test_how_a_command_ends(script: ModuleType) -> None:
     assert "MB of memory" in str(verdict(memory_mb=1e4))
 
 
+def test_every_verb_has_a_command_line(script: ModuleType) -> None:
+    from lit_pretrain.cli.command.verb import verbs
+
+    assert {line.split()[0] for line in script.VERBS} == set(verbs())
+
+
+def test_one_argument_is_changed(script: ModuleType) -> None:
+    line = ["--a", "1", "--b", "two"]
+    changed = [script.change_arguments(line, random.Random(seed)) for seed in range(60)]
+    assert {len(each) for each in changed} == {3, 4, 5}
+    for each in changed:
+        kept = sum(argument in each for argument in line)
+        assert kept >= len(line) - 1
+        assert all("\0" not in argument for argument in each)  # no shell hands one over
+        for argument in each:
+            argument.encode()
+    assert len(set(map(tuple, changed))) > 20
+
+
 def test_what_a_reader_may_do(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +74,7 @@ def test_a_sample_of_the_campaign(
     (sound / "data" / "tiny").symlink_to(dataset)
     tally = script.Tally()
     script.fuzz(sound, random.Random(0), 600, tally)
-    assert tally.tried == 600
+    assert 600 <= tally.tried < 650
     assert tally.wrong == []
-    assert script.table({"fuzz": tally}).splitlines()[1].split() == ["fuzz", "600", "600", "0"]
+    tried = str(tally.tried)
+    assert script.table({"fuzz": tally}).splitlines()[1].split() == ["fuzz", tried, tried, "0"]
