@@ -7,11 +7,12 @@ ranks have the same numbers and the same window of earlier ones, and so come to 
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import CollapsedError, DivergedError, UserError
 
 Action = Literal["off", "warn", "skip", "rewind"]
 LEAST = 16
@@ -129,6 +130,74 @@ class Guard:
             self._seen[name].clear()
             self._seen[name].extend(values)
         self._not_finite, self._without_gradient, self._guessing, self._next_look = state["counts"]
+
+    def judge(
+        self, step: int, loss: float, norm: float, samples: Callable[[], list[int]]
+    ) -> tuple[bool, str | None]:
+        """Decide about the update of a step by its loss and gradient norm over all ranks.
+
+        Args:
+            step: The optimizer step.
+            loss: In nats per token.
+            norm: Global gradient norm, before clipping.
+            samples: Returns the samples of the step on this rank.
+
+        Returns:
+            Whether to leave the update out, and a warning.
+
+        Raises:
+            DivergedError: One of the numbers is not finite, and the settings have no way on.
+            Spike: The run is to go back.
+        """
+        action = self.settings.action
+        spike = None if action == "off" else self.spike(loss, norm)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not finite and (action in ("off", "warn") or self.lost):
+            raise DivergedError(
+                f"step {step}: the gradient norm is {norm} and the loss {loss:.4f} nats; stopped"
+                " before the update, weights and the last checkpoint are good",
+                samples(),
+            )
+        if spike is None:
+            return False, None
+        if action == "rewind":
+            raise Spike(step, spike, samples())
+        left_out = action == "skip"
+        done = "; its update is left out" if left_out else ""
+        return left_out, f"step {step} spikes: {spike}{done}"
+
+    def check_collapse(
+        self, step: int, loss: float, norm: float, depends_on_input: Callable[[], bool]
+    ) -> None:
+        """Look for a step after which nothing is learned any more.
+
+        Args:
+            step: The optimizer step.
+            loss: In nats per token.
+            norm: Global gradient norm.
+            depends_on_input: Tells whether the output does, by two forward passes on all ranks.
+
+        Raises:
+            CollapsedError: It is one.
+        """
+        if self.settings.action == "off":
+            return
+        seen = []
+        if self.without_gradient(loss, norm):
+            steps = self.settings.collapse_steps
+            seen.append(f"the gradient norm has been 0 for {steps} steps")
+        if self.guesses(loss) and not depends_on_input():
+            seen.append("the output does not depend on the input")
+        if seen:
+            known = ""
+            if self.guessing is not None:
+                known = f" (guessing among all tokens: {self.guessing:.4f})"
+            raise CollapsedError(
+                f"step {step}: training has collapsed: {' and '.join(seen)}; the loss is"
+                f" {loss:.4f} nats{known}. Newer checkpoints hold a network that learns nothing any"
+                " more: go back before the loss rose, with --resume auto --rewind_to STEP, or with"
+                " --fork CHECKPOINT and a lower rate"
+            )
 
     def spike(self, loss: float, norm: float) -> str | None:
         """Say what leaps in a step; None if nothing does. The step then joins the window."""

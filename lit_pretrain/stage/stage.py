@@ -39,20 +39,15 @@ from lit_pretrain.checkpoint.weights import (
     keep_adapter,
     weights_identity,
 )
-from lit_pretrain.errors import CollapsedError, DivergedError, UserError, warn
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import Checkpointing, ModelConfig
-from lit_pretrain.model.gather import gather_tokens
 from lit_pretrain.model.parameter_scales import parameter_scales, transferred_shape
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
-    BitsPerByte,
     CrossEntropy,
-    LabelScores,
-    Means,
     Objective,
     StepSums,
 )
-from lit_pretrain.objective.objective import check_sums
 from lit_pretrain.optim import MuonAdamW, OptimizerRecipe, Schedule, recipe_of
 from lit_pretrain.optim.clip import scale_and_clip_
 from lit_pretrain.optim.optimizer import check_moments, group_settings
@@ -77,7 +72,8 @@ from lit_pretrain.stage.checks import (
     check_start,
     check_trainer,
 )
-from lit_pretrain.stage.guard import Guard, GuardSettings, Spike
+from lit_pretrain.stage.guard import Guard, GuardSettings
+from lit_pretrain.stage.held_out import HeldOut
 from lit_pretrain.stage.origin import Origin, make_score_head, score_scale, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
@@ -87,6 +83,7 @@ from lit_pretrain.stage.reference import (
     fill_column,
     resolve_reference,
 )
+from lit_pretrain.stage.step_loss import StepLoss
 from lit_pretrain.step_size import MeshSizes
 from lit_pretrain.transfer import Transfer
 
@@ -224,9 +221,10 @@ class Stage(L.LightningModule):
         self.metric_names: tuple[str, ...] = objective.metric_names
         """What a training step reports beside its loss."""
         self.temperature = 1.0 if rollout is None else rollout.temperature or 1.0
-        self._loss = self._objective_sums
         self.guard_settings = GuardSettings(action="off")
         self.guard: Guard | None = None
+        """What judges the steps of a training run."""
+        self.step_loss: StepLoss
         self.held = Skips()
         """Optimizer steps whose update is left out."""
         self.new_settings = False
@@ -238,7 +236,7 @@ class Stage(L.LightningModule):
         """The micro-batches of the last optimizer step on this rank."""
         self.denominators: list[Tensor] = []
         """What the sums of its micro-batches are means over, as far as they are computed."""
-        self.metrics: dict[str, BitsPerByte | Means] = {}
+        self.held_out: HeldOut | None = None
 
     # ------------------------------------------------------------------ construction
 
@@ -265,6 +263,10 @@ class Stage(L.LightningModule):
             self.origin.fill(net)
             self.net = net
         self._join()
+        self.step_loss = StepLoss(
+            self.net, self.objective, temperature=self.temperature, score_head=self.score,
+            reference=self.reference, teacher=self.teacher,
+        )  # fmt: skip
         device = self.trainer.strategy.root_device
         reason = why_not_compiled(self.compile_mode, device, self.provides)
         if reason is not None and self.compile_mode == "auto":
@@ -274,7 +276,7 @@ class Stage(L.LightningModule):
             # On a CPU the head is as fast uncompiled (scripts/bench_head.py); what compares two
             # distributions over the vocabulary is not.
             if device.type != "cpu" or "teacher" in self.objective.needs:
-                self._loss = torch.compile(self._objective_sums, dynamic=False)
+                self.step_loss.compile_objective()
 
     def _join(self) -> None:
         """Build what the objective needs beside the network: score head, reference, teacher."""
@@ -344,7 +346,7 @@ class Stage(L.LightningModule):
         """
         if RECORD_KEY not in checkpoint:
             checkpoint[STANDALONE_KEY] = standalone(self.config, self._data.save)
-        if self.guard is not None:
+        if self.guard is not None and self.guard_settings.action != "off":
             checkpoint[GUARD_KEY] = self.guard.state()
         if self.average is not None:
             names = {id(parameter): name for name, parameter in self.named_parameters()}
@@ -431,9 +433,7 @@ class Stage(L.LightningModule):
         sizes = mesh_sizes(self.trainer.strategy)
         self.check(contract, data, sharded=sharded, sizes=sizes, evaluates=stage != "fit")
         self.contract, self.provides = contract, contract.provides
-        padding = self.config.vocab_size - contract.vocab_size
-        self.token_bytes_V = torch.tensor(list(contract.token_bytes) + [0] * padding)
-        sources, names = len(contract.sources), self.objective.metric_names
+        names = self.objective.metric_names
         if self.rollout is not None:
             assert contract.asking is not None
             self.answers = Answers(
@@ -441,21 +441,20 @@ class Stage(L.LightningModule):
             )
             self.metric_names = (*names, *self.answers.metric_names)
             names = self.answers.held_out_names
-        bits, group = self.objective.bits_per_byte, token_group(self.trainer.strategy)
-        if stage == "fit" and self.guard_settings.action != "off":
+        bits = self.objective.bits_per_byte
+        if stage == "fit":
             self.guard = Guard(
                 self.guard_settings,
                 guessing=math.log(contract.vocab_size) if bits else None,
                 needs_gradient=self.rollout is None,
             )
-        self.metrics = {
-            name: (
-                BitsPerByte(sources, process_group=group)
-                if bits
-                else Means(names, sources, process_group=group)
-            )
-            for name in ("val", "test")
-        }
+        self.held_out = HeldOut(
+            contract,
+            vocab_size=self.config.vocab_size,
+            names=None if bits else names,
+            device=self.trainer.strategy.root_device,
+            group=token_group(self.trainer.strategy),
+        )
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule that advances once per optimizer step."""
@@ -515,72 +514,10 @@ class Stage(L.LightningModule):
         ):
             group["lr"] = base * factor(scheduler.last_epoch)
 
-    def _micro_batch(
-        self,
-        batch: AnyBatch,
-        step_counts: Tensor | None = None,
-        teacher_BTD: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Run network and objective on one micro-batch."""
-        # For a few evaluation batches another compiled graph costs more than it gains.
-        loss = self._loss if torch.is_grad_enabled() else self._objective_sums
-        return loss(self._hidden(batch), batch, step_counts, teacher_BTD)
-
-    def _objective_sums(
-        self,
-        hidden_BTD: Tensor,
-        batch: AnyBatch,
-        step_counts: Tensor | None,
-        teacher_BTD: Tensor | None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        teacher = None
-        if self.teacher is not None and teacher_BTD is not None:
-            net = self.teacher.net
-            teacher = LabelScores(
-                teacher_BTD,
-                net.head_weight,
-                batch.labels_BT,
-                logit_softcap=net.config.logit_softcap,
-            )
-        scores = LabelScores(
-            hidden_BTD, self.net.head_weight, batch.labels_BT,
-            logit_softcap=self.config.logit_softcap, temperature=self.temperature,
-            score_head=self.score, teacher=teacher, step_counts=step_counts,
-        )  # fmt: skip
-        return check_sums(self.objective, self.objective(scores, batch))
-
-    def _hidden(self, batch: AnyBatch) -> Tensor:
-        if not self.objective.measured_half:
-            hidden_BTD: Tensor = self.net(batch.tokens_BT, batch.doc_BT)
-            return hidden_BTD
-        half = len(batch.tokens_BT) // 2
-        # The half with a gradient first: autocast keeps casts of weights, and one made without a
-        # gradient would hide it from the other.
-        learned = self.net(batch.tokens_BT[:half], batch.doc_BT[:half])
-        with torch.no_grad():
-            measured = self.net(batch.tokens_BT[half:], batch.doc_BT[half:])
-        return torch.cat([learned, measured])
-
-    def _extras(self, batch: list[AnyBatch]) -> Tensor | None:
-        """Sum the objective's counts over the whole step, before its first micro-batch."""
-        counts = [self.objective.counts(micro) for micro in batch]
-        found = [count for count in counts if count is not None]
-        if not found:
-            return None
-        return sum_over_tokens(self.trainer.strategy, torch.stack(found).sum(dim=0))
-
-    def _complete(self, micro: AnyBatch) -> tuple[AnyBatch, Tensor | None]:
-        """Add the reference's column to a micro-batch, and compute the teacher's hidden states.
-
-        Where devices share rows, its labels are cut to the tokens whose hidden states are here.
-        """
-        if self.reference is not None:
-            micro = self.reference.fill(micro)
-        if self.net.parts is not None:
-            micro = micro._replace(labels_BT=self.net.parts.take(micro.labels_BT))
-        return micro, (
-            None if self.teacher is None else self.teacher.hidden(micro.tokens_BT, micro.doc_BT)
-        )
+    def _step_counts(self) -> Tensor | None:
+        """Sum the objective's counts over the whole step and all devices."""
+        counts = self.step_loss.counts(self.batch)
+        return None if counts is None else sum_over_tokens(self.trainer.strategy, counts)
 
     def training_step(self, batch: list[AnyBatch], batch_idx: int) -> Tensor:
         """Run all micro-batches of one optimizer step, all but the last one's backward pass.
@@ -595,11 +532,11 @@ class Stage(L.LightningModule):
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)  # type: ignore[union-attr]  # one optimizer
         assert self.contract is not None
         sums = StepSums(self.metric_names, len(self.contract.sources), self.device)
-        step_counts = self._extras(batch)
+        step_counts = self._step_counts()
         self.denominators = []
         for i, micro in enumerate(batch):
-            complete, teacher_BTD = self._complete(micro)
-            numerator, denominator, metrics = self._micro_batch(complete, step_counts, teacher_BTD)
+            complete, teacher_BTD = self.step_loss.complete(micro)
+            numerator, denominator, metrics = self.step_loss(complete, step_counts, teacher_BTD)
             self.denominators.append(denominator)
             sums.add(metrics | answer_metrics[i], micro.source_B)
             if i + 1 < len(batch):
@@ -678,50 +615,24 @@ class Stage(L.LightningModule):
             Spike: The run is to go back.
             CollapsedError: Nothing is learned any more.
         """
-        step, guard, action = self.global_step, self.guard, self.guard_settings.action
-        spike = None if guard is None else guard.spike(loss, norm)
-        lost = not (math.isfinite(loss) and math.isfinite(norm))
-        if lost and (guard is None or action == "warn" or guard.lost):
-            raise DivergedError(
-                f"step {step}: the gradient norm is {norm} and the loss {loss:.4f} nats; stopped"
-                " before the update, weights and the last checkpoint are good",
-                self._samples(),
-            )
-        if spike is not None and action == "rewind":
-            raise Spike(step, spike, self._samples())
-        if spike is not None and self.trainer.is_global_zero:
-            done = "; its update is left out" if action == "skip" else ""
-            warn(f"step {step} spikes: {spike}{done}")
-        if self.held.holds(step) or (spike is not None and action == "skip"):
+        assert self.guard is not None
+        step, lost = self.global_step, not (math.isfinite(loss) and math.isfinite(norm))
+        left_out, warning = self.guard.judge(step, loss, norm, self._samples)
+        if warning is not None and self.trainer.is_global_zero:
+            warn(warning)
+        if left_out or self.held.holds(step):
             # An optimizer passes over a parameter without a gradient: weights, moments and counts
             # of steps stay what they are.
             self.zero_grad(set_to_none=True)
             if lost:
                 self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
-        if guard is not None and not lost:
-            self._check_collapse(guard, loss, norm)
+        if not lost:
+            self.guard.check_collapse(step, loss, norm, self._depends_on_input)
 
     def _samples(self) -> list[int]:
         """Return the samples of the step on this rank; a pair has two rows."""
         rows = [int(n) for micro in self.batch for n in micro.index_B.tolist()]
         return list(dict.fromkeys(rows))
-
-    def _check_collapse(self, guard: Guard, loss: float, norm: float) -> None:
-        seen = []
-        if guard.without_gradient(loss, norm):
-            steps = self.guard_settings.collapse_steps
-            seen.append(f"the gradient norm has been 0 for {steps} steps")
-        if guard.guesses(loss) and not self._depends_on_input():
-            seen.append("the output does not depend on the input")
-        if seen:
-            guessing = guard.guessing
-            known = "" if guessing is None else f" (guessing among all tokens: {guessing:.4f})"
-            raise CollapsedError(
-                f"step {self.global_step}: training has collapsed: {' and '.join(seen)}; the loss"
-                f" is {loss:.4f} nats{known}. Newer checkpoints hold a network that learns nothing"
-                " any more: go back before the loss rose, with --resume auto --rewind_to STEP, or"
-                " with --fork CHECKPOINT and a lower rate"
-            )
 
     def _depends_on_input(self) -> bool:
         """Tell whether other tokens change the loss of the same labels, on any rank."""
@@ -729,44 +640,20 @@ class Stage(L.LightningModule):
         other = batch._replace(tokens_BT=(batch.tokens_BT + 1) % self.config.vocab_size)
         self.net.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            plain, changed = (self._micro_batch(b, None)[2]["nll_BT"] for b in (batch, other))
+            plain, changed = (self.step_loss(each)[2]["nll_BT"] for each in (batch, other))
         self.net.train()
         reshard_(self.net)
         same = torch.allclose(plain, changed, rtol=1e-5, atol=1e-6)
         return not self.trainer.strategy.reduce_boolean_decision(same, all=True)
 
-    @torch.no_grad()
     def step_again(self) -> Iterator[tuple[AnyBatch, dict[str, Tensor], Tensor | None]]:
         """Run the micro-batches of this step once more: uncompiled, with the same random numbers.
 
-        Before the update they give what the step itself has computed.
-
-        Yields:
-            A micro-batch with its labels whole, what the objective reports of it, and the loss of
-            each label in nats, (B, T), 0 where there is none; None for an objective that gives rows
-            a score.
+        Before the update they give what the step itself has computed; see `StepLoss.again`.
         """
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
-        step_counts, parts = self._extras(self.batch), self.net.parts
-        for micro in self.batch:
-            with self.trainer.precision_plugin.forward_context():
-                complete, teacher_BTD = self._complete(micro)
-                hidden_BTD = self._hidden(complete)
-                metrics = self._objective_sums(hidden_BTD, complete, step_counts, teacher_BTD)[2]
-                nll_BT = metrics.get("nll_BT")
-                if nll_BT is None and self.score is None:
-                    nll_BT = -LabelScores(
-                        hidden_BTD, self.net.head_weight, complete.labels_BT,
-                        logit_softcap=self.config.logit_softcap, temperature=self.temperature,
-                    ).logp()  # fmt: skip
-                if parts is not None:  # this device has seen its own tokens of the rows
-                    for name in ("loss_B", "tokens_B", "terms_B"):
-                        if name in metrics:
-                            own_B1 = metrics[name][:, None]
-                            whole_BP = gather_tokens(own_B1, parts.group, parts.devices)
-                            metrics[name] = whole_BP.sum(dim=1)
-                    nll_BT = None if nll_BT is None else parts.gather(nll_BT)
-            yield micro, metrics, nll_BT
+        context = self.trainer.precision_plugin.forward_context
+        yield from self.step_loss.again(self.batch, self._step_counts(), context)
         reshard_(self.net)
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -781,31 +668,20 @@ class Stage(L.LightningModule):
 
     def validation_step(self, batch: list[AnyBatch], batch_idx: int) -> None:
         """Add the held-out rows to the metric."""
-        self._evaluate(batch, self.metrics["val"])
+        self._evaluate("val", batch)
 
     def test_step(self, batch: list[AnyBatch], batch_idx: int) -> None:
         """Add the test rows to the metric."""
-        self._evaluate(batch, self.metrics["test"])
+        self._evaluate("test", batch)
 
-    def _evaluate(self, batch: list[AnyBatch], metric: BitsPerByte | Means) -> None:
-        metric.to(self.device)
-        if self.answers is not None:
-            assert isinstance(metric, Means)
-            prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
-            measured = self.answers.measure(self.net, prompts, self.global_step)
-            for prompt, values in zip(prompts, measured, strict=True):
-                metric.update(values, prompt.source_B)
+    def _evaluate(self, split: str, batch: list[AnyBatch]) -> None:
+        assert self.held_out is not None
+        if self.answers is None:
+            self.held_out.measure(split, batch, self.step_loss)
             return
-        self.token_bytes_V = self.token_bytes_V.to(self.device)
-        for micro in batch:
-            complete, teacher_BTD = self._complete(micro)
-            _, _, metrics = self._micro_batch(complete, None, teacher_BTD)
-            if isinstance(metric, Means):
-                metric.update(metrics, micro.source_B)
-            else:
-                metric.update(
-                    metrics["nll_BT"], complete.labels_BT, micro.source_B, self.token_bytes_V
-                )
+        prompts = [micro for micro in batch if isinstance(micro, PromptBatch)]
+        answered = self.answers.measure(self.net, prompts, self.global_step)
+        self.held_out.add_answers(split, prompts, answered)
 
     def on_validation_epoch_end(self) -> None:
         """Publish val/loss and the objective's metrics, over all and where known per source.
@@ -818,22 +694,10 @@ class Stage(L.LightningModule):
         """Publish test/loss and the objective's metrics, over all and where known per source."""
         self._publish("test")
 
-    def _publish(self, name: str) -> None:
-        assert self.contract is not None
-        values = self.metrics[name].compute()
-        self.metrics[name].reset()
-        for key in (key for key in values if not key.endswith("_S")):
-            self.log(f"{name}/{key}", values[key].float(), logger=False, rank_zero_only=True)
-            if f"{key}_S" not in values:
-                continue
-            # torchmetrics makes a scalar of a tensor with one element, here of a single source.
-            for source, value in zip(
-                self.contract.sources, values[f"{key}_S"].reshape(-1), strict=True
-            ):
-                if not math.isnan(value.item()):
-                    self.log(
-                        f"{name}_{key}/{source}", value.float(), logger=False, rank_zero_only=True
-                    )
+    def _publish(self, split: str) -> None:
+        assert self.held_out is not None
+        for name, value in self.held_out.results(split).items():
+            self.log(name, value, logger=False, rank_zero_only=True)
 
 
 def trainable(net: nn.Module) -> int:

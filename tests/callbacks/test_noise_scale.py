@@ -40,7 +40,7 @@ class Plain(L.Callback):
         n, means = [], []
         for micro in stage.batch:
             with torch.enable_grad():
-                total = stage._micro_batch(micro)[0]
+                total = stage.step_loss(micro)[0]
                 grads = torch.autograd.grad(total, weights)
             n.append(int((micro.labels_BT != -100).sum()))
             means.append([(g / n[-1]).double().numpy() for g in grads])
