@@ -149,7 +149,7 @@ def muon_recommendations(d: float) -> list[Recommendation]:
     return sorted(rules, key=lambda rule: abs(math.log(d / rule.tokens[0])) if rule.tokens else 0.0)
 
 
-class Choice(NamedTuple):
+class RateAndBatch(NamedTuple):
     """The batch and the rate to begin with."""
 
     rule: str
@@ -166,7 +166,9 @@ def rate_at(rule: Recommendation, batch_tokens: float) -> float:
     return rule.lr * math.sqrt(batch_tokens / rule.batch_tokens)
 
 
-def choose(kind: Kind, rules: list[Recommendation], *, n: float, d: float, unit: int) -> Choice:
+def choose(
+    kind: Kind, rules: list[Recommendation], *, n: float, d: float, unit: int
+) -> RateAndBatch:
     """Choose a rule for a run, and say why.
 
     Args:
@@ -202,4 +204,4 @@ def choose(kind: Kind, rules: list[Recommendation], *, n: float, d: float, unit:
             " scaling critical-batch`"
         )
     option = "lr" if kind == "AdamW" else "matrix_lr"
-    return Choice(rule.name, batch, rate_at(rule, batch), f"model.optimizer.{option}", why)
+    return RateAndBatch(rule.name, batch, rate_at(rule, batch), f"model.optimizer.{option}", why)

@@ -387,7 +387,7 @@ def cuts(contestant: Contestant, text: str) -> list[str]:
     return [contestant.show(index) for index in contestant.encode(text).tolist()]
 
 
-def excerpt(texts: Sequence[str]) -> str:
+def compared_excerpt(texts: Sequence[str]) -> str:
     """Return the beginning of the first text that is long enough, else of the longest."""
     return max(texts, key=lambda text: min(len(text), _EXCERPT_CHARACTERS), default="")[
         :_EXCERPT_CHARACTERS

@@ -132,7 +132,8 @@ def tokenizer_report(
         "longest": measure.longest(contestants[0]),
         "probes": {name: _cuts(contestants, probe) for name, probe in measure.PROBES.items()},
         "examples": {
-            name: _cuts(contestants, measure.excerpt(texts)) for name, texts in samples.items()
+            name: _cuts(contestants, measure.compared_excerpt(texts))
+            for name, texts in samples.items()
         },
     }
 
