@@ -125,7 +125,7 @@ class Seen(L.Callback):
         self.rates: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        self.steps.append(pl_module._batch)
+        self.steps.append(pl_module.batch)
         self.sums.append(pl_module.sums)
         means = zip(pl_module.metric_names, pl_module.sums["means_M2"].tolist(), strict=True)
         self.rates.append({name: value / count for name, (value, count) in means if count})
