@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lit_pretrain.batch_sizes import BatchSizes
+
 IGNORE_INDEX = -100
 """The label of a position that is not supervised; the value torch's own losses ignore."""
 
@@ -230,8 +232,8 @@ class DataContract(NamedTuple):
     """
     seq_len: int
     """Inputs per row."""
-    global_batch_tokens: int
-    """Inputs per optimizer step, over all ranks and micro-batches."""
+    batch_tokens: BatchSizes
+    """Inputs of every optimizer step, over all ranks and micro-batches."""
     provides: frozenset[str] = frozenset({"labels"})
     """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs
     (PreferenceBatch), verdicts (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be

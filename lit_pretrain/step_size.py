@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lit_pretrain.batch_sizes import SETTING, BatchSizes
 from lit_pretrain.errors import UserError
 
 
@@ -85,6 +87,8 @@ class StepSize:
     tokens_per_row: int | None = None
     unit: str = "rows"
     """What a row is called, in the plural."""
+    scheduled: int | None = None
+    """Of one size among those of a schedule, their greatest common divisor; None without one."""
 
     @property
     def rows(self) -> int:
@@ -132,25 +136,60 @@ class StepSize:
         return said
 
     def _setting(self, total: int) -> str:
+        if self.scheduled is not None:
+            return f"{SETTING}: tokens={total}"
         return f"data.global_batch_{'rows' if self.tokens_per_row is None else 'tokens'}={total}"
 
     def _mistake(self, factors: dict[str, int], groups: int, together: int) -> str:
         unit = math.prod(factors.values())
         product = f"{' × '.join(factors)} = {' × '.join(map(str, factors.values()))}"
         product += "" if len(factors) == 1 else f" = {unit}"
-        said = f"{self._setting(self.total)} must be a multiple of {product}; "
-        said += f"the nearest is {_nearest(self.total, unit)}"
-        least = unit // groups
-        if groups == 1 or self.total < 1 or self.total % least:
+        said = f"{self._setting(self.total)} must be a multiple of {product}"
+        said += ", as every size" if self.scheduled is not None else ""
+        said += f"; the nearest is {_nearest(self.total, unit)}"
+        least, divided = unit // groups, self.scheduled or self.total
+        if groups == 1 or divided < 1 or divided % least:
             return said
-        below = largest_divisor(self.total // least, groups) * together
-        above = smallest_divisor(self.total // least, groups)
+        below = largest_divisor(divided // least, groups) * together
+        above = smallest_divisor(divided // least, groups)
         would = (
             f"{below} or {above * together} devices"
             if above is not None
             else counted(below, "devices")
         )
         return f"{said}, or take {would} (trainer.devices × trainer.num_nodes)"
+
+
+def sizes_in_tokens(batch: BatchSizes, seq_len: int, *, scheduled: bool) -> tuple[StepSize, ...]:
+    """List the different sizes of a step whose batch is given in tokens, in their order.
+
+    Args:
+        batch: Tokens of the optimizer steps.
+        seq_len: Inputs per row.
+        scheduled: Whether a schedule states them.
+    """
+    unit = batch.unit if scheduled else None
+    return tuple(StepSize(size, seq_len, scheduled=unit) for size in dict.fromkeys(batch.sizes))
+
+
+def fullest(sizes: Sequence[StepSize], divisions: Sequence[Division]) -> tuple[StepSize, Division]:
+    """Choose the size of a step that takes the most memory: with the largest micro-batch.
+
+    Of several it is the largest step, which accumulates if one of them does.
+
+    Args:
+        sizes: The different sizes of a step.
+        divisions: How each of them is divided.
+    """
+    return max(
+        zip(sizes, divisions, strict=True),
+        key=lambda pair: (pair[1].micro_batch_size, pair[0].total),
+    )
+
+
+def common_rows(sizes: Sequence[StepSize]) -> int | None:
+    """Return what the rows of all steps are a multiple of; None where they have one size."""
+    return math.gcd(*(size.rows for size in sizes)) if len(sizes) > 1 else None
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -13,6 +13,7 @@ import time
 
 import torch
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.cli.train.precision import cpu_has_bf16
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -42,7 +43,7 @@ def main() -> None:
     net = Transformer(config)
     net.reset_parameters(torch.Generator().manual_seed(0))
     optimizer = MuonAdamW().build(net.named_parameters(), parameter_roles(net))
-    average = WeightAverage(optimizer, half_life=UPDATES, tokens_per_step=1)
+    average = WeightAverage(optimizer, half_life=UPDATES, batch=BatchSizes.one(1))
     assert average.every == 1
     tokens_BT = torch.randint(config.vocab_size, (options.rows, options.length))
     seconds: dict[str, list[float]] = {"step": [], "update": []}

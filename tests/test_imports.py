@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "hashing": {"errors"},
     "words": {"errors"},
     "class_path": {"errors"},
-    "batch": {"errors"},
-    "step_size": {"errors"},
     "skips": {"errors"},
+    "batch_sizes": {"errors", "skips"},
+    "batch": {"errors", "batch_sizes"},
+    "step_size": {"errors", "batch_sizes"},
     "data_lineage": set(),
     "tokenizer": {"errors", "files", "plain_data"},
     "chat": {"errors", "files", "plain_data", "tokenizer"},
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         "record_files",
         "hashing",
         "batch",
+        "batch_sizes",
         "step_size",
         "skips",
         "tokenizer",
@@ -61,14 +63,15 @@ MAY_IMPORT = {
     "model": {"errors", "class_path", "batch", "roles", "transfer"},
     "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
-    "optim": {"errors", "batch", "roles", "transfer"},
+    "optim": {"errors", "batch_sizes", "batch", "roles", "transfer"},
     "parallel": {"errors", "model", "step_size"},
-    "report": {"errors", "files", "redaction", "skips"},
+    "report": {"errors", "files", "redaction", "skips", "batch_sizes"},
     # An adapter is put into its base when it is read.
     "checkpoint": {"errors", "files", "chat", "tokenizer", "model", "adapter", "report"}
-    | {"data_lineage", "plain_data", "redaction", "skips"},
+    | {"data_lineage", "plain_data", "redaction", "skips", "batch_sizes"},
     # Laws are fitted to run folders.
-    "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"},
+    "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"}
+    | {"batch_sizes"},
     "generate": {"errors", "files", "batch", "model", "tokenizer", "chat"},
     # What a score is worth follows from the lineage.
     "evaluate": {
@@ -103,7 +106,7 @@ MAY_IMPORT = {
     # They save checkpoints, write the run folder, sample texts with the run's tokenizer, and look
     # at gradients.
     "callbacks": {"errors", "files", "batch", "tokenizer", "chat", "generate", "scaling"}
-    | {"checkpoint", "skips", "report", "evaluate", "parallel", "model"}
+    | {"checkpoint", "skips", "batch_sizes", "report", "evaluate", "parallel", "model"}
     | {"optim", "step_size"},
     # For scripts: models and data together, as the verbs use them.
     "interface": {"errors", "files", "batch", "tokenizer", "chat", "corpus", "data", "model"}
@@ -134,6 +137,7 @@ TORCH_FREE = (
     "hashing",
     "words",
     "class_path",
+    "batch_sizes",
     "step_size",
     "roles",
     "transfer",

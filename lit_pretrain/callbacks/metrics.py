@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.errors import UserError
 from lit_pretrain.parallel.strategy import sum_over_tokens
@@ -27,7 +28,7 @@ class Metrics(L.Callback):
     Args:
         every: Optimizer steps per window.
         sources: Names of the sources, in the order of the stage's sums.
-        tokens_per_step: Inputs per optimizer step over all ranks.
+        batch: Inputs of the optimizer steps over all ranks.
         flops_per_token: Training FLOPs per input token.
         peak: Peak of all devices together in FLOP/s; None where it is not known.
         sinks: Who is told; called on rank 0 only.
@@ -38,7 +39,7 @@ class Metrics(L.Callback):
         *,
         every: int,
         sources: Sequence[str],
-        tokens_per_step: int,
+        batch: BatchSizes,
         flops_per_token: float,
         peak: float | None,
         sinks: Sequence[Sink],
@@ -47,7 +48,7 @@ class Metrics(L.Callback):
             raise UserError(f"log_every={every} must be at least 1")
         self.every = every
         self.sources = tuple(sources)
-        self.tokens_per_step = tokens_per_step
+        self.batch = batch
         self.flops_per_token = flops_per_token
         self.peak = peak
         self.sinks = list(sinks)
@@ -167,8 +168,12 @@ class Metrics(L.Callback):
             self._report(trainer, trainer.global_step)
 
     def _position(self, step: int) -> dict[str, float]:
-        tokens = step * self.tokens_per_step
+        tokens = self.batch.first(step)
         return {"progress/tokens": float(tokens), "progress/flops": tokens * self.flops_per_token}
+
+    def _tokens_of(self, step: int, last: int) -> int:
+        """Count the inputs of the last steps before a step."""
+        return self.batch.first(step) - self.batch.first(step - last)
 
     def _total(self, trainer: L.Trainer) -> Tensor:
         """Sum the window over all ranks; all of them call this."""
@@ -186,7 +191,7 @@ class Metrics(L.Callback):
         now = time.perf_counter()
         wall = max(now - self._window - self._paused, 1e-9)
         self.train_seconds += wall
-        rate = self._timed_steps * self.tokens_per_step / wall
+        rate = self._tokens_of(step, self._timed_steps) / wall
         values = {
             "train/loss": sum(nats) / max(sum(terms), 1.0),
             **{f"train/{name}": value / n for name, value, n in means if n},
@@ -201,7 +206,7 @@ class Metrics(L.Callback):
                 f"mixture/{s}": t / max(sum(tokens), 1.0)
                 for s, t in zip(self.sources, tokens, strict=True)
             },
-            "data/supervised_fraction": sum(tokens) / (self._steps * self.tokens_per_step),
+            "data/supervised_fraction": sum(tokens) / self._tokens_of(step, self._steps),
             "throughput/tokens_per_second": rate,
             "throughput/flops_per_second": rate * self.flops_per_token,
             "time/step_seconds": wall / self._timed_steps,

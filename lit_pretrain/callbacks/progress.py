@@ -8,6 +8,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.report.charts import clock, short
 
 LOSS, REWARD = "train/loss", "train/reward"
@@ -39,9 +40,13 @@ class ProgressLine(L.Callback):
 
     Args:
         stream: Where to write; a live line if it is a terminal.
+        batch: Inputs of the optimizer steps, from which the time left follows.
     """
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, stream: IO[str] | None = None, *, batch: BatchSizes = BatchSizes.one(1)
+    ) -> None:
+        self.batch = batch
         self.stream = stream or sys.stderr
         self.live: Progress | None = None
         self._console = Console(file=self.stream)
@@ -114,8 +119,8 @@ class ProgressLine(L.Callback):
                 more = f" ({more})" if more else ""
                 print(f"step {step}/{self._total} | {value}{more}", file=self.stream, flush=True)
             return
-        done = step - self._first
-        left = (time.perf_counter() - self._began) / max(done, 1) * (self._total - step)
+        first, here, end = (self.batch.first(n) for n in (self._first, step, self._total))
+        left = (time.perf_counter() - self._began) / max(here - first, 1) * (end - here)
         self._training = [
             (5, f"{short(values['progress/tokens'])} tokens"),
             (3, f"{short(values['throughput/tokens_per_second'])} tok/s"),

@@ -6,6 +6,7 @@ Every checkpoint stores them. A resume compares all of them; a fork lets a few d
 from collections.abc import Mapping
 from typing import Any
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.errors import UserError
 from lit_pretrain.redaction import comparable, redact
@@ -33,6 +34,10 @@ stays what it was.
 """
 HELD = "held_steps"
 """Ranges of optimizer steps whose update is left out. They may grow as well."""
+BATCH = ("data.global_batch_tokens:", "data.batch_schedule:")
+"""Beginnings of the differences in the size of an optimizer step. Those of the steps to come may
+change, of prepared text.
+"""
 OPTIMIZER = "model.optimizer.init_args."
 FORKABLE = ("model.schedule.", OPTIMIZER, "model.clip_norm", "max_steps", *MIXTURE)
 """Beginnings of the fields that a fork may change.
@@ -71,6 +76,8 @@ def contract_of(
     data = config["data"]
     if "class_path" in data:
         data = {"class": data["class_path"], **data["init_args"]}
+    if data.get("batch_schedule") is not None:
+        data = {**data, **BatchSizes.of(data).settings}
     flat = flatten({"model": config["model"], "data": data})
     contract = {key: value for key, value in flat.items() if not _harmless(key)}
     contract["max_steps"] = config["max_steps"]
@@ -155,7 +162,12 @@ def fits_skips(record: CheckpointRecord, skips: Skips) -> bool:
 
 
 def check_resume(
-    saved: Mapping[str, Any], now: Mapping[str, Any], where: str, *, longer: bool = False
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: str,
+    *,
+    longer: bool = False,
+    other_batches: str | None = "",
 ) -> None:
     """Refuse to go on from a checkpoint of another run.
 
@@ -163,24 +175,29 @@ def check_resume(
         saved: The contract of the checkpoint.
         now: The contract of the run.
         where: Names the checkpoint in messages.
-        longer: Whether the schedule lets the run go on for more steps than it was begun with.
+        longer: Whether the schedule lets the run go on for another number of steps than it was
+            begun with.
+        other_batches: Why the batch may not be another one; None where it may.
 
     Raises:
         UserError: Names every field that differs, and both values.
     """
-    found = [
-        line
-        for line in differences(saved, now)
-        if not (longer and line.startswith("max_steps:")) and not line.startswith(GROWING)
-    ]
+    may = (
+        *GROWING,
+        *(("max_steps:",) if longer else ()),
+        *(BATCH if other_batches is None else ()),
+    )
+    found = [line for line in differences(saved, now) if not line.startswith(may)]
     if found:
         length = any(line.startswith("max_steps:") for line in found)
+        batch = any(line.startswith(BATCH) for line in found)
         raise UserError(
             f"cannot resume from {where}: it belongs to a run with other settings.\n  "
             + "\n  ".join(found)
             + "\nResume with the settings of the run (its config.yaml), start a new run with --from"
             " to take only the weights, or with --fork to go on with another schedule or length."
-            + (LENGTH if length else "")
+            + (LENGTH if length and not batch else "")
+            + (f"\nThe batch: {other_batches}." if batch and other_batches else "")
         )
 
 
@@ -194,17 +211,32 @@ def fork_lines(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> 
     return lines + [f"fork: {line}" for line in changed]
 
 
-def check_fork(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_fork(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: str,
+    *,
+    other_batches: str | None = "",
+) -> None:
     """Refuse to fork a checkpoint into a run whose network, optimizer or data are others.
+
+    Args:
+        saved: The contract of the checkpoint.
+        now: The contract of the fork.
+        where: Names the checkpoint in messages.
+        other_batches: Why the batch may not be another one; None where it may.
 
     Raises:
         UserError: Names every field that differs and may not, and both values.
     """
-    found = [line for line in differences(saved, now) if not line.startswith((*FORKABLE, *GROWING))]
+    may = (*FORKABLE, *GROWING, *(BATCH if other_batches is None else ()))
+    found = [line for line in differences(saved, now) if not line.startswith(may)]
     if found:
+        batch = any(line.startswith(BATCH) for line in found)
         raise UserError(
             f"cannot fork {where}: only the schedule, the settings of the same optimizer, the"
-            " clipping, the mixture and the length may differ.\n  "
+            " clipping, the mixture, the batch of the steps to come and the length may differ.\n  "
             + "\n  ".join(found)
             + "\nStart a new run with --from to take only the weights."
+            + (f"\nThe batch: {other_batches}." if batch and other_batches else "")
         )

@@ -12,8 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.corpus.chunk_cache import allow_plain_http
 from lit_pretrain.data.text.order import Order
+from lit_pretrain.step_size import largest_divisor
 
 if TYPE_CHECKING:
     # It imports litdata, for which `fit --help` need not wait.
@@ -45,32 +47,42 @@ class StepSampler(Sampler[list[int]]):
     It ends only if the order does. Rank r of W reads the r-th of W equal parts of every step's
     samples, so a step holds the same samples for every world size, micro-batch size and worker
     count.
+
+    Args:
+        batch: Samples of every step over all ranks.
+        rank: Which part is read.
+        world_size: Number of parts.
+        first_step: The step to begin with.
+        samples: Samples of the whole order; None without end. Prefetching must not ask for more.
+        updates: Consecutive steps that read the same samples; then `batch` counts such groups.
     """
 
     def __init__(
         self,
         *,
-        rows: int,
+        batch: BatchSizes,
         rank: int,
         world_size: int,
         first_step: int,
         samples: int | None = None,
         updates: int = 1,
     ) -> None:
-        self.rows = rows
+        self.batch = batch
         self.rank = rank
         self.world_size = world_size
         self.first_step = first_step
         self.samples = samples
-        """Samples of the whole order; None without end. Prefetching must not ask for more."""
         self.updates = updates
-        """Steps that read the same samples."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        share = self.rows // self.world_size
         step = self.first_step
-        while self.samples is None or (step // self.updates + 1) * self.rows <= self.samples:
-            begin = step // self.updates * self.rows + self.rank * share
+        while True:
+            group = step // self.updates
+            first, rows = self.batch.first(group), self.batch.size(group)
+            if self.samples is not None and first + rows > self.samples:
+                return
+            share = rows // self.world_size
+            begin = first + self.rank * share
             yield list(range(begin, begin + share))
             step += 1
 
@@ -105,10 +117,10 @@ class ListedRows(Dataset[tuple[int, int, "TokenRow"]]):
 
 
 class Collate:
-    """Collates rows into micro-batches of `micro_batch_size` rows.
+    """Collates rows into equal micro-batches of at most `micro_batch_size` rows.
 
     Args:
-        micro_batch_size: Rows per micro-batch.
+        micro_batch_size: Most rows per micro-batch; a batch that it does not divide has fewer.
         eos_id: The only id that may be a target across the edge of a document, because it ends the
             document it follows.
         cross_documents: Treat a row as one document; attention and targets ignore edges.
@@ -120,7 +132,7 @@ class Collate:
         self.cross_documents = cross_documents
 
     def __call__(self, items: Sequence[tuple[int, int, TokenRow]]) -> list[Batch]:
-        """Stack (sample number, source, row) items, a multiple of the micro-batch, in order."""
+        """Stack (sample number, source, row) items in order."""
         tokens = np.stack([row.tokens for _, _, row in items])
         doc = np.stack([row.doc for _, _, row in items])
         labels = tokens[:, 1:].copy()
@@ -136,10 +148,8 @@ class Collate:
             torch.from_numpy(np.ascontiguousarray(x))
             for x in (tokens[:, :-1], labels, doc[:, :-1], source, index)
         ]
-        return [
-            Batch(*parts)
-            for parts in zip(*(torch.split(x, self.micro_batch_size) for x in whole), strict=True)
-        ]
+        size = largest_divisor(len(items), self.micro_batch_size)
+        return [Batch(*parts) for parts in zip(*(torch.split(x, size) for x in whole), strict=True)]
 
 
 # ---------------------------------------------------------------------- loaders

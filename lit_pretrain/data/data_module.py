@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import lightning as L
 
 from lit_pretrain.batch import Asking, DataContract
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.data_lineage import DataRecord
 from lit_pretrain.skips import Skips
 from lit_pretrain.step_size import Division, StepSize
@@ -120,7 +121,7 @@ class BaseData(L.LightningDataModule, ABC):
             manifest_hash=self.manifest_hash,
             token_bytes=tuple(int(n) for n in self.tokenizer.token_bytes()),
             seq_len=self.seq_len,
-            global_batch_tokens=self.tokens_per_step,
+            batch_tokens=self.batch_tokens,
             provides=self.provides,
             asking=self.asking,
         )
@@ -146,26 +147,44 @@ class BaseData(L.LightningDataModule, ABC):
 
     @property
     @abstractmethod
-    def step_size(self) -> StepSize:
-        """Size of an optimizer step over all devices."""
+    def step_sizes(self) -> tuple[StepSize, ...]:
+        """The different sizes that an optimizer step has over all devices, mostly one."""
 
     @property
     @abstractmethod
-    def tokens_per_step(self) -> int:
-        """Inputs per optimizer step over all devices."""
+    def batch_tokens(self) -> BatchSizes:
+        """Inputs of every optimizer step over all devices."""
 
-    def divide(self, devices: int) -> Division:
-        """Divide a step over devices.
+    def divide(self, devices: int) -> tuple[Division, ...]:
+        """Divide the steps over devices: a division for each of `step_sizes`.
 
         Raises:
             UserError: The samples of a step do not divide evenly.
         """
-        return self.step_size.divide(
-            devices,
-            self.micro_batch_size,
-            fixed=self.micro_batch_is_fixed,
-            together=self.devices_together,
+        return tuple(
+            size.divide(
+                devices,
+                self.micro_batch_size,
+                fixed=self.micro_batch_is_fixed,
+                together=self.devices_together,
+            )
+            for size in self.step_sizes
         )
+
+    def lower_micro_batch(self, devices: int) -> list[str]:
+        """Lower the micro-batch to the largest that a step on some devices has.
+
+        Returns:
+            Why, for each size of a step that has a smaller one than was asked for.
+
+        Raises:
+            UserError: The samples of a step do not divide evenly.
+        """
+        asked, divisions = self.micro_batch_size, self.divide(devices)
+        self.micro_batch_size = max(division.micro_batch_size for division in divisions)
+        sizes = zip(self.step_sizes, divisions, strict=True)
+        lowered = [size.lowered(division, asked) for size, division in sizes]
+        return [said for said in lowered if said is not None]
 
     @abstractmethod
     def batch_line(self, devices: int) -> str:
@@ -190,6 +209,21 @@ class BaseData(L.LightningDataModule, ABC):
         Raises:
             UserError: Says what runs out.
         """
+
+    def why_other_batches(
+        self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int
+    ) -> str | None:
+        """Say why a change of the batch is none of the steps after a checkpoint alone.
+
+        Args:
+            saved: The `data` config of the run of the checkpoint.
+            now: The `data` config of the run that goes on from it.
+            step: The optimizer step of the checkpoint.
+
+        Returns:
+            The reason; None where the steps before it have the same sizes in both.
+        """
+        return "rows are read in steps of one size; a schedule of the batch is for prepared text"
 
     def check_fork(
         self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, checkpoint: str

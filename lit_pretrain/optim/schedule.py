@@ -1,4 +1,7 @@
-"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or %."""
+"""Schedule: the learning rate as a pure function of the step, its spans in steps, tokens or %.
+
+Rates move with the tokens that are read. While the batch has one size, that is with the steps.
+"""
 
 import functools
 import math
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError
 
 ScheduleKind = Literal["constant", "cosine", "linear", "wsd"]
@@ -20,7 +24,9 @@ _UNITS = {"step": "steps", "steps": "steps", "token": "tokens", "tokens": "token
 _HINT = "write '100 steps', '5M tokens' or '2%' (of the run)"
 
 
-def span_to_steps(span: str, total_steps: int, tokens_per_step: int, *, name: str = "span") -> int:
+def span_to_steps(
+    span: str, total_steps: int, batch: BatchSizes, *, name: str = "span", ends: bool = False
+) -> int:
     """Read a span of training as whole optimizer steps.
 
     Tokens and per cent are rounded to the nearest step; a span above zero is at least one step
@@ -28,10 +34,11 @@ def span_to_steps(span: str, total_steps: int, tokens_per_step: int, *, name: st
 
     Args:
         span: Such as "100 steps", "1_000 steps", "5M tokens" (k, M, B, T are powers of 1000) or
-            "2%" of the run. "0" needs no unit.
+            "2%" of the tokens of the run. "0" needs no unit.
         total_steps: Optimizer steps of the run.
-        tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
+        batch: Tokens of the optimizer steps, all micro-batches and ranks together.
         name: The setting the span comes from, for messages.
+        ends: Whether the span ends with the run, and does not begin with it.
 
     Raises:
         UserError: The span cannot be read, has no or an unknown unit, is negative, or is not a
@@ -50,13 +57,19 @@ def span_to_steps(span: str, total_steps: int, tokens_per_step: int, *, name: st
     unit = _UNITS.get(match[3].lower())
     if unit is None:
         raise UserError(f"{name}: {span!r} has the unknown unit {match[3]!r}; {_HINT}.")
-    if unit == "%":
-        value = value * total_steps / 100
-    elif unit == "tokens":
-        value = value / tokens_per_step
-    elif value.denominator != 1:
-        raise UserError(f"{name}: {span!r} is not a whole number of steps.")
-    return max(1, math.floor(value + Fraction(1, 2))) if value else 0
+    if unit == "steps":
+        if value.denominator != 1:
+            raise UserError(f"{name}: {span!r} is not a whole number of steps.")
+        return int(value)
+    whole = batch.first(total_steps)
+    tokens = value * whole / 100 if unit == "%" else value
+    if not tokens:
+        return 0
+    if not ends:
+        return max(1, batch.nearest(tokens, later=True))
+    if tokens > whole:  # longer than the run, as the caller will say
+        return total_steps + math.floor((tokens - whole) / batch.size(0) + Fraction(1, 2))
+    return max(1, total_steps - batch.nearest(whole - tokens, later=False))
 
 
 def factor(
@@ -68,6 +81,7 @@ def factor(
     decay_start: int | None = None,
     final: float = 0.0,
     shape: DecayShape = "linear",
+    batch: BatchSizes = BatchSizes.one(1),
 ) -> float:
     """Compute the factor of the peak learning rate at an optimizer step.
 
@@ -84,9 +98,11 @@ def factor(
         decay_start: First step of the decay of "wsd".
         final: Factor at the end of the decay.
         shape: Decay of "wsd": "linear", "1-sqrt" (Hägele et al. 2024) or "cosine".
+        batch: Tokens of the optimizer steps, with which warm-up and decay move. One size for all
+            is any size.
     """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return batch.first(step + 1) / batch.first(warmup_steps)
     if kind == "constant":
         return 1.0
     if kind == "wsd":
@@ -96,7 +112,8 @@ def factor(
         start, shape = warmup_steps, kind
     if step >= total_steps:
         return final
-    done = max(0, step - start) / max(1, total_steps - start)
+    begin = batch.first(start)
+    done = max(0, batch.first(step) - begin) / max(1, batch.first(total_steps) - begin)
     if shape == "cosine":
         left = 0.5 * (1.0 + math.cos(math.pi * done))
     elif shape == "1-sqrt":
@@ -138,12 +155,13 @@ class Schedule:
                 " learning rate."
             )
 
-    def in_steps(self, total_steps: int, tokens_per_step: int) -> Callable[[int], float]:
+    def in_steps(self, total_steps: int, batch: BatchSizes) -> Callable[[int], float]:
         """Resolve the spans for one run.
 
         Args:
             total_steps: Optimizer steps of the run.
-            tokens_per_step: Tokens of one optimizer step, all micro-batches and ranks together.
+            batch: Tokens of the optimizer steps, all micro-batches and ranks together. Rates follow
+                the plan: a step that is left out later moves none of those before it.
 
         Returns:
             The factor as a function of the step; it can be pickled and given to
@@ -156,7 +174,8 @@ class Schedule:
             raise UserError(
                 f"schedule: a run needs at least one optimizer step, found {total_steps}."
             )
-        warmup = span_to_steps(self.warmup, total_steps, tokens_per_step, name="schedule.warmup")
+        batch = batch.planned
+        warmup = span_to_steps(self.warmup, total_steps, batch, name="schedule.warmup")
         if warmup > total_steps:
             raise UserError(
                 f"schedule.warmup: {self.warmup!r} is {warmup} steps, longer than the run of"
@@ -166,12 +185,12 @@ class Schedule:
         if self.kind == "wsd":
             if self.decay_start is not None:
                 start = span_to_steps(
-                    self.decay_start, total_steps, tokens_per_step, name="schedule.decay_start"
+                    self.decay_start, total_steps, batch, name="schedule.decay_start"
                 )
                 setting = f"schedule.decay_start: {self.decay_start!r}"
             else:
                 start = total_steps - span_to_steps(
-                    self.decay, total_steps, tokens_per_step, name="schedule.decay"
+                    self.decay, total_steps, batch, name="schedule.decay", ends=True
                 )
                 setting = f"schedule.decay: {self.decay!r}"
             if not warmup <= start <= total_steps:
@@ -188,8 +207,9 @@ class Schedule:
             decay_start=start,
             final=self.final,
             shape=self.shape,
+            batch=batch,
         )
 
-    def factor(self, step: int, total_steps: int, tokens_per_step: int) -> float:
+    def factor(self, step: int, total_steps: int, batch: BatchSizes) -> float:
         """Compute the factor of one optimizer step; see `in_steps`."""
-        return self.in_steps(total_steps, tokens_per_step)(step)
+        return self.in_steps(total_steps, batch)(step)

@@ -1,13 +1,15 @@
 """Weight average: a moving average of the weights of a run, by half-life in tokens.
 
-After update m the average holds the weights of earlier updates with shares that halve with every
-half-life. It is divided by the sum of the shares, so that it says nothing of the weights before the
+After an update the average holds the weights of earlier updates with shares that halve with every
+half-life, each in proportion to the tokens since the update before it, which differ where the batch
+does. It is divided by the sum of the shares, so that it says nothing of the weights before the
 first update. The averages lie beside the optimizer's moments, in the state of each parameter: they
 are sharded, saved, moved and restored as those are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError
 
 STATE = "average"
@@ -31,23 +34,24 @@ class WeightAverage:
     Args:
         optimizer: Any optimizer; its parameters are fp32.
         half_life: In tokens.
-        tokens_per_step: Inputs of an optimizer step.
+        batch: Inputs of the optimizer steps.
 
     Raises:
         UserError: A parameter has another type, in which small steps are lost.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, half_life: float, tokens_per_step: int
+        self, optimizer: torch.optim.Optimizer, *, half_life: float, batch: BatchSizes
     ) -> None:
         self.optimizer = optimizer
-        steps = half_life / tokens_per_step
-        self.every = max(1, int(steps / UPDATES))
+        self.half_life = half_life
+        self.batch = batch
+        self.every = max(1, int(half_life / batch.largest / UPDATES))
         """Optimizer steps from one update to the next."""
-        self.share = 1.0 - 2.0 ** (-self.every / steps)
-        """What the newest weights count at an update, once the average is old."""
+        self.begin = 0
+        """Optimizer step with which the average begins; that of a fork may do so later."""
         self.seen = 0
-        """Optimizer steps."""
+        """Optimizer steps since then."""
         types = {p.dtype for p in self._parameters() if p.dtype != torch.float32}
         if types:
             raise UserError(
@@ -57,6 +61,11 @@ class WeightAverage:
             )
         # A sharded optimizer is restored into what its first step has made.
         optimizer.register_step_post_hook(lambda *_: self._make())
+
+    def resume(self, stored: Mapping[str, Any], *, step: int) -> None:
+        """Go on at a step with what a checkpoint holds beside the tensors, or begin there."""
+        self.seen = stored.get("seen", 0)
+        self.begin = step - self.seen
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -74,11 +83,17 @@ class WeightAverage:
         self.seen += 1
         if self.seen % self.every:
             return
-        number = self.seen // self.every
-        share = self.share / (1.0 - (1.0 - self.share) ** number)
+        end = self.begin + self.seen
+        # The shares of all updates add up to that of the tokens since the begin.
+        share = self._gone(end - self.every, end) / self._gone(self.begin, end)
         parameters = self._parameters()
         averages = [_local(self.optimizer.state[p][STATE]) for p in parameters]
         torch._foreach_lerp_(averages, [_local(p) for p in parameters], share)
+
+    def _gone(self, begin: int, end: int) -> float:
+        """Return by how much the share of something falls between two steps."""
+        tokens = self.batch.first(end) - self.batch.first(begin)
+        return -math.expm1(-math.log(2) * tokens / self.half_life)
 
     def stored(self, names: Mapping[int, str]) -> dict[str, Any]:
         """Return what a checkpoint holds of the average beside its tensors.

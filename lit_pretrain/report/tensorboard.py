@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_pretrain.batch_sizes import BatchSizes
+
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -248,7 +250,7 @@ TensorBoard leaves out the runs whose value is of another type, so these are alw
 def hyper_parameters(
     config: Mapping[str, Any],
     *,
-    batch: int,
+    batch: BatchSizes,
     parameters: int,
     stage: str,
     objective: str,
@@ -259,16 +261,16 @@ def hyper_parameters(
 
     Args:
         config: Resolved config, as it is saved.
-        batch: Input tokens of an optimizer step.
+        batch: Input tokens of the optimizer steps; shown is that of the last one.
         parameters: Of the network.
         stage: The verb, with the adapter if there is one.
         objective: Class name of the objective.
     """
     first: dict[str, float | str | bool] = {
         "1 learning rate": _peak_rate(config["model"]),
-        "2 batch (tokens)": batch,
+        "2 batch (tokens)": batch.size(config["max_steps"] - 1),
         "3 parameters": parameters,
-        "4 tokens": batch * config["max_steps"],
+        "4 tokens": batch.first(config["max_steps"]),
         "5 stage": stage,
         "6 objective": objective,
     }

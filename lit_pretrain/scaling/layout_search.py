@@ -93,8 +93,9 @@ def search_layouts(
                 found[axes] = candidate
     if not tried:
         raise UserError(
-            f"a step of {counted(layout.step_rows or 0, 'rows')} cannot be divided over"
-            f" {devices:,} devices: set data.global_batch_tokens to a multiple of"
+            f"a step of {counted(layout.divided_rows or 0, 'rows')} cannot be divided over"
+            f" {devices:,} devices: set data.global_batch_tokens, or all sizes of"
+            " data.batch_schedule, to a multiple of"
             f" {devices * layout.seq_len:,}, or split rows with parallel.cp or matrices with"
             " parallel.tp"
         )
@@ -133,10 +134,10 @@ def _candidates(
 ) -> Iterator[LayoutCandidate]:
     """Yield a mesh with every micro-batch that the step allows."""
     groups = axes.devices // axes.together
-    if layout.step_rows is None:
+    if layout.step_rows is None or layout.divided_rows is None:
         choices = [2**i for i in range(_MOST_ROWS.bit_length())]
         of_group = None
-    elif layout.step_rows % groups:
+    elif layout.divided_rows % groups:
         return
     else:
         of_group = layout.step_rows // groups

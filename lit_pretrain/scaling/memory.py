@@ -70,7 +70,11 @@ class Layout:
     group: int = 1
     """Rows that one row of data becomes: two for a pair, one per answer for a prompt."""
     step_rows: int | None = None
-    """Rows of data in an optimizer step over all devices; None where the step is not known."""
+    """Rows of data in an optimizer step over all devices; None where the step is not known. Of
+    several sizes it is the step that takes the most memory.
+    """
+    common_rows: int | None = None
+    """What the rows of all steps are a multiple of, where they have several sizes."""
     devices: int = 1
     sharding: Sharding = "none"
     """none: one device. ddp: all state on every device. fsdp: state in parts (FSDP2: blocks
@@ -136,6 +140,11 @@ class Layout:
             return None
         groups = self.devices // self.together
         return self.step_rows * self.group // (self.rows * groups)
+
+    @property
+    def divided_rows(self) -> int | None:
+        """Return the rows that devices must divide; None where the step is not known."""
+        return self.step_rows if self.common_rows is None else self.common_rows
 
     @property
     def shards(self) -> int:
@@ -496,8 +505,8 @@ def remedies(config: ModelConfig, layout: Layout, limit: float) -> list[str]:
         )
         counts = [2**i for i in range(1, 15) if layout.sharding != "fsdp" or 2**i > layout.devices]
         counts = [n for n in counts if n % (layout.copies * layout.together) == 0]
-        if layout.step_rows is not None:
-            counts = [n for n in counts if layout.step_rows % (n // layout.together) == 0]
+        if layout.divided_rows is not None:
+            counts = [n for n in counts if layout.divided_rows % (n // layout.together) == 0]
         spread = {"sharding": "fsdp", "checkpointing": checkpointing}
         wide = [n for n in counts if fits(devices=n, rows=_rows_on(layout, n), **spread)]
         if wide:

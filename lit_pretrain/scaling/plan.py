@@ -6,11 +6,14 @@ A `Question` describes the run; `make_plan` answers it with values that JSON has
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.model.config import (
     Checkpointing,
     ModelConfig,
@@ -46,7 +49,7 @@ from lit_pretrain.scaling.planner import (
     solve,
 )
 from lit_pretrain.scaling.published import DEFAULT, PublishedLaw, find_law, published_law
-from lit_pretrain.step_size import StepSize, counted
+from lit_pretrain.step_size import StepSize, counted, fullest
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -78,10 +81,10 @@ class Question:
     """Number of devices; None to solve for it."""
     stage: StageName = "pretrain"
     lora_rank: int = 16
-    step: StepSize | None = None
-    """Size of an optimizer step; None where it is not known."""
-    step_tokens: int | None = None
-    """Tokens per optimizer step."""
+    steps: Sequence[StepSize] = ()
+    """The different sizes of an optimizer step; none where it is not known."""
+    batch_tokens: BatchSizes | None = None
+    """Tokens of the optimizer steps."""
     optimizer: str = "AdamW"
     """Its name."""
     fixed_rows: bool = False
@@ -131,12 +134,23 @@ class FlopsReport(TypedDict):
     causal: float
 
 
+class BatchReport(TypedDict):
+    """A size of the batch, and how many steps of a run have it."""
+
+    from_tokens: int
+    tokens: int
+    steps: float
+
+
 class LengthReport(TypedDict):
     """Length of the run."""
 
     tokens: float
     steps: float | None
     tokens_per_step: int | None
+    """Of the last step, where they differ."""
+    batches: list[BatchReport]
+    """The sizes that the run comes to, in their order; none where the step is not known."""
     flops: float
     flops_6nd: float
     tokens_per_parameter: float
@@ -365,7 +379,7 @@ def make_plan(question: Question) -> Plan:
         flops_per_token=cost.flops_per_token, rate=Rate(_rate(q, cost), q.goodput),
         devices=q.devices, price=q.price,
         tokens=q.tokens, flops=q.flops, dollars=q.dollars, seconds=q.seconds,
-        step_rows=q.layout.step_rows,
+        step_rows=q.layout.divided_rows,
     )  # fmt: skip
     spread = q.devices is None and budget.devices != q.layout.devices
     layout, noted = _spread(q, budget.devices) if spread else (q.layout, ())
@@ -428,14 +442,19 @@ def _spread(q: Question, devices: int) -> tuple[memory.Layout, tuple[Assumption,
     layout = q.layout
     sharding = "ddp" if layout.sharding == "none" and devices > 1 else layout.sharding
     layout = dataclasses.replace(layout, devices=devices, sharding=sharding)
-    if q.step is None:
+    if not q.steps:
         return layout, ()
     asked = layout.rows // layout.group
-    division = q.step.divide(devices, asked, fixed=q.fixed_rows)
-    said, rows = q.step.lowered(division, asked), division.micro_batch_size
+    divisions = [step.divide(devices, asked, fixed=q.fixed_rows) for step in q.steps]
+    size, division = fullest(q.steps, divisions)
+    rows = division.micro_batch_size
+    said = size.lowered(division, asked)
     noted = () if said is None else (Assumption("micro-batch", counted(rows, "rows"), said),)
-    accumulates = division.micro_batches > 1
-    return dataclasses.replace(layout, rows=rows * layout.group, accumulates=accumulates), noted
+    accumulates = any(each.micro_batches > 1 for each in divisions)
+    layout = dataclasses.replace(
+        layout, rows=rows * layout.group, accumulates=accumulates, step_rows=size.rows
+    )
+    return layout, noted
 
 
 def _trained(counts: ParameterCounts, cost: StageCost) -> int:
@@ -443,17 +462,31 @@ def _trained(counts: ParameterCounts, cost: StageCost) -> int:
 
 
 def _length(q: Question, budget: Budget, counts: ParameterCounts) -> LengthReport:
-    tokens = budget.tokens
+    tokens, batch = budget.tokens, q.batch_tokens
+    steps = None if batch is None else batch.at(tokens)
     return {
         "tokens": tokens,
-        "steps": None if q.step_tokens is None else tokens / q.step_tokens,
-        "tokens_per_step": q.step_tokens,
+        "steps": steps,
+        "tokens_per_step": (
+            None if batch is None or steps is None else batch.size(max(0, math.ceil(steps) - 1))
+        ),
+        "batches": [] if batch is None or steps is None else _batches(batch, steps),
         "flops": budget.flops,
         "flops_6nd": 6.0 * counts.total * tokens,
         "tokens_per_parameter": tokens / counts.total,
         "unique_tokens": q.unique_tokens,
         "epochs": None if q.unique_tokens is None else tokens / q.unique_tokens,
     }
+
+
+def _batches(batch: BatchSizes, steps: float) -> list[BatchReport]:
+    """List the sizes that a run of some steps comes to."""
+    ends = [*batch.begins[1:], math.inf]
+    return [
+        {"from_tokens": batch.until(begin), "tokens": size, "steps": min(end, steps) - begin}
+        for begin, size, end in zip(batch.begins, batch.sizes, ends, strict=True)
+        if begin < steps
+    ]
 
 
 def _time(q: Question, budget: Budget, cost: StageCost) -> TimeReport:

@@ -471,18 +471,16 @@ class Stage(L.LightningModule):
             ]
             roles[SCORE_KEY] = "head"
         optimizer = self.optimizer_recipe.build(trained, roles)
-        total, tokens = self.trainer.max_steps, self.contract.global_batch_tokens
+        total, batch = self.trainer.max_steps, self.contract.batch_tokens
         if self.transfer is not None:
             scales = parameter_scales(self.config, self.transfer, roles)
             scales[SCORE_KEY] = score_scale(self.config, self.transfer)
-            factors = self.transfer.step_factors(tokens, total * tokens)
+            factors = self.transfer.step_factors(batch.sizes[-1], batch.planned.first(total))
             transfer_groups_(optimizer, self.optimizer_recipe, trained, scales, factors)
         self._settings = group_settings(optimizer)
         if self.ema_half_life is not None:
-            self.average = WeightAverage(
-                optimizer, half_life=self.ema_half_life, tokens_per_step=tokens
-            )
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, tokens))
+            self.average = WeightAverage(optimizer, half_life=self.ema_half_life, batch=batch)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total, batch))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -499,7 +497,7 @@ class Stage(L.LightningModule):
             UserError: A fork's optimizer needs moments that the checkpoint does not hold.
         """
         if self.average is not None:
-            self.average.seen = self._averaged.get("seen", 0)
+            self.average.resume(self._averaged, step=self.global_step)
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         if self.new_settings:

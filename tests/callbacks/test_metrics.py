@@ -15,6 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.checkpoint.network import model_config
@@ -195,7 +196,7 @@ def made(sink: list[tuple[int, dict[str, float]]], **options: Any) -> Metrics:
     settings: dict[str, Any] = {
         "every": 2,
         "sources": ("a", "b"),
-        "tokens_per_step": 100,
+        "batch": BatchSizes.one(100),
         "flops_per_token": 1e6,
         "peak": None,
     }

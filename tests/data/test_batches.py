@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.batch import IGNORE_INDEX
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.corpus.rows import TokenRow
 from lit_pretrain.data.batches import (
     PAD_ROW,
@@ -142,7 +143,7 @@ def test_the_ranks_of_a_step_read_its_samples_once(
     division, rows = step_size.divide(world, micro), step_size.rows
     assert (division.micro_batch_size, division.micro_batches) == (micro, accumulation)
     ranks = [
-        StepSampler(rows=rows, rank=rank, world_size=world, first_step=first)
+        StepSampler(batch=BatchSizes.one(rows), rank=rank, world_size=world, first_step=first)
         for rank in range(world)
     ]
     for step, parts in enumerate(islice(zip(*ranks, strict=True), 3), start=first):
@@ -166,10 +167,13 @@ def test_ranks_share_what_is_held_out_in_batches_of_one_shape(
     assert sorted(n for n in read if n != PAD_ROW) == list(range(samples))
 
 
+SIX = BatchSizes.one(6)
+
+
 def test_resuming_goes_on_with_the_next_step() -> None:
-    whole = islice(StepSampler(rows=6, rank=1, world_size=2, first_step=0), 10)
+    whole = islice(StepSampler(batch=SIX, rank=1, world_size=2, first_step=0), 10)
     assert list(whole)[4:] == list(
-        islice(StepSampler(rows=6, rank=1, world_size=2, first_step=4), 6)
+        islice(StepSampler(batch=SIX, rank=1, world_size=2, first_step=4), 6)
     )
 
 
@@ -177,13 +181,13 @@ def test_steps_end_with_the_last_one_that_the_order_fills() -> None:
     """Whoever reads ahead must not ask for more."""
     for samples, steps in ((17, 2), (18, 3), (23, 3)):
         assert (
-            len(list(StepSampler(rows=6, rank=1, world_size=2, first_step=0, samples=samples)))
+            len(list(StepSampler(batch=SIX, rank=1, world_size=2, first_step=0, samples=samples)))
             == steps
         )
-    assert list(StepSampler(rows=6, rank=0, world_size=2, first_step=2, samples=18)) == [
+    assert list(StepSampler(batch=SIX, rank=0, world_size=2, first_step=2, samples=18)) == [
         [12, 13, 14]
     ]
-    assert not list(StepSampler(rows=6, rank=0, world_size=2, first_step=3, samples=18))
+    assert not list(StepSampler(batch=SIX, rank=0, world_size=2, first_step=3, samples=18))
 
 
 # ---------------------------------------------------------------------- datasets

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim import Schedule, span_to_steps
 
 TOKENS = 4096
+BATCH = BatchSizes.one(TOKENS)
 
 
 @given(
@@ -26,7 +28,7 @@ def test_factors_lie_between_zero_and_one_and_end_where_they_should(
     schedule = Schedule(
         kind=kind, warmup=f"{warmup} steps", decay=f"{decay} steps", final=final, shape=shape
     )
-    factors = [schedule.factor(step, total, TOKENS) for step in range(total + 1)]
+    factors = [schedule.factor(step, total, BATCH) for step in range(total + 1)]
     assert all(-1e-12 <= f <= 1 + 1e-12 for f in factors)
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(factors[:warmup]))
     end = 1.0 if kind == "constant" else final
@@ -37,8 +39,8 @@ def test_factors_lie_between_zero_and_one_and_end_where_they_should(
 def test_spans_in_tokens_and_in_steps_agree(total: int, steps: int) -> None:
     in_tokens = Schedule(kind="wsd", warmup=f"{steps * TOKENS} tokens", decay="10 steps")
     in_steps = Schedule(kind="wsd", warmup=f"{steps} steps", decay=f"{10 * TOKENS} tokens")
-    assert [in_tokens.factor(s, total, TOKENS) for s in range(total)] == [
-        in_steps.factor(s, total, TOKENS) for s in range(total)
+    assert [in_tokens.factor(s, total, BATCH) for s in range(total)] == [
+        in_steps.factor(s, total, BATCH) for s in range(total)
     ]
 
 
@@ -50,8 +52,8 @@ def test_a_decay_fork_continues_the_stable_phase(total: int, start: int) -> None
         kind="wsd", warmup="5 steps", decay=f"{total - start} steps", decay_start=f"{start} steps"
     )
     for step in range(start):
-        assert fork.factor(step, total, TOKENS) == stable.factor(step, 10 * total, TOKENS)
-    assert fork.factor(total, total, TOKENS) == pytest.approx(0.0, abs=1e-9)
+        assert fork.factor(step, total, BATCH) == stable.factor(step, 10 * total, BATCH)
+    assert fork.factor(total, total, BATCH) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -67,15 +69,15 @@ def test_a_decay_fork_continues_the_stable_phase(total: int, start: int) -> None
     ],
 )
 def test_spans(span: str, steps: int) -> None:
-    assert span_to_steps(span, 1000, TOKENS) == steps
+    assert span_to_steps(span, 1000, BATCH) == steps
 
 
 @pytest.mark.parametrize("span", ["ten steps", "5 apples", "-3 steps", "7", "", "%"])
 def test_bad_spans_are_refused(span: str) -> None:
     with pytest.raises(UserError):
-        span_to_steps(span, 1000, TOKENS)
+        span_to_steps(span, 1000, BATCH)
 
 
 def test_a_warm_up_and_decay_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError):
-        Schedule(kind="wsd", warmup="80 steps", decay="80 steps").factor(0, 100, TOKENS)
+        Schedule(kind="wsd", warmup="80 steps", decay="80 steps").factor(0, 100, BATCH)

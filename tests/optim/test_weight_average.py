@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim.weight_average import STATE, UPDATES, WeightAverage
 
@@ -15,7 +16,7 @@ def trained(
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(3, 2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    average = WeightAverage(optimizer, half_life=half_life, tokens_per_step=tokens)
+    average = WeightAverage(optimizer, half_life=half_life, batch=BatchSizes.one(tokens))
     history = []
     for _ in range(steps):
         weight.grad = torch.randn_like(weight)
@@ -56,9 +57,9 @@ def test_it_goes_on_from_a_saved_state_to_the_bit() -> None:
     first, begun, _ = trained(4, half_life=300.0)
     weight = nn.Parameter(history[3].clone())
     second = torch.optim.SGD([weight], lr=0.1)
-    average = WeightAverage(second, half_life=300.0, tokens_per_step=100)
+    average = WeightAverage(second, half_life=300.0, batch=BatchSizes.one(100))
     second.load_state_dict(begun.state_dict())
-    average.seen = first.seen
+    average.resume({"seen": first.seen}, step=4)
     for after in history[4:]:
         with torch.no_grad():
             weight.copy_(after)
@@ -69,4 +70,4 @@ def test_it_goes_on_from_a_saved_state_to_the_bit() -> None:
 def test_weights_in_bf16_are_refused() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))], lr=0.1)
     with pytest.raises(UserError, match="the weights are bfloat16"):
-        WeightAverage(optimizer, half_life=1.0, tokens_per_step=1)
+        WeightAverage(optimizer, half_life=1.0, batch=BatchSizes.one(1))

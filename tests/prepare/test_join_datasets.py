@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.corpus.manifest import SPLITS, Manifest, verify
 from lit_pretrain.data.text.mixture import Mixture, make_order
 from lit_pretrain.data.text.order import Tracer
@@ -149,7 +150,7 @@ def test_a_row_is_traced_to_its_file(
     out = tmp_path / "all"
     whole = join(str(out), [str(folder / "a"), str(folder / "b")])
     order = make_order(
-        whole, Mixture(), seq_len=32, global_batch_tokens=128, seed=0, cycle=64, shuffle_chunks=1
+        whole, Mixture(), seq_len=32, batch=BatchSizes.one(128), seed=0, cycle=64, shuffle_chunks=1
     )
     rows = list(Tracer(out, whole, order, seq_len=32).rows(range(40)))
     assert {row.source for row in rows} == set(whole.sources)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.report.tensorboard import hyper_parameters, layout, loss_section, tag_of
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -100,7 +101,9 @@ def config(**trainer: Any) -> dict[str, Any]:
 
 
 def of(config: dict[str, Any]) -> dict[str, Any]:
-    return hyper_parameters(config, batch=64, parameters=10, stage="fit", objective="DPO")
+    return hyper_parameters(
+        config, batch=BatchSizes.one(64), parameters=10, stage="fit", objective="DPO"
+    )
 
 
 def test_hyper_parameters_begin_with_what_one_compares_by_and_hold_the_whole_config() -> None:

@@ -25,6 +25,7 @@ from lit_pretrain.batch import (
     PolicyBatch,
     PreferenceBatch,
 )
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.callbacks.metrics import Metrics
 from lit_pretrain.checkpoint.weights import load_weights
 from lit_pretrain.errors import UserError
@@ -569,7 +570,7 @@ def test_every_metric_reaches_the_sinks_and_validation(parent: Path) -> None:
     metrics = Metrics(
         every=2,
         sources=["a", "b"],
-        tokens_per_step=2 * PAIRS * T,
+        batch=BatchSizes.one(2 * PAIRS * T),
         flops_per_token=1.0,
         peak=None,
         sinks=[lambda step, v: told.append(v)],
@@ -613,7 +614,7 @@ def test_the_unfinished_window_is_kept_with_its_metrics(parent: Path, tmp_path: 
         metrics = Metrics(
             every=4,
             sources=["a", "b"],
-            tokens_per_step=2 * PAIRS * T,
+            batch=BatchSizes.one(2 * PAIRS * T),
             flops_per_token=1.0,
             peak=None,
             sinks=[lambda s, v: told.append(v)],

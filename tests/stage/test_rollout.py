@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import IGNORE_INDEX, Asking, DataContract, PolicyBatch, PromptBatch
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.data.batches import StepSampler
 from lit_pretrain.errors import UserError
 from lit_pretrain.generate.completions import Completions
@@ -98,7 +99,7 @@ class Prompts(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         sampler = StepSampler(
-            rows=ROWS,
+            batch=BatchSizes.one(ROWS),
             rank=self.rank,
             world_size=self.ranks,
             first_step=self.trainer.global_step,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch, DataContract
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import DivergedError, UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
@@ -68,7 +69,7 @@ class Made(L.LightningDataModule):
             "sources": ("a", "b", "c"), "vocab_size": V, "tokenizer_hash": "t",
             "manifest_hash": "m",
             "token_bytes": tuple(n % 5 for n in range(V)), "seq_len": T,
-            "global_batch_tokens": ROWS * T,
+            "batch_tokens": BatchSizes.one(ROWS * T),
         }  # fmt: skip
         self.contract = DataContract(**{**facts, **contract})
 

@@ -40,7 +40,10 @@ OTHER_NAMES: dict[str, str] = {
     " gradient_accumulation_steps accumulate_grad_batches grad_accum grad_accumulation"
     " gradient_accumulation accumulation_steps tokens_per_step tokens_per_batch bs",
     "data.global_batch_rows": "batch_size global_batch_size total_batch_size bs"
-    " gradient_accumulation_steps accumulate_grad_batches grad_accum accumulation_steps",
+    " gradient_accumulation_steps accumulate_grad_batches grad_accum accumulation_steps"
+    " batch_schedule",
+    "data.batch_schedule": "rampup_batch_size batch_size_warmup batch_warmup batch_size_schedule"
+    " batch_ramp batch_size_ramp batch_rampup",
     "data.num_workers": "workers dataloader_num_workers data_workers num_loader_workers",
     "data.weights": "mixture data_mix mix proportions mixing_weights sampling_weights",
     "data.val_tokens": "eval_iters eval_tokens limit_val_batches max_eval_samples",

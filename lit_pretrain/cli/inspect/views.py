@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.checkpoint.layout import artefact_folder, best_record, checkpoints, step_of
 from lit_pretrain.checkpoint.lineage import Lineage, StageRecord, source_lines
@@ -62,14 +63,15 @@ def order(
     manifest = Manifest.load(where)
     skips = Skips.parse(_config(run).get("skip_steps")) | read_skips(Path(run))
     plan = order_of(manifest, data, skips)
-    rows = data["global_batch_tokens"] // data["seq_len"]
+    batch = BatchSizes.of(data, skips).over(data["seq_len"])
     tracer = Tracer(where, manifest, plan, seq_len=data["seq_len"])
     lines = []
     for s in range(step, step + steps):
+        begin = batch.first(s)
         if not json_lines:
             place = f", which is step {skips.place(s)} without skips" if skips else ""
-            lines.append(f"step {s}: samples {s * rows} to {(s + 1) * rows - 1}{place}")
-        for row in tracer.rows(range(s * rows, (s + 1) * rows)):
+            lines.append(f"step {s}: samples {begin} to {begin + batch.size(s) - 1}{place}")
+        for row in tracer.rows(range(begin, begin + batch.size(s))):
             names = [
                 full_origin(manifest.sources[row.source], document.origin)
                 for document in row.documents

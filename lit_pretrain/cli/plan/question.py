@@ -5,13 +5,15 @@ Every gap is filled as `fit` fills it, and listed with its source as an `Assumpt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from lit_pretrain.batch_sizes import BATCH_SETTINGS, BatchSizes, scheduled_batches
 from lit_pretrain.cli.plan import PlanSettings
 from lit_pretrain.cli.train.fit_plan import answers, frozen_parameters, trained_share
 from lit_pretrain.cli.train.resolve import (
@@ -48,7 +50,14 @@ from lit_pretrain.scaling.flops import (
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
-from lit_pretrain.step_size import MeshSizes, StepSize, counted
+from lit_pretrain.step_size import (
+    MeshSizes,
+    StepSize,
+    common_rows,
+    counted,
+    fullest,
+    sizes_in_tokens,
+)
 
 GOODPUT = Utilization(
     0.9, "Llama Team 2024, section 3.3.4: more than 90 % effective training time on 16,384 GPUs"
@@ -104,10 +113,10 @@ class StepLayout:
     seq_len: int
     rows: int
     """Samples of a micro-batch on one device."""
-    size: StepSize | None = None
-    """None for a bare shape without data.global_batch_tokens."""
-    tokens: int | None = None
-    """Tokens of the step over all devices; None as above."""
+    sizes: Sequence[StepSize] = ()
+    """None for a bare shape without data.global_batch_tokens and data.batch_schedule."""
+    tokens: BatchSizes | None = None
+    """Tokens of the steps over all devices; None as above."""
     group: int = 1
     """Sequences that the network sees for each sample."""
     fixed: bool = False
@@ -134,7 +143,7 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
             f" model.net.max_seq_len={net.max_seq_len}"
         )
     if not own_step:
-        step = replace(step, size=None, tokens=None)
+        step = replace(step, sizes=(), tokens=None)
     device = _device(settings.device)
     precision, dtype = _precision(config.trainer.precision, settings.dtype, noted)
     devices = settings.devices or _devices_of(config.trainer)
@@ -161,7 +170,7 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     utilization = _utilization(settings, device, dtype, noted)
     return Question(
         net=net, layout=layout, devices=devices, stage=stage, lora_rank=rank,
-        step=step.size, step_tokens=step.tokens, fixed_rows=step.fixed,
+        steps=step.sizes, batch_tokens=step.tokens, fixed_rows=step.fixed,
         optimizer=optimizer_of(cli.config).name,
         device=device, dtype=dtype,
         mfu=utilization, tokens_per_second=settings.tokens_per_second,
@@ -210,7 +219,7 @@ def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> S
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise UserError(f"data.{name}={size} must be positive")
-    seq_len, rows, total = sizes.values()
+    seq_len, rows, _ = sizes.values()
     if seq_len is None:
         seq_len = net.max_seq_len
         why = "its max_seq_len: a bare shape"
@@ -218,8 +227,19 @@ def _bare_step(given: Namespace, net: ModelConfig, noted: list[Assumption]) -> S
     if rows is None:
         rows = 1
         noted.append(Assumption("data.micro_batch_size", "1", "the least: a bare shape"))
-    size = None if total is None else StepSize(total, seq_len)
-    return StepLayout(seq_len, rows, size, total)
+    said = {name: given.get(f"data.{name}") for name in BATCH_SETTINGS}
+    if all(value is None for value in said.values()):
+        return StepLayout(seq_len, rows)
+    said["batch_schedule"] = scheduled_batches(_plain(said["batch_schedule"]))
+    batch, scheduled = BatchSizes.of(said), said["batch_schedule"] is not None
+    return StepLayout(seq_len, rows, sizes_in_tokens(batch, seq_len, scheduled=scheduled), batch)
+
+
+def _plain(entries: Sequence[Any] | None) -> list[Any] | None:
+    """Read the entries of a list that the parser has not made into objects."""
+    if entries is None:
+        return None
+    return [entry.as_dict() if isinstance(entry, Namespace) else entry for entry in entries]
 
 
 def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> StepLayout:
@@ -230,7 +250,7 @@ def _step(given: Namespace, data: BaseData, noted: list[Assumption]) -> StepLayo
         if settings.get(name) is None and value is not None:
             noted.append(Assumption(f"data.{name}", f"{value:,}", "the default of `fit`"))
     return StepLayout(
-        data.seq_len, data.micro_batch_size, data.step_size, data.tokens_per_step,
+        data.seq_len, data.micro_batch_size, data.step_sizes, data.batch_tokens,
         data.sequences_per_row, data.micro_batch_is_fixed,
     )  # fmt: skip
 
@@ -242,11 +262,16 @@ def _layout(
     config, rows, accumulates = cli.config, step.rows, False
     sizes = mesh_of(config, devices) or MeshSizes()
     check_sizes(sizes, net, step.seq_len)
-    if step.size is not None:
-        division = step.size.divide(devices, rows, fixed=step.fixed, together=sizes.together)
-        said, rows = step.size.lowered(division, rows), division.micro_batch_size
+    step_rows = None
+    if step.sizes:
+        divisions = [
+            size.divide(devices, rows, fixed=step.fixed, together=sizes.together)
+            for size in step.sizes
+        ]
+        size, division = fullest(step.sizes, divisions)
+        said, rows, step_rows = size.lowered(division, rows), division.micro_batch_size, size.rows
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
-        accumulates = division.micro_batches > 1
+        accumulates = any(each.micro_batches > 1 for each in divisions)
     optimizer = optimizer_of(config)
     averages = 0 if config.model.ema_half_life is None else 1
     moments = {role: optimizer.moments(role) + averages for role in ROLES}
@@ -260,7 +285,7 @@ def _layout(
     )
     return Layout(
         rows=rows * step.group, group=step.group, seq_len=step.seq_len,
-        step_rows=None if step.size is None else step.size.rows,
+        step_rows=step_rows, common_rows=common_rows(step.sizes),
         devices=devices,
         sharding=sharding_of(config.trainer.strategy, parallel_in(config), devices),
         copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
@@ -453,10 +478,11 @@ def _length(
         )
     if step.tokens is None:
         raise UserError(
-            f"{name} is a length only with data.global_batch_tokens: give that, or max_tokens"
+            f"{name} is a length only with data.global_batch_tokens or data.batch_schedule: give"
+            " one of them, or max_tokens"
         )
-    steps = _steps_of(value, data, noted) if name == "max_epochs" and data else value
-    return Length(tokens=float(steps * step.tokens))
+    steps = _steps_of(value, data, noted) if name == "max_epochs" and data else int(value)
+    return Length(tokens=float(step.tokens.first(steps)))
 
 
 def _default_length(data: BaseData | None) -> tuple[str, float | None]:

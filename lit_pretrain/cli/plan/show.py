@@ -105,11 +105,12 @@ def _model_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _run_rows(plan: Plan) -> list[tuple[str, str]]:
     length, time, money = plan["length"], plan["time"], plan["money"]
-    steps = (
-        ""
-        if length["steps"] is None
-        else f" = {counted(round(length['steps']), 'steps')} of {length['tokens_per_step']:,}"
-    )
+    steps = ""
+    if length["steps"] is not None:
+        steps = f" = {counted(round(length['steps']), 'steps')} of {length['tokens_per_step']:,}"
+    if len(length["batches"]) > 1:
+        sizes = [f"{round(size['steps']):,} of {size['tokens']:,}" for size in length["batches"]]
+        steps = f" = {counted(round(length['steps'] or 0), 'steps')}: {', '.join(sizes)}"
     epochs = (
         ""
         if length["epochs"] is None or length["unique_tokens"] is None

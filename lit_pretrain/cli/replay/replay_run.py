@@ -337,7 +337,7 @@ class ReplayCLI(TrainCLI):
         metrics = Metrics(
             every=self.settings.log_every,
             sources=self.datamodule.sources,
-            tokens_per_step=self.data.tokens_per_step,
+            batch=self.data.batch_tokens,
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             peak=None,
             sinks=[self._keep],

@@ -133,11 +133,17 @@ def _check(settings: SweepSettings) -> None:
 def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question, Shared]:
     """Put the base config to `plan` as a question, and collect what all runs have in common."""
     from lit_pretrain.cli.plan.question import ask
+    from lit_pretrain.cli.train.resolve import settings_of
     from lit_pretrain.errors import UserError
     from lit_pretrain.optim import AdamW
     from lit_pretrain.scaling.sweep import Shared
 
     cli = parse_as_plan(base, settings)
+    if settings_of(cli.config.data).get("batch_schedule") is not None:
+        raise UserError(
+            "data.batch_schedule: the runs of a law have one batch each, by `rule` or of the base;"
+            " give data.global_batch_tokens in its place"
+        )
     optimizer = cli.config.model.optimizer.class_path
     if settings.rule != "none" and optimizer.rpartition(".")[2] != AdamW.__name__:
         raise UserError(
@@ -152,7 +158,7 @@ def _shared(base: Mapping[str, Any], settings: SweepSettings) -> tuple[Question,
         seq_len=question.layout.seq_len,
         micro_batch_size=question.layout.rows,
         devices=question.layout.devices,
-        batch_tokens=question.step_tokens,
+        batch_tokens=None if question.batch_tokens is None else question.batch_tokens.sizes[0],
         lr=arguments.get("lr"),
         unique_tokens=question.unique_tokens,
     )

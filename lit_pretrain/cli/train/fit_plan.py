@@ -34,7 +34,7 @@ from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
 from lit_pretrain.stage.origin import can_compile
 from lit_pretrain.stage.reference import resolve_reference
-from lit_pretrain.step_size import MeshSizes, counted
+from lit_pretrain.step_size import MeshSizes, common_rows, counted, fullest
 
 _PEAKS = {
     "loss": "when the loss is computed", "block backward": "in the backward pass",
@@ -68,13 +68,14 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
     )
     compiled = config.model.compile != "off" and can_compile(torch.device(device)) is None
     optimizer = optimizer_of(config)
-    division = data.divide(world)
+    size, division = fullest(data.step_sizes, divisions := data.divide(world))
     adapter = adapter_of(config)
     cost = None if adapter is None else adapter_cost(net_of(config), adapter)
     sizes = mesh_of(config, world) or MeshSizes()
     return Layout(
         rows=division.micro_batch_size * data.sequences_per_row, group=data.sequences_per_row,
-        seq_len=data.seq_len, step_rows=data.step_size.rows, devices=world,
+        seq_len=data.seq_len, step_rows=size.rows, common_rows=common_rows(data.step_sizes),
+        devices=world,
         sharding=sharding_of(config.trainer.strategy, parallel_in(config), world),
         copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
         precision=config.trainer.precision,
@@ -84,7 +85,7 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
             role: optimizer.moments(role) + (config.model.ema_half_life is not None)
             for role in ROLES
         },
-        accumulates=division.micro_batches > 1, device=device,
+        accumulates=any(each.micro_batches > 1 for each in divisions), device=device,
         trainable=trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
         added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
         frozen=frozen_parameters(config, data.provides), answering=answers(config, data, world),
@@ -138,7 +139,7 @@ def answers(config: Namespace, data: BaseData, world: int) -> Answering | None:
     engine = rollout.engine
     if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
         return None
-    prompts = -(-data.step_size.rows // world)
+    prompts = -(-max(size.rows for size in data.step_sizes) // world)
     every = Answering(
         prompts * data.sequences_per_row,
         prompts,
@@ -231,7 +232,7 @@ def fit_plan(
         data: Its data.
         gpu: The driver's name of the GPU; None on a CPU.
     """
-    counts, tokens = count_parameters(net), config.max_steps * data.tokens_per_step
+    counts, tokens = count_parameters(net), data.batch_tokens.first(config.max_steps)
     flops = (
         tokens
         * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training

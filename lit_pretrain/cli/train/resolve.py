@@ -106,6 +106,7 @@ def names_class(args: list[str], saved: Mapping[str, Any] | None = None) -> bool
 
 DATA_RIVALS = (
     ("data.global_batch_tokens", "data.global_batch_rows"),
+    ("data.global_batch_tokens", "data.batch_schedule"),
     ("data.path", "data.sources"),
     ("data.weights", "data.temperature"),
 )
@@ -312,6 +313,6 @@ def resolve_length(config: Namespace, data: BaseData) -> None:
         tokens = (
             value / training_flops(config, seq_len=data.seq_len) if name == "max_flops" else value
         )
-        steps = math.ceil(tokens / data.tokens_per_step)
+        steps = data.batch_tokens.steps(tokens)
     config.max_steps = steps
     config.max_epochs = config.max_tokens = config.max_flops = None

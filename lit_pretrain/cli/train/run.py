@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_pretrain.batch_sizes import BATCH_SETTINGS
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
@@ -31,7 +32,13 @@ from lit_pretrain.cli.train.ranks import (
     listening,
     one_voice,
 )
-from lit_pretrain.cli.train.resolve import adapter_cost, adapter_of, net_of, transfer_of
+from lit_pretrain.cli.train.resolve import (
+    adapter_cost,
+    adapter_of,
+    net_of,
+    settings_of,
+    transfer_of,
+)
 from lit_pretrain.cli.train.rewind import record_rewind
 from lit_pretrain.cli.train.train_cli import TrainCLI
 from lit_pretrain.cli.train.trainer import begin_loggers, log_to
@@ -127,7 +134,7 @@ def _train(cli: TrainCLI, started: float) -> None:
     sizes = mesh_sizes(trainer.strategy)
     stage.check(data.contract, data, sharded=sharded, sizes=sizes)
     data.setup("fit")
-    stage.schedule.in_steps(cli.config.max_steps, data.tokens_per_step)
+    stage.schedule.in_steps(cli.config.max_steps, data.batch_tokens)
     cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = read_record(cli.place.checkpoint).step if cli.place.checkpoint else 0
     on_gpu = trainer.strategy.root_device.type == "cuda"
@@ -139,7 +146,7 @@ def _train(cli: TrainCLI, started: float) -> None:
         gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None,
     )
     adapter = adapter_of(cli.config)
-    lines = [plan.line, *([] if cli.lowered is None else [cli.lowered])]
+    lines = [plan.line, *cli.lowered]
     if adapter is not None:
         lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
     transfer = transfer_of(cli.config)
@@ -333,9 +340,7 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
     latest = folder / (CONFIG if attempt == 0 else f"config.resume-{attempt}.yaml")
     write_file(latest, text)
     if attempt:
-        renew_config(
-            folder / CONFIG, text, max_steps=config["max_steps"], skip_steps=config["skip_steps"]
-        )
+        renew_config(folder / CONFIG, text, config)
     # A run that goes on beyond its end has one of its shorter self.
     (folder / SUMMARY).unlink(missing_ok=True)
     command = ["lit_pretrain", cli.verb, "--config", str(latest), "--resume", "auto"]
@@ -391,24 +396,30 @@ def start_run(cli: TrainCLI, first_step: int, forecast: str | None) -> None:
         print(f"home: {cli.callbacks.uploads.remote.address}; {folder} is its copy", flush=True)
 
 
-def renew_config(file: Path, text: str, *, max_steps: int, skip_steps: str | None) -> None:
-    """Write config.yaml anew if length or skips have changed, or if it is damaged: readers use it.
+def renew_config(file: Path, text: str, config: Mapping[str, Any]) -> None:
+    """Write config.yaml anew if length, skips or batch have changed, or if it is damaged.
+
+    Readers use it.
 
     Args:
         file: The run's config.yaml.
         text: The config with which the run goes on.
-        max_steps: Its length.
-        skip_steps: The steps that it leaves out.
+        config: The same as plain values.
     """
     try:
         found = read_config(file)
         before = int(found["max_steps"])
+        batches = [
+            {name: settings_of(each["data"]).get(name) for name in BATCH_SETTINGS}
+            for each in (found, config)
+        ]
     except (UserError, KeyError, TypeError, ValueError) as error:
         warn(f"{error}; {file} is written anew from the settings of this attempt")
     else:
-        if (before, found.get("skip_steps")) == (max_steps, skip_steps):
+        same_skips = found.get("skip_steps") == config["skip_steps"]
+        if before == config["max_steps"] and same_skips and batches[0] == batches[1]:
             return
-        if before != max_steps:
+        if before != config["max_steps"]:
             write_file(file.with_name(f"config.{before}-steps.yaml"), file.read_bytes())
     write_file(file, text)
 
@@ -424,7 +435,7 @@ def open_board(
         loss_section(name, rows=data.template_hash is not None, text_loss=objective.bits_per_byte),
         hyper_parameters(
             config,
-            batch=data.tokens_per_step,
+            batch=data.batch_tokens,
             parameters=count_parameters(net_of(cli.config)).total,
             stage=cli.verb + adapted,
             objective=name,

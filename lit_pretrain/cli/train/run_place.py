@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 from jsonargparse import Namespace
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import CheckpointRecord, newest_complete, resolve
 from lit_pretrain.checkpoint.remote_run import RemoteRun, check_home
 from lit_pretrain.checkpoint.resume_contract import (
@@ -398,13 +399,18 @@ def check_place(
                 f" be left out ({place.skips}); go on from an older checkpoint (--resume auto takes"
                 " the newest that has not)"
             )
+        before, now = data_of(saved.contract), data_of(contract)
+        where = str(place.checkpoint)
+        other = data.why_other_batches(before, now, step=saved.step)
         if place.forks:
-            check_fork(saved.contract, contract, str(place.checkpoint))
-            before, now = data_of(saved.contract), data_of(contract)
-            data.check_fork(before, now, step=saved.step, checkpoint=str(place.checkpoint))
+            check_fork(saved.contract, contract, where, other_batches=other)
+            data.check_fork(before, now, step=saved.step, checkpoint=where)
         else:
-            longer = same_rates(saved, contract, data.tokens_per_step)
-            check_resume(saved.contract, contract, str(place.checkpoint), longer=longer)
+            old = data.batch_tokens if other is not None else BatchSizes.of(before)
+            longer = same_rates(saved, contract, old, data.batch_tokens)
+            if other is None and not longer and old != data.batch_tokens.planned:
+                other = RATES
+            check_resume(saved.contract, contract, where, longer=longer, other_batches=other)
         only_validates = saved.step == config.max_steps and saved.validation_due
         finished = saved.step >= config.max_steps and not only_validates
         if finished and place.forks:
@@ -421,10 +427,32 @@ def check_place(
     return finished
 
 
-def same_rates(saved: CheckpointRecord, contract: Mapping[str, Any], tokens_per_step: int) -> bool:
-    """Tell whether a longer run has had the same learning rates up to the checkpoint."""
+RATES = (
+    "the steps before the checkpoint keep their sizes, but would have had other learning rates."
+    " With schedule.kind constant, and with wsd before its decay, the batch of the steps to come"
+    " may change, if warm-up is given in steps or tokens and not in % of the run; cosine and linear"
+    " depend on all tokens of the run from the end of warm-up on. Fork the checkpoint (--fork) to"
+    " go on with other rates"
+)
+
+
+def same_rates(
+    saved: CheckpointRecord, contract: Mapping[str, Any], old_batch: BatchSizes, batch: BatchSizes
+) -> bool:
+    """Tell whether a run of another length has had the same learning rates up to the checkpoint.
+
+    It may be shorter where its steps to come are larger.
+
+    Args:
+        saved: The checkpoint.
+        contract: Of the run that goes on.
+        old_batch: Tokens of the steps of the checkpoint's run.
+        batch: Tokens of the steps of the run that goes on.
+    """
     before, now = saved.contract.get("max_steps"), contract["max_steps"]
-    if not isinstance(before, int) or before >= now:
+    if not isinstance(before, int) or (
+        before >= now and (old_batch.planned == batch.planned or saved.step > now)
+    ):
         return False
     if contract.get("model.transfer.base_tokens") is not None:
         return False  # all rates follow from the length
@@ -436,5 +464,5 @@ def same_rates(saved: CheckpointRecord, contract: Mapping[str, Any], tokens_per_
             if key.startswith(prefix)
         }
     )
-    old, new = (schedule.in_steps(total, tokens_per_step) for total in (before, now))
+    old, new = schedule.in_steps(before, old_batch), schedule.in_steps(now, batch)
     return all(old(step) == new(step) for step in range(saved.step))

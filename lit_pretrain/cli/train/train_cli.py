@@ -153,7 +153,7 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 DATA_PAGE = (
     "data", "data.path", "data.sources", "data.seq_len", "data.global_batch_tokens",
-    "data.global_batch_rows", "data.micro_batch_size", "data.weights",
+    "data.batch_schedule", "data.global_batch_rows", "data.micro_batch_size", "data.weights",
 )  # fmt: skip
 FIRST_PAGE = {
     "Run": (
@@ -257,8 +257,8 @@ class TrainCLI(LightningCLI):
         self.layout: Layout
         self.data: BaseData
         """The data as the config says it, before anything else is made."""
-        self.lowered: str | None = None
-        """Why the micro-batch is smaller than the config says; None where it is not."""
+        self.lowered: list[str] = []
+        """Why the micro-batch is smaller than the config says, for each size of a step."""
         self.lock = lock or RunLock()
         self.finished = False
         """Whether a run that is asked to go on has made all of its steps already."""
@@ -439,12 +439,17 @@ class TrainCLI(LightningCLI):
         )
 
     def divide_step(self) -> Division:
-        """Divide the step over the devices, with a smaller micro-batch where that takes one."""
-        data, division = self.data, self.data.divide(world_of(self.config.trainer))
-        self.lowered = data.step_size.lowered(division, data.micro_batch_size)
-        data.micro_batch_size = division.micro_batch_size
-        settings_of(self.config.data)["micro_batch_size"] = division.micro_batch_size
-        return division
+        """Divide the steps over the devices, with a smaller micro-batch where that takes one.
+
+        Returns:
+            The division with the most micro-batches.
+        """
+        settings, world = settings_of(self.config.data), world_of(self.config.trainer)
+        self.lowered = self.data.lower_micro_batch(world)
+        settings["micro_batch_size"] = self.data.micro_batch_size
+        if isinstance(self.data, TextData):
+            settings["global_batch_tokens"] = self.data.global_batch_tokens
+        return max(self.data.divide(world), key=lambda division: division.micro_batches)
 
     def plain_config(self) -> dict[str, Any]:
         """Return the resolved config as it is saved: nested plain values, without secrets."""
@@ -481,7 +486,7 @@ class TrainCLI(LightningCLI):
             self.place.folder,
             self.settings,
             sources=self.datamodule.sources,
-            tokens_per_step=self.data.tokens_per_step,
+            batch=self.data.batch_tokens,
             flops_per_token=training_flops(self.config, seq_len=self.data.seq_len),
             contract=self.contract,
             back_to=self.place.back_to,

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.callbacks.checkpoints import Checkpoints, PlainCheckpointIO
 from lit_pretrain.callbacks.evaluations import AnswersShown, Evaluations, TextSamples
 from lit_pretrain.callbacks.graceful_stop import GracefulStop
@@ -52,7 +53,7 @@ class RunCallbacks:
         folder: Of the run.
         settings: How often each looks around.
         sources: Names of the data's sources.
-        tokens_per_step: Inputs per optimizer step over all ranks.
+        batch: Inputs of the optimizer steps over all ranks.
         flops_per_token: Of training.
         contract: What a checkpoint carries.
         back_to: Step to which the run goes back now; None: it does not.
@@ -69,20 +70,20 @@ class RunCallbacks:
         settings: RunSettings,
         *,
         sources: Sequence[str],
-        tokens_per_step: int,
+        batch: BatchSizes,
         flops_per_token: float,
         contract: Mapping[str, Any],
         back_to: int | None,
         home: RemoteRun | None,
         seconds: float | None,
     ) -> None:
-        self.progress = ProgressLine()
+        self.progress = ProgressLine(batch=batch)
         self.uploads = None if home is None else Uploads(folder, home)
         self.ledger = TimeLedger(folder)
         self.metrics = Metrics(
             every=settings.log_every,
             sources=sources,
-            tokens_per_step=tokens_per_step,
+            batch=batch,
             flops_per_token=flops_per_token,
             peak=None,
             sinks=[self.progress],

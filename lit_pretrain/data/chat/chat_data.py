@@ -170,8 +170,8 @@ class ChatData(PostTrainingData):
 
     def batch_line(self, devices: int) -> str:
         """Describe the size of a step in words."""
-        division = self.divide(devices).text(self.unit, self.seq_len)
-        return f"{self.tokens_per_step:,} tokens a step = {division}"
+        division = self.divide(devices)[0].text(self.unit, self.seq_len)
+        return f"{self.batch_tokens.sizes[0]:,} tokens a step = {division}"
 
     def exposure(self, steps: int) -> str:
         """Describe what a run reads: rows, packs, and how much of them is learned."""

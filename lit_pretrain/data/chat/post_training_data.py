@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.chat.messages import TrainingRow
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.render import Renderer, Truncation
@@ -283,9 +284,9 @@ class PostTrainingData(BaseData):
         )
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens per optimizer step over all devices; an upper bound where rows are padded."""
-        return self.rows * self.seq_len * self.sequences_per_row
+    def batch_tokens(self) -> BatchSizes:
+        """Tokens of every optimizer step over all devices; an upper bound where rows are padded."""
+        return BatchSizes.one(self.rows * self.seq_len * self.sequences_per_row)
 
     # ------------------------------------------------------------------ rows
 
@@ -351,9 +352,14 @@ class PostTrainingData(BaseData):
             raise UserError("data.global_batch_rows must be set")
         return StepSize(self.global_batch_rows, unit=self.unit)
 
+    @property
+    def step_sizes(self) -> tuple[StepSize, ...]:
+        """The size of all optimizer steps over all devices."""
+        return (self.step_size,)
+
     def batch_line(self, devices: int) -> str:
         """Describe the size of a step in words."""
-        division = self.divide(devices).text(self.unit)
+        division = self.divide(devices)[0].text(self.unit)
         return f"{self.rows} {self.unit} of at most {self.seq_len} tokens a step = {division}"
 
     def epochs(self, steps: int) -> float:
@@ -464,10 +470,9 @@ class PostTrainingData(BaseData):
         """Yield one batch per optimizer step, from the trainer's step on, without end."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        # A run has lowered it already.
-        self.micro_batch_size = self.divide(replicas * self.devices_together).micro_batch_size
+        self.lower_micro_batch(replicas * self.devices_together)  # a run has done so already
         sampler = StepSampler(
-            rows=self.rows,
+            batch=BatchSizes.one(self.rows),
             rank=rank,
             world_size=replicas,
             first_step=self.trainer.global_step,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from lit_pretrain.batch_sizes import SETTING, BatchSizes
 from lit_pretrain.corpus.manifest import Manifest, rows_in
 from lit_pretrain.data.text.order import Order
 from lit_pretrain.data.text.stretches import Change, SourceBlocks
@@ -21,7 +22,8 @@ class Phase:
 
     from_tokens: float
     """Begin of the phase in input tokens from the start of the run; rounded to the nearest
-    optimizer step, a half up.
+    optimizer step, a half up. With data.batch_schedule: to a multiple of the greatest common
+    divisor of its sizes.
     """
     weights: dict[str, float] | None = None
     """Share of the samples by source name; null uses `temperature`, or else shares in proportion
@@ -71,28 +73,34 @@ def make_order(
     mixture: Mixture,
     *,
     seq_len: int,
-    global_batch_tokens: int,
+    batch: BatchSizes,
     seed: int,
     cycle: int,
     shuffle_chunks: int,
-    skips: Skips = Skips(),
 ) -> Order:
-    """Build the data order of training over a prepared dataset; `skips` are of optimizer steps.
+    """Build the data order of training over a prepared dataset.
+
+    Args:
+        manifest: Manifest of the dataset.
+        mixture: Shares of its sources.
+        seq_len: Inputs per row.
+        batch: Tokens of the optimizer steps; what they leave out, the order leaves out.
+        seed: Seed of the order.
+        cycle: Samples per cycle of the mixture.
+        shuffle_chunks: Chunks whose rows are shuffled together.
 
     Raises:
         UserError: The mixture does not fit the data, or contradicts itself.
     """
-    if seq_len < 1 or global_batch_tokens < 1:
-        raise UserError(
-            f"{'data.seq_len' if seq_len < 1 else 'data.global_batch_tokens'} must be at least 1"
-        )
+    if seq_len < 1:
+        raise UserError("data.seq_len must be at least 1")
     sources = [
         SourceBlocks(
             name, tuple(rows_in(chunk.tokens, seq_len) for chunk in source.splits["train"].chunks)
         )
         for name, source in manifest.sources.items()
     ]
-    changes = _changes(mixture, sources, seq_len=seq_len, global_batch_tokens=global_batch_tokens)
+    changes = _changes(mixture, sources, seq_len=seq_len, unit=batch.unit)
     return Order(
         sources,
         changes=changes,
@@ -100,7 +108,7 @@ def make_order(
         seed=seed,
         cycle=cycle,
         shuffle_chunks=shuffle_chunks,
-        skips=skips.times(max(1, global_batch_tokens // seq_len)),
+        skips=batch.over(seq_len).left_out,
     )
 
 
@@ -113,11 +121,10 @@ def order_of(manifest: Manifest, data: Mapping[str, Any], skips: Skips = Skips()
         manifest,
         Mixture.of(data),
         seq_len=data["seq_len"],
-        global_batch_tokens=data["global_batch_tokens"],
+        batch=BatchSizes.of(data, skips),
         seed=data.get("seed", 0),
         cycle=data.get("cycle", 1024),
         shuffle_chunks=data.get("shuffle_chunks", 1),
-        skips=skips,
     )
 
 
@@ -145,9 +152,8 @@ def check_past(
     Raises:
         UserError: Says how to state the mixture instead.
     """
-    tokens, rows = now["global_batch_tokens"], now["global_batch_tokens"] // now["seq_len"]
-    begin = skips.gone(step)
-    if order_of(manifest, now).begins_as(order_of(manifest, saved), begin * rows):
+    begin = BatchSizes.of(now).until(skips.gone(step))
+    if order_of(manifest, now).begins_as(order_of(manifest, saved), begin // now["seq_len"]):
         return
     settings = (
         ", ".join(f"{name}: {saved[name]!r}" for name in _SETTINGS if saved.get(name) is not None)
@@ -156,8 +162,8 @@ def check_past(
     raise UserError(
         f"cannot fork {checkpoint} with this mixture: its {step:,} steps were read in another"
         " one, and a fork reads every source on from where it was. Keep the mixture of the run"
-        f" ({settings}) and say what changes as a phase from token {begin * tokens} on, such as"
-        f" data.phases: [{{from_tokens: {begin * tokens}, weights: {{...}}}}]"
+        f" ({settings}) and say what changes as a phase from token {begin} on, such as"
+        f" data.phases: [{{from_tokens: {begin}, weights: {{...}}}}]"
     )
 
 
@@ -184,9 +190,20 @@ def temperature_weights(
 
 
 def _changes(
-    mixture: Mixture, sources: Sequence[SourceBlocks], *, seq_len: int, global_batch_tokens: int
+    mixture: Mixture, sources: Sequence[SourceBlocks], *, seq_len: int, unit: int
 ) -> list[Change]:
-    """Convert the phases of a mixture to changes of the weights at sample numbers."""
+    """Convert the phases of a mixture to changes of the weights at sample numbers.
+
+    Every step of a schedule of batches is a whole number of units. So the rows are those of a run
+    whose batch is one unit, and a phase can begin wherever a step does.
+
+    Args:
+        mixture: Weights and phases.
+        sources: All sources of the data.
+        seq_len: Inputs per row.
+        unit: Tokens to a multiple of which a phase is rounded: the greatest common divisor of the
+            batches.
+    """
     phases = list(mixture.phases)
     settings = [f"data.phases[{i}]." for i in range(len(phases))]
     if not phases or phases[0].from_tokens > 0:
@@ -200,7 +217,7 @@ def _changes(
             " nowhere; set them to null, or begin the phases later"
         )
     # `StepSize` refuses a batch that does not divide, and shows the arithmetic.
-    rows = max(1, global_batch_tokens // seq_len)
+    rows = max(1, unit // seq_len)
     changes: list[Change] = []
     step = -1
     for phase, setting in zip(phases, settings, strict=True):
@@ -215,12 +232,12 @@ def _changes(
             )
         before, step = (
             step,
-            math.floor(Fraction(phase.from_tokens) / global_batch_tokens + Fraction(1, 2)),
+            math.floor(Fraction(phase.from_tokens) / unit + Fraction(1, 2)),
         )
         if step <= before:
             raise UserError(
                 f"{setting}from_tokens={phase.from_tokens:,.0f} is step {step}, but the phase"
-                f" before it begins at step {before} (of {global_batch_tokens:,} tokens): phases"
+                f" before it begins at step {before} (of {unit:,} tokens): phases"
                 " stand in their order, one optimizer step or more apart"
             )
         weights, where = phase.weights, f"{setting}weights"
@@ -239,13 +256,16 @@ it is worth less and less (Muennighoff et al. 2023, "Scaling Data-Constrained La
 """
 
 
-def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, location: str) -> None:
+def check_amount(
+    order: Order, *, seq_len: int, batch: BatchSizes, scheduled: bool, location: str
+) -> None:
     """Refuse text that does not fill a single batch.
 
     Args:
         order: Data order of the run.
         seq_len: Inputs per row.
-        global_batch_tokens: Inputs per optimizer step.
+        batch: Inputs per optimizer step.
+        scheduled: Whether a schedule states them.
         location: Where the data lies, for the message.
 
     Raises:
@@ -255,42 +275,44 @@ def check_amount(order: Order, *, seq_len: int, global_batch_tokens: int, locati
     rows = sum(
         source.blocks for source, is_used in zip(order.sources, used, strict=True) if is_used
     )
-    if rows * seq_len < global_batch_tokens:
+    if rows * seq_len < batch.largest:
+        named = f"{SETTING}: tokens" if scheduled else "data.global_batch_tokens"
         raise UserError(
             f"{location} holds {rows:,} rows × {seq_len} = {rows * seq_len:,} training tokens in"
             " the sources of the mixture, fewer than one batch of"
-            f" data.global_batch_tokens={global_batch_tokens:,}; add text, or lower it"
+            f" {named}={batch.largest:,}; add text, or lower it"
         )
 
 
-def check_length(order: Order, *, steps: int, rows: int, seq_len: int) -> None:
+def check_length(order: Order, *, steps: int, batch: BatchSizes, seq_len: int) -> None:
     """Refuse a run that continues after every source has reached its cap of epochs.
 
     Args:
         order: Data order of the run.
         steps: Length of the run in optimizer steps.
-        rows: Rows of a step over all devices.
+        batch: Rows of the steps over all devices.
         seq_len: Inputs per row.
 
     Raises:
         UserError: Names the longest run that the caps allow.
     """
-    if order.end is None or steps * rows <= order.end:
+    if order.end is None or batch.first(steps) <= order.end:
         return
-    most = order.end // rows
+    most = batch.whole(order.end)
     by_then = ", ".join(
         f"{source.name} {epochs:.4g}"
         for source, epochs in zip(order.sources, _epochs(order, order.end), strict=True)
     )
     raise UserError(
-        f"the run of {steps:,} steps reads {steps * rows:,} rows, but after {order.end:,} no source"
-        f" of its mixture may be read any more (data.max_epochs; epochs by then: {by_then}). The"
-        f" longest run is max_steps={most}, max_tokens={most * rows * seq_len}; shorten it, raise"
-        " data.max_epochs, add text, or give weight to a source that has text left"
+        f"the run of {steps:,} steps reads {batch.first(steps):,} rows, but after {order.end:,} no"
+        f" source of its mixture may be read any more (data.max_epochs; epochs by then: {by_then})."
+        f" The longest run is max_steps={most}, max_tokens={batch.planned.first(most) * seq_len};"
+        " shorten it, raise data.max_epochs, add text, or give weight to a source that has text"
+        " left"
     )
 
 
-def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len: int) -> str:
+def exposure(order: Order, manifest: Manifest, *, samples: int, seq_len: int) -> str:
     """Tabulate what a run reads of each source, and add warnings.
 
     The columns are source, tokens, weight in each phase, share of the run's tokens, and epochs.
@@ -298,11 +320,9 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
     Args:
         order: Data order of the run.
         manifest: Manifest of the data.
-        steps: Length of the run in optimizer steps.
-        rows: Rows of a step over all devices.
+        samples: Rows that the run reads.
         seq_len: Inputs per row.
     """
-    samples = steps * rows
     reach = order.skips.gone(samples)
     epochs = _epochs(order, samples)
     tokens = [manifest.sources[source.name].splits["train"].tokens for source in order.sources]
@@ -348,9 +368,9 @@ def exposure(order: Order, manifest: Manifest, *, steps: int, rows: int, seq_len
     return "\n".join(lines)
 
 
-def unique_tokens(order: Order, *, steps: int, rows: int, seq_len: int) -> int:
+def unique_tokens(order: Order, *, samples: int, seq_len: int) -> int:
     """Count the distinct training tokens that a run reads."""
-    counts = order.counts(steps * rows)
+    counts = order.counts(samples)
     return seq_len * sum(
         min(count, source.blocks) for count, source in zip(counts, order.sources, strict=True)
     )

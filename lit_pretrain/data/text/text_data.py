@@ -9,6 +9,12 @@ from typing import Any, ClassVar
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import Batch
+from lit_pretrain.batch_sizes import (
+    BATCH_SETTINGS,
+    BatchSizes,
+    ScheduledBatch,
+    scheduled_batches,
+)
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.corpus.prepared import PreparedText
 from lit_pretrain.data.batches import (
@@ -30,6 +36,7 @@ from lit_pretrain.data.text.mixture import (
     check_past,
     exposure,
     make_order,
+    order_of,
     unique_tokens,
 )
 from lit_pretrain.data.text.order import (
@@ -41,7 +48,7 @@ from lit_pretrain.data.text.order import (
 )
 from lit_pretrain.data_lineage import DataRecord, SourceRecord
 from lit_pretrain.errors import UserError
-from lit_pretrain.step_size import StepSize
+from lit_pretrain.step_size import StepSize, sizes_in_tokens
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
 
@@ -52,7 +59,10 @@ class TextData(BaseData):
         path: A directory written by `lit_pretrain prepare`, or an s3:// URL of one.
         seq_len: Inputs per row, T.
         global_batch_tokens: Inputs per optimizer step over all devices; micro-batches are
-            accumulated to reach it.
+            accumulated to reach it. Default, where `batch_schedule` is not given either: 4096.
+        batch_schedule: Sizes of the optimizer step that follow one another, in place of
+            `global_batch_tokens`: [{from_tokens: 0, tokens: 2048}, {from_tokens: 1000000, tokens:
+            4096}]. The run reads the same rows in the same order as with one size.
         micro_batch_size: The most rows that one device processes at once; it limits memory and
             changes nothing else. It is lowered where it does not divide a device's rows of a step.
         weights: Share of the samples by source name; null gives shares in proportion to the amount
@@ -88,7 +98,8 @@ class TextData(BaseData):
         self,
         path: str = "data/embedded",
         seq_len: int = 512,
-        global_batch_tokens: int = 4096,
+        global_batch_tokens: int | None = None,
+        batch_schedule: list[ScheduledBatch] | None = None,
         micro_batch_size: int = 8,
         weights: dict[str, float] | None = None,
         temperature: float | None = None,
@@ -112,7 +123,12 @@ class TextData(BaseData):
             raise UserError(f"data.num_workers={num_workers} must not be negative")
         self.path = path
         self.seq_len = seq_len
-        self.global_batch_tokens = global_batch_tokens
+        self.batch_schedule = scheduled_batches(batch_schedule)
+        self._sizes = BatchSizes.of(
+            {"global_batch_tokens": global_batch_tokens, "batch_schedule": self.batch_schedule}
+        )
+        # What the saved config says.
+        self.global_batch_tokens = None if self.batch_schedule else self._sizes.sizes[0]
         self.micro_batch_size = micro_batch_size
         self.mixture = Mixture(
             weights=weights, temperature=temperature, max_epochs=max_epochs, phases=_phases(phases)
@@ -163,9 +179,14 @@ class TextData(BaseData):
         return self.manifest.tokenizer.vocab_size
 
     @property
-    def tokens_per_step(self) -> int:
-        """Inputs per optimizer step over all devices."""
-        return self.global_batch_tokens
+    def batch_tokens(self) -> BatchSizes:
+        """Inputs of every optimizer step over all devices."""
+        return dataclasses.replace(self._sizes, skips=self.skips)
+
+    @property
+    def _batch_rows(self) -> BatchSizes:
+        """Rows of every optimizer step over all devices."""
+        return self.batch_tokens.over(self.seq_len)
 
     @property
     def location(self) -> str:
@@ -192,31 +213,35 @@ class TextData(BaseData):
             self.manifest,
             self.mixture,
             seq_len=self.seq_len,
-            global_batch_tokens=self.global_batch_tokens,
+            batch=self.batch_tokens,
             seed=self.seed,
             cycle=self.cycle,
             shuffle_chunks=self.shuffle_chunks,
-            skips=self.skips,
         )
 
     # ------------------------------------------------------------------ size of a step and a run
 
-    def _rows(self) -> int:
-        return max(1, self.global_batch_tokens // self.seq_len)
-
     @property
-    def step_size(self) -> StepSize:
-        """Size of an optimizer step over all devices."""
-        return StepSize(self.global_batch_tokens, self.seq_len)
+    def step_sizes(self) -> tuple[StepSize, ...]:
+        """The sizes that an optimizer step has over all devices."""
+        scheduled = self.batch_schedule is not None
+        return sizes_in_tokens(self._sizes, self.seq_len, scheduled=scheduled)
 
     def batch_line(self, devices: int) -> str:
         """Describe the size of a step in words."""
-        division = self.divide(devices).text(self.unit, self.seq_len)
-        return f"{self.global_batch_tokens:,} tokens a step = {division}"
+        divisions = {
+            size.total: division.text(self.unit, self.seq_len)
+            for size, division in zip(self.step_sizes, self.divide(devices), strict=True)
+        }
+        sizes, said = self._sizes, []
+        for begin, tokens in zip(sizes.begins, sizes.sizes, strict=True):
+            where = f"from step {begin:,} ({sizes.until(begin):,} tokens) on " if begin else ""
+            said.append(f"{where}{tokens:,} tokens a step = {divisions[tokens]}")
+        return ", ".join(said)
 
     def epochs(self, steps: int) -> float:
         """Return how many epochs a run of `steps` optimizer steps reads, over all sources."""
-        return steps * self.global_batch_tokens / max(self.manifest.tokens("train"), 1)
+        return self.batch_tokens.first(steps) / max(self.manifest.tokens("train"), 1)
 
     def steps_of(self, epochs: float) -> int:
         """Refuse, because each source has epochs of its own.
@@ -231,7 +256,34 @@ class TextData(BaseData):
 
     def check_length(self, steps: int) -> None:
         """Refuse a run that continues after every source has reached its cap of epochs."""
-        check_length(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+        check_length(self.order(), steps=steps, batch=self._batch_rows, seq_len=self.seq_len)
+
+    def why_other_batches(
+        self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int
+    ) -> str | None:
+        """Say that the steps before a checkpoint had other sizes; None if they had the same."""
+        before, after, places = BatchSizes.of(saved), BatchSizes.of(now), self.skips.gone(step)
+        if after == before:
+            return None
+        if after.begins_as(before, places):
+            same = {**saved, **{name: now.get(name) for name in BATCH_SETTINGS}}
+            rows = before.until(places) // self.seq_len
+            old, new = (order_of(self.manifest, data) for data in (saved, same))
+            if new.begins_as(old, rows):
+                return None
+            return (
+                f"phases begin at multiples of {before.unit:,} tokens, the greatest common divisor"
+                f" of the sizes, and would have begun at multiples of {after.unit:,}; take sizes"
+                f" that are multiples of {before.unit:,}"
+            )
+        begins = zip(before.begins, before.sizes, strict=True)
+        kept = [(before.until(begin), size) for begin, size in begins if begin < places]
+        schedule = ", ".join(f"{{from_tokens: {t}, tokens: {size}}}" for t, size in kept)
+        return (
+            f"the {step:,} steps before the checkpoint have other sizes in this run. Only those"
+            f" after it may change: data.batch_schedule: [{schedule}, {{from_tokens:"
+            f" {before.until(places)}, tokens: ...}}]"
+        )
 
     def check_fork(
         self, saved: Mapping[str, Any], now: Mapping[str, Any], *, step: int, checkpoint: str
@@ -241,13 +293,13 @@ class TextData(BaseData):
 
     def exposure(self, steps: int) -> str:
         """Tabulate how much of each source a run reads."""
-        return exposure(
-            self.order(), self.manifest, steps=steps, rows=self._rows(), seq_len=self.seq_len
-        )
+        samples = self._batch_rows.first(steps)
+        return exposure(self.order(), self.manifest, samples=samples, seq_len=self.seq_len)
 
     def unique_tokens(self, steps: int) -> int:
         """Count the distinct training tokens that a run reads."""
-        return unique_tokens(self.order(), steps=steps, rows=self._rows(), seq_len=self.seq_len)
+        samples = self._batch_rows.first(steps)
+        return unique_tokens(self.order(), samples=samples, seq_len=self.seq_len)
 
     def describe(self, samples: Sequence[int]) -> str:
         """Name source, epoch and row of a few samples and, of local data, the documents."""
@@ -272,8 +324,9 @@ class TextData(BaseData):
 
     def step_batches(self, step: int, rows: int) -> list[Batch]:
         """Return the first rows of an optimizer step, as micro-batches."""
-        ordered, first = OrderedRows(self.order(), self.readers("train")), step * self._rows()
-        return self._collate()([ordered[n] for n in range(first, first + min(rows, self._rows()))])
+        ordered, batch = OrderedRows(self.order(), self.readers("train")), self._batch_rows
+        first, most = batch.first(step), batch.size(step)
+        return self._collate()([ordered[n] for n in range(first, first + min(rows, most))])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a run's folder."""
@@ -287,7 +340,8 @@ class TextData(BaseData):
             check_amount(
                 self.order(),
                 seq_len=self.seq_len,
-                global_batch_tokens=self.global_batch_tokens,
+                batch=self._sizes,
+                scheduled=self.batch_schedule is not None,
                 location=self.path,
             )
             rows_held_out(self.manifest, "validation", seq_len=self.seq_len, location=self.path)
@@ -320,12 +374,12 @@ class TextData(BaseData):
         """Yield one batch per optimizer step, from the trainer's step on."""
         assert self.trainer is not None
         rank, replicas = replica_of(self.trainer)
-        # A run has lowered it already.
-        self.micro_batch_size = self.divide(replicas * self.devices_together).micro_batch_size
-        rows, order, first = self.step_size.rows, self.order(), self.trainer.global_step
+        self.lower_micro_batch(replicas * self.devices_together)  # a run has done so already
+        order, first = self.order(), self.trainer.global_step
         sampler = StepSampler(
-            rows=rows, rank=rank, world_size=replicas, first_step=first, samples=order.end
-        )
+            batch=self._batch_rows, rank=rank, world_size=replicas, first_step=first,
+            samples=order.end,
+        )  # fmt: skip
         return self._loader(
             OrderedRows(order, self.readers("train")), sampler, workers=self.num_workers
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.cli.train.resolve import UNITS, resolve_length, training_flops
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
@@ -18,7 +19,7 @@ def config(**given: Any) -> Namespace:
 
 
 DATA: Any = SimpleNamespace(
-    tokens_per_step=1024,
+    batch_tokens=BatchSizes.one(1024),
     seq_len=32,
     default_steps=None,
     default_epochs=None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, resolve_place, same_rates
@@ -61,5 +62,6 @@ def test_which_schedules_let_a_run_become_longer(
     """Those whose learning rates up to the checkpoint do not depend on the length."""
     contract = {f"model.schedule.{name}": value for name, value in schedule.items()}
     saved = CheckpointRecord(step, contract | {"max_steps": 100})
-    assert same_rates(saved, contract | {"max_steps": 150}, tokens_per_step=1000) is same
-    assert not same_rates(saved, contract | {"max_steps": 90}, tokens_per_step=1000)
+    batch = BatchSizes.one(1000)
+    assert same_rates(saved, contract | {"max_steps": 150}, batch, batch) is same
+    assert not same_rates(saved, contract | {"max_steps": 90}, batch, batch)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.chat.render import Rendered
 from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.chat.chat_data import ChatData
@@ -165,17 +166,17 @@ def test_the_identity_follows_what_decides_the_numbers(chat: Callable[..., ChatD
     ):
         assert chat(**options).manifest_hash != same
     contract = chat().contract
-    assert (contract.sources, contract.seq_len, contract.global_batch_tokens) == (
+    assert (contract.sources, contract.seq_len, contract.batch_tokens) == (
         ("qa", "talk"),
         128,
-        1024,
+        BatchSizes.one(1024),
     )
     assert contract.provides == {"labels"}
 
 
 def test_global_batch_tokens_is_the_same_step(chat: Callable[..., ChatData]) -> None:
     a, b = chat(), chat(global_batch_rows=None, global_batch_tokens=1024)
-    assert (a.rows, a.divide(2)) == (b.rows, b.divide(2)) == (8, Division(2, 2, 2))
+    assert (a.rows, a.divide(2)) == (b.rows, b.divide(2)) == (8, (Division(2, 2, 2),))
     for data, name in ((a, "global_batch_rows=8"), (b, "global_batch_tokens=1024")):
         with pytest.raises(UserError, match=rf"data.{name} must be a multiple of"):
             data.divide(3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.corpus.manifest import Manifest
 from lit_pretrain.data.text.mixture import (
     Mixture,
@@ -87,7 +88,10 @@ def test_phases_of_a_config_and_of_python_are_the_same(dataset: Path) -> None:
         max_epochs={"code": 2},
         phases=[Phase(from_tokens=0, temperature=2), Phase(from_tokens=2560, weights={"code": 1})],
     )
-    same = make_order(Manifest.load(dataset), mixture, seed=3, cycle=64, shuffle_chunks=1, **BATCH)
+    same = make_order(
+        Manifest.load(dataset), mixture, seq_len=32, batch=BatchSizes.one(256), seed=3, cycle=64,
+        shuffle_chunks=1,
+    )  # fmt: skip
     assert order(dataset, **data).stretches == same.stretches
     assert len(same.stretches) == 2
     phases[1]["from_tokens"] = "2.56e3"  # as a YAML file may have it
@@ -189,13 +193,13 @@ def test_a_fork_must_have_read_what_the_run_read(
         assert "data.phases: [{from_tokens: 2560, weights: {...}}]" in str(caught.value)
 
 
-ROWS = {"rows": 8, "seq_len": 32}
+ROWS: dict[str, Any] = {"batch": BatchSizes.one(8), "seq_len": 32}
 
 
 def table(dataset: Path, steps: int, **data: Any) -> list[str]:
     manifest = Manifest.load(dataset)
     order = order_of(manifest, {"seq_len": 32, "global_batch_tokens": 256} | data)
-    return exposure(order, manifest, steps=steps, **ROWS).splitlines()
+    return exposure(order, manifest, samples=8 * steps, seq_len=32).splitlines()
 
 
 def test_the_figures_are_those_of_the_order(dataset: Path) -> None:
@@ -264,7 +268,7 @@ def test_one_source_needs_one_line(dataset: Path) -> None:
     manifest = dataclasses.replace(manifest, sources={"code": manifest.sources["code"]})
     order = order_of(manifest, {"seq_len": 32, "global_batch_tokens": 256})
     tokens = manifest.sources["code"].splits["train"].tokens
-    text = exposure(order, manifest, steps=10, **ROWS)
+    text = exposure(order, manifest, samples=80, seq_len=32)
     assert (
         text == f"mixture: code alone, {tokens:,} tokens, {80 / order.sources[0].blocks:.2f} epochs"
     )

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_pretrain.batch import IGNORE_INDEX, Batch
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.text.mixture import Phase
 from lit_pretrain.data.text.text_data import TextData
@@ -195,7 +196,7 @@ def test_the_contract_says_what_the_data_is(dataset: Path) -> None:
     assert contract.sources == ("story", "sums", "code")
     assert contract.vocab_size == 512
     assert len(contract.token_bytes) == 512
-    assert (contract.seq_len, contract.global_batch_tokens) == (64, 1024)
+    assert (contract.seq_len, contract.batch_tokens) == (64, BatchSizes.one(1024))
 
 
 # ---------------------------------------------------------------------- what cannot be
