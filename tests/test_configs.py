@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.corpus.manifest import SPLITS, Manifest
 from lit_pretrain.data.text.text_data import TextData
@@ -372,7 +373,7 @@ def test_the_annealing_mix_begins_with_the_decay() -> None:
     config = yaml.safe_load((ROOT / "configs" / "pretrain" / "annealing.yaml").read_text())
     data, steps, schedule = config["data"], config["max_steps"], config["model"]["schedule"]
     tokens = data["global_batch_tokens"]
-    factor = Schedule(**schedule).in_steps(steps, tokens)
+    factor = Schedule(**schedule).in_steps(steps, BatchSizes.one(tokens))
     begin = data["phases"][1]["from_tokens"] // tokens
     assert (factor(begin), factor(begin + 1) < 1) == (1.0, True)
     rows = tokens // data["seq_len"]

@@ -643,7 +643,8 @@ def _recommended(
         unit = layout.seq_len * max(1, layout.devices // (layout.cp * layout.tp))
         found = choose(kind, rules, n=counts.non_embedding, d=budget.tokens, unit=unit)
         rule = next(rule for rule in rules if rule.name == found.rule)
-        here = None if q.step_tokens is None else rate_at(rule, q.step_tokens)
+        batch = q.batch_tokens
+        here = None if batch is None else rate_at(rule, batch.sizes[-1])
         chosen = {
             "rule": found.rule,
             "batch_tokens": found.batch_tokens,

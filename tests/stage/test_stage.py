@@ -366,7 +366,9 @@ def test_the_learning_rate_of_step_n_is_that_of_the_schedule() -> None:
         steps=6,
         callbacks=[Rates()],
     )
-    assert rates == pytest.approx([0.1 * schedule.factor(step, 6, ROWS * T) for step in range(6)])
+    assert rates == pytest.approx(
+        [0.1 * schedule.factor(step, 6, BatchSizes.one(ROWS * T)) for step in range(6)]
+    )
 
 
 # ---------------------------------------------------------------------- evaluation

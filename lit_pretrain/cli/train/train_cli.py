@@ -153,7 +153,7 @@ def _options(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 DATA_PAGE = (
     "data", "data.path", "data.sources", "data.seq_len", "data.global_batch_tokens",
-    "data.batch_schedule", "data.global_batch_rows", "data.micro_batch_size", "data.weights",
+    "data.global_batch_rows", "data.micro_batch_size", "data.weights",
 )  # fmt: skip
 FIRST_PAGE = {
     "Run": (
