@@ -467,9 +467,7 @@ def _length(q: Question, budget: Budget, counts: ParameterCounts) -> LengthRepor
     return {
         "tokens": tokens,
         "steps": steps,
-        "tokens_per_step": (
-            None if batch is None or steps is None else batch.size(max(0, math.ceil(steps) - 1))
-        ),
+        "tokens_per_step": _last_batch(q, tokens),
         "batches": [] if batch is None or steps is None else _batches(batch, steps),
         "flops": budget.flops,
         "flops_6nd": 6.0 * counts.total * tokens,
@@ -477,6 +475,12 @@ def _length(q: Question, budget: Budget, counts: ParameterCounts) -> LengthRepor
         "unique_tokens": q.unique_tokens,
         "epochs": None if q.unique_tokens is None else tokens / q.unique_tokens,
     }
+
+
+def _last_batch(q: Question, tokens: float) -> int | None:
+    """Return the tokens of the last step of a run; None where they are not known."""
+    batch = q.batch_tokens
+    return None if batch is None else batch.size(max(0, batch.steps(tokens) - 1))
 
 
 def _batches(batch: BatchSizes, steps: float) -> list[BatchReport]:
@@ -643,8 +647,8 @@ def _recommended(
         unit = layout.seq_len * max(1, layout.devices // (layout.cp * layout.tp))
         found = choose(kind, rules, n=counts.non_embedding, d=budget.tokens, unit=unit)
         rule = next(rule for rule in rules if rule.name == found.rule)
-        batch = q.batch_tokens
-        here = None if batch is None else rate_at(rule, batch.sizes[-1])
+        last = _last_batch(q, budget.tokens)
+        here = None if last is None else rate_at(rule, last)
         chosen = {
             "rule": found.rule,
             "batch_tokens": found.batch_tokens,

@@ -419,6 +419,13 @@ class Stage(L.LightningModule):
             reference=self.reference_from, reference_cache=self.reference_cache,
             teacher=self.teacher_from, sharded=sharded, evaluates=evaluates,
         )  # fmt: skip
+        several = len(contract.batch_tokens.sizes) > 1
+        if several and self.transfer is not None and self.transfer.base_batch_tokens is not None:
+            raise UserError(
+                "model.transfer.base_batch_tokens lets rates, and the decay of the second moment,"
+                " follow one size of the batch, and data.batch_schedule has several: leave one of"
+                " them out"
+            )
         if sizes is not None:
             check_mesh(
                 sizes, self.objective, net=self.config, seq_len=contract.seq_len,
