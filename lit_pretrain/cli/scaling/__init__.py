@@ -1,4 +1,4 @@
-"""Scaling laws: `sweep` (runs), `fit`, `isoflop`, `forecast`, `plot`; `check-transfer` (rates)."""
+"""Scaling laws and batches: runs, fits and forecasts; `check-transfer`, `critical-batch`."""
 
 import importlib
 
@@ -46,6 +46,12 @@ VERB = Group(
             "forecast",
             "--published besiroglu --flops 1e21",
             "Forecast the loss of a run before it is trained.",
+        ),
+        "critical-batch": _part(
+            "critical-batch",
+            "runs/quickstart --factors 1,2,4",
+            "Branch a run into larger batches, and name the largest that costs no loss.",
+            code="scaling_critical_batch.main",
         ),
         "plot": _part(
             "plot",
