@@ -360,7 +360,7 @@ def _draw(outcomes: Sequence[Outcome], tolerance: float, file: Path) -> None:
     )  # fmt: skip
     left.legend(fontsize="small")
     for number, its in enumerate(outcomes):
-        tokens, losses = zip(*its.curve, strict=True)
+        tokens, losses = [point[0] for point in its.curve], [point[1] for point in its.curve]
         colour = COLOURS[number % len(COLOURS)]
         right.plot(tokens, losses, color=colour, label=f"{its.factor:g} ×")
     right.set(
