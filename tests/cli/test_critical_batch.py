@@ -104,6 +104,21 @@ def test_runs_over_rows_are_refused(
     assert "is not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["base_batch_tokens", "base_tokens"])
+def test_rates_that_follow_the_batch_by_themselves_are_refused(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    (copy / "checkpoints").mkdir(parents=True)
+    file = run / "checkpoints" / "step=00000008.ckpt"
+    (copy / "checkpoints" / file.name).write_bytes(file.read_bytes())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["transfer"] = {"base_width": 16, "base_depth": 1, name: 64}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert branch(copy, tmp_path / "out") == 2
+    assert f"model.transfer.{name}=64 of " in capsys.readouterr().err
+
+
 def test_the_largest_batch_that_is_as_good_is_named(
     run: Path, tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,13 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
             f"{run} trains on {str(data['class_path']).rpartition('.')[2]}, whose steps are counted"
             " in rows; a critical batch is measured of runs on prepared text"
         )
+    for name, value in (config["model"].get("transfer") or {}).items():
+        if name in ("base_batch_tokens", "base_tokens") and value is not None:
+            raise UserError(
+                f"model.transfer.{name}={value:g} of {run} moves its rates with"
+                f" {'the batch' if 'batch' in name else 'the length'}, and a branch would move them"
+                " again: branch a run whose transfer is over width and depth alone"
+            )
     data = data.get("init_args", data)
     batch = BatchSizes.of(data, skips_of(record.contract))
     # Those of the last step that was made: the next one may have another batch, or no rate.
