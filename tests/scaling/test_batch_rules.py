@@ -96,6 +96,8 @@ def test_regrets_of_a_made_table(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     lines = done.stdout.splitlines()
+    assert lines[1] == "Step Law      batch -0.84, -1.41   rate -0.49, -1.51"
+    lines = lines[5:]
     assert lines[0] == "169 runs in 1 settings"
     assert lines[1] == "Step Law      mean 0.00%  at most 0.00%"
     other = recommendations(n, d)[1]
