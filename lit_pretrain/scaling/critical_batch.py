@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lit_pretrain.errors import UserError
 
 
-class Outcome(NamedTuple):
+class BranchOutcome(NamedTuple):
     """What a branch came to."""
 
     factor: float
@@ -60,7 +60,7 @@ def moved(settings: Mapping[str, Any], *, factor: float, share: float) -> dict[s
     return found
 
 
-def critical_factor(outcomes: Sequence[Outcome], tolerance: float) -> float:
+def critical_factor(outcomes: Sequence[BranchOutcome], tolerance: float) -> float:
     """Return the largest factor whose loss is within a tolerance of that of factor 1."""
     own = next(its.loss for its in outcomes if its.factor == 1)
     return max(its.factor for its in outcomes if its.loss <= own + tolerance)

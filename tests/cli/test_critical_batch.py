@@ -9,7 +9,7 @@ import yaml
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.report.run_folder import read_metrics
-from lit_pretrain.scaling.critical_batch import Outcome, critical_factor, moved
+from lit_pretrain.scaling.critical_batch import BranchOutcome, critical_factor, moved
 
 RUN = (
     "fit", "--model.net.n_layer=1", "--model.net.width=16", "--model.net.n_head=1",
@@ -136,7 +136,7 @@ def test_the_largest_batch_that_is_as_good_is_named(
 
 def test_a_batch_is_critical_within_the_tolerance() -> None:
     losses = {0.5: 2.99, 1: 3.0, 2: 3.004, 4: 3.02, 8: 3.1}
-    outcomes = [Outcome(k, int(64 * k), 1, loss, ()) for k, loss in losses.items()]
+    outcomes = [BranchOutcome(k, int(64 * k), 1, loss, ()) for k, loss in losses.items()]
     assert [critical_factor(outcomes, t) for t in (0.0, 0.005, 0.03, 1.0)] == [1, 2, 4, 8]
 
 

@@ -18,7 +18,7 @@ from lit_pretrain.errors import UserError
 if TYPE_CHECKING:
     from lit_pretrain.batch_sizes import BatchSizes
     from lit_pretrain.cli.sweep.planned_runs import PlannedRun
-    from lit_pretrain.scaling.critical_batch import Outcome
+    from lit_pretrain.scaling.critical_batch import BranchOutcome
 
 WINDOWS = 16
 """Points of the curve of a branch, the same in tokens for all of them."""
@@ -327,10 +327,10 @@ def _conclude(
     print(f"written: {folder / 'critical_batch.json'}, {folder / 'critical_batch.png'}")
 
 
-def _outcome(branched: Branched, branch: Branch, out: Path) -> Outcome:
+def _outcome(branched: Branched, branch: Branch, out: Path) -> BranchOutcome:
     """Read what a finished branch has come to."""
     from lit_pretrain.report.run_folder import read_metrics
-    from lit_pretrain.scaling.critical_batch import Outcome
+    from lit_pretrain.scaling.critical_batch import BranchOutcome
 
     lines = read_metrics(out / branch.planned.name)
     losses = [line["val/loss"] for line in lines if "val/loss" in line]
@@ -341,10 +341,10 @@ def _outcome(branched: Branched, branch: Branch, out: Path) -> Outcome:
         for line in lines
         if "train/loss" in line
     ]
-    return Outcome(branch.factor, branch.batch_tokens, branch.steps, losses[-1], curve)
+    return BranchOutcome(branch.factor, branch.batch_tokens, branch.steps, losses[-1], curve)
 
 
-def _draw(outcomes: Sequence[Outcome], tolerance: float, file: Path) -> None:
+def _draw(outcomes: Sequence[BranchOutcome], tolerance: float, file: Path) -> None:
     """Draw the loss of every batch, and how each branch came to it."""
     import matplotlib as mpl
 
