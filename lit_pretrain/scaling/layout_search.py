@@ -106,8 +106,14 @@ def search_layouts(
     )
 
 
-def _order(candidate: LayoutCandidate, fits: bool) -> float:
-    return -candidate.tokens_per_second if fits else candidate.bytes
+def _order(candidate: LayoutCandidate, fits: bool) -> tuple[float, int]:
+    """Order the candidates of a mesh: by speed if they fit, else by memory.
+
+    Of those that differ by less than the model of a step can tell, the one with the largest
+    micro-batch is first: what each launch of a kernel costs is not in the model.
+    """
+    speed = float(f"{candidate.tokens_per_second:.3g}")
+    return (-speed, -candidate.layout.rows) if fits else (candidate.bytes, 0)
 
 
 def _meshes(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from jsonargparse import Namespace
+
 from lit_pretrain.cli.plan.question import PlanCLI
 from lit_pretrain.cli.train.resolve import adapter_of, instantiate, optimizer_of
 from lit_pretrain.errors import UserError
@@ -36,7 +38,7 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
     """
     q, settings = question, cli.settings
     given = cli.given.get("parallel")
-    if given is not None and any(value is not None for value in vars(given).values()):
+    if isinstance(given, Namespace) and any(value is not None for value in vars(given).values()):
         raise UserError("--layout auto chooses the sizes of `parallel`: leave them out")
     if q.device is None or q.devices is None or q.limit is None:
         raise UserError(

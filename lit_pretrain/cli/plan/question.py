@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lit_pretrain.batch_sizes import BATCH_SETTINGS, BatchSizes, scheduled_batches
 from lit_pretrain.cli.plan import PlanSettings
+from lit_pretrain.cli.train.auto_parallel import AUTO
 from lit_pretrain.cli.train.fit_plan import answers, frozen_parameters, trained_share
 from lit_pretrain.cli.train.resolve import (
     UNITS,
@@ -133,6 +134,8 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
         own_step: Whether the config decides the size of a step; False where a sweep's rule does.
     """
     config, settings, noted = cli.config, cli.settings, list[Assumption]()
+    if config.parallel == AUTO:
+        config.parallel, settings.layout = None, "auto"  # `choose_layout` fills it in
     data = None if bare else build(config.data, here=False)
     manifest = None if data is None else _manifest(data, noted)
     net = _net(config, data, manifest, noted)

@@ -146,7 +146,7 @@ def _train(cli: TrainCLI, started: float) -> None:
         gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None,
     )
     adapter = adapter_of(cli.config)
-    lines = [plan.line, *cli.lowered]
+    lines = [plan.line, *([] if cli.chosen is None else [cli.chosen]), *cli.lowered]
     if adapter is not None:
         lines.append(adapter_cost(net_of(cli.config), adapter).line(adapter))
     transfer = transfer_of(cli.config)

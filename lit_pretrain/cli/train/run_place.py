@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock
 from jsonargparse import Namespace
@@ -109,9 +109,10 @@ class RunSettings:
     """Steps between two checkpoints; there is always one at the end. 0: only that one."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; the one with the best validation is kept beside them."""
-    parallel: Parallel | None = None
+    parallel: Parallel | Literal["auto"] | None = None
     """How the devices divide the work, beyond one axis: sharding, copies, tensor and context
-    parallelism. Default: trainer.strategy says it.
+    parallelism. auto: whatever `plan --layout auto` finds fastest on this kind of GPU, with its
+    micro-batch and activation checkpointing. Default: trainer.strategy says it.
     """
     sharded_checkpoints: bool = False
     """With parallel or strategy fsdp: one checkpoint folder written by all ranks, instead of one

@@ -18,6 +18,7 @@ from lit_pretrain.checkpoint.resume_contract import HELD, contract_of
 from lit_pretrain.cli.command.arguments import help_topic, is_file, split_configs
 from lit_pretrain.cli.command.help_page import field_texts
 from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
+from lit_pretrain.cli.train.auto_parallel import AUTO, choose_parallel
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.own_parts import check_constructors, check_parts
 from lit_pretrain.cli.train.precision import check_precision, default_precision
@@ -257,6 +258,8 @@ class TrainCLI(LightningCLI):
         self.layout: Layout
         self.data: BaseData
         """The data as the config says it, before anything else is made."""
+        self.chosen: str | None = None
+        """What `parallel: auto` has chosen."""
         self.lowered: list[str] = []
         """Why the micro-batch is smaller than the config says, for each size of a step."""
         self.lock = lock or RunLock()
@@ -339,20 +342,22 @@ class TrainCLI(LightningCLI):
         self.take_tokenizer()
         self.data = data = build(config.data)
         self.extend_vocabulary()
+        if config.model.net.vocab_size is None:
+            config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
+        if config.trainer.precision is None:
+            config.trainer.precision = default_precision(config.trainer.accelerator)
+        check_precision(config.trainer.precision)
+        if config.parallel == AUTO:
+            self.chosen = choose_parallel(config, data, world_of(config.trainer))
         sizes = mesh_of(config, world_of(config.trainer))
         if sizes is not None:
             data.devices_together = sizes.together
         division = self.divide_step()
         check_noise_scale(self.settings.noise_scale_every, division, sizes)
-        if config.model.net.vocab_size is None:
-            config.model.net.vocab_size = padded_vocab_size(data.vocab_size)
         transfer = transfer_of(config)
         config.model.net.logit_scale = transferred_shape(net_of(config), transfer).logit_scale
         if sizes is not None:
             check_sizes(sizes, net_of(config), data.seq_len)
-        if config.trainer.precision is None:
-            config.trainer.precision = default_precision(config.trainer.accelerator)
-        check_precision(config.trainer.precision)
         if self.parent is not None:
             config.model.init_from = str(self.parent.path)
             mend = data.tokenizer_advice
