@@ -25,7 +25,9 @@ from lit_pretrain.errors import (
 )
 
 NEED_POSIX = frozenset(
-    "adapter export finetune fit import join merge posttrain prepare scaling".split()
+    (
+        "adapter classifier export finetune fit import join merge mixture posttrain prepare scaling"
+    ).split()
 )
 """Verbs that write datasets, runs or exports."""
 DECODING = frozenset("chat generate serve".split())

@@ -212,7 +212,7 @@ def _plan(
         speed, source = expected_speed(question)
         for seed in range(seeds):
             own = [] if seeds == 1 else [("model.seed", seed), ("data.seed", seed)]
-            config = _config(shared, [*_outer_first(point), *own], resolved)
+            config = point_config(shared, [*_outer_first(point), *own], resolved)
             name = next(names)
             planned = PlannedRun(
                 name=name,
@@ -246,7 +246,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _config(
+def point_config(
     shared: Mapping[str, Any], point: Sequence[tuple[str, Any]], resolved: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Put a point's options into the config that all runs share.
