@@ -166,6 +166,16 @@ def test_nothing_to_compare_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+def test_steps_of_one_micro_batch_are_passed_over(dataset: Path, tmp_path: Path) -> None:
+    """A schedule of the batch begins with steps that have nothing to compare."""
+    batch = "[{from_tokens: 0, tokens: 128}, {from_tokens: 256, tokens: 256}]"
+    run = [option for option in RUN if "global_batch" not in option]
+    given = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=x"]
+    scheduled = [f"--data.batch_schedule={batch}", "--noise_scale_every=1"]
+    assert main([*run, *given, *scheduled]) == 0
+    assert list(noise(read_metrics(tmp_path / "x"))) == [3, 4, 5, 6]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "size"),

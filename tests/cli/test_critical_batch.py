@@ -63,6 +63,25 @@ def test_branches_read_the_same_tokens_at_rates_for_their_batch(run: Path, tmp_p
     ]  # fmt: skip
 
 
+def test_a_schedule_of_the_batch_stays_what_it_was(dataset: Path, tmp_path: Path) -> None:
+    """Factors are those of the size at the checkpoint, and later sizes are the branch's own."""
+    entries = ("0, tokens: 32", "64, tokens: 64", "256, tokens: 128")
+    batch = f"[{', '.join(f'{{from_tokens: {its}}}' for its in entries)}]"
+    run = [option for option in RUN if "global_batch" not in option]
+    given = [f"--data.path={dataset}", f"--runs={tmp_path}", "--name=base"]
+    assert main([*run, *given, f"--data.batch_schedule={batch}"]) == 0
+    options = ("--step=4", "--factors=0.5,1,2", "--window=256", "--engine=list")
+    assert branch(tmp_path / "base", tmp_path / "out", *options) == 0
+    found = configs(tmp_path / "out")
+    first = [{"from_tokens": 0, "tokens": 32}, {"from_tokens": 64, "tokens": 64}]
+    # Step 4 has read 2 × 32 + 2 × 64 tokens.
+    assert found["1x"]["data"]["batch_schedule"] == first
+    for name, size in (("0.5x", 32), ("2x", 128)):
+        its = found[name]["data"]["batch_schedule"]
+        assert its == [*first, {"from_tokens": 192, "tokens": size}]
+    assert [found[name]["max_steps"] for name in ("0.5x", "1x", "2x")] == [12, 8, 6]
+
+
 def test_the_plan_comes_first(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
