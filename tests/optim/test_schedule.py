@@ -81,3 +81,51 @@ def test_bad_spans_are_refused(span: str) -> None:
 def test_a_warm_up_and_decay_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError):
         Schedule(kind="wsd", warmup="80 steps", decay="80 steps").factor(0, 100, BATCH)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9).map(lambda n: 64 * n), min_size=1, max_size=4),
+    steps=st.integers(1, 12),
+    warmup=st.integers(1, 600),
+    decay=st.integers(1, 600),
+    kind=st.sampled_from(["wsd", "cosine", "linear"]),
+)
+def test_rates_move_with_the_tokens_of_steps_of_several_sizes(
+    sizes: list[int], steps: int, warmup: int, decay: int, kind: str
+) -> None:
+    """They are those of a run whose every step has the greatest common divisor of the sizes, at the
+    place where the step begins.
+    """
+    batch = BatchSizes(tuple(i * steps for i in range(len(sizes))), tuple(sizes))
+    total = steps * len(sizes) + 5
+    ends = [batch.first(n) for n in range(total + 1)]
+    assume(ends[-1] >= 2 * 600)
+    begin = min(range(total + 1), key=lambda n: abs(ends[n] - warmup)) or 1
+    start = min(range(total), key=lambda n: abs(ends[-1] - decay - ends[n]))
+    assume(begin <= start and (ends[begin] + ends[-1] - ends[start]) < ends[-1])
+    schedule = Schedule(kind=kind, warmup=f"{warmup} tokens", decay=f"{decay} tokens", final=0.1)
+    fine = Schedule(
+        kind=kind, warmup=f"{ends[begin]} tokens", decay=f"{ends[-1] - ends[start]} tokens",
+        final=0.1,
+    )  # fmt: skip
+    unit, found = BatchSizes.one(batch.unit), schedule.in_steps(total, batch)
+    for step in range(begin, total + 1):
+        same = fine.factor(ends[step] // batch.unit, ends[-1] // batch.unit, unit)
+        nearest = min(abs(ends[-1] - decay - end) for end in ends[:-1])
+        ties = sum(abs(ends[-1] - decay - end) == nearest for end in ends[:-1])
+        if kind != "wsd" or ties == 1:
+            assert found(step) == same
+    assert found(begin - 1) == 1.0
+    assert found(total) == 0.1
+
+
+def test_a_share_of_the_run_is_one_of_its_tokens() -> None:
+    batch = BatchSizes((0, 10), (100, 300))  # 4,000 tokens in 20 steps
+    assert span_to_steps("25%", 20, batch) == 10
+    assert span_to_steps("30%", 20, batch, ends=True) == 4
+    assert span_to_steps("1000 tokens", 20, batch) == 10
+    assert span_to_steps("450 tokens", 20, batch, ends=True) == 2  # a half is a step more
+    assert span_to_steps("5 steps", 20, batch, ends=True) == 5
+    assert span_to_steps("1 tokens", 20, batch, ends=True) == 1
+    with pytest.raises(UserError, match="must start between"):
+        Schedule(kind="wsd", decay="9000 tokens").in_steps(20, batch)

@@ -1,5 +1,7 @@
 """The moving average of weights: its formula, when it is taken, and what it refuses."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,29 @@ def test_it_goes_on_from_a_saved_state_to_the_bit() -> None:
             weight.copy_(after)
         average.update()
     assert torch.equal(second.state[weight][STATE], next(iter(optimizer.state.values()))[STATE])
+
+
+def test_weights_count_by_the_tokens_since_the_last_update() -> None:
+    """Of steps of several sizes, and where the average begins within a run."""
+    torch.manual_seed(0)
+    batch, first = BatchSizes((0, 6), (100, 400)), 3
+    weight = nn.Parameter(torch.randn(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    average = WeightAverage(optimizer, half_life=700.0, batch=batch)
+    average.resume({}, step=first)
+    history, shares, read = [], [], []
+    for step in range(first, 10):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        average.update()
+        history.append(weight.detach().double().clone())
+        read.append(batch.first(step + 1) - batch.first(first))
+    for before, end in itertools.pairwise([0, *read]):
+        shares.append(2.0 ** ((end - read[-1]) / 700) - 2.0 ** ((before - read[-1]) / 700))
+    share = torch.tensor(shares).double()[:, None]
+    (state,) = optimizer.state.values()
+    expected = (share * torch.stack(history)).sum(dim=0) / share.sum()
+    torch.testing.assert_close(state[STATE].double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_weights_in_bf16_are_refused() -> None:

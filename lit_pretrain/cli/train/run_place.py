@@ -430,10 +430,10 @@ def check_place(
 
 RATES = (
     "the steps before the checkpoint keep their sizes, but would have had other learning rates."
-    " With schedule.kind constant, and with wsd before its decay, the batch of the steps to come"
-    " may change, if warm-up is given in steps or tokens and not in % of the run; cosine and linear"
-    " depend on all tokens of the run from the end of warm-up on. Fork the checkpoint (--fork) to"
-    " go on with other rates"
+    " The batch of the steps to come may change with schedule.kind constant, and with wsd before"
+    " its decay, if warm-up is given in steps or tokens and not in % of the run; with any schedule"
+    " if the run still ends with the same token. Fork the checkpoint (--fork) to go on with other"
+    " rates"
 )
 
 

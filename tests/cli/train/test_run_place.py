@@ -65,3 +65,25 @@ def test_which_schedules_let_a_run_become_longer(
     batch = BatchSizes.one(1000)
     assert same_rates(saved, contract | {"max_steps": 150}, batch, batch) is same
     assert not same_rates(saved, contract | {"max_steps": 90}, batch, batch)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "same"),
+    [
+        ({"kind": "constant", "warmup": "10 steps"}, 60, True),
+        ({"kind": "constant", "warmup": "7%"}, 60, False),
+        ({"kind": "wsd", "decay": "20%"}, 60, True),
+        ({"kind": "wsd", "decay_start": "30 steps"}, 60, False),
+        ({"kind": "cosine"}, 60, False),
+        ({"kind": "constant"}, 70, False),
+    ],
+)
+def test_which_schedules_let_later_steps_have_another_size(
+    schedule: dict[str, str], step: int, same: bool
+) -> None:
+    """All of them where the run ends with the same token; it may not be shorter than it is."""
+    contract = {f"model.schedule.{name}": value for name, value in schedule.items()}
+    saved = CheckpointRecord(step, contract | {"max_steps": 100})
+    old, new = BatchSizes.one(1000), BatchSizes((0, 60), (1000, 8000))
+    assert same_rates(saved, contract | {"max_steps": 66}, old, new) is same
+    assert same_rates(saved, contract | {"max_steps": 65}, old, new) is (step <= 65)
