@@ -193,21 +193,27 @@ def test_a_fork_reads_on_in_steps_of_another_size(
 
 
 def test_steps_that_are_left_out_keep_their_size(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, whole: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A step reads the rows of its place in the order, and is as large as that place."""
+    """A step reads the rows of its place in the order, and is as large as that place. A run that
+    leaves steps out later equals, rates included, one that has done so from the start.
+    """
+    skip = "--skip_steps=3:6"
     with read_rows() as rows:
-        assert (
-            main(scheduled(dataset, tmp_path, "run", "--skip_steps=3:6", "--max_tokens=2300")) == 0
-        )
-    assert [len(rows[step]) * 32 for step in sorted(rows)] == [128] * 3 + [256] + [512] * 5
-    assert [row[0] for step in sorted(rows) for row in rows[step]] == list(range(100))
+        assert main(scheduled(dataset, tmp_path, "start", skip)) == 0
+    assert [len(rows[step]) * 32 for step in sorted(rows)] == [128] * 3 + [256] + [512] * 6
+    assert [row[0] for step in sorted(rows) for row in rows[step]] == list(range(116))
     capsys.readouterr()
-    assert main(["inspect", "order", str(tmp_path / "run"), "--step", "3"]) == 0
+    assert main(["inspect", "order", str(tmp_path / "start"), "--step", "3"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "step 3: samples 12 to 19, which is step 6 without skips"
-    tokens = [line["progress/tokens"] for line in train_lines(tmp_path / "run")]
-    assert tokens == [128, 256, 384, 640, 1152, 1664, 2176, 2688, 3200]
+    tokens = [line["progress/tokens"] for line in train_lines(tmp_path / "start")]
+    assert tokens == [128, 256, 384, 640, *range(1152, 3713, 512)]
+    later = cut(whole[0], tmp_path, 5)
+    assert main(scheduled(dataset, tmp_path, "run", "--resume=auto", skip)) == 0
+    assert losses(later) == losses(tmp_path / "start")
+    rates = [line["lr/matrix"] for line in train_lines(later)]
+    assert rates == [line["lr/matrix"] for line in train_lines(whole[0])]
 
 
 def test_the_views_of_a_run_know_its_schedule(
