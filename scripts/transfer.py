@@ -4,8 +4,8 @@
     python scripts/transfer.py --widths 64 128 --seeds 1 --tokens_per_parameter 0.2
 
 Networks of several widths train on as many tokens for each parameter, with the rates of a config
-times several powers of two: once with `model.transfer`, whose base is the smallest width and its
-number of tokens, and once without. A parabola through the lowest losses of a width gives its best
+times several powers of two: once with `model.transfer`, whose base is the config's own network,
+batch and length, and once without. A parabola through the lowest losses of a width gives its best
 rate. The table shows it in octaves from the config's, by how many octaves it moves over the widths,
 and by how much the loss at the rate that is best for the smallest network exceeds the best one.
 
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -85,32 +86,38 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def steps_of(options: argparse.Namespace, width: int) -> int:
     """Count the steps in which a network sees its tokens."""
-    net = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))["model"]["net"]
     vocabulary = Manifest.load(Path(options.data)).tokenizer.vocab_size
     own = {
         "n_layer": options.depth, "width": width, "n_head": width // options.head_dim,
         "vocab_size": padded_vocab_size(vocabulary),
     }  # fmt: skip
-    parameters: int = count_parameters(ModelConfig(**(net | own))).matmul
-    return max(
-        1, round(float(options.tokens_per_parameter) * parameters / int(options.batch_tokens))
-    )
+    parameters: int = count_parameters(
+        ModelConfig(**(config_of(options)["model"]["net"] | own))
+    ).matmul
+    return max(1, round(options.tokens_per_parameter * parameters / options.batch_tokens))
+
+
+def config_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the config whose rates are carried over."""
+    config: dict[str, Any] = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+    return config
+
+
+def base_of(config: dict[str, Any]) -> dict[str, int]:
+    """Describe the network, the batch and the length at which a config's rates were found."""
+    net, batch = config["model"]["net"], config["data"]["global_batch_tokens"]
+    base = {"base_width": net["width"], "base_depth": net["n_layer"], "base_batch_tokens": batch}
+    if "max_steps" in config:
+        base["base_tokens"] = config["max_steps"] * batch
+    return base
 
 
 def arguments(options: argparse.Namespace, run: Run, extra: list[str]) -> list[str]:
     """Write the arguments of `lit_pretrain` that make one run."""
-    base = min(options.widths)
-    optimizer = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))["model"][
-        "optimizer"
-    ]
-    rates = {k: v for k, v in optimizer["init_args"].items() if k == "lr" or k.endswith("_lr")}
-    transfer = []
-    if run.arm != "control":
-        tokens = steps_of(options, base) * options.batch_tokens
-        transfer = [
-            f"--model.transfer={{base_width: {base}, base_depth: {options.depth},"
-            f" base_tokens: {tokens}}}"
-        ]
+    config = config_of(options)
+    settings = config["model"]["optimizer"]["init_args"]
+    rates = {k: v for k, v in settings.items() if k == "lr" or k.endswith("_lr")}
+    transfer = f"--model.transfer={base_of(config) if run.arm == 'transfer' else 'null'}"
     steps = steps_of(options, run.width)
     return [
         "fit", f"--config={options.config}", f"--data.path={options.data}", f"--runs={options.out}",
@@ -118,7 +125,7 @@ def arguments(options: argparse.Namespace, run: Run, extra: list[str]) -> list[s
         f"--model.net.n_head={run.width // options.head_dim}",
         f"--model.net.n_layer={options.depth}", f"--model.seed={run.seed}",
         *(f"--model.optimizer.{name}={rate * 2.0**run.power}" for name, rate in rates.items()),
-        *transfer, f"--data.seq_len={options.seq_len}",
+        transfer, f"--data.seq_len={options.seq_len}",
         f"--data.micro_batch_size={options.batch_tokens // options.seq_len}",
         f"--data.global_batch_tokens={options.batch_tokens}", f"--max_steps={steps}",
         "--validate_every=0", "--checkpoint_every=0", f"--log_every={steps}",
@@ -172,7 +179,7 @@ def table(options: argparse.Namespace, runs: list[Run]) -> str:
         for width in sorted(options.widths):
             values: dict[int, list[float]] = {}
             for run in runs:
-                if run.arm in (arm, "base") and run.width == width:
+                if (run.arm, run.width) == (arm, width):
                     values.setdefault(run.power, []).append(loss_of(options, run))
             means = {power: statistics.mean(each) for power, each in values.items()}
             if len(means) < 3:
@@ -198,12 +205,10 @@ def main(argv: list[str]) -> None:
     options, extra = parse(argv)
     done: list[Run] = []
     for width in sorted(options.widths):
-        # At the base a transfer changes nothing: its runs are those of both arms.
-        arms = options.arms if width > min(options.widths) else ["base"]
         wanted = [
             Run(arm, width, power, seed)
             for seed in range(options.seeds)
-            for arm in arms
+            for arm in options.arms
             for power in options.powers
         ]
         done += made(options, wanted, extra)

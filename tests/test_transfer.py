@@ -120,6 +120,23 @@ def test_a_resume_needs_the_same_base(
     assert "model.transfer.base_depth: the checkpoint has 1, this run 2" in said
 
 
+def test_a_child_keeps_the_scale_of_its_parents_logits(
+    tied: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = read_metrics(tied)[-1]["val/loss"]
+    still = ["--model.optimizer=lit_pretrain.optim.AdamW", "--model.optimizer.lr=0"]
+    child = fit(tmp_path, dataset, "child", f"--from={tied}", "--max_steps=1", *still)
+    assert read_metrics(child)[-1]["val/loss"] == pytest.approx(loss, rel=1e-6)
+    code = main([
+        "fit", *SMALL, f"--data.path={dataset}", f"--runs={tmp_path}", "--name=other",
+        f"--from={tied}", "--model.transfer={base_width: 8, base_depth: 1}",
+        "--model.net.logit_scale=null",
+    ])  # fmt: skip
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "by 0.25, which was trained with 0.5" in said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -128,7 +145,7 @@ def test_a_resume_needs_the_same_base(
         (
             ["--model.transfer={base_width: 16, base_depth: 2}",
              "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"],
-            ["AdamW and MuonAdamW", "SGD of model.optimizer"],
+            ["AdamW and MuonAdamW", "model.optimizer=torch.optim.sgd.SGD"],
         ),
         (
             ["--model.transfer={base_width: 16, base_depth: 2, base_head_dim: 8}",
@@ -160,6 +177,7 @@ def test_what_it_has_no_rule_for_is_refused(
     assert code == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
+    assert not (tmp_path / "no").exists()
 
 
 def test_batch_and_length() -> None:

@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def check_rules(recipe: OptimizerRecipe) -> None:
+    """Refuse a recipe that does not say how its rates follow from the size of a network.
+
+    Raises:
+        UserError: It says nothing of matrices.
+    """
+    if recipe.transferred_rate("matrix", ParameterScale(), (1, 1)) is None:
+        raise _no_rules(recipe.name)
+
+
+def _no_rules(name: str) -> UserError:
+    return UserError(
+        f"model.transfer has rules for AdamW and MuonAdamW, and none for model.optimizer={name}:"
+        " take one of them, or remove model.transfer"
+    )
+
+
 def transfer_groups_(
     optimizer: torch.optim.Optimizer,
     recipe: OptimizerRecipe,
@@ -46,11 +63,7 @@ def transfer_groups_(
             scale = scales[names[id(parameter)]]
             rate = recipe.transferred_rate(role, scale, tuple(parameter.shape))
             if rate is None:
-                raise UserError(
-                    "model.transfer has rules for AdamW and MuonAdamW, and none for the"
-                    f" {type(optimizer).__name__} of model.optimizer: take one of them, or remove"
-                    " model.transfer"
-                )
+                raise _no_rules(type(optimizer).__name__)
             eps = scale.eps if "eps" in group else 1.0
             if (rate, eps) not in parts:
                 parts[rate, eps] = _part(group, rate, eps, step) | {"kind": scale.kind}

@@ -21,14 +21,17 @@ from torch import Tensor
 
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.gather import RowParts
+from lit_pretrain.model.parameter_scales import parameter_scales, transferred_shape
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores
 from lit_pretrain.optim import AdamW, MuonAdamW, muon
 from lit_pretrain.optim.clip import scale_and_clip_
+from lit_pretrain.optim.transferred_groups import transfer_groups_
 from lit_pretrain.parallel.mesh import Mesh
 from lit_pretrain.parallel.strategy import shard_
 from lit_pretrain.roles import parameter_roles
 from lit_pretrain.step_size import MeshSizes
+from lit_pretrain.transfer import StepFactors, Transfer
 
 ROWS, T, V = 8, 32, 64
 EVERYTHING: dict[str, Any] = {
@@ -50,6 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sdpa": {"attention": "sdpa", "sliding_window": 12, "window_pattern": "SL"},
     "checkpointed": {"checkpointing": True},
     "compiled": {"backend": "aot_eager"},
+    "transferred": {
+        "transfer": Transfer(16, 1, base_n_kv_head=2),
+        "tie_embeddings": True,
+        "recipe": MuonAdamW(),
+    },
     "z": {"z_loss": 1e-3, "label_smoothing": 0.05},
 }
 """Shapes, and what else differs from a plain run."""
@@ -92,7 +100,8 @@ def train(
         "vocab_size": V, "n_layer": 2, "width": 32, "n_head": 4, "n_kv_head": 2, "ffn_width": 64,
         "max_seq_len": T, "qk_norm": True,
     }  # fmt: skip
-    config = ModelConfig(**(shape | case))
+    transfer = case.pop("transfer", None)
+    config = transferred_shape(ModelConfig(**(shape | case)), transfer)
     with torch.device("meta" if mesh else "cpu"):
         net = Transformer(config)
     net.checkpoint_activations(checkpointing)
@@ -105,7 +114,11 @@ def train(
             net.parts = RowParts(group, mesh.cp.size(), mesh.cp.get_local_rank())
     if backend is not None and mesh is not None:
         net.compile_blocks(backend)
-    optimizer = recipe.build(list(net.named_parameters()), parameter_roles(net))
+    named, roles = list(net.named_parameters()), parameter_roles(net)
+    optimizer = recipe.build(named, roles)
+    if transfer is not None:
+        scales = parameter_scales(config, transfer, roles)
+        transfer_groups_(optimizer, recipe, named, scales, StepFactors())
     rank, replicas = (mesh.batch.get_local_rank(), mesh.batch.size()) if mesh else (0, 1)
     losses, grads = [], []
     for step in range(steps):

@@ -23,10 +23,10 @@ from lit_pretrain.cli.train.resolve import (
     build,
     instantiate,
     mesh_of,
-    net_of,
     optimizer_of,
     parallel_in,
     settings_of,
+    transferred_net,
 )
 from lit_pretrain.cli.train.train_cli import TrainCLI, TrainParser
 from lit_pretrain.corpus.manifest import MANIFEST_FILENAME, Manifest
@@ -201,7 +201,7 @@ def _net(
         )
         noted.append(Assumption("vocabulary", f"{size:,}", why))
         config.model.net.vocab_size = size
-    return net_of(config)
+    return transferred_net(config)
 
 
 def _vocabulary(data: BaseData | None, manifest: Manifest | None) -> int | None:

@@ -22,8 +22,10 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, cause_of
 from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.parameter_scales import transferred_shape
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import OptimizerRecipe, recipe_of
+from lit_pretrain.optim.transferred_groups import check_rules
 from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import flops_per_token
@@ -164,6 +166,18 @@ def transfer_of(config: Namespace) -> Transfer | None:
     if values is None or isinstance(values, Transfer):
         return values
     return Transfer(**values.as_dict())
+
+
+def transferred_net(config: Namespace) -> ModelConfig:
+    """Read the shape of the network as its transfer changes it, if it has one.
+
+    Raises:
+        UserError: The network or the optimizer has no rule for a transfer.
+    """
+    net, transfer = net_of(config), transfer_of(config)
+    if transfer is not None:
+        check_rules(optimizer_of(config))
+    return transferred_shape(net, transfer)
 
 
 def mesh_of(config: Namespace, devices: int) -> MeshSizes | None:

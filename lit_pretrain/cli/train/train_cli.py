@@ -33,7 +33,7 @@ from lit_pretrain.cli.train.resolve import (
     resolve_length,
     settings_of,
     training_flops,
-    transfer_of,
+    transferred_net,
 )
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, check_place, resolve_place
 from lit_pretrain.cli.train.trainer import (
@@ -49,7 +49,6 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.data.text.text_data import TextData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.model.config import padded_vocab_size
-from lit_pretrain.model.parameter_scales import transferred_shape
 from lit_pretrain.parallel.mesh import check_sizes
 from lit_pretrain.parallel.strategy import STRATEGIES
 from lit_pretrain.plain_data import read_text
@@ -354,8 +353,7 @@ class TrainCLI(LightningCLI):
             data.devices_together = sizes.together
         division = self.divide_step()
         check_noise_scale(self.settings.noise_scale_every, division, sizes)
-        transfer = transfer_of(config)
-        config.model.net.logit_scale = transferred_shape(net_of(config), transfer).logit_scale
+        self.scale_logits()
         if sizes is not None:
             check_sizes(sizes, net_of(config), data.seq_len)
         if self.parent is not None:
@@ -442,6 +440,23 @@ class TrainCLI(LightningCLI):
             f"{len(tokens)} new tokens ({', '.join(tokens[:8])}{', ...' if tokens[8:] else ''}) get"
             " rows of embedding and head: the mean of what the parent spelt them by"
         )
+
+    def scale_logits(self) -> None:
+        """Set the scale of the logits that a transfer gives a tied head.
+
+        Raises:
+            UserError: The parent was trained with another one.
+        """
+        config = self.config
+        wanted = transferred_net(config).logit_scale
+        known = wanted if self.parent is None else self.parent.shape.get("logit_scale")
+        if config.model.transfer is not None and known != wanted:
+            raise UserError(
+                f"model.transfer would multiply the logits of {config['from']} by {wanted or 1:g},"
+                f" which was trained with {known or 1:g}: give the model.transfer of its own run,"
+                " or none"
+            )
+        config.model.net.logit_scale = wanted
 
     def divide_step(self) -> Division:
         """Divide the steps over the devices, with a smaller micro-batch where that takes one.
