@@ -91,10 +91,9 @@ def steps_of(options: argparse.Namespace, width: int) -> int:
         "n_layer": options.depth, "width": width, "n_head": width // options.head_dim,
         "vocab_size": padded_vocab_size(vocabulary),
     }  # fmt: skip
-    parameters: int = count_parameters(
-        ModelConfig(**(config_of(options)["model"]["net"] | own))
-    ).matmul
-    return max(1, round(options.tokens_per_parameter * parameters / options.batch_tokens))
+    parameters = count_parameters(ModelConfig(**(config_of(options)["model"]["net"] | own))).matmul
+    tokens: float = options.tokens_per_parameter * parameters
+    return max(1, round(tokens / int(options.batch_tokens)))
 
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
