@@ -18,7 +18,10 @@ def _add_reading(parser: Any) -> None:
         "--separator",
         type=str | None,
         default=None,
-        help="What separates the texts within a .txt or .md file. Default: a file is one text.",
+        help=(
+            "What separates the texts within a .txt or .md file, such as '\\n\\n'. Default: a file"
+            " is one text."
+        ),
     )
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
     parser.add_argument(

@@ -56,13 +56,19 @@ def read_examples(
         paths: Files (.txt, .md, .jsonl, .parquet, also packed), or folders of them. A text file is
             one text.
         text_field: Field of .jsonl and .parquet that holds the text.
-        separator: What separates the texts within a .txt or .md file.
+        separator: What separates the texts within a .txt or .md file. A backslash before n or t
+            makes it a line feed or a tab.
         max_bytes: UTF-8 bytes to keep: the texts with the smallest hashes, a random choice that is
             the same every time.
 
     Raises:
         UserError: A path holds no text, or too many of its records cannot be used.
     """
+    for name, value in (("--separator", separator), ("--text_field", text_field)):
+        if value == "":
+            raise UserError(f"{name} is empty; give it a value, or leave it out")
+    if separator is not None:  # as a shell passes them on
+        separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     found = Examples()
     heap: list[tuple[int, str]] = []  # (-hash, text): the largest hash first
     seen: set[int] = set()

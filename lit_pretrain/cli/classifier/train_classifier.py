@@ -94,7 +94,7 @@ def train_classifier(positive: Examples, negative: Examples) -> TextClassifier:
             raise UserError(
                 f"--{name} holds {len(texts):,} distinct texts{gone}; a classifier needs at least"
                 f" {LEAST} of each side, and hundreds to be of use. A text file is one text unless"
-                " --separator cuts it, e.g. --separator $'\\n\\n'"
+                " --separator cuts it, e.g. --separator '\\n\\n'"
             )
     texts = [*sides["negative"], *sides["positive"]]
     labels = np.repeat([0.0, 1.0], [len(sides["negative"]), len(sides["positive"])])

@@ -188,17 +188,17 @@ def optimise_mixture(
     runs += [
         space.run(f"natural,seed={seed}", space.natural_M, seed) for seed in range(settings.repeats)
     ]
+    missing = missing_runs(Path(settings.out), runs)
+    print(_plan_table(space, weights, runs, missing), file=stdout)
     # What the confirmation takes is known before its mixture is.
     later = [
         space.run(f"{side} mixture, confirmed {n}", space.natural_M, n)
-        for side in ("best", "natural")
+        for side in (("best", "natural") if missing else ())
         for n in range(settings.repeats)
     ]
-    missing = missing_runs(Path(settings.out), runs)
-    print(_plan_table(space, weights, runs, missing), file=stdout)
     print(
-        f"{len(design)} mixtures, {settings.repeats} seeds of the natural one, and"
-        f" {len(later)} runs to confirm the best",
+        f"{len(design)} mixtures, {settings.repeats} seeds of the natural one"
+        + (f", and {len(later)} runs to confirm the best" if later else ""),
         cost_of([*runs, *later], [*missing, *later], settings),
         sep="\n",
         file=stdout,
@@ -227,7 +227,9 @@ def optimise_mixture(
             )
             for seed in seeds
         ]
-        missing = missing_runs(Path(settings.out), [run for pair in pairs for run in pair])
+        both = [run for pair in pairs for run in pair]
+        missing = missing_runs(Path(settings.out), both)
+        print(cost_of(both, missing, settings), file=stdout, flush=True)
         if missing and (written := make_runs(settings, missing, alike=True)):
             print(written, file=stdout)
             return 0

@@ -169,6 +169,16 @@ def test_mistakes_are_one_message(
     assert not (mistakes / "q.safetensors").exists()
 
 
+def test_empty_options_are_refused(classifier_examples: Path, tmp_path: Path) -> None:
+    for option in ("--separator", "--text_field"):
+        examples = classifier_examples / "positive"
+        code, _, err = train(tmp_path / "q.safetensors", examples, examples, option, "")
+        assert code == 2
+        assert f"{option} is empty" in err
+    code, _, err = train(tmp_path / "q", examples, examples, "--max_bytes", "0")
+    assert (code, "--max_bytes 0 must be at least 1" in err) == (2, True)
+
+
 def test_places_are_tried_before_the_work(classifier_examples: Path, tmp_path: Path) -> None:
     for option in ("--out", "--html"):
         (tmp_path / "file").write_text("")
@@ -193,7 +203,7 @@ def test_files_are_read_as_prepare_reads_them(tmp_path: Path) -> None:
     found = read_examples("--x", [str(folder)], text_field="body", separator="\n\n")
     assert sorted(found.texts.values()) == ["first", "fourth", "second", "third"]
     assert (found.read, found.copies) == (5, 1)
-    few = read_examples("--x", [str(folder)], text_field="body", separator="\n\n", max_bytes=12)
+    few = read_examples("--x", [str(folder)], text_field="body", separator="\\n\\n", max_bytes=12)
     assert list(few.texts.items()) == list(found.texts.items())[: len(few.texts)]
     assert few.bytes == sum(map(len, few.texts.values())) <= 12
     assert len(few.texts) == 2

@@ -102,7 +102,8 @@ def test_a_planted_optimum_is_found_and_confirmed(
     assert len(first) == 19
     assert optimise(base, out, TARGET, "--engine=list") == 0
     shown = capsys.readouterr().out
-    assert "now with fresh seeds" in shown
+    assert "total: 19 runs" in shown
+    assert "now with fresh seeds\ntotal: 6 runs" in shown
     second = make(out)
     assert len(second) == 6
     seeds = {
@@ -114,6 +115,7 @@ def test_a_planted_optimum_is_found_and_confirmed(
     shown = capsys.readouterr().out
     assert "Confirmed: the best mixture beats the natural one by" in shown
     assert make(out) == []
+    assert shown.count("; 0 to make") == 2
     report = json.loads((out / "mixture.json").read_text())
     found = np.array([report["best"][source] for source in SOURCES])
     assert np.abs(found - truth(dataset)).sum() <= 0.1
