@@ -218,11 +218,18 @@ def test_the_card_and_the_lineage_name_everything(
         assert text in card
 
 
-def test_an_adapter_is_exported_within_its_base(runs: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_exported_within_its_base(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["export", str(runs / "lora"), str(tmp_path / "out")]) == 0
     assert main(["import", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
     whole, back = read_weights(str(runs / "lora")), read_weights(str(tmp_path / "back"))
     assert all(torch.equal(value, back[key]) for key, value in whole.items())
+    # A run that was not trained here has read no data.
+    assert "give a dataset that was prepared with its tokenizer: --data.path" in refused(
+        capsys, "validate", tmp_path / "back"
+    )
+    assert "was not trained here" in refused(capsys, "inspect", "order", tmp_path / "back")
 
 
 def test_nothing_is_written_over_and_a_failure_leaves_nothing(

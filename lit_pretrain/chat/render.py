@@ -658,7 +658,9 @@ def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
     ids, learned, cut, notes = rendered
     if len(ids) > limit:
         if how == "drop":
-            raise BadRow("too_long", f"{len(ids)} tokens, {limit} allowed", mistake=False)
+            raise BadRow(
+                "too_long", f"{len(ids)} tokens, and data.seq_len allows {limit}", mistake=False
+            )
         cut = True
         ids, learned = (
             (ids[:limit], learned[:limit])
@@ -668,7 +670,8 @@ def truncate(rendered: Rendered, limit: int, how: Truncation) -> Rendered:
         if not learned[1:].any():
             raise BadRow(
                 "prompt_too_long",
-                f"no learned token among the {limit} that are kept",
+                f"no learned token among the {limit} that are kept; raise data.seq_len, or set"
+                " data.truncation to keep_end",
                 mistake=False,
             )
     elif not learned[1:].any():

@@ -36,7 +36,7 @@ from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import is_remote, read_sealed_json
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.plain_data import load_json, read_config
-from lit_pretrain.report.run_folder import CONFIG, METRICS, read_metrics
+from lit_pretrain.report.run_folder import CONFIG, METRICS, no_run, read_metrics
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST = "best.json"
@@ -281,10 +281,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
         return fetched(where, which=which)
     path = Path(where)
     if not path.exists():
-        raise UserError(
-            f"{where} does not exist; give a run folder such as runs/NAME, or one of its"
-            " checkpoints"
-        )
+        raise no_run(where)
     if step_of(path) is not None or path.is_file():
         check_sound(path)
         return path
@@ -295,10 +292,8 @@ def resolve(where: str, *, which: str = "last") -> Path:
             " runs/NAME"
         )
     if found is None:
-        raise UserError(
-            f"{where} holds no complete checkpoint ({which}) under {path / CHECKPOINTS_FOLDER};"
-            " train the run first"
-        )
+        kept = path / CHECKPOINTS_FOLDER
+        raise no_run(where, f"it holds no complete checkpoint ({which}) under {kept}; train first")
     return found
 
 

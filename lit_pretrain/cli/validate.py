@@ -16,7 +16,7 @@ from lit_pretrain.chat.model_tokenizer import check_model_tokenizer
 from lit_pretrain.checkpoint.layout import config_of, resolve
 from lit_pretrain.checkpoint.lineage import check_files
 from lit_pretrain.class_path import refuse_foreign_classes
-from lit_pretrain.cli.command.arguments import Config, name_run
+from lit_pretrain.cli.command.arguments import Config, holds, name_run, read_configs
 from lit_pretrain.cli.command.load_run import Weights, quiet_libraries
 from lit_pretrain.cli.command.parser import raw_option, raw_switch
 from lit_pretrain.cli.command.verb import Verb
@@ -105,6 +105,11 @@ class EvaluateCLI(LightningCLI):
             saved = config_of(self.newest or resolve(run))
             if not raw_switch(args, "--trust"):
                 refuse_foreign_classes({g: saved[g] for g in ("model", "data")}, f"the run {run}")
+            if not saved["data"] and not _gives_data(args):
+                raise UserError(
+                    f"{run} was not trained here and names no data; give a dataset that was"
+                    " prepared with its tokenizer: --data.path data/NAME"
+                )
             parser.beneath = [Config(f"the run {run}", {"data": saved["data"]})]
             parser.set_defaults(
                 _defaults(saved, own_data=not names_class(args), chosen=self.chosen)
@@ -244,6 +249,12 @@ def evaluation_table(figures: dict[str, float], name: str, sources: Sequence[str
             if key.startswith(f"{name}/")
         ]
     return lines
+
+
+def _gives_data(args: Sequence[str]) -> bool:
+    """Tell whether a command line or its configs say which data to read."""
+    options = (arg.partition("=")[0].partition(".")[0] for arg in args)
+    return "--data" in options or any(holds(file.content, "data") for file in read_configs(args))
 
 
 def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[str, Any]:

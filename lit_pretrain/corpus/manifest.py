@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_pretrain.decontaminate.evaluation_set import DecontaminationRecord
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, nearest
 from lit_pretrain.files import (
     canonical_hash,
     check_plain_names,
@@ -309,16 +311,64 @@ class Manifest:
         try:
             return cls.parse(path.read_text(encoding="utf-8"), str(path))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"no prepared dataset at {directory}: {path} does not exist. Make it with"
-                f" `lit_pretrain prepare --config configs/prepare/embedded.yaml --out {directory}`"
-                " (or another prepare config)."
-            ) from None
+            raise _no_dataset(Path(directory)) from None
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{path} is damaged: {error}. Delete {directory} and run `lit_pretrain prepare`"
                 " again."
             ) from None
+
+
+_RAW = {
+    ".txt": "text",
+    ".md": "text",
+    ".html": "html",
+    ".htm": "html",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+}
+"""Ending of a file -> the kind of a source of `prepare` that reads it."""
+_LOOKED_AT = 1000
+"""Files of a folder from which its kind is concluded."""
+
+
+def _no_dataset(folder: Path) -> UserError:
+    """Say what a path holds that is no dataset, and how to come by one."""
+    problem = f"no prepared dataset at {folder}:"
+    if not folder.exists():
+        near = nearest(folder.name, [other.name for other in _datasets_in(folder.parent)])
+        hint = f" Did you mean '{folder.parent / near[0]}'?" if near else ""
+        return UserError(
+            f"{problem} {folder / MANIFEST_FILENAME} does not exist.{hint} Make it with"
+            f" `lit_pretrain prepare --config configs/prepare/embedded.yaml --out {folder}`"
+            " (or another prepare config)."
+        )
+    if below := _datasets_in(folder):
+        return UserError(
+            f"{problem} it is a folder of datasets; give one of them:"
+            f" {', '.join(map(str, below[:5]))}"
+        )
+    if (folder / "checkpoints").is_dir():
+        return UserError(f"{problem} it is a run folder; give the dataset that is to be read")
+    files = [folder] if folder.is_file() else islice(folder.rglob("*"), _LOOKED_AT)
+    kinds = Counter(filter(None, (_RAW.get(file.suffix.lower()) for file in files)))
+    if not kinds:
+        return UserError(
+            f"{problem} it holds no {MANIFEST_FILENAME}; give a folder that `lit_pretrain prepare`"
+            " has written"
+        )
+    kind = kinds.most_common(1)[0][0]
+    rows = " (rows to post-train on are given by data.sources instead)" if kind == "jsonl" else ""
+    return UserError(
+        f"{problem} it is raw data, which is prepared first{rows}: lit_pretrain prepare"
+        f" --sources.mine.kind {kind} --sources.mine.path {folder} --out data/mine"
+    )
+
+
+def _datasets_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(child for child in folder.iterdir() if (child / MANIFEST_FILENAME).is_file())
 
 
 _MANIFEST_KEYS = {"hash", "gate"} | {field.name for field in dataclasses.fields(Manifest)}

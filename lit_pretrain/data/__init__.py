@@ -13,6 +13,7 @@ _CLASSES = {
     "RowSource": "chat.row_source",
     "Task": "chat.row_source",
 }
+__all__ = list(_CLASSES)
 
 
 def __getattr__(name: str) -> Any:

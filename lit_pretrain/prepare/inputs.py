@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import content_hash, is_remote
 from lit_pretrain.prepare.prepare_config import SourceConfig
 from lit_pretrain.prepare.read.file_choice import (
     choose_suffix,
     count_passed_over,
+    ending,
     is_shown,
     list_passed_over,
     matcher,
 )
-from lit_pretrain.prepare.read.reader import reader_class
+from lit_pretrain.prepare.read.reader import READERS, reader_class
 from lit_pretrain.prepare.remote_input import RemoteFile, s3_objects, url_file
 
 
@@ -118,6 +119,9 @@ def _find(where: str, path: str, source: SourceConfig) -> _Found:
 def _on_disk(where: str, path: Path, source: SourceConfig) -> _Found:
     """List a file, or the files of a directory."""
     if path.is_file():
+        kind = _kind_of(ending(path.name))
+        if source.kind == "text" and kind not in (None, "text"):
+            warn(f"{where}: {path} is read as plain text; `kind: {kind}` reads what it holds")
         return str(path.parent), _local([path]), Counter()
     if not path.is_dir():
         raise UserError(
@@ -162,9 +166,17 @@ def _check_any(
             else f"ends in {' or '.join(reader_class(source.kind, where).suffixes)}"
         )
         others = f" (it holds {list_passed_over(passed_over)})" if passed_over else ""
+        kinds = [kind for end in passed_over if (kind := _kind_of(end)) is not None]
+        mend = f"set `kind: {kinds[0]}`, which reads them" if kinds else "set `glob`"
         raise UserError(
-            f"{where}: no file below {base} {wanted}{others}; set `glob`, or correct `path`"
+            f"{where}: no file below {base} {wanted}{others}; {mend}, or correct `path`"
         )
+
+
+def _kind_of(end: str) -> str | None:
+    """Find the kind of source whose files end so."""
+    kinds = (kind for kind in READERS if end in reader_class(kind, "sources").suffixes)
+    return next(kinds, None)
 
 
 def _local(files: Iterable[Path]) -> list[RemoteFile]:

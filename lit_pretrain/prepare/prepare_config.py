@@ -303,7 +303,7 @@ class PrepareConfig:
 
     out: str
     """The dataset's directory; it appears whole, at the end."""
-    sources: dict[str, SourceConfig]
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name -> where the text lies. Each source has its own shards, so that a mixture is weighted at
     training time.
     """

@@ -20,7 +20,7 @@ from typing import IO, NamedTuple, TypedDict, cast
 
 import xxhash
 
-from lit_pretrain.errors import UserError, warn
+from lit_pretrain.errors import UserError, nearest, warn
 from lit_pretrain.files import (
     atomic_path,
     check_output,
@@ -49,6 +49,8 @@ SUMMARY_PAGE = "summary.html"
 LOGGERS = "loggers.json"
 """What other loggers call the run."""
 LOCK = ".lock"
+DATASET = "manifest.json"
+"""The file that marks a dataset, which a user may name in place of a run."""
 PACKAGES = (
     "lit_pretrain",
     "torch",
@@ -126,6 +128,46 @@ def check_run_unused(path: Path) -> None:
             f"the run folder {path} already holds a run; choose another --name, or go on with that"
             " run by --resume auto"
         )
+
+
+def no_run(place: str | Path, lacks: str = "") -> UserError:
+    """Say that a path is no run: what is there instead, and which run may have been meant.
+
+    Args:
+        place: As the user wrote it.
+        lacks: What a run would have there, such as "it holds no complete checkpoint".
+    """
+    path = Path(place)
+    if not path.exists():
+        return UserError(
+            f"{place} does not exist; give a run folder such as runs/NAME, or one of its"
+            f" checkpoints.{_meant_run(path)}"
+        )
+    if (path / DATASET).is_file() and not (path / CONFIG).is_file():
+        return UserError(
+            f"{place} is a dataset, which `lit_pretrain prepare` wrote, and not a run folder; give"
+            " one such as runs/NAME"
+        )
+    below = [] if (path / CONFIG).is_file() else _runs_in(path)
+    if below:
+        more = f" … ({len(below)} in all)" if len(below) > 5 else ""
+        return UserError(
+            f"{place} is a folder of runs; give one of them: {', '.join(below[:5])}{more}"
+        )
+    return UserError(f"{place} is not a run folder: {lacks}" if lacks else f"{place} is no run")
+
+
+def _runs_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(str(child) for child in folder.iterdir() if (child / CONFIG).is_file())
+
+
+def _meant_run(path: Path) -> str:
+    """Ask about the run that is called like a missing path, beside it or in `runs`."""
+    runs = {Path(run).name: run for run in [*_runs_in(path.parent), *_runs_in(Path("runs"))]}
+    near = nearest(path.name, runs)
+    return f" Did you mean {runs[near[0]]!r}?" if near else ""
 
 
 def make_run_folder(path: Path) -> None:
@@ -270,7 +312,7 @@ def read_provenance(run: Path, name: str = PROVENANCE) -> Provenance:
     """
     file = run / name
     if not file.is_file():
-        raise UserError(f"{file} is missing: {run} is not a run folder")
+        raise no_run(run, f"it has no {name}")
     loaded = read_sealed_json(file, known=Provenance.__annotations__)
     missing = [name for name in _EVERY_RUN if name not in loaded]
     wrong = [name for name in ("verb", "started") if not isinstance(loaded.get(name), str)]
@@ -354,7 +396,7 @@ def read_metrics(run: Path, warn: Callable[[str], None] = warn) -> list[dict[str
         UserError: There is no such file.
     """
     if not (run / METRICS).exists():
-        raise UserError(f"{run} is not a run folder: it has no {METRICS}")
+        raise no_run(run, f"it has no {METRICS}")
     return [values for _, values in _metric_lines(run, warn)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse.typing import register_type
 
 from lit_pretrain.class_path import check_call, import_class_path
-from lit_pretrain.errors import UserError, cause_of
+from lit_pretrain.errors import UserError, cause_of, did_you_mean
 
 RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
 ASKED = ("prompt", "completion", "row")
@@ -209,8 +209,8 @@ def _find(where: str, path: str) -> Any:
         path = f"lit_pretrain.reward.builtin_rewards.{path}"
     if "." not in path:
         raise UserError(
-            f"{where}.path={path!r} is unknown. Ours: {', '.join(REWARDS)}; others need a dotted"
-            " path, such as my_rewards.right"
+            f"{where}.path={path!r} is unknown.{did_you_mean(path, REWARDS)} Ours:"
+            f" {', '.join(REWARDS)}; others need a dotted path, such as my_rewards.right"
         )
     target = import_class_path(path, f"{where}.path")
     if not callable(target):

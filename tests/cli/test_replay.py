@@ -350,11 +350,11 @@ def test_pairs_and_prompts_are_replayed_with_what_each_row_is(
     ("options", "reason"),
     [
         (["{run}", "--step=8"], "has 8 steps, from 0 to 7"),
-        (["{run}", "--step=-1"], "--step=-1 counts from 0"),
+        (["{run}", "--step=-1"], "--step=-1: the first step is 0"),
         (["{run}", "--step=1", "--documents=0"], "--documents=0 must be at least 1"),
         (["{run}", "--step=1", "--report=x.txt"], "must end in .md for Markdown or in .json"),
         (["{run}/checkpoints/step=00000003.ckpt", "--step=3"], "Name its folder"),
-        (["{run}/nowhere", "--step=3"], "is not a run folder"),
+        (["{run}/nowhere", "--step=3"], "does not exist; give a run folder"),
         (["{run}", "--step=1", "--path=/nowhere"], "/nowhere"),
     ],
 )

@@ -5,6 +5,7 @@ are checked.
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,30 @@ def test_hash_ignores_what_does_not_change_the_data(other: Manifest) -> None:
 )
 def test_hash_sees_what_changes_the_data(other: Manifest) -> None:
     assert other.hash != manifest().hash
+
+
+def test_what_is_no_dataset_says_what_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in (
+        "data/mine/manifest.json", "runs/a/checkpoints/step=00000001.ckpt", "texts/a/b.MD",
+        "pages/index.html", "rows/a.jsonl", "tables/part.parquet", "other/a.pdf",
+    ):  # fmt: skip
+        Path(file).parent.mkdir(parents=True)
+        Path(file).touch()
+    for place, said in {
+        "data/mien": "data/mien/manifest.json does not exist. Did you mean 'data/mine'?",
+        "data": "it is a folder of datasets; give one of them: data/mine",
+        "runs/a": "it is a run folder",
+        "texts": "--sources.mine.kind text --sources.mine.path texts --out data/mine",
+        "pages/index.html": "--sources.mine.kind html --sources.mine.path pages/index.html",
+        "rows": "(rows to post-train on are given by data.sources instead): lit_pretrain prepare"
+        " --sources.mine.kind jsonl",
+        "tables": "--sources.mine.kind parquet",
+        "other": "it holds no manifest.json; give a folder that `lit_pretrain prepare` has written",
+    }.items():
+        with pytest.raises(UserError, match=r"^no prepared dataset at ") as error:
+            Manifest.load(place)
+        assert said in str(error.value)
 
 
 def test_missing_manifest_says_what_to_run(tmp_path) -> None:

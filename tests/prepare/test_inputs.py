@@ -52,6 +52,29 @@ def test_files_are_sorted_by_name_wherever_they_lie(tmp_path: Path) -> None:
     assert inputs.bytes == sum((tmp_path / name).stat().st_size for name in names(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("a.htm", "html"),
+        ("a.arrow", "dataset"),
+        ("a.WET", "warc"),
+    ],
+)
+def test_files_of_another_kind_are_named(
+    tmp_path: Path, file: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, file)
+    with pytest.raises(UserError, match=f"set `kind: {kind}`, which reads them, or correct `path`"):
+        names(tmp_path)
+    assert names(tmp_path / file) == [file]
+    assert f"{file} is read as plain text; `kind: {kind}` reads what it holds" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_list_is_named_by_what_its_entries_have_in_common(tmp_path: Path) -> None:
     write(tmp_path, "one/x/a.txt", "two/a.txt", "two/b.txt", "three.txt")
     assert names([str(tmp_path / "two"), str(tmp_path / "one" / "x")]) == [

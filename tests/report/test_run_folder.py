@@ -11,10 +11,12 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.files import seal_json, write_file
 from lit_pretrain.plain_data import dump_config, read_config
 from lit_pretrain.report.run_folder import (
+    CONFIG,
     METRICS,
     MetricsFile,
     check_run_unused,
     make_run_folder,
+    no_run,
     provenance,
     read_metrics,
     read_provenance,
@@ -54,8 +56,33 @@ def test_metrics_go_on_after_the_checkpoint(tmp_path: Path) -> None:
         (3, 1 / 3),
         (4, 7.0),
     ]
-    with pytest.raises(UserError, match="is not a run folder"):
-        read_metrics(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is not a run folder: it has no metrics\.jsonl"):
+        read_metrics(file.parent.parent)
+
+
+def test_what_is_no_run_says_what_it_is_and_which_run_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("runs/base", "runs/tuned", "elsewhere/other"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / CONFIG).touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/manifest.json").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for place, said in {
+        "base": "base does not exist; give a run folder such as runs/NAME, or one of its"
+        " checkpoints. Did you mean 'runs/base'?",
+        "runs/bsae": "Did you mean 'runs/base'?",
+        "elsewhere/othr": "Did you mean 'elsewhere/other'?",
+        "runs/zzz": "or one of its checkpoints.",
+        "runs": "runs is a folder of runs; give one of them: runs/base, runs/tuned",
+        "data": "data is a dataset, which `lit_pretrain prepare` wrote",
+        "empty": "empty is not a run folder: it has no checkpoint",
+        "runs/base": "runs/base is not a run folder: it has no checkpoint",
+    }.items():
+        assert said in str(no_run(place, "it has no checkpoint"))
+    assert "Did you mean" not in str(no_run("runs/zzz"))
 
 
 def test_provenance_names_versions_and_survives_json(

@@ -26,6 +26,7 @@ from lit_pretrain.cli.command.arguments import (
     Config,
     help_topic,
     holds,
+    is_file,
     mark_literal,
     name_run,
     read_configs,
@@ -33,9 +34,17 @@ from lit_pretrain.cli.command.arguments import (
     split_configs,
     unmark,
 )
-from lit_pretrain.cli.command.help_page import Sections, fields_elsewhere, help_page, list_options
+from lit_pretrain.cli.command.help_page import (
+    HelpOption,
+    Sections,
+    Wanted,
+    fields_elsewhere,
+    help_page,
+    list_options,
+)
 from lit_pretrain.cli.command.other_names import exactly_meant, meant_options
 from lit_pretrain.cli.command.verb import show_page
+from lit_pretrain.cli.command.wrong_value import wrong_value
 from lit_pretrain.errors import did_you_mean, nearest
 from lit_pretrain.plain_data import (
     boolean_words,
@@ -73,6 +82,7 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
     re.compile(r"[Uu]nrecognized arguments: (?P<name>\S+)"),
 )
+_NO_CONFIG = re.compile(r'Parser key "config": (File does not exist|Path is not a file)')
 _REQUIRED = re.compile(r"(?<=the following arguments are required: ).+")
 # How it says that a class path leads nowhere: by its last part, or by a module before that.
 _NOWHERE = (
@@ -281,6 +291,9 @@ class Suggesting(ArgumentParser):
         if self.exit_on_error:
             message = unmark(_REQUIRED.sub(self._as_typed, message))
             program = self.prog
+            self._refuse_value(message)
+            if _NO_CONFIG.search(message):
+                message = self._config_mistake()
             hint = f"{self._hint(message)}{self._yaml_hint(message)}"
             key, of_class = _PARSER_KEY.search(message), _UNKNOWN[0].search(message)
             if key is not None and of_class is not None:  # in ten lines of type hints
@@ -294,6 +307,39 @@ class Suggesting(ArgumentParser):
         super().error(message, ex)
         raise AssertionError("parser.error returned")
 
+    def _refuse_value(self, message: str) -> None:
+        """Stop with one line, if the message is about a value of the wrong type."""
+
+        def listed(topic: str, given: Sequence[str] = self._given) -> Sequence[HelpOption]:
+            return list_options(self, given, Wanted(topic=topic))
+
+        found = wrong_value(message, listed, self._given, read_configs(self._given))
+        if found is None:
+            return
+        text, name = found
+        known = any(option.name.startswith(name) for option in listed(name, ()))
+        foot = (
+            f"`{self.prog} --help {name}` explains it."
+            if known
+            else f"`{self.prog} --help` lists the options."
+        )
+        print(f"error: {text}{self._yaml_hint(message)}\n{foot}", file=sys.stderr)
+        sys.exit(2)
+
+    def _config_mistake(self) -> str:
+        """Say what a value of --config names that is no file, and which one may be meant."""
+        path = Path(next(path for path in split_configs(self._given)[0] if not is_file(path)))
+        if str(path) == ".":
+            return "--config needs the path of a YAML file"
+        if not path.is_dir():
+            beside = [file.name for file in path.parent.glob("[!.]*.y*ml")]
+            near = nearest(path.name, beside, cutoff=0.75)
+            hint = f" Did you mean '{path.parent / near[0]}'?" if near else ""
+            return f"--config {path} does not exist (relative paths start at {Path.cwd()}).{hint}"
+        files = sorted(map(str, path.glob("[!.]*.y*ml")))
+        inside = f"give one of its files: {', '.join(files[:5])}" if files else "give a YAML file"
+        return f"--config {path} is a folder; {inside}"
+
     def _as_typed(self, names: re.Match[str]) -> str:
         """Name required options as they are typed, `--run`; positional arguments stay `run`."""
         known = self._known_names()
@@ -303,6 +349,9 @@ class Suggesting(ArgumentParser):
         match = next(filter(None, (pattern.search(message) for pattern in _UNKNOWN)), None)
         if match is None:
             return _path_hint(message)
+        place_hint = self._place_hint(match["name"]) if match.re is _UNKNOWN[-1] else None
+        if place_hint is not None:
+            return place_hint
         found = match.groupdict()
         dashes = "--" if found["name"].startswith("--") else ""
         key = found.get("group") or (_PARSER_KEY.search(message) or {"name": ""})["name"]
@@ -319,6 +368,26 @@ class Suggesting(ArgumentParser):
         for option in exactly_meant(name, elsewhere.keys() - set(known))[:1]:
             hint += f"\nWith {elsewhere[option]} it is '{dashes}{option}'."
         return hint
+
+    def _place_hint(self, word: str) -> str | None:
+        """Say where a value belongs that no option takes; None if it is the name of an option."""
+        given = list(self._given)
+        option, equals, value = word.partition("=")
+        if option == "--run":
+            value = value if equals else (given[given.index(word) + 1 :] or [""])[0]
+        elif word.startswith("-"):
+            return None
+        else:
+            value = next((arg for arg in given if arg.split()[:1] == [word]), word)
+        file = Path(value) / "config.yaml"
+        if file.is_file():
+            return f"\nThis verb reads the config of a run: --config {file}"
+        if option == "--run":
+            return None
+        before = given[given.index(value) - 1] if value in given[1:] else ""
+        if before.startswith("--") and before.endswith("=true"):  # a bare switch
+            return f"\n{before.removesuffix('=true')} takes true or false."
+        return f"\nThe name of an option stands before its value: --NAME {value!r}"
 
     def _yaml_hint(self, message: str) -> str:
         """Say what YAML made of a value: of the word `off`, and of options that are not YAML."""

@@ -133,6 +133,8 @@ def _run_bare(verb: Verb) -> int:
     try:
         return verb.run([])
     except UserError as error:
+        if error.exit_code != UserError.exit_code:  # it had begun, and was stopped
+            raise
         error.args = (f"{message_of(error)}\n{_for_example(verb.example)}",)
         raise
     except SystemExit as stop:  # the parser has printed what is missing

@@ -55,8 +55,10 @@ def show_batch(argv: list[str]) -> int:
     """Run `lit_pretrain inspect batch`, which takes the options of `posttrain`."""
     cli = BatchCLI("inspect batch", argv)
     step, rows = cli.config.step, cli.config.rows
-    if step < 0 or rows < 1:
-        raise UserError(f"--step={step} counts from 0 and --rows={rows} must be at least 1")
+    if step < 0:
+        raise UserError(f"--step={step}: the first step is 0")
+    if rows < 1:
+        raise UserError(f"--rows={rows} must be at least 1")
     color = cli.config.color
     if color is None:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

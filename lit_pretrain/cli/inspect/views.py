@@ -18,6 +18,7 @@ from lit_pretrain.report.run_folder import (
     CONFIG,
     METRICS,
     PROVENANCE,
+    no_run,
     read_metrics,
     read_provenance,
     read_skips,
@@ -46,15 +47,19 @@ def order(
     from lit_pretrain.data.text.mixture import order_of
     from lit_pretrain.data.text.order import Tracer
 
-    if step < 0 or steps < 1:
-        raise UserError(f"step={step} counts from 0 and steps={steps} must be at least 1")
+    if step < 0:
+        raise UserError(f"--step={step}: the first step is 0")
+    if steps < 1:
+        raise UserError(f"--steps={steps} must be at least 1")
     run = _here(run)
     data: dict[str, Any] = _entry(run, "data", dict)
     if "class_path" in data:
         raise UserError(
-            f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config ..."
-            f" --step {step}` shows them"
+            f"{run} reads rows by {data['class_path']}: `lit_pretrain inspect batch --config"
+            f" {Path(run) / CONFIG} --step {step}` shows them"
         )
+    if not data:
+        raise UserError(f"{run} was not trained here, so no step of it has read any data")
     where = Path(path or data["path"])
     if "://" in str(path or data["path"]):
         raise UserError(
@@ -233,5 +238,5 @@ def _config(where: str) -> dict[str, Any]:
     path = Path(where)
     file = path / CONFIG if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{where} is neither a run folder (it would hold {CONFIG}) nor a YAML file")
+        raise no_run(where, f"it holds no {CONFIG}; a YAML file of options may stand for it")
     return read_config(file)

@@ -48,6 +48,7 @@ from lit_pretrain.report.run_folder import (
     METRICS,
     Provenance,
     ProvenanceFacts,
+    no_run,
     provenance,
     read_metrics,
     read_provenance,
@@ -98,11 +99,10 @@ def replay(request: Request) -> int:
     if is_remote(request.run):
         request = replace(request, run=str(fetched(request.run, which="all")))
     run = Path(request.run)
-    if request.step < 0 or request.shown < 1:
-        raise UserError(
-            f"--step={request.step} counts from 0 and --documents={request.shown} must be at"
-            " least 1"
-        )
+    if request.step < 0:
+        raise UserError(f"--step={request.step}: the first step is 0")
+    if request.shown < 1:
+        raise UserError(f"--documents={request.shown} must be at least 1")
     if request.report is not None:
         if Path(request.report).suffix not in (".md", ".json"):
             raise UserError(
@@ -161,7 +161,7 @@ def attempt_of(run: Path, step: int) -> Attempt:
     """
     if not (run / CONFIG).is_file():
         mend = " Name its folder, not a checkpoint." if step_of(run) is not None else ""
-        raise UserError(f"{run} is not a run folder: it has no {CONFIG}.{mend}")
+        raise no_run(run, f"it has no {CONFIG}.{mend}")
     facts = read_provenance(run)
     if facts["verb"] not in TRAINING or not (run / METRICS).is_file():
         raise UserError(

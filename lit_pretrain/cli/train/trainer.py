@@ -264,7 +264,7 @@ def check_owned(trainer: Namespace) -> None:
     if isinstance(trainer.strategy, str) and trainer.strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
         raise UserError(
-            f"trainer.strategy={trainer.strategy!r} is not tried here: set one of {names}"
+            f"trainer.strategy={trainer.strategy!r} is not supported: set one of {names}"
         )
 
 

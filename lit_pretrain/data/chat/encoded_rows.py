@@ -204,7 +204,9 @@ def read_encoded(
                 part.items.append(item)
                 part.origins.append(read.origin)
     if not encoded.items("train"):
-        raise UserError("no row is left to train on:\n  " + "\n  ".join(encoded.lines()))
+        first = [f"{why} ({reason})" for t in encoded.tallies.values()
+                 for reason, why in t.first.items()]  # fmt: skip
+        raise UserError("\n  ".join(["no row is left to train on:", *encoded.lines(), *first]))
     return encoded
 
 

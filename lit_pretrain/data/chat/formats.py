@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_pretrain.class_path import import_class_path
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 
 
 def _same(*parts: str) -> dict[str, str]:
@@ -195,8 +195,8 @@ def find_format(
         format = load_format(name, setting)
     else:
         raise UserError(
-            f"{setting}.format={name!r} is unknown; for a {kind} there are {', '.join(fitting)}, or"
-            " the dotted path of a RowFormat of yours"
+            f"{setting}.format={name!r} is unknown.{did_you_mean(name, fitting)} For a {kind} there"
+            f" are {', '.join(fitting)}, or the dotted path of a RowFormat of yours"
         )
     if kind not in format.kinds():
         raise UserError(

@@ -112,7 +112,8 @@ class PromptData(PostTrainingData):
                 if len(ids) > self.max_prompt_tokens:
                     raise BadRow(
                         "prompt_too_long",
-                        f"the prompt has {len(ids)} tokens, {self.max_prompt_tokens} allowed",
+                        f"the prompt has {len(ids)} tokens, and data.max_prompt_tokens allows"
+                        f" {self.max_prompt_tokens} (half of data.seq_len by default)",
                         mistake=False,
                     )
                 encoded.append(EncodedPrompt(ids, {**row.facts, "answer": row.answer}))

@@ -32,6 +32,7 @@ from lit_pretrain.data.chat.transcripts import (
     tree_conversations,
     tree_pairs,
 )
+from lit_pretrain.errors import nearest
 
 _OPTIONS = "chat_template_kwargs"
 _ROW_WEIGHTS = ("weight", "loss_weight", "train")
@@ -281,10 +282,12 @@ def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
         found = ", ".join(map(repr, row)) or "none"
         fits = [other for other, f in ROW_FORMATS.items() if has_parts(row, f)]
         hint = f"; its fields are those of the format {' or '.join(fits)}" if fits else ""
+        near = [] if fits else nearest(name, map(str, row))
+        named = f": {{{part}: {near[0]}}}" if near else ""
         raise BadRow(
             "missing_field",
             f"the row has no field {name!r} ({part}); it has {found}{hint}. Set `format`, or name"
-            " it in `fields`.",
+            f" it in `fields`{named}.",
         )
     return value
 

@@ -11,6 +11,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -20,7 +21,7 @@ from lit_pretrain.chat.messages import BadRow, TrainingRow
 from lit_pretrain.data.chat.detection import AUTO, detect_format
 from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format, load_format
 from lit_pretrain.data.chat.row_reader import expand_record, read_row
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.files import file_sha256
 from lit_pretrain.hashing import splitmix64
 from lit_pretrain.record_files import RECORD_SUFFIXES, RecordMistake, scan_records
@@ -81,8 +82,8 @@ def task_rows(task: Task, setting: str) -> list[GeneratedRow]:
         return _reasoning_gym(task, setting)
     if task.name not in _OPERATIONS:
         raise UserError(
-            f"{setting}.name={task.name!r} is unknown; there are {', '.join(_OPERATIONS)} and"
-            " reasoning_gym/NAME"
+            f"{setting}.name={task.name!r} is unknown.{did_you_mean(task.name, _OPERATIONS)} There"
+            f" are {', '.join(_OPERATIONS)} and reasoning_gym/NAME"
         )
     sign, apply = _OPERATIONS[task.name]
     below = 10**task.digits
@@ -201,6 +202,8 @@ class RowTally:
     """Dropped rows by reason."""
     noted: Counter[str] = field(default_factory=Counter)
     """Rows that were kept but changed, or are not shown in full, by what happened."""
+    first: dict[str, str] = field(default_factory=dict)
+    """The first dropped row of each reason, and what is wrong with it."""
 
     def line(self, name: str, kept: int) -> str:
         """Write the counts as one line."""
@@ -218,9 +221,10 @@ def drop_row(bad: BadRow, origin: str, tally: RowTally, on_bad_row: OnBadRow) ->
     """
     if bad.mistake and on_bad_row == "refuse":
         raise UserError(
-            f"{origin}: {bad} (to leave such rows out and count them: data.on_bad_row=drop)"
+            f"{origin}: {bad} (to leave such rows out and count them: --data.on_bad_row drop)"
         ) from None
     tally.dropped[bad.reason] += 1
+    tally.first.setdefault(bad.reason, f"{origin}: {bad}")
 
 
 def row_hash(row: Mapping[str, Any]) -> str:
@@ -401,7 +405,14 @@ def check_source_files(sources: Mapping[str, RowSource]) -> None:
     """
     for name, source in sources.items():
         for path in filter(None, (source.path, source.validation_path)):
-            if not Path(path).expanduser().is_file():
+            file = Path(path).expanduser()
+            if file.is_dir():
+                inside = sorted(map(str, islice(file.iterdir(), 5)))
+                raise UserError(
+                    f"data.sources.{name}: {path} is a folder; name one file for each source"
+                    f"{f', such as {inside[0]}' if inside else ''}"
+                )
+            if not file.is_file():
                 raise UserError(
                     f"data.sources.{name}: {path} does not exist (relative paths start at"
                     f" {Path.cwd()})"
@@ -412,7 +423,8 @@ def check_source_files(sources: Mapping[str, RowSource]) -> None:
             ):
                 raise UserError(
                     f"data.sources.{name}: {path} is not"
-                    f" {', '.join(f for f in RECORD_SUFFIXES if f != '.txt')} (packed or not)"
+                    f" {', '.join(f for f in RECORD_SUFFIXES if f != '.txt')} (packed or not);"
+                    " write each row as a JSON object on a line of its own"
                 )
 
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.hashing import permutation
 
 MaxEpochs = float | Mapping[str, float] | None
@@ -269,4 +269,7 @@ def _first_limit(stretch: Stretch, limits: Sequence[int | None], seed: int) -> i
 def _check_names(named: Mapping[str, float], names: Sequence[str], setting: str) -> None:
     unknown = sorted(set(named) - set(names))
     if unknown:
-        raise UserError(f"{setting} names unknown sources {unknown}; the data has {list(names)}")
+        hint = did_you_mean(unknown[0], names)
+        raise UserError(
+            f"{setting} names unknown sources {unknown}; the data has {list(names)}.{hint}"
+        )

@@ -184,7 +184,7 @@ def test_strategies_that_nobody_has_tried_are_refused() -> None:
     for name in ("ddp_spawn", "deepspeed", "fsdp_cpu_offload"):
         with pytest.raises(
             UserError,
-            match=f"trainer.strategy='{name}' is not tried here: set one of auto, ddp, fsdp",
+            match=f"trainer.strategy='{name}' is not supported: set one of auto, ddp, fsdp",
         ):
             check_owned(trainer_options(strategy=name))
 

@@ -1,6 +1,7 @@
 """Encoded rows: split by content, counted or refused, and compared with evaluation sets."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_mistakes_are_refused_by_row_or_counted(
 ) -> None:
     rows = [*QA[:20], {"question": "a"}, {"question": 3, "answer": "b"}]
     with pytest.raises(
-        UserError, match=r"rows.jsonl, row 21: the row has no field 'answer'.*data.on_bad_row=drop"
+        UserError, match=r"rows.jsonl, row 21: the row has no field 'answer'.*data.on_bad_row drop"
     ) as caught:
         load(rows, write_rows, tokenizer_folder)
     assert "it has 'question'" in str(caught.value)
@@ -186,7 +187,7 @@ def test_rows_that_cannot_be_read_are_refused_by_row_or_counted(
     options = {"path": str(path), "format": "qa", "tokenizer": str(tokenizer_folder)}
     with pytest.raises(
         UserError,
-        match=r"rows.jsonl, row 21: is not UTF-8: .* byte 0xe9.*on_bad_row=drop",
+        match=r"rows.jsonl, row 21: is not UTF-8: .* byte 0xe9.*on_bad_row drop",
     ):
         ChatData(**options).setup("fit")
     data = ChatData(**options, on_bad_row="drop")
@@ -195,13 +196,31 @@ def test_rows_that_cannot_be_read_are_refused_by_row_or_counted(
     assert dict(dropped) == {"undecodable": 1, "not_json": 1}
 
 
+def test_what_no_row_can_be_read_from_is_named(
+    tmp_path: Path, write_rows: WriteRows, tokenizer_folder: Path
+) -> None:
+    for path, said in (
+        (str(tmp_path), f"{tmp_path} is a folder; name one file for each source"),
+        (str(tmp_path / "no.jsonl"), "does not exist (relative paths start at"),
+        (write_rows([], "rows.csv"), "write each row as a JSON object on a line of its own"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            ChatData(path=path, format="qa", tokenizer=str(tokenizer_folder)).check_files()
+    with pytest.raises(
+        UserError, match=r"Set `format`, or name it in `fields`: {completion: anwser}"
+    ):
+        load([{"question": "q", "anwser": "a"}], write_rows, tokenizer_folder)
+
+
 def test_a_file_of_which_no_row_is_left_is_refused(
     write_rows: WriteRows, tokenizer_folder: Path
 ) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"no row is left to train on:\n  rows: 5 rows, 0 used, dropped 5 \(prompt_too_long 5\)"
+            r"no row is left to train on:\n"
+            r"  rows: 5 rows, 0 used, dropped 5 \(prompt_too_long 5\)\n"
+            r"  .*rows.jsonl, row 1: no learned token .*; raise data.seq_len, or set"
         ),
     ):
         load(

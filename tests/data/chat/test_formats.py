@@ -492,7 +492,7 @@ def test_null_is_not_called_missing() -> None:
     [
         (
             {"name": "sharegtp"},
-            r"data.format='sharegtp' is unknown; for a conversation there are messages, sharegpt",
+            r"data.format='sharegtp' is unknown. Did you mean 'sharegpt'\? For a conversation",
         ),
         ({"name": "kto"}, r"data.format='kto' gives a verdict, here a conversation is wanted"),
         (
