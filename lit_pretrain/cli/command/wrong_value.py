@@ -11,7 +11,9 @@ from lit_pretrain.cli.command.arguments import Config, holds
 from lit_pretrain.cli.command.help_page import HelpOption, first_sentence
 from lit_pretrain.errors import did_you_mean
 
-_KEY = re.compile(r'^(?P<indent>[ -]*)Parser key "(?P<name>[\w.]+)":', re.MULTILINE)
+_KEY = re.compile(
+    r'^(?P<indent>[ -]*)Parser key "(?P<name>[\w.]+)"(?: element \d+)?:', re.MULTILINE
+)
 _OF_TYPE = re.compile(r"Expected (a |<class|typing)|Unable to load config|Invalid content in sub-")
 _OF_ELSE = re.compile(r"Problem with given class_path|is not accepted|No module named|no attribute")
 """What has a message of its own."""
@@ -62,10 +64,11 @@ def wrong_value(
     missing = _MISSING.search(innermost)
     if missing is not None:
         return f"{place}{shown}: {missing['names']} is missing; the form is {kind}", shown
-    value = typed if typed is not None else _value_in(innermost)
+    one = kind.removesuffix(" ...")  # of several values
+    value = typed if typed is not None and one == kind else _value_in(innermost)
     if value is None or not _OF_TYPE.search(innermost) or _OF_ELSE.search(innermost):
         return None
-    must, hint = _in_words(kind), _hint(value, kind)
+    must, hint = _in_words(one), _hint(value, one)
     if len(must) > _LONGEST and "|" in kind and option is not None and option.text:
         must, hint = f"be {first_sentence(option.text)}", ""
     return f"{place}{shown}={value} must {must}.{hint}", shown

@@ -61,6 +61,7 @@ def test_every_kind_of_option_says_in_one_line_what_it_takes(
         ("fit --trainer.precision fp16", "trainer.precision=fp16 must be bf16-mixed, 32-true or"),
         ("fit --model.optimizer AdamW --model.optimizer.lr=fast", "model.optimizer.lr=fast must be"
          " a number."),
+        ("scaling isoflop --budgets 1e9 x", "budgets=x must be a number."),
         ("fit --config {file}", "{file}: data.seq_len=two must be a whole number."),
         ("fit --data ChatData --data.sources rows.jsonl", "data.sources=rows.jsonl"
          " must have the form {{NAME: {{path: TEXT, ...}}}}."),
