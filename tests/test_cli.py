@@ -5,6 +5,7 @@ interpolate and come back as they went.
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import shlex
 import subprocess
@@ -16,10 +17,11 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from jsonargparse._actions import _ActionConfigLoad
 
 from lit_pretrain import __main__ as cli
 from lit_pretrain.cli.command.parser import Suggesting
-from lit_pretrain.cli.command.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb, parser_of
 from lit_pretrain.errors import DivergedError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -292,6 +294,25 @@ def test_misspelt_key_of_a_config(text, meant, tmp_path):
     result = here("fit", "--config", str(tmp_path / "typo.yaml"), "--print_config")
     assert (result.code, result.out) == (2, "")
     assert f"did you mean '{meant}'?" in result.err.lower()
+
+
+@pytest.mark.parametrize("command", ["fit", "plan", "prepare", "inspect batch"])
+def test_a_value_in_place_of_a_group_of_options(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    actions = parser_of(COMMANDS[command])._actions
+    groups = [action.dest for action in actions if isinstance(action, _ActionConfigLoad)]
+    assert groups
+    for group, value in zip(groups, itertools.cycle((0, [1], False)), strict=False):
+        nested = value
+        for key in reversed(group.split(".")):
+            nested = {key: nested}
+        needed = {"out": "a", "sources": {"a": {"kind": "text", "path": "."}}}
+        content = nested | (needed if command == "prepare" else {})
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+        result = here(*command.split(), "--config", "a.yaml")
+        assert result.code == 2, (group, value)
+        assert f"error: {group} is {value!r}, but it holds options" in result.err
+        assert "Traceback" not in result.err
 
 
 def test_value_of_the_wrong_type_names_the_option():

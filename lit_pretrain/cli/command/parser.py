@@ -20,6 +20,7 @@ from jsonargparse import (
     set_loader,
     set_parsing_settings,
 )
+from jsonargparse._actions import _ActionConfigLoad
 from yaml import YAMLError
 
 from lit_pretrain.cli.command.arguments import (
@@ -144,7 +145,7 @@ class Suggesting(ArgumentParser):
         others += replaced_options(given, [*self.beneath, *files], self.rivals, tell=tell)
         ordered = [f"--config={config}" for config in configs] + mark_literal(others)
         try:
-            return unmark(self._parse_classes(ordered, *rest, **options))
+            parsed = unmark(self._parse_classes(ordered, *rest, **options))
         except UnicodeDecodeError as error:
             self.error(f"a file named by an option is not UTF-8: {error}")
         # By name of the module: omegaconf is only imported where a file has a reference.
@@ -152,6 +153,29 @@ class Suggesting(ArgumentParser):
             if not type(error).__module__.startswith("omegaconf."):
                 raise
             self.error(self._interpolation_mistake(files, error))
+        self._check_groups(parsed)
+        return parsed
+
+    def _check_groups(self, parsed: Any) -> None:
+        """Refuse a plain value in place of a group of options, which jsonargparse lets through."""
+        for action in self._actions:
+            if not isinstance(action, _ActionConfigLoad) or action.dest not in parsed:
+                continue
+            value = parsed.get(action.dest)
+            if value is None:
+                self.error(
+                    f"{action.dest} is empty: give its options, or leave it out for the defaults"
+                )
+            if not isinstance(value, Mapping | Namespace):
+                option = next(
+                    other.dest
+                    for other in self._actions
+                    if other.dest.startswith(f"{action.dest}.")
+                )
+                self.error(
+                    f"{action.dest} is {value!r}, but it holds options, such as {option}: give"
+                    " these below it, or leave it out for the defaults"
+                )
 
     def _named_run(self, args: list[str]) -> list[str]:
         """Let a verb that takes a run take it by --run and by its place."""
