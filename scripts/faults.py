@@ -47,6 +47,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from chain_data import WORDS
 from fault_readers import HOSTILE, ROOT, change, fuzzed_files, is_refusal
 
@@ -76,7 +77,9 @@ READ = {
 }
 PREPARE = """
 out: data/tiny
-sources: {prose: {kind: jsonl, path: rows.jsonl, licence: CC0-1.0, origin: made}}
+sources:
+  prose: {kind: jsonl, path: rows.jsonl, licence: CC0-1.0, origin: made}
+  talk: {kind: jsonl, path: talk.jsonl, licence: CC0-1.0, origin: made}
 tokenizer: {kind: train, vocab_size: 300}
 splits: {validation: 0.2, test: 0.1}
 workers: 1
@@ -96,6 +99,7 @@ VERBS = (
     "inspect order runs/tiny --step 2 --steps 2", f"inspect batch {SHORT} --step 1 --rows 1",
     "inspect data data/tiny --documents 1 --seed 3", "inspect run runs/tiny",
     "merge runs/lora out/a --dtype base", "plan --config small.yaml --devices 2 --device H100",
+    "mixture optimise small.yaml --target.talk 1 --mixtures 16 --engine list --out out/a",
     "prepare --config prepare.yaml --out data/other", "replay runs/tiny --step 3 --documents 2",
     "runs runs --sort loss", "scaling fit --data runs.csv --bootstrap 20 --seed 1",
     "scaling isoflop --data runs.csv --bootstrap 20 --within 4",
@@ -251,14 +255,17 @@ def make_material(folder: Path) -> Path:
     work.mkdir()
     (work / "tree").symlink_to(ROOT)
     rng = random.Random(0)
-    for name in ("rows", "more"):
+    for name in ("rows", "more", "talk"):
         texts = (" ".join(rng.choices(WORDS, k=rng.randint(20, 200))) for _ in range(150))
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (work / f"{name}.jsonl").write_text(rows)
     (work / "prepare.yaml").write_text(PREPARE)
     same = PREPARE.replace("{kind: train, vocab_size: 300}", "{kind: file, path: data/tiny}")
     (work / "more.yaml").write_text(same.replace("rows.jsonl", "more.jsonl"))
-    (work / "small.yaml").write_text((ROOT / "configs/pretrain/quickstart.yaml").read_text())
+    config = yaml.safe_load((ROOT / "configs/pretrain/quickstart.yaml").read_text())
+    config["data"] |= {"path": "data/tiny", "seq_len": 32, "global_batch_tokens": 128}
+    config["model"]["net"] |= {"n_layer": 1, "width": 32, "n_head": 2, "max_seq_len": 64}
+    (work / "small.yaml").write_text(yaml.safe_dump(config | {"max_steps": 6}))
     (work / "runs.csv").write_text(table_of_runs())
     adapted = "--from runs/llama --model.adapter lit_pretrain.adapter.LoRA --name lora"
     llama = [word.replace("quickstart", "llama_adamw") for word in SHORT.split()]
