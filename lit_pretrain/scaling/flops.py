@@ -260,9 +260,11 @@ def find_device(name: str) -> Device | None:
     """
     if " MIG " in name:  # a slice of a device has a slice of its peak
         return None
-    return next(
-        (device for pattern, device in _DEVICES if re.search(pattern, name, re.IGNORECASE)), None
-    )
+    for pattern, device in _DEVICES:
+        # H1000 is not the H100, nor is XH100.
+        if re.search(rf"(?<![a-z0-9])(?:{pattern})(?![0-9])", name, re.IGNORECASE):
+            return device
+    return None
 
 
 def known_devices() -> list[str]:

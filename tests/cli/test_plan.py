@@ -489,6 +489,7 @@ def test_a_layout_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
         ([*AUTO, "4194304", "--memory_gib=4"], "no layout of 64 devices fits: the smallest"),
         ([*AUTO, "4194304", "--network_gbits=0"], "network_gbits=0 must be positive"),
         ([*AUTO, "4194304", "--machine_devices=0"], "machine_devices=0 must be at least 1"),
+        (["--max_tokens=1e9", "--devices=0"], "devices=0 must be at least 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

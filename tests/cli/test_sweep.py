@@ -67,6 +67,20 @@ def made(out: Path) -> list[str]:
     return (out / "made.txt").read_text().split() if (out / "made.txt").exists() else []
 
 
+def test_options_and_configs_of_fit_are_told_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "fit.yaml"
+    file.write_text("model: {seed: 1}\n")
+    for arguments, said in (
+        (["--config", str(file)], f"give it by its place: lit_pretrain sweep {file} --grid"),
+        (["--model.optimizer.lr", "1"], "--grid model.optimizer.lr=VALUE,VALUE tries several"),
+        (["--data.seq_len=64"], "--set '{data.seq_len: VALUE}' sets one for all runs"),
+    ):
+        assert main(["sweep", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_the_cost_comes_first_and_a_dry_run_writes_nothing(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

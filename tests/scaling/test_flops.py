@@ -244,7 +244,7 @@ def test_names_of_drivers(name: str, tera: float, memory: float) -> None:
     [
         "NVIDIA GeForce GTX 1080", "NVIDIA L40", "NVIDIA RTX A4000", "NVIDIA A10G",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "cpu", "",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "cpu", "", "H1000", "XH100", "B2000", "V1000",
     ],
 )  # fmt: skip
 def test_unknown_devices_have_no_peak(name: str) -> None:

@@ -397,6 +397,9 @@ class Suggesting(ArgumentParser):
         """Say where a value belongs that no option takes; None if it is the name of an option."""
         given = list(self._given)
         option, equals, value = word.partition("=")
+        places = [action.dest for action in self._actions if not action.option_strings]
+        if option.removeprefix("--") in places and option.startswith("--"):
+            return f"\nIt is given by its place: {self.prog} {' '.join(places).upper()}"
         if option == "--run":
             value = value if equals else (given[given.index(word) + 1 :] or [""])[0]
         elif word.startswith("-"):

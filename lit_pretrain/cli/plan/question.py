@@ -149,7 +149,8 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
         step = replace(step, sizes=(), tokens=None)
     device = _device(settings.device)
     precision, dtype = _precision(config.trainer.precision, settings.dtype, noted)
-    devices = settings.devices or _devices_of(config.trainer)
+    given = settings.devices
+    devices = _devices_of(config.trainer) if given is None else given
     if devices is not None and devices < 1:
         raise UserError(f"devices={devices} must be at least 1")
     stage, rank = _stage(cli, data, noted)

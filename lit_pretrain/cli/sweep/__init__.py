@@ -101,6 +101,7 @@ def main(argv: list[str]) -> int:
         help="Compare the runs on held-out documents at the end, as `lit_pretrain compare` does.",
     )
     parser.add_class_arguments(LaunchSettings)
+    _refuse_options_of_fit(argv)
     given = parser.instantiate(parser.parse_args(argv))
     settings = LaunchSettings(**{name: given[name] for name in LaunchSettings.__dataclass_fields__})
 
@@ -329,6 +330,25 @@ def _compare(out: str, runs: Sequence[PlannedRun]) -> None:
     folder = str(Path(out) / "comparison")
     for line in write_pictures(findings, f"{folder}.png", folder):
         print(line)
+
+
+def _refuse_options_of_fit(argv: Sequence[str]) -> None:
+    """Say where options and configs of `fit` belong."""
+    from lit_pretrain.cli.command.arguments import read_configs
+
+    for path, content in read_configs(argv):
+        if content.keys() & {"model", "data", "trainer", "max_steps"}:
+            raise UserError(
+                f"{path} is a config of `fit`, and --config takes one of `sweep`; give it by its"
+                f" place: lit_pretrain sweep {path} --grid NAME=VALUE,VALUE"
+            )
+    for arg in argv:
+        name = arg.partition("=")[0].removeprefix("--")
+        if arg.startswith("--") and name.partition(".")[0] in ("model", "data", "trainer"):
+            raise UserError(
+                f"--{name} is an option of `fit`: --grid {name}=VALUE,VALUE tries several values,"
+                f" and --set '{{{name}: VALUE}}' sets one for all runs"
+            )
 
 
 VERB = Verb(

@@ -89,6 +89,7 @@ def test_a_wrong_value_is_named_where_it_stands(
         ("plan --run runs/a", "This verb reads the config of a run: --config runs/a/config.yaml"),
         ("inspect batch --run=runs/a", "reads the config of a run: --config runs/a/config.yaml"),
         ("fit --sharded_checkpoints perhaps", "--sharded_checkpoints takes true or false."),
+        ("join --out o data/a", "It is given by its place: lit_pretrain join OUT DATASETS"),
         ("generate runs/a hello", "stands before its value: --NAME 'hello'"),
         ("fit --config runs/b.yaml", "--config runs/b.yaml does not exist (relative paths start"),
         ("fit --config my_fiel.yaml", "Did you mean 'my_file.yaml'?"),
