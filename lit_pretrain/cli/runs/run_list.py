@@ -246,7 +246,9 @@ def parent_name(run: ListedRun, folder: Path) -> str | None:
     return str(place)
 
 
-NOT_COMPARED = frozenset({"name", "runs", "resume", "fork", "from", "config", "model.init_from"})
+NOT_COMPARED = frozenset(
+    {"name", "runs", "local_runs", "resume", "fork", "from", "config", "model.init_from"}
+)
 """Options that say where a run lies and what it begins with, which the list shows by itself."""
 
 
@@ -300,7 +302,8 @@ def _compare(name: str, values: Mapping[int, Any], found: list[dict[str, object]
             given = {i: settings[key] for i, settings in members.items() if key in settings}
             inner = f"{name}.{key}" if name else str(key)
             if len(given) < len(members) and inner not in NOT_COMPARED:
-                for i, value in given.items():
+                # A run of an earlier version lacks the option: it is off there, as null, 0 and {}.
+                for i, value in given.items() if any(given.values()) else ():
                     found[i][inner] = value
             else:
                 _compare(inner, given, found)

@@ -323,6 +323,11 @@ def test_options_that_differ() -> None:
         {"model.optimizer": "MuonAdamW", "model.adapter": {"rank": 4}},
     ]  # fmt: skip
     assert differing_options([config(), config()]) == [{}, {}]
+    later = config(statistics_every=0, local_runs="runs", model=model | {"new_tokens": None})
+    assert differing_options([config(), later]) == [{}, {}]
+    assert differing_options([config(), config(statistics_every=5)]) == [
+        {}, {"statistics_every": 5},
+    ]  # fmt: skip
     assert differing_options([config()]) == [{}]
     assert differing_options([]) == []
 
