@@ -144,8 +144,8 @@ def run(run: str, verify: bool = False) -> str:
             )
             + f", tokenizer {facts['tokenizer_hash'][:16]}",
         ]
-        model = _entry(here, "model", dict)
-        if model.get("transfer") is not None:  # of a run that a verb wrote there may be none
+        model = _config(here).get("model")
+        if isinstance(model, dict) and model.get("transfer") is not None:
             net = model["net"]
             line = Transfer(**model["transfer"]).line(net["width"], net["n_layer"])
             lines.append(f"  {line}")
