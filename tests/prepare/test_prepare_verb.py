@@ -206,7 +206,7 @@ def test_second_run_says_that_there_is_nothing_to_do(
         (["--sources.mine.pth=x", "--sources.mine.kind=text"], "'pth' is not accepted"),
         (["--sources.mine.kind=txt"], "kind='txt' is unknown. Did you mean 'text'?"),
         (["--splits.validation=-1"], "splits.validation=-1.0 must be a share"),
-        (["--errors=ignore"], "'replace', 'skip'"),
+        (["--errors=ignore"], "errors=ignore must be replace or skip"),
     ],
 )
 def test_mistakes_exit_with_2_and_a_hint(
