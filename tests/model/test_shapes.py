@@ -33,7 +33,7 @@ PUBLISHED = {
     "smollm2_135m": 134_515_008,
 }
 
-NOT_SHAPE = {"attention", "block", "dropout", "init_std"}
+NOT_SHAPE = {"attention", "block", "dropout", "init_std", "logit_scale"}
 
 
 def comment(file: Path) -> str:

@@ -56,8 +56,9 @@ def test_metrics_go_on_after_the_checkpoint(tmp_path: Path) -> None:
         (3, 1 / 3),
         (4, 7.0),
     ]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is not a run folder: it has no metrics\.jsonl"):
-        read_metrics(file.parent.parent)
+        read_metrics(tmp_path / "empty")
 
 
 def test_what_is_no_run_says_what_it_is_and_which_run_is_meant(

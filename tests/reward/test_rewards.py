@@ -144,7 +144,7 @@ def test_functions_and_classes_by_path_are_summed_with_their_weights() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"path": "ExactAnwser"}, "'ExactAnwser' is unknown. Ours: ExactAnswer, Format"),
+        ({"path": "ExactAnwser"}, "'ExactAnwser' is unknown. Did you mean 'ExactAnswer'?"),
         ({"path": "no_such_module.f"}, "there is no module 'no_such_module'"),
         (
             {"path": "my_rewards_for_tests.shorter"},

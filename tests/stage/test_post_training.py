@@ -190,7 +190,7 @@ class Made(L.LightningDataModule):
             "m",
             tuple(n % 5 for n in range(V)),
             T,
-            2 * PAIRS * T,
+            BatchSizes.one(2 * PAIRS * T),
             frozenset(KIND[type(steps[0][0])] | set(columns)),
         )
 

@@ -71,7 +71,7 @@ class Prompts(L.LightningDataModule):
             "m",
             tuple(n % 5 for n in range(V)),
             T,
-            ROWS * GROUP * T,
+            BatchSizes.one(ROWS * GROUP * T),
             frozenset({"prompts"}),
             asking,
         )

@@ -17,6 +17,8 @@ _KEY = re.compile(
 _OF_TYPE = re.compile(r"Expected (a |<class|typing)|Unable to load config|Invalid content in sub-")
 _OF_ELSE = re.compile(r"Problem with given class_path|is not accepted|No module named|no attribute")
 """What has a message of its own."""
+_OF_OURS = re.compile(r"Not of type [A-Z]\w+: (?P<said>.+)")
+"""What a type of ours, such as FilterSpec, says of a value."""
 _MISSING = re.compile(r"the following arguments are required: (?P<names>.+)")
 _WHOLE = re.compile(r"Given value: (?!NestedArg)(?P<value>.*)$", re.MULTILINE)
 _PART = re.compile(
@@ -61,6 +63,9 @@ def wrong_value(
     typed = _typed_value(name, given)
     files_with = [file.path for file in files if _gives(file.content, name)]
     place = f"{files_with[-1]}: " if files_with and typed is None else ""
+    own = _OF_OURS.search(innermost)
+    if own is not None:
+        return f"{place}{shown}: {own['said']}", shown
     missing = _MISSING.search(innermost)
     if missing is not None:
         return f"{place}{shown}: {missing['names']} is missing; the form is {kind}", shown
