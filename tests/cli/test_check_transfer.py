@@ -28,7 +28,7 @@ MUON = {
 ADAMW = {"class_path": "lit_pretrain.optim.AdamW", "init_args": {"lr": 0.005, "eps": 1e-10}}
 SHORT = [
     "--widths", "64", "128", "192", "--depths", "2", "4", "8", "--width", "64", "--steps", "6",
-    "--rows", "4", "--length", "32", "--vocab_size", "128",
+    "--rows", "4", "--seq_len", "32", "--vocab_size", "128",
 ]  # fmt: skip
 
 
@@ -106,8 +106,8 @@ def test_what_fails_says_so_and_what_to_do(
         (["--widths", "--depths"], ["nothing is compared"]),
         (["--steps", "0"], ["--steps=0", "at least 1"]),
         (["--vocab_size", "2"], ["--vocab_size=2", "at least 64"]),
-        (["--options", "{model: {net: {widht: 3}}}"], ["widht"]),
-        (["--options", "{model: {optimizer: {init_args: {matrix_lr: 1.0e+30}}}}"], ["lower the"]),
+        (["--set", "{model: {net: {widht: 3}}}"], ["widht"]),
+        (["--set", "{model: {optimizer: {init_args: {matrix_lr: 1.0e+30}}}}"], ["lower the"]),
     ],
 )
 def test_mistakes(

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         "configs", type=str, nargs="+", help="Config files of `fit`; later ones win."
     )
     parser.add_argument(
-        "--options",
+        "--set",
         type=mapping,
         default={},
         help="More options of `fit`, as a config has them; they override the files.",
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         ("width", 128, "Width of the networks whose depths are compared."),
         ("steps", 10, "Optimizer steps of each network."),
         ("rows", 8, "Rows of a step."),
-        ("length", 64, "Tokens of a row."),
+        ("seq_len", 64, "Tokens of a row."),
         ("vocab_size", 1024, "Tokens of the made text."),
         ("seeds", 1, "Networks of each size; their changes are averaged."),
     ):
@@ -142,7 +142,7 @@ def _check(options: Any) -> None:
             )
     if not options.widths and not options.depths:
         raise UserError("--widths and --depths are both empty: nothing is compared")
-    for name in ("depth", "width", "steps", "rows", "length", "seeds"):
+    for name in ("depth", "width", "steps", "rows", "seq_len", "seeds"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} must be at least 1")
     if options.vocab_size < 64:
@@ -154,7 +154,7 @@ def _recipe(options: Any) -> Recipe:
     from lit_pretrain.cli.sweep.launch import LaunchSettings
     from lit_pretrain.cli.train.resolve import net_of, optimizer_of, transfer_of
 
-    given = shared_options(options.configs, options.options, {}, where="options")
+    given = shared_options(options.configs, options.set, {}, where="set")
     config = parse_as_plan(given, LaunchSettings()).config
     config.model.net.vocab_size = options.vocab_size
     return Recipe(net_of(config), optimizer_of(config), transfer_of(config), config.model.clip_norm)
@@ -163,7 +163,7 @@ def _recipe(options: Any) -> Recipe:
 def _sweeps(options: Any, recipe: Recipe) -> list[Sweep]:
     from lit_pretrain.stage.coordinate_check import Steps, resized
 
-    steps = Steps(options.steps, options.rows, options.length, options.vocab_size)
+    steps = Steps(options.steps, options.rows, options.seq_len, options.vocab_size)
     found = []
     for transfer in dict.fromkeys([recipe.transfer, *([None] if options.control else [])]):
         for by, sizes in (("width", options.widths), ("depth", options.depths)):
