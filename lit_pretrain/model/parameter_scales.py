@@ -102,6 +102,7 @@ def _scale(name: str, role: Role, config: ModelConfig, transfer: Transfer) -> Pa
         size = config.head_size / base_head_dim
         heads = m / size if base_n_kv_head is None else config.kv_heads / base_n_kv_head
         fan_out = heads if owner.endswith(FIXED_FAN_IN) else heads * size
+        kind = kind or "key_value"
     return ParameterScale(
         init=fold / fan_in**0.5,
         rate=fold / fan_in,

@@ -59,6 +59,7 @@ def transfer_groups_(
     for group in optimizer.param_groups:
         role = group["role"]
         parts: dict[tuple[float, float], dict[str, Any]] = {}
+        kinds: dict[float, set[str]] = {}
         for parameter in group["params"]:
             scale = scales[names[id(parameter)]]
             rate = recipe.transferred_rate(role, scale, tuple(parameter.shape))
@@ -66,12 +67,13 @@ def transfer_groups_(
                 raise _no_rules(type(optimizer).__name__)
             eps = scale.eps if "eps" in group else 1.0
             if (rate, eps) not in parts:
-                parts[rate, eps] = _part(group, rate, eps, step) | {"kind": scale.kind}
+                parts[rate, eps] = _part(group, rate, eps, step)
             parts[rate, eps]["params"].append(parameter)
-        usual = next(iter(parts.values()))["lr"]
+            kinds.setdefault(parts[rate, eps]["lr"], set()).add(scale.kind)
         for part in parts.values():
-            kind = part.pop("kind")
-            part["name"] = role if part["lr"] == usual or not kind else f"{role}_{kind}"
+            # min: the usual kind, which has no name, comes before all others.
+            kind = min(kinds[part["lr"]]) if len(kinds) > 1 else ""
+            part["name"] = f"{role}_{kind}" if kind else role
         divided += parts.values()
     optimizer.param_groups[:] = divided
 
@@ -82,7 +84,8 @@ def _part(group: Mapping[str, Any], rate: float, eps: float, step: StepFactors) 
     rate *= step.rate
     part["lr"] = part["initial_lr"] = group["lr"] * rate
     # Decay is multiplied by the rate, so that it is divided here for a step to take as much.
-    part["weight_decay"] = group["weight_decay"] * (step.decay / rate)
+    if "weight_decay" in group:
+        part["weight_decay"] = group["weight_decay"] * (step.decay / rate)
     if "eps" in group:
         part["eps"] = group["eps"] * eps
     if "betas" in group:

@@ -98,7 +98,7 @@ def test_first_weights(init: Any) -> None:
             net = Transformer(shape)
         net.to_empty(device="cpu")
         net.reset_parameters(torch.Generator().manual_seed(0), Transfer(64, 2))
-        nets.append({key: float(p.std()) for key, p in net.named_parameters()})
+        nets.append({key: float(p.detach().std()) for key, p in net.named_parameters()})
     small, large = nets
     for key in ("token_embedding.weight", "value_embeddings.1.weight"):
         assert large[key] == pytest.approx(small[key], rel=0.05)
@@ -229,6 +229,64 @@ def test_a_step_decays_by_the_same_share_at_any_size(name: str, recipe: Optimize
     longer = shares(large, StepFactors(rate=0.3, decay=0.125))
     assert longer == pytest.approx({key: share / 8 for key, share in found.items()})
     assert any(found.values())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("recipe", [AdamW(), MuonAdamW()], ids=["adamw", "muon"])
+def test_groups_of_one_name_have_one_rate(name: str, recipe: OptimizerRecipe) -> None:
+    base, transfer = variant(name)
+    large = resized(base, transfer, 128, 8)
+    for config in (base, large):
+        with torch.device("meta"):
+            net = Transformer(config)
+        named, roles = list(net.named_parameters()), parameter_roles(net)
+        optimizer = recipe.build(named, roles)
+        transfer_groups_(
+            optimizer, recipe, named, parameter_scales(config, transfer, roles), StepFactors()
+        )
+        rates: dict[str, set[float]] = {}
+        for group in optimizer.param_groups:
+            rates.setdefault(group["name"], set()).add(group["lr"])
+        assert all(len(each) == 1 for each in rates.values()), rates
+        assert rates.keys() == set(roles.values()) or config is large
+
+
+class Undecayed(torch.optim.SGD):
+    """An optimizer of the user's, which knows no weight decay."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            del group["weight_decay"]
+
+
+class UndecayedRecipe(OptimizerRecipe):
+    """A recipe of the user's that has rules for a transfer."""
+
+    def build(self, named_parameters: Any, roles: Any) -> torch.optim.Optimizer:
+        by_role: dict[str, list[nn.Parameter]] = {}
+        for key, parameter in named_parameters:
+            by_role.setdefault(roles[key], []).append(parameter)
+        groups = [{"role": role, "params": params} for role, params in by_role.items()]
+        return Undecayed(groups, lr=0.1)
+
+    def transferred_rate(self, role: Any, scale: ParameterScale, shape: Any) -> float:
+        return scale.rate
+
+
+def test_an_optimizer_of_your_own_need_not_decay() -> None:
+    base, transfer = variant("plain")
+    large = resized(base, transfer, 128, 4)
+    with torch.device("meta"):
+        net = Transformer(large)
+    named, roles, recipe = list(net.named_parameters()), parameter_roles(net), UndecayedRecipe()
+    optimizer = recipe.build(named, roles)
+    transfer_groups_(
+        optimizer, recipe, named, parameter_scales(large, transfer, roles), StepFactors(rate=3.0)
+    )
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["head"] == pytest.approx(0.1 * 3 / 2)
+    assert not any("weight_decay" in group for group in optimizer.param_groups)
 
 
 def test_rates_by_kind() -> None:
