@@ -7,6 +7,7 @@ parts put out on other tokens since the first weights is measured.
 Axes: B rows, T tokens, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -52,17 +53,22 @@ def resized(config: ModelConfig, transfer: Transfer | None, width: int, depth: i
     those (`base_n_kv_head`).
 
     Raises:
-        UserError: The width is no whole number of heads.
+        UserError: The width is no whole number of heads, or has heads of no whole size.
     """
-    n_head, head_dim = config.n_head, config.head_size
-    if transfer is not None and transfer.base_head_dim is not None:
-        head_dim = head_dim * width // config.width
-    elif (n_head := n_head * width // config.width) * config.width != config.n_head * width:
-        raise UserError(
-            f"a network of width {width} is no whole number of the heads of"
-            f" {config.head_size} channels that the config has: choose --widths in multiples of"
-            f" {config.width // config.n_head}"
+    larger = transfer is not None and transfer.base_head_dim is not None
+    grows = config.head_size if larger else config.n_head
+    grown, left = divmod(grows * width, config.width)
+    if left:
+        what = (
+            f"cannot be divided into {config.n_head} heads of one whole size"
+            if larger
+            else f"is no whole number of heads of {config.head_size} channels, as the config has"
         )
+        raise UserError(
+            f"a network of width {width} {what}: choose --widths and --width in multiples of"
+            f" {config.width // math.gcd(config.width, grows)}"
+        )
+    n_head, head_dim = (config.n_head, grown) if larger else (grown, config.head_size)
     n_kv_head = config.n_kv_head
     if n_kv_head is not None and (transfer is None or transfer.base_n_kv_head is None):
         wanted = max(1, n_head * n_kv_head // config.n_head)

@@ -97,12 +97,29 @@ def test_what_fails_says_so_and_what_to_do(
     assert "depth," not in said
 
 
+def test_the_config_of_a_run_is_checked_at_other_widths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds the scale of the logits that the run's own width has."""
+    tied = TRAPS["adamw, tied"]
+    net = tied["net"] | {"width": 128, "logit_scale": 0.5}
+    file = config(tmp_path, **tied | {"net": net})
+    assert check(tmp_path, file, "--depths", "--seeds=1") == 0, capsys.readouterr()
+    other = config(tmp_path, **tied | {"net": net | {"logit_scale": 0.3}})
+    assert check(tmp_path, other, "--depths") == 2
+    assert "model.net.logit_scale=0.3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--widths", "64"], ["--widths 64", "two different"]),
         (["--widths", "64", "64"], ["--widths 64 64", "two different"]),
-        (["--widths", "64", "72"], ["width 72", "multiples of 16"]),
+        (["--widths", "64", "72"], ["width 72", "whole number of heads", "multiples of 16"]),
+        (
+            ["--widths", "64", "66", "--options", "{model: {transfer: {base_head_dim: 16}}}"],
+            ["width 66", "divided into 4 heads", "multiples of 4"],
+        ),
         (["--widths", "--depths"], ["nothing is compared"]),
         (["--steps", "0"], ["--steps=0", "at least 1"]),
         (["--vocab_size", "2"], ["--vocab_size=2", "at least 64"]),

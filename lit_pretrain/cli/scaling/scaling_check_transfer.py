@@ -153,11 +153,16 @@ def _recipe(options: Any) -> Recipe:
     from lit_pretrain.cli.sweep.fit_options import parse_as_plan, shared_options
     from lit_pretrain.cli.sweep.launch import LaunchSettings
     from lit_pretrain.cli.train.resolve import net_of, optimizer_of, transfer_of
+    from lit_pretrain.model.parameter_scales import transferred_shape
 
     given = shared_options(options.configs, options.set, {}, where="set")
     config = parse_as_plan(given, LaunchSettings()).config
     config.model.net.vocab_size = options.vocab_size
-    return Recipe(net_of(config), optimizer_of(config), transfer_of(config), config.model.clip_norm)
+    net, transfer = net_of(config), transfer_of(config)
+    if transfer is not None:
+        # A run's own config holds the scale that the transfer has set; each width has another.
+        net = replace(transferred_shape(net, transfer), logit_scale=None)
+    return Recipe(net, optimizer_of(config), transfer, config.model.clip_norm)
 
 
 def _sweeps(options: Any, recipe: Recipe) -> list[Sweep]:
@@ -263,16 +268,16 @@ def _record(sweeps: Sequence[Sweep], *, passed: bool) -> dict[str, object]:
 def _draw(options: Any, sweeps: Sequence[Sweep], text: str) -> list[str]:
     """Write the figure and the page, and return where they are."""
     from lit_pretrain.files import write_file, writing
+    from lit_pretrain.report.html_page import html_page
     from lit_pretrain.scaling.figures import changes_figure, png, write_images
 
     image = png(changes_figure([(s.name, s.by, s.sizes, s.changes, s.slopes) for s in sweeps]))
     encoded = base64.b64encode(image).decode("ascii")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f"<title>Transfer of {escape(' '.join(options.configs))}</title>\n"
+    page = html_page(
+        f"Transfer of {' '.join(options.configs)}",
         f"<pre>{escape(text)}</pre>\n"
-        '<img alt="Change of each part by width and depth" '
-        f'src="data:image/png;base64,{encoded}">\n'
+        '<img alt="Change of each part by width and depth" style="max-width: 100%" '
+        f'src="data:image/png;base64,{encoded}">\n',
     )
     figure, html = Path(options.out) / "transfer.png", Path(options.out) / "transfer.html"
     with writing(f"--out={options.out}"):
