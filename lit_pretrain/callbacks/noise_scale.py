@@ -4,6 +4,8 @@ A hook on every trained weight takes the norm of its gradient in each micro-batc
 are added up. So a measured step costs one more pass over the gradients of every micro-batch, and
 changes no bit of the run. On several ranks each has gradients of its own until they are reduced:
 every micro-batch of every rank counts.
+
+Axes: B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ class MeasuredStep:
             hook.remove()
         trainer, device = self._trainer, self._trainer.strategy.root_device
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        squares_R = {role: zero.clone() for role in self._roles}
+        squares = {role: zero.clone() for role in self._roles}
         units = inverse = tokens = zero
         for norms, count in zip(self._norms, self._stage.denominators, strict=True):
             count = count.to(zero)
@@ -187,15 +189,15 @@ class MeasuredStep:
             some = (count > 0).to(zero)
             square = some / count.clamp(min=1.0).square()
             for role, its in norms.items():
-                squares_R[role] += square * torch.stack(its).to(device).double().square().sum()
+                squares[role] += square * torch.stack(its).to(device).double().square().sum()
             units, tokens = units + some, tokens + count
             inverse = inverse + some / count.clamp(min=1.0)
-        whole_R = {role: zero.clone() for role in self._roles}
+        wholes = {role: zero.clone() for role in self._roles}
         for role, parameter in self._parameters:
             if parameter.grad is not None:
-                whole_R[role] += self._own_square(parameter.grad).to(device)
+                wholes[role] += self._own_square(parameter.grad).to(device)
         inputs = sum(micro.tokens_BT.numel() for micro in self._stage.batch)
-        sums = [units, inverse, tokens, zero + inputs, *squares_R.values(), *whole_R.values()]
+        sums = [units, inverse, tokens, zero + inputs, *squares.values(), *wholes.values()]
         total = sum_over_tokens(trainer.strategy, torch.stack(sums)).tolist()
         count, inverses, terms, read, *rest = total
         if count < 2 or not all(map(math.isfinite, total)):

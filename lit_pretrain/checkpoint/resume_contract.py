@@ -182,23 +182,37 @@ def check_resume(
     Raises:
         UserError: Names every field that differs, and both values.
     """
-    may = (
-        *GROWING,
-        *(("max_steps:",) if longer else ()),
-        *(BATCH if other_batches is None else ()),
-    )
-    found = [line for line in differences(saved, now) if not line.startswith(may)]
+    may = ("max_steps:",) if longer else ()
+    found, about_batch = _refused(saved, now, may, other_batches)
     if found:
         length = any(line.startswith("max_steps:") for line in found)
-        batch = any(line.startswith(BATCH) for line in found)
         raise UserError(
             f"cannot resume from {where}: it belongs to a run with other settings.\n  "
             + "\n  ".join(found)
             + "\nResume with the settings of the run (its config.yaml), start a new run with --from"
             " to take only the weights, or with --fork to go on with another schedule or length."
-            + (LENGTH if length and not batch else "")
-            + (f"\nThe batch: {other_batches}." if batch and other_batches else "")
+            + (about_batch or (LENGTH if length else ""))
         )
+
+
+def _refused(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may: tuple[str, ...],
+    other_batches: str | None,
+) -> tuple[list[str], str]:
+    """List the differences that are refused, and say why, should the batch be among them.
+
+    Args:
+        saved: The contract of the checkpoint.
+        now: The contract of the run.
+        may: Beginnings of the differences that are allowed, beside those that always are.
+        other_batches: Why the batch may not be another one; None where it may.
+    """
+    may = (*may, *GROWING, *(BATCH if other_batches is None else ()))
+    found = [line for line in differences(saved, now) if not line.startswith(may)]
+    batch = other_batches and any(line.startswith(BATCH) for line in found)
+    return found, f"\nThe batch: {other_batches}." if batch else ""
 
 
 def fork_lines(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[str]:
@@ -229,14 +243,12 @@ def check_fork(
     Raises:
         UserError: Names every field that differs and may not, and both values.
     """
-    may = (*FORKABLE, *GROWING, *(BATCH if other_batches is None else ()))
-    found = [line for line in differences(saved, now) if not line.startswith(may)]
+    found, about_batch = _refused(saved, now, FORKABLE, other_batches)
     if found:
-        batch = any(line.startswith(BATCH) for line in found)
         raise UserError(
             f"cannot fork {where}: only the schedule, the settings of the same optimizer, the"
             " clipping, the mixture, the batch of the steps to come and the length may differ.\n  "
             + "\n  ".join(found)
             + "\nStart a new run with --from to take only the weights."
-            + (f"\nThe batch: {other_batches}." if batch and other_batches else "")
+            + about_batch
         )

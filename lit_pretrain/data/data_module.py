@@ -186,6 +186,11 @@ class BaseData(L.LightningDataModule, ABC):
         lowered = [size.lowered(division, asked) for size, division in sizes]
         return [said for said in lowered if said is not None]
 
+    @property
+    def batch_settings(self) -> dict[str, Any]:
+        """Settings of the batch as this module takes them, for the config that a run saves."""
+        return {"micro_batch_size": self.micro_batch_size}
+
     @abstractmethod
     def batch_line(self, devices: int) -> str:
         """Describe the size of a step in words."""

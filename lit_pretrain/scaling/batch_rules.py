@@ -27,7 +27,9 @@ class Recommendation(NamedTuple):
     formula: str
     source: str
     parameters: Range | None = None
-    """Fewest and most parameters of the runs that it was fitted to; None where not known."""
+    """Fewest and most parameters of the runs that it was fitted to; None where not known. Of the
+    rules for AdamW they are rounded and not checked against the papers, as `tokens` are.
+    """
     tokens: Range | None = None
     """Fewest and most of their tokens; None where not known."""
     regret: Range | None = None
@@ -38,7 +40,11 @@ class Recommendation(NamedTuple):
         """Say where the rule was fitted; empty where that is not known."""
         ranges = (("parameters", self.parameters), ("tokens", self.tokens))
         said = [f"{_range(limits)} {name}" for name, limits in ranges if limits is not None]
-        return f"fitted at {' and '.join(said)}" if said else ""
+        if not said:
+            return ""
+        # A single run is one of the two that were looked up.
+        looked_up = all(limits is None or limits[0] == limits[1] for _, limits in ranges)
+        return f"fitted at {' and '.join(said)}{'' if looked_up else ', not checked'}"
 
     def outside(self, n: float, d: float) -> list[str]:
         """Say how a run of N parameters and D tokens lies outside the rule's runs."""
@@ -89,7 +95,7 @@ def recommendations(
         Recommendation(
             "Power Lines", 2048 * 0.0306 * d**0.383, step_law_lr,
             "B = 2048 · 0.0306 D^0.383, lr as the Step Law's",
-            "Bergsma et al. 2025, Power Lines",
+            "Bergsma et al. 2025, Power Lines; 0.0306 not checked",
             parameters=(1.1e8, 3.3e9), regret=(0.0016, 0.0037),
         ),
         Recommendation(
@@ -101,7 +107,7 @@ def recommendations(
         Recommendation(
             "DeepSeek", 0.2920 * c**0.3271, 0.3118 * c**-0.125,
             "B = 0.2920 C^0.3271, lr = 0.3118 C^-0.125",
-            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1; fitted on 1e17 to 2e19 FLOPs",
+            "DeepSeek-AI 2024, DeepSeek LLM, eq. 1; fitted on 1e17 to 2e19 FLOPs, not checked",
             regret=(0.0076, 0.0113),
         ),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import CHECKPOINTING, ModelConfig
-from lit_pretrain.scaling.flops import beside, flops_per_token
+from lit_pretrain.scaling.flops import GIB, beside, flops_per_token
 from lit_pretrain.scaling.memory import Layout, peak
 from lit_pretrain.scaling.step_time import Cluster, StepTime, step_time
 from lit_pretrain.step_size import MeshSizes, counted
@@ -79,7 +79,7 @@ def search_layouts(
         splits: Whether the objective, the blocks and the adapter can be split over tp and cp.
 
     Raises:
-        UserError: The rows of a step cannot be divided over the devices at all.
+        UserError: The rows of a step cannot be divided over the devices at all, or nothing fits.
     """
     best: dict[MeshSizes, LayoutCandidate] = {}
     least: dict[MeshSizes, LayoutCandidate] = {}
@@ -99,9 +99,17 @@ def search_layouts(
             f" {devices * layout.seq_len:,}, or split rows with parallel.cp or matrices with"
             " parallel.tp"
         )
+    too_large = sorted((c for axes, c in least.items() if axes not in best), key=lambda c: c.bytes)
+    if not best:
+        smallest = too_large[0]
+        raise UserError(
+            f"no layout of {counted(devices, 'devices')} fits: the smallest,"
+            f" {smallest.axes.described}, takes {smallest.bytes / GIB:,.1f} GiB of"
+            f" {limit / GIB:,.1f} on each. More devices, a smaller network or shorter rows would"
+        )
     return LayoutSearch(
         sorted(best.values(), key=lambda c: (-c.tokens_per_second, sum(s > 1 for s in c.axes))),
-        sorted((c for axes, c in least.items() if axes not in best), key=lambda c: c.bytes),
+        too_large,
         tried,
     )
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
+from lit_pretrain.cli.scaling.scaling_critical_batch import branch_tokens
 from lit_pretrain.report.run_folder import read_metrics
 from lit_pretrain.scaling.critical_batch import BranchOutcome, critical_factor, moved
 
@@ -112,6 +113,15 @@ def test_mistakes_are_named(
     assert branch(run, tmp_path / "out", *options) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_factor_is_the_decimal_that_was_given() -> None:
+    """Of whole rows by it none is refused, though 2.2 × 1,440 is no whole number in binary."""
+    for rows in range(1, 60):
+        for hundredths in range(1, 300):
+            if rows * hundredths % 100 == 0:
+                found = branch_tokens(hundredths / 100, rows * 32, 32)
+                assert found == rows * hundredths * 32 // 100
 
 
 def test_runs_over_rows_are_refused(

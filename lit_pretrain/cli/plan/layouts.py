@@ -10,7 +10,7 @@ from lit_pretrain.cli.plan.question import PlanCLI
 from lit_pretrain.cli.train.resolve import adapter_of, instantiate, optimizer_of
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import CHECKPOINTING
-from lit_pretrain.scaling.flops import GIB, Utilization
+from lit_pretrain.scaling.flops import Utilization
 from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch, search_layouts
 from lit_pretrain.scaling.plan import Assumption, LayoutChoice, LayoutsReport, Question
 from lit_pretrain.scaling.step_time import EXPOSED, Cluster, update_flops
@@ -59,13 +59,6 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
         q.net, q.layout, cluster, devices=q.devices, limit=q.limit, update_flops=flops,
         splits=splits,
     )  # fmt: skip
-    if not found.fitting:
-        smallest = found.too_large[0]
-        raise UserError(
-            f"no layout of {counted(q.devices, 'devices')} fits: the smallest,"
-            f" {smallest.axes.described}, takes {smallest.bytes / GIB:,.1f} GiB of"
-            f" {q.limit / GIB:,.1f} on each. More devices, a smaller network or shorter rows would"
-        )
     best = found.fitting[0]
     mfu = best.mfu(q.net, cluster)
     replaced = ("MFU", "micro-batch", "data.micro_batch_size")

@@ -115,9 +115,9 @@ class StepLayout:
     rows: int
     """Samples of a micro-batch on one device."""
     sizes: Sequence[StepSize] = ()
-    """None for a bare shape without data.global_batch_tokens and data.batch_schedule."""
+    """Empty for a bare shape without data.global_batch_tokens and data.batch_schedule."""
     tokens: BatchSizes | None = None
-    """Tokens of the steps over all devices; None as above."""
+    """Tokens of the steps over all devices; None where `sizes` is empty."""
     group: int = 1
     """Sequences that the network sees for each sample."""
     fixed: bool = False

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,11 +146,12 @@ def _factors(text: str) -> list[float]:
 
 def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Branched:
     """Find the checkpoint, and read what the run does there."""
-    from lit_pretrain.batch_sizes import BatchSizes
+    from lit_pretrain.batch_sizes import BATCH_SETTINGS, BatchSizes
     from lit_pretrain.checkpoint.layout import checkpoint_name, checkpoints, step_of
     from lit_pretrain.checkpoint.layout import resolve as resolve_checkpoint
     from lit_pretrain.checkpoint.resume_contract import skips_of
     from lit_pretrain.checkpoint.weights import read_record
+    from lit_pretrain.cli.train.resolve import settings_of
     from lit_pretrain.optim import Schedule
     from lit_pretrain.plain_data import read_config
     from lit_pretrain.report.run_folder import CONFIG
@@ -168,11 +170,12 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
     checkpoint = resolve_checkpoint(str(run if settings.step is None else kept[settings.step]))
     record = read_record(checkpoint)
     config = read_config(run / CONFIG)
-    data = config["data"]
-    if "class_path" in data and not str(data["class_path"]).endswith(".TextData"):
+    data = settings_of(config["data"])
+    if not any(name in data for name in BATCH_SETTINGS):
+        kind = str(config["data"].get("class_path", "data")).rpartition(".")[2]
         raise UserError(
-            f"{run} trains on {str(data['class_path']).rpartition('.')[2]}, whose steps are counted"
-            " in rows; a critical batch is measured of runs on prepared text"
+            f"{run} trains on {kind}, whose steps are counted in rows; a critical batch is measured"
+            " of runs on prepared text"
         )
     for name, value in (config["model"].get("transfer") or {}).items():
         if name in ("base_batch_tokens", "base_tokens") and value is not None:
@@ -181,13 +184,12 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
                 f" {'the batch' if 'batch' in name else 'the length'}, and a branch would move them"
                 " again: branch a run whose transfer is over width and depth alone"
             )
-    data = data.get("init_args", data)
     batch = BatchSizes.of(data, skips_of(record.contract))
     # Those of the last step that was made: the next one may have another batch, or no rate.
     last = max(0, record.step - 1)
     own = batch.size(last)
     share = Schedule(**config["model"]["schedule"]).factor(last, int(config["max_steps"]), batch)
-    sizes = [_size(factor, own, int(data["seq_len"])) for factor in factors]
+    sizes = [branch_tokens(factor, own, int(data["seq_len"])) for factor in factors]
     window = DEFAULT_STEPS * own if settings.window is None else settings.window
     if not 0 < window < math.inf:
         raise UserError(f"--window {window:g} must be a positive number of tokens")
@@ -197,14 +199,15 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
     )
 
 
-def _size(factor: float, own: int, seq_len: int) -> int:
+def branch_tokens(factor: float, own: int, seq_len: int) -> int:
     """Return the tokens of a step of a branch: whole rows."""
-    size = factor * own
+    # The decimal that was given: in binary, 2.2 × 1,440 is no whole number.
+    size = Fraction(repr(factor)) * own
     if size % seq_len:
         rows = own // seq_len
         raise UserError(
-            f"--factors: {factor:g} × {own:,} tokens are {size / seq_len:g} rows of {seq_len:,}:"
-            f" a step is whole rows, so a factor is a multiple of 1/{rows}"
+            f"--factors: {factor:g} × {own:,} tokens are {float(size) / seq_len:g} rows of"
+            f" {seq_len:,}: a step is whole rows, so a factor is a multiple of 1/{rows}"
         )
     return int(size)
 
@@ -220,7 +223,8 @@ def _branch(branched: Branched, factor: float, settings: CriticalBatchSettings) 
     from lit_pretrain.scaling.critical_batch import moved
     from lit_pretrain.scaling.plan import make_plan
 
-    size = int(factor * branched.own)
+    data = settings_of(branched.config["data"])
+    size = branch_tokens(factor, branched.own, int(data["seq_len"]))
     steps = branched.window // size
     place = branched.batch.skips.place(branched.step)
     before = [

@@ -12,7 +12,7 @@ from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
 from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
-from lit_pretrain.scaling.flops import GIB, find_device
+from lit_pretrain.scaling.flops import find_device
 from lit_pretrain.scaling.layout_search import search_layouts
 from lit_pretrain.scaling.step_time import Cluster, update_flops
 from lit_pretrain.step_size import counted
@@ -73,14 +73,6 @@ def choose_parallel(config: Namespace, data: BaseData, devices: int) -> str:
         update_flops=update_flops(net, optimizer_of(config).matrix_flops),
         splits=objective.splits_vocabulary and objective.splits_rows and net.block is None,
     )  # fmt: skip
-    if not found.fitting:
-        smallest = found.too_large[0]
-        raise UserError(
-            f"parallel=auto: no layout of {counted(devices, 'devices')} fits; the smallest,"
-            f" {smallest.axes.described}, takes {smallest.bytes / GIB:,.1f} GiB of"
-            f" {device.memory / GIB:,.1f} on each. More devices, a smaller network or shorter rows"
-            " would"
-        )
     best = found.fitting[0]
     rows, kept = best.layout.rows // best.layout.group, best.layout.checkpointing
     if devices > 1:

@@ -466,9 +466,8 @@ class TrainCLI(LightningCLI):
         """
         settings, world = settings_of(self.config.data), world_of(self.config.trainer)
         self.lowered = self.data.lower_micro_batch(world)
-        settings["micro_batch_size"] = self.data.micro_batch_size
-        if isinstance(self.data, TextData):
-            settings["global_batch_tokens"] = self.data.global_batch_tokens
+        for name, value in self.data.batch_settings.items():
+            settings[name] = value
         return max(self.data.divide(world), key=lambda division: division.micro_batches)
 
     def plain_config(self) -> dict[str, Any]:

@@ -127,7 +127,6 @@ class TextData(BaseData):
         self._sizes = BatchSizes.of(
             {"global_batch_tokens": global_batch_tokens, "batch_schedule": self.batch_schedule}
         )
-        # What the saved config says.
         self.global_batch_tokens = None if self.batch_schedule else self._sizes.sizes[0]
         self.micro_batch_size = micro_batch_size
         self.mixture = Mixture(
@@ -226,6 +225,11 @@ class TextData(BaseData):
         """The sizes that an optimizer step has over all devices."""
         scheduled = self.batch_schedule is not None
         return sizes_in_tokens(self._sizes, self.seq_len, scheduled=scheduled)
+
+    @property
+    def batch_settings(self) -> dict[str, Any]:
+        """Settings of the batch, with the default size where the config gives none."""
+        return super().batch_settings | {"global_batch_tokens": self.global_batch_tokens}
 
     def batch_line(self, devices: int) -> str:
         """Describe the size of a step in words."""
