@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_pretrain.prepare.dedup.dedup_config import DedupConfig, LinesConfig, NearConfig
-from lit_pretrain.prepare.filters.filter_spec import FilterSpec
+from lit_pretrain.prepare.filters.filter_spec import FILTERS, FilterSpec
 from lit_pretrain.prepare.pii.redact import PiiConfig
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
 from lit_pretrain.prepare.versions import version_difference, versions
@@ -83,6 +83,18 @@ def test_a_filter_of_ones_own_counts_by_its_file(
     assert versions(asked) != first
     assert version_difference(first).startswith("module ones_own_filters is sha256:")
     assert "ones_own_filters" not in sys.modules, "looking at it does not run it"
+
+
+@pytest.mark.parametrize("class_path", ["Classifier", FILTERS["Classifier"]])
+def test_a_classifier_counts_by_its_file(class_path: str, classifier_file: Path) -> None:
+    asked = config(
+        filters=[
+            FilterSpec(
+                class_path=class_path, init_args={"path": str(classifier_file), "threshold": 0.5}
+            )
+        ]
+    )
+    assert set(versions(asked)) - ALWAYS == {f"file {classifier_file}"}
 
 
 def test_the_lists_of_a_filter_count_by_their_content(tmp_path: Path) -> None:

@@ -102,9 +102,11 @@ def _report(argv: list[str]) -> int:
     _add_reading(parser)
     options = parser.parse_args(argv)
     if options.html is not None:
+        from pathlib import Path
+
         from lit_pretrain.files import check_output
 
-        check_output(options.html, f"--html={options.html}")
+        check_output(Path(options.html).expanduser(), f"--html={options.html}")
     return _show(options, options.path, options.text)
 
 

@@ -243,4 +243,4 @@ def write_html(report: ClassifierReport, place: str) -> None:
         f'<div class="figures">{figures}</div><div class="tables">{tables}{words}</div>'
     )
     with writing(f"--html={place}"):
-        write_file(Path(place), html_page(title, body))
+        write_file(Path(place).expanduser(), html_page(title, body))

@@ -183,6 +183,13 @@ def optimise_mixture(
     sources = len(space.sources)
     count = settings.mixtures or max(LEAST_RUNS, RUNS_PER_SOURCE * sources)
     design = design_mixtures(space.natural_M, space.caps_M, count, settings.design_seed)
+    if len(design) < _fewest(sources):
+        raise UserError(
+            f"tokens={space.length:,.0f} with max_epochs={settings.max_epochs:g} leave"
+            f" {len(design)} {'mixture' if len(design) == 1 else 'mixtures'} to try; the law of"
+            f" {sources} sources needs at least {_fewest(sources)}: give more text, a shorter run"
+            " or more passes"
+        )
     weights = [*design, *[space.natural_M] * settings.repeats]
     runs = [space.run(f"mixture-{_digest(each)}", each, 0) for each in design]
     runs += [
@@ -324,13 +331,13 @@ def _space(settings: MixtureSettings, base: Sequence[str], more: FitOptions) -> 
     length = float(settings.tokens or plan["length"]["tokens"])
     tokens_M = np.array(list(tokens.values()), dtype=np.float64)
     caps_M = np.minimum(1.0, settings.max_epochs * tokens_M / length)
-    if caps_M.sum() < 1:
+    if settings.max_epochs * tokens_M.sum() < length:
         raise UserError(
             f"tokens={length:,.0f} are more than max_epochs={settings.max_epochs:g} passes over the"
             f" {tokens_M.sum():,.0f} tokens of all sources; give more text, a shorter run or more"
             " passes"
         )
-    fewest = len(tokens) + 2
+    fewest = _fewest(len(tokens))
     if settings.mixtures is not None and settings.mixtures < fewest:
         raise UserError(
             f"mixtures={settings.mixtures}: the law of {len(tokens)} sources needs at least"
@@ -354,6 +361,11 @@ def _space(settings: MixtureSettings, base: Sequence[str], more: FitOptions) -> 
         speed_source=speed_source,
         out=settings.out,
     )
+
+
+def _fewest(sources: int) -> int:
+    """Return how many mixtures the law needs: one more than it has parameters."""
+    return sources + 2
 
 
 def _natural(tokens_M: Floats) -> Floats:

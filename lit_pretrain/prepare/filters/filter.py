@@ -187,7 +187,8 @@ class Chain:
         entries: Names of presets, and specs, as in the config.
 
     Raises:
-        UserError: A filter cannot be found or built; see `load_filter`.
+        UserError: A filter cannot be found or built (see `load_filter`), or the shares that filters
+            keep are not one share between 0 and 1.
     """
 
     def __init__(self, entries: Sequence[FilterEntry]) -> None:
@@ -207,6 +208,12 @@ class Chain:
                 f"filters: {' and '.join(name for name, _ in shares)} each keep a share of the"
                 " text; only one may: give the others a threshold"
             )
+        for name, share in shares:
+            if not isinstance(share, int | float) or not 0 < share < 1:
+                raise UserError(
+                    f"filters: {name} has keep_share={share!r}; it must be a share of the text:"
+                    " above 0 and below 1"
+                )
         self.keep_best: tuple[str, float] | None = shares[0] if shares else None
         """Name of the filter whose best-scored documents stay, and their share of the bytes."""
 
@@ -214,7 +221,8 @@ class Chain:
         """Put one document through the filters.
 
         Raises:
-            UserError: A filter returned something that is not a verdict.
+            UserError: A filter returned something that is not a verdict, or has a `keep_share`
+                and kept a document without a score.
         """
         view = View(document.text)
         size = len(document.utf8)
@@ -226,6 +234,12 @@ class Chain:
             verdict = verdict_of(judge(document, view), name)
             if verdict.score is not None:
                 scores.append((name, verdict.score))
+            elif verdict.keep and self.keep_best is not None and name == self.keep_best[0]:
+                raise UserError(
+                    f"filter {name} has keep_share={self.keep_best[1]} and gave a document no"
+                    " score; its verdicts need one, Verdict(True, score=...), or nothing says which"
+                    " documents are best"
+                )
             if verdict.fields:
                 document = dataclasses.replace(
                     document, fields={**document.fields, **verdict.fields}

@@ -77,6 +77,7 @@ FILTERS = {
     "Url": "lit_pretrain.prepare.filters.url.Url",
 }
 """Our filters: name in a config -> class path, imported only when a config uses it."""
+_NAMES = {class_path: name for name, class_path in FILTERS.items()}
 
 # Rae et al. (2021), Scaling Language Models, arXiv:2112.11446, section A.1.1.
 _GOPHER_REPETITION = {
@@ -173,6 +174,9 @@ FineWeb's own recipe puts several of them one after the other:
 def expand_filters(entries: Sequence[FilterEntry]) -> list[FilterSpec]:
     """List the specs of a config's entries, with presets replaced by what they stand for.
 
+    A filter of ours gets its name, also where the config has its class path: by the name others
+    know which files and libraries it uses.
+
     Raises:
         UserError: A name is neither a preset nor a filter.
     """
@@ -190,4 +194,9 @@ def expand_filters(entries: Sequence[FilterEntry]) -> list[FilterSpec]:
                 f" Presets: {', '.join(FILTER_PRESETS)}; filters: {', '.join(FILTERS)}; or the"
                 " dotted path of your own."
             )
-    return specs
+    return [
+        dataclasses.replace(spec, class_path=_NAMES[spec.class_path])
+        if spec.class_path in _NAMES
+        else spec
+        for spec in specs
+    ]

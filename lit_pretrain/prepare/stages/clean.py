@@ -153,7 +153,7 @@ class _Steps:
             )
             return None
         if self._chain.keep_best is not None:
-            self.score = dict(outcome.scores).get(self._chain.keep_best[0], 0.0)
+            self.score = dict(outcome.scores)[self._chain.keep_best[0]]
         kept = self._decontaminate(outcome.document)
         return None if kept is None else self._redact(kept)
 

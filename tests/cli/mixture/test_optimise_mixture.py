@@ -180,6 +180,18 @@ def test_caps_bind_and_a_measured_source_need_not_be_trained_on(
     assert "was made by other settings: max_steps was 4 and is 5" in capsys.readouterr().err
 
 
+def test_caps_that_leave_no_choice_are_refused(
+    base: str, out: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = json.loads((dataset / "manifest.json").read_text())["sources"]
+    total = sum(sources[source]["splits"]["train"]["tokens"] for source in SOURCES)
+    assert optimise(base, out, TARGET, f"--tokens={total}", "--max_epochs=1") == 2
+    said = capsys.readouterr()
+    assert "leave 1 mixture to try; the law of 3 sources needs at least 5" in said.err
+    assert said.out == ""
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

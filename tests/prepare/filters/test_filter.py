@@ -51,12 +51,23 @@ def forgetful(document: Document, view: View) -> None:
     return None
 
 
+class OwnShare:
+    """A filter of one's own that keeps a share, and scores every document or none."""
+
+    def __init__(self, share: Any = 0.5, score: float | None = 0.5) -> None:
+        self.keep_share = share
+        self._score = score
+
+    def __call__(self, document: Document, view: View) -> Verdict:
+        return Verdict(True, score=self._score)
+
+
 @pytest.fixture(autouse=True)
 def _findable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions of this file under a dotted path, however pytest imported it."""
     found, functions = (
         loading._find,
-        {each.__name__: each for each in (no_x, without_z, count, forgetful)},
+        {each.__name__: each for each in (no_x, without_z, count, forgetful, OwnShare)},
     )
     monkeypatch.setattr(
         loading, "_find", lambda path: functions.get(path.removeprefix(f"{HERE}.")) or found(path)
@@ -118,6 +129,19 @@ def test_nothing_left_removes() -> None:
 def test_wrong_return_names_the_filter() -> None:
     with pytest.raises(UserError, match="filter forgetful returned None"):
         chain("forgetful")(document("text"))
+
+
+def own_share(**init_args: Any) -> Chain:
+    return Chain([FilterSpec(class_path=f"{HERE}.OwnShare", init_args=init_args)])
+
+
+def test_a_share_of_ones_own_is_a_share_and_has_scores() -> None:
+    assert own_share()(document("x")).scores == (("OwnShare", 0.5),)
+    for share in (0, 1, 50, -0.1, float("nan"), "much"):
+        with pytest.raises(UserError, match=r"OwnShare has keep_share=.*; it must be a share"):
+            own_share(share=share)
+    with pytest.raises(UserError, match="gave a document no score"):
+        own_share(score=None)(document("x"))
 
 
 def test_no_filters() -> None:
