@@ -143,9 +143,6 @@ def fuzzed_files(sound: Path) -> list[FuzzedFile]:
         talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
         ChatTemplate(read_text(path), name=path.name).render(talk, bos="<s>", eos="</s>")
 
-    configs = [path.read_bytes() for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-    templates = sorted((ROOT / "lit_pretrain" / "chat" / "templates").glob("*.jinja"))
-
     def tokens(path: Path) -> None:
         Tokenizer.load(path).encode("The sum of 2 + 2, é, 数\n")
 

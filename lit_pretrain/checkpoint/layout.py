@@ -280,9 +280,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
 
         return fetched(where, which=which)
     path = Path(where)
-    if not path.exists():
-        raise no_run(where)
-    if step_of(path) is not None or path.is_file():
+    if path.exists() and (step_of(path) is not None or path.is_file()):
         check_sound(path)
         return path
     found = best(path) if which == "best" else newest_complete(path)

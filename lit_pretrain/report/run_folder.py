@@ -130,8 +130,8 @@ def check_run_unused(path: Path) -> None:
         )
 
 
-def no_run(place: str | Path, lacks: str = "") -> UserError:
-    """Say that a path is no run: what is there instead, and which run may have been meant.
+def no_run(place: str | Path, lacks: str) -> UserError:
+    """Say why a path is not the run that is needed, and which run may have been meant.
 
     Args:
         place: As the user wrote it.
@@ -140,21 +140,22 @@ def no_run(place: str | Path, lacks: str = "") -> UserError:
     path = Path(place)
     if not path.exists():
         return UserError(
-            f"{place} does not exist; give a run folder such as runs/NAME, or one of its"
-            f" checkpoints.{_meant_run(path)}"
+            f"{place} does not exist; give a run folder such as runs/NAME.{_meant_run(path)}"
         )
-    if (path / DATASET).is_file() and not (path / CONFIG).is_file():
+    if (path / CONFIG).is_file():
+        return UserError(f"{place} is a run folder, but {lacks}")
+    if (path / DATASET).is_file():
         return UserError(
             f"{place} is a dataset, which `lit_pretrain prepare` wrote, and not a run folder; give"
             " one such as runs/NAME"
         )
-    below = [] if (path / CONFIG).is_file() else _runs_in(path)
+    below = _runs_in(path)
     if below:
         more = f" … ({len(below)} in all)" if len(below) > 5 else ""
         return UserError(
             f"{place} is a folder of runs; give one of them: {', '.join(below[:5])}{more}"
         )
-    return UserError(f"{place} is not a run folder: {lacks}" if lacks else f"{place} is no run")
+    return UserError(f"{place} is not a run folder: {lacks}")
 
 
 def _runs_in(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.plain_data import parse_json, read_config
-from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, read_metrics
+from lit_pretrain.report.run_folder import CONFIG, METRICS, PROVENANCE, no_run, read_metrics
 from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
 
 
@@ -35,15 +35,13 @@ def read_folders(paths: Sequence[Path], counts: Counts) -> list[Record]:
 
 
 def _runs_at(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if path.is_file():
         raise UserError(f"{path} is not a folder; give tables with --data")
     if (path / CONFIG).is_file():
         return [path]
-    found = sorted(child for child in path.iterdir() if (child / CONFIG).is_file())
+    found = sorted(file.parent for file in path.glob(f"*/{CONFIG}") if file.is_file())
     if not found:
-        raise UserError(
-            f"{path} is not a run folder and holds none: no {CONFIG} in it or one level below"
-        )
+        raise no_run(path, f"it holds no {CONFIG}, and no folder in it does")
     return found
 
 

@@ -72,18 +72,18 @@ def test_what_is_no_run_says_what_it_is_and_which_run_is_meant(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     for place, said in {
-        "base": "base does not exist; give a run folder such as runs/NAME, or one of its"
-        " checkpoints. Did you mean 'runs/base'?",
+        "base": "base does not exist; give a run folder such as runs/NAME. Did you mean"
+        " 'runs/base'?",
         "runs/bsae": "Did you mean 'runs/base'?",
         "elsewhere/othr": "Did you mean 'elsewhere/other'?",
-        "runs/zzz": "or one of its checkpoints.",
+        "runs/zzz": "give a run folder such as runs/NAME.",
         "runs": "runs is a folder of runs; give one of them: runs/base, runs/tuned",
         "data": "data is a dataset, which `lit_pretrain prepare` wrote",
         "empty": "empty is not a run folder: it has no checkpoint",
-        "runs/base": "runs/base is not a run folder: it has no checkpoint",
+        "runs/base": "runs/base is a run folder, but it has no checkpoint",
     }.items():
         assert said in str(no_run(place, "it has no checkpoint"))
-    assert "Did you mean" not in str(no_run("runs/zzz"))
+    assert "Did you mean" not in str(no_run("runs/zzz", "it has no checkpoint"))
 
 
 def test_provenance_names_versions_and_survives_json(

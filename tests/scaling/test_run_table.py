@@ -229,7 +229,13 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the config of a run"):
         read_folders([tmp_path / "odd"], "total")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is not a run folder and holds none"):
+    with pytest.raises(UserError, match="is not a run folder: it holds no config.yaml"):
         read_folders([tmp_path / "empty"], "total")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/manifest.json").touch()
+    for place, said in {"data": "is a dataset", "base": "does not exist"}.items():
+        with pytest.raises(UserError, match=said):
+            read_folders([tmp_path / place], "total")
+    (tmp_path / "runs.csv").touch()
     with pytest.raises(UserError, match="is not a folder; give tables with --data"):
         read_folders([tmp_path / "runs.csv"], "total")

@@ -57,7 +57,7 @@ def wrong_value(
     options = {_plain(option.name): option for option in list_options(name.split(".")[0])}
     option = options.get(name)
     kind = _form_of(name, options)
-    if kind is None or "CLASS" in kind:
+    if kind is None or ("CLASS" in kind and not _no_class(_value_in(innermost))):
         return None
     shown = option.name if option is not None else name
     typed = _typed_value(name, given)
@@ -121,6 +121,15 @@ def _value_in(innermost: str) -> str | None:
     if isinstance(plain, dict | list):
         value = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
     return _shortened(value)
+
+
+def _no_class(value: str | None) -> bool:
+    """Tell whether a value cannot be a class: neither a name nor a mapping of its options."""
+    try:
+        plain = yaml.safe_load(value or "''")
+    except yaml.YAMLError:
+        return False  # cut short, or what no YAML is
+    return not isinstance(plain, str | dict)
 
 
 def _shortened(value: str) -> str:

@@ -112,7 +112,7 @@ def _entries(places: Sequence[str], checkpoint: str) -> list[Entry]:
             for name, why in listed.damaged.items():
                 raise UserError(f"{path}: {name} is damaged: {why}")
             if not listed.runs:
-                raise UserError(f"{place} is no run folder, and there is no run below it")
+                raise no_run(place, "no run lies below it, either")
             runs = [(run, resolve(run.path, which=checkpoint)) for run in listed.runs]
         else:
             one = resolve(place)

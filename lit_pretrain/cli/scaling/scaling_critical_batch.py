@@ -154,11 +154,11 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
     from lit_pretrain.cli.train.resolve import settings_of
     from lit_pretrain.optim import Schedule
     from lit_pretrain.plain_data import read_config
-    from lit_pretrain.report.run_folder import CONFIG
+    from lit_pretrain.report.run_folder import CONFIG, no_run
 
     run = Path(settings.run)
     if not (run / CONFIG).is_file():
-        raise UserError(f"{run} is not a run folder: it has no {CONFIG}")
+        raise no_run(run, f"it has no {CONFIG}")
     kept = {step_of(path): path for path in checkpoints(run)}
     if settings.step is not None and settings.step not in kept:
         steps = ", ".join(f"{step:,}" for step in kept) or "none"
