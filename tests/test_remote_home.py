@@ -4,6 +4,7 @@ interrupts an upload; and the verbs that read runs read it there.
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -63,13 +64,23 @@ def test_an_empty_machine_goes_on_past_an_interrupted_upload(
             raise OSError("no route to host")
         plain(self, content, name)
 
-    def catch_up() -> None:
+    def until(done: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
-        while f"checkpoints/step=00000008.ckpt{COMPLETE}" not in there():
+        while not done():
             assert time.monotonic() < end
             time.sleep(0.01)
 
-    with pytest.MonkeyPatch.context() as patch, at_step(11, catch_up):
+    def eight_is_there() -> None:
+        until(lambda: f"checkpoints/step=00000008.ckpt{COMPLETE}" in there())
+
+    def twelve_is_lost() -> None:
+        until(lambda: bool(lost))
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        at_step(11, eight_is_there),
+        at_step(13, twelve_is_lost),
+    ):
         patch.setattr(RemoteRun, "_put", put)
         assert fit(dataset, tmp_path / "a", "--async_checkpoints=true") == 2
     said = capfd.readouterr().err

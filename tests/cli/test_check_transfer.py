@@ -117,7 +117,7 @@ def test_the_config_of_a_run_is_checked_at_other_widths(
         (["--widths", "64", "64"], ["--widths 64 64", "two different"]),
         (["--widths", "64", "72"], ["width 72", "whole number of heads", "multiples of 16"]),
         (
-            ["--widths", "64", "66", "--options", "{model: {transfer: {base_head_dim: 16}}}"],
+            ["--widths", "64", "66", "--set", "{model: {transfer: {base_head_dim: 16}}}"],
             ["width 66", "divided into 4 heads", "multiples of 4"],
         ),
         (["--widths", "--depths"], ["nothing is compared"]),

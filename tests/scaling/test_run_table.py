@@ -229,7 +229,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the config of a run"):
         read_folders([tmp_path / "odd"], "total")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is not a run folder: it holds no config.yaml"):
+    with pytest.raises(UserError, match=r"is not a run folder: it holds no config\.yaml"):
         read_folders([tmp_path / "empty"], "total")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/manifest.json").touch()

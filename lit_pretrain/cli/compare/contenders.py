@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.cli.runs.run_list import ListedRun, differing_options, list_runs
 from lit_pretrain.errors import UserError
+from lit_pretrain.report.run_folder import no_run, read_provenance
 
 if TYPE_CHECKING:
     from lit_pretrain.cli.command.load_run import Weights
@@ -254,8 +255,6 @@ def _objective(entry: Entry) -> str:
 
 def _data_hashes(entry: Entry) -> tuple[object, object]:
     """Read the identity of a run's data and of its tokenizer."""
-    from lit_pretrain.report.run_folder import read_provenance
-
     facts = read_provenance(Path(entry.run.path))
     return facts.get("manifest_hash"), facts.get("tokenizer_hash")
 
