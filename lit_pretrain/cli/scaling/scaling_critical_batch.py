@@ -146,7 +146,7 @@ def _factors(text: str) -> list[float]:
 
 def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Branched:
     """Find the checkpoint, and read what the run does there."""
-    from lit_pretrain.batch_sizes import BATCH_SETTINGS, BatchSizes
+    from lit_pretrain.batch_sizes import BatchSizes
     from lit_pretrain.checkpoint.layout import checkpoint_name, checkpoints, step_of
     from lit_pretrain.checkpoint.layout import resolve as resolve_checkpoint
     from lit_pretrain.checkpoint.resume_contract import skips_of
@@ -171,7 +171,7 @@ def _branched(settings: CriticalBatchSettings, factors: Sequence[float]) -> Bran
     record = read_record(checkpoint)
     config = read_config(run / CONFIG)
     data = settings_of(config["data"])
-    if not any(name in data for name in BATCH_SETTINGS):
+    if "batch_schedule" not in data:
         kind = str(config["data"].get("class_path", "data")).rpartition(".")[2]
         raise UserError(
             f"{run} trains on {kind}, whose steps are counted in rows; a critical batch is measured"
