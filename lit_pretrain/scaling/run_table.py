@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pretrain.errors import UserError, did_you_mean
+from lit_pretrain.errors import UserError, did_you_mean, warn
 from lit_pretrain.files import read_sealed_json
 from lit_pretrain.model.config import ModelConfig, RopeScaling, count_parameters
 from lit_pretrain.plain_data import parse_json, read_config
@@ -18,20 +18,40 @@ from lit_pretrain.scaling.runs import Counts, Record, Runs, Unit
 
 
 def read_folders(paths: Sequence[Path], counts: Counts) -> list[Record]:
-    """Read runs from their folders; a folder of run folders stands for all of them.
+    """Read runs from their folders; a folder of run folders stands for those that a law describes.
+
+    What else lies in such a folder is left out with a warning: runs that are not finished, and what
+    was imported, merged, averaged or trained on from another run. Where such a run is named itself,
+    it is refused.
 
     N is counted from the config. D is the tokens that the run read, repeats included, with its
     distinct tokens as recorded. C is the run's own FLOPs with attention. The loss is that of the
     last validation, in nats per token and in bits per byte.
 
     Raises:
-        UserError: A folder holds no run, or a run is not finished.
+        UserError: A folder holds no run, a run that is named is no run from first weights to the
+            end of its schedule, or none of a folder is.
     """
-    folders = [run for path in paths for run in _runs_at(path)]
-    for i, folder in enumerate(folders):
-        if folder.resolve() in {other.resolve() for other in folders[:i]}:
-            raise UserError(f"{folder} is the same run as one that was named before; leave one out")
-    return [_read(folder, counts) for folder in folders]
+    found = [(run, path) for path in paths for run in _runs_at(path)]
+    read: list[Path] = []
+    records: list[Record] = []
+    left_out: dict[Path, list[str]] = {}
+    for run, path in found:
+        if run.resolve() in {other.resolve() for other in read}:
+            raise UserError(f"{run} is the same run as one that was named before; leave one out")
+        read.append(run)
+        try:
+            records.append(_read(run, counts))
+        except UserError as error:
+            if run == path:
+                raise
+            left_out.setdefault(path, []).append(str(error))
+    for path, reasons in left_out.items():
+        said = "".join(f"\n  {reason}" for reason in reasons)
+        if len(reasons) == sum(path == other for _, other in found):
+            raise UserError(f"{path} holds no run that a law can be fitted to:{said}")
+        warn(f"{path}: {len(reasons)} of its runs are left out:{said}")
+    return records
 
 
 def _runs_at(path: Path) -> list[Path]:
@@ -47,6 +67,17 @@ def _runs_at(path: Path) -> list[Path]:
 
 def _read(run: Path, counts: Counts) -> Record:
     """Read one finished run from its folder."""
+    facts = _load(run / PROVENANCE) if (run / PROVENANCE).is_file() else {}
+    if (verb := facts.get("verb", "fit")) != "fit":
+        raise UserError(
+            f"{run} was written by `lit_pretrain {verb}`; a law describes runs of `fit`, from first"
+            " weights on: leave it out"
+        )
+    if facts.get("parent") is not None:
+        raise UserError(
+            f"{run} goes on from {facts['parent']}, whose tokens are not among its own; a law"
+            " describes runs from first weights on: leave it out"
+        )
     config = _load(run / CONFIG)
     try:
         net, max_steps = dict(config["model"]["net"]), int(config["max_steps"])
@@ -69,7 +100,6 @@ def _read(run: Path, counts: Counts) -> Record:
             f"{run} is at step {last['step']:,} of {max_steps:,}: before the schedule has ended its"
             " loss is no final loss; finish it (`--resume auto`) or leave it out"
         )
-    facts = _load(run / PROVENANCE) if (run / PROVENANCE).is_file() else {}
     return Record(
         label=str(run),
         losses={"nats": float(last["val/loss"]), "bits_per_byte": float(last["val/bits_per_byte"])},

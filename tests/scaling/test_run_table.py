@@ -4,6 +4,7 @@ for.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,36 @@ def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="same run as one that was named before"):
         read_folders([tmp_path, tmp_path / "a"], "total")
+
+
+def test_a_folder_is_read_without_what_a_law_does_not_describe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "base", ModelConfig())
+    run_folder(tmp_path / "early", ModelConfig(), last=3)
+    others = {
+        "tuned": ({"verb": "finetune", "parent": "runs/base"}, "by `lit_pretrain finetune`"),
+        "imported": ({"verb": "import", "parent": "a/folder"}, "by `lit_pretrain import`"),
+        "longer": ({"verb": "fit", "parent": "runs/base"}, "goes on from runs/base"),
+    }
+    for name, (facts, _) in others.items():
+        (run_folder(tmp_path / name, ModelConfig()) / "provenance.json").write_text(
+            json.dumps(facts)
+        )
+    assert [record.label for record in read_folders([tmp_path], "total")] == [
+        str(tmp_path / "base")
+    ]
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: 4 of its runs are left out" in said
+    for name, (_, why) in others.items():
+        assert f"{tmp_path / name} " in said
+        assert why in said
+        with pytest.raises(UserError, match=why):
+            read_folders([tmp_path / name], "total")
+    assert f"{tmp_path / 'early'} is at step 3 of 4" in said
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(UserError, match="holds no run that a law can be fitted to"):
+        read_folders([tmp_path], "total")
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""List the runs of a folder: state, progress, loss, speed, and in which options they differ."""
+"""List the runs of a folder: state, progress, loss, speed, and the options in which they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.files import check_local
 
 if TYPE_CHECKING:
-    from lit_pretrain.cli.runs.run_list import RunList
+    from lit_pretrain.cli.runs.run_list import ListedRun, RunList
 
 COLUMNS = (
     "name", "stage", "state", "steps", "max_steps", "tokens", "loss", "train_loss",
@@ -47,9 +47,11 @@ class RunRow(TypedDict):
     contradicts: tuple[float, float] | None
     """95 % interval of the forecast, if the run has ended outside it."""
     differs: dict[str, object]
-    """The run's values of the options in which the runs differ."""
+    """The run's values of the options in which the runs of its stage differ."""
 
 
+_MOST_OPTIONS = 10
+"""Options of a run in the table; those of a sweep are fewer."""
 _FIXED = "\N{NO-BREAK SPACE}"
 _HEAD = ("name", "state", "step", "tokens", "loss", "bits/byte", "tok/s", "time")
 
@@ -60,8 +62,8 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
     Args:
         folder: Folder of the runs; those in folders within it are found, too.
         sort: What to sort by: name, stage, state, steps, max_steps, tokens, loss, train_loss,
-            bits_per_byte, tokens_per_second, time, parent, started, or an option in which the runs
-            differ, such as model.optimizer.lr. Runs without it come last.
+            bits_per_byte, tokens_per_second, time, parent, started, or an option in which runs of
+            a stage differ, such as model.optimizer.lr. Runs without it come last.
         json_output: One JSON object with all figures and all options that differ.
 
     Returns:
@@ -74,14 +76,16 @@ def show_runs(folder: str = "runs", sort: str = "started", json_output: bool = F
 
     check_local(folder)
     listed = list_runs(Path(folder))
-    compared = [run for run in listed.runs if run.trained]
-    differs = dict(
-        zip(
-            (run.name for run in compared),
-            differing_options([run.options for run in compared]),
-            strict=True,
-        )
-    )
+    # Runs of two stages differ in nearly all options, which says nothing about either.
+    stages: dict[str, list[ListedRun]] = {}
+    for run in listed.runs:
+        if run.trained:
+            stages.setdefault(run.stage, []).append(run)
+    differs = {
+        run.name: options
+        for runs in stages.values()
+        for run, options in zip(runs, differing_options([run.options for run in runs]), strict=True)
+    }
     rows = [
         RunRow(
             name=run.name,
@@ -211,17 +215,37 @@ def _cells(row: RunRow) -> tuple[str, ...]:
 
 
 def _option_texts(rows: Sequence[RunRow]) -> list[list[str]]:
-    """Write for each run its values of the options in which the runs differ."""
+    """Write for each run its values of the options that tell it from the others of its stage.
+
+    Where there are many, those with the most different values are written, and the rest is counted.
+    """
     from lit_pretrain.cli.runs.run_list import shortened
 
-    texts: list[list[str]] = [[] for _ in rows]
-    names = dict.fromkeys(name for row in rows for name in row["differs"])
-    for name in sorted(names, key=lambda name: not name.startswith(("model.", "data."))):
-        having = [i for i, row in enumerate(rows) if name in row["differs"]]
+    texts: list[dict[str, str]] = [{} for _ in rows]
+    different = dict[str, int]()
+    for name in dict.fromkeys(name for row in rows for name in row["differs"]):
+        # A run's network is that of its parent, which is named.
+        network = name.startswith("model.net.")
+        having = [
+            i
+            for i, row in enumerate(rows)
+            if name in row["differs"] and not (network and row["parent"] is not None)
+        ]
         values = shortened([rows[i]["differs"][name] for i in having])
+        different[name] = len(set(values))
         for i, value in zip(having, values, strict=True):
-            texts[i].append(f"{name} {value}")
-    return texts
+            texts[i][name] = f"{name} {value}"
+    telling = sorted(different, key=lambda name: -different[name])
+    order = sorted(different, key=lambda name: not name.startswith(("model.", "data.")))
+    found = list[list[str]]()
+    for its in texts:
+        most = len(its) if len(its) <= _MOST_OPTIONS else _MOST_OPTIONS - 1
+        chosen = [name for name in telling if name in its][:most]
+        rest = len(its) - most
+        found.append([its[name] for name in order if name in chosen])
+        if rest:
+            found[-1].append(f"… {rest} more options (--json)")
+    return found
 
 
 def _words(row: RunRow) -> str:

@@ -116,6 +116,45 @@ def test_figures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "    finetune, from base\n" in printed
 
 
+def test_runs_are_compared_within_their_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        write_run(tmp_path / name, config(validate_every=rate))
+        tuned = config(data={"path": "data/rows"}, validate_every=10 * rate)
+        write_run(tmp_path / f"{name}-tuned", tuned, verb="finetune", parent="runs/a")
+    runs = listed(tmp_path, capsys)
+    assert {name: run["differs"] for name, run in runs.items()} == {
+        "a": {"validate_every": 0.1}, "a-tuned": {"validate_every": 1.0},
+        "b": {"validate_every": 0.2}, "b-tuned": {"validate_every": 2.0},
+    }  # fmt: skip
+
+
+def test_of_many_options_the_table_has_those_that_tell_runs_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        values = {f"option_{n:02}": i // 2 for n in range(14)} | {"option_own": i}
+        write_run(tmp_path / f"{i}", config(**values))
+    assert all(len(run["differs"]) == 15 for run in listed(tmp_path, capsys).values())
+    assert main(["runs", str(tmp_path)]) == 0
+    printed = re.findall(r"fit;.*?--json\)", capsys.readouterr().out, re.DOTALL)
+    for i, words in zip(range(3), printed, strict=True):
+        assert f"option_own {i}" in words
+        assert words.count("option_") == 9
+        assert "… 6 more options (--json)" in " ".join(words.split())
+    for i in range(3):
+        (tmp_path / f"{i}" / "config.yaml").write_text(
+            yaml.safe_dump(config(model={"net": {"n_layer": i}}, option_own=i))
+        )
+        facts = {"verb": "fit", "parent": "runs/a", "started": "2026-01-01T00:00:00+0000"}
+        (tmp_path / f"{i}" / "provenance.json").write_text(json.dumps(facts))
+    assert main(["runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "n_layer" not in said, "the parent says it"
+    assert "fit, from runs/a; option_own 2" in said
+
+
 @pytest.mark.parametrize(
     ("state", "steps", "summary", "expected"),
     [
