@@ -1,15 +1,19 @@
-"""Race: several recipes train for the same wall time and are judged on held-out text.
+"""Race: several recipes train for the same wall time and are judged on the same held-out bytes.
 
-All read the same tokens.
+All read the same text in the same order.
 
-    python scripts/race.py --data data/embedded --seconds 240
-    python scripts/race.py --seconds 60 --configs configs/pretrain/{quickstart,llama_adamw}.yaml
+    python scripts/race.py --entrants configs/race/shapes.yaml --seconds 240 --runs runs/race
+    python scripts/race.py --entrants configs/race/shapes.yaml --only 6x384 3x192 --seeds 0 1 2
 
-First all of them are timed, taking steps in turn (A B C A B C ...): the median step decides how
-many steps fit into the time, and schedules need to know their end. Then each runs once in full,
-through `lit_pretrain fit`, one after the other. The table shows parameters, seconds a step, steps,
-tokens, and validation loss in nats per token and bits per byte. Options that are not named here go
-to every run, as in --data.val_tokens 196608 --model.seed 1.
+A file of entrants is a mapping: name -> options of `lit_pretrain fit`. First all of them are timed,
+taking steps in turn (A B C A B C ...): the median step decides how many steps fit into the time,
+and schedules need to know their end. Then each trains in full, one after the other, so that a busy
+machine costs patience and changes no figure. The first entrant is timed with every group of others,
+and the others count by their ratio to it. Timings and finished runs stay in --runs: a race that was
+stopped, or has got more entrants, goes on. Options that are not named here go to every run.
+
+The table shows parameters, seconds a step, steps, tokens, and for each seed bits per byte over all
+held-out text; the last column is the mean as a ratio to the first entrant.
 """
 
 import argparse
@@ -17,57 +21,84 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from turns import Contestant, take_turns
 
-CONFIGS = [
-    "configs/pretrain/quickstart.yaml",
-    "configs/pretrain/nanochat.yaml",
-    "configs/pretrain/llama_adamw.yaml",
-]
 
-
-def command(
-    config: str, *, name: str, runs: str, data: str, steps: int, extra: list[str]
-) -> list[str]:
-    """Write the command that runs one recipe for some steps."""
+def fit(options: Sequence[str], runs: Path, name: str, steps: int) -> list[str]:
+    """Write the command that trains one entrant for some steps."""
     return [
-        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", "--config", config,
-        "--data.path", data,
-        "--runs", runs, "--name", name,
+        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *options,
+        "--runs", str(runs), "--name", name,
         "--max_tokens", "null", "--max_flops", "null", "--max_steps", str(steps),
-        "--validate_every", "0", "--checkpoint_every", "0", "--sample_prompts", "[]", "--log_every",
-        "5", *extra,
+        "--data.val_tokens", "null", "--validate_every", "0", "--checkpoint_every", "0",
+        "--sample_prompts", "[]", "--log_every", "5",
     ]  # fmt: skip
 
 
-def fit(arguments: list[str], folder: Path) -> list[dict[str, Any]]:
-    """Run one recipe to its end; returns the lines of its metrics."""
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(
-            f"{' '.join(arguments)}\nfailed with {done.returncode}:\n{done.stdout}{done.stderr}"
+def groups(names: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Divide the entrants into groups of so many, each with the first of all as its reference."""
+    reference, *others = names
+    for start in range(0, max(1, len(others)), size - 1):
+        yield [reference, *others[start : start + size - 1]]
+
+
+def time_steps(
+    entrants: Mapping[str, Sequence[str]], runs: Path, *, steps: int, together: int
+) -> dict[str, float]:
+    """Return the median seconds of a step of each entrant, in those of the first one's first turn.
+
+    What an earlier race has timed is not timed again.
+    """
+    file = runs / "timing.json"
+    known: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    reference = next(iter(entrants))
+    new = [reference, *(name for name in entrants if name not in known and name != reference)]
+    if len(new) == 1 and reference in known:
+        return known
+    for names in groups(new, together):
+        contestants = {
+            name: Contestant([
+                *fit(entrants[name], runs / "timing", f"{name}-{len(known)}", 10_000),
+                "--trainer.callbacks+=turns.TakeTurns",
+            ])
+            for name in names
+        }  # fmt: skip
+        take_turns(contestants.values(), steps)
+        for contestant in contestants.values():
+            contestant.kill()
+        medians = {name: statistics.median(each.seconds) for name, each in contestants.items()}
+        unit = known.get(reference, medians[reference]) / medians[reference]
+        known |= {name: unit * seconds for name, seconds in medians.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def train(options: Sequence[str], runs: Path, name: str, steps: int) -> dict[str, Any]:
+    """Train one entrant, unless it has been; return its size, tokens and bits per byte."""
+    folder = runs / name
+    if not (folder / "summary.md").is_file():
+        done = subprocess.run(
+            [*fit(options, runs, name, steps), "--resume", "auto"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def step_seconds(configs: list[str], *, runs: str, steps: int, **common: Any) -> dict[str, float]:
-    """Measure the median seconds of a step of each recipe, all of them taking steps in turn."""
-    contestants = {
-        config: Contestant([
-            *command(config, name=f"time-{i}", runs=runs, steps=10_000, **common),
-            "--trainer.callbacks+=turns.TakeTurns",
-        ])
-        for i, config in enumerate(configs)
-    }  # fmt: skip
-    take_turns(contestants.values(), steps)
-    for contestant in contestants.values():
-        contestant.kill()
+        if done.returncode:
+            sys.exit(f"{name} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    facts = json.loads((folder / "provenance.json").read_text())
     return {
-        config: statistics.median(contestant.seconds) for config, contestant in contestants.items()
+        "parameters": facts["parameters"]["total"],
+        "tokens": max(line.get("progress/tokens", 0) for line in lines),
+        "bits": next(
+            line["val/bits_per_byte"] for line in reversed(lines) if "val/bits_per_byte" in line
+        ),
     }
 
 
@@ -75,35 +106,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--configs", nargs="+", default=CONFIGS)
-    parser.add_argument("--data", default="data/embedded")
-    parser.add_argument("--seconds", type=float, default=240.0, help="training time of each recipe")
-    parser.add_argument(
-        "--timing_steps", type=int, default=20, help="steps over which each recipe is timed"
-    )
-    parser.add_argument("--runs", help="keep the run folders here")
+    parser.add_argument("--entrants", default="configs/race/shapes.yaml")
+    parser.add_argument("--only", nargs="+", help="names of the entrants that run; the first too")
+    parser.add_argument("--seconds", type=float, default=240.0, help="training time of each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--timing_steps", type=int, default=15)
+    parser.add_argument("--together", type=int, default=9, help="entrants timed in one group")
+    parser.add_argument("--runs", type=Path, default=Path("runs/race"))
     options, extra = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = options.runs or scratch
-        common = {"data": options.data, "extra": ["--data.val_tokens", "null", *extra]}
-        seconds = step_seconds(options.configs, runs=scratch, steps=options.timing_steps, **common)
-        print(
-            f"{'recipe':40} {'params':>7} {'s/step':>6} {'steps':>6} {'tokens':>7} {'nats':>7}"
-            f" {'bits/byte':>9}"
-        )
-        for i, config in enumerate(options.configs):
-            steps = max(1, round(options.seconds / seconds[config]))
-            folder = Path(runs) / f"race-{i}"
-            lines = fit(command(config, name=folder.name, runs=runs, steps=steps, **common), folder)
-            final = next(line for line in reversed(lines) if "val/loss" in line)
-            tokens = max(line.get("progress/tokens", 0) for line in lines)
-            facts = json.loads((folder / "provenance.json").read_text())
-            print(
-                f"{config:40} {facts['parameters']['total'] / 1e6:6.1f}M {seconds[config]:6.3f}"
-                f" {steps:6d} {tokens / 1e6:6.2f}M {final['val/loss']:7.4f}"
-                f" {final['val/bits_per_byte']:9.4f}",
-                flush=True,
+    listed: dict[str, str] = yaml.safe_load(Path(options.entrants).read_text())
+    first = next(iter(listed))
+    entrants = {
+        name: [*given.split(), *extra]
+        for name, given in listed.items()
+        if name == first or not options.only or name in options.only
+    }
+    seconds = time_steps(
+        entrants, options.runs, steps=options.timing_steps, together=options.together
+    )
+    print(
+        f"{'entrant':28} {'params':>7} {'s/step':>6} {'steps':>6} {'tokens':>7}"
+        f" {'bits per byte':>{8 * len(options.seeds)}} {'ratio':>7}"
+    )
+    means: list[float] = []
+    for name, given in entrants.items():
+        steps = max(1, round(options.seconds / seconds[name]))
+        found = [
+            train(
+                [*given, "--model.seed", str(seed), "--data.seed", str(seed)],
+                options.runs, f"{name}-{options.seconds:g}s-{seed}", steps,
             )
+            for seed in options.seeds
+        ]  # fmt: skip
+        means.append(statistics.mean(each["bits"] for each in found))
+        print(
+            f"{name:28} {found[0]['parameters'] / 1e6:6.1f}M {seconds[name]:6.3f} {steps:6d}"
+            f" {found[0]['tokens'] / 1e6:6.2f}M"
+            f" {' '.join(format(each['bits'], '.4f') for each in found):>{8 * len(found)}}"
+            f" {means[-1] / means[0]:7.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
