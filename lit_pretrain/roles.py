@@ -14,11 +14,15 @@ from lit_pretrain.errors import UserError
 if TYPE_CHECKING:  # The planner reads roles without waiting for torch.
     from torch import nn
 
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "scalar", "adapter"]
+Role = Literal[
+    "matrix", "embedding", "value_embedding", "head", "vector", "scalar", "embedding_scalar",
+    "adapter",
+]  # fmt: skip
 """matrix: a weight that multiplies activations within a block, (..., out, in), alone or in a stack.
 embedding, value_embedding: tables that are looked up; a tied head is an embedding. head: the output
 projection, also that of a reward model. vector: gains of norms, biases. scalar: single gains.
-adapter: a factor of a low-rank update.
+embedding_scalar: those by which embeddings are added to the residual stream, which an optimizer
+treats as scalars unless it is told otherwise. adapter: a factor of a low-rank update.
 """
 
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -39,6 +39,10 @@ BATCH = ("data.global_batch_tokens:", "data.batch_schedule:")
 change, of prepared text.
 """
 OPTIMIZER = "model.optimizer.init_args."
+APART = ("embedding_scalar_lr", "lr_scale.embedding_scalar")
+"""Settings of the optimizer that make a group of their own of the scalars by which embeddings are
+added. Moments of one group are not those of two.
+"""
 FORKABLE = ("model.schedule.", OPTIMIZER, "model.clip_norm", "max_steps", *MIXTURE)
 """Beginnings of the fields that a fork may change.
 
@@ -252,3 +256,17 @@ def check_fork(
             + "\nStart a new run with --from to take only the weights."
             + about_batch
         )
+    before, after = _apart(saved), _apart(now)
+    if bool(before) != bool(after):
+        raise UserError(
+            f"cannot fork {where}: {'the checkpoint' if before else 'this run'} sets"
+            f" {(before or after)[0]}, which divides the moments of scalars into two groups, and"
+            f" {'this run' if before else 'the checkpoint'} does not. Set it in both or in neither,"
+            " or start a new run with --from to take only the weights."
+        )
+
+
+def _apart(contract: Mapping[str, Any]) -> list[str]:
+    """Name the settings by which some scalars are a group of their own."""
+    names = (f"{OPTIMIZER}{name}" for name in APART)
+    return [name for name in names if contract.get(name) is not None]

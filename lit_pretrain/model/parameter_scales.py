@@ -76,9 +76,9 @@ def _scale(name: str, role: Role, config: ModelConfig, transfer: Transfer) -> Pa
     owner, _, _ = name.rpartition(".")
     if role == "head":
         return ParameterScale(init=1 / m, rate=1 / m, fan_in=m)
-    if role == "scalar":
+    if role in ("scalar", "embedding_scalar"):
         # L of the terms of the embedding add up, and L of the factors of the stream multiply.
-        first = 1 / depth if name == "embedding_scale_L" else 1.0
+        first = 1 / depth if role == "embedding_scalar" else 1.0
         return ParameterScale(init=first, rate=1 / depth, fold=first)
     inside = name.startswith("blocks.")
     # Gradients of what is in a branch shrink with its factor 1/l, all with the head's 1/m.

@@ -46,7 +46,7 @@ def init_parameter(
         base: Width and depth of the transfer's base; by default those of the network.
     """
     width, n_layer = base or (config.width, config.n_layer)
-    if role == "scalar":
+    if role in ("scalar", "embedding_scalar"):
         parameter.fill_(1.0 if name == "residual_scale_L" else 0.1 * scale.init)
     elif role == "vector":
         parameter.fill_(scale.init if name.endswith("norm.weight") else 0.0)
@@ -238,7 +238,7 @@ class Transformer(nn.Module):
         "position_embedding": "embedding",
         "value_embeddings": "value_embedding",
         "residual_scale_L": "scalar",
-        "embedding_scale_L": "scalar",
+        "embedding_scale_L": "embedding_scalar",
         "head": "head",
     }
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_ONE_AXIS: tuple[Role, ...] = ("vector", "scalar", "embedding_scalar")
+"""Roles whose parameters have one axis."""
+
+
 class OptimizerRecipe(ABC):
     """The settings of an optimizer, from which a stage builds it."""
 
@@ -76,7 +80,10 @@ class OptimizerRecipe(ABC):
 
 
 def split_by_role(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    roles: Mapping[str, Role],
+    *,
+    embedding_scalars_apart: bool = False,
 ) -> dict[Role, list[nn.Parameter]]:
     """Group the trainable parameters by role, in the order of `ROLES`.
 
@@ -86,6 +93,8 @@ def split_by_role(
         named_parameters: Names and parameters of the network. Frozen parameters are dropped; one
             that appears under two names (tied weights) counts once, under the first.
         roles: Role of each parameter, by name.
+        embedding_scalars_apart: Give the role embedding_scalar a group of its own; else its
+            parameters are among the scalars.
 
     Raises:
         UserError: A parameter has no role or an unknown one, a matrix has fewer than two
@@ -114,6 +123,8 @@ def split_by_role(
                 f"optimizer: the parameter {name!r} of shape {tuple(parameter.shape)} has the role"
                 " 'matrix', which needs two dimensions; 'vector' or 'scalar' is meant."
             )
+        if role == "embedding_scalar" and not embedding_scalars_apart:
+            role = "scalar"
         groups[role].append(parameter)
     if not seen:
         raise UserError("optimizer: the network has no trainable parameter; check what is frozen.")
@@ -159,7 +170,7 @@ def check_moments(recipe: OptimizerRecipe, restored: torch.optim.Optimizer) -> N
 
     for group in restored.param_groups:
         role = group["role"]
-        weight = nn.Parameter(torch.ones((8, 8) if role not in ("vector", "scalar") else (64,)))
+        weight = nn.Parameter(torch.ones((64,) if role in _ONE_AXIS else (8, 8)))
         small = recipe.build([("weight", weight)], {"weight": role})
         weight.grad = torch.ones_like(weight)
         small.step()
@@ -203,7 +214,8 @@ class AdamW(OptimizerRecipe):
     """Whether embeddings decay too. Norms, biases and scalars never do."""
     lr_scale: dict[str, float] = field(default_factory=dict)
     """Multipliers of the learning rate by role (matrix, embedding, value_embedding, head,
-    vector, scalar, adapter).
+    vector, scalar, embedding_scalar, adapter). embedding_scalar, by which embeddings are added to
+    the residual stream, is one group with scalar where it is not named.
     """
 
     def __post_init__(self) -> None:
@@ -223,7 +235,10 @@ class AdamW(OptimizerRecipe):
         import torch
 
         groups: list[AdamWGroup] = []
-        for role, parameters in split_by_role(named_parameters, roles).items():
+        split = split_by_role(
+            named_parameters, roles, embedding_scalars_apart="embedding_scalar" in self.lr_scale
+        )
+        for role, parameters in split.items():
             lr = self.lr * self.lr_scale.get(role, 1.0)
             decay = self.weight_decay if decays(role, embeddings=self.decay_embeddings) else 0.0
             groups.append(
@@ -329,7 +344,7 @@ class TorchOptimizer(OptimizerRecipe):
         import torch
         from torch import nn
 
-        weight = nn.Parameter(torch.ones((8, 8) if role not in ("vector", "scalar") else (64,)))
+        weight = nn.Parameter(torch.ones((64,) if role in _ONE_AXIS else (8, 8)))
         optimizer = self.build([("weight", weight)], {"weight": role})
         weight.grad = torch.ones_like(weight)
         try:
@@ -368,6 +383,10 @@ class MuonAdamW(OptimizerRecipe):
     """Peak learning rate of norms and biases (AdamW)."""
     scalar_lr: float = 0.1
     """Peak learning rate of scalars (AdamW)."""
+    embedding_scalar_lr: float | None = None
+    """Peak learning rate of the scalars by which embeddings are added to the residual stream
+    (AdamW). Default: they are one group with the other scalars.
+    """
     adapter_lr: float = 2e-4
     """Peak learning rate of the factors of low-rank updates (AdamW): one of them begins at
     zero, which has no orthogonal part.
@@ -413,7 +432,7 @@ class MuonAdamW(OptimizerRecipe):
         check_adamw(self.betas, self.eps, where="MuonAdamW")
         check_not_negative(
             "MuonAdamW",
-            **{f"{role}_lr": getattr(self, f"{role}_lr") for role in ROLES},
+            **{name: rate for name, rate in self._rates().items() if rate is not None},
             weight_decay=self.weight_decay,
             adamw_weight_decay=self.adamw_weight_decay,
         )
@@ -438,6 +457,9 @@ class MuonAdamW(OptimizerRecipe):
                 " orthogonalization: newton_schulz."
             )
 
+    def _rates(self) -> dict[str, float | None]:
+        return {f"{role}_lr": getattr(self, f"{role}_lr") for role in ROLES}
+
     def build(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
     ) -> torch.optim.Optimizer:
@@ -445,7 +467,12 @@ class MuonAdamW(OptimizerRecipe):
         from lit_pretrain.optim.muon import MuonWithAdamW
 
         groups: list[dict[str, Any]] = []
-        for role, parameters in split_by_role(named_parameters, roles).items():
+        split = split_by_role(
+            named_parameters,
+            roles,
+            embedding_scalars_apart=self.embedding_scalar_lr is not None,
+        )
+        for role, parameters in split.items():
             lr: float = getattr(self, f"{role}_lr")
             group: dict[str, Any] = {"params": parameters, "role": role, "lr": lr, "initial_lr": lr}
             if role == "matrix":

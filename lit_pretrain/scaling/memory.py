@@ -232,7 +232,8 @@ def parameters_by_role(config: ModelConfig) -> dict[Role, int]:
         "embedding": counts.embedding - values,
         "value_embedding": values,
         "head": 0 if config.tie_embeddings else table,
-        "scalar": 2 * config.n_layer if config.residual_scalars else 0,
+        "scalar": config.n_layer if config.residual_scalars else 0,
+        "embedding_scalar": config.n_layer if config.residual_scalars else 0,
     }
     return found | {"vector": counts.total - sum(found.values())}
 

@@ -110,6 +110,26 @@ def test_what_changes_them_is_named(field: str, value: object, message: str, for
         assert message in str(caught.value)
 
 
+def with_optimizer(**settings: object) -> dict[str, object]:
+    return contract(model__optimizer={"class_path": "A", "init_args": settings})
+
+
+def test_a_fork_keeps_the_groups_of_the_optimizer() -> None:
+    """Moments lie in the order of the groups: those of one group are not those of two."""
+    one = with_optimizer(lr_scale={"scalar": 2.0})
+    for apart in (
+        with_optimizer(embedding_scalar_lr=0.5),
+        with_optimizer(lr_scale={"embedding_scalar": 2.0}),
+    ):
+        with pytest.raises(UserError, match=r"this run sets \S*embedding_scalar"):
+            check_fork(one, apart, "x")
+        with pytest.raises(UserError, match="cannot fork x: the checkpoint sets"):
+            check_fork(apart, one, "x")
+    check_fork(
+        with_optimizer(embedding_scalar_lr=0.5), with_optimizer(embedding_scalar_lr=0.1), "x"
+    )
+
+
 def test_the_data_of_a_contract_is_that_of_the_config() -> None:
     phases = [{"from_tokens": 0.0, "weights": {"code": 1.0}}]
     data = data_of(contract(data__weights={"code": 1.0, "a.b": 2.0}, data__phases=phases))

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "max_seq_len": 64,
     "init_std": 0.3,
 }
+ONE_AXIS = ("vector", "scalar", "embedding_scalar")
 EXTRAS: dict[str, Any] = {
     "value_embeddings": "alternate",
     "residual_scalars": True,
@@ -103,10 +104,11 @@ def test_every_parameter_has_a_role_and_a_gradient() -> None:
         "head",
         "vector",
         "scalar",
+        "embedding_scalar",
     }
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert (parameter.ndim == 2) == (roles[name] not in ("vector", "scalar")), name
+        assert (parameter.ndim == 2) == (roles[name] not in ONE_AXIS), name
 
 
 def test_a_tied_head_is_the_embedding() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.optim import AdamW, TorchOptimizer, decays
+from lit_pretrain.optim import AdamW, MuonAdamW, OptimizerRecipe, TorchOptimizer, decays
 from lit_pretrain.optim.optimizer import split_by_role
 from lit_pretrain.roles import ROLES
 
@@ -60,6 +60,58 @@ def test_roles_that_cannot_be(change: dict[str, str | None], message: str) -> No
 def test_nothing_to_train() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         split_by_role([("a", nn.Parameter(torch.ones(1), requires_grad=False))], {"a": "vector"})
+
+
+def scalars() -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    named = {name: nn.Parameter(torch.ones(3)) for name in ("stream", "embedding", "temperature")}
+    return named, {"stream": "scalar", "embedding": "embedding_scalar", "temperature": "scalar"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "groups"),
+    [
+        (AdamW(), {"scalar": ["stream", "embedding", "temperature"]}),
+        (MuonAdamW(), {"scalar": ["stream", "embedding", "temperature"]}),
+        (TorchOptimizer(torch.optim.Adam), {"scalar": ["stream", "embedding", "temperature"]}),
+        (
+            AdamW(lr_scale={"embedding_scalar": 2.0}),
+            {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
+        ),
+        (
+            MuonAdamW(embedding_scalar_lr=0.5),
+            {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
+        ),
+    ],
+)
+def test_scalars_of_embeddings_are_scalars_unless_they_have_a_rate(
+    recipe: OptimizerRecipe, groups: dict[str, list[str]]
+) -> None:
+    named, roles = scalars()
+    names = {id(parameter): name for name, parameter in named.items()}
+    found = recipe.build(named.items(), roles).param_groups
+    assert {g["role"]: [names[id(p)] for p in g["params"]] for g in found} == groups
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates"),
+    [
+        (AdamW(lr=0.1, lr_scale={"embedding_scalar": 5.0, "scalar": 0.1}), (0.01, 0.5)),
+        (MuonAdamW(scalar_lr=0.01, embedding_scalar_lr=0.5), (0.01, 0.5)),
+    ],
+)
+def test_each_kind_of_scalar_steps_at_its_rate(
+    recipe: OptimizerRecipe, rates: tuple[float, float]
+) -> None:
+    """A first step of Adam is as large as its rate, whatever the gradient, and nothing decays."""
+    named, roles = scalars()
+    optimizer = recipe.build(named.items(), roles)
+    for parameter in named.values():
+        parameter.grad = torch.tensor([1e-3, -2.0, 5.0])
+    optimizer.step()
+    for name, parameter in named.items():
+        rate = rates[1] if name == "embedding" else rates[0]
+        want = torch.ones(3) - rate * torch.tensor([1.0, -1.0, 1.0])
+        torch.testing.assert_close(parameter.detach(), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("decay_embeddings", [True, False])
