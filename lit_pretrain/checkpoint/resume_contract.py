@@ -39,7 +39,9 @@ BATCH = ("data.global_batch_tokens:", "data.batch_schedule:")
 change, of prepared text.
 """
 OPTIMIZER = "model.optimizer.init_args."
-APART = ("embedding_scalar_lr", "lr_scale.embedding_scalar")
+APART = (
+    "embedding_scalar_lr", "lr_scale.embedding_scalar", "role_betas.embedding_scalar",
+)  # fmt: skip
 """Settings of the optimizer that make a group of their own of the scalars by which embeddings are
 added. Moments of one group are not those of two.
 """

@@ -196,6 +196,7 @@ class AdamWGroup(TypedDict):
     lr: float
     initial_lr: float
     weight_decay: float
+    betas: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class AdamW(OptimizerRecipe):
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay per step of the first and the second moment."""
+    role_betas: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Other betas by role, such as `{embedding: [0.8, 0.995]}`; `lr_scale` names the roles."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
@@ -219,14 +222,9 @@ class AdamW(OptimizerRecipe):
     """
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, where="AdamW")
+        check_adamw(self.betas, self.eps, self.role_betas, where="AdamW")
         check_not_negative("AdamW", lr=self.lr, weight_decay=self.weight_decay, **self.lr_scale)
-        unknown = sorted(set(self.lr_scale) - set(ROLES))
-        if unknown:
-            raise UserError(
-                f"AdamW: lr_scale names the unknown role {unknown[0]!r}; use one of"
-                f" {', '.join(ROLES)}."
-            )
+        check_roles("AdamW", "lr_scale", self.lr_scale)
 
     def build(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
@@ -236,14 +234,19 @@ class AdamW(OptimizerRecipe):
 
         groups: list[AdamWGroup] = []
         split = split_by_role(
-            named_parameters, roles, embedding_scalars_apart="embedding_scalar" in self.lr_scale
+            named_parameters,
+            roles,
+            embedding_scalars_apart="embedding_scalar" in {*self.lr_scale, *self.role_betas},
         )
         for role, parameters in split.items():
             lr = self.lr * self.lr_scale.get(role, 1.0)
             decay = self.weight_decay if decays(role, embeddings=self.decay_embeddings) else 0.0
             groups.append(
-                AdamWGroup(params=parameters, role=role, lr=lr, initial_lr=lr, weight_decay=decay)
-            )
+                AdamWGroup(
+                    params=parameters, role=role, lr=lr, initial_lr=lr, weight_decay=decay,
+                    betas=self.role_betas.get(role, self.betas),
+                )
+            )  # fmt: skip
         fused = can_fuse(parameter for group in groups for parameter in group["params"])
         return torch.optim.AdamW(
             [dict(group) for group in groups],
@@ -268,11 +271,30 @@ def can_fuse(parameters: Iterable[Tensor]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
-def check_adamw(betas: tuple[float, float], eps: float, *, where: str) -> None:
+def check_adamw(
+    betas: tuple[float, float],
+    eps: float,
+    role_betas: Mapping[str, tuple[float, float]],
+    *,
+    where: str,
+) -> None:
     """Raise a `UserError` for settings that AdamW cannot use."""
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise UserError(f"{where}: betas must be two numbers in [0, 1), found {betas}.")
+    check_roles(where, "role_betas", role_betas)
+    settings = {"betas": betas} | {f"role_betas[{role}]": own for role, own in role_betas.items()}
+    for name, found in settings.items():
+        if len(found) != 2 or not all(0.0 <= beta < 1.0 for beta in found):
+            raise UserError(f"{where}: {name} must be two numbers in [0, 1), found {found}.")
     check_not_negative(where, eps=eps)
+
+
+def check_roles(where: str, setting: str, names: Iterable[str]) -> None:
+    """Raise a `UserError` for the first name that is no role."""
+    unknown = sorted(set(names) - set(ROLES))
+    if unknown:
+        raise UserError(
+            f"{where}: {setting} names the unknown role {unknown[0]!r}; use one of"
+            f" {', '.join(ROLES)}."
+        )
 
 
 # ------------------------------------------------------------------ classes of torch's kind
@@ -385,7 +407,7 @@ class MuonAdamW(OptimizerRecipe):
     """Peak learning rate of scalars (AdamW)."""
     embedding_scalar_lr: float | None = None
     """Peak learning rate of the scalars by which embeddings are added to the residual stream
-    (AdamW). Default: they are one group with the other scalars.
+    (AdamW). Default: scalar_lr.
     """
     adapter_lr: float = 2e-4
     """Peak learning rate of the factors of low-rank updates (AdamW): one of them begins at
@@ -393,6 +415,10 @@ class MuonAdamW(OptimizerRecipe):
     """
     betas: tuple[float, float] = (0.8, 0.95)
     """Decay per step of AdamW's first and second moment."""
+    role_betas: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Other betas by role (embedding, value_embedding, head, vector, scalar, embedding_scalar,
+    adapter), such as `{embedding: [0.8, 0.995]}`.
+    """
     eps: float = 1e-10
     """Added to the root of AdamW's second moment."""
     adamw_weight_decay: float = 0.0
@@ -429,10 +455,15 @@ class MuonAdamW(OptimizerRecipe):
     """Iterations of the orthogonalisation."""
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, where="MuonAdamW")
+        check_adamw(self.betas, self.eps, self.role_betas, where="MuonAdamW")
+        if "matrix" in self.role_betas:
+            raise UserError(
+                "MuonAdamW: role_betas names matrix, but Muon's matrices have a momentum and no"
+                " betas; set momentum."
+            )
         check_not_negative(
             "MuonAdamW",
-            **{name: rate for name, rate in self._rates().items() if rate is not None},
+            **{f"{role}_lr": rate for role, rate in self._rates().items()},
             weight_decay=self.weight_decay,
             adamw_weight_decay=self.adamw_weight_decay,
         )
@@ -457,8 +488,12 @@ class MuonAdamW(OptimizerRecipe):
                 " orthogonalization: newton_schulz."
             )
 
-    def _rates(self) -> dict[str, float | None]:
-        return {f"{role}_lr": getattr(self, f"{role}_lr") for role in ROLES}
+    def _rates(self) -> dict[Role, float]:
+        """Return the peak rate of each role."""
+        rates = {role: getattr(self, f"{role}_lr") for role in ROLES}
+        if rates["embedding_scalar"] is None:
+            rates["embedding_scalar"] = self.scalar_lr
+        return rates
 
     def build(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, Role]
@@ -470,10 +505,11 @@ class MuonAdamW(OptimizerRecipe):
         split = split_by_role(
             named_parameters,
             roles,
-            embedding_scalars_apart=self.embedding_scalar_lr is not None,
+            embedding_scalars_apart=self.embedding_scalar_lr is not None
+            or "embedding_scalar" in self.role_betas,
         )
         for role, parameters in split.items():
-            lr: float = getattr(self, f"{role}_lr")
+            lr = self._rates()[role]
             group: dict[str, Any] = {"params": parameters, "role": role, "lr": lr, "initial_lr": lr}
             if role == "matrix":
                 group |= {
@@ -492,7 +528,7 @@ class MuonAdamW(OptimizerRecipe):
             else:
                 group |= {
                     "algorithm": "adamw",
-                    "betas": self.betas,
+                    "betas": self.role_betas.get(role, self.betas),
                     "eps": self.eps,
                     "weight_decay": self.adamw_weight_decay
                     if decays(role, embeddings=True)

@@ -120,6 +120,7 @@ def test_a_fork_keeps_the_groups_of_the_optimizer() -> None:
     for apart in (
         with_optimizer(embedding_scalar_lr=0.5),
         with_optimizer(lr_scale={"embedding_scalar": 2.0}),
+        with_optimizer(role_betas={"embedding_scalar": (0.9, 0.99)}),
     ):
         with pytest.raises(UserError, match=r"this run sets \S*embedding_scalar"):
             check_fork(one, apart, "x")

@@ -228,6 +228,8 @@ def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
     [
         ({"matrix_lr": -1.0}, "matrix_lr must be zero or positive"),
         ({"weight_decay": -0.1}, "weight_decay must be zero or positive"),
+        ({"role_betas": {"matrix": (0.9, 0.95)}}, "role_betas names matrix, but Muon's matrices"),
+        ({"role_betas": {"table": (0.9, 0.95)}}, "role_betas names the unknown role 'table'"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"momentum_start": -0.1}, r"momentum_start must lie in"),
         ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must be zero or positive"),

@@ -78,6 +78,14 @@ def scalars() -> tuple[dict[str, nn.Parameter], dict[str, str]]:
             {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
         ),
         (
+            MuonAdamW(role_betas={"embedding_scalar": (0.96, 0.95)}),
+            {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
+        ),
+        (
+            AdamW(role_betas={"embedding_scalar": (0.96, 0.95)}),
+            {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
+        ),
+        (
             MuonAdamW(embedding_scalar_lr=0.5),
             {"scalar": ["stream", "temperature"], "embedding_scalar": ["embedding"]},
         ),
@@ -112,6 +120,32 @@ def test_each_kind_of_scalar_steps_at_its_rate(
         rate = rates[1] if name == "embedding" else rates[0]
         want = torch.ones(3) - rate * torch.tensor([1.0, -1.0, 1.0])
         torch.testing.assert_close(parameter.detach(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [AdamW, MuonAdamW])
+def test_a_role_has_its_betas(make: Any) -> None:
+    """As if torch's AdamW had each parameter alone, with the betas of its role."""
+    betas = {"embedding": (0.7, 0.995), "head": (0.8, 0.96), "scalar": (0.5, 0.6)}
+    (named, roles), (alone, _) = parameters(), parameters()
+    recipe = make(betas=(0.8, 0.95), eps=1e-9, role_betas=betas)
+    optimizer = recipe.build(((n, p) for n, p in named.items() if n != "block"), roles)
+    single = {
+        group["role"]: torch.optim.AdamW(
+            [alone[name] for name, role in roles.items() if role == group["role"]],
+            lr=group["lr"], betas=betas.get(group["role"], (0.8, 0.95)), eps=1e-9,
+            weight_decay=group["weight_decay"],
+        )
+        for group in optimizer.param_groups
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for name, p in named.items():
+            p.grad = torch.randn(p.shape, generator=generator)
+            alone[name].grad = p.grad.clone()
+        for each in (optimizer, *single.values()):
+            each.step()
+    for name, p in named.items():
+        torch.testing.assert_close(p.detach(), alone[name].detach(), rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("decay_embeddings", [True, False])
@@ -154,7 +188,9 @@ def test_three_steps_in_closed_form(decay_embeddings: bool) -> None:
         ({"lr": -1.0}, "lr must be zero or positive, found -1.0"),
         ({"lr": float("nan")}, "lr must be"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
-        ({"lr_scale": {"matrices": 2.0}}, "unknown role 'matrices'"),
+        ({"lr_scale": {"matrices": 2.0}}, "lr_scale names the unknown role 'matrices'"),
+        ({"role_betas": {"heads": (0.9, 0.9)}}, "role_betas names the unknown role 'heads'"),
+        ({"role_betas": {"head": (0.9, 1.0)}}, r"role_betas\[head\] must be two numbers"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
