@@ -114,6 +114,25 @@ class LabelledBatch(NamedTuple):
     """
 
 
+class StepwiseBatch(NamedTuple):
+    """Answers in steps with a verdict on each, for a process reward model."""
+
+    tokens_BT: Tensor
+    """Token ids of the prompt and of the steps, each with its separator, int64."""
+    labels_BT: Tensor
+    """The last token of every judged step, shifted as in `Batch`; IGNORE_INDEX elsewhere."""
+    doc_BT: Tensor
+    """0 in the sequence, 1 in the padding, int32."""
+    source_B: Tensor
+    """Index of the row's source, int64."""
+    index_B: Tensor
+    """Global sample number of the answer, int64; -1 for a row that only pads a batch."""
+    right_BT: Tensor
+    """Verdict at the last token of every judged step, where its score is read and not shifted: 1
+    if the step is right, 0 if it is wrong, IGNORE_INDEX elsewhere; int64.
+    """
+
+
 class PolicyBatch(NamedTuple):
     """B sampled completions with their advantages, for policy gradients.
 
@@ -211,7 +230,15 @@ class Asking(NamedTuple):
     gives the ids of the prompt that they complete."""
 
 
-AnyBatch = Batch | PreferenceBatch | LabelledBatch | PolicyBatch | PromptBatch | DistillBatch
+AnyBatch = (
+    Batch
+    | PreferenceBatch
+    | LabelledBatch
+    | StepwiseBatch
+    | PolicyBatch
+    | PromptBatch
+    | DistillBatch
+)
 
 
 class DataContract(NamedTuple):
@@ -236,9 +263,10 @@ class DataContract(NamedTuple):
     """Inputs of every optimizer step, over all ranks and micro-batches."""
     provides: frozenset[str] = frozenset({"labels"})
     """What its batches hold: labels (rows to be learned as they are: Batch, DistillBatch), pairs
-    (PreferenceBatch), verdicts (LabelledBatch), rollout (PolicyBatch) or prompts (rows to be
-    answered); and of the optional columns ref_logp, margin and teacher. The stage checks it against
-    what its objective needs, so that nobody learns rejected answers by cross-entropy.
+    (PreferenceBatch), verdicts (LabelledBatch), steps (StepwiseBatch), rollout (PolicyBatch) or
+    prompts (rows to be answered); and of the optional columns ref_logp, margin and teacher. The
+    stage checks it against what its objective needs, so that nobody learns rejected answers by
+    cross-entropy.
     """
     asking: Asking | None = None
     """How its prompts are to be answered; None where it has none."""

@@ -110,8 +110,9 @@ class ProgressLine(L.Callback):
             more = ""
             if "val/bits_per_byte" in values:
                 more = f"{values['val/bits_per_byte']:.4f} bits/byte"
-            elif "val/rewards/accuracy" in values:
-                more = f"accuracy {values['val/rewards/accuracy']:.1%}"
+            else:
+                of = ("val/rewards/accuracy", "val/steps/accuracy")
+                more = next((f"accuracy {values[key]:.1%}" for key in of if key in values), "")
             self._validation = [(2, value), (4, more)]
             if self.live is not None:
                 self._show(step)

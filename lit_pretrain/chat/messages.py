@@ -171,6 +171,18 @@ class JudgedAnswer(_PromptedRow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepwiseAnswer(_PromptedRow):
+    """An answer in steps, of each of which it is known whether it is right."""
+
+    steps: tuple[str, ...]
+    right: tuple[bool, ...]
+
+    def spoken(self) -> tuple[Message, ...]:
+        """Return the messages of the prompt, and the steps as one message."""
+        return (*self.prompt, {"role": "assistant", "content": joined_text(self.steps)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem(_PromptedRow):
     """A prompt with an answer against which a reward checks completions."""
 

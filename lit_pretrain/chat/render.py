@@ -166,6 +166,51 @@ class Renderer:
         rendering = self._rendering(messages, tools, options or {}, generation_prompt=True)
         return self._encode([rendering.text])[0].ids
 
+    def steps(
+        self,
+        prompt: Sequence[Message],
+        steps: Sequence[str],
+        *,
+        separator: str,
+        tools: Sequence[ToolDescription] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Render a prompt, and behind it what the assistant writes step by step.
+
+        Steps and separators are encoded one by one, so that a step has the same tokens whatever
+        follows it. The spelling of a special token in a step is text; the separator may be one.
+
+        Args:
+            prompt: The messages before the answer.
+            steps: The texts of the steps.
+            separator: What follows each of them.
+            tools: Descriptions of tools for the template.
+            options: Further variables of the template.
+
+        Returns:
+            The tokens, of which the last of every step with its separator is marked.
+
+        Raises:
+            BadRow: The template does not take the prompt, or the tokenizer cannot spell a step.
+        """
+        self.check_shown(prompt)
+        for step in steps:
+            self._refuse_halves(step)
+        ids = [self.prompt(prompt, tools=tools, options=options)]
+        end = self.tokenizer.encode_spelt([separator])[0].ids
+        marks = []
+        for step, spelt in zip(
+            steps, self.tokenizer.encode_spelt(list(steps), special=False), strict=True
+        ):
+            if self._incomplete and self._lacks(step, spelt):
+                raise _not_spelt()
+            ids += [spelt.ids, end]
+            marks.append(sum(map(len, ids)) - 1)
+        whole = np.concatenate(ids)
+        learned = np.zeros(len(whole), dtype=np.bool_)
+        learned[marks] = True
+        return Rendered(whole, learned)
+
     def unread_fields(self, messages: Sequence[Message]) -> list[str]:
         """Return a note on each field of messages that the template does not look at."""
         names = {name for message in messages for name in message}
@@ -485,11 +530,7 @@ class Renderer:
     def _mask(self, text: _Text, spelt: Spelt) -> Rendered | BadRow:
         """Mark which tokens of a text are learned."""
         if self._incomplete and self._lacks(text.text, spelt):
-            return BadRow(
-                "not_spelt",
-                "the tokenizer has no tokens for a part of the row's text, which would be lost;"
-                " take one that spells every byte",
-            )
+            return _not_spelt()
         learned = np.zeros(len(spelt.ids), dtype=np.bool_)
         if text.spans == [(0, len(text.text))] and text.exact:
             learned[:] = True
@@ -626,6 +667,14 @@ class Renderer:
                 " {% if add_generation_prompt %}"
             )
         return rest
+
+
+def _not_spelt() -> BadRow:
+    return BadRow(
+        "not_spelt",
+        "the tokenizer has no tokens for a part of the row's text, which would be lost; take one"
+        " that spells every byte",
+    )
 
 
 def _date(value: Any) -> datetime.date | None:

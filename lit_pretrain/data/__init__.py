@@ -9,6 +9,7 @@ _CLASSES = {
     "ChatData": "chat.chat_data",
     "PreferenceData": "chat.preference_data",
     "KTOData": "chat.preference_data",
+    "StepwiseData": "chat.stepwise_data",
     "PromptData": "chat.prompt_data",
     "RowSource": "chat.row_source",
     "Task": "chat.row_source",

@@ -6,6 +6,7 @@ from lit_pretrain.objective.kto import KTO
 from lit_pretrain.objective.linear_cross_entropy import linear_cross_entropy, linear_logp
 from lit_pretrain.objective.objective import CrossEntropy, LabelScores, Objective, tokens_of
 from lit_pretrain.objective.preference import CPO, DPO, ORPO, RewardModel, SimPO
+from lit_pretrain.objective.process_reward import ProcessRewardModel
 from lit_pretrain.objective.sums import BitsPerByte, Means, StepSums
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LabelScores",
     "Means",
     "Objective",
+    "ProcessRewardModel",
     "RewardModel",
     "SimPO",
     "StepSums",

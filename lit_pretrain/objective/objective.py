@@ -90,13 +90,19 @@ class LabelScores:
 
         That is where doc is 0 for the last time.
         """
+        last_B = ((doc_BT == 0).sum(dim=1) - 1).clamp(min=0)
+        return self._score(self.hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
+
+    def token_scores(self) -> Tensor:
+        """Compute the score of each token (B, T)."""
+        return self._score(self.hidden_BTD)
+
+    def _score(self, hidden: Tensor) -> Tensor:
         assert self.score_head is not None, (
             "the stage gives a score head to objectives that need `score`"
         )
-        last_B = ((doc_BT == 0).sum(dim=1) - 1).clamp(min=0)
-        hidden_BD = self.hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-        score_B: Tensor = self.score_head(hidden_BD).squeeze(-1)
-        return score_B.to(torch.promote_types(score_B.dtype, torch.float32))
+        score: Tensor = self.score_head(hidden).squeeze(-1)
+        return score.to(torch.promote_types(score.dtype, torch.float32))
 
 
 def tokens_of(labels_BT: Tensor) -> Tensor:
@@ -128,9 +134,9 @@ class Objective(nn.Module):
     """
 
     needs: frozenset[str] = frozenset()
-    """What it computes from, a subset of {"labels", "pairs", "verdicts", "rollout", "ref_logp",
-    "score", "teacher"}: the kind of batch, and what the data or the stage adds to it (see
-    `DataContract.provides`).
+    """What it computes from, a subset of {"labels", "pairs", "verdicts", "steps", "rollout",
+    "ref_logp", "score", "teacher"}: the kind of batch, and what the data or the stage adds to it
+    (see `DataContract.provides`).
     """
 
     metric_names: tuple[str, ...] = ()

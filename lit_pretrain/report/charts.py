@@ -56,7 +56,7 @@ def loss_charts(
         *([] if forecast is None else [_forecast(lines, forecast)]),
         *(
             _chart(lines, title, {"training": f"train/{name}", "validation": f"val/{name}"})
-            for title, name in _PREFERENCES.items()
+            for title, name in _JUDGEMENTS.items()
         ),
     ]
     return [chart for chart in charts if chart.series]
@@ -88,9 +88,10 @@ def other_charts(lines: Sequence[Mapping[str, float]]) -> list[Chart]:
     return [chart for chart in charts if chart.series]
 
 
-_PREFERENCES = {
+_JUDGEMENTS = {
     "share of pairs ranked as labelled": "rewards/accuracy",
     "margin of the rewards": "rewards/margin",
+    "share of steps judged as labelled": "steps/accuracy",
 }
 
 

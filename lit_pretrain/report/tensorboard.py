@@ -96,6 +96,17 @@ ROLLOUT = {
     "seconds of a rollout": ("rollout_seconds",),
 }
 """The same of objectives that answer prompts."""
+STEPS = {
+    "share of steps judged as labelled, and labelled right": (
+        "steps/accuracy",
+        "steps/share_right",
+    ),
+    "probability of being right, of right and of wrong steps": (
+        "steps/score_right",
+        "steps/score_wrong",
+    ),
+}
+"""The same of process reward models."""
 DISTILLATION = {
     "divergence from the teacher (nats per token)": ("divergence",),
     "nats per token of the labels": ("nll",),
@@ -148,7 +159,7 @@ def layout(
     kind = "" if text else f"{losses.removeprefix(f'{TEXT_LOSS}_')}: "
     bits = text or losses == f"{TEXT_LOSS}_SFT"
     unit = " (nats per token)" if bits else ""
-    told = DISTILLATION if "divergence" in metrics else ROLLOUT if rollout else PREFERENCES
+    told = DISTILLATION if "divergence" in metrics else ROLLOUT if rollout else PREFERENCES | STEPS
     own = {
         f"{kind}{title}": [f"{losses}/(train|val)/{name}$" for name in names]
         for title, names in told.items()

@@ -25,7 +25,7 @@ from lit_pretrain.rollout import Rollout
 from lit_pretrain.stage.reference import Place, evaluating, label_logp
 from lit_pretrain.step_size import MeshSizes
 
-DATA_KINDS = frozenset({"pairs", "verdicts", "rollout", "prompts"})
+DATA_KINDS = frozenset({"pairs", "verdicts", "steps", "rollout", "prompts"})
 """Data whose rows are not simply to be learned; an objective that knows nothing of their kind
 would learn the wrong ones too.
 """
@@ -314,6 +314,7 @@ def check_reference_cache(contract: DataContract, data: object, *, sharded: bool
 _ADVICE = {
     "pairs": "pairs go with DPO, SimPO, ORPO, CPO and RewardModel",
     "verdicts": "verdicts go with KTO",
+    "steps": "steps with a label each (StepwiseData) go with ProcessRewardModel",
     "rollout": (
         "sampled answers come from data of prompts (PromptData) and model.rollout, which says how"
         " they are answered and rewarded"

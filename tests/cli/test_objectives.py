@@ -27,7 +27,10 @@ QUIET = [
     "--trainer.precision=32-true",
 ]  # fmt: skip
 OBJECTIVE = "lit_pretrain.objective."
-FORMATS = {"PreferenceData": "preference", "KTOData": "kto", "ChatData": "messages"}
+FORMATS = {
+    "PreferenceData": "preference", "KTOData": "kto", "ChatData": "messages",
+    "StepwiseData": "auto",
+}  # fmt: skip
 LORA = {"rank": 4, "alpha": 8.0}
 
 
@@ -73,7 +76,16 @@ def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for p in pairs
     ]
-    for name, held in (("pairs", pairs), ("verdicts", verdicts), ("rows", rows)):
+    steps = [
+        {
+            "prompt": p["prompt"],
+            "completions": [p["chosen"], p["rejected"]],
+            "labels": [True, False],
+        }
+        for p in pairs
+    ]
+    files = {"pairs": pairs, "verdicts": verdicts, "rows": rows, "steps": steps}
+    for name, held in files.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     return work
 
@@ -81,7 +93,8 @@ def work(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def posttrain(
     work: Path, name: str, objective: dict[str, Any], data: str, *options: str, **model: Any
 ) -> list[dict[str, float]]:
-    file = {"PreferenceData": "pairs", "KTOData": "verdicts", "ChatData": "rows"}[data]
+    file = {"PreferenceData": "pairs", "KTOData": "verdicts", "ChatData": "rows",
+            "StepwiseData": "steps"}[data]  # fmt: skip
     config = {
         "model": {
             "objective": objective,
@@ -166,6 +179,29 @@ def test_a_reward_model_is_validated_with_its_own_head(
     assert "score head: that of the parent" in capsys.readouterr().out
     figures = json.loads((work / "figures.json").read_text())
     assert figures["val/loss"] == pytest.approx(found[-1]["val/loss"], rel=1e-4)
+
+
+def test_a_process_reward_model_learns_which_steps_are_right(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = posttrain(
+        work, "steps", {"class_path": OBJECTIVE + "ProcessRewardModel"}, "StepwiseData"
+    )
+    printed, log = capsys.readouterr()
+    assert "steps: the format is steps, by the fields of its rows" in printed
+    assert "steps are right" in printed
+    final = next(line for line in reversed(found) if "val/loss" in line)
+    assert final["val/steps/accuracy"] == 1.0
+    assert final["val/steps/score_right"] > final["val/steps/score_wrong"]
+    assert "(accuracy 100.0%)" in log
+    assert (
+        main(["validate", "--run", str(work / "steps"), "--json", str(work / "figures.json")]) == 0
+    )
+    figures = json.loads((work / "figures.json").read_text())
+    assert figures["val/loss"] == pytest.approx(final["val/loss"], rel=1e-4)
+    capsys.readouterr()
+    assert main(["export", "--to", "hf", str(work / "steps"), str(work / "exported")]) == 2
+    assert "is a reward model: its score head has no place" in capsys.readouterr().err
 
 
 def test_a_reward_model_with_an_adapter_is_merged_with_its_head(
@@ -303,6 +339,7 @@ def test_a_reference_is_computed_once_and_found_again(
             ),
         ),
         ("CrossEntropy", "KTOData", {}, "knows nothing of verdicts; verdicts go with KTO"),
+        ("CrossEntropy", "StepwiseData", {}, "knows nothing of steps; steps with a label each"),
         ("Distillation", "ChatData", {}, "teacher is missing; set model.teacher"),
     ],
 )

@@ -22,6 +22,7 @@ from lit_pretrain.objective import (
     CrossEntropy,
     Distillation,
     Objective,
+    ProcessRewardModel,
     RewardModel,
     SimPO,
 )
@@ -38,6 +39,7 @@ from tests.stage.test_post_training import (
     run,
     samples,
     save_llama,
+    stepwise,
     verdicts,
 )
 from tests.stage.test_rollout import Prompts
@@ -53,8 +55,10 @@ OBJECTIVES: dict[str, tuple[Callable[[], Objective], Callable[[int], Any]]] = {
     "ORPO": (ORPO, pairs),
     "KTO": (lambda: KTO(beta=0.3), verdicts),
     "RewardModel": (RewardModel, pairs),
+    "ProcessRewardModel": (ProcessRewardModel, stepwise),
     "GRPO": (lambda: GRPO(beta=0.1), samples),
 }
+SCORED = {"RewardModel", "ProcessRewardModel"}
 ADAPTERS: dict[str, Mapping[str, Any]] = {
     "full": {},
     "freeze": {"freeze": ("token_embedding", r"blocks\.0\.")},
@@ -123,7 +127,7 @@ def test_an_objective_trains_what_is_to_be_trained_and_nothing_else(
     make, batch = OBJECTIVES[name]
     options = ADAPTERS[adapter]
     moved = changed(name, parent, Made([[batch(step)] for step in range(3)]), make, options)
-    assert moved.get("score.weight", False) == (name == "RewardModel")
+    assert moved.get("score.weight", False) == (name in SCORED)
     network = {
         key: value
         for key, value in moved.items()
@@ -140,7 +144,7 @@ def test_an_objective_trains_what_is_to_be_trained_and_nothing_else(
         else set()
     )
     assert still == frozen | (
-        {"head.weight"} if name == "RewardModel" else set()
+        {"head.weight"} if name in SCORED else set()
     )  # nothing reads the head of a reward model
 
 

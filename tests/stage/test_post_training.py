@@ -24,6 +24,7 @@ from lit_pretrain.batch import (
     LabelledBatch,
     PolicyBatch,
     PreferenceBatch,
+    StepwiseBatch,
 )
 from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.callbacks.metrics import Metrics
@@ -41,6 +42,7 @@ from lit_pretrain.objective import (
     Distillation,
     LabelScores,
     Objective,
+    ProcessRewardModel,
     RewardModel,
     SimPO,
     group_advantages,
@@ -114,6 +116,14 @@ def verdicts(seed: int = 0, count: int = PAIRS) -> LabelledBatch:
     )
 
 
+def stepwise(seed: int = 0, count: int = PAIRS) -> StepwiseBatch:
+    """Answers of which every third token is judged."""
+    tokens, labels, doc = rows(count, seed)
+    judged = (doc == 0) & (torch.arange(T) % 3 == 2)
+    right = torch.where(judged, tokens % 2, IGNORE_INDEX)
+    return StepwiseBatch(tokens, labels, doc, torch.arange(count) % 2, torch.arange(count), right)
+
+
 def samples(seed: int = 0) -> PolicyBatch:
     """Three groups of four answers; in one all rewards are equal."""
     reward = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0])
@@ -166,6 +176,7 @@ def cut(batch: Any, size: int) -> list[Any]:
 KIND = {
     PreferenceBatch: {"pairs"},
     LabelledBatch: {"verdicts"},
+    StepwiseBatch: {"labels", "steps"},
     PolicyBatch: {"rollout"},
     Batch: {"labels"},
 }
@@ -289,6 +300,7 @@ EXACT: dict[str, tuple[Callable[[], Objective], Callable[[], Any], int]] = {
     "cpo": (CPO, pairs, 1),
     "orpo": (ORPO, pairs, 1),
     "reward": (lambda: RewardModel(centering=0.1), pairs, 1),
+    "process reward": (ProcessRewardModel, stepwise, 1),
     "dapo": (lambda: GRPO(beta=0.1), samples, 4),
     "grpo": (lambda: GRPO(variant="grpo"), samples, 4),
     "dr_grpo": (lambda: GRPO(variant="dr_grpo", max_completion_tokens=14), samples, 4),
@@ -344,6 +356,8 @@ def test_a_pair_that_only_fills_up_counts_nowhere(name: str, parent: Path) -> No
     padded.labels_BT[filler], padded.doc_BT[filler], padded.index_B[filler] = IGNORE_INDEX, 1, -1
     if isinstance(padded, PolicyBatch):
         padded.group_B[filler], padded.reward_B[filler], padded.advantage_B[filler] = 3, 9.0, 9.0
+    if isinstance(padded, StepwiseBatch):
+        padded.right_BT[filler] = IGNORE_INDEX
     whole, filled = (run(make(), Made([[b]]), init_from=str(parent)) for b in (plain, padded))
     assert_same(filled.gradients[0], whole.gradients[0])
     for key in ("nats_S", "terms_S", "tokens_S", "means_M2"):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_pretrain.chat.messages import BadRow
 from lit_pretrain.data.chat.formats import ROW_FORMATS, RowFormat, find_format, has_parts
@@ -15,6 +14,14 @@ from lit_pretrain.errors import UserError
 AUTO = "auto"
 DETECTION_ROWS = 200
 """Rows that are looked at."""
+DATA_OF_KIND = {
+    "conversation": "ChatData",
+    "preference": "PreferenceData",
+    "verdict": "KTOData",
+    "stepwise": "StepwiseData",
+    "problem": "PromptData",
+}
+"""Kind of row -> data class that takes it."""
 
 
 def detect_format(
@@ -30,7 +37,7 @@ def detect_format(
 
     Args:
         rows: The rows.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
         fields: A user's own names of fields.
         roles: A user's own names of roles.
         ignore: Fields that are passed over.
@@ -40,34 +47,66 @@ def detect_format(
         UserError: No format of this kind reads them without a mistake.
     """
     sample = list(islice(rows, DETECTION_ROWS))
+    found = _find(sample, kind, fields, roles, ignore, setting)
+    if found.format is not None:
+        return found.format
+    others = {
+        other: _find(sample, other, fields, roles, ignore, setting)
+        for other in DATA_OF_KIND
+        if other != kind and sample
+    }
+    most = max((other.read for other in others.values()), default=0)
+    takers = [
+        f"{DATA_OF_KIND[other]} takes them, as {found.format}"
+        for other, found in others.items()
+        if found.format is not None and found.read == most
+    ]
+    names = ", ".join(sorted({repr(key) for row in sample for key in row})) or "none"
+    tried = "".join(f"\n  {name}: {why}" for name, why in found.complaints.items())
+    tried += f"\nThey are rows of another kind: {'; '.join(takers)}." if takers else ""
+    raise UserError(
+        f"{setting}.format=auto: no format gives a {kind} of rows with the fields {names}."
+        f"{tried}\nName one with `format`, and the parts in `fields`."
+    )
+
+
+class _Found(NamedTuple):
+    format: str | None
+    """The name of the format that reads the rows best, if one does."""
+    read: int
+    """Fields of the rows that it reads."""
+    complaints: Mapping[str, str]
+    """What the other formats with the needed fields find wrong."""
+
+
+def _find(
+    rows: Sequence[Mapping[str, Any]],
+    kind: str,
+    fields: Mapping[str, str] | None,
+    roles: Mapping[str, str] | None,
+    ignore: Collection[str],
+    setting: str,
+) -> _Found:
+    """Find the format of a kind that reads rows, and most of their fields."""
     complaints: dict[str, str] = {}
-    fitting: list[str] = []
+    fits: dict[str, tuple[int, int]] = {}
     for name, format in ROW_FORMATS.items():
         if kind not in format.kinds() or set(fields or {}) - format.fields.keys():
             continue
         own = find_format(name, kind=kind, fields=fields, roles=roles, setting=setting)
-        if not all(has_parts(row, own) for row in sample):
+        if not all(has_parts(row, own) for row in rows):
             continue
-        complaint = _complaint(sample, own, kind, ignore)
-        if complaint is None:
-            fitting.append(name)
-        else:
+        complaint = _complaint(rows, own, kind, ignore)
+        if complaint is not None:
             complaints[name] = complaint
-    if not fitting:
-        found = ", ".join(sorted({repr(key) for row in sample for key in row})) or "none"
-        tried = "".join(f"\n  {name}: {why}" for name, why in complaints.items())
-        raise UserError(
-            f"{setting}.format=auto: no format gives a {kind} of rows with the fields {found}."
-            f"{tried}\nName one with `format`, and the parts in `fields`."
-        )
-
-    def fit(name: str) -> tuple[int, int]:
-        format = replace(ROW_FORMATS[name], fields={**ROW_FORMATS[name].fields, **(fields or {})})
-        read = {path.split(".")[0] for path in format.fields.values()} | format.unused
-        narrow = format.shape != "text" and (format.shape != "plain" or _marks(format, kind))
-        return sum(len(read & row.keys()) for row in sample), int(narrow)
-
-    return max(fitting, key=fit)  # the first of equals
+            continue
+        read = {path.split(".")[0] for path in own.fields.values()} | own.unused
+        narrow = own.shape != "text" and (own.shape != "plain" or _marks(own, kind))
+        fits[name] = (sum(len(read & row.keys()) for row in rows), int(narrow))
+    if not fits:
+        return _Found(None, 0, complaints)
+    best = max(fits, key=lambda name: fits[name])  # the first of equals
+    return _Found(best, fits[best][0], complaints)
 
 
 def _marks(format: RowFormat, kind: str) -> bool:
@@ -80,9 +119,9 @@ def _complaint(
     """Return what a format finds wrong with rows; None if it reads them."""
     for row in rows:
         try:
-            parts, plain = expand_record(row, format, kind=kind, ignore=ignore)
-            for part in parts:
-                read_row(part, plain, kind=kind, ignore=ignore)
+            expanded = expand_record(row, format, kind=kind, ignore=ignore)
+            for part in expanded.rows:
+                read_row(part, expanded.format, kind=kind, ignore=ignore)
         except BadRow as bad:
             if bad.mistake:
                 return str(bad)

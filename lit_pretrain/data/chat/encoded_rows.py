@@ -162,7 +162,7 @@ def read_encoded(
 
     Args:
         sources: The sources by name.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
         validation: Share held out for validation, unless a source has a file for it.
         test: Share held out for the test.
         on_bad_row: What to do with a row that is a mistake.

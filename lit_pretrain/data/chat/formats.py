@@ -75,20 +75,17 @@ class RowFormat:
         """Return the kinds of rows that this format can give."""
         if self.shape == "tree":
             return ["conversation", "preference"]
+        if self.shape == "steps":
+            return ["verdict", "stepwise"]
         kinds = (
             ["conversation"]
             if self.fields.keys() & {"messages", "completion", "segments", "text"}
             and "label" not in self.fields
-            and "labels" not in self.fields
             else []
         )
         kinds += ["preference"] if {"chosen", "rejected"} <= self.fields.keys() else []
-        kinds += ["verdict"] if self.fields.keys() & {"label", "labels"} else []
-        kinds += (
-            ["problem"]
-            if "prompt" in self.fields and not self.fields.keys() & {"label", "labels"}
-            else []
-        )
+        kinds += ["verdict"] if "label" in self.fields else []
+        kinds += ["problem"] if "prompt" in self.fields and "label" not in self.fields else []
         return kinds if "preference" not in kinds else ["preference"]
 
 
@@ -163,7 +160,8 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
         fields={**_SHAREGPT_TURNS, **_same("label", "system", "tools", "ref_logp")},
         roles=_SHAREGPT_ROLES,
     ),
-    # TRL's stepwise supervision: every step with those before it is an answer with a verdict.
+    # TRL's stepwise supervision. For KTO every step with those before it is an answer with a
+    # verdict.
     "steps": RowFormat(fields=_same("prompt", "completions", "labels", "system"), shape="steps"),
 }
 
@@ -180,7 +178,7 @@ def find_format(
 
     Args:
         name: One of `ROW_FORMATS`, or the dotted path of a `RowFormat`.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
         fields: Part -> field, in place of the format's own.
         roles: Role in the file -> our role, in place of the format's own.
         setting: Name of the source's setting, for messages.

@@ -48,6 +48,21 @@ def read_weight(fields: dict[str, Any], where: str, role: Any = None) -> bool:
     return all(given.values())
 
 
+def read_label(value: Any, where: str) -> bool:
+    """Read a verdict.
+
+    Args:
+        value: The label.
+        where: Names it, such as "the label".
+
+    Raises:
+        BadRow: It is neither true or false nor 1 or 0.
+    """
+    if not isinstance(value, int) or value not in (0, 1):
+        raise BadRow("label", f"{where} is {value!r}; it must be true or false (or 1 or 0)")
+    return bool(value)
+
+
 def read_content(content: Any, where: str) -> dict[str, Any]:
     """Return the fields of a message that its content stands for.
 

@@ -96,7 +96,7 @@ class PostTrainingData(BaseData):
 
     default_epochs: ClassVar[float | None] = 1.0
     kind: ClassVar[str]
-    """Kind of row: conversation, preference, verdict or problem."""
+    """Kind of row: conversation, preference, verdict, stepwise or problem."""
 
     def __init__(
         self,

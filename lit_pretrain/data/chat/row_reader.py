@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os.path import commonprefix
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lit_pretrain.chat.messages import (
     MESSAGE_ROLES,
@@ -17,6 +17,7 @@ from lit_pretrain.chat.messages import (
     Preference,
     Problem,
     Segment,
+    StepwiseAnswer,
     TrainingRow,
     check_answer,
     check_messages,
@@ -24,9 +25,10 @@ from lit_pretrain.chat.messages import (
 from lit_pretrain.chat.tool_calls import calls_of, tools_of
 from lit_pretrain.chat.unread_fields import PLACEHOLDER, strings_of, what_is_unread
 from lit_pretrain.data.chat.formats import CALL, REFERENCE, ROW_FORMATS, RowFormat, has_parts
-from lit_pretrain.data.chat.message_fields import read_content, read_weight
+from lit_pretrain.data.chat.message_fields import read_content, read_label, read_weight
 from lit_pretrain.data.chat.transcripts import (
     is_transcript,
+    labelled_steps,
     step_verdicts,
     transcript_messages,
     tree_conversations,
@@ -47,17 +49,19 @@ def read_row(
     system: str | None = None,
     ignore: Collection[str] = (),
     check_unread: bool = True,
+    notes: Sequence[str] = (),
 ) -> TrainingRow:
     """Convert a row of a file to the internal form.
 
     Args:
         row: The row.
         format: Names its fields.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
         system: System message for rows that have none.
         ignore: Fields of the row or of its messages that are meant to be passed over, and marks
             such as <image> that are meant as text.
         check_unread: Whether text and media in fields that nobody reads are a mistake.
+        notes: What the user should know of the record that the row comes from.
 
     Raises:
         BadRow: The row does not fit the format, or holds nothing to learn.
@@ -70,7 +74,8 @@ def read_row(
     options = row.get(_OPTIONS) or {}
     if not isinstance(options, Mapping):
         raise BadRow(_OPTIONS, f"{_OPTIONS} is a {type(options).__name__}; it must be an object")
-    notes = _unread(row, format, parts, kind=kind, ignore=ignore) if check_unread else ()
+    if check_unread:
+        notes = (*notes, *_unread(row, format, parts, kind=kind, ignore=ignore))
     if not learned:
         raise BadRow("nothing_learned", "the row itself has the weight 0", mistake=False)
     result = _READERS[kind](parts, format, row)
@@ -78,26 +83,37 @@ def read_row(
     guessed = _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str)
     if options or notes or guessed:
         notes = (*notes, "prompt_guessed") if guessed else notes
-        result = replace(result, options=dict(options), notes=notes)
+        result = replace(result, options=dict(options), notes=tuple(notes))
     return result if system is None else result.with_system(system)
+
+
+class Expanded(NamedTuple):
+    """The rows that a record of a file stands for."""
+
+    rows: Sequence[Mapping[str, Any]]
+    format: RowFormat
+    """Reads these rows."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the record, for each of its rows."""
 
 
 def expand_record(
     record: Mapping[str, Any], format: RowFormat, *, kind: str, ignore: Collection[str] = ()
-) -> tuple[Sequence[Mapping[str, Any]], RowFormat]:
+) -> Expanded:
     """Return the rows that a record of a file stands for, and the format that reads them.
 
-    Most records are one row; a tree of replies and an answer in steps are several.
+    Most records are one row; a tree of replies is several, and so is an answer in steps where a row
+    has one verdict.
 
     Raises:
         BadRow: The record has not the shape of its format.
     """
-    if format.shape not in ("tree", "steps"):
-        return [record], format
+    if format.shape not in ("tree", "steps") or kind == "stepwise":
+        return Expanded([record], format)
     if ignore:
         record = _without(record, ignore)
     parts = _parts(record, format)
-    _unread(record, format, parts, kind=kind, ignore=ignore)
+    notes = _unread(record, format, parts, kind=kind, ignore=ignore)
     if format.shape == "steps":
         rows, plain = step_verdicts(parts), ROW_FORMATS["kto"]
     elif kind == "conversation":
@@ -105,7 +121,7 @@ def expand_record(
     else:
         rows, plain = tree_pairs(parts["prompt"]), ROW_FORMATS["preference"]
     shared = {name: record[name] for name in (*_ROW_WEIGHTS, _OPTIONS) if name in record}
-    return [{**shared, **row} for row in rows], plain
+    return Expanded([{**shared, **row} for row in rows], plain, notes)
 
 
 # ---------------------------------------------------------------------- kinds of rows
@@ -193,9 +209,7 @@ def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
 
 
 def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
-    label = parts["label"]
-    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
-        raise BadRow("label", f"the label is {label!r}; it must be true or false (or 1 or 0)")
+    desirable = read_label(parts["label"], "the label")
     prompt = _prompt(parts, format)
     if "completion" in parts:
         completion = _completion(parts["completion"], format, "the completion")
@@ -211,8 +225,28 @@ def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
     return JudgedAnswer(
         prompt=prompt,
         completion=completion,
-        desirable=bool(label),
+        desirable=desirable,
         ref_logp=ref,
+        tools=_tools(parts, format),
+    )
+
+
+def _stepwise(parts: Parts, format: RowFormat, row: Row) -> StepwiseAnswer:
+    steps, labels = labelled_steps(parts)
+    prompt = _prompt(parts, format)
+    check_messages(prompt)
+    if not steps:
+        raise BadRow("empty_answer", "the answer has no steps", mistake=False)
+    for i, step in enumerate(steps):
+        if not step.strip():
+            raise BadRow("empty_answer", f"step {i + 1} of {len(steps)} is empty", mistake=False)
+    return StepwiseAnswer(
+        prompt=prompt,
+        steps=tuple(steps),
+        right=tuple(
+            read_label(label, f"the label of step {i + 1} of {len(labels)}")
+            for i, label in enumerate(labels)
+        ),
         tools=_tools(parts, format),
     )
 
@@ -245,6 +279,7 @@ _READERS: Mapping[str, Callable[[Parts, RowFormat, Row], TrainingRow]] = {
     "conversation": _conversation,
     "preference": _preference,
     "verdict": _verdict,
+    "stepwise": _stepwise,
     "problem": _problem,
 }
 

@@ -262,7 +262,7 @@ def read_source(
     Args:
         name: Name of the source.
         source: The source.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
         validation: Share held out for validation, unless the source has a file for it.
         test: Share held out for the test.
         on_bad_row: What to do with a row that is a mistake.
@@ -296,7 +296,7 @@ def read_source(
             where = split or row_split_of(record, validation=share, test=test)
             padded = path is not None and Path(path).suffix.lower() in PADDED_SUFFIXES
             try:
-                parts, plain = expand_record(
+                expanded = expand_record(
                     without_padding(record) if padded else record,
                     format,
                     kind=kind,
@@ -306,12 +306,13 @@ def read_source(
                 tally.read += 1
                 drop_row(bad, origin, tally, on_bad_row)
                 continue
-            for part in parts:
+            for part in expanded.rows:
                 tally.read += 1
                 try:
                     row = read_row(
-                        part, plain, kind=kind, system=source.system, ignore=source.ignore or (),
-                        check_unread=path is not None,
+                        part, expanded.format, kind=kind, system=source.system,
+                        ignore=source.ignore or (), check_unread=path is not None,
+                        notes=expanded.notes,
                     )  # fmt: skip
                 except BadRow as bad:
                     drop_row(bad, origin, tally, on_bad_row)
@@ -350,7 +351,7 @@ def with_formats(sources: Mapping[str, RowSource], kind: str) -> dict[str, RowSo
 
     Args:
         sources: The sources.
-        kind: conversation, preference, verdict or problem.
+        kind: conversation, preference, verdict, stepwise or problem.
 
     Raises:
         UserError: No format reads the rows.

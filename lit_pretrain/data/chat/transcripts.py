@@ -47,6 +47,8 @@ def transcript_messages(text: Any, what: str) -> list[dict[str, str]]:
 
 
 _SPEAKERS = {"prompter": "user", "assistant": "assistant"}
+_READ_OF_NODES = frozenset({"role", "text", "rank", "deleted", "replies"})
+"""Fields of a tree's messages that are read here; the others stay with the message."""
 
 
 def tree_conversations(root: Any) -> list[dict[str, Any]]:
@@ -59,7 +61,7 @@ def tree_conversations(root: Any) -> list[dict[str, Any]]:
         BadRow: It is no such tree.
     """
     node: Mapping[str, Any] | None = _node(root)
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     while node is not None:
         messages.append(_message(node))
         replies = _ranked(node)
@@ -103,13 +105,14 @@ def _node(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _message(node: Mapping[str, Any]) -> dict[str, str]:
+def _message(node: Mapping[str, Any]) -> dict[str, Any]:
     role = node.get("role")
     if not isinstance(role, str) or role not in _SPEAKERS:
         raise BadRow(
             "tree", f"a message of the tree has the role {role!r}; it must be prompter or assistant"
         )
-    return {"role": _SPEAKERS[role], "content": node["text"]}
+    others = {name: value for name, value in node.items() if name not in _READ_OF_NODES}
+    return {**others, "role": _SPEAKERS[role], "content": node["text"]}
 
 
 def _ranked(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -126,8 +129,8 @@ def _ranked(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(kept, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
 
 
-def step_verdicts(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a verdict on every step of an answer, up to the first that is wrong.
+def labelled_steps(parts: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Any]]:
+    """Return the steps of an answer and the label of each, not yet looked into.
 
     Args:
         parts: The parts of a row of TRL's stepwise supervision.
@@ -140,12 +143,26 @@ def step_verdicts(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
         not isinstance(steps, Sequence)
         or isinstance(steps, str)
         or not isinstance(labels, Sequence)
+        or isinstance(labels, str)
         or len(steps) != len(labels)
         or not all(isinstance(step, str) for step in steps)
     ):
         raise BadRow(
             "steps", "completions and labels must be lists of one length: a label for every step"
         )
+    return steps, labels
+
+
+def step_verdicts(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a verdict on every step of an answer, up to the first that is wrong.
+
+    Args:
+        parts: The parts of a row of TRL's stepwise supervision.
+
+    Raises:
+        BadRow: Steps and labels are no lists of one length.
+    """
+    steps, labels = labelled_steps(parts)
     asked = {part: parts[part] for part in ("prompt", "system") if part in parts}
     verdicts = []
     for i, label in enumerate(labels):

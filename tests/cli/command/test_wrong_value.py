@@ -113,7 +113,7 @@ def test_a_value_without_its_option_and_a_missing_config_are_explained(
 
 
 def test_data_of_ours_is_named_without_its_module(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("ChatData", "PreferenceData", "KTOData", "PromptData"):
+    for name in ("ChatData", "PreferenceData", "KTOData", "StepwiseData", "PromptData"):
         assert main(["fit", "--data", name]) == 2
         assert "data needs files of rows" in capsys.readouterr().err
     for setting, part in PARTS.items():

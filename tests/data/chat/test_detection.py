@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+import lit_pretrain.data
 from lit_pretrain.data import ChatData, KTOData
-from lit_pretrain.data.chat.detection import detect_format
+from lit_pretrain.data.chat.detection import DATA_OF_KIND, detect_format
 from lit_pretrain.data.chat.formats import ROW_FORMATS
 from lit_pretrain.errors import UserError
 
@@ -60,7 +61,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "kto": ("verdict", {"prompt": "Hi", "completion": "Ho", "label": True}),
     "kto_messages": ("verdict", {"messages": [USER, SAID], "label": True}),
     "kto_sharegpt": ("verdict", {"conversations": [HUMAN, GPT], "label": False}),
-    "steps": ("verdict", {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}),
+    "steps": ("stepwise", {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}),
 }
 
 
@@ -106,6 +107,22 @@ def test_rows_that_no_format_reads(rows: list[dict[str, Any]], message: str) -> 
         detect(rows, "conversation")
 
 
+def test_rows_of_another_kind_name_the_data_that_takes_them() -> None:
+    for name, kind, takers in (
+        (
+            "steps",
+            "conversation",
+            "KTOData takes them, as steps; StepwiseData takes them, as steps",
+        ),
+        ("orca_pairs", "verdict", "PreferenceData takes them, as orca_pairs"),
+        ("messages", "stepwise", "ChatData takes them, as messages"),
+    ):
+        with pytest.raises(UserError, match=f"They are rows of another kind: {takers}\\."):
+            detect([ROWS[name][1]], kind)
+    for data, kind in zip(DATA_OF_KIND.values(), DATA_OF_KIND, strict=True):
+        assert getattr(lit_pretrain.data, data).kind == kind
+
+
 def test_a_run_says_which_was_found_and_is_the_same(
     write_rows: Callable[..., str], tokenizer_folder: Path
 ) -> None:
@@ -134,8 +151,7 @@ def test_one_kind_of_verdict_is_warned_of(
 def test_the_guide_lists_every_format_and_who_takes_it() -> None:
     guide = Path(__file__).parents[3] / "docs" / "guides" / "post_training_data.md"
     table = guide.read_text(encoding="utf-8").split("## Formats")[1].split("\n\n")[2]
-    classes = {"Chat": "conversation", "Preference": "preference", "KTO": "verdict",
-               "Prompt": "problem"}  # fmt: skip
+    classes = {name.removesuffix("Data"): kind for kind, name in DATA_OF_KIND.items()}
     listed = {}
     for line in table.splitlines()[2:]:
         names, _, takers = (cell.strip() for cell in line.strip("|").split(" | "))

@@ -1,5 +1,7 @@
 """Formats: each known layout becomes the same messages, and each mistake is named."""
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from lit_pretrain.chat.messages import (
 )
 from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format
 from lit_pretrain.data.chat.row_reader import expand_record, read_row
+from lit_pretrain.data.chat.row_source import RowSource, RowTally, read_source
 from lit_pretrain.errors import UserError
 
 
@@ -535,11 +538,11 @@ TREE = {
 
 def test_trees_give_the_best_path_and_pairs_of_best_and_worst() -> None:
     format = ROW_FORMATS["oasst_tree"]
-    (row,), plain = expand_record(TREE, format, kind="conversation")
+    (row,), plain, _ = expand_record(TREE, format, kind="conversation")
     assert read_row(row, plain, kind="conversation") == Conversation(
         messages=(user("Hi"), said("Ho"), user("So?"), said("Yes")), prompt=3
     )
-    rows, plain = expand_record(TREE, format, kind="preference")
+    rows, plain, _ = expand_record(TREE, format, kind="preference")
     assert [read_row(row, plain, kind="preference") for row in rows] == [PAIR]
     answers = (node("assistant", "a", rank=0), node("assistant", "b", rank="1"))
     for prompt in (
@@ -552,7 +555,7 @@ def test_trees_give_the_best_path_and_pairs_of_best_and_worst() -> None:
 
 def test_steps_are_verdicts_up_to_the_first_that_is_wrong() -> None:
     row = {"prompt": "Hi", "completions": ["a", "b", "c"], "labels": [True, False, False]}
-    rows, plain = expand_record(row, ROW_FORMATS["steps"], kind="verdict")
+    rows, plain, _ = expand_record(row, ROW_FORMATS["steps"], kind="verdict")
     read_ = [read_row(row, plain, kind="verdict") for row in rows]
     assert [(r.completion[0]["content"], r.desirable) for r in read_] == [
         ("a", True),
@@ -568,19 +571,44 @@ def test_rows_of_a_tree_or_of_steps_keep_what_their_record_says_of_them() -> Non
     steps = {"prompt": "Hi", "completions": ["a"], "labels": [True], "system": "Be brief."}
     extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
     for record, name, kind in ((steps, "steps", "verdict"), (TREE, "oasst_tree", "preference")):
-        (row,), plain = expand_record({**record, **extra}, ROW_FORMATS[name], kind=kind)
+        (row,), plain, _ = expand_record({**record, **extra}, ROW_FORMATS[name], kind=kind)
         assert read_row(row, plain, kind=kind).options == {"enable_thinking": False}
-        (row,), plain = expand_record({**record, "train": False}, ROW_FORMATS[name], kind=kind)
+        (row,), plain, _ = expand_record({**record, "train": False}, ROW_FORMATS[name], kind=kind)
         with pytest.raises(BadRow, match="the row itself has the weight 0"):
             read_row(row, plain, kind=kind)
-    (row,), plain = expand_record(steps, ROW_FORMATS["steps"], kind="verdict")
+    (row,), plain, _ = expand_record(steps, ROW_FORMATS["steps"], kind="verdict")
     assert read_row(row, plain, kind="verdict").spoken() == (
         {"role": "system", "content": "Be brief."}, user("Hi"), said("a")
     )  # fmt: skip
     nested = find_format("steps", kind="verdict", fields={"prompt": "task.text"}, roles=None,
                          setting="data")  # fmt: skip
     moved = {"task": {"text": "Hi"}, **{k: v for k, v in steps.items() if k != "prompt"}}
-    assert expand_record(moved, nested, kind="verdict")[0] == [row]
+    assert expand_record(moved, nested, kind="verdict").rows == [row]
+
+
+def test_labels_of_a_record_are_noted_on_each_of_its_rows(
+    write_rows: Callable[..., str],
+) -> None:
+    """Also those of a tree's messages, of which nothing is lost without a word."""
+    tree = {**TREE, "source": "made", "prompt": {**TREE["prompt"], "lang": "en"}}
+    steps = {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False], "id": 7}
+    of_tree = {"unread source": 1, "unread message_tree_id": 1}
+    for record, name, kind, noted in (
+        (tree, "oasst_tree", "conversation", of_tree),
+        (tree, "oasst_tree", "preference", of_tree),
+        (steps, "steps", "verdict", {"unread id": 2}),
+        (steps, "steps", "stepwise", {"unread id": 1}),
+    ):
+        rows = list(
+            read_source(
+                "mine", RowSource(path=write_rows([record]), format=name), kind=kind,
+                validation=0.0, test=0.0, on_bad_row="refuse", tally=RowTally(),
+            )
+        )  # fmt: skip
+        found = Counter(note for read in rows for note in read.row.notes)
+        assert found == noted
+        if name == "oasst_tree":
+            assert dict(rows[0].row.spoken()[0])["lang"] == "en"
 
 
 def test_segments_and_texts_need_no_template() -> None:
