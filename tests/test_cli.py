@@ -20,7 +20,7 @@ import yaml
 from jsonargparse._actions import _ActionConfigLoad
 
 from lit_pretrain import __main__ as cli
-from lit_pretrain.cli.command.parser import Suggesting
+from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.cli.command.verb import Group, Verb, parser_of
 from lit_pretrain.errors import DivergedError, UserError
 
@@ -115,13 +115,13 @@ class Parsed(Exception):
 @pytest.mark.parametrize("command", sorted(EXAMPLES.keys() - set(BARE)))
 def test_examples_can_be_parsed(command, tmp_path, monkeypatch):
     """As far as that goes without runs: some verbs read the run before they parse."""
-    parse = Suggesting.parse_args
+    parse = VerbParser.parse_args
 
     def parse_and_stop(self, *arguments, **options):
         parse(self, *arguments, **options)
         raise Parsed
 
-    monkeypatch.setattr(Suggesting, "parse_args", parse_and_stop)
+    monkeypatch.setattr(VerbParser, "parse_args", parse_and_stop)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     program, *arguments = shlex.split(EXAMPLES[command])

@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.checkpoint.network import find_parent
-from lit_pretrain.cli.command.parser import Suggesting
+from lit_pretrain.cli.command.parser import VerbParser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
@@ -105,7 +105,7 @@ def test_the_parser_accepts_every_command(
         if part in command:
             pytest.skip(f"{part} {reason}")
     depth = 0
-    parse_args = Suggesting.parse_args
+    parse_args = VerbParser.parse_args
 
     def parse_only(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal depth
@@ -119,7 +119,7 @@ def test_the_parser_accepts_every_command(
     def parent(where: str) -> Any:  # those that the commands before this one would have made
         return find_parent("runs/quickstart")
 
-    monkeypatch.setattr(Suggesting, "parse_args", parse_only)
+    monkeypatch.setattr(VerbParser, "parse_args", parse_only)
     monkeypatch.setattr("lit_pretrain.cli.train.train_cli.find_parent", parent)
     monkeypatch.chdir(laid_out)
     arguments = of_ours(command)

@@ -4,7 +4,7 @@ Axes of the sums: S sources; M objective metrics, each with its sum and its coun
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import WINDOW_KEY
-from lit_pretrain.errors import UserError
+from lit_pretrain.errors import UserError, warn
 from lit_pretrain.parallel.strategy import sum_over_tokens
 
 Sink = Callable[[int, dict[str, float]], None]
@@ -225,3 +225,33 @@ class Metrics(L.Callback):
         if trainer.is_global_zero:
             for sink in self.sinks:
                 sink(trainer.global_step, values)
+
+
+class GroupSignal:
+    """Watch whether the answers to a prompt ever differ in reward: only then do they teach."""
+
+    def __init__(self) -> None:
+        self.seen = self.without = False
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        """Look at a line of metrics; warn once, if the first has no difference."""
+        share = values.get("train/groups_with_signal")
+        if share is None:
+            return
+        if share == 0 and not self.seen and not self.without:
+            warn(
+                f"up to step {step:,} no answer had another reward than the others to its prompt,"
+                " so that nothing was learned; look whether the reward can tell answers apart"
+            )
+        self.seen |= share > 0
+        self.without |= share == 0
+
+    def remarks(self) -> list[str]:
+        """Warn if no group differed in the whole run."""
+        if self.seen or not self.without:
+            return []
+        return [
+            "no answer of this run had another reward than the others to its prompt, so that the"
+            " policy learned nothing: take easier problems, more answers to each"
+            " (data.group_size), a higher temperature, or another reward"
+        ]

@@ -219,13 +219,11 @@ def _check_fit(
 
 
 def _call(name: str, function: Callable[..., int], argv: list[str]) -> int:
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser(f"adapter {name}", VERB.parts[name].help)
-    parser.add_function_arguments(function, as_positional=True)
-    options: dict[str, Any] = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return function(**options)
+    return run_function(
+        f"adapter {name}", VERB.parts[name].help, function, argv, as_positional=True
+    )
 
 
 VERB = Group(

@@ -215,13 +215,9 @@ def chat(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain chat`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("chat", __doc__)
-    parser.add_function_arguments(chat)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return chat(**options)
+    return run_function("chat", __doc__, chat, argv)
 
 
 VERB = Verb(main, example="lit_pretrain chat --run runs/sft")

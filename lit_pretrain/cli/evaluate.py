@@ -244,13 +244,9 @@ def _held_out(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain evaluate RUN`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("evaluate", __doc__)
-    parser.add_function_arguments(evaluate_run, as_positional=True)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return evaluate_run(**options)
+    return run_function("evaluate", __doc__, evaluate_run, argv, as_positional=True)
 
 
 VERB = Verb(main, example="lit_pretrain evaluate runs/quickstart")

@@ -169,13 +169,9 @@ def export_hf(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain export RUN OUT`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("export", __doc__)
-    parser.add_function_arguments(export_hf, as_positional=True)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return export_hf(**options)
+    return run_function("export", __doc__, export_hf, argv, as_positional=True)
 
 
 VERB = Verb(main, example="lit_pretrain export --to hf runs/quickstart exported/quickstart")

@@ -86,13 +86,9 @@ def generate_text(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain generate`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("generate", __doc__)
-    parser.add_function_arguments(generate_text)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return generate_text(**options)
+    return run_function("generate", __doc__, generate_text, argv)
 
 
 VERB = Verb(main, example="lit_pretrain generate --run runs/quickstart --prompt 'def '")

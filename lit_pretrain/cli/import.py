@@ -121,13 +121,9 @@ def import_hf(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain import FOLDER OUT`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("import", __doc__)
-    parser.add_function_arguments(import_hf, as_positional=True)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return import_hf(**options)
+    return run_function("import", __doc__, import_hf, argv, as_positional=True)
 
 
 VERB = Verb(main, example="lit_pretrain import exported/quickstart runs/imported")

@@ -91,13 +91,9 @@ def merge(
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain merge RUN OUT`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser("merge", __doc__)
-    parser.add_function_arguments(merge, as_positional=True)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return merge(**options)
+    return run_function("merge", __doc__, merge, argv, as_positional=True)
 
 
 VERB = Verb(main, example="lit_pretrain merge runs/lora runs/merged")

@@ -31,8 +31,7 @@ from lit_pretrain.compare.spans import (
 )
 
 if TYPE_CHECKING:
-    from lit_pretrain.compare.document_losses import DocumentLosses
-    from lit_pretrain.compare.held_out_documents import HeldOutDocument
+    from lit_pretrain.compare.held_out_documents import DocumentLosses, HeldOutDocument
 
 FEW_DOCUMENTS = 20
 """A source with fewer documents is resampled in blocks of them."""

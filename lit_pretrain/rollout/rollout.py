@@ -16,7 +16,7 @@ import torch
 from lit_pretrain.adapter import plain_weights
 from lit_pretrain.checkpoint.hf_export import to_tensors
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.completions import Completions, CompletionSampling, sample_completions
+from lit_pretrain.generate.engine import Completions, CompletionSampling, sample_completions
 from lit_pretrain.generate.sampling import check_sampling
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.reward import Reward, read_reward

@@ -73,7 +73,6 @@ from lit_pretrain.stage.checks import (
     check_trainer,
 )
 from lit_pretrain.stage.guard import Guard, GuardSettings
-from lit_pretrain.stage.held_out import HeldOut
 from lit_pretrain.stage.origin import Origin, make_score_head, score_scale, why_not_compiled
 from lit_pretrain.stage.reference import (
     Frozen,
@@ -83,7 +82,7 @@ from lit_pretrain.stage.reference import (
     fill_column,
     resolve_reference,
 )
-from lit_pretrain.stage.step_loss import StepLoss
+from lit_pretrain.stage.step_loss import HeldOut, StepLoss
 from lit_pretrain.step_size import MeshSizes
 from lit_pretrain.transfer import Transfer
 

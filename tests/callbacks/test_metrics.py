@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.batch_sizes import BatchSizes
-from lit_pretrain.callbacks.metrics import Metrics
+from lit_pretrain.callbacks.metrics import GroupSignal, Metrics
 from lit_pretrain.checkpoint.layout import WINDOW_KEY
 from lit_pretrain.checkpoint.network import model_config
 from lit_pretrain.errors import UserError
@@ -313,3 +313,17 @@ def test_an_unfinished_window_travels_in_the_checkpoint() -> None:
 def test_windows_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="log_every=0 must be at least 1"):
         made([], every=0)
+
+
+def test_groups_that_never_differ_are_warned_of_once_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    signal = GroupSignal()
+    signal(1, {"val/loss": 0.0})
+    assert signal.remarks() == []
+    for step in (4, 8):
+        signal(step, {"train/groups_with_signal": 0.0})
+    assert capsys.readouterr().err.count("up to step 4 no answer had another reward") == 1
+    assert "the policy learned nothing" in signal.remarks()[0]
+    signal(12, {"train/groups_with_signal": 0.25})
+    assert signal.remarks() == []

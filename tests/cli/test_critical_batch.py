@@ -10,7 +10,7 @@ import yaml
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.scaling.scaling_critical_batch import branch_tokens
 from lit_pretrain.report.run_folder import read_metrics
-from lit_pretrain.scaling.critical_batch import BranchOutcome, critical_factor, moved
+from lit_pretrain.scaling.batch_rules import BranchOutcome, critical_factor, moved
 
 RUN = (
     "fit", "--model.net.n_layer=1", "--model.net.width=16", "--model.net.n_head=1",

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from lit_pretrain.__main__ import main
-from lit_pretrain.cli.train.run import GroupSignal
 from lit_pretrain.report.run_folder import SUMMARY, read_metrics
 
 NET = [
@@ -417,17 +416,3 @@ def test_a_field_that_nobody_reads_stops_the_run_before_it_begins(
     assert "The format orca_pairs reads it" in said
     assert "Traceback" not in said
     assert not (work / "orca").exists()
-
-
-def test_groups_that_never_differ_are_warned_of_once_and_at_the_end(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    signal = GroupSignal()
-    signal(1, {"val/loss": 0.0})
-    assert signal.remarks() == []
-    for step in (4, 8):
-        signal(step, {"train/groups_with_signal": 0.0})
-    assert capsys.readouterr().err.count("up to step 4 no answer had another reward") == 1
-    assert "the policy learned nothing" in signal.remarks()[0]
-    signal(12, {"train/groups_with_signal": 0.25})
-    assert signal.remarks() == []

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lit_pretrain.compare.comparison import Candidate, as_record, compare
-from lit_pretrain.compare.document_losses import DocumentLosses, document_losses
 from lit_pretrain.compare.held_out_documents import (
+    DocumentLosses,
     HeldOutDocument,
+    document_losses,
     encode_document,
     held_out_documents,
 )

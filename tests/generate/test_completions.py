@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.completions import Completions, CompletionSampling, sample_completions
-from lit_pretrain.generate.engine import generate
+from lit_pretrain.generate.engine import (
+    Completions,
+    CompletionSampling,
+    generate,
+    sample_completions,
+)
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 

@@ -18,7 +18,7 @@ from lit_pretrain.adapter.lora import LoRA, plain_weights
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import write_file
 from lit_pretrain.generate import engine, native_step
-from lit_pretrain.generate.completions import CompletionSampling, sample_completions
+from lit_pretrain.generate.engine import CompletionSampling, sample_completions
 from lit_pretrain.generate.native_step import NativeStep, load_library, why_not_native
 from lit_pretrain.model.attention import KVCache
 from lit_pretrain.model.config import ModelConfig, RopeScaling

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import PolicyBatch
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.completions import CompletionSampling
+from lit_pretrain.generate.engine import CompletionSampling
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.objective import GRPO
 from lit_pretrain.reward import Reward

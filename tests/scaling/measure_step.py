@@ -19,7 +19,7 @@ import torch
 
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.cli.train.resolve import adapter_cost
-from lit_pretrain.generate.completions import CompletionSampling, sample_completions
+from lit_pretrain.generate.engine import CompletionSampling, sample_completions
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import LabelScores

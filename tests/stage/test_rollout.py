@@ -18,7 +18,7 @@ from lit_pretrain.batch import IGNORE_INDEX, Asking, DataContract, PolicyBatch, 
 from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.data.batches import StepSampler
 from lit_pretrain.errors import UserError
-from lit_pretrain.generate.completions import Completions
+from lit_pretrain.generate.engine import Completions
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import DPO, GRPO, Objective, group_advantages

@@ -1,9 +1,8 @@
 """Train a classifier of texts by examples (`train`), a filter of `prepare`; `report` on it."""
 
-import sys
 from typing import Any
 
-from lit_pretrain.cli.command.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb, print_findings
 
 
 def _add_reading(parser: Any) -> None:
@@ -112,8 +111,6 @@ def _report(argv: list[str]) -> int:
 
 def _show(options: Any, path: str, text: Any) -> int:
     """Print the report, and write its page."""
-    import json
-
     from lit_pretrain.cli.classifier.classifier_report import (
         classifier_report,
         classifier_table,
@@ -125,11 +122,7 @@ def _show(options: Any, path: str, text: Any) -> int:
     )
     if options.html is not None:
         write_html(found, options.html)
-    sys.stdout.write(
-        json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        if options.json
-        else classifier_table(found)
-    )
+    print_findings(found, lambda: classifier_table(found), as_json=options.json)
     return 0
 
 

@@ -6,10 +6,10 @@ import pkgutil
 import re
 import sys
 from argparse import Action
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from docstring_parser import DocstringStyle
@@ -101,10 +101,12 @@ _HOMES = (
 )
 """Where the classes are that an option may name without their module."""
 
+Returned = TypeVar("Returned")
+
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
 
 
-class Suggesting(ArgumentParser):
+class VerbParser(ArgumentParser):
     """A parser of jsonargparse that suggests the nearest known key for an unknown one.
 
     `-` in a name is `_`; options win over files, wherever they stand; and what is typed is taken
@@ -485,29 +487,6 @@ def _named(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class VerbParser(Suggesting):
-    """The parser of verbs that need no Trainer."""
-
-    # It passes on what it does not read.
-    # argparse declares overloads, and jsonargparse itself does not keep to them.
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
-    ) -> Any:
-        """Parse; a group of options that a config leaves empty is a mistake."""
-        parsed = super().parse_args(args, *rest, **options)
-        optional = {
-            action.dest
-            for action in self._actions
-            if type(None) in get_args(getattr(action, "_typehint", None))
-        }
-        for group in sorted(
-            {action.dest.split(".")[0] for action in self._actions if "." in action.dest} - optional
-        ):
-            if parsed.get(group) is None:
-                self.error(f"{group} is empty: give its options, or leave it out for the defaults")
-        return parsed
-
-
 def is_class_spec(value: Any) -> bool:
     """Tell whether a parsed value names a class, with its options beside it."""
     return isinstance(value, Namespace | dict) and "class_path" in value
@@ -535,6 +514,30 @@ def make_parser(verb: str, description: str = "") -> VerbParser:
         help="A YAML file of options; may be given again, later files win.",
     )
     return parser
+
+
+def run_function(
+    verb: str,
+    description: str,
+    function: Callable[..., Returned],
+    argv: list[str],
+    *,
+    as_positional: bool = False,
+) -> Returned:
+    """Call a function with the options that its signature declares, read from the command line.
+
+    Args:
+        verb: What the user typed after `lit_pretrain`.
+        description: First lines of its help.
+        function: Its docstring explains the options.
+        argv: The arguments.
+        as_positional: Whether parameters without a default are given by their place.
+    """
+    parser = make_parser(verb, description)
+    parser.add_function_arguments(function, as_positional=as_positional)
+    options = parser.parse_args(argv).as_dict()
+    options.pop("config", None)
+    return function(**options)
 
 
 # ---------------------------------------------------------------- before there is a parser

@@ -1,5 +1,6 @@
 """Verbs: how they are found, what the file of each declares, and how the dispatcher runs it."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -103,6 +104,12 @@ def show_page(parser: Any, page: Callable[[], str]) -> None:
         print(page())
     else:
         collected.append(parser)
+
+
+def print_findings(content: object, table: Callable[[], str], *, as_json: bool) -> None:
+    """Print what a verb has found: as JSON for programs, or as a table for people."""
+    text = f"{json.dumps(content, indent=1, ensure_ascii=False)}\n" if as_json else table()
+    sys.stdout.write(text)
 
 
 def _settle_help(arguments: list[str]) -> list[str]:

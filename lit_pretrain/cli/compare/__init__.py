@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_pretrain.cli.command.load_run import Weights
-from lit_pretrain.cli.command.verb import Verb
+from lit_pretrain.cli.command.verb import Verb, print_findings
 from lit_pretrain.errors import UserError, warn
 
 if TYPE_CHECKING:
@@ -159,10 +158,8 @@ def main(argv: list[str]) -> int:
 
     for note in findings.notes:
         warn(note)
-    sys.stdout.write(
-        json.dumps(comparison_record(findings), indent=1, ensure_ascii=False) + "\n"
-        if options.json
-        else comparison_table(findings)
+    print_findings(
+        comparison_record(findings), lambda: comparison_table(findings), as_json=options.json
     )
     for line in write_pictures(findings, options.figure, options.tensorboard):
         print(line, file=sys.stderr if options.json else sys.stdout)

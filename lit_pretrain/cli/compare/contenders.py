@@ -281,8 +281,7 @@ def measure(
     """
     from lit_pretrain.cli.command.load_run import load_run
     from lit_pretrain.compare.comparison import Candidate, compare
-    from lit_pretrain.compare.document_losses import document_losses
-    from lit_pretrain.compare.held_out_documents import held_out_documents
+    from lit_pretrain.compare.held_out_documents import document_losses, held_out_documents
     from lit_pretrain.interface import OpenDataset
 
     entries = [entry for contender in contenders for entry in contender.entries]

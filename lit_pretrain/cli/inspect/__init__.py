@@ -31,13 +31,11 @@ def _batch(argv: list[str]) -> int:
 
 
 def _show(name: str, view: Callable[..., str], argv: list[str]) -> int:
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
-    parser = make_parser(f"inspect {name}", VERB.parts[name].help)
-    parser.add_function_arguments(view, as_positional=True)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    sys.stdout.write(view(**options))
+    sys.stdout.write(
+        run_function(f"inspect {name}", VERB.parts[name].help, view, argv, as_positional=True)
+    )
     return 0
 
 

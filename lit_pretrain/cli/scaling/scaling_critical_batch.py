@@ -19,7 +19,7 @@ from lit_pretrain.errors import UserError
 if TYPE_CHECKING:
     from lit_pretrain.batch_sizes import BatchSizes
     from lit_pretrain.cli.sweep.planned_runs import PlannedRun
-    from lit_pretrain.scaling.critical_batch import BranchOutcome
+    from lit_pretrain.scaling.batch_rules import BranchOutcome
 
 WINDOWS = 16
 """Points of the curve of a branch, the same in tokens for all of them."""
@@ -220,7 +220,7 @@ def _branch(branched: Branched, factor: float, settings: CriticalBatchSettings) 
     from lit_pretrain.cli.plan.question import ask
     from lit_pretrain.cli.sweep.planned_runs import PlannedRun, expected_speed
     from lit_pretrain.cli.train.resolve import settings_of
-    from lit_pretrain.scaling.critical_batch import moved
+    from lit_pretrain.scaling.batch_rules import moved
     from lit_pretrain.scaling.plan import make_plan
 
     data = settings_of(branched.config["data"])
@@ -293,7 +293,7 @@ def _conclude(
     branched: Branched, branches: Sequence[Branch], settings: CriticalBatchSettings
 ) -> None:
     """Print the losses and the critical batch, and write table and picture."""
-    from lit_pretrain.scaling.critical_batch import critical_factor
+    from lit_pretrain.scaling.batch_rules import critical_factor
 
     outcomes = [_outcome(branched, branch, Path(settings.out)) for branch in branches]
     own = next(its.loss for its in outcomes if its.factor == 1)
@@ -334,7 +334,7 @@ def _conclude(
 def _outcome(branched: Branched, branch: Branch, out: Path) -> BranchOutcome:
     """Read what a finished branch has come to."""
     from lit_pretrain.report.run_folder import read_metrics
-    from lit_pretrain.scaling.critical_batch import BranchOutcome
+    from lit_pretrain.scaling.batch_rules import BranchOutcome
 
     lines = read_metrics(out / branch.planned.name)
     losses = [line["val/loss"] for line in lines if "val/loss" in line]

@@ -206,18 +206,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def main(argv: list[str]) -> int:
     """Run `lit_pretrain serve`."""
-    from lit_pretrain.cli.command.parser import make_parser
+    from lit_pretrain.cli.command.parser import run_function
 
     if any(arg.partition("=")[0].replace("-", "_") == "__api_key" for arg in argv):
         raise UserError(
             "--api_key: every user of this machine can read a command line; write the key into a"
             " file and give --api_key_file FILE, or set LIT_PRETRAIN_API_KEY"
         )
-    parser = make_parser("serve", __doc__)
-    parser.add_function_arguments(serve)
-    options = parser.parse_args(argv).as_dict()
-    options.pop("config", None)
-    return serve(**options)
+    return run_function("serve", __doc__, serve, argv)
 
 
 VERB = Verb(main, example="lit_pretrain serve --run runs/sft")

@@ -1,8 +1,6 @@
 """Examine a tokenizer: `report` (bytes per token beside others, unused ids, coverage)."""
 
-import sys
-
-from lit_pretrain.cli.command.verb import Group, Verb
+from lit_pretrain.cli.command.verb import Group, Verb, print_findings
 
 
 def _report(argv: list[str]) -> int:
@@ -35,18 +33,12 @@ def _report(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")
     options = parser.parse_args(argv)
 
-    import json
-
     from lit_pretrain.cli.tokenizer.tokenizer_report import tokenizer_report, tokenizer_table
 
     found = tokenizer_report(
         options.path, against=options.against, text=options.text, sample_bytes=options.sample_bytes
     )
-    sys.stdout.write(
-        json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        if options.json
-        else tokenizer_table(found)
-    )
+    print_findings(found, lambda: tokenizer_table(found), as_json=options.json)
     return 0
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pretrain.batch_sizes import BATCH_SETTINGS
+from lit_pretrain.callbacks.metrics import GroupSignal
 from lit_pretrain.callbacks.run_board import RunBoard
 from lit_pretrain.chat.model_tokenizer import ModelTokenizer
 from lit_pretrain.chat.template import TEMPLATE_FILENAME as TEMPLATE
@@ -265,36 +266,6 @@ def _train(cli: TrainCLI, started: float) -> None:
                 " again, look for what differs from its runs (data, rate, batch, schedule), or fit"
                 " it anew with this run"
             )
-
-
-class GroupSignal:
-    """Watches whether the answers to a prompt ever differ in reward: only then do they teach."""
-
-    def __init__(self) -> None:
-        self.seen = self.without = False
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        """Look at a line of metrics; warn once, if the first has no difference."""
-        share = values.get("train/groups_with_signal")
-        if share is None:
-            return
-        if share == 0 and not self.seen and not self.without:
-            warn(
-                f"up to step {step:,} no answer had another reward than the others to its prompt,"
-                " so that nothing was learned; look whether the reward can tell answers apart"
-            )
-        self.seen |= share > 0
-        self.without |= share == 0
-
-    def remarks(self) -> list[str]:
-        """Warn if no group differed in the whole run."""
-        if self.seen or not self.without:
-            return []
-        return [
-            "no answer of this run had another reward than the others to its prompt, so that the"
-            " policy learned nothing: take easier problems, more answers to each"
-            " (data.group_size), a higher temperature, or another reward"
-        ]
 
 
 @contextmanager

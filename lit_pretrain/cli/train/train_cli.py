@@ -17,7 +17,7 @@ from lit_pretrain.checkpoint.network import Parent, find_parent
 from lit_pretrain.checkpoint.resume_contract import HELD, contract_of
 from lit_pretrain.cli.command.arguments import help_topic, is_file, split_configs
 from lit_pretrain.cli.command.help_page import field_texts
-from lit_pretrain.cli.command.parser import Suggesting, asks_only, parser_options, raw_parent
+from lit_pretrain.cli.command.parser import VerbParser, asks_only, parser_options, raw_parent
 from lit_pretrain.cli.train.auto_parallel import AUTO, choose_parallel
 from lit_pretrain.cli.train.fit_plan import check_memory, layout_of
 from lit_pretrain.cli.train.own_parts import check_constructors, check_parts
@@ -193,7 +193,7 @@ TRAINER_TEXTS = {
 """What Lightning's own texts say at length, or of options that are not ours."""
 
 
-class TrainParser(Suggesting, LightningArgumentParser):
+class TrainParser(VerbParser, LightningArgumentParser):
     """LightningCLI's parser with hints for misspelt names, and checks of the user's own parts."""
 
     rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`

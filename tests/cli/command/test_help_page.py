@@ -15,7 +15,7 @@ from lit_pretrain.cli.command.help_page import (
     list_options,
 )
 from lit_pretrain.cli.command.other_names import OTHER_NAMES, exactly_meant, meant_options
-from lit_pretrain.cli.command.parser import Suggesting
+from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.cli.command.verb import CLI, Verb, parser_of
 from lit_pretrain.cli.train.trainer import OWNED
 from lit_pretrain.model.config import ModelConfig
@@ -37,7 +37,7 @@ def page(parser, topic, monkeypatch, columns=COLUMNS):
     """A page of a parser in a terminal of so many columns."""
     size = terminal_size((columns, 24))
     monkeypatch.setattr(shutil, "get_terminal_size", lambda *fallback: size)
-    if not isinstance(parser, Suggesting):  # doctor's, of the standard library
+    if not isinstance(parser, VerbParser):  # doctor's, of the standard library
         return parser.format_help()
     return help_page(parser, topic, (), parser.first_page)
 
@@ -62,7 +62,7 @@ def test_help_is_one_page_and_more_on_request(command, parsers, monkeypatch):
 def test_a_switch_is_shown_without_a_value_and_several_values_with_dots(parsers, monkeypatch):
     seen = set()
     for command, parser in parsers.items():
-        if not isinstance(parser, Suggesting):
+        if not isinstance(parser, VerbParser):
             continue
         text = page(parser, "all", monkeypatch)
         for action in parser._actions:

@@ -8,7 +8,7 @@ import pytest
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.cli.command.help_page import list_options
-from lit_pretrain.cli.command.parser import Suggesting
+from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.cli.command.verb import Verb, parser_of
 from lit_pretrain.cli.train.own_parts import PARTS, _classes_of
 from tests.test_cli import COMMANDS
@@ -17,7 +17,7 @@ TYPES = re.compile(r"Parser key|<class|typing\.|Union|NestedArg|Literal\[|dot im
 """How jsonargparse speaks of options and of Python's types."""
 
 
-def wrong_values(parser: Suggesting, seen: set[str]) -> Iterator[str]:
+def wrong_values(parser: VerbParser, seen: set[str]) -> Iterator[str]:
     """Name one option of each new kind that cannot take the word zz."""
     for option in list_options(parser):
         plain = option.flag.startswith("--") and "NAME" not in option.name
@@ -37,7 +37,7 @@ def test_every_kind_of_option_says_in_one_line_what_it_takes(
         if command in ("posttrain", "finetune") or not isinstance(verb, Verb):
             continue  # they have the options of fit
         parser = parser_of(verb)
-        if not isinstance(parser, Suggesting):
+        if not isinstance(parser, VerbParser):
             continue  # doctor's, of the standard library
         for name in wrong_values(parser, kinds):
             with pytest.raises(SystemExit) as stop:
