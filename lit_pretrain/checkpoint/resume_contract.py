@@ -59,7 +59,7 @@ LENGTH = (
     "\nmax_steps may be raised if the learning rates up to the checkpoint stay what they were:"
     " with schedule.kind constant, and with wsd before its decay, if warm-up is given in steps or"
     " tokens and not in % of the run. cosine and linear depend on the length from the end of"
-    " warm-up on."
+    " warm-up on. The same holds for Muon's momentum and weight_decay_schedule."
 )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lit_pretrain.optim.optimizer import LrScaling, Orthogonalization
+from lit_pretrain.optim.optimizer import LrScaling, Moving, Orthogonalization, momentum_at
 
 Polynomial = tuple[float, float, float]
 
@@ -129,6 +129,7 @@ class MuonGroup(TypedDict):
     """Settings of a group of matrices, as `MuonAdamW.build` gives and a checkpoint keeps them."""
 
     lr: float
+    initial_lr: float
     step: int
     """Steps taken, for the warm-up of the momentum."""
     momentum: float
@@ -163,6 +164,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         groups: Parameter groups with the settings of their algorithm; made by `MuonAdamW.build`.
     """
 
+    over_run: Callable[[int], Moving] | None = None
+    """Momentum and share of the weight decay by step of the run; None: the momentum rises as the
+    groups say, and the decay stays. It is no part of the state.
+    """
+
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
@@ -189,12 +195,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_muon(self, group: MuonGroup, parameters: list[Tensor]) -> None:
-        momentum = momentum_at(
-            group["step"],
-            group["momentum"],
-            group["momentum_start"],
-            group["momentum_warmup_steps"],
-        )
+        step = group["step"]
+        if self.over_run is None:
+            warmup = group["momentum_warmup_steps"]
+            momentum, start = group["momentum"], group["momentum_start"]
+            moving = Moving(
+                momentum_at(step, warmup, momentum, start) if step < warmup else momentum
+            )
+        else:
+            moving = self.over_run(step)
         group["step"] += 1
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
@@ -203,9 +212,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             limit = _STACK_BYTES["cpu" if alike[0].device.type == "cpu" else "cuda"]
             together = max(1, limit // (2 * shape.numel()))
             for start in range(0, len(alike), together):
-                self._step_stack(group, alike[start : start + together], momentum)
+                self._step_stack(group, alike[start : start + together], moving)
 
-    def _step_stack(self, group: MuonGroup, parameters: list[Tensor], momentum: float) -> None:
+    def _step_stack(self, group: MuonGroup, parameters: list[Tensor], moving: Moving) -> None:
         """Step parameters of one shape with Muon."""
         rows, columns = parameters[0].shape[-2:]
         tall = rows > columns
@@ -222,7 +231,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # One matrix at a time, not foreach: on a CPU its temporaries stay in the cache.
         places: tuple[Tensor, ...] = torch.split(stack_Smn, each)
         for parameter, place in zip(parameters, places, strict=True):
-            update = self._momentum(group, parameter, momentum)
+            update = self._momentum(group, parameter, moving.momentum)
             update = update.full_tensor() if hasattr(update, "full_tensor") else update
             wide = update.mT if tall else update
             place.copy_(wide.view(place.shape) if wide.ndim == 2 else wide.flatten(0, -3))
@@ -230,7 +239,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         stack_Smn = orthogonalize_(
             stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express"
         )
-        decay = group["lr"] * group["weight_decay"]
+        share = moving.decay
+        if share is None:
+            share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 0.0
+        decay = group["lr"] * group["weight_decay"] * share
         step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
         places = torch.split(stack_Smn, each)
         for parameter, place in zip(parameters, places, strict=True):
@@ -277,11 +289,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def momentum_at(step: int, momentum: float, start: float, warmup_steps: int) -> float:
-    """Raise the momentum linearly from `start` to `momentum` over `warmup_steps` from 0 on."""
-    return momentum if step >= warmup_steps else start + (momentum - start) * step / warmup_steps
 
 
 def lr_multiplier(scaling: LrScaling, rows: float, columns: float) -> float:

@@ -12,9 +12,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError, cause_of
+from lit_pretrain.optim.schedule import Schedule, factor, span_to_steps
 from lit_pretrain.roles import ROLES, Role
 from lit_pretrain.transfer import ParameterScale
 
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 
 _ONE_AXIS: tuple[Role, ...] = ("vector", "scalar", "embedding_scalar")
 """Roles whose parameters have one axis."""
+
+
+class Moving(NamedTuple):
+    """Settings of an optimizer at one step of a run, beside its rates."""
+
+    momentum: float = 0.0
+    """Of Muon."""
+    decay: float | None = 1.0
+    """Share of the weight decay of matrices; None: that of their rate."""
 
 
 class OptimizerRecipe(ABC):
@@ -44,6 +55,27 @@ class OptimizerRecipe(ABC):
             An optimizer with one group per role, each with its peak rate in "lr" and "initial_lr"
             and its name in "role".
         """
+
+    def over_run(self, total_steps: int, batch: BatchSizes) -> Callable[[int], Moving]:
+        """Resolve the settings that move over a run, beside the rates; by default none do.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            batch: Tokens of the optimizer steps.
+
+        Returns:
+            Their values as a function of the step.
+
+        Raises:
+            UserError: A span cannot be read, or does not fit into the run.
+        """
+        return lambda step: Moving()
+
+    def follow_run(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, batch: BatchSizes
+    ) -> None:
+        """Let an optimizer that this recipe has built follow `over_run`."""
+        return
 
     @property
     def name(self) -> str:
@@ -385,8 +417,14 @@ def recipe_of(optimizer: OptimizerRecipe | Callable[..., torch.optim.Optimizer])
     return optimizer if isinstance(optimizer, OptimizerRecipe) else TorchOptimizer(optimizer)
 
 
+def momentum_at(done: int, warmup: int, momentum: float, start: float) -> float:
+    """Raise the momentum linearly from `start`; it would be `momentum` after the warm-up."""
+    return start + (momentum - start) * done / warmup
+
+
 LrScaling = Literal["original", "match_rms_adamw"]
 Orthogonalization = Literal["polar_express", "newton_schulz"]
+WeightDecaySchedule = Literal["rate", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -433,11 +471,24 @@ class MuonAdamW(OptimizerRecipe):
     """Optimizer steps over which the momentum rises from `momentum_start` to `momentum`; 0 for
     none.
     """
+    momentum_warmup: str | None = None
+    """The same as a span with a unit, such as "20%" of the run or "1M tokens"; replaces
+    `momentum_warmup_steps`.
+    """
+    momentum_cooldown: str | None = None
+    """Span at the end of the run over which the momentum falls linearly. Default: none."""
+    momentum_final: float | None = None
+    """Momentum at the end of `momentum_cooldown`. Default: `momentum_start`."""
     nesterov: bool = True
     """Whether Muon looks ahead by one step of momentum."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices, multiplied by their learning rate (before
     `lr_scaling`).
+    """
+    weight_decay_schedule: WeightDecaySchedule | None = None
+    """How the weight decay of matrices falls over the run, beside their rate. rate: as the rate
+    does, so that a step decays with its square. linear, cosine: from the first step to zero at the
+    end. Default: it stays.
     """
     cautious: bool = False
     """Whether weight decay is withheld from weights that the update moves away from zero (Chen
@@ -467,11 +518,15 @@ class MuonAdamW(OptimizerRecipe):
             weight_decay=self.weight_decay,
             adamw_weight_decay=self.adamw_weight_decay,
         )
-        for name in ("momentum", "momentum_start"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(
-                    f"MuonAdamW: {name} must lie in [0, 1), found {getattr(self, name)}."
-                )
+        for name in ("momentum", "momentum_start", "momentum_final"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise UserError(f"MuonAdamW: {name} must lie in [0, 1), found {value}.")
+        if self.momentum_final is not None and self.momentum_cooldown is None:
+            raise UserError(
+                f"MuonAdamW: momentum_final={self.momentum_final} has no effect without"
+                " momentum_cooldown, the span over which the momentum falls to it; give both."
+            )
         if self.momentum_warmup_steps < 0:
             raise UserError(
                 "MuonAdamW: momentum_warmup_steps must be zero or positive, found"
@@ -487,6 +542,56 @@ class MuonAdamW(OptimizerRecipe):
                 f" {self.orthogonalization}; use 3, 4 or 5, or any positive number with"
                 " orthogonalization: newton_schulz."
             )
+
+    def over_run(self, total_steps: int, batch: BatchSizes) -> Callable[[int], Moving]:
+        """Resolve momentum and weight decay of the matrices."""
+        batch, prefix = batch.planned, "model.optimizer.momentum"
+        warmup = self.momentum_warmup_steps
+        setting = f"{prefix}_warmup_steps: {warmup}"
+        if self.momentum_warmup is not None:
+            setting = f"{prefix}_warmup: {self.momentum_warmup!r}"
+            warmup = span_to_steps(
+                self.momentum_warmup, total_steps, batch, name=f"{prefix}_warmup"
+            )
+        cooldown = span_to_steps(
+            self.momentum_cooldown or "0", total_steps, batch, name=f"{prefix}_cooldown", ends=True
+        )
+        fall = total_steps - cooldown
+        if warmup > fall and (cooldown or self.momentum_warmup is not None):
+            if cooldown:
+                setting += f" and {prefix}_cooldown: {self.momentum_cooldown!r}"
+            raise UserError(
+                f"{setting} take {warmup + cooldown} steps, more than the run of {total_steps} has;"
+                " shorten them (momentum_warmup takes a share of the run, as '20%'), or train"
+                " longer."
+            )
+        decay = None
+        if self.weight_decay_schedule in ("linear", "cosine"):
+            decay = Schedule(kind=self.weight_decay_schedule).in_steps(total_steps, batch)
+        final = self.momentum_start if self.momentum_final is None else self.momentum_final
+        # A warm-up in steps moves with the steps, as it always has; a span with the tokens.
+        read = batch.first if self.momentum_warmup is not None else int
+
+        def at(step: int) -> Moving:
+            if step < warmup:
+                momentum = momentum_at(read(step), read(warmup), self.momentum, self.momentum_start)
+            else:
+                left = factor(step, total_steps, kind="wsd", decay_start=fall, batch=batch)
+                momentum = final + (self.momentum - final) * left if cooldown else self.momentum
+            if self.weight_decay_schedule == "rate":
+                return Moving(momentum, None)
+            return Moving(momentum, 1.0 if decay is None else decay(step))
+
+        return at
+
+    def follow_run(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, batch: BatchSizes
+    ) -> None:
+        """Let the momentum and the weight decay of Muon follow the run."""
+        from lit_pretrain.optim.muon import MuonWithAdamW
+
+        if isinstance(optimizer, MuonWithAdamW):
+            optimizer.over_run = self.over_run(total_steps, batch)
 
     def _rates(self) -> dict[Role, float]:
         """Return the peak rate of each role."""

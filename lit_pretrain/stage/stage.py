@@ -483,6 +483,7 @@ class Stage(L.LightningModule):
             scales[SCORE_KEY] = score_scale(self.config, self.transfer)
             factors = self.transfer.step_factors(batch.sizes[-1], batch.planned.first(total))
             transfer_groups_(optimizer, self.optimizer_recipe, trained, scales, factors)
+        self.optimizer_recipe.follow_run(optimizer, total, batch)
         self._settings = group_settings(optimizer)
         if self.ema_half_life is not None:
             self.average = WeightAverage(optimizer, half_life=self.ema_half_life, batch=batch)

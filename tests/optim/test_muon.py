@@ -1,12 +1,15 @@
 """Muon and AdamW as one optimizer, against torch's own, step by step."""
 
 import copy
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim import AdamW, MuonAdamW
 from lit_pretrain.optim.muon import orthogonalize_, polynomials
@@ -206,6 +209,92 @@ def test_the_momentum_rises_from_its_start() -> None:
         torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], want)
 
 
+@pytest.mark.parametrize("settings", [{}, {"momentum_warmup_steps": 7, "weight_decay": 0.1}])
+def test_a_run_changes_no_bit_of_what_moves_by_steps(settings: dict[str, Any]) -> None:
+    """Following a run, with nothing set that follows it."""
+    found = []
+    for follows in (False, True):
+        named, recipe = parameters(), MuonAdamW(**settings)
+        optimizer = recipe.build(named.items(), ROLES)
+        if follows:
+            recipe.follow_run(optimizer, 10, BatchSizes.one(100))
+        for step in range(10):
+            give_gradients(named, step)
+            optimizer.step()
+        found.append((named, optimizer.state_dict()["param_groups"]))
+    (plain, groups), (following, same_groups) = found
+    assert all(torch.equal(plain[name], following[name]) for name in plain)
+    assert groups == same_groups
+
+
+def test_momentum_warms_up_and_cools_down_in_shares_of_the_run() -> None:
+    recipe = MuonAdamW(
+        momentum=0.9, momentum_start=0.5, momentum_warmup="20%", momentum_cooldown="30%",
+        momentum_final=0.6,
+    )  # fmt: skip
+    at = recipe.over_run(20, BatchSizes.one(64))
+    found = [at(step).momentum for step in range(20)]
+    rise, fall = [0.5, 0.6, 0.7, 0.8], [0.9, 0.85, 0.8, 0.75, 0.7, 0.65]
+    assert found == pytest.approx([*rise, *[0.9] * 10, *fall])
+    # The spans move with the tokens: steps of 192 from the tenth on.
+    grown = recipe.over_run(20, BatchSizes((0, 10), (64, 192)))
+    assert [grown(step).momentum for step in range(8)] == pytest.approx(
+        [0.5 + 0.4 * step / 8 for step in range(8)]
+    )
+    steps = MuonAdamW(momentum_warmup_steps=4, momentum_cooldown="5 steps")
+    assert steps.over_run(20, BatchSizes.one(64))(19).momentum == pytest.approx(0.87)
+
+
+@pytest.mark.parametrize("schedule", ["rate", "linear", "cosine", None])
+@pytest.mark.parametrize("cautious", [False, True])
+def test_weight_decay_follows_the_run(schedule: Any, cautious: bool) -> None:
+    """Against the same steps without decay: what is left is the decay, of each step alone."""
+    steps, rates = 5, [1.0, 1.0, 0.75, 0.5, 0.25]
+    shares = {
+        "rate": rates,
+        "linear": [1 - step / steps for step in range(steps)],
+        "cosine": [0.5 + 0.5 * math.cos(math.pi * step / steps) for step in range(steps)],
+        None: [1.0] * steps,
+    }[schedule]
+    recipe = MuonAdamW(
+        matrix_lr=0.1, weight_decay=0.3, cautious=cautious, weight_decay_schedule=schedule,
+        momentum=0.0, momentum_start=0.0,
+    )  # fmt: skip
+    weight, other = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = recipe.build([("w", weight)], {"w": "matrix"})
+    recipe.follow_run(optimizer, steps, BatchSizes.one(64))
+    plain = replace(recipe, weight_decay=0.0).build([("w", other)], {"w": "matrix"})
+    for rate, share in zip(rates, shares, strict=True):
+        before = weight.detach().clone()
+        other.data.copy_(before)
+        weight.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(7))
+        other.grad = weight.grad.clone()
+        for each in (optimizer, plain):
+            each.param_groups[0]["lr"] = 0.1 * rate
+            each.step()
+        towards_zero = (before - other.detach()) * before > 0
+        decayed = 0.1 * rate * 0.3 * share * before * (towards_zero if cautious else 1.0)
+        torch.testing.assert_close(other.detach() - weight.detach(), decayed, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"momentum_warmup": "60%", "momentum_cooldown": "50%"},
+            "take 22 steps, more than the run of 20",
+        ),
+        ({"momentum_cooldown": "10%"}, r"momentum_warmup_steps: 300 and .* take 302 steps"),
+        ({"momentum_warmup": "21 steps"}, "take 21 steps, more than"),
+        ({"momentum_warmup": "20"}, "momentum_warmup: '20' has no unit"),
+        ({"momentum_cooldown": "a bit"}, "momentum_cooldown: cannot read the span 'a bit'"),
+    ],
+)
+def test_spans_that_cannot_be_are_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        MuonAdamW(**settings).over_run(20, BatchSizes.one(64))
+
+
 @pytest.mark.parametrize(("shape", "wide"), [((8, 32), True), ((32, 8), False)])
 def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
     """The same orthogonal update, times the factor that each paper gives."""
@@ -232,6 +321,11 @@ def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
         ({"role_betas": {"table": (0.9, 0.95)}}, "role_betas names the unknown role 'table'"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"momentum_start": -0.1}, r"momentum_start must lie in"),
+        ({"momentum_final": 0.8}, "momentum_final=0.8 has no effect without momentum_cooldown"),
+        (
+            {"momentum_final": 1.0, "momentum_cooldown": "9%"},
+            r"momentum_final must lie in \[0, 1\)",
+        ),
         ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must be zero or positive"),
         ({"iterations": 6}, "iterations=6 is not possible with polar_express; use 3, 4 or 5"),
         (

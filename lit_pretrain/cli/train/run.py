@@ -136,6 +136,7 @@ def _train(cli: TrainCLI, started: float) -> None:
     stage.check(data.contract, data, sharded=sharded, sizes=sizes)
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.batch_tokens)
+    stage.optimizer_recipe.over_run(cli.config.max_steps, data.batch_tokens)
     cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
     first_step = read_record(cli.place.checkpoint).step if cli.place.checkpoint else 0
     on_gpu = trainer.strategy.root_device.type == "cuda"

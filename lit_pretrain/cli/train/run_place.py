@@ -23,10 +23,11 @@ from lit_pretrain.checkpoint.resume_contract import (
 )
 from lit_pretrain.checkpoint.weights import read_record
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, is_first_process
+from lit_pretrain.cli.train.resolve import optimizer_of
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.files import is_remote
-from lit_pretrain.optim.schedule import Schedule
+from lit_pretrain.optim import OptimizerRecipe, Schedule
 from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.report.rewinds import Rewind, read_rewinds
 from lit_pretrain.report.run_folder import (
@@ -408,7 +409,8 @@ def check_place(
             data.check_fork(before, now, step=saved.step, checkpoint=where)
         else:
             old = data.batch_tokens if other is not None else BatchSizes.of(before)
-            longer = same_rates(saved, contract, old, data.batch_tokens)
+            recipe = optimizer_of(config)
+            longer = same_rates(saved, contract, recipe, old, data.batch_tokens)
             if other is None and not longer and old != data.batch_tokens.planned:
                 other = RATES
             check_resume(saved.contract, contract, where, longer=longer, other_batches=other)
@@ -438,15 +440,22 @@ RATES = (
 
 
 def same_rates(
-    saved: CheckpointRecord, contract: Mapping[str, Any], old_batch: BatchSizes, batch: BatchSizes
+    saved: CheckpointRecord,
+    contract: Mapping[str, Any],
+    recipe: OptimizerRecipe,
+    old_batch: BatchSizes,
+    batch: BatchSizes,
 ) -> bool:
     """Tell whether a run of another length has had the same learning rates up to the checkpoint.
+
+    What else the optimizer moves over the run, such as Muon's momentum, must be the same as well.
 
     It may be shorter where its steps to come are larger.
 
     Args:
         saved: The checkpoint.
         contract: Of the run that goes on.
+        recipe: Its optimizer.
         old_batch: Tokens of the steps of the checkpoint's run.
         batch: Tokens of the steps of the run that goes on.
     """
@@ -466,4 +475,5 @@ def same_rates(
         }
     )
     old, new = schedule.in_steps(before, old_batch), schedule.in_steps(now, batch)
-    return all(old(step) == new(step) for step in range(saved.step))
+    was, will = recipe.over_run(before, old_batch), recipe.over_run(now, batch)
+    return all(old(step) == new(step) and was(step) == will(step) for step in range(saved.step))

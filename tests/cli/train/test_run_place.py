@@ -3,6 +3,7 @@ Checkpoints: tests/test_resume.py.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonargparse import Namespace
@@ -12,6 +13,7 @@ from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, resolve_place, same_rates
 from lit_pretrain.errors import UserError
+from lit_pretrain.optim import AdamW, MuonAdamW
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +65,29 @@ def test_which_schedules_let_a_run_become_longer(
     contract = {f"model.schedule.{name}": value for name, value in schedule.items()}
     saved = CheckpointRecord(step, contract | {"max_steps": 100})
     batch = BatchSizes.one(1000)
-    assert same_rates(saved, contract | {"max_steps": 150}, batch, batch) is same
-    assert not same_rates(saved, contract | {"max_steps": 90}, batch, batch)
+    assert same_rates(saved, contract | {"max_steps": 150}, AdamW(), batch, batch) is same
+    assert not same_rates(saved, contract | {"max_steps": 90}, AdamW(), batch, batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "same"),
+    [
+        ({}, 60, True),
+        ({"momentum_warmup": "20 steps"}, 60, True),
+        ({"momentum_warmup": "20%"}, 10, False),
+        ({"momentum_warmup_steps": 0, "momentum_cooldown": "30 steps"}, 60, True),
+        ({"momentum_warmup_steps": 0, "momentum_cooldown": "30 steps"}, 80, False),
+        ({"weight_decay_schedule": "rate"}, 60, True),
+        ({"weight_decay_schedule": "cosine"}, 60, False),
+    ],
+)
+def test_momentum_and_decay_must_have_been_the_same_as_well(
+    settings: dict[str, Any], step: int, same: bool
+) -> None:
+    contract, batch = {"model.schedule.kind": "constant"}, BatchSizes.one(1000)
+    saved = CheckpointRecord(step, contract | {"max_steps": 100})
+    recipe = MuonAdamW(**settings)
+    assert same_rates(saved, contract | {"max_steps": 150}, recipe, batch, batch) is same
 
 
 @pytest.mark.parametrize(
@@ -85,5 +108,5 @@ def test_which_schedules_let_later_steps_have_another_size(
     contract = {f"model.schedule.{name}": value for name, value in schedule.items()}
     saved = CheckpointRecord(step, contract | {"max_steps": 100})
     old, new = BatchSizes.one(1000), BatchSizes((0, 60), (1000, 8000))
-    assert same_rates(saved, contract | {"max_steps": 66}, old, new) is same
-    assert same_rates(saved, contract | {"max_steps": 65}, old, new) is (step <= 65)
+    assert same_rates(saved, contract | {"max_steps": 66}, AdamW(), old, new) is same
+    assert same_rates(saved, contract | {"max_steps": 65}, AdamW(), old, new) is (step <= 65)
