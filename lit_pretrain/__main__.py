@@ -30,6 +30,8 @@ NEED_POSIX = frozenset(
     ).split()
 )
 """Verbs that write datasets, runs or exports."""
+TEXTS = frozenset("message prompt sample_prompts separator stop system".split())
+"""Options whose values are text and not paths, by the last part of their name."""
 DECODING = frozenset("chat generate serve".split())
 TRAINING = frozenset("finetune fit posttrain".split())
 """Verbs that a scheduler may preempt and start again."""
@@ -172,6 +174,19 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
+def in_home(argument: str) -> str:
+    """Put the home directory in place of the tilde of `--option=~/path`.
+
+    A shell does so only where a word begins with it; a folder called ~ would be made instead. A
+    tilde alone is YAML's null.
+    """
+    option, equals, value = argument.partition("=")
+    name = option.removesuffix("+").rpartition(".")[2].removeprefix("--")
+    if equals and option.startswith("--") and value.startswith("~/") and name not in TEXTS:
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
+
+
 def _run(arguments: list[str]) -> int:
     for argument in arguments:
         try:
@@ -187,7 +202,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"lit_pretrain {__version__}")
         return 0
-    verb, rest = arguments[0], arguments[1:]
+    verb, rest = arguments[0], [in_home(argument) for argument in arguments[1:]]
     if verb not in verbs():
         hint = did_you_mean(verb, verbs())
         raise UserError(f"there is no verb {verb!r}.{hint} `lit_pretrain --help` lists them.")

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse._actions import _ActionConfigLoad
 
 from lit_pretrain import __main__ as cli
+from lit_pretrain.__main__ import in_home
 from lit_pretrain.cli.command.parser import VerbParser
 from lit_pretrain.cli.command.verb import Group, Verb, parser_of
 from lit_pretrain.errors import DivergedError, UserError
@@ -471,6 +472,22 @@ def test_fp16_is_refused(tmp_path, dataset):
     assert result.code == 2
     assert "trainer.precision=16-mixed: fp16 is not supported" in result.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anybody")
+    for given, meant in {
+        "--out=~/x": "--out=/home/anybody/x",
+        "--sources.mine.path=~/texts/a.txt": "--sources.mine.path=/home/anybody/texts/a.txt",
+        "--filters+=~/f.yaml": "--filters+=/home/anybody/f.yaml",
+        "--data.weights=~": "--data.weights=~",
+        "--prompt=~/bin is": "--prompt=~/bin is",
+        "--data.system=~/": "--data.system=~/",
+        "--out=~other/x": "--out=~other/x",
+        "~/x": "~/x",
+        "--out": "--out",
+    }.items():
+        assert in_home(given) == meant
 
 
 def test_names_as_shells_have_them() -> None:

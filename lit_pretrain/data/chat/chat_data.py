@@ -73,7 +73,7 @@ class ChatData(PostTrainingData):
         global_batch_tokens: Tokens per optimizer step over all devices, in place of
             `global_batch_rows`.
         global_batch_rows: Rows per optimizer step over all devices; micro-batches are accumulated
-            to reach it. Default, where `global_batch_tokens` is not given either: 32.
+            to reach it. 32 unless it or `global_batch_tokens` is given.
         common: The options of all post-training data.
     """
 

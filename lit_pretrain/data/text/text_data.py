@@ -58,8 +58,8 @@ class TextData(BaseData):
     Args:
         path: A directory written by `lit_pretrain prepare`, or an s3:// URL of one.
         seq_len: Inputs per row, T.
-        global_batch_tokens: Inputs per optimizer step over all devices; micro-batches are
-            accumulated to reach it. Default, where `batch_schedule` is not given either: 4096.
+        global_batch_tokens: Inputs per optimizer step over all devices, 4096 unless it or
+            `batch_schedule` is given; micro-batches are accumulated to reach it.
         batch_schedule: Sizes of the optimizer step that follow one another, in place of
             `global_batch_tokens`: [{from_tokens: 0, tokens: 2048}, {from_tokens: 1000000, tokens:
             4096}]. The run reads the same rows in the same order as with one size.
