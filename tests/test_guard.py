@@ -187,6 +187,31 @@ def test_a_poisoned_document_is_rewound_and_left_out(
     assert "went back to step 24" in capfd.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_rewind_across_a_change_of_the_batch_keeps_the_sizes_of_the_order(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Steps that are left out take their sizes with them, as of a run that never read them."""
+    schedule = [
+        "--data.global_batch_tokens=null",
+        "--data.batch_schedule=[{from_tokens: 0, tokens: 256}, {from_tokens: 7680, tokens: 512}]",
+    ]
+    with read_rows() as rows:
+        assert fit(dataset, tmp_path, "without", *schedule, "--skip_steps=28:33") == 0
+    assert [len(rows[step]) for step in (27, 28)] == [8, 16]
+    with read_rows() as rows:
+        assert fit(dataset, tmp_path, "clean", *schedule) == 0
+    assert [len(rows[step]) for step in (29, 30)] == [8, 16]
+    with poisoned([rows[30][0]]) as found:
+        assert fit(dataset, tmp_path, "run", REWIND, *schedule) == 0
+    assert found == [30]
+    run = tmp_path / "run"
+    assert [(rewind.to, rewind.spike) for rewind in read_rewinds(run)] == [(24, 30)]
+    assert read_skips(run) == Skips(((28, 33),))
+    assert losses(run) == losses(tmp_path / "without")
+    assert weights(run) == weights(tmp_path / "without")
+
+
 def test_a_rate_that_leaps_is_gone_back_from(
     clean: tuple[Path, Any], dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
