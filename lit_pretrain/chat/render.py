@@ -242,6 +242,13 @@ class Renderer:
                     f"the row has tool_calls, which the template {self.template.name} does not"
                     " show; use another, such as qwen",
                 )
+            if len(message.get("tool_calls") or ()) > 1 and not self.template.shows_every_call:
+                raise BadRow(
+                    "tool_calls",
+                    f"message {i + 1} calls {len(message['tool_calls'])} tools at once, of which"
+                    f" the template {self.template.name} shows one; use another, or make a message"
+                    " of every call",
+                )
             for name, value in message.items():
                 if (name not in _READ or name == "reasoning_content") and not self._reads(name):
                     what = what_is_unread(name, value, [message.get("content") or ""])

@@ -145,6 +145,20 @@ class ChatTemplate:
                     return content, as_text
         return None, False
 
+    @cached_property
+    def shows_every_call(self) -> bool:
+        """Whether it shows all tools that a message calls, or refuses such a message."""
+        caller = _caller(*self._form_of_calls)
+        (first,) = caller["tool_calls"]
+        place = first["function"]["arguments"]
+        other = place.replace("Rome", "zebra") if isinstance(place, str) else {"place": "zebra"}
+        second = {**first, "id": "call00002", "function": {"name": "look", "arguments": other}}
+        try:
+            text = self._render([_TALK[0], {**caller, "tool_calls": [first, second]}]).text
+        except Refused:
+            return True
+        return "Rome" in text and "zebra" in text
+
     def hides(self, role: str) -> bool:
         """Tell whether it leaves the messages of a role out without a word."""
         if role not in self._hides:

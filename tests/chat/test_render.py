@@ -609,7 +609,7 @@ def test_auto_takes_the_template_of_the_tokenizer(tmp_path: Path) -> None:
         UserError,
         match=(
             r"data.template='chatlm' is neither a file nor a folder nor one of auto, chatml,"
-            r" deepseek-r1-distill, .*, qwen3-instruct"
+            r" cohere, deepseek-r1-distill, .*, qwen3-instruct"
         ),
     ):
         find_template("chatlm", tmp_path)

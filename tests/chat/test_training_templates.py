@@ -1,5 +1,6 @@
 """Training templates: the ids and masks of TRL's, and the ids of the models' own templates."""
 
+import datetime
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ FAMILIES = {  # ours -> the names of TRL's files
     "llama3": "llama3", "llama3.1": "llama3_1", "gemma": "gemma", "gemma3": "gemma3",
     "phi3": "phi3", "phi3.5": "phi3_5", "deepseek-r1-distill": "deepseek_r1_distill",
     "deepseek-v3": "deepseekv3", "glm4-moe": "glm4moe", "nemotron3-nano": "nemotron_3_nano",
+    "qwen3.5": "qwen3_5_think", "qwen3.6": "qwen3_6", "gpt-oss": "gptoss", "cohere": "cohere",
+    "gemma4": "gemma4_v5",
 }  # fmt: skip
+DATE = datetime.date(2025, 12, 31)
 SPECIAL = (
     "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
     "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|observation|>", "[gMASK]", "<sop>",
+    "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>",
+    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>",
+    "<|CHATBOT_TOKEN|>", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
 )  # fmt: skip
 Message = dict[str, Any]
 
@@ -50,6 +57,43 @@ TOOLS = [
         },
     }
 ]
+WIDE_TOOLS = [
+    *TOOLS,
+    {
+        "type": "function",
+        "function": {
+            "name": "plan",
+            "description": "Plans a way.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "mode": {"type": "string", "enum": ["foot", "rail"], "default": "foot"},
+                    "days": {"type": "integer", "description": "How many.", "default": 2},
+                    "fast": {"type": "boolean"},
+                    "via": {"type": "array", "items": {"type": "string"}, "nullable": True},
+                    "loads": {"type": "array", "items": {"type": "integer"}},
+                    "any": {"type": "array"},
+                    "either": {"type": ["string", "number"]},
+                    "price": {"oneOf": [{"type": "number", "description": "Euros", "default": 1},
+                                        {"type": "string", "nullable": True}], "default": "x"},
+                    "where": {
+                        "type": "object",
+                        "properties": {"lat": {"type": "number"}, "name": {"type": "string"}},
+                        "required": ["lat"],
+                    },
+                    "stops": {
+                        "type": "array",
+                        "items": {"type": "object", "properties": {"at": {"type": "string"}}},
+                    },
+                    "free": {"type": "object"},
+                    "odd": {},
+                },
+                "required": ["mode", "where"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "stop", "description": "Stops."}},
+]  # fmt: skip
 TOOL_TALK = [user("Where?"), said(None, tool_calls=[call("look", place="Rome", n=2)]),
              {"role": "tool", "content": "41.9 N"}, said("There.")]  # fmt: skip
 TALKS: dict[str, tuple[list[Message], list[Message] | None]] = {
@@ -74,6 +118,30 @@ TALKS: dict[str, tuple[list[Message], list[Message] | None]] = {
     "call": (TOOL_TALK, None),
     "call with tools": (TOOL_TALK, TOOLS),
     "system and tools": ([SYSTEM, *TOOL_TALK], TOOLS),
+    # The second question is the first again, so that it must be told by its place.
+    "thoughts repeated": (
+        [
+            user("a"),
+            said("b", reasoning_content="Hm."),
+            user("a"),
+            said("b", reasoning_content="Hm."),
+            user("a"),
+            said("c", reasoning_content="So."),
+        ],
+        None,
+    ),
+    "wide tools": (
+        [
+            user("a"),
+            said(
+                None,
+                tool_calls=[
+                    call("plan", mode="rail", fast=True, via=["é"], where={"lat": 1.5}, odd=None)
+                ],
+            ),
+        ],
+        WIDE_TOOLS,
+    ),
     "calls": (
         [
             user("Where?"),
@@ -85,18 +153,26 @@ TALKS: dict[str, tuple[list[Message], list[Message] | None]] = {
         TOOLS,
     ),
 }
+WITH_TOOLS = {"call", "call with tools", "system and tools", "calls", "wide tools"}
 BEYOND = {
     # Its own template shows no calls that have a content, and no tools; ours refuses.
-    "deepseek-r1-distill": {"call", "call with tools", "system and tools", "calls"},
+    "deepseek-r1-distill": WITH_TOOLS,
     # Ours refuses tools.
-    "nemotron3-nano": {"call", "call with tools", "system and tools", "calls"},
+    "nemotron3-nano": WITH_TOOLS,
     # It ignores calls and writes results under a role of their own.
-    "llama3": {"call", "call with tools", "system and tools", "calls"},
-    "phi3": {"call", "call with tools", "system and tools", "calls"},
-    "phi3.5": {"call", "call with tools", "system and tools", "calls"},
-    "gemma": {"call", "call with tools", "system and tools", "calls"},
-    "gemma3": {"call", "call with tools", "system and tools", "calls"},
+    "llama3": WITH_TOOLS,
+    "phi3": WITH_TOOLS,
+    "phi3.5": WITH_TOOLS,
+    "gemma": WITH_TOOLS,
+    "gemma3": WITH_TOOLS,
+    # Ours refuses tools.
+    "gemma4": WITH_TOOLS,
+    # Their own show one of two calls, or none; ours refuse.
+    "gpt-oss": {"calls"},
+    "cohere": {"wide tools"},
 }
+TRAINING = {"gemma4": "diffusion_gemma"}
+"""Families whose own training template TRL no longer has, and the one that differs in nothing."""
 
 
 def trl_template(name: str) -> ChatTemplate | None:
@@ -107,13 +183,8 @@ def trl_template(name: str) -> ChatTemplate | None:
     return ChatTemplate(file.read_text("utf-8"), name=name) if file.is_file() else None
 
 
-def rendered(template: ChatTemplate, talk: str, *, prompt: bool = False) -> Any:
-    """Text and spans, or that the template refuses."""
-    messages, tools = TALKS[talk]
-    if prompt:
-        messages = messages[
-            : max(i for i, m in enumerate(messages) if m["role"] != "assistant") + 1
-        ]
+def prepared(template: ChatTemplate, messages: list[Message]) -> list[Message]:
+    """Messages in the form that a template takes."""
     made = []
     for message in messages:
         message = dict(message)
@@ -122,11 +193,24 @@ def rendered(template: ChatTemplate, talk: str, *, prompt: bool = False) -> Any:
             message["tool_calls"] = with_arguments(calls, as_text=template.arguments_as_text)
             if message["content"] is None:
                 message["content"] = template.content_beside_calls
+        if "reasoning_content" in message and "thinking" in template.fields:
+            message["thinking"] = message.pop("reasoning_content")
         made.append(message)
+    return made
+
+
+def rendered(template: ChatTemplate, talk: str, *, prompt: bool = False) -> Any:
+    """Text and spans, or that the template refuses."""
+    messages, tools = TALKS[talk]
+    if prompt:
+        messages = messages[
+            : max(i for i, m in enumerate(messages) if m["role"] != "assistant") + 1
+        ]
+    made = prepared(template, messages)
     extra = {} if tools is None else {"tools": tools}
     try:
         return template.render(
-            made, bos="<s>", eos="<|endoftext|>", generation_prompt=prompt, **extra
+            made, bos="<s>", eos="<|endoftext|>", generation_prompt=prompt, date=DATE, **extra
         )
     except Refused:
         return "refused"
@@ -150,7 +234,7 @@ def compared(family: str) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_and_spans_are_those_of_trl(family: str) -> None:
     ours = find_template(family, ".")
-    training = trl_template(FAMILIES[family] + "_training")
+    training = trl_template(TRAINING.get(family, FAMILIES[family]) + "_training")
     original = trl_template(FAMILIES[family])
     assert original is not None
     same = 0
@@ -194,6 +278,37 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_ids_are_those_of_transformers_by_the_models_own_template(
+    family: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the dev extra")
+    tokenizer.save(tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ours, original = find_template(family, "."), trl_template(FAMILIES[family])
+    assert original is not None
+    today = datetime.date.today().isoformat()  # transformers shows no other
+    renderer = Renderer(tokenizer, ours, options={"date": today} if ours.needs_date else None)
+    same = 0
+    for talk in compared(family):
+        mine, (messages, tools) = rendered(ours, talk), TALKS[talk]
+        if mine == "refused" or mine.text != rendered(original, talk).text:
+            continue
+        row = Conversation(messages=tuple(messages), prompt=1, tools=tools)
+        (found,) = renderer.render([row])
+        null = any(message["content"] is None for message in messages)
+        if null and family == "deepseek-v3":
+            continue  # it asks whether the content is null, and transformers has dropped it
+        if isinstance(found, Rendered):
+            wanted = reference.apply_chat_template(
+                prepared(original, messages), tools=tools, chat_template=original.source,
+                tokenize=True, return_dict=True,
+            )  # fmt: skip
+            assert found.ids.tolist() == list(wanted["input_ids"]), talk
+            same += 1
+    assert same >= 2 or family == "glm4-moe"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
     family: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -207,9 +322,11 @@ def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
         messages, chat_template=template.source, return_dict=True, tokenize=True,
         return_assistant_tokens_mask=True,
     )  # fmt: skip
+    options = {"date": datetime.date.today().isoformat()} if template.needs_date else None
     masks = []
     for after_stop in (True, False):
-        (found,) = Renderer(tokenizer, template, after_stop=after_stop).render([row])
+        renderer = Renderer(tokenizer, template, after_stop=after_stop, options=options)
+        (found,) = renderer.render([row])
         assert isinstance(found, Rendered), found
         assert found.ids.tolist() == list(wanted["input_ids"])
         masks.append(found.learned)
@@ -231,3 +348,26 @@ def test_presets_are_listed_in_the_guide() -> None:
 def test_an_answer_that_ends_with_two_tokens_stops_at_either(tokenizer: Tokenizer) -> None:
     stops = Renderer(tokenizer, find_template("phi3", ".")).stop_ids
     assert stops == {tokenizer.special_tokens["<|end|>"], tokenizer.eos_id}
+
+
+def test_a_template_that_shows_one_of_two_calls_refuses_both() -> None:
+    """Of two calls to the same tool the name alone would tell nothing."""
+    first = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}"
+        "<|assistant|>{{ m.tool_calls[0].function | tojson if m.tool_calls else m.content }}"
+        "<|end|>{% endif %}{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}"
+    )
+    every = first.replace("m.tool_calls[0].function", "m.tool_calls")
+    renderer = {
+        name: Renderer(make_tokenizer(*SPECIAL), ChatTemplate(source, name=name))
+        for name, source in (("first", first), ("every", every))
+    }
+    calls = [call("look", place="Rome"), call("look", place="Oslo")]
+    for name, count, good in (("first", 1, True), ("first", 2, False), ("every", 2, True)):
+        row = Conversation(
+            messages=(user("Where?"), said(None, tool_calls=calls[:count])),
+            prompt=1,
+        )
+        (found,) = renderer[name].render([row])
+        assert isinstance(found, Rendered) == good
+        assert good or "calls 2 tools at once, of which the template first shows one" in str(found)
