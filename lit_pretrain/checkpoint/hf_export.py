@@ -63,6 +63,8 @@ _NEITHER = {
 }  # fmt: skip
 """Parts that no architecture of `CLASSES` has, with the values under which they are absent."""
 
+_QK_GAINS = ("attention.q_norm.weight", "attention.k_norm.weight")
+
 
 def architecture(shape: ModelConfig) -> tuple[str, ModelConfig]:
     """Find the model type of transformers that computes what a shape computes.
@@ -236,7 +238,8 @@ def to_tensors(
 ) -> dict[str, Tensor]:
     """Name weights as transformers does; a tied head is left out, as its loaders expect.
 
-    Architectures there have no scale of the logits: the final norm takes it up.
+    Architectures there have no scale of the logits, nor one of queries and keys: the final norm
+    takes up the one, and the gains of the norms of queries and keys the other.
 
     Args:
         shape: Shape of the network.
@@ -254,6 +257,8 @@ def to_tensors(
             whole[name] = (torch.ones if name.endswith("norm.weight") else torch.zeros)(like.shape)
         if name.startswith("final_norm.") and shape.logit_scale is not None:
             whole[name] = whole[name] * shape.logit_scale
+        if name.endswith(_QK_GAINS) and shape.qk_scale is not None:
+            whole[name] = whole[name] * shape.qk_scale
     named = (
         _gpt2_names(whole)
         if kind == "gpt2"

@@ -47,7 +47,7 @@ typedef struct {
     int64_t value_gate_channels;
     int64_t bf16, layernorm, embed_norm, qk_norm, residual_scalars, activation;
     float eps, attn_softcap, logit_softcap; /* 0: no cap */
-    float logit_scale;
+    float logit_scale, value_gate_scale;
 } Network;
 
 typedef struct {
@@ -200,7 +200,7 @@ static void attend(const Network *net, const Layer *layer, const float *normed, 
         float gate = 0;
         for (int64_t i = 0; i < channels; i++)
             gate += element(layer->value_gate, g * channels + i, net->bf16) * normed[i];
-        gate = 2.0f / (1.0f + exponential(-gate));
+        gate = net->value_gate_scale / (1.0f + exponential(-gate));
         const int64_t begin = (token * net->kv_heads + g) * K;
         for (int64_t i = 0; i < K; i++)
             v[i] += gate * element(layer->value_table, begin + i, net->bf16);

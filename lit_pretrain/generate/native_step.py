@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from lit_pretrain.files import write_file
 from lit_pretrain.model.attention import Attention, KVCache, Rotary
-from lit_pretrain.model.config import VALUE_GATE_CHANNELS
 from lit_pretrain.model.layers import FeedForward, LayerNorm, Linear, RMSNorm
 from lit_pretrain.model.transformer import Block, Transformer
 
@@ -151,7 +150,7 @@ class NativeStep:
             head_size=c.head_size,
             ffn_size=c.ffn_size,
             vocab_size=c.vocab_size,
-            value_gate_channels=VALUE_GATE_CHANNELS,
+            value_gate_channels=c.gate_channels,
             bf16=model.token_embedding.weight.dtype == torch.bfloat16,
             layernorm=c.norm == "layernorm",
             embed_norm=c.embed_norm,
@@ -162,13 +161,13 @@ class NativeStep:
             attn_softcap=c.attn_softcap or 0.0,
             logit_softcap=c.logit_softcap or 0.0,
             logit_scale=1.0 if c.logit_scale is None else c.logit_scale,
+            value_gate_scale=2.0 if c.value_gate_scale is None else c.value_gate_scale,
         )
 
     def _describe_layer(self, layer: int, block: Block) -> "_Layer":
         model, attention, feed_forward = self.model, block.attention, block.feed_forward
         attention_norm, ffn_norm = self._norm(block.attention_norm), self._norm(block.ffn_norm)
-        q_gain = None if attention.q_norm is None else self._norm(attention.q_norm)[0]
-        k_gain = None if attention.k_norm is None else self._norm(attention.k_norm)[0]
+        q_gain, k_gain = self._gain(attention.q_norm), self._gain(attention.k_norm)
         stream, embedding = model.residual_scale_L, model.embedding_scale_L
         value_table = (
             model.value_embeddings[str(layer)] if attention.value_gate is not None else None
@@ -209,6 +208,14 @@ class NativeStep:
     def _norm(self, module: nn.Module) -> tuple[int | None, int | None]:
         assert isinstance(module, RMSNorm | LayerNorm)
         return self._vector(module.weight), self._vector(getattr(module, "bias", None))
+
+    def _gain(self, norm: RMSNorm | None) -> int | None:
+        """Return the gain of a norm of queries or keys, with the fixed scale that follows it."""
+        scale = self.model.config.qk_scale
+        if norm is None or scale is None:
+            return None if norm is None else self._vector(norm.weight)
+        gain = torch.ones(norm.size) if norm.weight is None else norm.weight.float()
+        return self._address(scale * gain)
 
     def _vector(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self._address(tensor.float())
@@ -357,6 +364,7 @@ class _Network(ctypes.Structure):
         ("attn_softcap", ctypes.c_float),
         ("logit_softcap", ctypes.c_float),
         ("logit_scale", ctypes.c_float),
+        ("value_gate_scale", ctypes.c_float),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import VALUE_GATE_CHANNELS, ModelConfig, RopeScaling
+from lit_pretrain.model.config import ModelConfig, RopeScaling
 from lit_pretrain.model.kernels import Kernel
 from lit_pretrain.model.layers import Linear, RMSNorm
 
@@ -285,6 +285,9 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_size = config.head_size
         self.window = config.window(layer)
+        self.qk_scale = config.qk_scale
+        self.gate_channels = config.gate_channels
+        self.gate_scale = 2 if config.value_gate_scale is None else config.value_gate_scale
         self.observe: Callable[[Attention, Tensor, Tensor, Pass], None] | None = None
         """Gets queries and keys as the kernel does, where layers are observed."""
         self.q_proj = Linear(config.width, q_size, bias=config.qkv_bias)
@@ -299,7 +302,7 @@ class Attention(nn.Module):
         )
         has_value_embedding = config.has_value_embedding(layer)
         self.value_gate = (
-            Linear(VALUE_GATE_CHANNELS, config.kv_heads, bias=False)
+            Linear(config.gate_channels, config.kv_heads, bias=False)
             if has_value_embedding
             else None
         )
@@ -322,10 +325,14 @@ class Attention(nn.Module):
         if self.value_gate is not None:
             assert value_BTC is not None
             # Twice a sigmoid: at first, with a gate of zeros, the embedding enters as it is.
-            gate_BTG = 2 * torch.sigmoid(self.value_gate(x_BTD[..., :VALUE_GATE_CHANNELS]))
+            gate_BTG = self.gate_scale * torch.sigmoid(
+                self.value_gate(x_BTD[..., : self.gate_channels])
+            )
             v_BTGK = v_BTGK + gate_BTG[..., None] * value_BTC.view_as(v_BTGK).type_as(v_BTGK)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+            if self.qk_scale is not None:
+                q_BTHK, k_BTGK = self.qk_scale * q_BTHK, self.qk_scale * k_BTGK
         if shared.rotation is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, shared.rotation), rotate(k_BTGK, shared.rotation)
         q_BTHK, k_BTGK = q_BTHK.type_as(v_BTGK), k_BTGK.type_as(v_BTGK)

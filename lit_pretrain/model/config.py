@@ -15,9 +15,8 @@ second matrix product.
 CHECKPOINTING: tuple[Checkpointing, ...] = (False, "products", "attention", True)
 """In the order of what is kept."""
 
-VALUE_GATE_CHANNELS = 32
-"""Leading channels of the normalised residual stream that the gate of a value embedding reads."""
-
+_FIRST_AND_LAST = ("residual_scale_init", "embedding_scale_init")
+"""Fields with a value for the first layer and one for the last."""
 
 VOCAB_MULTIPLE = 64
 """Matrix kernels are fastest on such sizes."""
@@ -117,6 +116,10 @@ class ModelConfig:
     """RMSNorm over each head of queries and keys, before the rotation (Qwen3); its gain is
     learned if norm_weight is.
     """
+    qk_scale: float | None = None
+    """Multiplies queries and keys each after qk_norm, so that attention is sharper from the start
+    (nanochat: 1.2). Exports put it into the gains. Default: 1.
+    """
     qkv_bias: bool = False
     """Bias on the query, key and value projections."""
     attn_out_bias: bool = False
@@ -165,10 +168,26 @@ class ModelConfig:
     its values. Costs vocab_size times n_kv_head times head_dim parameters per such layer and almost
     no FLOPs; does not survive export to a Hugging Face architecture.
     """
+    value_gate_channels: int | None = None
+    """Leading channels of the normalised residual stream that the gate of a value embedding reads.
+    Default: 32.
+    """
+    value_gate_scale: float | None = None
+    """The gate of a value embedding is a sigmoid times this. Default: 2, so that a gate of zeros
+    lets the embedding through as it is.
+    """
+    value_gate_init: float | None = None
+    """First weights of the gates, uniform between 0 and this (nanochat: 0.02). Default: zeros."""
     residual_scalars: bool = False
     """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and
     0.1 at first. Does not survive export.
     """
+    residual_scale_init: tuple[float, float] | None = None
+    """First values of a_l at the first layer and at the last, and on a line between them (nanochat:
+    [1.15, 1.05]). Default: 1.
+    """
+    embedding_scale_init: tuple[float, float] | None = None
+    """The same of b_l (nanochat: [0.2, 0.05]). Default: 0.1."""
 
     block: str | None = None
     """Class path of a block of your own, a subclass of lit_pretrain.model.Block. Does not survive
@@ -183,6 +202,14 @@ class ModelConfig:
     """
     init_std: float = 0.02
     """Standard deviation of the initial weights under normal and gpt2."""
+    embedding_std: float | None = None
+    """Standard deviation of the token embedding's first weights (nanochat: 0.8). Default: that of
+    init.
+    """
+    ffn_in_scale: float | None = None
+    """Multiplies the first weights of what reads the stream in a feed-forward: up_proj, gate_proj
+    (nanochat: 0.4). Default: 1.
+    """
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -221,11 +248,31 @@ class ModelConfig:
                 f"model: attention={self.attention!r} cannot cap scores"
                 f" (attn_softcap={self.attn_softcap}): use 'auto'"
             )
-        if self.value_embeddings != "none" and self.width < VALUE_GATE_CHANNELS:
+        if self.value_embeddings != "none" and self.width < self.gate_channels:
             raise UserError(
                 f"model: value_embeddings need width={self.width} to be at least"
-                f" {VALUE_GATE_CHANNELS}"
+                f" {self.gate_channels}; value_gate_channels may be fewer"
             )
+        self._check_parts_of_parts()
+
+    def _check_parts_of_parts(self) -> None:
+        """Refuse what has no effect, because it belongs to a part that the network lacks."""
+        for name, lacks, switch in (
+            ("qk_scale", not self.qk_norm, "qk_norm: true"),
+            *(
+                (name, self.value_embeddings == "none", "value_embeddings: alternate")
+                for name in ("value_gate_channels", "value_gate_scale", "value_gate_init")
+            ),
+            *(
+                (name, not self.residual_scalars, "residual_scalars: true")
+                for name in _FIRST_AND_LAST
+            ),
+        ):
+            if lacks and getattr(self, name) is not None:
+                raise UserError(
+                    f"model: {name}={getattr(self, name)} has no effect without {switch}: set that,"
+                    f" or {name}: null"
+                )
 
     def _check_ranges(self) -> None:
         for field in fields(self):
@@ -241,6 +288,16 @@ class ModelConfig:
                 raise UserError(f"model: {field.name}={value} must be positive")
             if isinstance(value, float) and field.name != "dropout" and not (0 < value < math.inf):
                 raise UserError(f"model: {field.name}={value} must be positive and finite")
+        for name in _FIRST_AND_LAST:
+            ends = getattr(self, name)
+            if ends is None:
+                continue
+            if len(ends) != 2 or not all(0 <= value < math.inf for value in ends):
+                raise UserError(
+                    f"model: {name}={ends} must be two numbers, not negative and finite: at the"
+                    " first layer and at the last"
+                )
+            object.__setattr__(self, name, tuple(ends))  # a saved config has a list
         if not 0 <= self.dropout < 1:
             raise UserError(f"model: dropout={self.dropout} must lie in [0, 1)")
 
@@ -264,6 +321,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Return the channels of one head."""
         return self.width // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def gate_channels(self) -> int:
+        """Return how many channels the gate of a value embedding reads."""
+        return 32 if self.value_gate_channels is None else self.value_gate_channels
 
     @property
     def gated(self) -> bool:
@@ -336,9 +398,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
 
     head = c.vocab_size * c.width
     matmul = (
-        c.n_layer * (attention + feed_forward)
-        + value_layers * VALUE_GATE_CHANNELS * c.kv_heads
-        + head
+        c.n_layer * (attention + feed_forward) + value_layers * c.gate_channels * c.kv_heads + head
     )
     embedding = (
         c.vocab_size * c.width

@@ -24,6 +24,9 @@ from lit_pretrain.model.recompute import checkpoint_options
 from lit_pretrain.roles import Role, parameter_roles
 from lit_pretrain.transfer import ParameterScale, Transfer
 
+FFN_READERS = ("feed_forward.up_proj", "feed_forward.gate_proj")
+"""Modules of a feed-forward that read the residual stream."""
+
 
 def init_parameter(
     name: str,
@@ -46,12 +49,24 @@ def init_parameter(
         base: Width and depth of the transfer's base; by default those of the network.
     """
     width, n_layer = base or (config.width, config.n_layer)
-    if role in ("scalar", "embedding_scalar"):
+    owner = name.removesuffix(".weight")
+    if name == "residual_scale_L" and config.residual_scale_init is not None:
+        # The factors of all layers multiply: more layers than the base has are as much together.
+        first_L = torch.linspace(*config.residual_scale_init, config.n_layer)
+        parameter.copy_(first_L ** (n_layer / config.n_layer))
+    elif name == "embedding_scale_L" and config.embedding_scale_init is not None:
+        parameter.copy_(torch.linspace(*config.embedding_scale_init, config.n_layer) * scale.init)
+    elif role in ("scalar", "embedding_scalar"):
         parameter.fill_(1.0 if name == "residual_scale_L" else 0.1 * scale.init)
     elif role == "vector":
         parameter.fill_(scale.init if name.endswith("norm.weight") else 0.0)
     elif name.endswith("value_gate.weight"):
-        parameter.zero_()  # 2 * sigmoid(0) = 1: the value embedding enters as it is
+        if config.value_gate_init is None:
+            parameter.zero_()  # 2 * sigmoid(0) = 1: the value embedding enters as it is
+        else:
+            parameter.uniform_(0.0, config.value_gate_init, generator=generator)
+    elif name == "token_embedding.weight" and config.embedding_std is not None:
+        parameter.normal_(0.0, config.embedding_std * scale.init, generator=generator)
     elif config.init == "zero_residual":
         _zero_residual(name, role, parameter, generator, scale, width)
     else:
@@ -61,6 +76,8 @@ def init_parameter(
                 2 * n_layer
             )  # Radford et al. 2019, section 2.3: one term per write to the residual stream
         parameter.normal_(0.0, std * scale.init, generator=generator)
+    if config.ffn_in_scale is not None and owner.endswith(FFN_READERS):
+        parameter.mul_(config.ffn_in_scale)
 
 
 def _zero_residual(

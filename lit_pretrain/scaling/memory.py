@@ -19,12 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from lit_pretrain.model.config import (
-    VALUE_GATE_CHANNELS,
-    Checkpointing,
-    ModelConfig,
-    count_parameters,
-)
+from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters
 from lit_pretrain.roles import ROLES, Role
 from lit_pretrain.step_size import largest_divisor
 
@@ -284,7 +279,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += r * t * d
     if config.value_embeddings != "none":
         layers = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-        kept += (c * t * k + c * t * VALUE_GATE_CHANNELS) * layers / config.n_layer
+        kept += (c * t * k + c * t * config.gate_channels) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
     if r != c:

@@ -158,6 +158,21 @@ def test_our_own_reader_gives_the_weights_back(name: str, tmp_path: Path) -> Non
     assert torch.equal(logits(again, tokens(shape)), logits(net, tokens(shape)))
 
 
+@pytest.mark.parametrize("norm_weight", [True, False])
+def test_the_scale_of_queries_and_keys_goes_into_their_gains(
+    tmp_path: Path, norm_weight: bool
+) -> None:
+    shape = replace(SHAPES["qwen3"][1], qk_scale=1.2, norm_weight=norm_weight)
+    net = write(shape, tmp_path)
+    again = Transformer(model_config(read_shape(tmp_path))).eval()
+    again.load_state_dict(read_tensors(tmp_path))
+    assert again.config.qk_scale is None
+    expected = logits(net, tokens(shape))
+    assert (logits(again, tokens(shape)) - expected).abs().max() < 1e-5 * expected.abs().max()
+    plain = logits(network(replace(shape, qk_scale=None)), tokens(shape))
+    assert (plain - expected).abs().max() > 0.01
+
+
 def test_shards_are_as_large_as_asked_and_the_index_knows_them(tmp_path: Path) -> None:
     write(LLAMA, tmp_path, max_shard_bytes=20_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())

@@ -51,6 +51,10 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "rope_theta": [{"rope_theta": 50.0}],
     "rope_scaling": [{"rope_scaling": RopeScaling(factor=4.0, original_max_seq_len=16)}],
     "qk_norm": [{"qk_norm": True}, {"qk_norm": True, "norm_weight": False}],
+    "qk_scale": [
+        {"qk_norm": True, "qk_scale": 1.7},
+        {"qk_norm": True, "qk_scale": 1.7, "norm_weight": False},
+    ],
     "qkv_bias": [{"qkv_bias": True}],
     "attn_out_bias": [{"attn_out_bias": True}],
     "sliding_window": [{"sliding_window": 4, "window_pattern": "S"}],
@@ -67,9 +71,16 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "dropout": [{"dropout": 0.4}],
     "tie_embeddings": [{"tie_embeddings": True}],
     "value_embeddings": [{"value_embeddings": "alternate"}],
+    "value_gate_channels": [{"value_embeddings": "alternate", "value_gate_channels": 12}],
+    "value_gate_scale": [{"value_embeddings": "alternate", "value_gate_scale": 3.0}],
+    "value_gate_init": [{"value_embeddings": "alternate", "value_gate_init": 0.5}],
     "residual_scalars": [{"residual_scalars": True}],
+    "residual_scale_init": [{"residual_scalars": True, "residual_scale_init": (1.5, 0.5)}],
+    "embedding_scale_init": [{"residual_scalars": True, "embedding_scale_init": (0.9, 0.2)}],
     "init": [{"init": "gpt2"}],
     "init_std": [{"init_std": 0.1}],
+    "embedding_std": [{"embedding_std": 0.8}],
+    "ffn_in_scale": [{"ffn_in_scale": 0.4}],
 }
 """For every field of a network's shape, other values than those of SMALL."""
 CASES = [{}, *(change for changes in CHANGES.values() for change in changes)]

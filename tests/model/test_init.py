@@ -3,6 +3,7 @@ do.
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,50 @@ def test_zero_residual() -> None:
     assert (
         bound * 0.99 < float(model.blocks[0].attention.q_proj.weight.abs().max()) <= bound
     )  # uniform, not normal
+
+
+PLAIN: dict[str, Any] = {"n_layer": 5, "width": 192, "n_head": 3, "vocab_size": 512}
+CONSTANTS: dict[str, Any] = {
+    "embedding_std": 0.8, "ffn_in_scale": 0.4, "residual_scale_init": (1.15, 1.05),
+    "embedding_scale_init": (0.2, 0.05), "value_gate_init": 0.02,
+}  # fmt: skip
+"""nanochat's first values."""
+
+
+@pytest.mark.parametrize("init", ["normal", "gpt2", "zero_residual"])
+@pytest.mark.parametrize("activation", ["relu2", "swiglu"])
+def test_first_values_by_part(init: str, activation: str) -> None:
+    """What an option names has its values; everything else has those of a network without it."""
+    shape = {**PLAIN, **ALL, "init": init, "activation": activation}
+    torch.manual_seed(0)
+    plain = dict(Transformer(ModelConfig(**shape)).named_parameters())
+    for option, value in CONSTANTS.items():
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig(**shape, **{option: value}))
+        for name, weight in model.named_parameters():
+            before = plain[name].detach()
+            after = weight.detach()
+            if option == "embedding_std" and name == "token_embedding.weight":
+                assert after.std().item() == pytest.approx(0.8, rel=0.02)
+            elif option == "ffn_in_scale" and name.endswith(("up_proj.weight", "gate_proj.weight")):
+                assert torch.equal(after, 0.4 * before), name
+            elif option == "residual_scale_init" and name == "residual_scale_L":
+                torch.testing.assert_close(after, torch.tensor([1.15, 1.125, 1.1, 1.075, 1.05]))
+            elif option == "embedding_scale_init" and name == "embedding_scale_L":
+                torch.testing.assert_close(after, torch.tensor([0.2, 0.1625, 0.125, 0.0875, 0.05]))
+            elif option == "value_gate_init" and name.endswith("value_gate.weight"):
+                assert (after >= 0).all()
+                assert after.max().item() == pytest.approx(0.02, rel=0.2)
+            elif option != "value_gate_init":  # whose draws move those that follow
+                assert torch.equal(after, before), (option, name)
+
+
+def test_one_layer_has_the_first_values() -> None:
+    model = Transformer(
+        ModelConfig(n_layer=1, residual_scalars=True, residual_scale_init=(1.15, 1.05))
+    )
+    assert model.residual_scale_L is not None
+    assert model.residual_scale_L.tolist() == pytest.approx([1.15])
 
 
 def test_zero_residual_starts_as_the_identity() -> None:

@@ -85,6 +85,23 @@ def test_the_terms_of_the_embedding_add_up_to_the_same_at_any_depth(depth: int) 
     assert (net.residual_scale_L == 1).all()
 
 
+@pytest.mark.parametrize("depth", [2, 6, 16])
+def test_first_values_that_are_given_add_up_and_multiply_to_the_same_at_any_depth(
+    depth: int,
+) -> None:
+    config = replace(
+        BASE, residual_scalars=True, residual_scale_init=(1.2, 1.0),
+        embedding_scale_init=(0.2, 0.1), n_layer=depth,
+    )  # fmt: skip
+    net = Transformer(config)
+    net.reset_parameters(torch.Generator().manual_seed(0), Transfer(64, 2))
+    assert net.embedding_scale_L is not None
+    assert net.residual_scale_L is not None
+    assert net.embedding_scale_L.detach().sum().item() == pytest.approx(0.3)
+    ends = net.residual_scale_L.detach()[[0, -1]].tolist()
+    assert ends == pytest.approx([1.2 ** (2 / depth), 1.0])
+
+
 @pytest.mark.parametrize("init", ["normal", "gpt2", "zero_residual"])
 def test_first_weights(init: Any) -> None:
     """What a matrix puts out is as large at any width, and what all branches add at any depth."""

@@ -143,15 +143,39 @@ def test_logits_are_capped() -> None:
     torch.testing.assert_close(model.logits(model(tokens())), 2 * torch.tanh(plain / 2))
 
 
-def test_value_embeddings_enter_gated_by_the_residual_stream() -> None:
+@pytest.mark.parametrize("norm_weight", [True, False])
+@pytest.mark.parametrize("position", ["rope", "none"])
+def test_a_scale_of_queries_and_keys_is_one_of_their_gains(
+    norm_weight: bool, position: str
+) -> None:
+    shape = {"qk_norm": True, "position": position}
     torch.manual_seed(0)
-    model = Transformer(small(n_layer=1, value_embeddings="alternate", position="none")).double()
+    scaled = Transformer(small(qk_scale=1.3, norm_weight=norm_weight, **shape)).double()
+    folded = Transformer(small(**shape)).double()
+    weights = scaled.state_dict()
+    for name, weight in folded.state_dict().items():
+        factor = 1.3 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+        weight.copy_(factor * weights.get(name, torch.ones_like(weight)))
+    torch.testing.assert_close(scaled(tokens()), folded(tokens()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels", "factor"),
+    [({}, 32, 2), ({"value_gate_channels": 12, "value_gate_scale": 3.0}, 12, 3)],
+)
+def test_value_embeddings_enter_gated_by_the_residual_stream(
+    changes: dict[str, Any], channels: int, factor: float
+) -> None:
+    torch.manual_seed(0)
+    model = Transformer(
+        small(n_layer=1, value_embeddings="alternate", position="none", **changes)
+    ).double()
     attention, table = model.blocks[0].attention, model.value_embeddings["0"].weight
     row = tokens(1, 1)  # a single token attends to itself: what attention returns is its value
     x = model.blocks[0].attention_norm(model.token_embedding(row))
     for gate in (0.0, 0.7):
         torch.nn.init.constant_(attention.value_gate.weight, gate)
-        scale = 2 * torch.sigmoid(gate * x[..., :32].sum())
+        scale = factor * torch.sigmoid(gate * x[..., :channels].sum())
         added = model.blocks[0].attention.out_proj(attention.v_proj(x) + scale * table[row])
         block = model.token_embedding(row) + added
         expected = model.final_norm(
