@@ -125,6 +125,12 @@ memory of a large network.
 """
 
 
+_SMALLEST_SQUARE = 1e-8
+"""Least second moment that an update is divided by; the square of a vector of an orthogonal matrix
+is one at most.
+"""
+
+
 class MuonGroup(TypedDict):
     """Settings of a group of matrices, as `MuonAdamW.build` gives and a checkpoint keeps them."""
 
@@ -141,6 +147,8 @@ class MuonGroup(TypedDict):
     lr_scaling: LrScaling
     orthogonalization: Orthogonalization
     iterations: int
+    update_beta2: float | None
+    """Absent where it is off, so that checkpoints stay what they were."""
 
 
 class MuonAdamWGroup(TypedDict):
@@ -239,6 +247,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         stack_Smn = orthogonalize_(
             stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express"
         )
+        beta2 = group.get("update_beta2")
+        if beta2 is not None:
+            self._level(stack_Smn, parameters, beta2, square=rows == columns)
         share = moving.decay
         if share is None:
             share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 0.0
@@ -255,6 +266,28 @@ class MuonWithAdamW(torch.optim.Optimizer):
             elif decay:
                 parameter.mul_(1.0 - decay)
             parameter.add_(update, alpha=-step_size)
+
+    def _level(
+        self, stack_Smn: Tensor, parameters: list[Tensor], beta2: float, *, square: bool
+    ) -> None:
+        """Divide the vectors along the longer side by their running size (Li et al. 2025, NorMuon).
+
+        An orthogonal update has vectors of one length along its shorter side, but not along its
+        longer one. The norm of each matrix stays, so that the second moment needs no correction of
+        its beginning.
+        """
+        along = -1 if square else -2  # of a square matrix the rows
+        sizes_Sn = torch.linalg.vector_norm(stack_Smn, dim=along, dtype=torch.float32).square()
+        for parameter, mean in zip(parameters, sizes_Sn.chunk(len(parameters)), strict=True):
+            state = self.state[parameter]
+            if "update_square" not in state:
+                state["update_square"] = torch.zeros_like(mean)
+            state["update_square"].lerp_(mean, 1.0 - beta2)
+        moment_Sn = torch.cat([self.state[parameter]["update_square"] for parameter in parameters])
+        scale_Sn = moment_Sn.clamp(min=_SMALLEST_SQUARE).rsqrt()
+        levelled_S = (sizes_Sn * scale_Sn.square()).sum(dim=-1, keepdim=True)
+        scale_Sn *= (sizes_Sn.sum(dim=-1, keepdim=True) / levelled_S.clamp(min=1e-30)).sqrt()
+        stack_Smn.mul_(scale_Sn.unsqueeze(along).to(stack_Smn.dtype))
 
     def _momentum(self, group: MuonGroup, parameter: Tensor, momentum: float) -> Tensor:
         grad, state = parameter.grad, self.state[parameter]

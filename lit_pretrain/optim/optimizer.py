@@ -504,6 +504,11 @@ class MuonAdamW(OptimizerRecipe):
     """
     iterations: int = 5
     """Iterations of the orthogonalisation."""
+    update_beta2: float | None = None
+    """Decay per step of a second moment of the orthogonalised update, by which each of its rows (of
+    a wide matrix each column) is divided; the norm of the whole stays (NorMuon, Li et al. 2025;
+    nanochat: 0.9). Default: off.
+    """
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, self.role_betas, where="MuonAdamW")
@@ -526,6 +531,11 @@ class MuonAdamW(OptimizerRecipe):
             raise UserError(
                 f"MuonAdamW: momentum_final={self.momentum_final} has no effect without"
                 " momentum_cooldown, the span over which the momentum falls to it; give both."
+            )
+        if self.update_beta2 is not None and not 0.0 <= self.update_beta2 < 1.0:
+            raise UserError(
+                f"MuonAdamW: update_beta2 must lie in [0, 1), found {self.update_beta2}; null"
+                " switches it off."
             )
         if self.momentum_warmup_steps < 0:
             raise UserError(
@@ -630,6 +640,8 @@ class MuonAdamW(OptimizerRecipe):
                     "orthogonalization": self.orthogonalization,
                     "iterations": self.iterations,
                 }
+                if self.update_beta2 is not None:
+                    group["update_beta2"] = self.update_beta2
             else:
                 group |= {
                     "algorithm": "adamw",
@@ -644,7 +656,10 @@ class MuonAdamW(OptimizerRecipe):
         return MuonWithAdamW(groups)
 
     def moments(self, role: Role) -> int:
-        """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW)."""
+        """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW).
+
+        That of `update_beta2` has one number for a row or a column, and is no such tensor.
+        """
         return 1 if role == "matrix" else 2
 
     def matrix_flops(self, rows: int, columns: int) -> float:

@@ -131,7 +131,14 @@ def test_the_rest_is_torchs_adamw() -> None:
         torch.testing.assert_close(ours[name].detach(), theirs[name].detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", [MuonAdamW(weight_decay=0.1, cautious=True), AdamW(lr=0.01)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MuonAdamW(weight_decay=0.1, cautious=True),
+        MuonAdamW(update_beta2=0.9),
+        AdamW(lr=0.01),
+    ],
+)
 def test_resume_is_bit_exact(recipe: MuonAdamW | AdamW) -> None:
     def run(
         named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, steps: range
@@ -178,7 +185,7 @@ def test_adamw_decays_matrices_and_not_gains() -> None:
     assert {group["role"]: group["lr"] for group in groups}["head"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("recipe", [MuonAdamW(), AdamW()])
+@pytest.mark.parametrize("recipe", [MuonAdamW(), MuonAdamW(update_beta2=0.9), AdamW()])
 def test_moments_are_the_tensors_of_the_state(recipe: MuonAdamW | AdamW) -> None:
     named = parameters()
     optimizer = recipe.build(named.items(), ROLES)
@@ -295,6 +302,44 @@ def test_spans_that_cannot_be_are_named(settings: dict[str, Any], says: str) -> 
         MuonAdamW(**settings).over_run(20, BatchSizes.one(64))
 
 
+def levelled(updates: list[Tensor], beta2: float) -> list[Tensor]:
+    """NorMuon, vector by vector: row by row of a tall or square matrix, else column by column."""
+    found, squares = [], None
+    for update in updates:
+        rows = update if update.shape[0] >= update.shape[1] else update.T
+        now = [float((row * row).sum()) for row in rows]
+        old = squares or [0.0] * len(now)
+        squares = [beta2 * a + (1 - beta2) * b for a, b in zip(old, now, strict=True)]
+        scaled = torch.stack([row / s**0.5 for row, s in zip(rows, squares, strict=True)])
+        scaled *= update.norm() / scaled.norm()
+        found.append(scaled if update.shape[0] >= update.shape[1] else scaled.T)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (12, 12), (3, 16, 8)])
+def test_updates_are_levelled_and_keep_their_norm(shape: tuple[int, ...]) -> None:
+    """Three steps, against the updates of plain Muon; of a stack every matrix by itself."""
+    updates: dict[float | None, list[Tensor]] = {}
+    for beta2 in (None, 0.9):
+        weight = nn.Parameter(torch.zeros(shape))
+        recipe = MuonAdamW(matrix_lr=1.0, lr_scaling="match_rms_adamw", update_beta2=beta2)
+        optimizer = recipe.build([("w", weight)], {"w": "matrix"})
+        updates[beta2] = []
+        draw = torch.Generator().manual_seed(3)
+        for _ in range(3):
+            weight.data.zero_()
+            weight.grad = torch.randn(shape, generator=draw) ** 3
+            optimizer.step()
+            updates[beta2].append(weight.detach().clone().view(-1, *shape[-2:]))
+    for i in range(len(updates[0.9][0])):
+        plain = [update[i] for update in updates[None]]
+        found = [update[i] for update in updates[0.9]]
+        for before, after, want in zip(plain, found, levelled(plain, 0.9), strict=True):
+            torch.testing.assert_close(after, want, rtol=0.02, atol=0.01 * float(want.abs().max()))
+            assert after.norm().item() == pytest.approx(before.norm().item(), rel=0.01)
+    assert not torch.allclose(updates[0.9][-1], updates[None][-1], rtol=0.02)
+
+
 @pytest.mark.parametrize(("shape", "wide"), [((8, 32), True), ((32, 8), False)])
 def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
     """The same orthogonal update, times the factor that each paper gives."""
@@ -327,6 +372,7 @@ def test_lr_scaling_by_shape(shape: tuple[int, int], wide: bool) -> None:
             r"momentum_final must lie in \[0, 1\)",
         ),
         ({"momentum_warmup_steps": -1}, "momentum_warmup_steps must be zero or positive"),
+        ({"update_beta2": 1.0}, r"update_beta2 must lie in \[0, 1\)"),
         ({"iterations": 6}, "iterations=6 is not possible with polar_express; use 3, 4 or 5"),
         (
             {"iterations": 0, "orthogonalization": "newton_schulz"},

@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tied": {"tie_embeddings": True, "activation": "relu2"},
     "everything": EVERYTHING,
     "muon": {"recipe": MuonAdamW()},
+    "levelled": {"recipe": MuonAdamW(update_beta2=0.9)},
     "learned": {
         "position": "learned",
         "norm": "layernorm",
