@@ -67,6 +67,7 @@ def family(shape: ModelConfig) -> str:
         shape.norm_weight
         and not shape.embed_norm
         and not shape.residual_scalars
+        and shape.bigram_rows is None
         and shape.value_embeddings == "none"
         and shape.block is None
     )
@@ -82,7 +83,8 @@ def family(shape: ModelConfig) -> str:
     raise UserError(
         "peft adapts networks of transformers, and this one has no architecture there: it must be"
         " like a Llama, Mistral, Qwen2 or Qwen3 (rmsnorm, rope, swiglu) or a GPT-2 (layernorm,"
-        " learned positions, gelu), without soft caps, value embeddings or residual scalars"
+        " learned positions, gelu), without soft caps, value embeddings, residual scalars or a"
+        " table of pairs of tokens"
     )
 
 

@@ -249,6 +249,8 @@ def why_not_native(model: Transformer) -> str | None:
         return "the weights are not on a CPU"
     if dtypes not in ({torch.float32}, {torch.bfloat16}):
         return "the weights are not all in fp32 or all in bf16"
+    if model.config.bigram_rows is not None:
+        return "it reads the token before each"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     for name, module in model.named_modules():

@@ -67,6 +67,12 @@ class KVCache:
         )  # zeros: 0 * NaN in a slot nobody sees would still be NaN
         self.values_LBGSK = torch.zeros(shape, device=device, dtype=stored)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.tokens_BS = (
+            None
+            if config.bigram_rows is None
+            else torch.zeros(batch_size, max_len, dtype=torch.int64, device=device)
+        )
+        """Tokens of all slots, of a network that reads the one before each."""
         self.max_len = max_len
         self.used = 0
         """No row is longer than this; known without asking the device."""
@@ -119,6 +125,17 @@ class KVCache:
             v_BSGK[rows, positions_BT] = v_BTGK.to(v_BSGK.dtype)
         return k_BSGK[:, : self.used], v_BSGK[:, : self.used]
 
+    def previous(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Store new tokens at their positions.
+
+        Returns:
+            The token before each, (B, T) int64; -1 for the first of a row.
+        """
+        assert self.tokens_BS is not None
+        self.tokens_BS.scatter_(1, positions_BT, tokens_BT.long())
+        before_BT = self.tokens_BS.gather(1, (positions_BT - 1).clamp(min=0))
+        return torch.where(positions_BT > 0, before_BT, -1)
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths[row]` tokens of each row, such as padding."""
         assert len(lengths) == len(self.lengths_B)
@@ -149,6 +166,9 @@ class KVCache:
             ):
                 used_BGSK = mine[layer, :, :, : self.used]
                 its[layer, :, :, : self.used] = used_BGSK if rows is None else used_BGSK[rows]
+        if self.tokens_BS is not None and other.tokens_BS is not None:
+            used_BS = self.tokens_BS[:, : self.used]
+            other.tokens_BS[:, : self.used] = used_BS if rows is None else used_BS[rows]
         other.lengths_B, other.used, other.even = lengths_B, self.used, self.even
         return other
 
@@ -158,6 +178,8 @@ class KVCache:
         # only now, so that not both are there twice
         self.values_LBGSK = self.values_LBGSK.index_select(1, rows)
         self.lengths_B = self.lengths_B[rows]
+        if self.tokens_BS is not None:
+            self.tokens_BS = self.tokens_BS[rows]
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,12 @@ class ModelConfig:
     """
     value_gate_init: float | None = None
     """First weights of the gates, uniform between 0 and this (nanochat: 0.02). Default: zeros."""
+    bigram_rows: int | None = None
+    """Rows of a table of pairs of tokens. The pair of the previous token and this one is hashed to
+    a row, which is added to the stream at every layer, times a learned scalar, 0.1 at first. The
+    table is zero at first, and the first token of a document has no pair. Costs bigram_rows times
+    width parameters and almost no FLOPs; does not survive export. Default: none.
+    """
     residual_scalars: bool = False
     """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and
     0.1 at first. Does not survive export.
@@ -364,7 +370,7 @@ class ParameterCounts:
     """
     embedding: int
     """Tables that are looked up: tokens (also when tied to the head), learned positions, value
-    embeddings.
+    embeddings, pairs of tokens.
     """
     non_embedding: int
     """total - embedding; an untied head is part of it."""
@@ -404,11 +410,13 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         c.vocab_size * c.width
         + (c.max_seq_len * c.width if c.position == "learned" else 0)
         + value_layers * c.vocab_size * kv_size
+        + (c.bigram_rows or 0) * c.width
     )
     vectors = (
         c.n_layer * block_vectors
         + (1 + c.embed_norm) * norm_size * c.width
         + (2 * c.n_layer if c.residual_scalars else 0)
+        + (0 if c.bigram_rows is None else c.n_layer)
     )
     total = matmul + embedding + vectors - (head if c.tie_embeddings else 0)
     return ParameterCounts(

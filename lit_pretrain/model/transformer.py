@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,6 +66,8 @@ def init_parameter(
             parameter.zero_()  # 2 * sigmoid(0) = 1: the value embedding enters as it is
         else:
             parameter.uniform_(0.0, config.value_gate_init, generator=generator)
+    elif name == "bigram_embedding.weight":
+        parameter.zero_()
     elif name == "token_embedding.weight" and config.embedding_std is not None:
         parameter.normal_(0.0, config.embedding_std * scale.init, generator=generator)
     elif config.init == "zero_residual":
@@ -109,11 +112,25 @@ def _writes(name: str) -> bool:
 
 
 class Mix(NamedTuple):
-    """The input of a block with residual scalars: `stream * x_BTD + embedding * embedding_BTD`."""
+    """What is added to the stream before a block, and by what the stream is multiplied."""
 
-    stream: Tensor
-    embedding: Tensor
-    embedding_BTD: Tensor
+    stream: Tensor | None = None
+    """With residual scalars the block reads `stream * x_BTD + embedding * embedding_BTD`."""
+    embedding: Tensor | None = None
+    embedding_BTD: Tensor | None = None
+    bigram: Tensor | None = None
+    """With a table of pairs of tokens `bigram * bigram_BTD` is added to that."""
+    bigram_BTD: Tensor | None = None
+
+    def of(self, x_BTD: Tensor) -> Tensor:
+        """Return what the block reads."""
+        if self.stream is not None and self.embedding is not None:
+            assert self.embedding_BTD is not None
+            x_BTD = self.stream * x_BTD + self.embedding * self.embedding_BTD
+        if self.bigram is not None:
+            assert self.bigram_BTD is not None
+            x_BTD = x_BTD + self.bigram * self.bigram_BTD
+        return x_BTD
 
 
 class Block(nn.Module):
@@ -181,7 +198,7 @@ class Block(nn.Module):
         self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None, mix: Mix | None
     ) -> Tensor:
         if mix is not None:
-            x_BTD = mix.stream * x_BTD + mix.embedding * mix.embedding_BTD
+            x_BTD = mix.of(x_BTD)
         return self.transform(x_BTD, shared, value_BTC)
 
     def transform(self, x_BTD: Tensor, shared: Pass, value_BTC: Tensor | None) -> Tensor:
@@ -256,6 +273,8 @@ class Transformer(nn.Module):
         "value_embeddings": "value_embedding",
         "residual_scale_L": "scalar",
         "embedding_scale_L": "embedding_scalar",
+        "bigram_embedding": "embedding",
+        "bigram_scale_L": "embedding_scalar",
         "head": "head",
     }
 
@@ -282,6 +301,14 @@ class Transformer(nn.Module):
                     str(layer): nn.Embedding(config.vocab_size, config.kv_heads * config.head_size)
                     for layer in value_layers
                 }
+            )
+            self.bigram_embedding = (
+                None
+                if config.bigram_rows is None
+                else nn.Embedding(config.bigram_rows, config.width)
+            )
+            self.bigram_scale_L = (
+                None if config.bigram_rows is None else nn.Parameter(torch.empty(config.n_layer))
             )
             self.rotary = Rotary(config) if config.position == "rope" else None
             self.embed_norm = make_norm(config, config.width) if config.embed_norm else None
@@ -424,30 +451,71 @@ class Transformer(nn.Module):
             dtype = self.compute_dtype()
             kernel = make_kernel(self.config, tokens_BT, doc_BT, dtype, self.parts)
         columns_BT = positions_BT
+        pairs_BT = self._pairs(tokens_BT, doc_BT, cache, slots_BT)
         if self.parts is not None and cache is None:
             column_BT = torch.arange(length, device=tokens_BT.device)[None]
             place_BT = column_BT if doc_BT is None else column_BT - document_starts(doc_BT)
             columns_BT, positions_BT = self.parts.take(column_BT), self.parts.take(place_BT)
             tokens_BT = self.parts.take(tokens_BT)
+            pairs_BT = None if pairs_BT is None else self.parts.take(pairs_BT)
         rotation = None if self.rotary is None else self.rotary(length, columns_BT)
         shared = Pass(kernel, rotation, cache, slots_BT, doc_BT)
 
         x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
-        scales = None
-        if self.residual_scale_L is not None and self.embedding_scale_L is not None:
-            scales = _plain(self.residual_scale_L), _plain(self.embedding_scale_L)
+        mixes = self._mixes(embedding_BTD, pairs_BT)
         for layer, block in enumerate(self.blocks):
-            mix = None if scales is None else Mix(scales[0][layer], scales[1][layer], embedding_BTD)
             value_BTC = (
                 self.value_embeddings[str(layer)](tokens_BT)
                 if self.config.has_value_embedding(layer)
                 else None
             )
-            x_BTD = block(x_BTD, shared, value_BTC, mix)
+            x_BTD = block(x_BTD, shared, value_BTC, mixes[layer])
         hidden_BTD: Tensor = self.final_norm(x_BTD)
         if self.config.logit_scale is not None:
             hidden_BTD = hidden_BTD * self.config.logit_scale
         return hidden_BTD
+
+    def _mixes(self, embedding_BTD: Tensor, pairs_BT: Tensor | None) -> list[Mix | None]:
+        """Return what is mixed into the stream before each block."""
+        mixes: list[Mix | None] = [None] * self.config.n_layer
+        if self.residual_scale_L is not None and self.embedding_scale_L is not None:
+            stream_L, embedding_L = _plain(self.residual_scale_L), _plain(self.embedding_scale_L)
+            mixes = [
+                Mix(stream_L[layer], embedding_L[layer], embedding_BTD)
+                for layer in range(self.config.n_layer)
+            ]
+        if pairs_BT is not None:
+            assert self.bigram_embedding is not None
+            assert self.bigram_scale_L is not None
+            bigram_BTD = self.bigram_embedding(pairs_BT.clamp(min=0)) * (pairs_BT >= 0)[..., None]
+            bigram_BTD, bigram_L = self.dropout(bigram_BTD), _plain(self.bigram_scale_L)
+            mixes = [
+                (mix or Mix())._replace(bigram=bigram_L[layer], bigram_BTD=bigram_BTD)
+                for layer, mix in enumerate(mixes)
+            ]
+        return mixes
+
+    def _pairs(
+        self,
+        tokens_BT: Tensor,
+        doc_BT: Tensor | None,
+        cache: KVCache | None,
+        slots_BT: Tensor | None,
+    ) -> Tensor | None:
+        """Hash each token and the one before it in its document, (B, T) int64; -1 for no pair."""
+        if self.config.bigram_rows is None:
+            return None
+        if cache is not None:
+            assert slots_BT is not None
+            before_BT = cache.previous(tokens_BT, slots_BT)
+        else:
+            before_BT = F.pad(tokens_BT[:, :-1].long(), (1, 0), value=-1)
+            if doc_BT is not None:
+                same_BT = F.pad(doc_BT[:, 1:] == doc_BT[:, :-1], (1, 0), value=False)
+                before_BT = torch.where(same_BT, before_BT, -1)
+        # Two primes of xxHash. Ids have at most 31 bits, so that no product leaves 64.
+        mixed_BT = (before_BT * 2_246_822_519) ^ (tokens_BT.long() * 2_654_435_761)
+        return torch.where(before_BT >= 0, mixed_BT % self.config.bigram_rows, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into logits (..., V), capped if the config says so."""

@@ -167,6 +167,11 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
                 f"parallel.tp={tp}: model.net.block={net.block!r} may hold matrices that nobody"
                 " knows how to split; set parallel.tp: 1 and use parallel.dp_shard"
             )
+        if net.bigram_rows is not None:
+            raise UserError(
+                f"parallel.tp={tp}: model.net.bigram_rows={net.bigram_rows} is a table that cannot"
+                " be split over devices; set parallel.tp: 1 and use parallel.dp_shard"
+            )
         split = net.tp_sizes
         wrong = [f"{name}={size}" for name, size in split.items() if size % tp]
         if wrong:

@@ -43,13 +43,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "residual_scalars": True,
         "embed_norm": True,
         "activation": "relu2",
+        "bigram_rows": 40,
     },
 }
 
 
 def build(variant: str) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(ModelConfig(**{**SMALL, **VARIANTS[variant]})).double()
+    model = Transformer(ModelConfig(**{**SMALL, **VARIANTS[variant]})).double()
+    if model.bigram_embedding is not None:  # zero at first
+        model.bigram_embedding.weight.data.normal_(0.0, 4.0)
+    return model
 
 
 @torch.no_grad()
@@ -96,14 +100,22 @@ def test_forgetting_makes_room() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [[7, 7], [7, 3]], ids=["even", "uneven"])
-def test_rows_can_be_copied_into_a_longer_cache(lengths: list[int]) -> None:
-    model = build("qwen3")
+@pytest.mark.parametrize("variant", ["qwen3", "nanochat"])
+def test_rows_can_be_copied_into_a_longer_cache(variant: str, lengths: list[int]) -> None:
+    model = build(variant)
     prompts_BT, next_BT = torch.randint(23, (2, 7)), torch.randint(23, (4, 1))
     cache = KVCache(model.config, 2, 7, dtype=torch.float64)
     model(prompts_BT, cache=cache)
     cache.truncate(lengths)
     rows = torch.tensor([1, 0, 0, 1])
-    found = model(next_BT, cache=cache.resized(9, rows))[:, 0]
+    longer = cache.resized(9, rows)
+    found = model(next_BT, cache=longer)[:, 0]
+    longer.keep(torch.tensor([3, 0]))
+    again = model(next_BT[:2], cache=longer)[:, 0]
+    kept = [torch.cat((prompts_BT[rows[i], : lengths[rows[i]]], next_BT[i])) for i in (3, 0)]
+    for i, before in enumerate(kept):
+        whole = model(torch.cat((before, next_BT[i]))[None])[0, -1]
+        torch.testing.assert_close(again[i], whole, rtol=0, atol=1e-10)
     for i, row in enumerate(rows.tolist()):
         whole = model(torch.cat((prompts_BT[row, : lengths[row]], next_BT[i]))[None])[0, -1]
         torch.testing.assert_close(found[i], whole, rtol=0, atol=1e-10)

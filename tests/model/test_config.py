@@ -142,6 +142,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         if value_embeddings == "none"
         else draw(st.sampled_from([None, 12])),
         residual_scalars=draw(st.booleans()),
+        bigram_rows=draw(st.sampled_from([None, 70])),
     )
 
 

@@ -117,6 +117,16 @@ def test_first_values_by_part(init: str, activation: str) -> None:
                 assert torch.equal(after, before), (option, name)
 
 
+def test_pairs_draw_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    plain = dict(Transformer(ModelConfig(**PLAIN)).named_parameters())
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**PLAIN, bigram_rows=64))
+    for name, weight in model.named_parameters():
+        if not name.startswith("bigram_"):
+            assert torch.equal(weight, plain[name]), name
+
+
 def test_one_layer_has_the_first_values() -> None:
     model = Transformer(
         ModelConfig(n_layer=1, residual_scalars=True, residual_scale_init=(1.15, 1.05))

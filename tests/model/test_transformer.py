@@ -143,6 +143,44 @@ def test_logits_are_capped() -> None:
     torch.testing.assert_close(model.logits(model(tokens())), 2 * torch.tanh(plain / 2))
 
 
+@pytest.mark.parametrize("scalars", [True, False])
+def test_pairs_of_tokens_enter_before_every_block(scalars: bool) -> None:
+    """Against a network without them, to whose stream they are added from outside."""
+    rows, n_layer = 20, 3
+    torch.manual_seed(0)
+    shape = {"residual_scalars": scalars, "n_layer": n_layer}
+    model = Transformer(small(bigram_rows=rows, **shape)).double()
+    plain = Transformer(small(**shape)).double()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    row = tokens(12, 2)
+    doc = torch.tensor([[0] * 4 + [1] * 8, [5] * 1 + [6] * 1 + [7] * 10])
+    table, scale_L = model.bigram_embedding.weight, model.bigram_scale_L
+    assert table.abs().max() == 0
+    assert scale_L.tolist() == pytest.approx([0.1] * n_layer)
+    torch.testing.assert_close(model(row, doc), plain(row, doc))
+    table.data.normal_()
+    scale_L.data = torch.tensor([0.3, -0.7, 0.5], dtype=torch.float64)
+
+    added = torch.zeros(2, 12, 32, dtype=torch.float64)
+    seen = {}
+    for b in range(2):
+        for t in range(1, 12):
+            if doc[b, t] == doc[b, t - 1]:
+                before, now = int(row[b, t - 1]), int(row[b, t])
+                place = ((before * 2246822519) ^ (now * 2654435761)) % rows
+                seen[before, now] = place
+                added[b, t] = table[place]
+    assert len(set(seen.values())) > rows / 3  # the pairs spread over the table
+    for layer, block in enumerate(plain.blocks):
+        own = block.transform
+        block.transform = lambda x, *rest, own=own, at=layer: own(x + scale_L[at] * added, *rest)
+    torch.testing.assert_close(model(row, doc), plain(row, doc))
+
+    # Alone every document is the same: nothing comes from the one before it.
+    alone = model(row[:1, 4:])
+    torch.testing.assert_close(model(row, doc)[:1, 4:], alone)
+
+
 @pytest.mark.parametrize("norm_weight", [True, False])
 @pytest.mark.parametrize("position", ["rope", "none"])
 def test_a_scale_of_queries_and_keys_is_one_of_their_gains(

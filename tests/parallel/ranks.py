@@ -38,11 +38,14 @@ EVERYTHING: dict[str, Any] = {
     "value_embeddings": "alternate", "residual_scalars": True, "embed_norm": True,
     "qkv_bias": True, "logit_softcap": 15.0,
 }  # fmt: skip
+PAIRS: dict[str, Any] = {"bigram_rows": 96}
 CASES: dict[str, dict[str, Any]] = {
     "untied": {"steps": 20},
     "tied": {"tie_embeddings": True, "activation": "relu2"},
     "everything": EVERYTHING,
     "muon": {"recipe": MuonAdamW()},
+    "pairs": PAIRS,
+    "pairs and scalars": PAIRS | EVERYTHING,
     "levelled": {"recipe": MuonAdamW(update_beta2=0.9)},
     "learned": {
         "position": "learned",

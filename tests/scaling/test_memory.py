@@ -324,6 +324,8 @@ def test_stages_and_muon() -> None:
     [
         ModelConfig(tie_embeddings=True, position="learned", norm="layernorm", ffn_bias=True),
         ModelConfig(value_embeddings="alternate", residual_scalars=True, qk_norm=True),
+        ModelConfig(bigram_rows=100),
+        ModelConfig(bigram_rows=100, residual_scalars=True),
     ],
 )
 def test_parameters_by_role_are_those_of_the_network(config: ModelConfig) -> None:
