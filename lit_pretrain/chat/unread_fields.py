@@ -8,7 +8,7 @@ something else than its author meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 Unread = Literal["nothing", "label", "text", "media"]
@@ -20,14 +20,18 @@ _MEDIA = frozenset(
     video_url videos wav waveform""".split()
 )
 PROMPT_FIELDS = frozenset(
-    """article background chat_history context conversation conversations demonstrations dialog
-    dialogue docs document documents evidence examples few_shot functions history hint hints input
-    input_text inputs instruction instructions messages paragraph passage passages persona
-    preamble previous prompt prompts query queries question question_text questions scenario story
-    subject system system_message system_prompt task_description tools user user_input user_prompt
+    """article background candidates chat_history choices context conversation conversations
+    demonstrations dialog dialogue docs document documents evidence examples few_shot
+    functions hint hints history input input_text inputs instruction instructions messages
+    options paragraph passage passages persona preamble previous prompt prompts queries
+    query question question_text questions scenario starter_code story subject system
+    system_message system_prompt task_description tools user user_input user_prompt
     utterance""".split()
 )
 """Names of fields that hold a part of what is asked."""
+_CHOICE = re.compile(r"(?:(?:option|choice)_?)?[a-e]|(?:option|choice|ending|sol)_?\d")
+"""Names of fields that hold one of several answers to choose from."""
+_CHOICES = frozenset({"candidates", "choices", "options"})
 _ANSWER_FIELDS = frozenset(
     """answer answers chain_of_thought chosen code completion completions cot explanation
     explanations final_answer gold output outputs rationale reasoning reasoning_content rejected
@@ -46,7 +50,14 @@ _TEXT = re.compile(r"\S\s+\S|[^\x00-\u024f]{8,}")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-def what_is_unread(name: str, value: Any, read: Sequence[str], *, all_text: bool = True) -> Unread:
+def what_is_unread(
+    name: str,
+    value: Any,
+    read: Sequence[str],
+    *,
+    all_text: bool = True,
+    speakers: Collection[str] = (),
+) -> Unread:
     """Tell what a field holds that nobody reads.
 
     Args:
@@ -56,6 +67,7 @@ def what_is_unread(name: str, value: Any, read: Sequence[str], *, all_text: bool
             or all of them written once more.
         all_text: Whether text under any name counts; otherwise that under names of prompts alone,
             where rewards may read the other fields.
+        speakers: Names of roles, which say nothing.
     """
     name = _CAMEL.sub("_", name).lower()
     texts = strings_of(value)
@@ -63,8 +75,11 @@ def what_is_unread(name: str, value: Any, read: Sequence[str], *, all_text: bool
         return "nothing"
     if name in _MEDIA or _is_media(value):
         return "media"
-    lost = [text for text in texts if not _repeats(text.strip(), read)]
-    if name in PROMPT_FIELDS or (all_text and name in _ANSWER_FIELDS):
+    lost = [text for text in texts if text not in speakers and not _repeats(text.strip(), read)]
+    choice = name in _CHOICES or _CHOICE.fullmatch(name) is not None
+    if choice:  # which the question may list, however short they are
+        lost = [text for text in lost if not any(text.strip() in other for other in read)]
+    if choice or name in PROMPT_FIELDS or (all_text and name in _ANSWER_FIELDS):
         return "text" if lost else "label"
     if all_text and not _LABEL.search(name) and any(_TEXT.search(text) for text in lost):
         return "text"
@@ -122,3 +137,29 @@ PLACEHOLDER = re.compile(
     r"|\[IMG\]"
 )
 """What stands for a picture, a film or a sound within a text."""
+
+_BEGIN = re.compile(
+    r"\s*(?:<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|<\|startoftext\|>|<\|endoftext\|>"
+    r"|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)?\s*"
+    r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|start\|>|<\|start_of_role\|>"
+    r"|<\|START_OF_TURN_TOKEN\|>|<\|(?:system|user|assistant|developer)\|>|<｜User｜>|\[INST\])"
+)
+"""What a conversation begins with that a chat template has written."""
+_END = re.compile(
+    r"(<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<\|endoftext\|>|<end_of_turn>|<turn\|>"
+    r"|<\|end\|>|<\|return\|>|<\|call\|>|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>|<eos>|</s>)\s*\Z"
+)
+"""What an answer ends with that a chat template has written."""
+
+
+def template_mark(text: str) -> str | None:
+    """Find the mark at the beginning or end of a text that a chat template has written.
+
+    `</s>` is none where it closes an HTML element.
+    """
+    if (begin := _BEGIN.match(text)) is not None:
+        return begin[1]
+    end = _END.search(text, max(0, len(text) - 40))
+    if end is None or (end[1] == "</s>" and "<s>" in text):
+        return None
+    return end[1]

@@ -64,9 +64,43 @@ def detect_format(
     names = ", ".join(sorted({repr(key) for row in sample for key in row})) or "none"
     tried = "".join(f"\n  {name}: {why}" for name, why in found.complaints.items())
     tried += f"\nThey are rows of another kind: {'; '.join(takers)}." if takers else ""
+    tried += _likely(sample, kind) if not takers else ""
     raise UserError(
         f"{setting}.format=auto: no format gives a {kind} of rows with the fields {names}."
         f"{tried}\nName one with `format`, and the parts in `fields`."
+    )
+
+
+_ASKED = ("problem", "query", "question", "instruction", "input", "inputs", "prompt")
+_ANSWERED = {
+    "conversation": ("response", "output", "completion", "solution", "answer", "target", "targets"),
+    "problem": ("answer", "final_answer", "ground_truth", "solution", "target", "targets"),
+}
+"""Usual names of questions and answers, the likeliest first."""
+
+
+def _likely(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Propose fields for rows of an unknown layout, as a line."""
+    shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    for name in shared if kind == "conversation" else ():
+        for role in ("role", "from"):
+            if all(_has_turns(row[name], role) for row in rows):
+                format = "messages" if role == "role" else "sharegpt"
+                return f"\nPerhaps format: {format}, fields: {{messages: {name}}}."
+    by_name = {name.lower(): name for name in shared}
+    asked = next((by_name[name] for name in _ASKED if name in by_name), None)
+    answered = next((by_name[name] for name in _ANSWERED.get(kind, ()) if name in by_name), None)
+    if asked is None or answered is None:
+        return ""
+    part = "completion" if kind == "conversation" else "answer"
+    return f"\nPerhaps format: prompt_{part}, fields: {{prompt: {asked}, {part}: {answered}}}."
+
+
+def _has_turns(value: Any, role: str) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) and role in message for message in value)
     )
 
 
@@ -95,6 +129,10 @@ def _find(
             continue
         own = find_format(name, kind=kind, fields=fields, roles=roles, setting=setting)
         if not all(has_parts(row, own) for row in rows):
+            continue
+        if own.shape == "tree" and not all(
+            isinstance(row.get(own.fields["prompt"]), Mapping) for row in rows
+        ):
             continue
         complaint = _complaint(rows, own, kind, ignore)
         if complaint is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os.path import commonprefix
@@ -23,7 +25,12 @@ from lit_pretrain.chat.messages import (
     check_messages,
 )
 from lit_pretrain.chat.tool_calls import calls_of, tools_of
-from lit_pretrain.chat.unread_fields import PLACEHOLDER, strings_of, what_is_unread
+from lit_pretrain.chat.unread_fields import (
+    PLACEHOLDER,
+    strings_of,
+    template_mark,
+    what_is_unread,
+)
 from lit_pretrain.data.chat.formats import CALL, REFERENCE, ROW_FORMATS, RowFormat, has_parts
 from lit_pretrain.data.chat.message_fields import read_content, read_label, read_weight
 from lit_pretrain.data.chat.transcripts import (
@@ -66,6 +73,7 @@ def read_row(
     Raises:
         BadRow: The row does not fit the format, or holds nothing to learn.
     """
+    whole = row
     if ignore:
         row = _without(row, ignore)
     parts = _parts(row, format)
@@ -78,12 +86,12 @@ def read_row(
         notes = (*notes, *_unread(row, format, parts, kind=kind, ignore=ignore))
     if not learned:
         raise BadRow("nothing_learned", "the row itself has the weight 0", mistake=False)
-    result = _READERS[kind](parts, format, row)
+    result = _READERS[kind](parts, format, whole)  # rewards may read what is ignored here
     _refuse_placeholders(result, ignore)
-    guessed = _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str)
-    if options or notes or guessed:
-        notes = (*notes, "prompt_guessed") if guessed else notes
-        result = replace(result, options=dict(options), notes=tuple(notes))
+    _refuse_rendered(result, ignore)
+    notes = (*notes, *_remarks(row, parts, format))
+    if options or notes:
+        result = replace(result, options=dict(options), notes=notes)
     return result if system is None else result.with_system(system)
 
 
@@ -144,7 +152,8 @@ def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
         return Conversation(messages=(), prompt=0, segments=(Segment(text, True, False),))
     if "completion" in parts:
         prompt = _prompt(parts, format)
-        messages = (*prompt, *_completion(parts["completion"], format, "the completion"))
+        completion = _completion(parts["completion"], format, "the completion")
+        messages = (*prompt, *_without_prompt(prompt, completion, "the completion"))
         count = len(prompt)
     else:
         messages = _prompt(parts, format)
@@ -164,12 +173,7 @@ def _preference(parts: Parts, format: RowFormat, row: Row) -> Preference:
         chosen, rejected = (
             _completion(parts[name], format, name) for name in ("chosen", "rejected")
         )
-        # Some datasets repeat the prompt at the beginning of both answers.
-        if len(prompt) and all(
-            len(answer) > len(prompt) and answer[: len(prompt)] == prompt
-            for answer in (chosen, rejected)
-        ):
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        prompt, chosen, rejected = _apart(prompt, chosen, rejected)
     else:
         prompt, chosen, rejected = _implicit(parts["chosen"], parts["rejected"], format)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -213,6 +217,7 @@ def _verdict(parts: Parts, format: RowFormat, row: Row) -> JudgedAnswer:
     prompt = _prompt(parts, format)
     if "completion" in parts:
         completion = _completion(parts["completion"], format, "the completion")
+        completion = _without_prompt(prompt, completion, "the completion")
     else:
         last = max(
             (i for i, message in enumerate(prompt) if message.get("role") == "assistant"),
@@ -293,10 +298,56 @@ def _parts(row: Row, format: RowFormat) -> Parts:
         BadRow: One that the format needs is missing.
     """
     return {
-        part: value
+        part: _listed(value) if part in _SPOKEN else value
         for part, name in format.fields.items()
         if (value := _value(row, name, part, format)) is not None
     }
+
+
+_SPOKEN = ("messages", "prompt", "completion", "chosen", "rejected")
+"""Parts that may be lists of messages."""
+
+
+def _listed(value: Any) -> Any:
+    """Return the messages whose JSON text a field holds, as tables store them; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    there = (
+        isinstance(found, list)
+        and found
+        and all(
+            isinstance(message, Mapping) and message.keys() & {"role", "from"} for message in found
+        )
+    )
+    return found if there else value
+
+
+_SCORES = ("score", "rating")
+
+
+def _remarks(row: Row, parts: Parts, format: RowFormat) -> list[str]:
+    """Return notes on what a row says that makes it doubtful."""
+    notes = []
+    if _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str):
+        notes.append("prompt_guessed")
+    for name in _SCORES:
+        for chosen, rejected in (
+            (row.get(f"chosen_{name}"), row.get(f"rejected_{name}")),
+            (row.get(f"{name}_chosen"), row.get(f"{name}_rejected")),
+        ):
+            scored = isinstance(chosen, int | float) and isinstance(rejected, int | float)
+            if "chosen" in parts and scored and chosen < rejected:
+                notes.append("chosen_scored_lower")
+    prompt = parts.get("prompt")
+    answers = [parts[name] for name in ("completion", "chosen", "rejected") if name in parts]
+    if isinstance(prompt, str) and len(prompt.strip()) >= 16 and answers:
+        begins = [isinstance(a, str) and a.strip().startswith(prompt.strip()) for a in answers]
+        notes += ["answer_repeats_prompt"] if all(begins) else []
+    return notes
 
 
 def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
@@ -462,7 +513,11 @@ def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Mess
             _completion(chosen[cut:], format, "chosen"),
             _completion(rejected[cut:], format, "rejected"),
         )
-    a, b = _completion(chosen, format, "chosen"), _completion(rejected, format, "rejected")
+    return _split(_completion(chosen, format, "chosen"), _completion(rejected, format, "rejected"))
+
+
+def _split(a: tuple[Message, ...], b: tuple[Message, ...]) -> tuple[tuple[Message, ...], ...]:
+    """Split two lists of messages into what both begin with and two answers."""
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1
@@ -475,6 +530,63 @@ def _implicit(chosen: Any, rejected: Any, format: RowFormat) -> tuple[tuple[Mess
     ):
         n -= 1
     return a[:n], a[n:], b[n:]
+
+
+def _apart(
+    prompt: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], ...]:
+    """Move what both answers begin with into the prompt, which some datasets repeat there.
+
+    Raises:
+        BadRow: An answer begins with other words of the user.
+    """
+    answers = [_tail(prompt, answer) for answer in (chosen, rejected)]
+    if all(answer and answer[0].get("role") in ("system", "user") for answer in answers):
+        # Whole conversations, of which the prompt is the last question, say.
+        shared, chosen, rejected = _split(*answers)
+        said = [_words(message) for message in shared]
+        if shared and all(
+            _words(message) in said for message in prompt if message.get("role") != "system"
+        ):
+            system = prompt[:1] if prompt and prompt[0].get("role") == "system" else ()
+            has_system = shared[0].get("role") == "system"
+            return (*(() if has_system else system), *shared), chosen, rejected
+    for answer, name in zip(answers, ("chosen", "rejected"), strict=True):
+        _without_prompt(prompt, answer, name)
+    shared, chosen, rejected = _split(*answers)
+    return (*prompt, *shared), chosen, rejected
+
+
+def _words(message: Message) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
+
+
+def _tail(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return an answer without the prompt, if it repeats it, with its system message or not."""
+    for begin in (prompt, prompt[1:] if prompt and prompt[0].get("role") == "system" else ()):
+        if begin and len(answer) > len(begin) and answer[: len(begin)] == begin:
+            return answer[len(begin) :]
+    return answer
+
+
+def _without_prompt(
+    prompt: tuple[Message, ...], answer: tuple[Message, ...], what: str
+) -> tuple[Message, ...]:
+    """Return an answer without the prompt that it may repeat.
+
+    Raises:
+        BadRow: It begins with other words of the user, which stand twice then, or were learned.
+    """
+    answer = _tail(prompt, answer)
+    if answer and answer[0].get("role") in ("system", "user"):
+        raise BadRow(
+            "prompt_in_answer",
+            f"{what} begins with a message of the {answer[0].get('role')}"
+            f" ({_words(answer[0])[:40]!r}), which the prompt does not end with; give the prompt"
+            " or whole conversations, not parts of both",
+        )
+    return answer
 
 
 def _segments(value: Any) -> tuple[Segment, ...]:
@@ -540,7 +652,10 @@ def _unread(
     paths = set(format.fields.values()) | set(_ROW_WEIGHTS) | {_OPTIONS}
     notes = []
     for name, value in _leftover(row, paths):
-        what = what_is_unread(name.rsplit(".", 1)[-1], value, read, all_text=kind != "problem")
+        _refuse_structure(name, value, format, kind)
+        what = what_is_unread(
+            name.rsplit(".", 1)[-1], value, read, all_text=kind != "problem", speakers=speakers
+        )
         if what == "nothing":
             continue
         if name in format.unused or what == "label":
@@ -556,7 +671,10 @@ def _unread(
         others = [
             other
             for other, f in ROW_FORMATS.items()
-            if kind in f.kinds() and name in f.fields.values() and has_parts(row, f)
+            if kind in f.kinds()
+            and name in f.fields.values()
+            and has_parts(row, f)
+            and (f.shape != "tree" or isinstance(value, Mapping))
         ]
         free = sorted(
             part
@@ -572,6 +690,38 @@ def _unread(
             + drop,
         )
     return tuple(notes)
+
+
+_THREAD = frozenset({"role", "from", "speaker", "parent_id", "parent_message_id"})
+"""Fields that say that a row is one message of a thread."""
+_VERDICT = re.compile(
+    r"label|(?:is_)?(?:accepted|approved|correct|desirable|good|passed|preferred|safe|success"
+    r"|thumbs_up|valid)"
+)
+"""Fields that say whether an answer is a good one."""
+
+
+def _refuse_structure(name: str, value: Any, format: RowFormat, kind: str) -> None:
+    """Refuse a field that says that the row is not what the format takes it for.
+
+    Raises:
+        BadRow: The row is one message of a thread, or its answer is a bad one.
+    """
+    if format.shape == "text" and name in _THREAD and value is not None:
+        raise BadRow(
+            "unread_field",
+            f"the row's field {name!r} ({value!r}) says that its text is one message of a thread,"
+            " and it would be learned as a document of its own. Write every thread as a row with"
+            f" messages; or leave the field out by name with ignore: [{name}]",
+        )
+    no = value is False or (name == "label" and value == 0 and isinstance(value, int))
+    if kind == "conversation" and format.shape == "plain" and no and _VERDICT.fullmatch(name):
+        raise BadRow(
+            "judged_bad",
+            f"the row's field {name!r} is {value!r}: its answer is a bad one, which would be"
+            " imitated. KTOData learns from good and bad answers; or leave such rows out (with"
+            f" data.on_bad_row drop), or the field by name with ignore: [{name}]",
+        )
 
 
 def _leftover(row: Row, paths: Collection[str], before: str = "") -> list[tuple[str, Any]]:
@@ -605,6 +755,27 @@ def _refuse_placeholders(row: TrainingRow, ignore: Collection[str]) -> None:
                     " sound or film belongs, and only text can be learned; leave such rows out, or"
                     f" say that it is text: ignore: ['{mark}']",
                 )
+
+
+def _refuse_rendered(row: TrainingRow, ignore: Collection[str]) -> None:
+    """Refuse texts that a chat template has written already.
+
+    Raises:
+        BadRow: A text begins or ends with the mark of a turn.
+    """
+    texts = [m.get("content") or "" for m in row.spoken() if m["role"] != "tool"]
+    if isinstance(row, Conversation):
+        texts += [segment.text for segment in row.segments if not segment.spells_tokens]
+    for text in texts:
+        mark = template_mark(text)
+        if mark is not None and mark not in ignore:
+            raise BadRow(
+                "rendered",
+                f"a text holds {mark!r}, the mark of a turn, as if a chat template had written it"
+                f" ({text.strip()[:40]!r}): the spelling of the mark would be learned as text, and"
+                " all turns as one. Give the messages without it; or, as pieces of text that spell"
+                f" tokens, the format input_output; or say that it is text: ignore: ['{mark}']",
+            )
 
 
 def _number(value: Any, name: str) -> float:
