@@ -29,7 +29,7 @@ PROMPT_FIELDS = frozenset(
     utterance""".split()
 )
 """Names of fields that hold a part of what is asked."""
-_CHOICE = re.compile(r"(?:(?:option|choice)_?)?[a-e]|(?:option|choice|ending|sol)_?\d")
+_CHOICE = re.compile(r"[A-E]|(?:option|choice)_?[A-Ea-e]|(?:option|choice|ending|sol)_?\d")
 """Names of fields that hold one of several answers to choose from."""
 _CHOICES = frozenset({"candidates", "choices", "options"})
 _ANSWER_FIELDS = frozenset(
@@ -69,6 +69,7 @@ def what_is_unread(
             where rewards may read the other fields.
         speakers: Names of roles, which say nothing.
     """
+    choice = _CHOICE.fullmatch(name) is not None
     name = _CAMEL.sub("_", name).lower()
     texts = strings_of(value)
     if not texts and _empty(value):
@@ -76,7 +77,7 @@ def what_is_unread(
     if name in _MEDIA or _is_media(value):
         return "media"
     lost = [text for text in texts if text not in speakers and not _repeats(text.strip(), read)]
-    choice = name in _CHOICES or _CHOICE.fullmatch(name) is not None
+    choice = choice or name in _CHOICES
     if choice:  # which the question may list, however short they are
         lost = [text for text in lost if not any(text.strip() in other for other in read)]
     if choice or name in PROMPT_FIELDS or (all_text and name in _ANSWER_FIELDS):
