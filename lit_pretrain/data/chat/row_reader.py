@@ -314,7 +314,7 @@ def _listed(value: Any) -> Any:
         return value
     try:
         found = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested more deeply than any message
         return value
     there = (
         isinstance(found, list)
@@ -339,9 +339,8 @@ def _remarks(row: Row, parts: Parts, format: RowFormat) -> list[str]:
             (row.get(f"chosen_{name}"), row.get(f"rejected_{name}")),
             (row.get(f"{name}_chosen"), row.get(f"{name}_rejected")),
         ):
-            scored = isinstance(chosen, int | float) and isinstance(rejected, int | float)
-            if "chosen" in parts and scored and chosen < rejected:
-                notes.append("chosen_scored_lower")
+            if isinstance(chosen, int | float) and isinstance(rejected, int | float):
+                notes += ["chosen_scored_lower"] if chosen < rejected else []
     prompt = parts.get("prompt")
     answers = [parts[name] for name in ("completion", "chosen", "rejected") if name in parts]
     if isinstance(prompt, str) and len(prompt.strip()) >= 16 and answers:
