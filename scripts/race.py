@@ -5,12 +5,18 @@ All read the same text in the same order.
     python scripts/race.py --entrants configs/race/shapes.yaml --seconds 240 --runs runs/race
     python scripts/race.py --entrants configs/race/shapes.yaml --only 6x384 3x192 --seeds 0 1 2
 
-A file of entrants is a mapping: name -> options of `lit_pretrain fit`. First all of them are timed,
-taking steps in turn (A B C A B C ...): the median step decides how many steps fit into the time,
-and schedules need to know their end. Then each trains in full, one after the other, so that a busy
-machine costs patience and changes no figure. The first entrant is timed with every group of others,
-and the others count by their ratio to it. Timings and finished runs stay in --runs: a race that was
-stopped, or has got more entrants, goes on. Options that are not named here go to every run.
+A file of entrants is a mapping: name -> options of `lit_pretrain fit`, or a script with its options
+that trains something else on the same rows (scripts/race_nanochat.py: nanochat's own code). First
+all of them are timed, taking steps in turn (A B C A B C ...): the median step decides how many
+steps fit into the time, and schedules need to know their end. Then each trains in full, one after
+the other, so that a busy machine costs patience and changes no figure. The first entrant is timed
+with every group of others, and the others count by their ratio to it. Timings and finished runs
+stay in --runs: a race that was stopped, or has got more entrants, goes on. Options that are not
+named here go to every `fit`.
+
+A script is given --steps, --seed, --runs and --name, and leaves RUNS/NAME/result.json with
+`parameters`, `tokens` and `bits_per_byte`; with --take_turns it waits for `turns.Turns` before each
+step.
 
 The table shows parameters, seconds a step, steps, tokens, and for each seed bits per byte over all
 held-out text; the last column is the mean as a ratio to the first entrant.
@@ -29,11 +35,22 @@ import yaml
 from turns import Contestant, take_turns
 
 
-def fit(options: Sequence[str], runs: Path, name: str, steps: int) -> list[str]:
+def is_script(given: Sequence[str]) -> bool:
+    """Tell whether an entrant is a script of its own, and not options of `lit_pretrain fit`."""
+    return given[0].endswith(".py")
+
+
+def command(given: Sequence[str], runs: Path, name: str, *, steps: int, seed: int) -> list[str]:
     """Write the command that trains one entrant for some steps."""
+    where = ["--runs", str(runs), "--name", name]
+    if is_script(given):
+        return [
+            sys.executable, "-W", "ignore", *given, *where,
+            "--steps", str(steps), "--seed", str(seed),
+        ]  # fmt: skip
     return [
-        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *options,
-        "--runs", str(runs), "--name", name,
+        sys.executable, "-W", "ignore", "-m", "lit_pretrain", "fit", *given, *where,
+        "--model.seed", str(seed), "--data.seed", str(seed),
         "--max_tokens", "null", "--max_flops", "null", "--max_steps", str(steps),
         "--data.val_tokens", "null", "--validate_every", "0", "--checkpoint_every", "0",
         "--sample_prompts", "[]", "--log_every", "5",
@@ -63,8 +80,11 @@ def time_steps(
     for names in groups(new, together):
         contestants = {
             name: Contestant([
-                *fit(entrants[name], runs / "timing", f"{name}-{len(known)}", 10_000),
-                "--trainer.callbacks+=turns.TakeTurns",
+                *command(
+                    entrants[name], runs / "timing", f"{name}-{len(known)}", steps=10_000, seed=0
+                ),
+                "--take_turns" if is_script(entrants[name])
+                else "--trainer.callbacks+=turns.TakeTurns",
             ])
             for name in names
         }  # fmt: skip
@@ -79,27 +99,41 @@ def time_steps(
     return known
 
 
-def train(options: Sequence[str], runs: Path, name: str, steps: int) -> dict[str, Any]:
-    """Train one entrant, unless it has been; return its size, tokens and bits per byte."""
-    folder = runs / name
-    if not (folder / "summary.md").is_file():
-        done = subprocess.run(
-            [*fit(options, runs, name, steps), "--resume", "auto"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            sys.exit(f"{name} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """Read size, tokens and bits per byte of a finished entrant; None if it is not finished."""
+    if (folder / "result.json").is_file():
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return found
+    if not (folder / "metrics.jsonl").is_file():
+        return None
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    facts = json.loads((folder / "provenance.json").read_text())
+    bits = [line["val/bits_per_byte"] for line in lines if "val/bits_per_byte" in line]
+    if not bits:  # it validates at the end only
+        return None
     return {
-        "parameters": facts["parameters"]["total"],
+        "parameters": json.loads((folder / "provenance.json").read_text())["parameters"]["total"],
         "tokens": max(line.get("progress/tokens", 0) for line in lines),
-        "bits": next(
-            line["val/bits_per_byte"] for line in reversed(lines) if "val/bits_per_byte" in line
-        ),
+        "bits_per_byte": bits[-1],
     }
+
+
+def train(given: Sequence[str], runs: Path, name: str, *, steps: int, seed: int) -> dict[str, Any]:
+    """Train one entrant, unless it has been; return its size, tokens and bits per byte."""
+    if (found := result_of(runs / name)) is not None:
+        return found
+    done = subprocess.run(
+        [
+            *command(given, runs, name, steps=steps, seed=seed),
+            *([] if is_script(given) else ["--resume", "auto"]),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = result_of(runs / name)
+    if done.returncode or found is None:
+        sys.exit(f"{name} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return found
 
 
 def main() -> None:
@@ -117,7 +151,7 @@ def main() -> None:
     listed: dict[str, str] = yaml.safe_load(Path(options.entrants).read_text())
     first = next(iter(listed))
     entrants = {
-        name: [*given.split(), *extra]
+        name: given.split() if is_script(given.split()) else [*given.split(), *extra]
         for name, given in listed.items()
         if name == first or not options.only or name in options.only
     }
@@ -133,16 +167,15 @@ def main() -> None:
         steps = max(1, round(options.seconds / seconds[name]))
         found = [
             train(
-                [*given, "--model.seed", str(seed), "--data.seed", str(seed)],
-                options.runs, f"{name}-{options.seconds:g}s-{seed}", steps,
+                given, options.runs, f"{name}-{options.seconds:g}s-{seed}", steps=steps, seed=seed
             )
             for seed in options.seeds
-        ]  # fmt: skip
-        means.append(statistics.mean(each["bits"] for each in found))
+        ]
+        means.append(statistics.mean(each["bits_per_byte"] for each in found))
         print(
             f"{name:28} {found[0]['parameters'] / 1e6:6.1f}M {seconds[name]:6.3f} {steps:6d}"
             f" {found[0]['tokens'] / 1e6:6.2f}M"
-            f" {' '.join(format(each['bits'], '.4f') for each in found):>{8 * len(found)}}"
+            f" {' '.join(format(each['bits_per_byte'], '.4f') for each in found):>{8 * len(found)}}"
             f" {means[-1] / means[0]:7.4f}",
             flush=True,
         )

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,25 +51,35 @@ def test_the_bench(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_race(dataset: Path, tmp_path: Path) -> None:
-    configs = ["configs/pretrain/quickstart.yaml", "configs/pretrain/llama_adamw.yaml"]
-    lines = run(
-        "race.py", "--configs", *configs, f"--data={dataset}", "--seconds=0.05", "--timing_steps=2",
-        f"--runs={tmp_path}",
-        "--model.net.n_layer=1", "--model.net.width=32", "--model.net.n_head=2",
-        "--model.net.ffn_width=64", "--model.net.max_seq_len=64",
-        "--model.compile=off", "--data.seq_len=32", "--data.micro_batch_size=2",
-        "--data.global_batch_tokens=64", "--data.val_tokens=256",
-        "--trainer.accelerator=cpu",
-    ).splitlines()  # fmt: skip
-    assert [line.split()[0] for line in lines] == ["recipe", *configs]
-    for i, line in enumerate(lines[1:]):
-        _, _, seconds, steps, _, nats, bits = line.split()
+def test_the_race(dataset: Path, tmp_path: Path, nanochat: Callable[[str], Path]) -> None:
+    ours = (
+        f"--config configs/pretrain/quickstart.yaml --data.path={dataset} --model.net.n_layer=1"
+        " --model.net.width=32 --model.net.n_head=2 --model.net.ffn_width=64"
+        " --model.net.max_seq_len=64 --model.compile=off --data.seq_len=32"
+        " --data.micro_batch_size=2 --data.global_batch_tokens=64"
+    )
+    theirs = (
+        f"scripts/race_nanochat.py --nanochat={nanochat('Functions')} --data={dataset} --seq_len=32"
+        " --batch_tokens=64 --micro_batch_size=2 --width=32 --compile=off"
+    )
+    entrants = {"ours": ours, "theirs": theirs}
+    (tmp_path / "entrants.yaml").write_text(yaml.safe_dump(entrants, sort_keys=False))
+    command = [
+        "race.py", f"--entrants={tmp_path / 'entrants.yaml'}", "--seconds=0.05",
+        "--timing_steps=2", "--seeds", "1", f"--runs={tmp_path}", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    lines = run(*command).splitlines()
+    assert [line.split()[0] for line in lines] == ["entrant", *entrants]
+    for line in lines[1:]:
+        _, _, seconds, steps, _, bits, ratio = line.split()
         assert (
             int(steps) == max(1, round(0.05 / float(seconds))) or float(seconds) < 0.01
         )  # as printed, to a millisecond
-        assert 0 < float(bits) < float(nats) < 8
-        assert (tmp_path / f"race-{i}" / "summary.md").is_file()  # --runs keeps them
+        assert 0 < float(bits) < 8
+        assert 0 < float(ratio) < 10
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json*")}
+    assert run(*command).splitlines() == lines  # --runs keeps them
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.slow
