@@ -60,10 +60,11 @@ MAY_IMPORT = {
     },
     "roles": {"errors"},
     "transfer": {"errors"},
+    "update_work": set(),
     "model": {"errors", "class_path", "batch", "roles", "transfer"},
     "adapter": {"errors", "batch", "roles"},
     "objective": {"errors", "batch"},
-    "optim": {"errors", "batch_sizes", "batch", "roles", "transfer"},
+    "optim": {"errors", "batch_sizes", "batch", "roles", "transfer", "update_work"},
     "parallel": {"errors", "model", "step_size"},
     "report": {"errors", "files", "redaction", "skips", "batch_sizes"},
     # An adapter is put into its base when it is read.
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     | {"data_lineage", "plain_data", "redaction", "skips", "batch_sizes"},
     # Laws are fitted to run folders.
     "scaling": {"errors", "files", "plain_data", "step_size", "roles", "model", "report"}
-    | {"batch_sizes"},
+    | {"batch_sizes", "update_work"},
     "generate": {"errors", "files", "batch", "model", "tokenizer", "chat"},
     # What a score is worth follows from the lineage.
     "evaluate": {

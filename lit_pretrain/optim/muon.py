@@ -7,15 +7,28 @@ a polynomial in the Gram matrix: with G = X X^T it is X <- (a I + b G + c G^2) X
 drive every singular value that is not tiny into a band around one.
 """
 
-from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any, TypedDict, cast
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lit_pretrain.optim.optimizer import LrScaling, Moving, Orthogonalization, momentum_at
+from lit_pretrain.optim.optimizer import (
+    LrScaling,
+    Moving,
+    Orthogonalization,
+    copies_share,
+    momentum_at,
+    orthogonalization_flops,
+)
+
+if TYPE_CHECKING:
+    from lit_pretrain.optim.matrix_exchange import MatrixExchange
 
 Polynomial = tuple[float, float, float]
 
@@ -125,10 +138,63 @@ memory of a large network.
 """
 
 
+UPDATE_SQUARE = "update_square"
+"""Name of the second moment of an update in the state of a matrix."""
 _SMALLEST_SQUARE = 1e-8
 """Least second moment that an update is divided by; the square of a vector of an orthogonal matrix
 is one at most.
 """
+
+
+class _Stacks:
+    """Matrices that are orthogonalised together, all of a size in one kernel.
+
+    Args:
+        shapes: Of parameters: a matrix, or a stack of them.
+        device: Where they are.
+        method: How they are orthogonalised, and in how many iterations.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        device: torch.device,
+        method: tuple[Orthogonalization, int],
+    ) -> None:
+        self.shapes = shapes
+        self.method = method
+        self.empty = partial(torch.empty, dtype=_precision(device.type), device=device)
+        self._alike: dict[tuple[int, int], list[int]] = {}
+        for number, shape in enumerate(shapes):
+            short, long = sorted(shape[-2:])
+            self._alike.setdefault((short, long), []).append(number)
+        self._stacks_Smn = {
+            sides: self.empty(sum(math.prod(shapes[n][:-2]) for n in numbers), *sides)
+            for sides, numbers in self._alike.items()
+        }
+        self.places = self._views()
+        """What is to be filled: views of the shapes given."""
+
+    def orthogonalize(self) -> list[Tensor]:
+        """Orthogonalise all matrices in place; return views of the shapes given."""
+        kind, iterations = self.method
+        for sides, stack_Smn in self._stacks_Smn.items():
+            self._stacks_Smn[sides] = orthogonalize_(
+                stack_Smn, polynomials(kind, iterations), tighten=kind == "polar_express"
+            )
+        return self._views()
+
+    def _views(self) -> list[Tensor]:
+        views: dict[int, Tensor] = {}
+        for sides, numbers in self._alike.items():
+            leading = [self.shapes[number][:-2] for number in numbers]
+            parts = self._stacks_Smn[sides].split([math.prod(each) for each in leading])
+            for number, part, each in zip(numbers, parts, leading, strict=True):
+                rows, columns = self.shapes[number][-2:]
+                view = part.view(*each, *sides)
+                views[number] = view.mT if rows > columns else view
+        return [views[number] for number in range(len(self.shapes))]
 
 
 class MuonGroup(TypedDict):
@@ -179,6 +245,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {})
+        self._exchanges: dict[tuple[int, ...], MatrixExchange] = {}
+        """By the identities of the parameters."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -194,82 +262,124 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        matrices: list[tuple[MuonGroup, Tensor]] = []
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters and group["algorithm"] == "muon":
-                self._step_muon(cast("MuonGroup", group), parameters)
+            if group["algorithm"] == "muon":
+                matrices += [(cast("MuonGroup", group), parameter) for parameter in parameters]
             elif parameters:
                 self._step_adamw(cast("MuonAdamWGroup", group), parameters)
+        self._step_matrices(matrices)
         return loss
 
-    def _step_muon(self, group: MuonGroup, parameters: list[Tensor]) -> None:
-        step = group["step"]
-        if self.over_run is None:
-            warmup = group["momentum_warmup_steps"]
-            momentum, start = group["momentum"], group["momentum_start"]
-            moving = Moving(
-                momentum_at(step, warmup, momentum, start) if step < warmup else momentum
-            )
-        else:
-            moving = self.over_run(step)
-        group["step"] += 1
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for parameter in parameters:
-            by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, alike in by_shape.items():
-            limit = _STACK_BYTES["cpu" if alike[0].device.type == "cpu" else "cuda"]
-            together = max(1, limit // (2 * shape.numel()))
+    def _step_matrices(self, parameters: list[tuple[MuonGroup, Tensor]]) -> None:
+        """Step the matrices of all groups that Muon updates."""
+        groups = {id(group): group for group, _ in parameters}
+        moving = {key: self._next_step(group) for key, group in groups.items()}
+        plain: dict[Any, list[tuple[MuonGroup, Tensor]]] = {}
+        sharded: dict[Any, list[tuple[MuonGroup, Tensor]]] = {}
+        for group, parameter in parameters:
+            method = group["orthogonalization"], group["iterations"]
+            if hasattr(parameter, "device_mesh"):
+                sharded.setdefault((parameter.device_mesh, method), []).append((group, parameter))
+            else:
+                key = id(group), parameter.shape
+                plain.setdefault(key, []).append((group, parameter))
+        for alike in plain.values():
+            shape, device = alike[0][1].shape, alike[0][1].device.type
+            together = max(1, _most_elements(device) // shape.numel())
             for start in range(0, len(alike), together):
-                self._step_stack(group, alike[start : start + together], moving)
+                self._step_stack(alike[start : start + together], moving)
+        for (_, method), alike in sharded.items():
+            self._step_sharded(alike, moving, method)
 
-    def _step_stack(self, group: MuonGroup, parameters: list[Tensor], moving: Moving) -> None:
-        """Step parameters of one shape with Muon."""
-        rows, columns = parameters[0].shape[-2:]
-        tall = rows > columns
-        each = (
-            parameters[0].shape[:-2].numel()
-        )  # matrices in a parameter: 1, or the experts of a stacked weight
-        stack_Smn = torch.empty(
-            len(parameters) * each,
-            min(rows, columns),
-            max(rows, columns),
-            dtype=_precision(parameters[0].device.type),
-            device=parameters[0].device,
+    def _next_step(self, group: MuonGroup) -> Moving:
+        """Count a step of a group; return what moves over the run."""
+        step, group["step"] = group["step"], group["step"] + 1
+        if self.over_run is not None:
+            return self.over_run(step)
+        warmup = group["momentum_warmup_steps"]
+        momentum, start = group["momentum"], group["momentum_start"]
+        return Moving(momentum_at(step, warmup, momentum, start) if step < warmup else momentum)
+
+    def _step_stack(
+        self, parameters: list[tuple[MuonGroup, Tensor]], moving: dict[int, Moving]
+    ) -> None:
+        """Step parameters of one shape that this process has whole."""
+        group, first = parameters[0]
+        stacks = _Stacks(
+            [tuple(parameter.shape) for _, parameter in parameters],
+            device=first.device,
+            method=(group["orthogonalization"], group["iterations"]),
         )
         # One matrix at a time, not foreach: on a CPU its temporaries stay in the cache.
-        places: tuple[Tensor, ...] = torch.split(stack_Smn, each)
-        for parameter, place in zip(parameters, places, strict=True):
-            update = self._momentum(group, parameter, moving.momentum)
-            update = update.full_tensor() if hasattr(update, "full_tensor") else update
-            wide = update.mT if tall else update
-            place.copy_(wide.view(place.shape) if wide.ndim == 2 else wide.flatten(0, -3))
-        method = group["orthogonalization"]
-        stack_Smn = orthogonalize_(
-            stack_Smn, polynomials(method, group["iterations"]), tighten=method == "polar_express"
-        )
+        for (group, parameter), place in zip(parameters, stacks.places, strict=True):
+            place.copy_(self._momentum(group, parameter, moving[id(group)].momentum))
+        for (group, parameter), update in zip(parameters, stacks.orthogonalize(), strict=True):
+            self._finish(group, parameter, update)
+            _apply(group, parameter, update, moving[id(group)])
+
+    def _step_sharded(
+        self,
+        parameters: list[tuple[MuonGroup, Tensor]],
+        moving: dict[int, Moving],
+        method: tuple[Orthogonalization, int],
+    ) -> None:
+        """Step sharded parameters, each of whose matrices one rank orthogonalises for all."""
+        # Its imports take half of torch's own time; a sharded run has them anyway.
+        from lit_pretrain.optim.matrix_exchange import MatrixExchange
+
+        key = tuple(id(parameter) for _, parameter in parameters)
+        device = parameters[0][1].device
+        exchange = self._exchanges.get(key)
+        if exchange is None:
+            shapes = [(p.shape[-2], p.shape[-1]) for _, p in parameters]
+            levelled = ["update_beta2" in group for group, _ in parameters]
+            exchange = self._exchanges[key] = MatrixExchange(
+                [cast("Any", parameter) for _, parameter in parameters],
+                flops=[orthogonalization_flops(*shape, method[1]) for shape in shapes],
+                shared=[copies_share(*shape, device.type) for shape in shapes],
+                noted=[
+                    p.shape[:-2].numel() * max(p.shape[-2:]) if is_levelled else 0
+                    for (_, p), is_levelled in zip(parameters, levelled, strict=True)
+                ],
+                most=_most_elements(device.type),
+            )
+
+        def read(number: int) -> Tensor:
+            group, parameter = parameters[number]
+            return self._momentum(group, parameter, moving[id(group)].momentum)
+
+        def write(number: int, update: Tensor) -> None:
+            group, parameter = parameters[number]
+            _apply(group, parameter, update, moving[id(group)])
+
+        def finish(number: int, update: Tensor) -> Tensor:
+            group, parameter = parameters[number]
+            self._finish(group, parameter, update)
+            return cast("Tensor", self.state[parameter].get(UPDATE_SQUARE))
+
+        def note(number: int, moment: Tensor) -> None:
+            _, parameter = parameters[number]
+            stacked = parameter.shape[:-2].numel()
+            self.state[parameter][UPDATE_SQUARE] = moment.view(stacked, -1).clone()
+
+        exchange.run(
+            partial(_Stacks, device=device, method=method),
+            read=read, finish=finish, write=write, note=note,
+        )  # fmt: skip
+
+    def _finish(self, group: MuonGroup, parameter: Tensor, update: Tensor) -> None:
+        """Level an orthogonal update in place, if that is asked for."""
         beta2 = group.get("update_beta2")
         if beta2 is not None:
-            self._level(stack_Smn, parameters, beta2, square=rows == columns)
-        share = moving.decay
-        if share is None:
-            share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 0.0
-        decay = group["lr"] * group["weight_decay"] * share
-        step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
-        places = torch.split(stack_Smn, each)
-        for parameter, place in zip(parameters, places, strict=True):
-            matrices = place.mT if tall else place
-            update = _like(parameter, matrices.reshape(parameter.shape))
-            if group["cautious"]:
-                parameter.addcmul_(
-                    parameter, (parameter * update > 0).to(parameter.dtype), value=-decay
-                )
-            elif decay:
-                parameter.mul_(1.0 - decay)
-            parameter.add_(update, alpha=-step_size)
+            rows, columns = update.shape[-2:]
+            wide = update.mT if rows > columns else update
+            self._level(
+                wide.reshape(-1, *wide.shape[-2:]), parameter, beta2, square=rows == columns
+            )
 
-    def _level(
-        self, stack_Smn: Tensor, parameters: list[Tensor], beta2: float, *, square: bool
-    ) -> None:
+    def _level(self, update_Smn: Tensor, parameter: Tensor, beta2: float, *, square: bool) -> None:
         """Divide the vectors along the longer side by their running size (Li et al. 2025, NorMuon).
 
         An orthogonal update has vectors of one length along its shorter side, but not along its
@@ -277,24 +387,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
         its beginning.
         """
         along = -1 if square else -2  # of a square matrix the rows
-        sizes_Sn = torch.linalg.vector_norm(stack_Smn, dim=along, dtype=torch.float32).square()
-        for parameter, mean in zip(parameters, sizes_Sn.chunk(len(parameters)), strict=True):
-            state = self.state[parameter]
-            if "update_square" not in state:
-                state["update_square"] = torch.zeros_like(mean)
-            state["update_square"].lerp_(mean, 1.0 - beta2)
-        moment_Sn = torch.cat([self.state[parameter]["update_square"] for parameter in parameters])
+        sizes_Sn = torch.linalg.vector_norm(update_Smn, dim=along, dtype=torch.float32).square()
+        state = self.state[parameter]
+        if UPDATE_SQUARE not in state:
+            state[UPDATE_SQUARE] = torch.zeros_like(sizes_Sn)
+        moment_Sn = state[UPDATE_SQUARE].lerp_(sizes_Sn, 1.0 - beta2)
         scale_Sn = moment_Sn.clamp(min=_SMALLEST_SQUARE).rsqrt()
         levelled_S = (sizes_Sn * scale_Sn.square()).sum(dim=-1, keepdim=True)
         scale_Sn *= (sizes_Sn.sum(dim=-1, keepdim=True) / levelled_S.clamp(min=1e-30)).sqrt()
-        stack_Smn.mul_(scale_Sn.unsqueeze(along).to(stack_Smn.dtype))
+        update_Smn.mul_(scale_Sn.unsqueeze(along).to(update_Smn.dtype))
 
     def _momentum(self, group: MuonGroup, parameter: Tensor, momentum: float) -> Tensor:
+        """Update the momentum of a parameter, or of this rank's part; return its next step."""
         grad, state = parameter.grad, self.state[parameter]
         assert grad is not None
-        if not state:
+        if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"].lerp_(grad, 1.0 - momentum)
+        grad = _local(grad)
+        buffer = _local(state["momentum_buffer"]).lerp_(grad, 1.0 - momentum)
         return grad.lerp(buffer, momentum) if group["nesterov"] else buffer
 
     def _step_adamw(self, group: MuonAdamWGroup, parameters: list[Tensor]) -> None:
@@ -337,17 +447,30 @@ def lr_multiplier(scaling: LrScaling, rows: float, columns: float) -> float:
     return float(0.2 * max(rows, columns) ** 0.5)
 
 
-def _like(parameter: Tensor, full: Tensor) -> Tensor:
-    """Cut a full tensor to the part that this rank holds of a parameter, without communication."""
-    if not hasattr(parameter, "device_mesh"):
-        return full
-    # It takes half of torch's own import time, so only a sharded run, which has it anyway, pays.
-    from torch.distributed.tensor import DTensor, Replicate
+def _apply(group: MuonGroup, parameter: Tensor, update: Tensor, moving: Moving) -> None:
+    """Step a parameter, or this rank's part of it, along an orthogonal update."""
+    rows, columns = parameter.shape[-2:]
+    share = moving.decay
+    if share is None:
+        share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 0.0
+    decay = group["lr"] * group["weight_decay"] * share
+    step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
+    weight = _local(parameter)
+    if group["cautious"]:
+        weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-decay)
+    elif decay:
+        weight.mul_(1.0 - decay)
+    weight.add_(update, alpha=-step_size)
 
-    assert isinstance(parameter, DTensor)
-    mesh = parameter.device_mesh
-    replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=parameter.placements)
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor."""
+    return cast("Any", tensor).to_local() if hasattr(tensor, "device_mesh") else tensor
+
+
+def _most_elements(device: str) -> int:
+    """Return how many elements are orthogonalised together at most, of two bytes each."""
+    return _STACK_BYTES["cpu" if device == "cpu" else "cuda"] // 2
 
 
 @cache

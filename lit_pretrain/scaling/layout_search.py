@@ -16,7 +16,7 @@ from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import CHECKPOINTING, ModelConfig
 from lit_pretrain.scaling.flops import GIB, beside, flops_per_token
 from lit_pretrain.scaling.memory import Layout, peak
-from lit_pretrain.scaling.step_time import Cluster, StepTime, step_time
+from lit_pretrain.scaling.step_time import Cluster, MatrixUpdate, StepTime, step_time
 from lit_pretrain.step_size import MeshSizes, counted
 
 _MOST_ROWS = 64
@@ -64,7 +64,7 @@ def search_layouts(
     *,
     devices: int,
     limit: float,
-    update_flops: float = 0.0,
+    update: MatrixUpdate | None = None,
     splits: bool = True,
 ) -> LayoutSearch:
     """Try every mesh of a number of devices.
@@ -75,7 +75,7 @@ def search_layouts(
         cluster: The devices.
         devices: How many there are.
         limit: Bytes of one device.
-        update_flops: FLOPs of the optimizer's update of all matrices.
+        update: The optimizer's update of all matrices. Default: one that needs no whole ones.
         splits: Whether the objective, the blocks and the adapter can be split over tp and cp.
 
     Raises:
@@ -85,7 +85,7 @@ def search_layouts(
     least: dict[MeshSizes, LayoutCandidate] = {}
     tried = 0
     for axes in _meshes(config, layout.seq_len, devices, cluster.machine, splits=splits):
-        for candidate in _candidates(config, layout, cluster, axes, update_flops):
+        for candidate in _candidates(config, layout, cluster, axes, update):
             tried += 1
             found = best if candidate.bytes <= limit else least
             kept = found.get(axes)
@@ -144,7 +144,11 @@ def _meshes(
 
 
 def _candidates(
-    config: ModelConfig, layout: Layout, cluster: Cluster, axes: MeshSizes, update_flops: float
+    config: ModelConfig,
+    layout: Layout,
+    cluster: Cluster,
+    axes: MeshSizes,
+    update: MatrixUpdate | None,
 ) -> Iterator[LayoutCandidate]:
     """Yield a mesh with every micro-batch that the step allows."""
     groups = axes.devices // axes.together
@@ -169,7 +173,7 @@ def _candidates(
             yield LayoutCandidate(
                 axes, laid, micro_batches,
                 step_time(
-                    config, laid, cluster, micro_batches=micro_batches, update_flops=update_flops
+                    config, laid, cluster, micro_batches=micro_batches, update=update
                 ),
                 tensors + beside(tensors, laid.device),
             )  # fmt: skip

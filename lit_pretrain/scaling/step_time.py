@@ -16,15 +16,16 @@ the published runs show.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters
 from lit_pretrain.scaling.flops import Device, flops_per_token
 from lit_pretrain.scaling.memory import Layout
+from lit_pretrain.update_work import UpdateWork
 
 ACHIEVED = 0.82
 """Share of a link's nominal bandwidth that large collectives reach: 370 of 450 GB/s over NVLink 4
@@ -166,6 +167,41 @@ class Cluster:
             latency = LATENCY["network"]
         return (group - 1) / group * size / (bandwidth * ACHIEVED) + (group - 1) * latency
 
+    def exchange(self, group: int, size: float) -> float:
+        """Compute the seconds of an exchange of different data between all pairs of a group.
+
+        Args:
+            group: Devices that take part, side by side.
+            size: Bytes that each sends, to itself too.
+        """
+        if group == 1:
+            return 0.0
+        if group <= self.machine:
+            seconds = (group - 1) / group * size / (self.rates.link * ACHIEVED)
+            return seconds + (group - 1) * LATENCY["machine"]
+        far = (group - self.machine) / group * size
+        return far / (self.rates.network * ACHIEVED) + (group - 1) * LATENCY["network"]
+
+
+class MatrixUpdate:
+    """What the optimizer's update of all matrices of the blocks takes on a mesh.
+
+    Args:
+        config: Shape of the network.
+        work: `OptimizerRecipe.update_work`.
+    """
+
+    def __init__(self, config: ModelConfig, work: Callable[..., UpdateWork]) -> None:
+        d, f = config.width, config.ffn_size
+        q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
+        sides = [(q, d), (k, d), (k, d), (d, q), (f, d), (d, f)] + [(f, d)] * config.gated
+        self._count = cache(partial(work, config.n_layer * sides))
+
+    def on(self, layout: Layout) -> UpdateWork:
+        """Count it for one device of a layout."""
+        copies = layout.copies if layout.sharding == "fsdp" else 1
+        return self._count(shards=layout.shards, copies=copies, device=layout.device)
+
 
 class StepTime(NamedTuple):
     """Seconds of the parts of a step; those of a micro-batch are counted for all of them."""
@@ -180,7 +216,7 @@ class StepTime(NamedTuple):
     copies: float
     """Summing gradients over the copies of a network."""
     optimizer: float
-    """Products of the update, and what it gathers for them."""
+    """Products of the update, and what travels for them."""
 
     @property
     def seconds(self) -> float:
@@ -194,7 +230,7 @@ def step_time(
     cluster: Cluster,
     *,
     micro_batches: int,
-    update_flops: float = 0.0,
+    update: MatrixUpdate | None = None,
     fp8: float = 1.0,
 ) -> StepTime:
     """Compute the seconds of an optimizer step of pretraining.
@@ -204,7 +240,7 @@ def step_time(
         layout: How the run is laid out.
         cluster: Its devices.
         micro_batches: Micro-batches of a step.
-        update_flops: FLOPs of the optimizer's update of all matrices, which every device makes.
+        update: The optimizer's update of all matrices. Default: one that needs no whole ones.
         fp8: How much faster products of the blocks are in fp8; 1 in bf16.
     """
     per_token, rates = flops_per_token(config, layout.seq_len), cluster.rates
@@ -239,24 +275,15 @@ def step_time(
         copies = EXPOSED * 2 * cluster.collective(layout.copies, shards * tp, part)
     elif layout.sharding == "ddp":
         copies = EXPOSED * 2 * cluster.collective(layout.devices, 1, layout.reduced_bytes * weights)
-    update = update_flops / (cluster.peak * rates.products)
-    if update_flops and layout.sharding == "fsdp":
-        update += cluster.collective(shards * tp, 1, layout.state_bytes * weights * tp)
+    optimizer = 0.0
+    if update is not None:
+        work = update.on(layout)
+        optimizer = work.flops / (cluster.peak * rates.products)
+        if work.flops and layout.sharding == "fsdp":
+            optimizer += cluster.exchange(layout.shards, work.within)
+            optimizer += cluster.exchange(layout.devices, work.across) if work.across else 0.0
     m = micro_batches
     return StepTime(
         m * products, m * attention, m * elementwise, m * exchanged, m * gathered,
-        m * sharding, m * copies if layout.sharding == "fsdp" else copies, update,
+        m * sharding, m * copies if layout.sharding == "fsdp" else copies, optimizer,
     )  # fmt: skip
-
-
-def update_flops(config: ModelConfig, matrix_flops: Callable[[int, int], float]) -> float:
-    """Count the FLOPs that the optimizer's updates of all matrices of the blocks take.
-
-    Args:
-        config: Shape of the network.
-        matrix_flops: `OptimizerRecipe.matrix_flops`, from rows and columns of a matrix.
-    """
-    d, f = config.width, config.ffn_size
-    q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
-    sides = [(q, d), (k, d), (k, d), (d, q), (f, d), (d, f)] + [(f, d)] * config.gated
-    return config.n_layer * math.fsum(matrix_flops(*shape) for shape in sides)

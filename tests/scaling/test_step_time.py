@@ -13,7 +13,7 @@ from lit_pretrain.model.config import ModelConfig, count_parameters
 from lit_pretrain.optim import AdamW, MuonAdamW
 from lit_pretrain.scaling.flops import find_device, flops_per_token
 from lit_pretrain.scaling.memory import Layout
-from lit_pretrain.scaling.step_time import ACHIEVED, RATES, Cluster, step_time, update_flops
+from lit_pretrain.scaling.step_time import ACHIEVED, RATES, Cluster, MatrixUpdate, step_time
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "step_time.py"
 LLAMA = ModelConfig(
@@ -102,13 +102,57 @@ def test_devices_that_share_rows_share_the_work(axis: str) -> None:
 
 
 def test_muon_has_products_of_its_own() -> None:
-    assert update_flops(LLAMA, AdamW().matrix_flops) == 0
+    one = Layout(rows=1, seq_len=8192)
+    assert MatrixUpdate(LLAMA, AdamW().update_work).on(one).flops == 0
     short, long = 4096, 14336
     mlp = 3 * (4 * short**2 * long + 2 * short**3)
     attention = 2 * 6 * 4096**3 + 2 * (4 * 1024**2 * 4096 + 2 * 1024**3)
-    assert update_flops(LLAMA, MuonAdamW().matrix_flops) == pytest.approx(
-        32 * 5 * (mlp + attention)
-    )
+    found = MatrixUpdate(LLAMA, MuonAdamW().update_work).on(one)
+    assert found.flops == pytest.approx(32 * 5 * (mlp + attention))
+
+
+@pytest.mark.parametrize(
+    ("axes", "busiest"),
+    [
+        ({"devices": 8}, 1.1),
+        ({"devices": 8, "tp": 4}, 1.1),
+        ({"devices": 16, "copies": 2}, 1.1),
+        # Attention's key and value matrices have 1024 rows: each copy makes its own.
+        ({"devices": 64, "copies": 16}, 1.6),
+        ({"devices": 1024}, 6.0),  # a device owns a whole matrix or none
+    ],
+)
+def test_devices_share_the_work_of_muon(axes: dict[str, int], busiest: float) -> None:
+    """Each matrix has one owner: the update costs a device its share, and what travels as well."""
+    update = MatrixUpdate(LLAMA, MuonAdamW().update_work)
+    all_of_it = update.on(Layout(rows=1, seq_len=8192))
+    layout = Layout(rows=1, seq_len=8192, sharding="fsdp", **axes)
+    found, devices = update.on(layout), axes["devices"]
+    assert 1 <= found.flops / (all_of_it.flops / devices) < busiest
+    matrices = 32 * (3 * 4096 * 14336 + 2 * 4096**2 + 2 * 1024 * 4096)
+    shards, copies = layout.shards, layout.copies
+    if copies == 1:
+        assert found.within == pytest.approx(2 * 2 * matrices / shards)
+        assert found.across == 0
+    else:
+        alone = 32 * 2 * 1024 * 4096
+        assert found.across == pytest.approx(2 * (matrices - alone) / shards)
+        assert found.within == pytest.approx(
+            2 * (matrices - alone) / shards / copies + 4 * alone / shards
+        )
+    time = step_time(LLAMA, layout, cluster(), micro_batches=1, update=update)
+    plain = step_time(LLAMA, layout, cluster(), micro_batches=1)
+    assert plain.optimizer == 0
+    assert time.optimizer > found.flops / 989e12
+    # Before, every device gathered all of them in fp32 and made everything.
+    assert time.optimizer < 0.5 * (all_of_it.flops / 989e12 + 4 * matrices / 450e9)
+
+
+def test_an_exchange_moves_what_each_device_sends() -> None:
+    here = cluster()
+    assert here.exchange(1, 1e9) == 0
+    assert here.exchange(8, 8e9) == pytest.approx(7e9 / (450e9 * ACHIEVED), rel=0.01)
+    assert here.exchange(16, 16e9) == pytest.approx(8e9 / (50e9 * ACHIEVED), rel=0.01)
 
 
 def test_every_known_link_is_of_a_known_device() -> None:

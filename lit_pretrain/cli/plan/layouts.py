@@ -13,7 +13,7 @@ from lit_pretrain.model.config import CHECKPOINTING
 from lit_pretrain.scaling.flops import Utilization
 from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch, search_layouts
 from lit_pretrain.scaling.plan import Assumption, LayoutChoice, LayoutsReport, Question
-from lit_pretrain.scaling.step_time import EXPOSED, Cluster, update_flops
+from lit_pretrain.scaling.step_time import EXPOSED, Cluster, MatrixUpdate
 from lit_pretrain.step_size import counted
 
 _SHOWN = 3
@@ -22,7 +22,7 @@ _PARTS = {
     "products": "matrix products", "attention": "attention", "elementwise": "element-wise work",
     "tp": "exchanging activations over tp", "cp": "gathering keys and values over cp",
     "sharding": "gathering weights and scattering gradients",
-    "copies": "summing gradients over copies", "optimizer": "the update, which no device shares",
+    "copies": "summing gradients over copies", "optimizer": "the update of whole matrices",
 }  # fmt: skip
 
 
@@ -54,9 +54,9 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
     objective = instantiate(cli.config.model.objective, "model.objective")
     whole = adapter_of(cli.config) is not None or q.net.block is not None
     splits = objective.splits_vocabulary and objective.splits_rows and not whole
-    flops = update_flops(q.net, optimizer_of(cli.config).matrix_flops)
+    update = MatrixUpdate(q.net, optimizer_of(cli.config).update_work)
     found = search_layouts(
-        q.net, q.layout, cluster, devices=q.devices, limit=q.limit, update_flops=flops,
+        q.net, q.layout, cluster, devices=q.devices, limit=q.limit, update=update,
         splits=splits,
     )  # fmt: skip
     best = found.fitting[0]

@@ -14,7 +14,7 @@ from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import find_device
 from lit_pretrain.scaling.layout_search import search_layouts
-from lit_pretrain.scaling.step_time import Cluster, update_flops
+from lit_pretrain.scaling.step_time import Cluster, MatrixUpdate
 from lit_pretrain.step_size import counted
 
 AUTO = "auto"
@@ -70,7 +70,7 @@ def choose_parallel(config: Namespace, data: BaseData, devices: int) -> str:
     objective = instantiate(config.model.objective, "model.objective")
     found = search_layouts(
         net, base, cluster, devices=devices, limit=device.memory,
-        update_flops=update_flops(net, optimizer_of(config).matrix_flops),
+        update=MatrixUpdate(net, optimizer_of(config).update_work),
         splits=objective.splits_vocabulary and objective.splits_rows and net.block is None,
     )  # fmt: skip
     best = found.fitting[0]
