@@ -17,7 +17,7 @@ padded sequence, laid out by these rules:
 - A row that only fills up a batch has index -1, doc 1 and labels IGNORE_INDEX throughout; it counts
   nowhere, and neither does its pair.
 - T may differ from micro-batch to micro-batch; a compiled stage makes a graph for each, so round it
-  up (to 64, or to seq_len).
+  up (to `ROW_MULTIPLE`, or to seq_len).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +29,10 @@ from lit_pretrain.batch_sizes import BatchSizes
 
 IGNORE_INDEX = -100
 """The label of a position that is not supervised; the value torch's own losses ignore."""
+ROW_MULTIPLE = 64
+"""Padded rows are as long as a multiple of it, because a compiled step makes a graph for each
+length, and because tensor parallelism divides them.
+"""
 
 
 class Batch(NamedTuple):

@@ -407,6 +407,19 @@ class LoRA:
         """Return the factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def whole(self) -> str | None:
+        """Name the setting that needs whole matrices; None where they may be split over devices."""
+        needed = {
+            "dropout": self.dropout > 0,  # devices would drop different channels of the same input
+            "init": self.init == "pissa",
+            "dora": self.dora,
+            "quantize": self.quantize is not None,
+        }
+        return next(
+            (f"{name}={getattr(self, name)}" for name, is_set in needed.items() if is_set), None
+        )
+
     def select(self, net: nn.Module) -> list[str]:
         """Find the names of the matrices that the targets mean.
 

@@ -1,19 +1,21 @@
 """ModelConfig: the shape of a decoder-only transformer, and how many parameters that shape has."""
 
 import functools
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias, get_args, get_origin
+from typing import Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 from lit_pretrain.errors import UserError
 
-Checkpointing: TypeAlias = bool | Literal["attention", "products"]
+Checkpointing: TypeAlias = bool | Literal["attention", "products"] | float
 """What a block keeps beside its input for the backward pass. False: everything. True: nothing.
 attention: what attention puts out, so that scores are not computed again. products: that, and every
-second matrix product.
+second matrix product. A number between 0 and 1: what `kept_within` chooses for that budget.
 """
 CHECKPOINTING: tuple[Checkpointing, ...] = (False, "products", "attention", True)
-"""In the order of what is kept."""
+"""Those without a number, in the order of what is kept."""
 
 _FIRST_AND_LAST = ("residual_scale_init", "embedding_scale_init")
 """Fields with a value for the first layer and one for the last."""
@@ -446,3 +448,71 @@ def _count_built(config: ModelConfig) -> ParameterCounts:
         embedding=embedding,
         non_embedding=total - embedding,
     )
+
+
+class Kept(NamedTuple):
+    """What a block keeps of the results of its operations, to compute the others again."""
+
+    attention: bool
+    """What attention puts out."""
+    products: tuple[str, ...]
+    """The matrices whose products it keeps, by name and in the order of computation."""
+    elements: int
+    """Numbers kept for each token."""
+    recomputed: float
+    """Share of the FLOPs of the matrix products that are made again."""
+
+
+def products_of(config: ModelConfig, *, value_gate: bool) -> dict[str, tuple[int, int]]:
+    """Return inputs and outputs of the matrices of a block, in the order of computation.
+
+    Args:
+        config: Shape of the network.
+        value_gate: Whether the layer has a gate for a value embedding.
+    """
+    d, f = config.width, config.ffn_size
+    q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
+    gate = {"value_gate": (VALUE_GATE_CHANNELS, config.kv_heads)} if value_gate else {}
+    gated = {"gate_proj": (d, f)} if config.gated else {}
+    first = {"q_proj": (d, q), "k_proj": (d, k), "v_proj": (d, k)}
+    return {**first, **gate, "out_proj": (q, d), "up_proj": (d, f), **gated, "down_proj": (f, d)}
+
+
+@functools.cache
+def kept_within(config: ModelConfig, budget: float) -> Kept:
+    """Choose what a block keeps, so that it takes at most a share of what there is to keep.
+
+    That is what attention and the matrices put out, but for the last matrix, whose product the
+    backward pass does not read. Attention comes first, because scores cost most to compute again,
+    and then the products that save most FLOPs. There are few enough to try all choices.
+
+    Args:
+        config: Shape of the network.
+        budget: The share.
+
+    Raises:
+        UserError: It is no share.
+    """
+    if not 0.0 < budget < 1.0:
+        raise UserError(
+            f"model.activation_checkpointing={budget:g} must lie between 0 and 1, the share of the"
+            " results of a block's operations that is kept; true keeps none, and false everything"
+        )
+    sides = products_of(config, value_gate=False)
+    flops = {name: inputs * outputs for name, (inputs, outputs) in sides.items()}
+    names = [name for name in sides if name != "down_proj"]
+    # Beside the heads attention keeps the log-sum-exp of each in fp32, two numbers of half of that.
+    heads = config.n_head * (config.head_size + 2)
+    room = budget * (heads + sum(sides[name][1] for name in names))
+
+    def choices() -> Iterator[tuple[bool, int, Kept]]:
+        for attention in (True, False):
+            for count in range(len(names) + 1):
+                for chosen in itertools.combinations(names, count):
+                    elements = attention * heads + sum(sides[name][1] for name in chosen)
+                    if elements <= room:
+                        saved = sum(flops[name] for name in chosen)
+                        again = 1.0 - saved / sum(flops.values())
+                        yield attention, saved, Kept(attention, chosen, elements, again)
+
+    return max(choices(), key=lambda choice: choice[:2])[2]

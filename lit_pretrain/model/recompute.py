@@ -1,12 +1,13 @@
 """Recomputation: what a block keeps for its backward pass, and what it computes once more."""
 
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from lit_pretrain.model.config import Checkpointing
+from lit_pretrain.model.config import Checkpointing, ModelConfig, kept_within, products_of
 
 
 @cache
@@ -28,33 +29,66 @@ def _attention() -> frozenset[Any]:
     return frozenset([*(op.default for op in found if op is not None), *filter(None, [flex])])
 
 
-_PRODUCTS = frozenset(
-    {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
-)
+_MATRICES = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default})
+_PRODUCTS = _MATRICES | {torch.ops.aten.bmm.default}
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What a block keeps beside its input."""
+
+    attention: bool
+    """What attention puts out."""
+    products: tuple[int, ...] | None
+    """Products of matrices that it keeps, by their place in the block; None for every second
+    product of any kind.
+    """
+
+    @classmethod
+    def of(
+        cls, checkpointing: Checkpointing, config: ModelConfig, *, value_gate: bool
+    ) -> "Recomputation | None":
+        """Read a setting for one block; None where only the input is kept, or everything.
+
+        Args:
+            checkpointing: The setting.
+            config: Shape of the network.
+            value_gate: Whether the block has a gate for a value embedding.
+        """
+        if isinstance(checkpointing, bool):
+            return None
+        if isinstance(checkpointing, str):
+            return cls(True, None if checkpointing == "products" else ())
+        kept = kept_within(config, checkpointing)
+        places = list(products_of(config, value_gate=value_gate))
+        return cls(kept.attention, tuple(places.index(name) for name in kept.products))
 
 
 def _policy(
-    products: bool, counts: dict[bool, int], context: Any, operation: Any, *_: Any, **__: Any
+    attention: bool,
+    products: tuple[int, ...] | None,
+    counts: dict[bool, int],
+    context: Any,
+    operation: Any,
+    *_: Any,
+    **__: Any,
 ) -> CheckpointPolicy:
     """Decide whether what an operation puts out is kept."""
-    keep = operation in _attention()
-    if products and operation in _PRODUCTS:
+    keep = attention and operation in _attention()
+    if operation in (_PRODUCTS if products is None else _MATRICES):
         # Counted apart, so that the second pass decides as the first one did.
-        count = counts[context.is_recompute] = counts.get(context.is_recompute, 0) + 1
-        keep = count % 2 == 1
+        place = counts.get(context.is_recompute, 0)
+        counts[context.is_recompute] = place + 1
+        keep = place % 2 == 0 if products is None else place in products
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _contexts(products: bool) -> Any:
-    return create_selective_checkpoint_contexts(partial(_policy, products, {}))
+def _contexts(attention: bool, products: tuple[int, ...] | None) -> Any:
+    return create_selective_checkpoint_contexts(partial(_policy, attention, products, {}))
 
 
-def checkpoint_options(checkpointing: Checkpointing) -> dict[str, Any]:
-    """Return what `torch.utils.checkpoint` needs to keep more than the input.
-
-    Args:
-        checkpointing: Not False.
-    """
-    if checkpointing is True:
+def checkpoint_options(kept: Recomputation | None) -> dict[str, Any]:
+    """Return what `torch.utils.checkpoint` needs to keep more than the input."""
+    if kept is None:
         return {}
-    return {"context_fn": partial(_contexts, checkpointing == "products")}
+    return {"context_fn": partial(_contexts, kept.attention, kept.products)}

@@ -21,7 +21,7 @@ from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.kernels import document_starts, make_cached_kernel, make_kernel, softcap
 from lit_pretrain.model.layers import FeedForward, Linear, linear, make_norm
 from lit_pretrain.model.parameter_scales import RESIDUAL_WRITERS, parameter_scales
-from lit_pretrain.model.recompute import checkpoint_options
+from lit_pretrain.model.recompute import Recomputation, checkpoint_options
 from lit_pretrain.roles import Role, parameter_roles
 from lit_pretrain.transfer import ParameterScale, Transfer
 
@@ -154,6 +154,8 @@ class Block(nn.Module):
         self.checkpointing: Checkpointing = False
         """Keep only the input for the backward pass, or little more; it then runs the block again.
         """
+        self.kept: Recomputation | None = None
+        """What that is, beside the input."""
         self.compiled: Callable[..., Any] | None = None
         """`_compute` compiled; training uses it. Where more than the input is kept, `_recompute`:
         the policy only sees the products of what it stands around within one compiled function.
@@ -175,7 +177,7 @@ class Block(nn.Module):
             # of what is run twice.
             again: Tensor = checkpoint(
                 compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False,
-                **checkpoint_options(self.checkpointing),
+                **checkpoint_options(self.kept),
             )  # fmt: skip
             return again
         out: Tensor = compute(self, x_BTD, shared, value_BTC, mix)
@@ -190,7 +192,7 @@ class Block(nn.Module):
         """Compute what `_compute` does, and keep part of it."""
         found: Tensor = checkpoint(
             type(self)._compute, self, *inputs, use_reentrant=False,
-            **checkpoint_options(self.checkpointing),
+            **checkpoint_options(self.kept),
         )  # fmt: skip
         return found
 
@@ -349,9 +351,12 @@ class Transformer(nn.Module):
 
         Before `compile_blocks`, which compiles what is to be kept.
         """
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             block.checkpointing = checkpointing
+            block.kept = Recomputation.of(
+                checkpointing, self.config, value_gate=self.config.has_value_embedding(layer)
+            )
 
     @property
     def is_compiled(self) -> bool:

@@ -59,6 +59,8 @@ class GRPO(Objective):
             forward pass of the reference.
     """
 
+    splits_vocabulary = True
+
     def __init__(
         self,
         variant: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo",

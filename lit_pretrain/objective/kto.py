@@ -31,6 +31,7 @@ class KTO(Objective):
     needs = frozenset({"verdicts", "ref_logp"})
     metric_names = ("rewards/chosen", "rewards/rejected", "logp/chosen", "logp/rejected", "kl")
     measured_half = True
+    splits_vocabulary = True
 
     def __init__(
         self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0

@@ -128,6 +128,7 @@ class CPO(Objective):
     """
 
     needs = frozenset({"pairs"})
+    splits_vocabulary = True
 
     def __init__(
         self,
@@ -219,6 +220,7 @@ class DPO(Objective):
     """
 
     needs = frozenset({"pairs", "ref_logp"})
+    splits_vocabulary = True
 
     def __init__(
         self,
@@ -341,6 +343,7 @@ class ORPO(Objective):
     """
 
     needs = frozenset({"pairs"})
+    splits_vocabulary = True
     metric_names = (*REWARD_NAMES, *LOGP_NAMES, "nll/chosen", "log_odds_ratio")
 
     def __init__(self, beta: float = 0.1) -> None:
@@ -413,6 +416,7 @@ class SimPO(Objective):
     """
 
     needs = frozenset({"pairs"})
+    splits_vocabulary = True
     metric_names = (*REWARD_NAMES, *LOGP_NAMES)
 
     def __init__(self, beta: float = 2.0, gamma: float = 1.0, label_smoothing: float = 0.0) -> None:

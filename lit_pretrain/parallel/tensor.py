@@ -4,6 +4,7 @@ Between the modules of a block every device holds the tokens of its own part of 
 parallelism, Korthikanti et al. 2022, 2205.05198), as plain tensors. They are gathered before
 attention and feed-forward, whose matrices are split by heads and by channels, and scattered after
 them. Parameters are DTensors, so that optimizer, clipping and checkpoints know what is whose.
+An adapter's small matrices are split as the large ones beside them.
 
 Axes: B rows, T tokens, D width, L layers.
 """
@@ -52,6 +53,29 @@ def split_(net: Transformer, mesh: DeviceMesh) -> None:
     )
 
 
+class _Columns(ColwiseParallel):
+    """Split the outputs of a matrix; of an adapter beside it B, which has the same outputs."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _split_parameters(module, device_mesh, {"weight": 0, "bias": 0, "lora_B": 0})
+
+
+class _Rows(RowwiseParallel):
+    """Split the inputs of a matrix; of an adapter beside it A, which has the same inputs."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _split_parameters(module, device_mesh, {"weight": 1, "lora_A": 1})
+
+
+def _split_parameters(module: nn.Module, mesh: DeviceMesh, axes: dict[str, int]) -> None:
+    """Split the parameters named along these axes; torch leaves whole copies of the others."""
+    for name, axis in axes.items():
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            split = distribute_tensor(parameter.detach(), mesh, [Shard(axis)])
+            setattr(module, name, nn.Parameter(split))
+
+
 def _styles(net: Transformer) -> dict[str, ParallelStyle]:
     """Say of each module how its parameters are split and what comes in and goes out."""
     rows = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
@@ -77,20 +101,20 @@ def _styles(net: Transformer) -> dict[str, ParallelStyle]:
             attention: PrepareModuleInput(
                 input_layouts=(Shard(1), None, None), desired_input_layouts=gathered
             ),
-            f"{attention}.q_proj": ColwiseParallel(),
-            f"{attention}.k_proj": ColwiseParallel(),
-            f"{attention}.v_proj": ColwiseParallel(),
-            f"{attention}.out_proj": RowwiseParallel(output_layouts=Shard(1)),
+            f"{attention}.q_proj": _Columns(),
+            f"{attention}.k_proj": _Columns(),
+            f"{attention}.v_proj": _Columns(),
+            f"{attention}.out_proj": _Rows(output_layouts=Shard(1)),
             feed_forward: PrepareModuleInput(
                 input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)
             ),
-            f"{feed_forward}.up_proj": ColwiseParallel(),
-            f"{feed_forward}.down_proj": RowwiseParallel(output_layouts=Shard(1)),
+            f"{feed_forward}.up_proj": _Columns(),
+            f"{feed_forward}.down_proj": _Rows(output_layouts=Shard(1)),
         }
         if block.feed_forward.gate_proj is not None:
-            styles[f"{feed_forward}.gate_proj"] = ColwiseParallel()
+            styles[f"{feed_forward}.gate_proj"] = _Columns()
         if block.attention.value_gate is not None:
-            styles[f"{attention}.value_gate"] = ColwiseParallel()
+            styles[f"{attention}.value_gate"] = _Columns()
         if block.attention.q_norm is not None:
             # Heads are what is split; the gain is whole, and its gradients are summed.
             heads = SequenceParallel(sequence_dim=2, use_local_output=True)

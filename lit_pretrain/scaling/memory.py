@@ -19,7 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters
+from lit_pretrain.model.config import (
+    Checkpointing,
+    ModelConfig,
+    count_parameters,
+    kept_within,
+    products_of,
+)
 from lit_pretrain.roles import ROLES, Role
 from lit_pretrain.step_size import largest_divisor
 
@@ -294,11 +300,16 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
 
 def kept_for_recomputation(config: ModelConfig, layout: Layout) -> float:
     """Count the bytes that a block keeps beside its input where it computes the rest again."""
-    if layout.checkpointing in (False, True):
+    if isinstance(layout.checkpointing, bool):
         return 0.0
     t, c = layout.tokens, layout.compute_bytes
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
     kept = c * t * q + 4 * t * config.n_head  # heads, and the scores' log-sum-exp
+    if not isinstance(layout.checkpointing, str):
+        chosen = kept_within(config, layout.checkpointing)
+        sides = products_of(config, value_gate=False)
+        outputs = sum(sides[name][1] for name in chosen.products)
+        return float((kept * chosen.attention + c * t * outputs) / layout.tp)
     if layout.checkpointing == "products":
         d, f = config.width, config.ffn_size
         sides = [q, k, k, d, f, *([f] if config.gated else []), d]

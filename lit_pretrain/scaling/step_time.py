@@ -22,7 +22,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters
+from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters, kept_within
 from lit_pretrain.scaling.flops import Device, flops_per_token
 from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.update_work import UpdateWork
@@ -38,7 +38,7 @@ TRAFFIC = {False: 550.0, True: 386.0}
 less where it is compiled."""
 LATENCY = {"machine": 10e-6, "network": 25e-6}
 """Seconds that a collective takes for each further device of its group, however small it is."""
-_RECOMPUTED: dict[Checkpointing, tuple[float, float, float]] = {
+_RECOMPUTED: dict[bool | str, tuple[float, float, float]] = {
     False: (0.0, 0.0, 0.0),
     "products": (0.5, 0.0, 1.0),
     "attention": (1.0, 0.0, 1.0),
@@ -224,6 +224,14 @@ class StepTime(NamedTuple):
         return sum(self)
 
 
+def _recomputed(config: ModelConfig, checkpointing: Checkpointing) -> tuple[float, float, float]:
+    """Return the shares of `_RECOMPUTED` for a setting."""
+    if not isinstance(checkpointing, bool | str):
+        kept = kept_within(config, checkpointing)
+        return kept.recomputed, 0.0 if kept.attention else 1.0, 1.0
+    return _RECOMPUTED[checkpointing]
+
+
 def step_time(
     config: ModelConfig,
     layout: Layout,
@@ -244,7 +252,7 @@ def step_time(
         fp8: How much faster products of the blocks are in fp8; 1 in bf16.
     """
     per_token, rates = flops_per_token(config, layout.seq_len), cluster.rates
-    again, scored, moved_again = (share / 3 for share in _RECOMPUTED[layout.checkpointing])
+    again, scored, moved_again = (share / 3 for share in _recomputed(config, layout.checkpointing))
     tokens, tp, cp = layout.tokens, layout.tp, layout.cp
     whole = tokens * cp  # of the rows that a group reads together
     d, n = config.width, config.n_layer

@@ -14,9 +14,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_pretrain.batch import IGNORE_INDEX, DataContract, PolicyBatch
+from lit_pretrain.adapter import LoRA
+from lit_pretrain.batch import IGNORE_INDEX, ROW_MULTIPLE, DataContract, PolicyBatch
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import Checkpointing, ModelConfig, kept_within
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import Objective
 from lit_pretrain.parallel.mesh import check_sizes
@@ -130,7 +131,7 @@ def check_data(
 
 
 def check_mesh(
-    sizes: MeshSizes, objective: Objective, *, net: ModelConfig, seq_len: int, adapter: bool
+    sizes: MeshSizes, objective: Objective, *, net: ModelConfig, seq_len: int, adapter: LoRA | None
 ) -> None:
     """Refuse what cannot be computed on parts of matrices or of rows.
 
@@ -139,7 +140,7 @@ def check_mesh(
         objective: What is minimised.
         net: Shape of the network.
         seq_len: Tokens of a row.
-        adapter: Whether the network carries an adapter.
+        adapter: What the network carries, if anything.
 
     Raises:
         UserError: Names the setting and what to do instead.
@@ -154,14 +155,37 @@ def check_mesh(
     if sizes.tp == 1:
         return
     instead = "set parallel.tp: 1 and use parallel.dp_shard"
-    if adapter:
+    if adapter is not None and adapter.whole is not None:
         raise UserError(
-            f"parallel.tp={sizes.tp}: model.adapter cannot be split over devices; {instead}"
+            f"parallel.tp={sizes.tp}: model.adapter.{adapter.whole} needs whole matrices: leave it"
+            f" out, or {instead}"
+        )
+    if objective.needs & {"pairs", "verdicts", "rollout"} and ROW_MULTIPLE % sizes.tp:
+        raise UserError(
+            f"parallel.tp={sizes.tp} must divide {ROW_MULTIPLE}, to a multiple of which rows of"
+            f" model.objective {type(objective).__name__} are padded; {instead}"
         )
     if not objective.splits_vocabulary:
         raise UserError(
             f"parallel.tp={sizes.tp}: model.objective {type(objective).__name__} has not been tried"
             f" with a vocabulary that is split over devices; {instead}"
+        )
+
+
+def check_budget(checkpointing: Checkpointing, net: ModelConfig, *, adapter: bool) -> None:
+    """Refuse a budget of activations for blocks whose products are not known.
+
+    Raises:
+        UserError: It is no share, the blocks are the user's, or an adapter stands beside them.
+    """
+    if isinstance(checkpointing, bool | str):
+        return
+    kept_within(net, checkpointing)
+    unknown = "model.adapter" if adapter else None if net.block is None else "model.net.block"
+    if unknown is not None:
+        raise UserError(
+            f"model.activation_checkpointing={checkpointing:g} chooses among the matrix products of"
+            f" plain blocks, and {unknown} brings others: use attention, products or true"
         )
 
 

@@ -66,6 +66,7 @@ from lit_pretrain.roles import parameter_roles
 from lit_pretrain.rollout import Answers, Rollout
 from lit_pretrain.skips import Skips
 from lit_pretrain.stage.checks import (
+    check_budget,
     check_data,
     check_mesh,
     check_policy,
@@ -124,7 +125,9 @@ class Stage(L.LightningModule):
         activation_checkpointing: Keep less of every block for the backward pass and compute the
             rest again: the same numbers with less memory. true: only its input, for about a third
             more computation. attention: also what attention puts out. products: also every second
-            matrix product, for about a sixth more. `lit_pretrain plan` says what each takes.
+            matrix product, for about a sixth more. A number between 0 and 1: this share of what
+            attention and matrices put out, attention first. `lit_pretrain plan` says what each
+            takes.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its
             own.
     """
@@ -202,6 +205,7 @@ class Stage(L.LightningModule):
         self.teacher_from = teacher
         self.strict_loading = adapter is None  # its checkpoints lack the base
         self.compile_mode = compile
+        check_budget(activation_checkpointing, net, adapter=adapter is not None)
         self.activation_checkpointing = activation_checkpointing
         self.seed = seed
         self.net: Transformer
@@ -428,7 +432,7 @@ class Stage(L.LightningModule):
         if sizes is not None:
             check_mesh(
                 sizes, self.objective, net=self.config, seq_len=contract.seq_len,
-                adapter=self.adapter is not None,
+                adapter=self.adapter,
             )  # fmt: skip
 
     def setup(self, stage: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lit_pretrain.model.config import CHECKPOINTING, Checkpointing, ModelConfig
+from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import CHECKPOINTING, Checkpointing, ModelConfig, kept_within
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.scaling.memory import Layout, kept_for_recomputation
 
@@ -49,7 +50,7 @@ def small(name: str, dtype: torch.dtype) -> tuple[Transformer, torch.Tensor, tor
     return net, torch.randint(0, 97, (2, 32)), torch.arange(32)[None].expand(2, 32) // 11
 
 
-@pytest.mark.parametrize("on", CHECKPOINTING[1:])
+@pytest.mark.parametrize("on", [*CHECKPOINTING[1:], 0.3, 0.7])
 @pytest.mark.parametrize("name", SHAPES)
 def test_gradients_are_the_same_in_fp64(name: str, on: Checkpointing) -> None:
     net, tokens_BT, doc_BT = small(name, torch.float64)
@@ -65,6 +66,8 @@ def test_gradients_are_the_same_in_fp64(name: str, on: Checkpointing) -> None:
     [
         ("llama", True),
         ("llama", "products"),
+        ("llama", 0.6),
+        pytest.param("nanochat", 0.6, marks=pytest.mark.slow),
         pytest.param("nanochat", "attention", marks=pytest.mark.slow),
         pytest.param("nanochat", True, marks=pytest.mark.slow),
         pytest.param("nanochat", "products", marks=pytest.mark.slow),
@@ -116,8 +119,37 @@ def test_what_a_mode_keeps_is_what_is_planned() -> None:
         assert kept[mode] - kept[True] == pytest.approx(planned(mode), rel=0.2)
 
 
+BUDGETS = (0.05, 0.1, 0.35, 0.5, 0.75, 0.95)
+ALL = 4 * 256 * 4 * (128 + 2 * 4 + 128 + 2 * 64 + 128 + 2 * 352)
+"""Bytes that attention and all matrices but the last put out in a block."""
+
+
+def test_a_budget_is_kept_and_used() -> None:
+    """What is kept is what is planned, and a larger budget keeps more and computes less again."""
+    least = kept_by(True)
+    found = {}
+    for budget in BUDGETS:
+        kept = kept_by(budget) - least
+        assert kept == pytest.approx(planned(budget), rel=0.2, abs=1000)
+        assert planned(budget) <= budget * KEEPING.n_layer * ALL
+        found[budget] = kept_within(KEEPING, budget)
+    sizes = [kept.elements for kept in found.values()]
+    assert sizes == sorted(sizes)
+    assert found[0.05] == (False, (), 0, 1.0)
+    assert found[0.1].products == ("k_proj",)  # or the values: attention takes 11 %
+    again = [found[budget].recomputed for budget in BUDGETS if found[budget].attention]
+    assert again == sorted(again, reverse=True)
+    assert 0.5 > again[-1] > 0.1
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.5, 2.0])
+def test_a_budget_is_a_share(budget: float) -> None:
+    with pytest.raises(UserError, match=r"activation_checkpointing=.* between 0 and 1"):
+        kept_within(KEEPING, budget)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["products", "attention"])
+@pytest.mark.parametrize("mode", ["products", "attention", 0.5])
 def test_what_a_compiled_mode_keeps_is_what_is_planned(mode: Checkpointing) -> None:
     """Beside the inputs of the blocks, which are counted uncompiled."""
     assert kept_by(mode, compiled=True) - kept_by(True) == pytest.approx(planned(mode), rel=0.2)

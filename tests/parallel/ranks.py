@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from lit_pretrain.adapter import LoRA
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.model.gather import RowParts
 from lit_pretrain.model.parameter_scales import parameter_scales, transferred_shape
@@ -63,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": MuonAdamW(),
     },
     "z": {"z_loss": 1e-3, "label_smoothing": 0.05},
+    "lora": {"adapter": LoRA(rank=4, rslora=True), "qkv_bias": True},
 }
 """Shapes, and what else differs from a plain run."""
 
@@ -96,6 +98,13 @@ def train(
 ) -> tuple[list[float], list[Tensor], list[Tensor]]:
     """Train as a stage does; return the losses, the first gradients and the last weights."""
     case = dict(case)
+    adapter: LoRA | None = case.pop("adapter", None)
+
+    def fill_with_adapter(net: Transformer) -> None:
+        if adapter is not None:
+            adapter.apply(net)
+        fill(net)
+
     recipe = case.pop("recipe", AdamW(lr=0.003))
     checkpointing, backend = case.pop("checkpointing", False), case.pop("backend", None)
     steps = case.pop("steps", 3)
@@ -110,16 +119,18 @@ def train(
         net = Transformer(config)
     net.checkpoint_activations(checkpointing)
     if mesh is None:
-        fill(net)
+        fill_with_adapter(net)
     else:
-        shard_(net, mesh.whole, device=torch.device("cpu"), fill=fill)
+        if adapter is not None:
+            adapter.apply(net)
+        shard_(net, mesh.whole, device=torch.device("cpu"), fill=fill_with_adapter)
         if mesh.cp is not None:
             group = mesh.cp.get_group().group_name
             net.parts = RowParts(group, mesh.cp.size(), mesh.cp.get_local_rank())
     if backend is not None and mesh is not None:
         net.compile_blocks(backend)
     named, roles = list(net.named_parameters()), parameter_roles(net)
-    optimizer = recipe.build(named, roles)
+    optimizer = recipe.build([(name, p) for name, p in named if p.requires_grad], roles)
     if transfer is not None:
         scales = parameter_scales(config, transfer, roles)
         transfer_groups_(optimizer, recipe, named, scales, StepFactors())

@@ -29,7 +29,7 @@ def distances(mesh: str, *cases: str) -> dict[str, dict[str, float]]:
 
 ALL = [
     "untied", "tied", "everything", "learned", "matmul", "sdpa", "checkpointed", "z", "muon",
-    "levelled", "compiled", "transferred",
+    "levelled", "compiled", "transferred", "lora",
 ]  # fmt: skip
 NO_TP = ["pairs", "pairs and scalars"]
 """Cases that tensor parallelism refuses."""

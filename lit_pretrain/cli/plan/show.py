@@ -166,7 +166,9 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _checkpointing(mode: Checkpointing) -> str:
-    return f"but for {mode}" if isinstance(mode, str) else "on" if mode else "off"
+    if isinstance(mode, bool):
+        return "on" if mode else "off"
+    return f"but for {mode}" if isinstance(mode, str) else f"but for {mode:.0%} of its results"
 
 
 def _layout_rows(layouts: LayoutsReport) -> list[tuple[str, str]]:

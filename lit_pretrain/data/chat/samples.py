@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_pretrain.batch import IGNORE_INDEX
+from lit_pretrain.batch import IGNORE_INDEX, ROW_MULTIPLE
 from lit_pretrain.chat.render import Rendered
 from lit_pretrain.data.batches import PAD_ROW
 from lit_pretrain.data.chat.encoded_rows import EncodedRows
@@ -192,11 +192,6 @@ class Epochs:
         return np.concatenate(taken) if taken else np.zeros(0, dtype=np.int64)
 
 
-MULTIPLE = 64
-"""Row lengths are rounded up to a multiple, because a compiled step makes a graph for each length.
-"""
-
-
 class PaddedRows(NamedTuple):
     """Padded rows in the layout of `lit_pretrain.batch`."""
 
@@ -215,7 +210,7 @@ def pad_rows(sequences: Sequence[Rendered | None], *, pad_id: int, seq_len: int)
     """
     longest = max((len(sequence.ids) for sequence in sequences if sequence is not None), default=1)
     assert longest <= seq_len, f"a sequence of {longest} tokens is longer than {seq_len=}"
-    shape = (len(sequences), min(seq_len, -(-longest // MULTIPLE) * MULTIPLE))
+    shape = (len(sequences), min(seq_len, -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE))
     tokens, labels, doc = (
         np.full(shape, pad_id, np.int64),
         np.full(shape, IGNORE_INDEX, np.int64),
