@@ -98,9 +98,8 @@ def main() -> None:
     options = parser.parse_args()
     for ranks in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
-            mp.start_processes(
-                on_rank, (ranks, options, f"{folder}/store"), nprocs=ranks, start_method="fork"
-            )
+            given = (ranks, options, f"{folder}/store")
+            mp.spawn(on_rank, given, nprocs=ranks)  # type: ignore[attr-defined,no-untyped-call]
 
 
 if __name__ == "__main__":

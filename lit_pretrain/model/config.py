@@ -472,7 +472,7 @@ def products_of(config: ModelConfig, *, value_gate: bool) -> dict[str, tuple[int
     """
     d, f = config.width, config.ffn_size
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
-    gate = {"value_gate": (VALUE_GATE_CHANNELS, config.kv_heads)} if value_gate else {}
+    gate = {"value_gate": (config.gate_channels, config.kv_heads)} if value_gate else {}
     gated = {"gate_proj": (d, f)} if config.gated else {}
     first = {"q_proj": (d, q), "k_proj": (d, k), "v_proj": (d, k)}
     return {**first, **gate, "out_proj": (q, d), "up_proj": (d, f), **gated, "down_proj": (f, d)}

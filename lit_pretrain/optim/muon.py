@@ -18,6 +18,13 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lit_pretrain.optim.half_moments import (
+    MomentNoise,
+    local,
+    read_moment,
+    step_adamw_,
+    store_moment_,
+)
 from lit_pretrain.optim.optimizer import (
     LrScaling,
     Moving,
@@ -231,11 +238,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups whose algorithm is "muon", AdamW for those with "adamw".
 
     State and groups hold tensors and primitives only, so that checkpoints load with
-    `weights_only=True`. State has the precision of its parameter. Learning rates are read from the
-    groups at every step, so any `torch.optim.lr_scheduler` works.
+    `weights_only=True`. State has the precision of its parameter, or is bf16. Learning rates are
+    read from the groups at every step, so any `torch.optim.lr_scheduler` works.
 
     Args:
         groups: Parameter groups with the settings of their algorithm; made by `MuonAdamW.build`.
+        half: Keep momentum and moments in bf16.
     """
 
     over_run: Callable[[int], Moving] | None = None
@@ -243,8 +251,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     groups say, and the decay stays. It is no part of the state.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, half: bool = False) -> None:
         super().__init__(groups, {})
+        # No setting of a group: a checkpoint that was made without it would take it away.
+        self._noise = MomentNoise(self) if half else None
         self._exchanges: dict[tuple[int, ...], MatrixExchange] = {}
         """By the identities of the parameters."""
 
@@ -401,13 +411,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Update the momentum of a parameter, or of this rank's part; return its next step."""
         grad, state = parameter.grad, self.state[parameter]
         assert grad is not None
+        grad = local(grad)
+        if self._noise is not None:
+            grad = grad.float()
+            average = read_moment(state, "momentum_buffer", parameter).lerp_(grad, 1.0 - momentum)
+            source = self._noise.at(group["step"], parameter)
+            store_moment_(state, "momentum_buffer", average, source)
+            return grad.lerp(average, momentum) if group["nesterov"] else average
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        grad = _local(grad)
-        buffer = _local(state["momentum_buffer"]).lerp_(grad, 1.0 - momentum)
+        buffer = local(state["momentum_buffer"]).lerp_(grad, 1.0 - momentum)
         return grad.lerp(buffer, momentum) if group["nesterov"] else buffer
 
     def _step_adamw(self, group: MuonAdamWGroup, parameters: list[Tensor]) -> None:
+        if self._noise is not None:
+            step_adamw_(
+                parameters, [self.state[parameter] for parameter in parameters], self._noise,
+                lr=group["lr"], betas=group["betas"], eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )  # fmt: skip
+            return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["step"] = torch.zeros(
@@ -455,17 +478,12 @@ def _apply(group: MuonGroup, parameter: Tensor, update: Tensor, moving: Moving) 
         share = group["lr"] / group["initial_lr"] if group["initial_lr"] else 0.0
     decay = group["lr"] * group["weight_decay"] * share
     step_size = group["lr"] * lr_multiplier(group["lr_scaling"], rows, columns)
-    weight = _local(parameter)
+    weight = local(parameter)
     if group["cautious"]:
         weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-decay)
     elif decay:
         weight.mul_(1.0 - decay)
     weight.add_(update, alpha=-step_size)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor."""
-    return cast("Any", tensor).to_local() if hasattr(tensor, "device_mesh") else tensor
 
 
 def _most_elements(device: str) -> int:

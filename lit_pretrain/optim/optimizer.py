@@ -90,6 +90,11 @@ class OptimizerRecipe(ABC):
         """
         return 2
 
+    @property
+    def moment_bytes(self) -> int | None:
+        """The bytes of a number in these tensors; None for those of the weights."""
+        return None
+
     def update_work(
         self, matrices: Sequence[tuple[int, int]], *, shards: int, copies: int, device: str
     ) -> UpdateWork:
@@ -229,6 +234,9 @@ def check_moments(recipe: OptimizerRecipe, restored: torch.optim.Optimizer) -> N
 # ------------------------------------------------------------------ AdamW
 
 
+MomentDtype = Literal["weights", "bf16"]
+
+
 class AdamWGroup(TypedDict):
     """A parameter group of `torch.optim.AdamW`, with its role."""
 
@@ -261,6 +269,10 @@ class AdamW(OptimizerRecipe):
     vector, scalar, embedding_scalar, adapter). embedding_scalar, by which embeddings are added to
     the residual stream, is one group with scalar where it is not named.
     """
+    moment_dtype: MomentDtype = "weights"
+    """weights: moments have the type of their weights. bf16: they take half of the memory beside
+    fp32 weights, and are rounded at random, so that small changes count on average.
+    """
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, self.role_betas, where="AdamW")
@@ -288,6 +300,10 @@ class AdamW(OptimizerRecipe):
                     betas=self.role_betas.get(role, self.betas),
                 )
             )  # fmt: skip
+        if self.moment_dtype == "bf16":
+            from lit_pretrain.optim.half_moments import HalfAdamW
+
+            return HalfAdamW([dict(group) for group in groups], betas=self.betas, eps=self.eps)
         fused = can_fuse(parameter for group in groups for parameter in group["params"])
         return torch.optim.AdamW(
             [dict(group) for group in groups],
@@ -296,6 +312,11 @@ class AdamW(OptimizerRecipe):
             eps=self.eps,
             fused=fused or None,
         )
+
+    @property
+    def moment_bytes(self) -> int | None:
+        """Two where they are bf16."""
+        return 2 if self.moment_dtype == "bf16" else None
 
     def transferred_rate(
         self, role: Role, scale: ParameterScale, shape: tuple[int, ...]
@@ -541,6 +562,10 @@ class MuonAdamW(OptimizerRecipe):
     a wide matrix each column) is divided; the norm of the whole stays (NorMuon, Li et al. 2025;
     nanochat: 0.9). Default: off.
     """
+    moment_dtype: MomentDtype = "weights"
+    """weights: moments have the type of their weights. bf16: they take half of the memory beside
+    fp32 weights, and are rounded at random, so that small changes count on average.
+    """
 
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, self.role_betas, where="MuonAdamW")
@@ -685,7 +710,12 @@ class MuonAdamW(OptimizerRecipe):
                     "fused": can_fuse(parameters),
                 }
             groups.append(group)
-        return MuonWithAdamW(groups)
+        return MuonWithAdamW(groups, half=self.moment_dtype == "bf16")
+
+    @property
+    def moment_bytes(self) -> int | None:
+        """Two where they are bf16."""
+        return 2 if self.moment_dtype == "bf16" else None
 
     def moments(self, role: Role) -> int:
         """Count one moment for a matrix (Muon's momentum) and two for the rest (AdamW).

@@ -108,6 +108,11 @@ class Layout:
     """What every block keeps beside its input: False for everything."""
     optimizer_moments: Mapping[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 2))
     """Tensors that the optimizer keeps for a parameter of each role: `OptimizerRecipe.moments`."""
+    moment_bytes: int | None = None
+    """Bytes of a number in them; None for those of a stored weight: `OptimizerRecipe.moment_bytes`.
+    """
+    averaged: bool = False
+    """The optimizer also keeps a moving average of what is trained."""
     accumulates: bool = False
     """A step has several micro-batches: gradients exist while the next one runs forward."""
     moments: bool = True
@@ -246,14 +251,18 @@ def states(config: ModelConfig, layout: Layout) -> States:
     trained = counts.total * layout.trainable
     kept = layout.optimizer_moments
     tensors = sum(count * kept[role] for role, count in parameters_by_role(config).items())
-    moments = tensors * layout.trainable * size
+    average = counts.total * size if layout.averaged else 0
+    moments = (tensors * (layout.moment_bytes or size) + average) * layout.trainable
+    added_moments = layout.added * (
+        kept["adapter"] * (layout.moment_bytes or 4) + (4 if layout.averaged else 0)
+    )
     added = layout.added * 4
     gradients = trained * size / w + added
     return States(
         parameters=((counts.total - layout.quantized) * size + layout.quantized * NF4_BYTES) / w
         + added,
         gradients=gradients,
-        moments=moments / w + kept["adapter"] * added if layout.moments else 0.0,
+        moments=moments / w + added_moments if layout.moments else 0.0,
         buckets=gradients if layout.sharding == "ddp" else 0.0,
         reference=layout.frozen * size / w,
     )
@@ -307,8 +316,8 @@ def kept_for_recomputation(config: ModelConfig, layout: Layout) -> float:
     kept = c * t * q + 4 * t * config.n_head  # heads, and the scores' log-sum-exp
     if not isinstance(layout.checkpointing, str):
         chosen = kept_within(config, layout.checkpointing)
-        sides = products_of(config, value_gate=False)
-        outputs = sum(sides[name][1] for name in chosen.products)
+        matrices = products_of(config, value_gate=False)
+        outputs = sum(matrices[name][1] for name in chosen.products)
         return float((kept * chosen.attention + c * t * outputs) / layout.tp)
     if layout.checkpointing == "products":
         d, f = config.width, config.ffn_size

@@ -101,13 +101,13 @@ def on_rank(rank: int, store: str) -> None:
     logging.disable(logging.WARNING)
     muon._precision = lambda device: torch.float32
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
-    wanted = {recipe: train(whole_net(), recipe)[0] for recipe in (PLAIN, LEVELLED)}
+    plain, levelled = (train(whole_net(), recipe)[0] for recipe in (PLAIN, LEVELLED))
     report = {}
     for layout in LAYOUTS:
         optimizer._SHARED_FROM["cpu"] = 1000 if layout == "hsdp alone" else 8
-        recipe = LEVELLED if layout.startswith("levelled") else PLAIN
-        expected = wanted[recipe]
-        found, muons = train(laid_out(layout), recipe)
+        is_levelled = layout.startswith("levelled")
+        expected = levelled if is_levelled else plain
+        found, muons = train(laid_out(layout), LEVELLED if is_levelled else PLAIN)
         (exchange,) = muons._exchanges.values()
         owned = [number for one in exchange.rounds for number in one.owned]
         owned_by_rank: list[Any] = [None] * 4

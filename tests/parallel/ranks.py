@@ -64,7 +64,11 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": MuonAdamW(),
     },
     "z": {"z_loss": 1e-3, "label_smoothing": 0.05},
-    "lora": {"adapter": LoRA(rank=4, rslora=True), "qkv_bias": True},
+    "lora": {
+        "adapter": LoRA(rank=4, rslora=True),
+        "qkv_bias": True,
+        "recipe": AdamW(lr=0.03),
+    },
 }
 """Shapes, and what else differs from a plain run."""
 

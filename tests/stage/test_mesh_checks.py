@@ -13,6 +13,7 @@ from lit_pretrain.objective import (
     CrossEntropy,
     Distillation,
     Objective,
+    ProcessRewardModel,
     RewardModel,
 )
 from lit_pretrain.stage.checks import check_mesh
@@ -25,7 +26,7 @@ OBJECTIVES = [
     if isinstance(found, type) and issubclass(found, Objective) and found is not Objective
 ]
 WHOLE_ROWS = [found for found in OBJECTIVES if found is not CrossEntropy]
-WHOLE_VOCABULARY = [Distillation, RewardModel]
+WHOLE_VOCABULARY = [Distillation, ProcessRewardModel, RewardModel]
 
 
 def check(

@@ -277,14 +277,15 @@ def _layout(
         noted += [] if said is None else [Assumption("micro-batch", counted(rows, "rows"), said)]
         accumulates = any(each.micro_batches > 1 for each in divisions)
     optimizer = optimizer_of(config)
-    averages = 0 if config.model.ema_half_life is None else 1
-    moments = {role: optimizer.moments(role) + averages for role in ROLES}
+    moments = {role: optimizer.moments(role) for role in ROLES}
+    in_type = "" if optimizer.moment_bytes is None else f" in {optimizer.moment_bytes} bytes each"
     noted.append(
         Assumption(
             "optimizer",
             optimizer.name,
             f"it keeps {counted(optimizer.moments('matrix'), 'moments')} of a matrix and"
-            f" {optimizer.moments('embedding')} of an embedding; its workspace is not counted",
+            f" {optimizer.moments('embedding')} of an embedding{in_type}; its workspace is not"
+            " counted",
         )
     )
     return Layout(
@@ -295,7 +296,8 @@ def _layout(
         copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
         compiled=config.model.compile != "off", head=cli.settings.head,
         checkpointing=config.model.activation_checkpointing,
-        optimizer_moments=moments, accumulates=accumulates,
+        optimizer_moments=moments, moment_bytes=optimizer.moment_bytes,
+        averaged=config.model.ema_half_life is not None, accumulates=accumulates,
     )  # fmt: skip
 
 

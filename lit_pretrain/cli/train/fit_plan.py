@@ -81,10 +81,8 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
         precision=config.trainer.precision,
         compiled=compiled, fused_norm=device == "cuda",
         checkpointing=config.model.activation_checkpointing,
-        optimizer_moments={
-            role: optimizer.moments(role) + (config.model.ema_half_life is not None)
-            for role in ROLES
-        },
+        optimizer_moments={role: optimizer.moments(role) for role in ROLES},
+        moment_bytes=optimizer.moment_bytes, averaged=config.model.ema_half_life is not None,
         accumulates=any(each.micro_batches > 1 for each in divisions), device=device,
         trainable=trained_share(net_of(config), config.model.freeze) if cost is None else 0.0,
         added=0 if cost is None else cost.trained, quantized=0 if cost is None else cost.quantized,
