@@ -415,7 +415,7 @@ def test_the_network_of_the_quickstart_goes_on_exactly(
     dataset: Path, tmp_path: Path, compile: str
 ) -> None:
     """Value embeddings, residual scalars, squared ReLU, norms without gains and Muon; with
-    dropout; also compiled.
+    dropout and every part of a recipe that is off by default; also compiled.
     """
     if compile == "on" and (reason := can_compile(torch.device("cpu"))) is not None:
         pytest.skip(reason)
@@ -424,6 +424,14 @@ def test_the_network_of_the_quickstart_goes_on_exactly(
         "--model.net.max_seq_len=64", "--model.net.ffn_width=null", f"--model.compile={compile}",
         "--data.micro_batch_size=4",
         "--max_steps=8", "--max_tokens=null",
+        "--model.net.bigram_rows=64", "--model.net.qk_scale=1.2", "--model.net.embedding_std=0.8",
+        "--model.net.ffn_in_scale=0.4", "--model.net.residual_scale_init=[1.15,1.05]",
+        "--model.net.embedding_scale_init=[0.2,0.05]", "--model.net.value_gate_channels=12",
+        "--model.net.value_gate_scale=3", "--model.net.value_gate_init=0.02",
+        "--model.optimizer.embedding_scalar_lr=0.5", "--model.optimizer.update_beta2=0.9",
+        "--model.optimizer.role_betas={embedding: [0.8, 0.995]}",
+        "--model.optimizer.momentum_warmup=50%", "--model.optimizer.momentum_cooldown=25%",
+        "--model.optimizer.weight_decay=0.1", "--model.optimizer.weight_decay_schedule=cosine",
     ]  # fmt: skip
 
     def arguments(name: str) -> list[str]:
