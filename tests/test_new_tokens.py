@@ -174,6 +174,22 @@ def test_an_adapter_trains_and_stores_the_new_rows(shape: str, base: Fit, tmp_pa
     composed = load_network(resolve(str(run))).eval()
     assert torch.allclose(logits_of(net, tokens), logits_of(composed, tokens), atol=1e-5)
     assert main(["generate", f"--run={run}", "--prompt=It is", "--max_new_tokens=3"]) == 0
+    # peft gives the base the same rows.
+    peft = pytest.importorskip("peft", reason="reads the export: pip install peft accelerate")
+    from transformers import AutoModelForCausalLM
+
+    assert main(["export", str(parent), str(tmp_path / "hf")]) == 0
+    assert main(["adapter", "export", str(run), str(tmp_path / "peft")]) == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    if shape == "tied":
+        theirs.resize_token_embeddings(known + len(NEW))
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "peft")).eval()
+    last = torch.arange(known + len(NEW) - 60, known + len(NEW))[None]
+    found, ours = (
+        logits[..., : known + len(NEW)]
+        for logits in (theirs(last).logits, logits_of(composed, last))
+    )
+    assert torch.allclose(found, ours, atol=1e-5)
 
 
 def test_another_vocabulary_is_still_refused(

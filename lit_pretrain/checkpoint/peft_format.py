@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_pretrain.adapter import LoRA
+from lit_pretrain.adapter import FIRST_ROW, ROWS, LoRA
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.plain_data import load_json
@@ -43,6 +43,11 @@ _GPT2 = {
     "feed_forward.down_proj": "mlp.c_proj",
 }
 _LAYERS = {"llama": "model.layers.", "gpt2": "transformer.h."}
+_TABLES = {
+    "llama": {"token_embedding": "model.embed_tokens", "head": "lm_head"},
+    "gpt2": {"token_embedding": "transformer.wte", "head": "lm_head"},
+}
+"""Matrices with a row for each token."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "modules_to_save": (None, []),
@@ -108,7 +113,12 @@ def to_peft(
     kind = family(shape)
     rank = adapter.rank * (2 if adapter.init == "pissa" else 1)
     updates: dict[str, dict[str, Tensor]] = {}
+    rows: dict[str, Tensor] = {}
+    first = 0
     for name, own in _by_matrix(tensors).items():
+        if ROWS in own:
+            rows[_TABLES[kind][name]], first = own[ROWS].float(), int(own[FIRST_ROW])
+            continue
         layer, matrix = _split(name)
         A, B = own["lora_A"].float(), own["lora_B"].float()
         if "lora_A0" in own:  # the update less its first value is an update of twice the rank
@@ -140,6 +150,9 @@ def to_peft(
         named[f"{root}{key}.lora_B.weight"] = update["B"].contiguous()
         if adapter.dora:
             named[f"{root}{key}.lora_magnitude_vector"] = update["magnitude"].contiguous()
+    for module, new in rows.items():
+        # A row takes the place of the base's, whatever the name says.
+        named[f"{_ROOT}{module}.token_adapter.trainable_tokens_delta"] = new.contiguous()
     config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -157,6 +170,11 @@ def to_peft(
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+    if rows:
+        config["trainable_token_indices"] = {
+            module.rsplit(".", 1)[-1]: list(range(first, first + len(new)))
+            for module, new in rows.items()
+        }
     ranks = {
         key: plain[key]["A"].shape[0] for key in sorted(fused) if plain[key]["A"].shape[0] != rank
     }

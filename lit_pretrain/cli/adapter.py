@@ -38,7 +38,7 @@ def export_peft(
     """
     from safetensors.torch import save_file
 
-    from lit_pretrain.adapter import ROWS
+    from lit_pretrain.adapter import FIRST_ROW, ROWS
     from lit_pretrain.checkpoint.layout import config_of, is_hf_folder, resolve
     from lit_pretrain.checkpoint.lineage import (
         LINEAGE_FILENAME,
@@ -62,11 +62,6 @@ def export_peft(
         base = record.base
     shape = model_config(config_of(path)["model"]["net"])
     stored = read_stored(path)
-    if f"token_embedding.{ROWS}" in stored:
-        raise UserError(
-            f"{path} has rows of new tokens beside its adapter, which would not fit its base in"
-            " peft: merge the two (lit_pretrain merge RUN OUT), and export the result"
-        )
     config, tensors = to_peft(shape, record.adapter, stored, base=base)
     language = check_files(path, accept=tuple(accept))
 
@@ -88,6 +83,13 @@ def export_peft(
     done += (
         f"; its base there: {base}" if base else "; no base is named: give peft the base's export"
     )
+    new = stored.get(f"token_embedding.{ROWS}")
+    if new is not None:
+        rows = int(stored[f"token_embedding.{FIRST_ROW}"]) + len(new)
+        done += (
+            f"; it has rows of {len(new)} new tokens: where the base has fewer than {rows} ids,"
+            f" call model.resize_token_embeddings({rows}) before peft loads the adapter"
+        )
     if record.adapter.quantize:
         done += (
             "; it was trained on NF4: load the base with bnb_4bit_quant_type='nf4', double"
