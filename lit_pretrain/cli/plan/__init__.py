@@ -1,7 +1,7 @@
 """Say before a run what it takes: FLOPs, memory, time, money, and the loss to expect."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_pretrain.cli.command.verb import Verb
@@ -39,6 +39,14 @@ class PlanSettings:
     """
     hours: float | None = None
     """Wall-clock time in hours, in place of days."""
+    minutes: float | None = None
+    """Training time, in place of a length, for which to choose the shape: layers, width and, with
+    --datasets, the vocabulary. Steps are measured on this machine unless --device names another.
+    """
+    datasets: list[str] = field(default_factory=list)
+    """For --minutes: more datasets of the same text, prepared with other vocabularies."""
+    measure: bool = False
+    """For --minutes: measure steps again, and forget what earlier calls have measured here."""
     memory_gib: float | None = None
     """Memory of one device in GiB (1024³ bytes). Default: depends on the device."""
     layout: Literal["given", "auto"] = "given"
@@ -102,8 +110,18 @@ def main(argv: list[str]) -> int:
     from lit_pretrain.scaling.plan import make_plan
 
     cli = PlanCLI(argv)
+    _refuse_without_minutes(cli.settings)
     if cli.settings.png is not None:
         check_output(cli.settings.png, f"--png={cli.settings.png}")
+    if cli.settings.minutes is not None:
+        from lit_pretrain.cli.plan.shapes import propose_shape, shapes_table
+
+        proposal = propose_shape(cli, argv)
+        as_json = cli.settings.json
+        sys.stdout.write(
+            json.dumps(proposal, indent=1) + "\n" if as_json else shapes_table(proposal)
+        )
+        return 0
     question = ask(cli, bare=not cli.names_data)
     if cli.settings.layout == "auto":
         question, layouts = choose_layout(cli, question)
@@ -115,6 +133,16 @@ def main(argv: list[str]) -> int:
         draw_plan(plan, cli.settings.png)
     sys.stdout.write(json.dumps(plan, indent=1) + "\n" if cli.settings.json else plan_table(plan))
     return 0
+
+
+def _refuse_without_minutes(settings: PlanSettings) -> None:
+    """Refuse the options of the choice of a shape where none is asked for."""
+    from lit_pretrain.errors import UserError
+
+    given = {"datasets": bool(settings.datasets), "measure": settings.measure}
+    for name, value in given.items():
+        if value and settings.minutes is None:
+            raise UserError(f"--{name} is for --minutes, the time for which to choose the shape")
 
 
 def _print_help() -> None:

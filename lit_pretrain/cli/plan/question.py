@@ -469,7 +469,10 @@ def _length(
         )
     if not given:
         unit, default = _default_length(data)
-        if default is None or (settings.dollars, settings.days, settings.hours) != (None,) * 3:
+        if default is None or any(
+            each is not None
+            for each in (settings.dollars, settings.days, settings.hours, settings.minutes)
+        ):
             return Length()
         noted.append(Assumption(unit, f"{default:g}", "the default of `fit`"))
         given = {unit: default}

@@ -196,7 +196,7 @@ TRAINER_TEXTS = {
 class TrainParser(VerbParser, LightningArgumentParser):
     """LightningCLI's parser with hints for misspelt names, and checks of the user's own parts."""
 
-    rivals = ((*UNITS, "dollars"), *DATA_RIVALS)  # dollars are a length of `plan`
+    rivals = ((*UNITS, "dollars", "minutes"), *DATA_RIVALS)  # two are lengths of `plan`
     first_page = FIRST_PAGE
     hidden = frozenset(f"trainer.{name}" for name in OWNED)
 
