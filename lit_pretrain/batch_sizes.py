@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.skips import Skips
@@ -39,6 +39,20 @@ class ScheduledBatch:
     """
     tokens: int
     """Inputs per optimizer step over all devices."""
+
+
+class ScheduleEntry(TypedDict):
+    """A `ScheduledBatch` as plain values, with the place where it begins counted exactly."""
+
+    from_tokens: int
+    tokens: int
+
+
+class BatchSettings(TypedDict):
+    """The settings of `BATCH_SETTINGS`, one of which is None."""
+
+    global_batch_tokens: int | None
+    batch_schedule: list[ScheduleEntry] | None
 
 
 @dataclass(frozen=True)
@@ -128,12 +142,12 @@ class BatchSizes:
         return cls((0,), (size,), skips)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> BatchSettings:
         """The settings of prepared text that say the same in the fewest words."""
         if len(self.sizes) == 1:
             return {"global_batch_tokens": self.sizes[0], "batch_schedule": None}
         entries = [
-            {"from_tokens": self.until(begin), "tokens": size}
+            ScheduleEntry(from_tokens=self.until(begin), tokens=size)
             for begin, size in zip(self.begins, self.sizes, strict=True)
         ]
         return {"global_batch_tokens": None, "batch_schedule": entries}

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import parse_json
@@ -19,7 +19,9 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
 .bz2).
 """
 
-
+FileRecord: TypeAlias = dict[str, Any]
+"""One record as it stands in a file: its fields are the file's own, and nobody has read them yet.
+"""
 MAX_ROW_BYTES = 100_000_000
 """Longest line of a JSON Lines file: no row that a model is trained on comes near it."""
 
@@ -40,7 +42,7 @@ class RecordMistake(UserError):
 
 def read_records(
     path: str | os.PathLike[str], separator: str = "\n", what: str = "the evaluation set"
-) -> list[dict[str, Any]]:
+) -> list[FileRecord]:
     """Return all records of a file, in its order.
 
     Takes the arguments of `scan_records`.
@@ -58,7 +60,7 @@ def read_records(
 
 def scan_records(
     path: str | os.PathLike[str], separator: str = "\n", what: str = "the evaluation set"
-) -> Iterator[dict[str, Any] | RecordMistake]:
+) -> Iterator[FileRecord | RecordMistake]:
     """Yield the records of a file in its order, and in place of one that cannot be used, why.
 
     All but JSON Lines are held in memory: evaluation sets and files of training rows are a few MB.
@@ -95,7 +97,7 @@ def scan_records(
         raise UserError(f"{what} {path} cannot be read: {error}. Fetch it again.") from None
 
 
-def _parquet(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+def _parquet(path: Path, separator: str) -> Iterator[FileRecord | RecordMistake]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -107,7 +109,7 @@ def _parquet(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMist
             yield _undecodable(f"{path}, record {number + 1}", error)
 
 
-def _lines(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+def _lines(path: Path, separator: str) -> Iterator[FileRecord | RecordMistake]:
     with _unpacked(path) as stream:
         number = 0
         # JSON strings may hold U+2028 and the like unescaped; only a line feed ends a line.
@@ -124,7 +126,7 @@ def _lines(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistak
                 yield _parsed(line, where)
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any] | RecordMistake:
+def _parsed(line: bytes, where: str) -> FileRecord | RecordMistake:
     try:
         value = parse_json(line.decode("utf-8-sig"), where)
     except UnicodeDecodeError as error:
@@ -134,7 +136,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any] | RecordMistake:
     return _object(value, where)
 
 
-def _list(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+def _list(path: Path, separator: str) -> Iterator[FileRecord | RecordMistake]:
     with _unpacked(path) as stream:
         content = stream.read()
     try:
@@ -166,7 +168,7 @@ def _spoilt(record: Any, where: str) -> RecordMistake | None:
     return None
 
 
-def _pieces(path: Path, separator: str) -> Iterator[dict[str, Any] | RecordMistake]:
+def _pieces(path: Path, separator: str) -> Iterator[FileRecord | RecordMistake]:
     with _unpacked(path) as stream:
         content = stream.read().removeprefix(codecs.BOM_UTF8)
     for number, piece in enumerate(content.split(separator.encode()), start=1):
@@ -197,7 +199,7 @@ def _unpacked(path: Path) -> IO[bytes]:
     return io.BufferedReader(stream)
 
 
-def _object(value: Any, where: str) -> dict[str, Any] | RecordMistake:
+def _object(value: Any, where: str) -> FileRecord | RecordMistake:
     if isinstance(value, dict):
         return value
     return RecordMistake(

@@ -27,6 +27,7 @@ from lit_pretrain.checkpoint.layout import (
     CHECKPOINTS_FOLDER,
     RECORD_KEY,
     BestRecord,
+    CheckpointEntries,
     CheckpointRecord,
     best_by_metrics,
     best_record,
@@ -65,10 +66,10 @@ class PlainCheckpointIO(CheckpointIO):
         self.copies = HostCopy() if asynchronous else None
         self.group: Any = None
         """Processes that write shards together; None: those of the default group."""
-        self._copied: tuple[dict[str, Any], Path, bool] | None = None
+        self._copied: tuple[CheckpointEntries, Path, bool] | None = None
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+        self, checkpoint: CheckpointEntries, path: Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint and wait until it is on the disk, or only copy it."""
         sharded = storage_options == SHARDED
@@ -77,7 +78,7 @@ class PlainCheckpointIO(CheckpointIO):
         else:
             self._copied = self.copies.take(checkpoint), Path(path), sharded
 
-    def write_copy(self, check: Callable[[dict[str, Any]], None]) -> None:
+    def write_copy(self, check: Callable[[CheckpointEntries], None]) -> None:
         """Write the checkpoint that was copied, if this rank holds one.
 
         Args:
@@ -89,7 +90,7 @@ class PlainCheckpointIO(CheckpointIO):
             self._write(checkpoint, path, sharded)
             self._copied = None
 
-    def _write(self, checkpoint: dict[str, Any], path: Path, sharded: bool) -> None:
+    def _write(self, checkpoint: CheckpointEntries, path: Path, sharded: bool) -> None:
         if sharded:
             write_shards(checkpoint, path, self.group)
         else:
@@ -97,7 +98,7 @@ class PlainCheckpointIO(CheckpointIO):
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    ) -> CheckpointEntries:
         """Read a checkpoint and refuse arbitrary objects in it.
 
         A sharded checkpoint is consolidated for strategies that do not shard.
@@ -202,14 +203,14 @@ class Checkpoints(Checkpoint):
             finish_rewind(self.run)
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """Put the contract into the checkpoint."""
         record = CheckpointRecord(trainer.global_step, self.contract, self._validation_due)
         checkpoint[RECORD_KEY] = record.stored()
 
     def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """See whether a validation is due before the next step."""
         saved = CheckpointRecord.of(checkpoint)

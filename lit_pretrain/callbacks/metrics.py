@@ -5,19 +5,28 @@ Axes of the sums: S sources; M objective metrics, each with its sum and its coun
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from lit_pretrain.batch_sizes import BatchSizes
-from lit_pretrain.checkpoint.layout import WINDOW_KEY
+from lit_pretrain.checkpoint.layout import WINDOW_KEY, CheckpointEntries
 from lit_pretrain.errors import UserError, warn
 from lit_pretrain.parallel.strategy import sum_over_tokens
 
 Sink = Callable[[int, dict[str, float]], None]
 """Takes the optimizer step and the metrics of a window or of a validation."""
+
+
+class UnfinishedWindow(TypedDict):
+    """The window in which a checkpoint was saved."""
+
+    sums: list[float]
+    """Over all ranks."""
+    norms: list[float]
+    """Gradient norm of each of its steps."""
 
 
 class Metrics(L.Callback):
@@ -61,7 +70,7 @@ class Metrics(L.Callback):
         self.names: tuple[str, ...] = ()
         """Names of the objective's own means."""
         self._rates: dict[str, float] = {}
-        self._unfinished: dict[str, Any] | None = None
+        self._unfinished: UnfinishedWindow | None = None
         self._begin(time.perf_counter())
 
     def _begin(self, now: float) -> None:
@@ -88,15 +97,17 @@ class Metrics(L.Callback):
             self._unfinished = None
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """Keep the unfinished window, so that a resumed run writes the same means."""
         if self._sums is not None:
             norms = torch.stack(self._norms).float().tolist()
-            checkpoint[WINDOW_KEY] = {"sums": self._total(trainer).tolist(), "norms": norms}
+            checkpoint[WINDOW_KEY] = UnfinishedWindow(
+                sums=self._total(trainer).tolist(), norms=norms
+            )
 
     def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """Take up the window again."""
         self._unfinished = checkpoint.get(WINDOW_KEY)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from lit_pretrain.callbacks.metrics import Sink
-from lit_pretrain.checkpoint.layout import NOISE_KEY
+from lit_pretrain.checkpoint.layout import NOISE_KEY, CheckpointEntries
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim.gradient_noise import Noise, NoiseScales, noise_of
 from lit_pretrain.parallel.strategy import sum_over_tokens, token_ranks
@@ -84,14 +84,14 @@ class NoiseScale(L.Callback):
         self._found: dict[str, Noise] | None = None
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """Keep the averages, so that a resumed run tells the same."""
         if self.scales.measured:
             checkpoint[NOISE_KEY] = self.scales.state()
 
     def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: CheckpointEntries
     ) -> None:
         """Take up the averages again."""
         if NOISE_KEY in checkpoint:

@@ -18,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 
 from lit_pretrain.chat.bounded_jinja import BoundedSandbox
-from lit_pretrain.chat.messages import ToolDescription
+from lit_pretrain.chat.messages import FunctionCall, Message, ToolCall, ToolDescription
 from lit_pretrain.errors import UserError
 from lit_pretrain.plain_data import load_json, read_text
 
@@ -240,11 +240,11 @@ _ARGUMENTS = {"place": "Rome"}
 """Made conversation and call that show what a template does."""
 
 
-def _caller(content: str | None, as_text: bool) -> dict[str, Any]:
+def _caller(content: str | None, as_text: bool) -> Message:
     """Make a message that calls a tool."""
     arguments = json.dumps(_ARGUMENTS) if as_text else _ARGUMENTS
-    function = {"name": "look", "arguments": arguments}
-    call = {"id": "call00001", "type": "function", "function": function}
+    function = FunctionCall(name="look", arguments=arguments)
+    call = ToolCall(id="call00001", type="function", function=function)
     return {"role": "assistant", "content": content, "tool_calls": [call]}
 
 

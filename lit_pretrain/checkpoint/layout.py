@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from lit_pretrain.checkpoint.digests import damage
 from lit_pretrain.errors import UserError, warn
@@ -56,6 +56,10 @@ AVERAGE_KEY = "average"
 GUARD_KEY = "guard"
 NOISE_KEY = "noise_scale"
 STANDALONE_KEY = "standalone"
+CheckpointEntries: TypeAlias = dict[str, Any]
+"""A checkpoint in memory, with the entries that the head of this file lists. Lightning passes it
+from hook to hook, and each adds its own, so that it is no TypedDict.
+"""
 NET_PREFIX = "net."
 """Prefix of the network's keys in `state_dict`."""
 SCORE_KEY = "score.weight"

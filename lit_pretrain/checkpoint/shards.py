@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from lit_pretrain.checkpoint.digests import file_digest, write_digests
-from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX
+from lit_pretrain.checkpoint.layout import SHARDED_ENTRIES, SHARDS_INDEX, CheckpointEntries
 from lit_pretrain.errors import UserError, error_of_file
 from lit_pretrain.files import check_plain_names
 
@@ -178,7 +178,7 @@ def read_entries(folder: Path) -> Mapping[str, Any]:
     return load_archive(folder / SHARDED_ENTRIES)
 
 
-def load_archive(file: Path, *, mmap: bool = False, map_location: Any = "cpu") -> dict[str, Any]:
+def load_archive(file: Path, *, mmap: bool = False, map_location: Any = "cpu") -> CheckpointEntries:
     """Load what `torch.save` wrote, tensors and primitives only.
 
     Args:
@@ -227,7 +227,7 @@ def read_shards(folder: Path, *, only: set[str] | None = None) -> Mapping[str, A
     return state
 
 
-def consolidated(folder: Path) -> dict[str, Any]:
+def consolidated(folder: Path) -> CheckpointEntries:
     """Consolidate a sharded checkpoint: a run goes on from it exactly without sharding.
 
     Args:

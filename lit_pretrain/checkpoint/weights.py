@@ -28,6 +28,7 @@ from lit_pretrain.checkpoint.layout import (
     AVERAGE_KEY,
     NET_PREFIX,
     SCORE_KEY,
+    CheckpointEntries,
     CheckpointRecord,
     is_hf_folder,
     resolve,
@@ -337,7 +338,7 @@ def compose(
     return weights
 
 
-def keep_adapter(checkpoint: dict[str, Any], record: AdapterRecord | None) -> None:
+def keep_adapter(checkpoint: CheckpointEntries, record: AdapterRecord | None) -> None:
     """Reduce a network's checkpoint to the adapter, with its record on the rank that writes."""
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {

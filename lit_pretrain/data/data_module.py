@@ -187,7 +187,7 @@ class BaseData(L.LightningDataModule, ABC):
         return [said for said in lowered if said is not None]
 
     @property
-    def batch_settings(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, int | None]:
         """Settings of the batch as this module takes them, for the config that a run saves."""
         return {"micro_batch_size": self.micro_batch_size}
 

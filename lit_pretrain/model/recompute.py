@@ -1,8 +1,9 @@
 """Recomputation: what a block keeps for its backward pass, and what it computes once more."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -87,7 +88,14 @@ def _contexts(attention: bool, products: tuple[int, ...] | None) -> Any:
     return create_selective_checkpoint_contexts(partial(_policy, attention, products, {}))
 
 
-def checkpoint_options(kept: Recomputation | None) -> dict[str, Any]:
+class RecomputeOptions(TypedDict, total=False):
+    """Options of `torch.utils.checkpoint`; empty keeps the input alone."""
+
+    context_fn: Callable[[], Any]
+    """Makes the contexts of the first and of the second pass."""
+
+
+def checkpoint_options(kept: Recomputation | None) -> RecomputeOptions:
     """Return what `torch.utils.checkpoint` needs to keep more than the input."""
     if kept is None:
         return {}

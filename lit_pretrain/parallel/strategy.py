@@ -134,7 +134,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module._device_mesh = self._device_mesh
 
     @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Say which rows are whose: ranks that differ in cp or tp alone read the same."""
         batch = self.mesh.batch
         return {"num_replicas": batch.size(), "rank": batch.get_local_rank()}

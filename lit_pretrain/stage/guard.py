@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from lit_pretrain.errors import CollapsedError, DivergedError, UserError
 
@@ -61,6 +61,16 @@ class GuardSettings:
                 f"guard.max_rewinds={self.max_rewinds} must not be negative and"
                 f" guard.threshold={self.threshold} be positive"
             )
+
+
+class GuardState(TypedDict):
+    """What a checkpoint keeps of a guard."""
+
+    seen: dict[str, list[float]]
+    """The window of each figure."""
+    counts: list[int]
+    """Steps that were not finite, without a gradient and no better than a guess, each in a row, and
+    the step of the next look at them."""
 
 
 class Spike(Exception):
@@ -115,7 +125,7 @@ class Guard:
         self._not_finite = self._without_gradient = self._guessing = 0
         self._next_look = settings.collapse_steps
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GuardState:
         """Return what a checkpoint keeps, so that a resumed run decides the same."""
         return {
             "seen": {name: list(values) for name, values in self._seen.items()},
@@ -124,7 +134,7 @@ class Guard:
             ],
         }  # fmt: skip
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: GuardState) -> None:
         """Go on from the state of a checkpoint; its window may have had another length."""
         for name, values in state["seen"].items():
             self._seen[name].clear()

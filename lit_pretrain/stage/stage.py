@@ -31,6 +31,7 @@ from lit_pretrain.checkpoint.layout import (
     RECORD_KEY,
     SCORE_KEY,
     STANDALONE_KEY,
+    CheckpointEntries,
     standalone,
 )
 from lit_pretrain.checkpoint.weights import (
@@ -342,7 +343,7 @@ class Stage(L.LightningModule):
             where, mesh=self.device_mesh, device=self.trainer.strategy.root_device
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: CheckpointEntries) -> None:
         """Save answers that are still learned from, and of an adapted network the adapter alone.
 
         The adapter is saved with the identity of its base.
@@ -376,7 +377,7 @@ class Stage(L.LightningModule):
         torch.distributed.all_gather_object(found, value)
         return found
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: CheckpointEntries) -> None:
         """Restore what the guard has seen, and unfinished answers.
 
         Raises:

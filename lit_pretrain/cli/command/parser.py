@@ -9,7 +9,7 @@ from argparse import Action
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypedDict, TypeVar
 
 import yaml
 from docstring_parser import DocstringStyle
@@ -492,7 +492,15 @@ def is_class_spec(value: Any) -> bool:
     return isinstance(value, Namespace | dict) and "class_path" in value
 
 
-def parser_options(verb: str) -> dict[str, Any]:
+class ParserOptions(TypedDict):
+    """Settings of a parser of jsonargparse."""
+
+    prog: str
+    allow_abbrev: bool
+    parser_mode: str
+
+
+def parser_options(verb: str) -> ParserOptions:
     """Return the settings that all parsers share."""
     return {
         "prog": f"lit_pretrain {verb}",

@@ -82,6 +82,29 @@ class ConfirmedGain(TypedDict):
     """Whether the gain is more than two standard errors."""
 
 
+class TargetLaw(TypedDict):
+    """The law of the loss on one target."""
+
+    floor: float
+    slopes: dict[str, float]
+    """By source."""
+    rank_correlation: float
+    """Of predictions for runs that were left out of the fit."""
+    error: float
+    """Of these predictions, as a share of the loss."""
+    noise: float
+    """Standard deviation over seeds."""
+
+
+class TriedMixture(TypedDict):
+    """One run of the sweep."""
+
+    name: str
+    weights: dict[str, float]
+    losses: dict[str, float]
+    """By target."""
+
+
 class MixtureReport(TypedDict):
     """All figures, as mixture.json holds them."""
 
@@ -94,14 +117,14 @@ class MixtureReport(TypedDict):
     target: dict[str, float]
     length: float
     """Tokens of the run that the mixture is for."""
-    laws: dict[str, dict[str, Any]]
-    """By target: floor, slope of each source, errors on runs that were left out, noise."""
+    laws: dict[str, TargetLaw]
+    """By target."""
     predicted: dict[str, float]
     """Loss on the target of natural, uniform and best mixture, and the gain."""
     predicted_interval: tuple[float, float]
     confirmed: ConfirmedGain | None
     """None if the best mixture is the natural one."""
-    runs: list[dict[str, Any]]
+    runs: list[TriedMixture]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lit_pretrain.cli.command.parser import make_parser
 from lit_pretrain.cli.scaling.options import aligned, big, write_text
-from lit_pretrain.cli.sweep.fit_options import parse_as_plan
+from lit_pretrain.cli.sweep.fit_options import FitOptions, parse_as_plan
 from lit_pretrain.cli.sweep.launch import LaunchSettings
 from lit_pretrain.errors import UserError
 
@@ -54,7 +54,7 @@ class Branched(NamedTuple):
 
     checkpoint: Path
     step: int
-    config: dict[str, Any]
+    config: FitOptions
     """Of the run."""
     batch: BatchSizes
     """Tokens of its steps."""

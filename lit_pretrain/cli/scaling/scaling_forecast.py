@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lit_pretrain.cli.scaling.options import (
 
 if TYPE_CHECKING:
     from lit_pretrain.scaling.fitted import StoredFit
+    from lit_pretrain.scaling.forecast import Forecast, Interval
 
 
 def main(argv: list[str]) -> int:
@@ -87,41 +89,47 @@ def main(argv: list[str]) -> int:
             f"extrapolation: {found.beyond:.3g} times the largest fitted compute"
             f" ({kept.largest_compute:.3g} FLOPs)",
         )
-    result = {
-        **vars(found),
-        "extrapolation": found.far,
-        "law": kept.law.form,
-        "params_counted": kept.counts,
-        "unit": kept.unit,
-        "notes": notes,
-    }
-    sys.stdout.write(
-        json.dumps(result, indent=1) + "\n" if options.json else forecast_table(result)
-    )
+    if options.json:
+        result = {
+            **vars(found),
+            "extrapolation": found.far,
+            "law": kept.law.form,
+            "params_counted": kept.counts,
+            "unit": kept.unit,
+            "notes": notes,
+        }
+        print(json.dumps(result, indent=1))
+    else:
+        sys.stdout.write(forecast_table(found, kept, notes))
     return 0
 
 
-def forecast_table(result: dict[str, Any]) -> str:
+def forecast_table(found: Forecast, kept: StoredFit, notes: Sequence[str]) -> str:
     """Format a forecast as text."""
     from lit_pretrain.scaling.runs import UNIT_TEXT
 
-    def around(key: str) -> str:
-        return f" ({big_between(result[key])})" if result[key] is not None else ""
+    units: Mapping[str, str] = {**UNIT_TEXT}  # a law may be of losses in another unit
+
+    def around(interval: Interval | None) -> str:
+        return f" ({big_between(interval)})" if interval is not None else ""
 
     lines = [
         (
-            f"N = {big(result['n'])}{around('n_ci95')}"
-            f" {COUNT_NAMES.get(result['params_counted'], 'parameters')}, D ="
-            f" {big(result['d'])}{around('d_ci95')} tokens, {result['d'] / result['n']:.3g} tokens"
-            f" per parameter, {result['c']:.4g} FLOPs, {result['beyond']:.3g} times the largest"
+            f"N = {big(found.n)}{around(found.n_ci95)}"
+            f" {COUNT_NAMES.get(kept.counts, 'parameters')}, D ="
+            f" {big(found.d)}{around(found.d_ci95)} tokens, {found.d / found.n:.3g} tokens"
+            f" per parameter, {found.c:.4g} FLOPs, {found.beyond:.3g} times the largest"
             " fitted compute"
         ),
-        f"loss {result['loss']:.4f} {UNIT_TEXT.get(result['unit'], result['unit'])}",
+        f"loss {found.loss:.4f} {units.get(kept.unit, kept.unit)}",
     ]
-    for key, text in (("ci95", "95 % interval of the law"), ("run95", "95 % interval of one run")):
-        if result[key] is not None:
-            lines.append(f"  {text}: {result[key][0]:.4f} to {result[key][1]:.4f}")
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])]) + "\n"
+    for interval, text in (
+        (found.ci95, "95 % interval of the law"),
+        (found.run95, "95 % interval of one run"),
+    ):
+        if interval is not None:
+            lines.append(f"  {text}: {interval[0]:.4f} to {interval[1]:.4f}")
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
 
 
 def _law(options: Any) -> tuple[StoredFit, list[str]]:

@@ -12,6 +12,7 @@ from lit_pretrain.cli.command.verb import Verb
 from lit_pretrain.errors import UserError, warn
 
 if TYPE_CHECKING:
+    from lit_pretrain.cli.sweep.fit_options import FitOptions
     from lit_pretrain.cli.sweep.launch import LaunchSettings
     from lit_pretrain.cli.sweep.planned_runs import PlannedRun
     from lit_pretrain.cli.sweep.points import Point
@@ -249,7 +250,7 @@ def _text(value: Any) -> str:
 
 def point_config(
     shared: Mapping[str, Any], point: Sequence[tuple[str, Any]], resolved: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> FitOptions:
     """Put a point's options into the config that all runs share.
 
     Args:
@@ -283,8 +284,8 @@ def point_config(
 
 
 def _inside(
-    node: dict[str, Any], known: Mapping[str, Any], name: str
-) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    node: FitOptions, known: Mapping[str, Any], name: str
+) -> tuple[FitOptions, Mapping[str, Any]]:
     """Enter the settings of a class, where the group is one and the name is one of them."""
     if "class_path" not in known or name in ("class_path", "init_args"):
         return node, known

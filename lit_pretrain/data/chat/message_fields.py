@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from lit_pretrain.chat.messages import BadRow, joined_text
 from lit_pretrain.chat.tool_calls import calls_of
+
+
+class ContentFields(TypedDict, total=False):
+    """The fields of a message that its content stands for, as far as it has them."""
+
+    content: Any
+    """Not checked yet, unless it stood in parts."""
+    reasoning_content: str
+    tool_calls: list[Any]
+
 
 _WEIGHTS = ("weight", "loss_weight", "loss", "train", "training")
 """OpenAI's and Together's, LLaMA-Factory's, ms-swift's, axolotl's."""
@@ -63,7 +73,7 @@ def read_label(value: Any, where: str) -> bool:
     return bool(value)
 
 
-def read_content(content: Any, where: str) -> dict[str, Any]:
+def read_content(content: Any, where: str) -> ContentFields:
     """Return the fields of a message that its content stands for.
 
     A content in parts is taken if all of them are text, thoughts or tool calls; the texts stand on
@@ -96,7 +106,7 @@ def read_content(content: Any, where: str) -> dict[str, Any]:
                 + "; only text can be learned",
             )
         (thoughts if type_ in _THOUGHT_PARTS else texts).append(text)
-    fields: dict[str, Any] = {"content": joined_text(texts) if texts or not calls else None}
+    fields: ContentFields = {"content": joined_text(texts) if texts or not calls else None}
     if thoughts:
         fields["reasoning_content"] = joined_text(thoughts)
     if calls:

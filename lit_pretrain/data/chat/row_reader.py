@@ -122,6 +122,7 @@ def expand_record(
         record = _without(record, ignore)
     parts = _parts(record, format)
     notes = _unread(record, format, parts, kind=kind, ignore=ignore)
+    rows: Sequence[Mapping[str, Any]]
     if format.shape == "steps":
         rows, plain = step_verdicts(parts), ROW_FORMATS["kto"]
     elif kind == "conversation":

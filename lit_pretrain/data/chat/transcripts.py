@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from lit_pretrain.chat.messages import BadRow
 
@@ -47,11 +47,29 @@ def transcript_messages(text: Any, what: str) -> list[dict[str, str]]:
 
 
 _SPEAKERS = {"prompter": "user", "assistant": "assistant"}
+RawMessage: TypeAlias = Mapping[str, Any]
+"""A message with role and content, and fields of its own that `check_messages` has yet to see."""
+
+
+class ConversationFields(TypedDict):
+    """A conversation as a row of the format `messages` holds it."""
+
+    messages: list[RawMessage]
+
+
+class PairFields(TypedDict):
+    """A pair as a row of the format `preference` holds it."""
+
+    prompt: list[RawMessage]
+    chosen: list[RawMessage]
+    rejected: list[RawMessage]
+
+
 _READ_OF_NODES = frozenset({"role", "text", "rank", "deleted", "replies"})
 """Fields of a tree's messages that are read here; the others stay with the message."""
 
 
-def tree_conversations(root: Any) -> list[dict[str, Any]]:
+def tree_conversations(root: Any) -> list[ConversationFields]:
     """Return the conversation that follows the best reply everywhere in an OpenAssistant tree.
 
     Args:
@@ -61,7 +79,7 @@ def tree_conversations(root: Any) -> list[dict[str, Any]]:
         BadRow: It is no such tree.
     """
     node: Mapping[str, Any] | None = _node(root)
-    messages: list[dict[str, Any]] = []
+    messages: list[RawMessage] = []
     while node is not None:
         messages.append(_message(node))
         replies = _ranked(node)
@@ -71,7 +89,7 @@ def tree_conversations(root: Any) -> list[dict[str, Any]]:
     return [{"messages": messages}]
 
 
-def tree_pairs(root: Any) -> list[dict[str, Any]]:
+def tree_pairs(root: Any) -> list[PairFields]:
     """Return the best and the worst answer to every question of an OpenAssistant tree.
 
     Only ranked answers count.
@@ -85,7 +103,7 @@ def tree_pairs(root: Any) -> list[dict[str, Any]]:
     return list(_pairs(_node(root), ()))
 
 
-def _pairs(node: Mapping[str, Any], before: tuple[dict[str, str], ...]) -> Iterator[dict[str, Any]]:
+def _pairs(node: Mapping[str, Any], before: tuple[RawMessage, ...]) -> Iterator[PairFields]:
     spoken = (*before, _message(node))
     replies = _ranked(node)
     ranked = [reply for reply in replies if reply.get("rank") is not None]
@@ -105,7 +123,7 @@ def _node(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _message(node: Mapping[str, Any]) -> dict[str, Any]:
+def _message(node: Mapping[str, Any]) -> RawMessage:
     role = node.get("role")
     if not isinstance(role, str) or role not in _SPEAKERS:
         raise BadRow(

@@ -227,7 +227,7 @@ class TextData(BaseData):
         return sizes_in_tokens(self._sizes, self.seq_len, scheduled=scheduled)
 
     @property
-    def batch_settings(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, int | None]:
         """Settings of the batch, with the default size where the config gives none."""
         return super().batch_settings | {"global_batch_tokens": self.global_batch_tokens}
 
