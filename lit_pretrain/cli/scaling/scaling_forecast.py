@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,8 @@ def forecast_table(found: Forecast, kept: StoredFit, notes: Sequence[str]) -> st
     """Format a forecast as text."""
     from lit_pretrain.scaling.runs import UNIT_TEXT
 
-    units: Mapping[str, str] = {**UNIT_TEXT}  # a law may be of losses in another unit
+    # A published law may be of losses in a unit of its own.
+    unit = next((text for name, text in UNIT_TEXT.items() if name == kept.unit), kept.unit)
 
     def around(interval: Interval | None) -> str:
         return f" ({big_between(interval)})" if interval is not None else ""
@@ -121,7 +122,7 @@ def forecast_table(found: Forecast, kept: StoredFit, notes: Sequence[str]) -> st
             f" per parameter, {found.c:.4g} FLOPs, {found.beyond:.3g} times the largest"
             " fitted compute"
         ),
-        f"loss {found.loss:.4f} {units.get(kept.unit, kept.unit)}",
+        f"loss {found.loss:.4f} {unit}",
     ]
     for interval, text in (
         (found.ci95, "95 % interval of the law"),
