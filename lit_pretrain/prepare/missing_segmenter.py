@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lit_pretrain.files import is_remote
+from lit_pretrain.prepare.filters.filter import may_count_words
 from lit_pretrain.prepare.filters.filter_spec import expand_filters
 from lit_pretrain.prepare.inputs import Inputs
 from lit_pretrain.prepare.prepare_config import PrepareConfig, SourceConfig
@@ -15,8 +16,6 @@ from lit_pretrain.prepare.progress_table import say
 from lit_pretrain.prepare.read.reader import DamagedFile, RawText, ReadPolicy, reader_class
 from lit_pretrain.words import has_segmenter, language_without_spaces
 
-_NO_WORDS = ("Classifier", "Language", "Url")
-"""Filters that count no words; all others, the user's own among them, may."""
 _FILES, _RECORDS, _CHARACTERS = 3, 20, 2000
 """What is looked at before a run: so many files of a source, records and characters of each."""
 _CURE = (
@@ -31,7 +30,7 @@ _NAMES = {
 def counts_words(config: PrepareConfig, source: str) -> bool:
     """Tell whether a filter of a source, or the search for repeated lines, counts words."""
     return (config.dedup is not None and config.dedup.lines is not None) or any(
-        spec.class_path not in _NO_WORDS for spec in expand_filters(config.filters_of(source))
+        may_count_words(spec) for spec in expand_filters(config.filters_of(source))
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import lit_pretrain
 from lit_pretrain.class_path import search_current_folder
+from lit_pretrain.prepare.filters.filter import inputs_of
 from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
 from lit_pretrain.prepare.missing_segmenter import counts_words
 from lit_pretrain.prepare.read.reader import READERS, reader_class
@@ -86,13 +87,11 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
                 contents.update(
                     f"{_FILE}{path}" for path in ([value] if isinstance(value, str) else value)
                 )
-        if spec.class_path == "Classifier":
-            contents.add(f"{_FILE}{spec.init_args['path']}")
-        if spec.class_path == "Language":
-            names.add("py3langid")
-        elif spec.class_path == "Url" and spec.init_args.get("datatrove_lists"):
-            names.add("datatrove")
-        elif spec.class_path not in FILTERS:
+        if spec.class_path in FILTERS:
+            inputs = inputs_of(spec)
+            names.update(inputs.packages)
+            contents.update(f"{_FILE}{path}" for path in inputs.files)
+        else:
             _class_path(spec.class_path, names, contents)
 
 

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from lit_pretrain.adapter import freeze_
 from lit_pretrain.checkpoint.network import find_parent, model_config
+from lit_pretrain.class_path import import_class_path
 from lit_pretrain.cli.train.precision import peak_dtype
 from lit_pretrain.cli.train.resolve import (
     adapter_cost,
@@ -29,6 +30,7 @@ from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.parallel.strategy import sharding_of
 from lit_pretrain.report.charts import clock, short
 from lit_pretrain.roles import ROLES
+from lit_pretrain.rollout import BuiltIn
 from lit_pretrain.scaling.flops import GIB, beside, find_device, flops_per_token, room
 from lit_pretrain.scaling.forecast import Expected, expected
 from lit_pretrain.scaling.memory import Answering, Layout, peak, remedies
@@ -135,7 +137,7 @@ def answers(config: Namespace, data: BaseData, world: int) -> Answering | None:
     if rollout is None or data.longest_prompt is None:
         return None
     engine = rollout.engine
-    if engine is not None and not str(engine.class_path).endswith(".BuiltIn"):
+    if engine is not None and not _is_built_in(engine.class_path):
         return None
     prompts = -(-max(size.rows for size in data.step_sizes) // world)
     every = Answering(
@@ -146,6 +148,11 @@ def answers(config: Namespace, data: BaseData, world: int) -> Answering | None:
     )
     most = None if engine is None else (engine.get("init_args") or {}).get("rows")
     return every if most is None or most >= every.rows else every.fewer(most)
+
+
+def _is_built_in(class_path: str) -> bool:
+    found = import_class_path(class_path, "model.rollout.engine")
+    return isinstance(found, type) and issubclass(found, BuiltIn)
 
 
 def check_memory(net: ModelConfig, layout: Layout, *, ranks_here: int, allow: bool) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from lit_pretrain.errors import UserError
 from lit_pretrain.files import file_sha256, parse_sealed_json, seal_json, write_file
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.filter import FilterInputs, Verdict, View
 
 _BITS = 18
 BUCKETS = 1 << _BITS
@@ -233,6 +233,13 @@ class Classifier:
         UserError: The file is no classifier, or not exactly one of threshold and keep is given, or
             it is out of range.
     """
+
+    counts_words = False
+
+    @staticmethod
+    def inputs(init_args: Mapping[str, Any]) -> FilterInputs:
+        """See `Filter`."""
+        return FilterInputs(files=(init_args["path"],))
 
     def __init__(
         self, *, path: str, threshold: float | None = None, keep: float | None = None

@@ -40,6 +40,9 @@ class Filter(Protocol):
     A filter that scores documents may have an attribute `keep_share`: of the documents that all
     filters of their source kept, those with the best scores then stay, up to that share of their
     bytes (`stages/keep_best.py`).
+
+    A filter of ours declares on its class what else the package must know: `counts_words = False`
+    if it looks at no words, and `inputs`, from its arguments to what its verdicts depend on.
     """
 
     def __call__(self, document: Document, view: View) -> Verdict:
@@ -50,6 +53,16 @@ class Filter(Protocol):
             view: Its text, split and counted; all filters of a chain share it.
         """
         ...
+
+
+class FilterInputs(NamedTuple):
+    """What the verdicts of a filter depend on beside its arguments; a dataset records its version.
+
+    Files that an argument with the suffix `_files` names are recorded anyway.
+    """
+
+    packages: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class Verdict(NamedTuple):
@@ -426,3 +439,16 @@ SYMBOLS = SENTENCE_ENDS | _ranges(_SYMBOLS) | frozenset(string.punctuation)
 """Punctuation and control characters: a word of nothing else is no word for Gopher's counts
 (datatrove's reading of the paper, its full-width digit one included).
 """
+
+
+def inputs_of(spec: FilterSpec) -> FilterInputs:
+    """Return what a filter of ours declares that its verdicts depend on."""
+    declared = getattr(_find(spec.class_path), "inputs", None)
+    return FilterInputs() if declared is None else declared(spec.init_args)
+
+
+def may_count_words(spec: FilterSpec) -> bool:
+    """Tell whether a filter looks at words; of a user's own it is not known, so it may."""
+    if spec.class_path not in FILTERS:
+        return True
+    return bool(getattr(_find(spec.class_path), "counts_words", True))

@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_pretrain.errors import UserError, did_you_mean
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import Verdict, View
+from lit_pretrain.prepare.filters.filter import FilterInputs, Verdict, View
 
 LANGUAGE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -56,6 +56,13 @@ class Language:
     Raises:
         UserError: An unknown code, or a score or number that cannot be met.
     """
+
+    counts_words = False
+
+    @staticmethod
+    def inputs(_: Mapping[str, Any]) -> FilterInputs:
+        """See `Filter`."""
+        return FilterInputs(packages=("py3langid",))
 
     def __init__(
         self,

@@ -15,9 +15,9 @@ import functools
 import importlib.util
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ import xxhash
 
 from lit_pretrain.errors import UserError
 from lit_pretrain.prepare.document_store import Document
-from lit_pretrain.prepare.filters.filter import KEEP, Verdict, View, remove
+from lit_pretrain.prepare.filters.filter import KEEP, FilterInputs, Verdict, View, remove
 
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 _SCHEME = re.compile(r"^(?:[a-z][a-z0-9+.-]*:)?//")
@@ -59,6 +59,13 @@ class Url:
     Raises:
         UserError: A file cannot be read, datatrove's lists are not there, or all lists are empty.
     """
+
+    counts_words = False
+
+    @staticmethod
+    def inputs(init_args: Mapping[str, Any]) -> FilterInputs:
+        """See `Filter`."""
+        return FilterInputs(packages=("datatrove",) if init_args.get("datatrove_lists") else ())
 
     def __init__(
         self,
