@@ -146,7 +146,9 @@ class SampleTask:
         share = max(
             _SLACK * limit / max(1, self.total_bytes), _DOCUMENTS / max(1, self.total_documents)
         )
-        below = round(min(1.0, share) * 2**64)
+        # The same keys decide the splits, and the lowest of them are held out.
+        splits = self.config.splits
+        below = round(min(1.0, splits.test + splits.validation + share) * 2**64)
         splitter = Splitter.load(self.config, self.work)
         sample = TokenizerSample(limit)
         for document in Survivors(self.config.dedup, self.work, number, self.begins[number]):
@@ -175,6 +177,7 @@ class TokenizerSample:
 
     def offer(self, key: int, text: str, size: int) -> None:
         """Take a document, and drop those with the largest keys while the rest suffices."""
+        # The heap holds enough already, all of it with smaller keys.
         if self._bytes >= self._max_bytes and key > -self._heap[0][0]:
             return
         heapq.heappush(self._heap, (-key, -len(self._heap), size, text))

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_pretrain.errors import UserError
-from lit_pretrain.prepare.prepare_config import SplitsConfig, TokenizerConfig
+from lit_pretrain.files import write_file
+from lit_pretrain.prepare.document_store import (
+    Document,
+    DocumentWriter,
+    clean_file,
+    read_documents,
+)
+from lit_pretrain.prepare.prepare_config import PrepareConfig, SplitsConfig, TokenizerConfig
 from lit_pretrain.prepare.stages.hold_out import Splitter
-from lit_pretrain.prepare.stages.train_tokenizer import TokenizerSample, train_bpe
+from lit_pretrain.prepare.stages.train_tokenizer import SampleTask, TokenizerSample, train_bpe
 from lit_pretrain.tokenizer.byte_level import ALIASES, PATTERNS
 from lit_pretrain.tokenizer.tokenizer import Tokenizer
 
@@ -184,3 +192,18 @@ def test_sample_is_bounded_and_does_not_depend_on_the_order(
     assert min(limit, total) - 1 <= size <= limit  # the last document is cut at a whole character
     ranked = sorted(documents, key=lambda text: splitter.key(text.encode()))
     assert samples[0][:-1] == ranked[: len(samples[0]) - 1]
+
+
+def test_a_small_sample_of_much_text_is_training_text(tmp_path: Path) -> None:
+    """The lowest keys are held out; a sample of fewer keys than these must lie above them."""
+    with DocumentWriter(clean_file(tmp_path, 0)) as writer:
+        for n in range(2000):
+            writer.add(Document(f"document {n:011,}", f"{n}"))
+    write_file(tmp_path / "chosen.json", "{}")
+    splits = SplitsConfig(validation=0.4, test=0.2)
+    tokenizer = TokenizerConfig(sample_bytes=1000)
+    config = PrepareConfig(out=str(tmp_path), splits=splits, tokenizer=tokenizer)
+    SampleTask(config, tmp_path, 40_000, 2000, (0,))(0, lambda done: None)
+    found = list(read_documents(tmp_path / "sample" / "00000.parquet"))
+    assert sum(len(document.utf8) for document in found) >= 1000
+    assert min(int(document.origin) for document in found) >= 0.6 * 2**64
