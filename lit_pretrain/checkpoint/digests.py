@@ -61,6 +61,7 @@ class _HashedFile:
         """Write bytes, and hash all but the last 22 of all that was written."""
         view = memoryview(data).cast("B")
         self._file.write(view)
+        # Tensors come in pieces of any size; none of them is copied here.
         if len(view) >= _END_RECORD:
             self._hash.update(self._end)
             self._hash.update(view[:-_END_RECORD])
@@ -79,6 +80,8 @@ class _HashedFile:
         """Append the digest as the archive's comment."""
         assert self._end[:4] + self._end[-2:] == _SIGNATURE + b"\0\0", "not a zip archive"
         length = _COMMENT.to_bytes(2, "little")
+        # As it will stand in the file: the last two bytes of the record are the length of the
+        # comment.
         self._hash.update(self._end[:-2] + length + _MARK)
         self._file.seek(-2, os.SEEK_END)
         self._file.write(length + _MARK + self._hash.hexdigest().encode())
@@ -188,6 +191,7 @@ def _damage_of_folder(folder: Path) -> str | None:
         try:
             content = read_sealed_json(index, known=("format_version", "files"))
             files: Mapping[str, FileDigest] = content["files"]
+            # A name with a folder in it would have a file elsewhere checked.
             check_plain_names(files, str(index))
             expected = {
                 folder / name: (int(entry["bytes"]), str(entry["xxh3_128"]))

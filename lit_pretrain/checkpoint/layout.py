@@ -216,6 +216,7 @@ def best_record(run: Path, warn: Callable[[str], None] = warn) -> BestRecord | N
         found = BestRecord(
             str(content["checkpoint"]), float(content["loss"]), int(content.get("step", -1))
         )
+        # It becomes part of a path, and must not lead out of the folder.
         if step_of(Path(found.checkpoint)) is None or Path(found.checkpoint).name != (
             found.checkpoint
         ):
@@ -284,6 +285,7 @@ def resolve(where: str, *, which: str = "last") -> Path:
 
         return fetched(where, which=which)
     path = Path(where)
+    # A folder that is named like a checkpoint is a sharded one, and no run.
     if path.exists() and (step_of(path) is not None or path.is_file()):
         check_sound(path)
         return path

@@ -110,6 +110,7 @@ def _is_stage(value: object) -> bool:
     """Tell whether a JSON value has all that the record of a stage needs."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return False
+    # More than these is no damage: an export adds what it measured.
     if not value.keys() >= _StageFields.__annotations__.keys():
         return False
     data = value["data"]

@@ -79,6 +79,7 @@ def stored_shape(checkpoint: Path) -> Mapping[str, Any]:
         return fields
     fields = config_of(checkpoint)["model"]["net"]
     if (record := CheckpointRecord.of(entries)) is not None:
+        # config.yaml may have been edited since; the contract lies within the checkpoint.
         now = flatten({"model": {"net": fields}})
         wrong = [
             f"{key}: {value!r} in the checkpoint, {now.get(key)!r} in its run's {CONFIG}"
@@ -98,6 +99,7 @@ def load_network(checkpoint: Path, *, average: bool = False) -> Transformer:
         average: Whether to take the moving average of its weights.
     """
     fields = stored_shape(checkpoint)
+    # On no device: first weights would be drawn only to be overwritten.
     with torch.device("meta"):
         net = Transformer(model_config(fields))
     net.to_empty(device="cpu")
@@ -138,10 +140,12 @@ def load_adapted(
     stored = read_stored(checkpoint)
     rows = stored.get(f"token_embedding.{ROWS}")
     first = None if rows is None else int(stored[f"token_embedding.{FIRST_ROW}"])
+    # Before the adapter is put in, whose tensors the base does not have.
     load_weights(net, beneath, new_tokens=None if first is None else NewTokens(first, ()))
     record.adapter.apply(net)
     if rows is not None and first is not None:
         train_rows_(net, first, len(rows))
+    # Not strict: the checkpoint holds the adapter alone.
     net.load_state_dict(stored, strict=False)
     return net.eval(), record, beneath
 

@@ -117,6 +117,7 @@ class RemoteRun:
     def _listing(self) -> dict[str, int]:
         """List all files, by their names below the address, with their sizes."""
         with self._reaching("listed"):
+            # fsspec remembers listings, and other processes write there as well.
             self._store.invalidate_cache()
             found = self._store.find(self._root, detail=True)
         inner = self._root.strip("/")
@@ -151,6 +152,7 @@ class RemoteRun:
             except UserError as error:
                 say(str(error))
                 continue
+            # The mark does not prove that the files are still what it names.
             if all(there.get(name) == size for name, size in entry.files.items()):
                 found[entry.name] = entry
         names = {name.partition("/")[0].removesuffix(COMPLETE) for name in there}
@@ -174,6 +176,7 @@ class RemoteRun:
             raise UserError(
                 f"{where} is damaged ({error}); its checkpoint is passed over"
             ) from None
+        # Whoever can write to the store chooses these names; none may lead out of the run's folder.
         check_plain_names(files, where, folders=True)
         if step_of(Path(name)) is None or any(key.partition("/")[0] != name for key in files):
             raise UserError(f"{where} is damaged: it names files of another checkpoint")
@@ -192,6 +195,7 @@ class RemoteRun:
         scratch = target.with_name(f"{target.name}.tmp")
         with self._reaching(f"fetched to {target}"):
             self._store.get_file(self._place(name), str(scratch))
+        # Under its name only when it is whole.
         os.replace(scratch, target)
 
     def fetch_checkpoint(
@@ -220,6 +224,7 @@ class RemoteRun:
                 self._store.get_file(self._place(f"{CHECKPOINTS_FOLDER}/{name}"), str(place))
             sync(place)
         found = damage(scratch)
+        # It may have been replaced while it was fetched.
         if found is None and identity(scratch) != entry.identity:
             found = "it is another one than its mark says"
         if found is not None:
@@ -227,6 +232,7 @@ class RemoteRun:
             where = f"{self.address}/{CHECKPOINTS_FOLDER}/{entry.name}"
             say(f"checkpoint {where} is damaged: {found}; it is passed over")
             return None
+        # A rename replaces a file, but no folder that holds something.
         remove_path(target)
         rename_durably(scratch, target)
         return target
@@ -271,6 +277,7 @@ class RemoteRun:
                 if name in (METRICS, METRICS_DIGESTS) or not path.is_file():
                     continue
                 status = path.stat()
+                # Size and time tell enough, because this process alone writes the folder.
                 version = status.st_size, status.st_mtime_ns
                 private = path.name.startswith(".") or path.name.endswith(".tmp")
                 if not private and self._uploaded.get(name) != version:
@@ -305,17 +312,20 @@ class RemoteRun:
                     raise
                 continue  # deleted meanwhile, as an old one is
             whole += 1
+        # A folder without one whole checkpoint is no reason to delete those of the store.
         if whole:
             kept = {path.name for path in checkpoints(folder)}
             self._delete(lambda name: name not in kept)
 
     def _push_checkpoint(self, path: Path, own: str) -> None:
+        # What is left under this name from an earlier upload goes first.
         self._delete(lambda name: name == path.name)
         with self._reaching("written"):
             files = [path] if path.is_file() else sorted(path.iterdir())
             sizes = {str(file.relative_to(path.parent)): file.stat().st_size for file in files}
             for file, name in zip(files, sizes, strict=True):
                 self._put(file, f"{CHECKPOINTS_FOLDER}/{name}")
+            # Last: until then every reader passes the checkpoint over.
             mark = seal_json({"files": sizes, "identity": own}).encode()
             self._put(mark, f"{CHECKPOINTS_FOLDER}/{path.name}{COMPLETE}")
 
@@ -333,6 +343,7 @@ class RemoteRun:
             if found and which(checkpoint):
                 gone.append(place)
         with self._reaching("written"):
+            # Marks first: what an interrupted deletion leaves must not look whole.
             for place in sorted(gone, key=lambda place: not place.endswith(COMPLETE)):
                 self._store.rm_file(self._place(place))
             for folder in {place.rpartition("/")[0] for place in gone} - {CHECKPOINTS_FOLDER}:
@@ -351,6 +362,8 @@ def _store(address: str) -> tuple[Any, str]:
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.fsspec import FsspecStore
 
+    # The client refuses http unless it is allowed, and stores within a cluster often speak nothing
+    # else.
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     store = FsspecStore(
         "s3", client_options={"allow_http": plain}, credential_provider=Boto3CredentialProvider()
@@ -409,6 +422,7 @@ def _fetched_to(folder: Path, remote: RemoteRun, *, which: str | None, named: in
         return folder
     best = best_record(folder) if which == "best" else None
     wanted = checkpoint_name(named) if named is not None else best.checkpoint if best else None
+    # The newest first; where none is named, a damaged one gives way to the one before it.
     for entry in there:
         if wanted in (None, entry.name) and (whole := remote.fetch_checkpoint(entry, folder)):
             return whole

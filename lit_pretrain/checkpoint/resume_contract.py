@@ -78,11 +78,13 @@ def contract_of(
         tokenizer_hash: Identity of its tokenizer.
         template_hash: Identity of its chat template, if it has one.
     """
+    # Secrets have no place in a checkpoint, and other text of the environment only as a digest.
     config = comparable(config)
     data = config["data"]
     if "class_path" in data:
         data = {"class": data["class_path"], **data["init_args"]}
     if data.get("batch_schedule") is not None:
+        # Schedules that cut the run into the same steps are equal, however they are written.
         data = {**data, **BatchSizes.of(data).settings}
     flat = flatten({"model": config["model"], "data": data})
     contract = {key: value for key, value in flat.items() if not _harmless(key)}

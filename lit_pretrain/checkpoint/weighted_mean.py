@@ -56,6 +56,7 @@ def checkpoint_weights(kind: str, steps: Sequence[int]) -> list[float]:
             f"--weights {kind}: there is {', '.join(WEIGHTS)}, with a positive number of optimizer"
             " steps for HALF_LIFE"
         )
+    # Counted back from the newest: no power is then above 1.
     shares = [2.0 ** ((step - steps[-1]) / half_life) for step in steps]
     return [share / sum(shares) for share in shares]
 
@@ -94,6 +95,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    # One after the other: only one of the mapped tensors is in memory as fp64 at a time.
     total = torch.zeros(tensors[0].shape, dtype=torch.float64)
     for tensor, weight in zip(tensors, weights, strict=True):
         total.add_(tensor.to(torch.float64), alpha=weight)

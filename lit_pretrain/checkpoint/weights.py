@@ -81,6 +81,7 @@ def read_stored(path: Path, *, average: bool = False) -> dict[str, Tensor]:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
+        # Moments may take twice the memory of the weights, and nobody asks for them here.
         return dict(read_shards(path, only={"state_dict"})["state_dict"])
     return dict(read_metadata(path).get("state_dict", {}))
 
@@ -104,6 +105,7 @@ def read_average(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         state = read_shards(path, only={"optimizer_0"})["optimizer_0"]["state"]
         return {name: state[name]["average"] for name in record["names"]}
+    # In shards the state goes by names, in a file by numbers that follow the optimizer's groups.
     saved = read_metadata(path)["optimizer_states"][0]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     return {
@@ -170,6 +172,7 @@ def read_weights(
             raise UserError(f"{where} is a whole network and has no base: leave --base out")
         return stored
     beneath = record.find_base(path) if base is None else base
+    # By content: a run that has gone on since then has other weights under the same path.
     record.check_base(weights_identity(beneath), beneath, str(path))
     return compose(read_weights(beneath), stored, record.adapter)
 
@@ -292,6 +295,7 @@ def adapter_hash(tensors: Mapping[str, Tensor], *, beneath: str = "") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         digest.update(f"\x00{name}\x00{tensor.dtype}\x00{list(tensor.shape)}\x00".encode())
+        # As bytes, because numpy knows no bf16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -327,6 +331,7 @@ def compose(
             weight = dequantize(quantize(weight), tuple(weight.shape))
         A, B = own["lora_A"].float(), own["lora_B"].float()
         if "lora_A0" in own:
+            # PiSSA subtracts its first update: W + BA - B₀A₀ is one product of twice the rank.
             A, B = (
                 torch.cat([A, own["lora_A0"].float()]),
                 torch.cat([B, -own["lora_B0"].float()], dim=1),

@@ -87,6 +87,7 @@ def write_run(
     Raises:
         UserError: The folder exists or cannot be written, or a tensor is not finite.
     """
+    # Before anything is written, so that a broken source leaves no folder behind.
     for name, tensor in run.tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds numbers that are not finite; {out} is not written")
@@ -106,6 +107,7 @@ def write_run(
 
 
 def _checkpoint(run: RunContent) -> Mapping[str, object]:
+    # No setting has decided these numbers, but whoever goes on from them needs the same tokenizer.
     contract = {} if run.language is None else {"data.tokenizer": run.language.tokenizer.hash}
     state = {NET_PREFIX + name: tensor for name, tensor in run.tensors.items()}
     if run.score is not None:

@@ -32,12 +32,14 @@ class _GatherTokens(torch.autograd.Function):
     def forward(ctx: Any, x_BT: Tensor, group: str, devices: int) -> Tensor:
         ctx.group, ctx.devices = group, devices
         ops = torch.ops._c10d_functional
+        # Functional collectives, which a compiled block can trace; they join along the first axis.
         parts = ops.wait_tensor(ops.all_gather_into_tensor(x_BT.contiguous(), devices, group))
         return torch.cat(parts.chunk(devices), dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad_BT: Tensor) -> tuple[Tensor, None, None]:
         ops = torch.ops._c10d_functional
+        # The parts one after the other along the first axis, which is the one that is divided.
         parts = torch.cat(grad_BT.chunk(ctx.devices, dim=1))
         own = ops.reduce_scatter_tensor(parts, "sum", ctx.devices, ctx.group)
         return ops.wait_tensor(own), None, None
@@ -70,5 +72,7 @@ class RowParts:
 
     def gather(self, x_BT: Tensor) -> Tensor:
         """Put whole rows together from the tokens of all devices, in the order of the row."""
+        # Device r sends its chunk from the front and its chunk from the back, so that the front
+        # ones rise with the devices and the back ones fall.
         chunks = gather_tokens(x_BT, self.group, self.devices).chunk(2 * self.devices, dim=1)
         return torch.cat([*chunks[::2], *reversed(chunks[1::2])], dim=1)

@@ -101,16 +101,21 @@ class Mesh:
 
         Axes of size 1 are left out, except for fsdp: each would cost every device a process group.
         """
+        # The last axis varies fastest with the rank, so that devices that exchange the most (tp)
+        # are neighbours.
         axes = {"dp_replicate": sizes.dp_replicate, "fsdp": sizes.shards, "tp": sizes.tp}
         axes = {name: size for name, size in axes.items() if size > 1 or name == "fsdp"}
         whole = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
         weights = weights_mesh(whole)
+        # One group over both axes, so that a sum is one collective.
         loss = batch = weights if weights.ndim == 1 else weights._flatten("loss")
         if sizes.tp > 1:
             # The norm of all gradients is then summed at once, and DTensor does not warn.
             whole["fsdp", "tp"]._flatten("parts")
         cp = None
         if sizes.cp > 1:
+            # Weights are sharded over dp_shard × cp as one axis; rows are shared out by dp_shard
+            # alone.
             parts = whole._unflatten(
                 list(axes).index("fsdp"), (sizes.dp_shard, sizes.cp), ("dp_shard", "cp")
             )
@@ -181,6 +186,8 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
                 f"parallel.tp={tp} must divide {' and '.join(wrong)}: change that, or set"
                 f" parallel.tp to one of {', '.join(fitting)}"
             )
+    # cp cuts a row into two chunks for each device (`RowParts`), and tp divides what a device
+    # holds.
     unit = sizes.tokens_unit
     if seq_len % unit:
         factors = "2 × parallel.cp × parallel.tp" if cp > 1 else "parallel.tp"

@@ -55,11 +55,13 @@ def shard_(
         from lit_pretrain.parallel.tensor import split_
 
         split_(net, mesh["tp"])
+    # FSDP gathers what it is given as one piece: a block at a time, and not the whole network.
     for block in net.blocks:
         fully_shard(block, mesh=data)
     # The head is used right after the root's forward: keeping the root gathered saves gathering it
     # twice.
     fully_shard(net, mesh=data, reshard_after_forward=False)
+    # Only the parts of this rank take memory on the device; rank 0 alone fills a whole network.
     net.to_empty(device=device)
     whole = {}
     if torch.distributed.get_rank() == 0:
@@ -179,6 +181,8 @@ class ShardedStrategy(ModelParallelStrategy):
                 reasons = {str(cause) for cause, _ in error.failures.values()}
                 raise UserError(f"{path} cannot be read: {'; '.join(sorted(reasons))}") from error
         assert self.model is not None
+        # Mapped and not read, because the tensors are needed on rank 0 alone, which broadcasts
+        # them.
         checkpoint: dict[str, Any] = torch.load(
             path, mmap=True, map_location="cpu", weights_only=True
         )

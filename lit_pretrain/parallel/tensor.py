@@ -34,8 +34,10 @@ def split_(net: Transformer, mesh: DeviceMesh) -> None:
         net: A network, on the meta device or not.
         mesh: Its axis.
     """
+    # New parameters take the place of the old ones, and `nn.Parameter` is trained by default.
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     parallelize_module(net, mesh, _styles(net))
+    # These belong to the network itself, and styles are of its modules.
     for name in ("residual_scale_L", "embedding_scale_L"):
         scale_L: Tensor | None = getattr(net, name)
         if scale_L is not None:

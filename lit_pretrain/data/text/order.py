@@ -122,6 +122,7 @@ class Order:
         self._group_blocks = lru_cache(maxsize=4 * len(self.sources))(self._make_group_blocks)
 
     def __getstate__(self) -> dict[str, object]:
+        # Without the caches: they cannot be pickled, and a worker fills its own.
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -145,9 +146,11 @@ class Order:
         k, position = divmod(n - stretch.begin, self.cycle)
         source_of, rank_of = self._cycle_plan(j, k)
         s = int(source_of[position])
+        # Counted over all stretches: a mixture decides when a source is read, never in which order.
         i = stretch.before[s] + k * stretch.quotas[s] + int(rank_of[position])
         epoch, place = divmod(i, self._blocks[s])
         _, ends = self._epoch_plan(s, epoch)
+        # To the right: a place at the end of a group is the first of the next one.
         group = int(np.searchsorted(ends, place, side="right"))
         begin = int(ends[group - 1]) if group else 0
         return OrderedSample(s, epoch, int(self._group_blocks(s, epoch, group)[place - begin]))
@@ -159,6 +162,7 @@ class Order:
             UserError: No source may be read any more before sample n - 1.
         """
         found = list(self.counts_before(self._place(n - 1) + 1 if n else 0))
+        # What was passed over takes places but is no sample.
         for begin, end in self.skips.passed(n):
             for s, (before, after) in enumerate(
                 zip(self.counts_before(begin), self.counts_before(end), strict=True)
@@ -181,6 +185,7 @@ class Order:
         )
 
     def _until(self, n: int) -> tuple[Stretch, ...]:
+        # Up to the place of the last sample: a change right behind it has not shown yet.
         return self.stretches[: bisect_right(self._begins, self.skips.gone(n) - 1)]
 
     def _place(self, n: int) -> int:
@@ -211,6 +216,8 @@ class Order:
         source = self.sources[s]
         chunks = permutation(len(source.chunk_blocks), self.seed, "chunks", source.name, epoch)
         blocks = np.asarray(source.chunk_blocks, dtype=np.int64)[chunks]
+        # Blocks are shuffled within groups of chunks, so that only one group has to be there at a
+        # time.
         ends = np.cumsum(np.add.reduceat(blocks, np.arange(0, len(blocks), self.shuffle_chunks)))
         return chunks, ends
 
@@ -273,6 +280,7 @@ class Tracer:
             c = int(np.searchsorted(ends, sample.block, side="right"))
             chunk = self.manifest.sources[source.name].splits["train"].chunks[c].filename
             first = (sample.block - (int(ends[c - 1]) if c else 0)) * self.seq_len
+            # One token more than the inputs: the label of the last one.
             found = self._overlapping(source.name, chunk, first, first + self.seq_len + 1)
             documents = tuple(document for _, document in found)
             begins = tuple(begin - first for begin, _ in found)

@@ -73,6 +73,7 @@ def quotas_of(weights: Sequence[float], cycle: int) -> tuple[int, ...]:
     total = float(sum(weights))
     exact = [w / total * cycle for w in weights]
     quotas = [int(x) for x in exact]
+    # quota - exact is minus the remainder, so that the largest remainder comes first.
     by_remainder = sorted(range(len(weights)), key=lambda s: (quotas[s] - exact[s], s))
     for s in by_remainder[: cycle - sum(quotas)]:
         quotas[s] += 1
@@ -92,6 +93,7 @@ def cycle_plan(
     source_of = np.repeat(np.arange(len(quotas)), quotas)[
         permutation(sum(quotas), seed, "cycle", number)
     ]
+    # A stable sort keeps the positions of a source in their order, so that the r-th has rank r.
     rank_of = np.empty(len(source_of), dtype=np.int64)
     first = np.cumsum([0, *quotas])[:-1]
     rank_of[np.argsort(source_of, kind="stable")] = np.arange(len(source_of)) - np.repeat(
@@ -210,6 +212,8 @@ def lay_stretches(
         changes, weights, [*(c.begin for c in changes[1:]), None], strict=True
     ):
         while following is None or begin < following:
+            # A source at its cap has no weight left, and the shares of the others grow in
+            # proportion.
             left = [
                 0.0 if limit is not None and read >= limit else w
                 for w, limit, read in zip(wanted, limits, before, strict=True)
@@ -220,11 +224,13 @@ def lay_stretches(
                 begin, first_cycle, _quotas(sources, left, cycle, change.setting), before
             )
             stretches.append(stretch)
+            # A stretch ends with its phase, or before, where the first source is used up.
             ends = [n for n in (_first_limit(stretch, limits, seed), following) if n is not None]
             if not ends:
                 return tuple(stretches), None
             end = min(ends)
             before = count_until(stretch, end, seed=seed)
+            # A cycle that was cut short keeps its number, so that no later one is shuffled like it.
             first_cycle += math.ceil((end - begin) / cycle)
             begin = end
     raise AssertionError("the last change has no end")
@@ -258,6 +264,7 @@ def _first_limit(stretch: Stretch, limits: Sequence[int | None], seed: int) -> i
     }
     if not last:
         return None
+    # A source that ends in a later cycle cannot be the first.
     k = min(cycle for cycle, _ in last.values())
     source_of, _ = cycle_plan(stretch.quotas, seed, stretch.first_cycle + k)
     place = min(

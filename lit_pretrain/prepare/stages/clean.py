@@ -70,6 +70,8 @@ class CleanTask:
         place = list(config.sources).index(part.source) if has_ids else None
         ids: list[int] = []
         scores: list[tuple[float, int]] = []
+        # Only `clean_file` is final; what another stage will take documents from has that stage's
+        # name.
         name_file = scored_file if steps.keeps_best else with_ids_file if has_ids else clean_file
         with DocumentWriter(name_file(self.work, number)) as writer:
             ends = list(itertools.accumulate((file.bytes for file in part.files), initial=0))
@@ -154,6 +156,7 @@ class _Steps:
             return None
         if self._chain.keep_best is not None:
             self.score = dict(outcome.scores)[self._chain.keep_best[0]]
+        # Before redaction, which would change the words that evaluation items are looked up by.
         kept = self._decontaminate(outcome.document)
         return None if kept is None else self._redact(kept)
 

@@ -249,6 +249,8 @@ def encode_documents(
             for document, ids in zip(
                 batch, tokenizer.encode_batch([document.text for document in batch]), strict=True
             ):
+                # Byte-level tokens spell every byte, so that their lengths prove each document for
+                # next to nothing.
                 if lengths is not None and int(lengths[ids].sum()) != len(document.utf8):
                     raise RuntimeError(
                         f"{document.origin}: its tokens do not spell its {len(document.utf8)}"

@@ -50,6 +50,7 @@ class Splitter:
     def __init__(self, splits: SplitsConfig, seed: int, chosen: Chosen | None = None) -> None:
         self._seed = str(seed).encode()
         self._chosen = chosen or {}
+        # The test comes first, so that another share of validation leaves the test as it was.
         self._test_below = round(splits.test * _SCALE)
         self._validation_below = round((splits.test + splits.validation) * _SCALE)
 
@@ -201,6 +202,7 @@ def choose_by_bytes(
         for a sentence is missing.
     """
     by_hash = Splitter(splits, 0).split
+    # Sorted by key, which is a hash of the text: neither parts nor file names change the order.
     unique, first, counts = np.unique(keys, return_index=True, return_counts=True)
     documents = zip(unique.tolist(), sizes[first].tolist(), counts.tolist(), strict=True)
     shares = target_bytes(int(sizes.sum()), splits)
@@ -210,6 +212,8 @@ def choose_by_bytes(
         if key not in before:
             free[key] = size, count
             continue
+        # What an earlier source has decided about a copy counts towards the shares of this source,
+        # too.
         ends = [*(begin for _, begin in before[key][1:]), size]
         for (split, begin), end in zip(before[key], ends, strict=True):
             held[split] += count * (end - begin)
@@ -236,6 +240,7 @@ def choose_by_bytes(
                 size, count = free[key]
                 segments = found.get(key, [("train", 0)])
                 end = segments[1][1] if len(segments) > 1 else size
+                # All copies are cut alike, and each gives its part of what is missing.
                 begin = end - (share - held[split]) // count
                 if begin > 0:
                     found[key] = [("train", 0), (split, begin), *segments[1:]]
@@ -243,6 +248,7 @@ def choose_by_bytes(
                     how[split] = "tail"
                     break
     chosen = {key: found.get(key, [("train", 0)]) for key in free}
+    # The hash itself tells of all others.
     return {key: s for key, s in chosen.items() if s != [(by_hash(key), 0)]}, how
 
 

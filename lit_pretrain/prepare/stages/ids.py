@@ -90,6 +90,7 @@ class RepeatedIdsTask:
         for part in self.parts:
             found: npt.NDArray[np.uint64] = np.load(hashes_file(self.work, part), mmap_mode="r")
             begin = np.searchsorted(found, np.uint64(low))
+            # The end of the last range is one more than fits 64 bits.
             end = len(found) if high == 2**64 else np.searchsorted(found, np.uint64(high))
             hashes.append(np.array(found[begin:end]))
             owners.append(np.full(len(hashes[-1]), part, dtype=np.uint64))
@@ -134,6 +135,7 @@ class DropTask:
         owner: dict[int, int] = {}
         for range_ in range(self.ranges):
             twice = np.load(repeated_ids_file(self.work, range_), mmap_mode="r")
+            # Only ids of this part: those of all ranges together may not fit into memory.
             owner.update(twice[np.isin(twice[:, 0], own)].tolist())
         if not owner:
             _link_or_copy(before, after)
@@ -147,6 +149,7 @@ class DropTask:
         with DocumentWriter(after) as writer:
             for position, document in enumerate(read_documents(before)):
                 key = id_hash(document, self.sources[number])
+                # The first part keeps its first document with the id; all others lose theirs.
                 if key in owner and (owner[key] != part or key in seen):
                     removed, size = removed + 1, size + len(document.utf8)
                     text = f"id: {document.fields['id']}\n{document.text}"

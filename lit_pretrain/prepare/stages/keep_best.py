@@ -38,6 +38,7 @@ def scored_file(work: Path, number: int) -> Path:
 
 def save_scores(work: Path, number: int, scores: list[tuple[float, int]]) -> None:
     """Write score, in steps, and UTF-8 bytes of each document of a part, [documents, 2]."""
+    # In whole steps: sums of integers are the same in every order, and those of floats are not.
     rows = np.array([(round(s * SCORES), size) for s, size in scores], dtype=np.int64)
     save_column(_scores_file(work, number), rows.reshape(-1, 2))
 
@@ -119,6 +120,7 @@ class KeepBestTask:
                     rejects.offer(STEP, _reason(threshold), document.origin, document.text)
                 else:
                     writer.add(document)
+                    # The funnel's sample goes by position, which removed documents shift.
                     if position in self.sampled[number]:
                         sampled.append((position, position - removed))
                     if source is not None and (key := id_hash(document, source)) is not None:
