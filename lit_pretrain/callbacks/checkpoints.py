@@ -298,6 +298,7 @@ class Checkpoints(Checkpoint):
             DivergedError: A weight or a moment is not finite. Likewise.
         """
         began = time.perf_counter()
+        # There is memory for one copy, which must be on the disk before another takes its place.
         self._collect(trainer)
         if not self.asynchronous:
             self._check_finite(trainer)
@@ -316,6 +317,7 @@ class Checkpoints(Checkpoint):
             self._background.start(finish)
         else:
             finish()
+            # No rank may take it for written before the first one has given it its name.
             trainer.strategy.barrier("checkpoint")
         self.latest = path
         self.on_saved(time.perf_counter() - began)
@@ -385,6 +387,7 @@ class Checkpoints(Checkpoint):
             if not trainer.is_global_zero:
                 return
             sync_metrics(self.run)  # the checkpoint may not outlive its history
+            # From before a rewind: a folder cannot be renamed over another one.
             if path.is_dir():
                 remove_path(path)
             rename_durably(scratch, path)
@@ -470,6 +473,7 @@ def copied_tensors(
         for owner, state in saved["state"].items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
+                    # Whole state goes by number, that of shards by name.
                     name = own[owner] if isinstance(owner, int) else owner
                     yield f"{key} of {name}", local_part(value)
 

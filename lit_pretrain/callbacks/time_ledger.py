@@ -39,6 +39,8 @@ class TimeLedger(L.Callback):
             goes_on: Whether earlier attempts belong to the same run.
         """
         self._since = began
+        # By the clock on the wall, which other attempts share; within an attempt only differences
+        # count.
         started = time.time() - (time.monotonic() - began)
         earlier = read_attempts(self.run) if goes_on else []
         self.attempts = [*earlier, AttemptTimes(started, first_step, first_step, started)]
@@ -52,6 +54,7 @@ class TimeLedger(L.Callback):
     def move(self, part: Part, seconds: float) -> None:
         """Count seconds that have just gone by as another part than they would be."""
         self._seconds[part] += seconds
+        # They have gone by already, and must not count for what comes next as well.
         self._since += seconds
 
     def remember(self, step: int) -> None:

@@ -48,6 +48,7 @@ class Uploads(L.Callback):
     def start(self) -> None:
         """Upload what there is now; an upload that goes on takes it along when it has ended."""
         self._due = True
+        # A thread that is just ending may miss the mark: then the next upload takes this one along.
         if not self._background.busy:
             self._background.wait()
             self._background.start(self._upload)

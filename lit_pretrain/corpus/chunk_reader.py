@@ -279,6 +279,7 @@ def find_text(
     for split, (name, source) in itertools.product(SPLITS, manifest.sources.items()):
         records: Iterator[DocumentRecord] | None = None
         for chunk in source.splits[split].chunks:
+            # One pass through the list, which names the rows of all chunks in their order.
             records = read_document_records(path, split, name) if records is None else records
             mine = list(itertools.islice(records, chunk.documents))
             if len(mine) != chunk.documents or any(

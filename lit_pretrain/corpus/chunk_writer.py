@@ -131,6 +131,8 @@ class ShardWriter:
     def _finish(self) -> None:
         """Write the chunk that is full, and note its rows."""
         lengths = np.array([len(row) for row in self._rows], dtype=np.int64) * self._dtype.itemsize
+        # LitData's header: the number of rows, where each of them begins, and where the last one
+        # ends.
         header = 4 * (len(lengths) + 2)
         offsets = header + np.concatenate([[0], np.cumsum(lengths)])
         data = b"".join(

@@ -122,6 +122,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         name = os.path.basename(chunk_filepath)
         chunk = self._open.get(name) or self._map(name, chunk_filepath)
         first = (int(index) - int(begin)) * self._seq_len
+        # One token more than the inputs: the label of the last one.
         last = first + self._seq_len + 1
         tokens = np.array(chunk.tokens[first:last], dtype=np.int64)
         if tokens.max() >= self._vocab_size or tokens.min() < 0:
@@ -131,6 +132,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
                 f" {self._vocab_size - 1}; the data and its tokenizer do not belong together: run"
                 " `lit_pretrain prepare` again"
             )
+        # A document that begins with the row needs no mark, because the row's numbers begin at 0.
         inside = chunk.begins[
             np.searchsorted(chunk.begins, first, side="right") : np.searchsorted(
                 chunk.begins, last, side="left"
@@ -139,6 +141,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         doc = np.zeros(self._seq_len + 1, dtype=np.int32)
         doc[inside - first] = 1
         if missing := self._seq_len + 1 - len(tokens):
+            # What fills up the row is a document of its own, which no token of the text sees.
             doc[len(tokens)] = 1
             tokens = np.pad(tokens, (0, missing), constant_values=IGNORE_INDEX)
         return TokenRow(tokens, np.cumsum(doc, dtype=np.int32))
@@ -150,6 +153,7 @@ class RowLoader(TokensLoader):  # type: ignore[misc]  # LitData is not typed
         for _ in range(ATTEMPTS):
             if self._cache is not None:
                 path = str(self._cache.fetch(self._folder, self._expected[name], in_use=self._open))
+            # Each chunk is hashed once by a process, however often it is opened again.
             elif name not in self._checked or not os.path.isfile(path):
                 verify_chunk(path, self._expected[name])
                 self._checked.add(name)

@@ -277,6 +277,7 @@ class Rotary(nn.Module):
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Rotate channels i and i + K/2 of every head together, as Hugging Face checkpoints do."""
     left, right = x_BTHK.chunk(2, dim=-1)
+    # The tables are fp32: products are rounded once, at the end.
     cos, sin = rotation.cos, rotation.sin
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BTHK)
 
@@ -357,6 +358,7 @@ class Attention(nn.Module):
                 q_BTHK, k_BTGK = self.qk_scale * q_BTHK, self.qk_scale * k_BTGK
         if shared.rotation is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, shared.rotation), rotate(k_BTGK, shared.rotation)
+        # Norms may return fp32 under autocast, and kernels take one type.
         q_BTHK, k_BTGK = q_BTHK.type_as(v_BTGK), k_BTGK.type_as(v_BTGK)
         if shared.cache is None:
             if self.observe is not None:

@@ -164,6 +164,7 @@ def _kernel_for(
         if first_BT is not None:
             masks[window] = (causal_TS & (column_S >= first_BT[:, :, None]))[:, None]
         else:
+            # Torch's own kernel needs no mask to be causal, and is faster without one.
             masks[window] = causal_TS[None, None] if name == "matmul" else None
     return ProductKernel(masks, config.attn_softcap) if name == "matmul" else FusedKernel(masks)
 
@@ -291,6 +292,7 @@ class ProductKernel:
         if self.cap is not None:
             scores = softcap(scores, self.cap)
         scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+        # At least fp32, as in the fused kernels.
         weights = scores.softmax(
             -1, dtype=torch.promote_types(scores.dtype, torch.float32)
         ).type_as(v_BSGK)

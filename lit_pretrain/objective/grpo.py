@@ -109,10 +109,13 @@ class GRPO(Objective):
         logp_BT = scores.logp()
         mask_BT = batch.labels_BT != IGNORE_INDEX
         tokens_B, valid_B = tokens_of(batch.labels_BT), batch.index_B >= 0
+        # On-policy the ratio is 1, and its gradient is that of the log-probability.
         old_BT = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
         ratio_BT = torch.exp(logp_BT - old_BT)
         advantage_B1 = batch.advantage_B[:, None]
         clipped_BT = ratio_BT.clamp(1.0 - self.epsilon, 1.0 + self.epsilon_high)
+        # The worse of both: beyond the bound nothing is gained by going on, but going back still
+        # counts.
         loss_BT = -torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
         metrics = self._metrics(batch, ratio_BT.detach(), mask_BT, tokens_B, valid_B)
         metrics["entropy"] = sum_and_count(
@@ -123,6 +126,7 @@ class GRPO(Objective):
                 "the stage fills in ref_logp_BT where the rollout holds none"
             )
             gap_BT = batch.ref_logp_BT - logp_BT
+            # The estimator k3 of Schulman (2020): unbiased, and never negative.
             kl_BT = torch.exp(gap_BT) - gap_BT - 1.0
             metrics["kl"] = sum_and_count(kl_BT, mask_BT)
             if self.beta:

@@ -126,6 +126,7 @@ def _exchange(own_3C: Tensor, group: str, parts: int) -> tuple[Tensor, Tensor, T
     ops = torch.ops._c10d_functional
     gathered = ops.wait_tensor(ops.all_gather_into_tensor(own_3C, parts, group))
     lse_PC, target_PC, sum_PC = gathered.view(-1, *own_3C.shape).unbind(1)
+    # A target lies in one part of the vocabulary, and its logit is 0 in the others.
     return lse_PC.logsumexp(0), target_PC.sum(0), sum_PC.sum(0)
 
 
@@ -155,6 +156,7 @@ def _compute_dtype(hidden_ND: Tensor, weight_VD: Tensor) -> torch.dtype:
 
 def _check_labels(labels_N: Tensor, vocabulary: int) -> None:
     good_N = ((labels_N >= 0) & (labels_N < vocabulary)) | (labels_N == IGNORE_INDEX)
+    # Asynchronous: to read the answer the host would have to wait for the device.
     torch._assert_async(
         good_N.all(), f"a label is neither in the vocabulary [0, {vocabulary}) nor {IGNORE_INDEX}"
     )
@@ -190,6 +192,7 @@ def _losses_and_logit_grad_(
     if group is not None:
         labels_C = labels_C - first
         valid_C = valid_C & (labels_C >= 0) & (labels_C < logits_CV.shape[1])
+    # Any id will do where there is no target, because its scale is 0.
     target_C1 = torch.where(valid_C, labels_C, 0)[:, None]
     x_CV = logits_CV
     if logits_CV.dtype != scale_C.dtype:
@@ -210,6 +213,7 @@ def _losses_and_logit_grad_(
         own_lse_C, own_target_C = lse_C, torch.where(valid_C, target_logit_C, 0.0)
         own_3C = torch.stack([own_lse_C, own_target_C, sum_C])
         lse_C, target_logit_C, sum_C = _exchange(own_3C, group, parts)
+        # From a softmax over this part to one over the whole vocabulary.
         probs_CV.mul_((own_lse_C - lse_C).exp()[:, None])
     nll_C = lse_C - target_logit_C
     loss_C = nll_C
@@ -219,11 +223,13 @@ def _losses_and_logit_grad_(
     if z_loss:
         loss_C = loss_C + z_loss * lse_C.square()
     if want_grad:
+        # The gradient of z lse² is 2 z lse × softmax, so that both terms are one product.
         probs_CV.mul_((scale_C * (1.0 + 2.0 * z_loss * lse_C) if z_loss else scale_C)[:, None])
         if smoothing:
             probs_CV.sub_(scale_C[:, None], alpha=smoothing / vocabulary)
         probs_CV.scatter_add_(1, target_C1, (target_scale_C * (smoothing - 1.0))[:, None])
         if softcap is not None:
+            # x is cap × tanh(...), and the derivative of tanh is 1 - tanh².
             probs_CV.mul_(1.0 - (x_CV / softcap).square())
         logits_CV.copy_(probs_CV)
     return loss_C, nll_C
@@ -408,6 +414,7 @@ class _LinearLogp(torch.autograd.Function):
         config: _Config,
         dtype: torch.dtype,
     ) -> Tensor:
+        # Only gradients would be scaled, and none is computed here.
         scale_N = labels_N.new_zeros(labels_N.shape, dtype=_accumulator(dtype))
         _, nll_N, _, _ = _run(
             hidden_ND, weight_VD, labels_N, scale_N, config, dtype, (False, False)
@@ -419,6 +426,7 @@ class _LinearLogp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, labels_N = ctx.saved_tensors
+        # Negative, because the loss of the kernel is the negative of what is differentiated.
         scale_N = torch.where(labels_N != IGNORE_INDEX, -grad_N, 0.0)
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         _, _, grad_hidden, grad_weight = _run(

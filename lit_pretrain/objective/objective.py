@@ -101,6 +101,7 @@ class LabelScores:
         assert self.score_head is not None, (
             "the stage gives a score head to objectives that need `score`"
         )
+        # At least fp32: losses take differences of scores, which 16 bits would round away.
         score: Tensor = self.score_head(hidden).squeeze(-1)
         return score.to(torch.promote_types(score.dtype, torch.float32))
 
@@ -114,6 +115,7 @@ def sum_and_count(values: Tensor, mask: Tensor) -> Tensor:
     """Sum the values where the mask is true, and count them: shape (2,), fp32, detached."""
     return torch.stack(
         [
+            # Not a product with the mask: what lies outside may be infinite.
             torch.where(mask, values.detach(), 0).sum(dtype=torch.float32),
             mask.sum(dtype=torch.float32),
         ]

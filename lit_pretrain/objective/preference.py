@@ -70,6 +70,7 @@ def chosen_nll(
     metric = sum_and_count(
         -logp_BT[:pairs], (labels_BT[:pairs] != IGNORE_INDEX) & valid_pairs(batch)[:, None]
     )
+    # The sum will be divided by the pairs of the step; this makes it a mean over the step's tokens.
     return nll_P * (counts[0] / counts[1].clamp(min=1)), metric
 
 
@@ -96,6 +97,18 @@ def logp_metrics(logp_B: Tensor, valid_P: Tensor) -> dict[str, Tensor]:
     }
 
 
+def smoothed_loss(h_P: Tensor, smoothing: float) -> Tensor:
+    """Compute −log σ(h) of each pair, or where labels are smoothed −(1−ε) log σ(h) − ε log σ(−h).
+
+    Args:
+        h_P: By how much the chosen answer is preferred, in units of the loss.
+        smoothing: Probability that a label is flipped, ε.
+    """
+    if not smoothing:
+        return -F.logsigmoid(h_P)
+    return -(1.0 - smoothing) * F.logsigmoid(h_P) - smoothing * F.logsigmoid(-h_P)
+
+
 def finish(
     loss_P: Tensor, batch: PreferenceBatch, metrics: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -104,6 +117,7 @@ def finish(
     A pair is reported at its chosen row.
     """
     valid_P = valid_pairs(batch)
+    # Rows that only fill up a micro-batch count nothing, whatever was computed for them.
     loss_P = torch.where(valid_P, loss_P, 0.0)
     rows = {
         "loss_B": torch.cat([loss_P.detach(), torch.zeros_like(loss_P)]),
@@ -170,9 +184,7 @@ class CPO(Objective):
         if self.variant == "hinge":
             loss_P = torch.relu(1.0 - h_P)
         else:
-            loss_P = -(1.0 - self.label_smoothing) * F.logsigmoid(
-                h_P
-            ) - self.label_smoothing * F.logsigmoid(-h_P)
+            loss_P = smoothed_loss(h_P, self.label_smoothing)
         nll_P, nll = chosen_nll(logp_BT, batch.labels_BT, batch, scores)
         valid_P = valid_pairs(batch)
         metrics = (
@@ -441,9 +453,7 @@ class SimPO(Objective):
         reward_B = self.beta * per_token(logp_B, tokens_of(batch.labels_BT))
         chosen_P, rejected_P = reward_B.chunk(2)
         h_P = chosen_P - rejected_P - self.gamma
-        loss_P = -(1.0 - self.label_smoothing) * F.logsigmoid(
-            h_P
-        ) - self.label_smoothing * F.logsigmoid(-h_P)
+        loss_P = smoothed_loss(h_P, self.label_smoothing)
         valid_P = valid_pairs(batch)
         return finish(
             loss_P, batch, reward_metrics(reward_B, valid_P) | logp_metrics(logp_B, valid_P)
