@@ -11,6 +11,7 @@ from lit_pretrain.adapter.lora import (
     is_adapter_tensor,
     merged_weight,
     plain_weights,
+    stored_factors,
     train_rows_,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "is_adapter_tensor",
     "merged_weight",
     "plain_weights",
+    "stored_factors",
     "train_rows_",
 ]

@@ -5,7 +5,7 @@ A is (rank, in), B (out, rank) and W (out, in), as in the papers.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -193,6 +193,7 @@ class AdaptedLinear(nn.Linear):
         drops = self.training and self.dropout.p > 0
         inner = self.dropout(x) if drops else x
         A, B = self.factors()
+        # Through the rank, so that B A, as large as W, is never made.
         update = F.linear(F.linear(inner, A) * self.scale, B)
         if self.lora_magnitude is None:
             return self._base(x, self.bias) + update
@@ -301,6 +302,7 @@ class EmbeddingWithRows(TrainedRows, nn.Embedding):
             return found
         number = ids - self._first
         is_new = (number >= 0) & (number < len(self.lora_rows))
+        # Of all ids and not of the new ones alone, whose number only the device knows.
         rows = F.embedding(number.clamp(0, len(self.lora_rows) - 1), self.lora_rows)
         return torch.where(is_new[..., None], rows.to(found.dtype), found)
 
@@ -334,6 +336,20 @@ def plain_weights(net: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, TrainedRows):
             weights[f"{name}.weight"] = module.weight_with_rows()
     return weights
+
+
+def stored_factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return A and B of one matrix in fp32, from what a checkpoint holds of its adapter.
+
+    Args:
+        tensors: The tensors by the last part of their names.
+    """
+    A, B = tensors["lora_A"].float(), tensors["lora_B"].float()
+    if "lora_A0" not in tensors:
+        return A, B
+    # PiSSA subtracts its first update: W + BA - B₀A₀ is one product of twice the rank.
+    A0, B0 = tensors["lora_A0"].float(), tensors["lora_B0"].float()
+    return torch.cat([A, A0]), torch.cat([B, -B0], dim=1)
 
 
 @torch.no_grad()
@@ -488,6 +504,8 @@ class LoRA:
     ) -> None:
         if self.init == "pissa":
             left, values, right = torch.linalg.svd(base.weight.float(), full_matrices=False)
+            # Half of each singular value goes into A and half into B, less what the scale
+            # multiplies in.
             root = (values[: self.rank] / self.scale).sqrt()
             adapted.lora_A.copy_(root[:, None] * right[: self.rank])
             adapted.lora_B.copy_(left[:, : self.rank] * root)

@@ -164,6 +164,7 @@ def to_config(
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
         "use_cache": True,
+        # transformers 5 reads the first name, 4 the second.
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -186,11 +187,13 @@ def _llama_config(shape: ModelConfig, kind: str) -> dict[str, object]:
         "num_hidden_layers": shape.n_layer,
         "num_attention_heads": shape.n_head,
         "num_key_value_heads": shape.kv_heads,
+        # Written in any case, because families differ in what they take where it is missing.
         "head_dim": shape.head_size,
         "intermediate_size": shape.ffn_size,
         "max_position_embeddings": shape.max_seq_len,
         "hidden_act": "silu",
         "rms_norm_eps": shape.norm_eps,
+        # transformers 4 reads the first two, 5 the third.
         "rope_theta": shape.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": {**rope, "rope_theta": shape.rope_theta},

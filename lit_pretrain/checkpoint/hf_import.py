@@ -197,6 +197,7 @@ def weight_files(path: Path) -> list[Path]:
                 f"{index} has no weight_map from tensors to files; download the model again"
             )
         names = sorted(set(named.values()))
+        # The index comes from elsewhere, and none of its names may lead out of the folder.
         check_plain_names(names, str(index))
         for name in names:
             if not (path / name).is_file():
@@ -304,6 +305,7 @@ def _qwen3(config: HfConfig, file: Path) -> ShapeFields:
         | {"qk_norm": True, "qkv_bias": bias, "attn_out_bias": bias}
         | _qwen_windows(config)
     )
+    # The default of Qwen3's own config; it does not follow from the width.
     return shape | {"head_dim": config.get("head_dim", 128)}
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_pretrain.adapter import FIRST_ROW, ROWS, LoRA
+from lit_pretrain.adapter import FIRST_ROW, ROWS, LoRA, stored_factors
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.plain_data import load_json
@@ -120,12 +120,7 @@ def to_peft(
             rows[_TABLES[kind][name]], first = own[ROWS].float(), int(own[FIRST_ROW])
             continue
         layer, matrix = _split(name)
-        A, B = own["lora_A"].float(), own["lora_B"].float()
-        if "lora_A0" in own:  # the update less its first value is an update of twice the rank
-            A, B = (
-                torch.cat([A, own["lora_A0"].float()]),
-                torch.cat([B, -own["lora_B0"].float()], dim=1),
-            )
+        A, B = stored_factors(own)
         target = (_LLAMA if kind == "llama" else _GPT2).get(matrix)
         if target is None:
             raise UserError(
@@ -194,6 +189,7 @@ def _alpha(scale: float, rank: int, rslora: bool) -> float:
 def _fuse(parts: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]:
     """Fuse the updates of queries, keys and values into one of the matrix that holds all three."""
     size = next(iter(parts.values()))["B"].shape[0]
+    # All rows of A below each other, and B in blocks, so that no part gets what is another's.
     A = torch.cat([part["A"] for part in parts.values()])
     B = torch.zeros(size * len(_PARTS), A.shape[0])
     column = 0
@@ -341,6 +337,7 @@ def from_peft(
         magnitudes = own["lora_magnitude_vector"].flatten().chunk(len(parts)) if dora else ()
         for i, (part, rows) in enumerate(zip(parts, B.chunk(len(parts)), strict=True)):
             prefix = f"blocks.{layer}.{part}"
+            # Copies: what the parts of a fused matrix share there is trained apart from here on.
             ours[f"{prefix}.lora_A"], ours[f"{prefix}.lora_B"] = A.clone(), rows.clone()
             if dora:
                 ours[f"{prefix}.lora_magnitude"] = magnitudes[i].clone()

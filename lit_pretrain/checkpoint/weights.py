@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pretrain.adapter import FIRST_ROW, ROWS, LoRA, is_adapter_tensor, merged_weight
+from lit_pretrain.adapter import (
+    FIRST_ROW,
+    ROWS,
+    LoRA,
+    is_adapter_tensor,
+    merged_weight,
+    stored_factors,
+)
 from lit_pretrain.adapter.new_tokens import NewTokens, extend_rows, extend_weights
 from lit_pretrain.adapter.nf4 import dequantize, quantize
 from lit_pretrain.checkpoint.digests import write_archive
@@ -329,13 +336,7 @@ def compose(
         weight = weights[f"{name}.weight"].float()
         if adapter.quantize is not None:
             weight = dequantize(quantize(weight), tuple(weight.shape))
-        A, B = own["lora_A"].float(), own["lora_B"].float()
-        if "lora_A0" in own:
-            # PiSSA subtracts its first update: W + BA - B₀A₀ is one product of twice the rank.
-            A, B = (
-                torch.cat([A, own["lora_A0"].float()]),
-                torch.cat([B, -own["lora_B0"].float()], dim=1),
-            )
+        A, B = stored_factors(own)
         merged = merged_weight(
             weight, A, B, scale=adapter.scale, magnitude=own.get("lora_magnitude")
         )

@@ -138,6 +138,7 @@ def split_at_stop(text: str, stop: Sequence[str], *, last: bool) -> tuple[str, b
     places = [place for s in stop if s and (place := text.find(s)) >= 0]
     if places:
         return text[: min(places)], True
+    # What was held back can no longer become a stop string.
     if last:
         return text, False
     keep = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)

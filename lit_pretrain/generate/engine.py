@@ -62,6 +62,7 @@ class Decoder:
         )
         model.check_tokens(tokens_BT)
         repeated = len(distinct) < len(prompts)
+        # Where prompts repeat, the cache is copied to its full length below, once for all answers.
         slots = longest if repeated else longest + max_new_tokens
         self.cache = KVCache(model.config, len(distinct), slots, device, model.compute_dtype())
         hidden_BTD = model(tokens_BT, cache=self.cache)
@@ -112,6 +113,7 @@ class KeptCache:
             At least the prompt's last token is left to compute, because its hidden state is what
             the first new token is drawn from.
         """
+        # Without the last token, whose hidden state is needed even where its keys are known.
         pairs = zip(self.ids, prompt[:-1], strict=False)
         common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         needed, limit = len(prompt) + room, model.config.max_seq_len
@@ -261,6 +263,7 @@ def _stream(
                 last = count == max_new_tokens or token in stop_ids
                 if last:
                     alive.remove(row)
+                # No context is held here: the caller may never come back.
                 yield Token(row, token, last)
         if not alive:
             return

@@ -97,6 +97,7 @@ class NativeStep:
         assert keys.dtype == torch.float32
         assert keys.is_contiguous()
         assert values.is_contiguous()
+        # Not zeroed: C writes every logit.
         logits_BV = torch.empty(len(ids_B), self.model.config.vocab_size)
         place = _Cache(
             keys.data_ptr(), values.data_ptr(), *keys.stride()[:3], positions_B.data_ptr()

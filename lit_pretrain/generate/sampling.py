@@ -73,10 +73,12 @@ def candidates(
     )  # these remove nothing, but for what rounding would
     if top_k is None and top_p is None and min_p is None:
         ids_BV = torch.arange(logits_BV.shape[1], device=logits_BV.device).expand_as(logits_BV)
+        # Less the highest logit before the division, which would overflow at a low temperature.
         return ((logits_BV - highest_B1) / temperature).softmax(-1), ids_BV
     logits_BC, ids_BC = _likeliest(logits_BV, top_k)
     probabilities_BC = ((logits_BC - highest_B1) / temperature).softmax(-1)
     if top_p is not None:
+        # By what lies before each token, so that the likeliest one always stays.
         before_BC = probabilities_BC.cumsum(-1) - probabilities_BC
         probabilities_BC = _renormalise(probabilities_BC.masked_fill(before_BC >= top_p, 0.0))
     if min_p is not None:
@@ -103,6 +105,7 @@ def draw(probabilities_BC: Tensor, ids_BC: Tensor, uniform_B: Tensor) -> Tensor:
     if ids_BC.shape[1] == 1:
         return ids_BC.squeeze(1)
     cumulative_BC = probabilities_BC.cumsum(-1)
+    # Of the sum as it was rounded, which need not be 1.
     target_B1 = uniform_B.to(cumulative_BC)[:, None] * cumulative_BC[:, -1:]
     index_B1 = torch.searchsorted(
         cumulative_BC, target_B1, right=True

@@ -248,6 +248,7 @@ def fill_column(
         data.take_reference(_read(file))
         return f"column {file}, computed before"
     batches = data.reference_batches()
+    # Asked of the gathering and not of torch, so that one process needs no process group.
     ranks = len(gather(None))
     mine: dict[int, Tensor] = {}
     frozen = make()
@@ -257,7 +258,9 @@ def fill_column(
             tokens_BT, doc_BT, labels_BT = (
                 x.to(device) for x in (batch.tokens_BT, batch.doc_BT, batch.labels_BT)
             )
+            # To the host: all pairs together may be too many for the device.
             mine[i] = label_logp(frozen.net, tokens_BT, doc_BT, labels_BT).sum(dim=1).float().cpu()
+    # Its memory is free before training takes its own.
     del frozen
     found = {i: logp_B for part in gather(mine) for i, logp_B in part.items()}
     columns = [torch.stack(found[i].chunk(2), dim=1) for i in range(len(batches))]
