@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import lit_pretrain
 from lit_pretrain.class_path import search_current_folder
-from lit_pretrain.prepare.filters.filter import inputs_of
+from lit_pretrain.prepare.filters.filter import filter_inputs
 from lit_pretrain.prepare.filters.filter_spec import FILTERS, expand_filters
 from lit_pretrain.prepare.missing_segmenter import counts_words
 from lit_pretrain.prepare.read.reader import READERS, reader_class
@@ -88,7 +88,7 @@ def _filters(config: PrepareConfig, source: str, names: set[str], contents: set[
                     f"{_FILE}{path}" for path in ([value] if isinstance(value, str) else value)
                 )
         if spec.class_path in FILTERS:
-            inputs = inputs_of(spec)
+            inputs = filter_inputs(spec)
             names.update(inputs.packages)
             contents.update(f"{_FILE}{path}" for path in inputs.files)
         else:

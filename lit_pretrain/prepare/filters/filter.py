@@ -441,7 +441,7 @@ SYMBOLS = SENTENCE_ENDS | _ranges(_SYMBOLS) | frozenset(string.punctuation)
 """
 
 
-def inputs_of(spec: FilterSpec) -> FilterInputs:
+def filter_inputs(spec: FilterSpec) -> FilterInputs:
     """Return what a filter of ours declares that its verdicts depend on."""
     declared = getattr(_find(spec.class_path), "inputs", None)
     return FilterInputs() if declared is None else declared(spec.init_args)
