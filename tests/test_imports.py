@@ -4,6 +4,7 @@ works without torch.
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -247,6 +248,21 @@ def test_import_direction(part):
         if name.split(".")[0] == PACKAGE and part_of(name) not in MAY_IMPORT[part] | {part, ""}
     ]
     assert not wrong, f"{part} may import only {sorted(MAY_IMPORT[part])}:\n" + "\n".join(wrong)
+
+
+def test_the_drawing_of_the_house_is_from_the_ground_up():
+    """docs/design.md lists every part after all those that it may import."""
+    drawing = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    block = drawing.split(f"```\n{PACKAGE}/\n")[1].split("```")[0]
+    parts = re.findall(r"^  (\w+)(?:/|\.py) ", block, re.MULTILINE)
+    assert set(parts) == (MAY_IMPORT.keys() - {"__init__"}) | EVERYTHING
+    place = {part: i for i, part in enumerate(parts)}
+    wrong = {
+        part: sorted(below for below in allowed if place[below] > place[part])
+        for part, allowed in MAY_IMPORT.items()
+        if part in place and any(place[below] > place[part] for below in allowed)
+    }
+    assert not wrong, f"these are drawn above what they import: {wrong}"
 
 
 def test_scaling_reads_shapes_and_never_builds_weights():
