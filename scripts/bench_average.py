@@ -7,16 +7,14 @@ Steps and updates of the average take turns, so that a busy machine slows both a
 compared. A half-life of fewer than 50 steps pays the share at every step, a longer one less often.
 """
 
-import argparse
 import statistics
 import time
 
 import torch
+from bench_network import make_network, network_options
 
 from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.cli.train.precision import cpu_has_bf16
-from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.optim import MuonAdamW
 from lit_pretrain.optim.weight_average import UPDATES, WeightAverage
 from lit_pretrain.roles import parameter_roles
@@ -24,28 +22,12 @@ from lit_pretrain.roles import parameter_roles
 
 def main() -> None:
     """Measure, and print a line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=options.vocabulary, n_layer=options.layers, width=options.width,
-        n_head=max(1, options.width // 64), max_seq_len=options.length,
-    )  # fmt: skip
-    net = Transformer(config)
-    net.reset_parameters(torch.Generator().manual_seed(0))
+    options = network_options(__doc__, rows=8)
+    net = make_network(options)
     optimizer = MuonAdamW().build(net.named_parameters(), parameter_roles(net))
     average = WeightAverage(optimizer, half_life=UPDATES, batch=BatchSizes.one(1))
     assert average.every == 1
-    tokens_BT = torch.randint(config.vocab_size, (options.rows, options.length))
+    tokens_BT = torch.randint(options.vocabulary, (options.rows, options.length))
     seconds: dict[str, list[float]] = {"step": [], "update": []}
     for repeat in range(options.repeats + 1):
         began = time.perf_counter()

@@ -8,18 +8,16 @@ their processor time are compared. `at N = 10` is a tenth of it: what `--noise_s
 a run.
 """
 
-import argparse
 import statistics
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from bench_network import make_network, network_options
 
 from lit_pretrain.callbacks.noise_scale import MeasuredStep
 from lit_pretrain.cli.train.precision import cpu_has_bf16
-from lit_pretrain.model.config import ModelConfig
-from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import linear_cross_entropy
 from lit_pretrain.optim import MuonAdamW
 from lit_pretrain.roles import parameter_roles
@@ -37,28 +35,8 @@ class OneProcess(SimpleNamespace):
 
 def main() -> None:
     """Measure, and print a line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--rows", type=int, default=4, help="of each of two micro-batches")
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--compile", action="store_true")
-    options = parser.parse_args()
-
-    torch.manual_seed(0)
-    net = Transformer(
-        ModelConfig(
-            vocab_size=options.vocabulary, n_layer=options.layers, width=options.width,
-            n_head=max(1, options.width // 64), max_seq_len=options.length,
-        )
-    )  # fmt: skip
-    net.reset_parameters(torch.Generator().manual_seed(0))
-    if options.compile:
-        net.compile_blocks()
+    options = network_options(__doc__, rows=4, rows_help="of each of two micro-batches")
+    net = make_network(options)
     optimizer = MuonAdamW().build(net.named_parameters(), parameter_roles(net))
     tokens_BT = torch.randint(options.vocabulary, (options.rows, options.length + 1))
     micro = SimpleNamespace(tokens_BT=tokens_BT[:, :-1])

@@ -150,6 +150,8 @@ class Watchdog(L.Callback):
         before = time.monotonic()
         while not left.wait(poll):
             now = time.monotonic()
+            # Time in which the process itself stood still, as after Ctrl-Z, is no time without
+            # progress.
             self._idle += min(now - before, 2 * poll)
             before, most = now, max(limit, self._least)
             others = self._exchange(trainer) if trainer.world_size > 1 else {}
@@ -191,6 +193,7 @@ class Watchdog(L.Callback):
         for rank in set(range(trainer.world_size)) - {trainer.global_rank}:
             file = self._sign(trainer, rank)
             try:
+                # Both by the clock of the file system, because those of machines differ.
                 age = max(0.0, now - file.stat().st_mtime)
                 doing, idle, process, host = json.loads(file.read_text(encoding="utf-8"))
                 others[rank] = Sign(doing, float(idle), process, host, age)
@@ -231,6 +234,7 @@ class Watchdog(L.Callback):
                 self._await_parent()
         for child in multiprocessing.active_children():
             child.kill()
+        # Not sys.exit, which would wait for the thread that hangs.
         os._exit(HUNG_EXIT_CODE)
 
     def _await_reports(self, ranks: Iterable[int]) -> None:

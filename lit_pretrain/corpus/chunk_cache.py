@@ -75,6 +75,7 @@ def download(
             raise UserError(f"cannot fetch {url}: the object store does not have it")
         if check is not None:
             check(fetched)
+        # After the check and in one move: other processes see the whole file or none.
         os.replace(fetched, target)
 
 
@@ -233,6 +234,7 @@ class ChunkCache:
                 or time.time() - status.st_mtime > ABANDONED_SECONDS
             ):
                 files.append((path in in_use, status.st_mtime_ns, status.st_size, path))
+        # What nobody reads goes first, and of that what was opened longest ago.
         for _, _, size, path in sorted(files):
             if total <= self.limit:
                 break

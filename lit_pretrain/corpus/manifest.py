@@ -266,6 +266,7 @@ class Manifest:
             damaged(f"not JSON ({error})")
         if not isinstance(raw, dict):
             damaged(f"expected a JSON object, found {type(raw).__name__}")
+        # Before the rest: another version may hold other fields.
         if raw.get("format_version") != MANIFEST_VERSION:
             raise UserError(
                 f"{where} has format_version {raw.get('format_version')!r}; this lit_pretrain reads"
@@ -388,6 +389,7 @@ def _source(raw: Mapping[str, Any]) -> Source:
 
 def rows_in(chunk_tokens: int, seq_len: int) -> int:
     """Count the rows of `seq_len` inputs, and as many targets, in a chunk of `chunk_tokens`."""
+    # The last token of a chunk is a label only.
     return max(0, (chunk_tokens - 1) // seq_len)
 
 

@@ -101,6 +101,7 @@ def kl_of(p_CV: Tensor, q_CV: Tensor, *, kind: DivergenceKind, jsd_beta: float) 
     if kind == "reverse_kl":
         return _kl(q_CV, p_CV)
     beta = torch.tensor(jsd_beta, dtype=p_CV.dtype, device=p_CV.device)
+    # In log space: of two small probabilities the sum would be 0.
     m_CV = torch.logaddexp(p_CV + beta.log(), q_CV + torch.log1p(-beta))
     return beta * _kl(p_CV, m_CV) + (1.0 - beta) * _kl(q_CV, m_CV)
 
@@ -206,6 +207,7 @@ class Distillation(Objective):
             numerator = (1.0 - self.label_weight) * found_BT.sum() + self.label_weight * total
         else:
             with torch.no_grad():
+                # For the report alone.
                 nll_BT = scores.cross_entropy()[1]
             numerator = found_BT.sum()
         loss_BT = (1.0 - self.label_weight) * found_BT.detach() + self.label_weight * nll_BT

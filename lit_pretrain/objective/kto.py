@@ -69,6 +69,8 @@ class KTO(Objective):
         logp_B = scores.logp().sum(dim=1)
         ratio_N, mismatched_N = (logp_B - batch.ref_logp_B).chunk(2)
         valid_N, desirable_N = batch.index_B[:answers] >= 0, batch.desirable_B[:answers]
+        # Without a gradient: it is the point from which gains are counted, and not what is
+        # minimised.
         kl = torch.where(valid_N, mismatched_N.detach(), 0.0).sum() / valid_N.sum().clamp(min=1)
         gain_N = self.beta * (ratio_N - kl.clamp(min=0.0))
         loss_N = torch.where(

@@ -164,6 +164,7 @@ class BitsPerByte(Metric):
             token_bytes_V: Bytes of text that each token of the vocabulary stands for.
         """
         valid_BT = labels_BT != IGNORE_INDEX
+        # Where nothing is supervised the label is no id: 0 stands in for it, and counts nothing.
         bytes_BT = token_bytes_V[torch.where(valid_BT, labels_BT, 0)] * valid_BT
         self.nats_S.index_add_(
             0, source_B, torch.where(valid_BT, nll_BT, 0.0).sum(dim=1, dtype=torch.float64)
