@@ -234,7 +234,7 @@ class Watchdog(L.Callback):
                 self._await_parent()
         for child in multiprocessing.active_children():
             child.kill()
-        # Not sys.exit, which would wait for the thread that hangs.
+        # Not sys.exit, which would end this thread alone.
         os._exit(HUNG_EXIT_CODE)
 
     def _await_reports(self, ranks: Iterable[int]) -> None:
