@@ -504,8 +504,7 @@ class LoRA:
     ) -> None:
         if self.init == "pissa":
             left, values, right = torch.linalg.svd(base.weight.float(), full_matrices=False)
-            # Half of each singular value goes into A and half into B, less what the scale
-            # multiplies in.
+            # A and B share each singular value evenly, less what the scale will multiply in.
             root = (values[: self.rank] / self.scale).sqrt()
             adapted.lora_A.copy_(root[:, None] * right[: self.rank])
             adapted.lora_B.copy_(left[:, : self.rank] * root)

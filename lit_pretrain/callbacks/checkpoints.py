@@ -387,7 +387,7 @@ class Checkpoints(Checkpoint):
             if not trainer.is_global_zero:
                 return
             sync_metrics(self.run)  # the checkpoint may not outlive its history
-            # From before a rewind: a folder cannot be renamed over another one.
+            # A folder, such as one from before a rewind, cannot be renamed over.
             if path.is_dir():
                 remove_path(path)
             rename_durably(scratch, path)
