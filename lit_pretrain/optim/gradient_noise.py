@@ -15,7 +15,7 @@ numbers is biased. So each is averaged over steps before they are divided.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 KEPT = 0.98
 """What an average keeps of itself at a measurement: it spans about 50 of them. Two micro-batches
@@ -47,6 +47,15 @@ def noise_of(
     return Noise(variance, whole_square - variance / tokens)
 
 
+class NoiseState(TypedDict):
+    """What a checkpoint keeps of the averages."""
+
+    measured: int
+    """Steps that have been added."""
+    sums: dict[str, list[float]]
+    """Noise and signal of each role."""
+
+
 class NoiseScales:
     """Averages of noise and signal by role, and the noise scales that follow from them."""
 
@@ -74,14 +83,14 @@ class NoiseScales:
             if its.variance > 0 and its.signal > 0
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> NoiseState:
         """Return what a checkpoint keeps of the averages."""
         return {
             "measured": self.measured,
             "sums": {role: list(noise) for role, noise in self._sums.items()},
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: NoiseState) -> None:
         """Take up the averages of a checkpoint."""
         self.measured = state["measured"]
         self._sums = {role: Noise(*noise) for role, noise in state["sums"].items()}

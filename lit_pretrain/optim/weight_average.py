@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,6 +26,16 @@ UPDATES = 25
 """Updates in a half-life. More of them move the average by less than the weights move between two,
 and cost a pass over the weights each.
 """
+
+
+class AverageRecord(TypedDict):
+    """What a checkpoint holds of an average beside its tensors."""
+
+    seen: int
+    """Optimizer steps since it began."""
+    updates: int
+    names: list[str]
+    """Of the parameters that are averaged, in the order of the optimizer's groups."""
 
 
 class WeightAverage:
@@ -95,7 +105,7 @@ class WeightAverage:
         tokens = self.batch.first(end) - self.batch.first(begin)
         return -math.expm1(-math.log(2) * tokens / self.half_life)
 
-    def stored(self, names: Mapping[int, str]) -> dict[str, Any]:
+    def stored(self, names: Mapping[int, str]) -> AverageRecord:
         """Return what a checkpoint holds of the average beside its tensors.
 
         Args:

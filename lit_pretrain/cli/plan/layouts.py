@@ -7,13 +7,13 @@ import dataclasses
 from jsonargparse import Namespace
 
 from lit_pretrain.cli.plan.question import PlanCLI
-from lit_pretrain.cli.train.resolve import adapter_of, instantiate, optimizer_of
+from lit_pretrain.cli.train.auto_parallel import find_layouts
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import CHECKPOINTING
 from lit_pretrain.scaling.flops import Utilization
-from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch, search_layouts
+from lit_pretrain.scaling.layout_search import LayoutCandidate, LayoutSearch
 from lit_pretrain.scaling.plan import Assumption, LayoutChoice, LayoutsReport, Question
-from lit_pretrain.scaling.step_time import EXPOSED, Cluster, MatrixUpdate
+from lit_pretrain.scaling.step_time import EXPOSED, Cluster
 from lit_pretrain.step_size import counted
 
 _SHOWN = 3
@@ -51,14 +51,7 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
         )
     network = None if settings.network_gbits is None else settings.network_gbits * 1e9 / 8
     cluster = Cluster.of(q.device, q.dtype, machine=settings.machine_devices, network=network)
-    objective = instantiate(cli.config.model.objective, "model.objective")
-    whole = adapter_of(cli.config) is not None or q.net.block is not None
-    splits = objective.splits_vocabulary and objective.splits_rows and not whole
-    update = MatrixUpdate(q.net, optimizer_of(cli.config).update_work)
-    found = search_layouts(
-        q.net, q.layout, cluster, devices=q.devices, limit=q.limit, update=update,
-        splits=splits,
-    )  # fmt: skip
+    found = find_layouts(cli.config, q.net, q.layout, cluster, devices=q.devices, limit=q.limit)
     best = found.fitting[0]
     mfu = best.mfu(q.net, cluster)
     replaced = ("MFU", "micro-batch", "data.micro_batch_size")

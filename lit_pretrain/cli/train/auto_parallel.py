@@ -7,13 +7,21 @@ from jsonargparse import Namespace
 
 from lit_pretrain.cli.train.fit_plan import layout_of
 from lit_pretrain.cli.train.precision import peak_dtype
-from lit_pretrain.cli.train.resolve import instantiate, net_of, optimizer_of, settings_of
+from lit_pretrain.cli.train.resolve import (
+    adapter_of,
+    instantiate,
+    net_of,
+    optimizer_of,
+    settings_of,
+)
 from lit_pretrain.data.data_module import BaseData
 from lit_pretrain.errors import UserError
+from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.parallel.mesh import Parallel
 from lit_pretrain.parallel.strategy import parallel_of
 from lit_pretrain.scaling.flops import find_device
-from lit_pretrain.scaling.layout_search import search_layouts
+from lit_pretrain.scaling.layout_search import LayoutSearch, search_layouts
+from lit_pretrain.scaling.memory import Layout
 from lit_pretrain.scaling.step_time import Cluster, MatrixUpdate
 from lit_pretrain.step_size import counted
 
@@ -26,6 +34,35 @@ def gpu_name(accelerator: object) -> str | None:
     if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_name()
+
+
+def find_layouts(
+    config: Namespace,
+    net: ModelConfig,
+    base: Layout,
+    cluster: Cluster,
+    *,
+    devices: int,
+    limit: float,
+) -> LayoutSearch:
+    """Search the layouts of a run: this is what `parallel: auto` and `plan --layout auto` share.
+
+    Args:
+        config: Resolved; decides what the optimizer does, and what may be split.
+        net: Its network.
+        base: Its layout on one device.
+        cluster: The devices and their links.
+        devices: How many there are.
+        limit: Bytes of memory of each.
+    """
+    objective = instantiate(config.model.objective, "model.objective")
+    # Nobody knows how to split the matrices of an adapter or of a user's block.
+    whole = adapter_of(config) is not None or net.block is not None
+    return search_layouts(
+        net, base, cluster, devices=devices, limit=limit,
+        update=MatrixUpdate(net, optimizer_of(config).update_work),
+        splits=objective.splits_vocabulary and objective.splits_rows and not whole,
+    )  # fmt: skip
 
 
 def choose_parallel(config: Namespace, data: BaseData, devices: int) -> str:
@@ -67,12 +104,7 @@ def choose_parallel(config: Namespace, data: BaseData, devices: int) -> str:
         peak_dtype(config.trainer.precision),
         machine=devices // int(config.trainer.num_nodes),
     )
-    objective = instantiate(config.model.objective, "model.objective")
-    found = search_layouts(
-        net, base, cluster, devices=devices, limit=device.memory,
-        update=MatrixUpdate(net, optimizer_of(config).update_work),
-        splits=objective.splits_vocabulary and objective.splits_rows and net.block is None,
-    )  # fmt: skip
+    found = find_layouts(config, net, base, cluster, devices=devices, limit=device.memory)
     best = found.fitting[0]
     rows, kept = best.layout.rows // best.layout.group, best.layout.checkpointing
     if devices > 1:
