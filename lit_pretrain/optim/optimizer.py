@@ -234,7 +234,7 @@ def check_moments(recipe: OptimizerRecipe, restored: torch.optim.Optimizer) -> N
 # ------------------------------------------------------------------ AdamW
 
 
-MomentDtype = Literal["weights", "bf16"]
+MomentDtype = Literal["bf16"]
 
 
 class AdamWGroup(TypedDict):
@@ -269,9 +269,9 @@ class AdamW(OptimizerRecipe):
     vector, scalar, embedding_scalar, adapter). embedding_scalar, by which embeddings are added to
     the residual stream, is one group with scalar where it is not named.
     """
-    moment_dtype: MomentDtype = "weights"
-    """weights: moments have the type of their weights. bf16: they take half of the memory beside
-    fp32 weights, and are rounded at random, so that small changes count on average.
+    moment_dtype: MomentDtype | None = None
+    """bf16: moments take half of the memory beside fp32 weights, and are rounded at random, so that
+    small changes count on average. Default: they have the type of their weights.
     """
 
     def __post_init__(self) -> None:
@@ -562,9 +562,9 @@ class MuonAdamW(OptimizerRecipe):
     a wide matrix each column) is divided; the norm of the whole stays (NorMuon, Li et al. 2025;
     nanochat: 0.9). Default: off.
     """
-    moment_dtype: MomentDtype = "weights"
-    """weights: moments have the type of their weights. bf16: they take half of the memory beside
-    fp32 weights, and are rounded at random, so that small changes count on average.
+    moment_dtype: MomentDtype | None = None
+    """bf16: moments take half of the memory beside fp32 weights, and are rounded at random, so that
+    small changes count on average. Default: they have the type of their weights.
     """
 
     def __post_init__(self) -> None:
