@@ -25,6 +25,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pretrain.cli.sweep.fit_options import FitOptions
 from lit_pretrain.cli.train.precision import default_precision
 from lit_pretrain.cli.train.resolve import settings_of
 from lit_pretrain.errors import UserError, warn
@@ -88,7 +89,7 @@ class Setting(NamedTuple):
     on_gpu: bool
     key: str
     """Hash of the machine and of all settings that a step's time depends on."""
-    config: dict[str, Any]
+    config: FitOptions
     """Resolved options of `fit`."""
 
 
@@ -211,9 +212,9 @@ def measure_step(setting: Setting, net: ModelConfig, path: str, tokens: int) -> 
     return TimedStep(net, tokens, min(taken["steps"]), date)
 
 
-def _run_of(setting: Setting, net: ModelConfig, path: str, folder: str) -> dict[str, Any]:
+def _run_of(setting: Setting, net: ModelConfig, path: str, folder: str) -> FitOptions:
     """Write the options of a run that takes steps and leaves nothing."""
-    config: dict[str, Any] = copy.deepcopy(setting.config)
+    config: FitOptions = copy.deepcopy(setting.config)
     config["model"]["net"] |= {name: getattr(net, name) for name in SHAPE} | {
         "head_dim": net.head_dim
     }
