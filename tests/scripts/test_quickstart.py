@@ -32,6 +32,11 @@ def checkout(small_library: Path, tmp_path: Path) -> Path:
     program = folder / "env" / "bin" / "lit_pretrain"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore "{small_library}" "$@"\n')
     program.chmod(0o755)
+    for name in ("claim.py", "turns.py"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
+    python = folder / "env" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     return folder
 
 
