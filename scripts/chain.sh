@@ -58,12 +58,12 @@ evaluate() {
   if [ -f "$measured/$1-evaluated.json" ]; then
     printf '\n%s is evaluated\n' "$2"
   else
-    lit evaluate "$2" --data data/embedded --tasks '[configs/chain/choices.yaml]' --limit 200 --report "$measured/$1-evaluated.json"
+    lit evaluate "$2" --data data/chain/text --tasks '[configs/chain/choices.yaml]' --limit 200 --report "$measured/$1-evaluated.json"
   fi
 }
 
 mkdir -p "$measured"
-[ -f data/embedded/manifest.json ] || lit prepare --config configs/prepare/embedded.yaml
+[ -f data/chain/text/manifest.json ] || lit prepare --config configs/prepare/embedded.yaml --tokenizer.vocab_size 8192 --out data/chain/text
 [ -f data/chain/origin.txt ] || run "$bin/python" scripts/chain_data.py data/chain "${CHAIN_DATA:-../shared/data}"
 # ------------------------------------------------------------------ a base model
 [ -n "${CHAIN_BASE:-}" ] || stage base fit --config configs/chain/pretrain.yaml ${CHAIN_FIT:-}

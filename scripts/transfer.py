@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/pretrain/quickstart.yaml")
+    parser.add_argument("--config", default="configs/pretrain/muon.yaml")
     parser.add_argument("--data", default="data/embedded")
     parser.add_argument("--out", default="runs/transfer")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])

@@ -200,7 +200,7 @@ TRAINING = ["--model.compile=off", "--sample_prompts=[]", "--trainer.accelerator
 TEXT = ["--data.seq_len=64", "--data.global_batch_tokens=512", "--data.val_tokens=512"]
 ROWS = ["--data.init_args.micro_batch_size=2", "--data.init_args.validation=0.01"]
 SMALLER = {
-    "step=00000060": "step=00000001",
+    "step=00000300": "step=00000001",
     "from_tokens: 245_760": "from_tokens: 512",
     "--model.ema_half_life 65536": "--model.ema_half_life 512",
     "--splits.validation 0.04 --splits.test 0.02": "--splits.validation 0.1 --splits.test 0.05",

@@ -134,8 +134,8 @@ def recommendations(
 
 NANOCHAT_TOKENS = 10.5 * (12 * 12 * 768**2 + 768 * 32_768)
 """Tokens of nanochat's d12: 10.5 for each parameter of its matrices and head."""
-QUICKSTART_TOKENS = 120 * 4096
-"""Tokens of configs/pretrain/quickstart.yaml, at which its rates were raced."""
+MUON_TOKENS = 120 * 4096
+"""Tokens of configs/pretrain/muon.yaml, at which its rates were raced."""
 
 
 def muon_recommendations(d: float) -> list[Recommendation]:
@@ -144,7 +144,7 @@ def muon_recommendations(d: float) -> list[Recommendation]:
     The learning rate is that of matrices; the other groups' move by the same factor.
     """
     nanochat_batch = 2**19 * (d / NANOCHAT_TOKENS) ** 0.383
-    quickstart_batch = 4096 * (d / QUICKSTART_TOKENS) ** 0.383
+    muon_batch = 4096 * (d / MUON_TOKENS) ** 0.383
     rules = [
         Recommendation(
             "nanochat", nanochat_batch, 0.02 * (nanochat_batch / 2**19) ** 0.5,
@@ -153,11 +153,11 @@ def muon_recommendations(d: float) -> list[Recommendation]:
             tokens=(NANOCHAT_TOKENS, NANOCHAT_TOKENS),
         ),
         Recommendation(
-            "quickstart", quickstart_batch,
-            0.04 * (quickstart_batch / 4096) ** 0.5 * (d / QUICKSTART_TOKENS) ** -0.3,
+            "muon.yaml", muon_batch,
+            0.04 * (muon_batch / 4096) ** 0.5 * (d / MUON_TOKENS) ** -0.3,
             "B = 4096 (D / 4.9e5)^0.383, lr = 0.04 (B / 4096)^0.5 (D / 4.9e5)^-0.3",
-            "configs/pretrain/quickstart.yaml; exponents after Power Lines and Marin",
-            tokens=(QUICKSTART_TOKENS, QUICKSTART_TOKENS),
+            "configs/pretrain/muon.yaml; exponents after Power Lines and Marin",
+            tokens=(MUON_TOKENS, MUON_TOKENS),
         ),
     ]  # fmt: skip
     return sorted(rules, key=lambda rule: abs(math.log(d / rule.tokens[0])) if rule.tokens else 0.0)

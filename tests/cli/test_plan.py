@@ -29,7 +29,7 @@ SEVEN_B = [
     "--device",
     "NVIDIA H100 80GB HBM3",
 ]
-QUICK = ["--config", str(ROOT / "configs/pretrain/quickstart.yaml"), "--data.path", "nowhere"]
+QUICK = ["--config", str(ROOT / "configs/pretrain/muon.yaml"), "--data.path", "nowhere"]
 
 
 def plan(*arguments: str) -> dict[str, Any]:
