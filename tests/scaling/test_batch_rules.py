@@ -48,9 +48,7 @@ def test_the_step_law_counts_no_embeddings() -> None:
 
 
 def test_rules_for_muon_are_what_was_measured_where_it_was() -> None:
-    (nearest, _), (other, _) = (
-        muon_recommendations(d) for d in (MUON_TOKENS, NANOCHAT_TOKENS)
-    )
+    (nearest, _), (other, _) = (muon_recommendations(d) for d in (MUON_TOKENS, NANOCHAT_TOKENS))
     assert (nearest.name, nearest.batch_tokens, nearest.lr) == ("muon.yaml", 4096, 0.04)
     assert (other.name, other.batch_tokens, other.lr) == ("nanochat", 2**19, 0.02)
     assert pytest.approx(1.16e9, rel=0.01) == NANOCHAT_TOKENS
