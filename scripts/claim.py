@@ -124,7 +124,7 @@ def train(run: Path, runs: Path) -> list[Line]:
 
 def same(one: Line, other: Line) -> bool:
     """Tell whether two lines are of the same network and length."""
-    return all(one[name] == other[name] for name in ("n_layer", "width", "working", "steps"))  # type: ignore[literal-required]  # of names in the type
+    return all(one[name] == other[name] for name in ("n_layer", "width", "working", "steps"))
 
 
 def table(lines: list[Line]) -> str:
