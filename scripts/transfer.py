@@ -115,7 +115,11 @@ def arguments(options: argparse.Namespace, run: Run, extra: list[str]) -> list[s
     """Write the arguments of `lit_pretrain` that make one run."""
     config = config_of(options)
     settings = config["model"]["optimizer"]["init_args"]
-    rates = {k: v for k, v in settings.items() if k == "lr" or k.endswith("_lr")}
+    rates = {
+        name: rate
+        for name, rate in settings.items()
+        if (name == "lr" or name.endswith("_lr")) and rate is not None
+    }
     transfer = f"--model.transfer={base_of(config) if run.arm == 'transfer' else 'null'}"
     steps = steps_of(options, run.width)
     return [

@@ -250,7 +250,12 @@ def moved(settings: Mapping[str, Any], *, factor: float, share: float) -> dict[s
         UserError: There is no learning rate among them.
     """
     root, found = math.sqrt(factor), dict(settings)
-    rates = [name for name in found if name == "lr" or name.endswith("_lr")]
+    # A rate that is not given follows another one.
+    rates = [
+        name
+        for name, value in found.items()
+        if (name == "lr" or name.endswith("_lr")) and value is not None
+    ]
     if not rates:
         raise UserError(
             "model.optimizer has neither lr nor a rate by role (matrix_lr, …), so that no branch"
@@ -261,10 +266,17 @@ def moved(settings: Mapping[str, Any], *, factor: float, share: float) -> dict[s
     for name in found:
         if name == "weight_decay" or name.endswith("_weight_decay"):
             found[name] *= root
-    betas = found.get("betas")
-    if betas is not None:
-        found["betas"] = [*betas[:-1], betas[-1] ** factor]
+    if found.get("betas") is not None:
+        found["betas"] = _slower(found["betas"], factor)
+    if found.get("role_betas"):
+        found["role_betas"] = {
+            role: _slower(betas, factor) for role, betas in found["role_betas"].items()
+        }
     return found
+
+
+def _slower(betas: Sequence[float], factor: float) -> list[float]:
+    return [*betas[:-1], betas[-1] ** factor]
 
 
 def critical_factor(outcomes: Sequence[BranchOutcome], tolerance: float) -> float:

@@ -179,6 +179,17 @@ def test_rates_and_decays_follow_the_batch() -> None:
     }  # fmt: skip
 
 
+def test_a_rate_that_follows_another_and_betas_by_role() -> None:
+    found = moved(
+        {"matrix_lr": 0.02, "embedding_scalar_lr": None, "role_betas": {"head": [0.8, 0.96]}},
+        factor=4, share=1.0,
+    )  # fmt: skip
+    assert found == {
+        "matrix_lr": pytest.approx(0.04), "embedding_scalar_lr": None,
+        "role_betas": {"head": [0.8, pytest.approx(0.96**4)]},
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_branches_are_trained(dataset: Path, run: Path, tmp_path: Path) -> None:
     """That of factor 1 is a plain fork with a constant rate, to the last bit."""

@@ -23,7 +23,7 @@ from lit_pretrain.model.config import ModelConfig
 from lit_pretrain.scaling.shape_search import CPU, TimedStep
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["--config", str(ROOT / "configs/pretrain/quickstart.yaml")]
+QUICK = ["--config", str(ROOT / "configs/pretrain/muon.yaml")]
 
 
 def propose(*arguments: str) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def test_steps_that_cannot_be_made(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     setting = measured_steps.Setting("a machine", False, "key", {
-        **yaml.safe_load((ROOT / "configs/pretrain/quickstart.yaml").read_text()),
+        **yaml.safe_load((ROOT / "configs/pretrain/muon.yaml").read_text()),
         "no_such_option": 1, "trainer": {"callbacks": None},
     })  # fmt: skip
     net = ModelConfig(n_layer=1, width=64, n_head=1)

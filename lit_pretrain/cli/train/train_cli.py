@@ -162,18 +162,17 @@ FIRST_PAGE = {
     ),
     "Data": DATA_PAGE,
     "Network": (
-        "model.net.n_layer", "model.net.width", "model.net.n_head", "model.net.n_kv_head",
-        "model.net.ffn_width", "model.net.*",
+        "model.net.n_layer", "model.net.width", "model.net.n_head", "model.net.*",
     ),
     "Optimization": (
         "model.objective", "model.optimizer", "model.optimizer.lr", "model.optimizer.matrix_lr",
-        "model.optimizer.weight_decay", "model.optimizer.betas", "model.optimizer.*",
-        "model.schedule.kind", "model.schedule.warmup", "model.schedule.final", "model.clip_norm",
+        "model.optimizer.weight_decay", "model.optimizer.*",
+        "model.schedule.kind", "model.schedule.warmup", "model.clip_norm",
         "model.adapter",
     ),
     "Machine": (
-        "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.precision",
-        "trainer.strategy", "model.compile", "model.activation_checkpointing",
+        "trainer.devices", "trainer.accelerator", "trainer.precision", "trainer.strategy",
+        "model.compile", "model.activation_checkpointing",
     ),
 }  # fmt: skip
 """What one sets in the first week, on the page of `--help`."""
