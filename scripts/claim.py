@@ -13,6 +13,7 @@ time. All are judged on the same held-out bytes. Neighbours that have been train
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def train(run: Path, runs: Path) -> list[Line]:
     half, twice = neighbours(net)
     file = runs / "timing.json"
     if not file.is_file():
+        shutil.rmtree(runs / "timing", ignore_errors=True)  # of a timing that was stopped
         contestants = [
             Contestant([
                 *fit(run, runs / "timing", shape, f"{shape.n_layer}x{shape.width}", 10_000),

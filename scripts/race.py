@@ -24,6 +24,7 @@ held-out text; the last column is the mean as a ratio to the first entrant.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def time_steps(
     new = [reference, *(name for name in entrants if name not in known and name != reference)]
     if len(new) == 1 and reference in known:
         return known
+    shutil.rmtree(runs / "timing", ignore_errors=True)  # of a timing that was stopped
     for names in groups(new, together):
         contestants = {
             name: Contestant([

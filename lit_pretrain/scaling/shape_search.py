@@ -140,7 +140,7 @@ _PUBLISHED = published_law().params
 RACED = BitsLaw(
     name="raced",
     source=(
-        "E, A, B and gamma fitted to 7 runs of configs/pretrain/quickstart.yaml's recipe on"
+        "E, A, B and gamma fitted to 7 runs of configs/pretrain/muon.yaml in other shapes on"
         " Python's standard library, of 2 to 4 minutes on two cores, one seed each (worst off by"
         " 4 %); exponents of besiroglu (python scripts/shape_law.py)"
     ),
@@ -236,7 +236,7 @@ class StepCost:
 
 
 CPU = StepCost(products=1.83e-12, channel=7.7e-8, logit=2.0e-9, parameter=6.7e-9)
-"""Fitted to the steps of 18 shapes of `quickstart.yaml`'s recipe, 2 × 192 to 6 × 384, taken in turn
+"""Fitted to the steps of 18 shapes of `muon.yaml`, 2 × 192 to 6 × 384, taken in turn
 on two cores: worst off by 8 % (python scripts/shape_law.py --seconds)."""
 
 

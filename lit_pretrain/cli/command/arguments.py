@@ -16,6 +16,8 @@ _CONFIG = ("-c", "--config")
 _NO_VALUE = re.compile(r"-h|--help(=.*)?|--print_config(=.*)?")
 _MARK = "\ufdd3"
 """A Unicode noncharacter, which stands within the `${` of free text while configs are resolved."""
+PLACES = frozenset("fork from local_runs out path resume run runs".split())
+"""Options, by the last part of their names, that are places on a disk wherever they stand."""
 
 
 class Config(NamedTuple):
@@ -184,6 +186,30 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
             unmark(item) if isinstance(item, Namespace) else _with_texts(item, change)
             for item in value
         )
+    return value
+
+
+# ------------------------------------------------------------------ places
+
+
+def expand_home(value: Any, name: str = "") -> Any:
+    """Put the home directory in place of a leading tilde where a parsed option is a place.
+
+    Libraries do not agree on the tilde: TensorBoard's files would go home and the run's into a
+    folder called ~. Namespaces are changed in place.
+
+    Args:
+        value: Parsed options, or the value of one.
+        name: The option's own name, without the groups it lies in.
+    """
+    if isinstance(value, Namespace):
+        for key, item in list(vars(value).items()):
+            setattr(value, key, expand_home(item, key))
+        return value
+    if type(value) is dict:
+        return {key: expand_home(item, str(key)) for key, item in value.items()}
+    if isinstance(value, str) and name in PLACES and value.startswith("~/"):
+        return os.path.expanduser(value)
     return value
 
 

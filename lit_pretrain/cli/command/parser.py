@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from lit_pretrain.cli.command.arguments import (
     Config,
+    expand_home,
     help_topic,
     holds,
     is_file,
@@ -147,7 +148,7 @@ class VerbParser(ArgumentParser):
         others += replaced_options(given, [*self.beneath, *files], self.rivals, tell=tell)
         ordered = [f"--config={config}" for config in configs] + mark_literal(others)
         try:
-            parsed = unmark(self._parse_classes(ordered, *rest, **options))
+            parsed = expand_home(unmark(self._parse_classes(ordered, *rest, **options)))
         except UnicodeDecodeError as error:
             self.error(f"a file named by an option is not UTF-8: {error}")
         # By name of the module: omegaconf is only imported where a file has a reference.

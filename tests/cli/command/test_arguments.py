@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from lit_pretrain.cli.command.arguments import (
     Config,
+    expand_home,
     mark_literal,
     name_run,
     read_configs,
@@ -63,6 +64,23 @@ def test_a_run_that_is_named_twice_or_by_nothing() -> None:
         name_run(["out", "--run", "r"], as_option=True)
     with pytest.raises(UserError, match="--run is empty"):
         name_run(["--run="], as_option=False)
+
+
+def test_a_tilde_in_a_config_is_the_home_directory_where_a_place_is_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anybody")
+    parsed = Namespace(
+        runs="~/runs", name="~/x", sample_prompts=["~/x"],
+        data=Namespace(path="~/data", system="~/", sources={"mine": {"path": "~/a", "text": "~/"}}),
+    )  # fmt: skip
+    assert expand_home(parsed) == Namespace(
+        runs="/home/anybody/runs", name="~/x", sample_prompts=["~/x"],
+        data=Namespace(
+            path="/home/anybody/data", system="~/",
+            sources={"mine": {"path": "/home/anybody/a", "text": "~/"}},
+        ),
+    )  # fmt: skip
 
 
 def test_marks_come_off() -> None:

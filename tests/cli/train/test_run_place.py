@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
+from lit_pretrain.__main__ import main
 from lit_pretrain.batch_sizes import BatchSizes
 from lit_pretrain.checkpoint.layout import CheckpointRecord
 from lit_pretrain.cli.train.ranks import LAUNCHED_NAME, RANK_VARIABLES
 from lit_pretrain.cli.train.run_place import RunPlace, RunSettings, resolve_place, same_rates
 from lit_pretrain.errors import UserError
 from lit_pretrain.optim import AdamW, MuonAdamW
+from tests.test_resume import BASE
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +112,18 @@ def test_which_schedules_let_later_steps_have_another_size(
     old, new = BatchSizes.one(1000), BatchSizes((0, 60), (1000, 8000))
     assert same_rates(saved, contract | {"max_steps": 66}, AdamW(), old, new) is same
     assert same_rates(saved, contract | {"max_steps": 65}, AdamW(), old, new) is (step <= 65)
+
+
+def test_all_of_a_run_lies_in_the_home_directory_that_a_config_means(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries do not agree on the tilde: half of the run lay in a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("runs: ~/runs\nname: x\n")
+    options = [*BASE, f"--data.path={dataset}", "--config=run.yaml", "--max_steps=1"]
+    assert main(["fit", *options]) == 0
+    run = tmp_path / "home" / "runs" / "x"
+    assert {"metrics.jsonl", "summary.md"} <= {file.name for file in run.iterdir()}
+    assert list(run.rglob("events.out.tfevents.*"))
+    assert not (tmp_path / "~").exists()
