@@ -270,7 +270,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--sort",
         default="started",
-        help="Sort by this: " + ", ".join(COLUMNS) + ", or an option in which runs of a stage differ.",
+        help="Sort by this: "
+        + ", ".join(COLUMNS)
+        + ", or an option in which runs of a stage differ.",
     )
     parser.add_argument("--json", action="store_true", help="Print all of it as JSON.")
     options = parser.parse_args(argv)
