@@ -45,6 +45,7 @@ _LABEL = re.compile(
     r"|sources?|split|status|subset|tags?|task|tasks|time|timestamp|topics?|type|types|updated|ur[il]"
     r"|ur[il]s|uuid|uid|version)(?:$|_)"
 )
+_ROLES = ("role", "from")
 _TEXT = re.compile(r"\S\s+\S|[^\x00-\u024f]{8,}")
 """Two words; or a stretch of a script that may be written without blanks."""
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -82,9 +83,29 @@ def what_is_unread(
         lost = [text for text in lost if not any(text.strip() in other for other in read)]
     if choice or name in PROMPT_FIELDS or (all_text and name in _ANSWER_FIELDS):
         return "text" if lost else "label"
+    if all_text and lost and is_talk(value):
+        return "text"
     if all_text and not _LABEL.search(name) and any(_TEXT.search(text) for text in lost):
         return "text"
     return "label"
+
+
+def is_talk(value: Any, *roles: str) -> bool:
+    """Tell whether a value is a list of messages.
+
+    Args:
+        value: The value.
+        roles: Names of the field that says who speaks; without any, role or from.
+    """
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and len(value) > 0
+        and all(
+            isinstance(message, Mapping) and any(role in message for role in roles or _ROLES)
+            for message in value
+        )
+    )
 
 
 def _repeats(text: str, read: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lit_pretrain.chat.messages import BadRow
+from lit_pretrain.chat.unread_fields import is_talk, what_is_unread
 from lit_pretrain.data.chat.formats import ROW_FORMATS, RowFormat, find_format, has_parts
 from lit_pretrain.data.chat.row_reader import expand_record, read_row
 from lit_pretrain.errors import UserError
@@ -56,10 +57,17 @@ def detect_format(
         if other != kind and sample
     }
     most = max((other.read for other in others.values()), default=0)
+    # A prompt alone says nothing of what stands beside it.
+    bare = all(
+        what_is_unread(name, value, []) in ("nothing", "label")
+        for row in sample
+        for name, value in row.items()
+        if name != "prompt"
+    )
     takers = [
         f"{DATA_OF_KIND[other]} takes them, as {found.format}"
         for other, found in others.items()
-        if found.format is not None and found.read == most
+        if found.format is not None and found.read == most and (found.format != "prompt" or bare)
     ]
     names = ", ".join(sorted({repr(key) for row in sample for key in row})) or "none"
     tried = "".join(f"\n  {name}: {why}" for name, why in found.complaints.items())
@@ -74,7 +82,7 @@ def detect_format(
 _ASKED = ("problem", "query", "question", "instruction", "input", "inputs", "prompt")
 _ANSWERED = {
     "conversation": ("response", "output", "completion", "solution", "answer", "target", "targets"),
-    "problem": ("answer", "final_answer", "ground_truth", "solution", "target", "targets"),
+    "problem": ("answer", "final_answer", "ground_truth", "target", "targets"),
 }
 """Usual names of questions and answers, the likeliest first."""
 
@@ -84,7 +92,7 @@ def _likely(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     for name in shared if kind == "conversation" else ():
         for role in ("role", "from"):
-            if all(_has_turns(row[name], role) for row in rows):
+            if all(is_talk(row[name], role) for row in rows):
                 format = "messages" if role == "role" else "sharegpt"
                 return f"\nPerhaps format: {format}, fields: {{messages: {name}}}."
     by_name = {name.lower(): name for name in shared}
@@ -94,14 +102,6 @@ def _likely(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
         return ""
     part = "completion" if kind == "conversation" else "answer"
     return f"\nPerhaps format: prompt_{part}, fields: {{prompt: {asked}, {part}: {answered}}}."
-
-
-def _has_turns(value: Any, role: str) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(message, Mapping) and role in message for message in value)
-    )
 
 
 class _Found(NamedTuple):
@@ -123,7 +123,7 @@ def _find(
 ) -> _Found:
     """Find the format of a kind that reads rows, and most of their fields."""
     complaints: dict[str, str] = {}
-    fits: dict[str, tuple[int, int]] = {}
+    fits: dict[str, tuple[int, int, int]] = {}
     for name, format in ROW_FORMATS.items():
         if kind not in format.kinds() or set(fields or {}) - format.fields.keys():
             continue
@@ -138,13 +138,16 @@ def _find(
         if complaint is not None:
             complaints[name] = complaint
             continue
-        read = {path.split(".")[0] for path in own.fields.values()} | own.unused
+        paths = {path.split(".")[0] for path in own.fields.values()}
+        # Messages say more than fields with a question and an answer beside them.
+        talks = sum(is_talk(row[name]) for row in rows for name in paths & row.keys())
         narrow = own.shape != "text" and (own.shape != "plain" or _marks(own, kind))
-        fits[name] = (sum(len(read & row.keys()) for row in rows), int(narrow))
+        read = sum(len((paths | own.unused) & row.keys()) for row in rows)
+        fits[name] = (talks, read, int(narrow))
     if not fits:
         return _Found(None, 0, complaints)
     best = max(fits, key=lambda name: fits[name])  # the first of equals
-    return _Found(best, fits[best][0], complaints)
+    return _Found(best, fits[best][1], complaints)
 
 
 def _marks(format: RowFormat, kind: str) -> bool:

@@ -39,6 +39,8 @@ _SHAREGPT_ROLES = {
 _TURNS = {"messages": "messages", "role": "role", "content": "content"}
 _SHAREGPT_TURNS = {"messages": "conversations", "role": "from", "content": "value"}
 _INSTRUCTION = {"prompt": "instruction", "input": "input"}
+WITHIN = frozenset({"role", "content", "question", "reply", "reply_score", "reply_rank"})
+"""Parts that are fields of the objects in a list, not of the row."""
 REFERENCE = _same("ref_chosen_logp", "ref_rejected_logp")
 """Parts of a pair that hold log-probabilities under the reference."""
 
@@ -65,18 +67,24 @@ class RowFormat:
     """Mark in the completion; the checkable answer is the text after its last occurrence."""
     unused: frozenset[str] = frozenset()
     """Fields that such rows have and that are passed over."""
-    shape: Literal["plain", "transcript", "tree", "segments", "text", "steps"] = "plain"
+    worked: bool = False
+    """Whether the completion is a worked solution, which no reward can compare with an answer."""
+    shape: Literal[
+        "plain", "transcript", "tree", "segments", "text", "steps", "exchanges", "calls",
+        "compared", "ranked", "rated_steps", "marked_steps",
+    ] = "plain"  # fmt: skip
     """How the fields hold their parts. transcript: messages as one text with `Human:` and
     `Assistant:`. tree: replies within replies, as OpenAssistant's. segments: pieces of text that
     are learned or not. text: a document without roles. steps: an answer in steps with a label each.
+    exchanges: texts by turns, or pairs of question and reply. calls: tool calls as the answer.
+    compared: two answers, and a number that prefers one. ranked: answers with a rank or score each.
+    rated_steps: alternatives for every step. marked_steps: a text with a mark behind every step.
     """
 
     def kinds(self) -> list[str]:
         """Return the kinds of rows that this format can give."""
-        if self.shape == "tree":
-            return ["conversation", "preference"]
-        if self.shape == "steps":
-            return ["verdict", "stepwise"]
+        if self.shape in _KINDS:
+            return list(_KINDS[self.shape])
         kinds = (
             ["conversation"]
             if self.fields.keys() & {"messages", "completion", "segments", "text"}
@@ -85,10 +93,22 @@ class RowFormat:
         )
         kinds += ["preference"] if {"chosen", "rejected"} <= self.fields.keys() else []
         kinds += ["verdict"] if "label" in self.fields else []
-        kinds += ["problem"] if "prompt" in self.fields and "label" not in self.fields else []
+        if "prompt" in self.fields and "label" not in self.fields and not self.worked:
+            kinds += ["problem"]
         return kinds if "preference" not in kinds else ["preference"]
 
 
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "tree": ("conversation", "preference"),
+    "steps": ("verdict", "stepwise"),
+    "rated_steps": ("verdict", "stepwise"),
+    "marked_steps": ("verdict", "stepwise"),
+    "exchanges": ("conversation",),
+    "calls": ("conversation",),
+    "compared": ("preference",),
+    "ranked": ("preference",),
+}
+"""Shape -> kinds of rows, where the parts do not say it."""
 ROW_FORMATS: Mapping[str, RowFormat] = {
     # OpenAI's fine-tuning files and TRL's conversational datasets.
     "messages": RowFormat(
@@ -98,6 +118,20 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     ),
     "sharegpt": RowFormat(
         fields={**_SHAREGPT_TURNS, **_same("tools", "system")}, roles=_SHAREGPT_ROLES
+    ),
+    # OpenHermes 2.5: most of its system prompts are null.
+    "openhermes": RowFormat(
+        fields={**_SHAREGPT_TURNS, "system": "system_prompt"}, roles=_SHAREGPT_ROLES
+    ),
+    "capybara": RowFormat(
+        fields={"messages": "conversation", "question": "input", "reply": "output"},
+        shape="exchanges",
+    ),
+    "lima": RowFormat(fields={"messages": "conversations"}, shape="exchanges"),
+    "xlam": RowFormat(
+        fields={"prompt": "query", "calls": "answers", **_same("tools", "system")},
+        optional=frozenset({"system"}),
+        shape="calls",
     ),
     "alpaca": RowFormat(
         fields={**_INSTRUCTION, "completion": "output", **_same("system", "history")}
@@ -111,6 +145,23 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "prompt_completion": RowFormat(fields=_same("prompt", "completion", "system", "tools")),
     "qa": RowFormat(fields={"prompt": "question", "completion": "answer", "system": "system"}),
     "gsm8k": RowFormat(fields={"prompt": "question", "completion": "answer"}, answer_after="####"),
+    "metamath": RowFormat(
+        fields={"prompt": "query", "completion": "response"},
+        answer_after="The answer is:",
+        unused=frozenset({"original_question"}),
+    ),
+    # NuminaMath 1.5, Big-Math and DeepScaleR, with an answer that can be checked.
+    "problem_answer": RowFormat(
+        fields={"prompt": "problem", "answer": "answer"}, unused=frozenset({"solution"})
+    ),
+    # MATH and NuminaMath.
+    "problem_solution": RowFormat(
+        fields={"prompt": "problem", "completion": "solution"},
+        unused=frozenset({"answer"}),
+        worked=True,
+    ),
+    # verl's rows, such as those of DAPO.
+    "verl": RowFormat(fields={"prompt": "prompt", "answer": "reward_model.ground_truth"}),
     "prompt_answer": RowFormat(fields=_same("prompt", "answer", "system", "tools")),
     # TRL's prompt-only rows, for rewards that need no answer.
     "prompt": RowFormat(fields=_same("prompt", "system", "tools")),
@@ -152,6 +203,31 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
         },
         roles=_SHAREGPT_ROLES,
     ),
+    "helpsteer3": RowFormat(
+        fields={
+            "prompt": "context",
+            "first": "response1",
+            "second": "response2",
+            "preferred": "overall_preference",
+        },
+        unused=frozenset({"individual_preference"}),
+        shape="compared",
+    ),
+    # Not the binarised form, which is of the format `preference`.
+    "ultrafeedback": RowFormat(
+        fields={
+            "prompt": "instruction",
+            "answers": "completions",
+            "reply": "response",
+            "reply_score": "overall_score",
+        },
+        unused=frozenset({"correct_answers", "incorrect_answers"}),
+        shape="ranked",
+    ),
+    "nectar": RowFormat(
+        fields={"prompt": "prompt", "answers": "answers", "reply": "answer", "reply_rank": "rank"},
+        shape="ranked",
+    ),
     "kto": RowFormat(fields=_same("prompt", "completion", "label", "system", "tools", "ref_logp")),
     "kto_messages": RowFormat(
         fields={**_TURNS, **_same("label", "system", "tools", "ref_logp")}, roles=_MESSAGE_ROLES
@@ -163,6 +239,21 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     # TRL's stepwise supervision. For KTO every step with those before it is an answer with a
     # verdict.
     "steps": RowFormat(fields=_same("prompt", "completions", "labels", "system"), shape="steps"),
+    "prm800k": RowFormat(
+        fields={"prompt": "question.problem", "steps": "label.steps"},
+        unused=frozenset(
+            {
+                "question.ground_truth_solution",
+                "question.ground_truth_answer",
+                "question.pre_generated_steps",
+                "question.pre_generated_answer",
+            }
+        ),
+        shape="rated_steps",
+    ),
+    "math_shepherd": RowFormat(
+        fields={"marked": "input", "verdicts": "label"}, shape="marked_steps"
+    ),
 }
 
 
@@ -241,5 +332,5 @@ def has_parts(row: Mapping[str, Any], format: RowFormat) -> bool:
     return all(
         name.split(".")[0] in row
         for part, name in format.fields.items()
-        if part not in {*format.optional, "role", "content"}
+        if part not in {*format.optional, *WITHIN}
     )

@@ -31,7 +31,23 @@ from lit_pretrain.chat.unread_fields import (
     template_mark,
     what_is_unread,
 )
-from lit_pretrain.data.chat.formats import CALL, REFERENCE, ROW_FORMATS, RowFormat, has_parts
+from lit_pretrain.data.chat.dataset_layouts import (
+    LaidOut,
+    answered_calls,
+    compared_answers,
+    exchanged_messages,
+    marked_steps,
+    ranked_answers,
+    rated_steps,
+)
+from lit_pretrain.data.chat.formats import (
+    CALL,
+    REFERENCE,
+    ROW_FORMATS,
+    WITHIN,
+    RowFormat,
+    has_parts,
+)
 from lit_pretrain.data.chat.message_fields import read_content, read_label, read_weight
 from lit_pretrain.data.chat.transcripts import (
     is_transcript,
@@ -43,6 +59,10 @@ from lit_pretrain.data.chat.transcripts import (
 )
 from lit_pretrain.errors import nearest
 
+Row = Mapping[str, Any]
+"""A row as its file holds it: any JSON object."""
+Parts = Mapping[str, Any]
+"""The parts of a row by name, not yet checked."""
 _OPTIONS = "chat_template_kwargs"
 _ROW_WEIGHTS = ("weight", "loss_weight", "train")
 """Fields of a row that any format may have."""
@@ -89,7 +109,7 @@ def read_row(
     result = _READERS[kind](parts, format, whole)  # rewards may read what is ignored here
     _refuse_placeholders(result, ignore)
     _refuse_rendered(result, ignore)
-    notes = (*notes, *_remarks(row, parts, format))
+    notes = (*notes, *_remarks(row, parts, format), *_remarks_on_tools(result))
     if options or notes:
         result = replace(result, options=dict(options), notes=notes)
     return result if system is None else result.with_system(system)
@@ -110,35 +130,54 @@ def expand_record(
 ) -> Expanded:
     """Return the rows that a record of a file stands for, and the format that reads them.
 
-    Most records are one row; a tree of replies is several, and so is an answer in steps where a row
-    has one verdict.
+    Most records are one row. A tree of replies is several, and so is an answer in steps where a row
+    has one verdict; those of some datasets are brought into the form of a plain format.
 
     Raises:
         BadRow: The record has not the shape of its format.
     """
-    if format.shape not in ("tree", "steps") or kind == "stepwise":
+    expand = _EXPANSIONS.get((format.shape, kind))
+    if expand is None:
         return Expanded([record], format)
     if ignore:
         record = _without(record, ignore)
     parts = _parts(record, format)
     notes = _unread(record, format, parts, kind=kind, ignore=ignore)
-    rows: Sequence[Mapping[str, Any]]
-    if format.shape == "steps":
-        rows, plain = step_verdicts(parts), ROW_FORMATS["kto"]
-    elif kind == "conversation":
-        rows, plain = tree_conversations(parts["prompt"]), ROW_FORMATS["messages"]
-    else:
-        rows, plain = tree_pairs(parts["prompt"]), ROW_FORMATS["preference"]
+    plain, found = expand(parts)
     shared = {name: record[name] for name in (*_ROW_WEIGHTS, _OPTIONS) if name in record}
-    return Expanded([{**shared, **row} for row in rows], plain, notes)
+    rows = [{**shared, **row} for row in found.rows]
+    return Expanded(rows, ROW_FORMATS[plain], (*notes, *found.notes))
+
+
+def _verdicts(laid_out: LaidOut) -> LaidOut:
+    """Return a verdict on every step of rows of the format `steps`, which may begin alike."""
+    verdicts = (verdict for row in laid_out.rows for verdict in step_verdicts(row))
+    return LaidOut(list({v["completion"]: v for v in verdicts}.values()), laid_out.notes)
+
+
+_EXPANSIONS: Mapping[tuple[str, str], Callable[[Parts], tuple[str, LaidOut]]] = {
+    ("steps", "verdict"): lambda parts: ("kto", LaidOut(step_verdicts(parts))),
+    ("tree", "conversation"): lambda parts: (
+        "messages",
+        LaidOut([{**row} for row in tree_conversations(parts["prompt"])]),
+    ),
+    ("tree", "preference"): lambda parts: (
+        "preference",
+        LaidOut([{**row} for row in tree_pairs(parts["prompt"])]),
+    ),
+    ("exchanges", "conversation"): lambda parts: ("messages", exchanged_messages(parts)),
+    ("calls", "conversation"): lambda parts: ("messages", answered_calls(parts)),
+    ("compared", "preference"): lambda parts: ("preference", compared_answers(parts)),
+    ("ranked", "preference"): lambda parts: ("preference", ranked_answers(parts)),
+    ("rated_steps", "stepwise"): lambda parts: ("steps", rated_steps(parts)),
+    ("rated_steps", "verdict"): lambda parts: ("kto", _verdicts(rated_steps(parts))),
+    ("marked_steps", "stepwise"): lambda parts: ("steps", marked_steps(parts)),
+    ("marked_steps", "verdict"): lambda parts: ("kto", _verdicts(marked_steps(parts))),
+}
+"""Shape and kind -> the plain format, and the rows of it that a record stands for."""
 
 
 # ---------------------------------------------------------------------- kinds of rows
-
-Row = Mapping[str, Any]
-"""A row as its file holds it: any JSON object."""
-Parts = Mapping[str, Any]
-"""The parts of a row by name, not yet checked."""
 
 
 def _conversation(parts: Parts, format: RowFormat, row: Row) -> Conversation:
@@ -327,7 +366,12 @@ def _listed(value: Any) -> Any:
     return found if there else value
 
 
-_SCORES = ("score", "rating")
+_SCORE = re.compile(
+    r"chosen_(?:\w+_)?(?:score|rating|reward)|(?:score|rating|reward)_(?:of_)?chosen"
+)
+"""Names of the score of the better answer, with underscores."""
+_CALL_AS_TEXT = re.compile(r"<tool_call>|<function=|<\|tool_call|\[TOOL_CALLS\]")
+"""What a call begins with that is written as text already."""
 
 
 def _remarks(row: Row, parts: Parts, format: RowFormat) -> list[str]:
@@ -335,13 +379,11 @@ def _remarks(row: Row, parts: Parts, format: RowFormat) -> list[str]:
     notes = []
     if _is_implicit(parts) and format.shape == "plain" and isinstance(parts["chosen"], str):
         notes.append("prompt_guessed")
-    for name in _SCORES:
-        for chosen, rejected in (
-            (row.get(f"chosen_{name}"), row.get(f"rejected_{name}")),
-            (row.get(f"{name}_chosen"), row.get(f"{name}_rejected")),
-        ):
-            if isinstance(chosen, int | float) and isinstance(rejected, int | float):
-                notes += ["chosen_scored_lower"] if chosen < rejected else []
+    named = {name.replace("-", "_"): value for name, value in row.items()}
+    for name, chosen in named.items():
+        rejected = named.get(name.replace("chosen", "rejected"))
+        if _SCORE.fullmatch(name) and all(isinstance(v, int | float) for v in (chosen, rejected)):
+            notes += ["chosen_scored_lower"] if chosen < rejected else []
     prompt = parts.get("prompt")
     answers = [parts[name] for name in ("completion", "chosen", "rejected") if name in parts]
     if isinstance(prompt, str) and len(prompt.strip()) >= 16 and answers:
@@ -350,9 +392,23 @@ def _remarks(row: Row, parts: Parts, format: RowFormat) -> list[str]:
     return notes
 
 
+def _remarks_on_tools(row: TrainingRow) -> list[str]:
+    """Return notes on tools and calls that the text of messages holds as well."""
+    spoken = row.spoken()
+    notes = []
+    names = [tool.get("function", tool).get("name") for tool in row.tools or ()]
+    system = spoken[0].get("content") or "" if spoken and spoken[0]["role"] == "system" else ""
+    if names and all(isinstance(name, str) and f'"{name}"' in system for name in names):
+        notes.append("tools_in_system")
+    written = (m.get("content") or "" for m in spoken if m["role"] == "assistant")
+    if any(_CALL_AS_TEXT.search(text) for text in written):
+        notes.append("calls_as_text")
+    return notes
+
+
 def _value(row: Row, name: str, part: str, format: RowFormat) -> Any:
     """Return the value of a field; None if an optional field is missing."""
-    if part in ("role", "content"):
+    if part in WITHIN:
         return name
     value: Any = row
     there = True
@@ -645,7 +701,7 @@ def _unread(
     read = [
         text
         for part, value in parts.items()
-        if part not in ("role", "content")
+        if part not in WITHIN
         for text in strings_of(value)
         if text not in speakers
     ]
@@ -678,7 +734,7 @@ def _unread(
         ]
         free = sorted(
             part
-            for part in format.fields.keys() - parts.keys() - {"role", "content"}
+            for part in format.fields.keys() - parts.keys() - WITHIN
             if part not in REFERENCE and part != "ref_logp"
         )
         raise BadRow(

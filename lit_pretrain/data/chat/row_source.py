@@ -490,6 +490,8 @@ def _own_format(source: RowSource) -> OwnFormat:
     # Left out at its default, as in checkpoints that were written before these fields existed.
     if format.unused:
         content["unused"] = sorted(format.unused)
+    if format.worked:
+        content["worked"] = True
     if format.shape != "plain":
         content["shape"] = format.shape
     return {"own_format": content}

@@ -21,12 +21,20 @@ TREE = {"text": "Hi", "role": "prompter", "replies": [
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages": ("conversation", {"messages": [USER, SAID]}),
     "sharegpt": ("conversation", {"conversations": [HUMAN, GPT]}),
+    "openhermes": ("conversation", {"conversations": [HUMAN, GPT], "system_prompt": None}),
+    "capybara": ("conversation", {"conversation": [{"input": "Hi", "output": "Ho"}]}),
+    "lima": ("conversation", {"conversations": ["Hi", "Ho"]}),
+    "xlam": ("conversation", {"query": "Hi", "tools": "[]", "answers": '[{"name": "a"}]'}),
     "alpaca": ("conversation", {"instruction": "Hi", "input": "", "output": "Ho"}),
     "dolly": ("conversation", {"instruction": "Hi", "context": "", "response": "Ho"}),
     "orca": ("conversation", {"system_prompt": "", "question": "Hi", "response": "Ho"}),
     "prompt_completion": ("conversation", {"prompt": "Hi", "completion": "Ho"}),
     "qa": ("conversation", {"question": "Hi", "answer": "Ho"}),
     "gsm8k": ("problem", {"question": "Hi", "answer": "Ho #### 3"}),
+    "metamath": ("problem", {"query": "Hi", "response": "Ho. The answer is: 3"}),
+    "problem_answer": ("problem", {"problem": "Hi", "solution": "Ho, so 3.", "answer": "3"}),
+    "problem_solution": ("conversation", {"problem": "Hi", "solution": "Ho, so 3."}),
+    "verl": ("problem", {"prompt": [USER], "reward_model": {"ground_truth": "3"}}),
     "prompt_answer": ("problem", {"prompt": "Hi", "answer": "Ho"}),
     "prompt": ("problem", {"prompt": "Hi"}),
     "text": ("conversation", {"text": "A story of a fox."}),
@@ -58,11 +66,34 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "preference",
         {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "No"}},
     ),
+    "helpsteer3": (
+        "preference",
+        {"context": [USER], "response1": "Ho", "response2": "No", "overall_preference": -1},
+    ),
+    "ultrafeedback": (
+        "preference",
+        {"instruction": "Hi", "completions": [{"response": "Ho", "overall_score": 8},
+                                              {"response": "No", "overall_score": 3}]},
+    ),
+    "nectar": (
+        "preference",
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: ",
+         "answers": [{"answer": "Ho", "rank": 1}, {"answer": "No", "rank": 2}]},
+    ),
     "kto": ("verdict", {"prompt": "Hi", "completion": "Ho", "label": True}),
     "kto_messages": ("verdict", {"messages": [USER, SAID], "label": True}),
     "kto_sharegpt": ("verdict", {"conversations": [HUMAN, GPT], "label": False}),
     "steps": ("stepwise", {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]}),
-}
+    "prm800k": (
+        "stepwise",
+        {"question": {"problem": "Hi"}, "label": {"steps": [
+            {"completions": [{"text": "a", "rating": 1}], "chosen_completion": 0}]}},
+    ),
+    "math_shepherd": (
+        "stepwise", {"input": "Hi Step 1: a ки\nStep 2: b ки",
+                     "label": "Hi Step 1: a +\nStep 2: b -"}
+    ),
+}  # fmt: skip
 
 
 def detect(rows: list[dict[str, Any]], kind: str, **options: Any) -> str:

@@ -1,14 +1,15 @@
 """Layouts of well-known datasets, in invented rows: each is read as it is meant, or named."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 
-from lit_pretrain.chat.messages import BadRow, TrainingRow
+from lit_pretrain.chat.messages import BadRow, JudgedAnswer, StepwiseAnswer, TrainingRow
 from lit_pretrain.chat.unread_fields import template_mark
 from lit_pretrain.data.chat.detection import detect_format
-from lit_pretrain.data.chat.formats import find_format
+from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format
 from lit_pretrain.data.chat.row_reader import expand_record, read_row
 from lit_pretrain.errors import UserError
 
@@ -29,6 +30,51 @@ READ: dict[str, tuple[str, Row, str, set[str]]] = {  # kind, row, its format, wh
         {"prompt": "How?", "chosen": "Curled up.", "rejected": "Standing up.",
          "chosen_score": 4.0, "rejected_score": 5.0},
         "preference", {"chosen_scored_lower"},
+    ),
+    "a tie in the columns of UltraFeedback, cleaned": (
+        "preference",
+        {"prompt": "How?", "chosen": [USER, SAID], "rejected": [USER, BAD],
+         "chosen-rating": 4.0, "rejected-rating": 5.0},
+        "preference", {"chosen_scored_lower"},
+    ),
+    "tools that the system lists already": (
+        "conversation",
+        {"messages": [{"role": "system", "content": '<tools>{"name": "look"}</tools>'}, USER,
+                      {"role": "assistant", "content": '<tool_call>{"name": "look"}</tool_call>'}],
+         "tools": [{"type": "function", "function": {"name": "look"}}]},
+        "messages", {"tools_in_system", "calls_as_text"},
+    ),
+    "Capybara": (
+        "conversation",
+        {"source": "x", "conversation": [{"input": "How?", "output": "Curled up.", "n": 1},
+                                         {"input": "And wolves?", "output": None}]},
+        "capybara", {"unread source", "unread n"},
+    ),
+    "UltraFeedback, raw": (
+        "preference",
+        {"instruction": "How?", "models": ["a"], "correct_answers": ["None"],
+         "completions": [{"response": "Lying.", "overall_score": 6, "critique": "Not quite so."},
+                         {"response": "Standing up.", "overall_score": 2.5},
+                         {"response": "Curled up.", "overall_score": 9},
+                         {"response": "No idea.", "overall_score": None}]},
+        "ultrafeedback", {"unread models", "unread correct_answers", "unread critique"},
+    ),
+    "Nectar": (
+        "preference",
+        {"prompt": "\n\nHuman: How?\n\nAssistant: ", "turns": 1,
+         "answers": [{"answer": "Lying.", "rank": 2.0}, {"answer": "Curled up.", "rank": 1.0},
+                     {"answer": "Standing up.", "rank": 3.0, "model": "a"}]},
+        "nectar", {"unread turns", "unread model"},
+    ),
+    "HelpSteer 3": (
+        "preference",
+        {"context": [USER], "response1": "Standing up.", "response2": "Curled up.",
+         "overall_preference": 2, "individual_preference": [{"reasoning": "It is so."}]},
+        "helpsteer3", {"unread individual_preference"},
+    ),
+    "NuminaMath 1.5": (
+        "problem", {"problem": "1+1?", "solution": "It is 2.", "answer": "2"},
+        "problem_answer", {"unread solution"},
     ),
     "answers that begin with the question": (
         "preference",
@@ -127,6 +173,92 @@ def test_a_layout_is_read_as_it_is_meant(name: str) -> None:
         assert rows[0].spoken()[0] == USER
 
 
+def test_pairs_of_answers_are_the_best_and_the_worst() -> None:
+    for name in ("UltraFeedback, raw", "Nectar", "HelpSteer 3"):
+        (pair,) = read(READ[name][1], "preference")[1]
+        assert pair.spoken() == (USER, SAID, BAD), name
+
+
+def test_records_with_nothing_to_prefer_are_left_out() -> None:
+    alike = [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}, {"answer": "c", "rank": None}]
+    for name, row in (
+        ("nectar", {"prompt": "How?", "answers": alike}),
+        ("nectar", {"prompt": "How?", "answers": []}),
+        ("helpsteer3", {**READ["HelpSteer 3"][1], "overall_preference": 0}),
+    ):
+        with pytest.raises(BadRow) as bad:
+            expand_record(row, ROW_FORMATS[name], kind="preference")
+        assert (bad.value.reason, bad.value.mistake) == ("tie", False)
+
+
+CALLS = '[{"name": "look", "arguments": {"place": "Rome"}}, {"name": "stop", "arguments": {}}]'
+TOOL = {"name": "look", "parameters": {"place": {"type": "str"}}}
+
+
+def test_calls_of_xlam_are_calls_of_the_assistant() -> None:
+    for calls in (CALLS, json.loads(CALLS)):
+        row = {"query": "Where?", "answers": calls, "tools": json.dumps([TOOL]), "id": 1}
+        name, (found,) = read(row, "conversation")
+        question, answer = found.spoken()
+        assert (name, question["content"], answer["content"]) == ("xlam", "Where?", None)
+        made = [call["function"] for call in answer["tool_calls"]]
+        assert made == json.loads(CALLS)
+        assert found.tools == [{"type": "function", "function": TOOL}]
+    with pytest.raises(BadRow, match="calls no tool"):
+        expand_record({**row, "answers": "[]"}, ROW_FORMATS["xlam"], kind="conversation")
+
+
+def test_turns_without_roles_go_by_turns() -> None:
+    (found,) = read(READ["Capybara"][1], "conversation")[1]
+    assert found.spoken() == (USER, SAID, {"role": "user", "content": "And wolves?"})
+    name, (found,) = read({"conversations": ["How?", "Curled up."]}, "conversation")
+    assert (name, found.spoken()) == ("lima", (USER, SAID))
+
+
+def step(chosen: int | None, *rated: tuple[str, int | None], human: str | None = None) -> Row:
+    written = None if human is None else {"text": human, "rating": None}
+    return {"completions": [{"text": text, "rating": rating} for text, rating in rated],
+            "chosen_completion": chosen, "human_completion": written}  # fmt: skip
+
+
+def test_steps_of_prm800k_are_those_of_trl() -> None:
+    """An alternative is taken or ends an answer; a neutral rating is not right."""
+    steps = [
+        step(0, ("a", 1), ("b", -1)),
+        step(None, ("c", -1), human="d"),
+        step(1, ("e", None), ("f", 0)),
+        step(0, ("g", None)),
+        step(0, ("h", 1)),
+    ]
+    row = {"question": {"problem": "1+1?", "ground_truth_solution": "It is two."},
+           "label": {"steps": steps, "finish_reason": "solution"}, "labeler": "x"}  # fmt: skip
+    name, found = read(row, "stepwise")
+    assert name == "prm800k"
+    assert [(f.steps, f.right) for f in found if isinstance(f, StepwiseAnswer)] == [
+        (("b",), (False,)),
+        (("a", "c"), (True, False)),
+        (("a", "d", "f"), (True, True, False)),
+    ]
+    assert "unread question.ground_truth_solution" in found[0].notes
+    verdicts = read(row, "verdict")[1]
+    assert [
+        (f.completion[0]["content"], f.desirable) for f in verdicts if isinstance(f, JudgedAnswer)
+    ] == [("b", False), ("a", True), ("a\nc", False), ("a\nd", True), ("a\nd\nf", False)]
+
+
+def test_steps_of_math_shepherd_are_told_from_their_question() -> None:
+    text = "1+1? ки Step 1: One more. ки\nStep 2: Three. ки"
+    row = {"input": text, "label": "1+1? + Step 1: One more. +\nStep 2: Three. -", "task": "GSM8K"}
+    for record in (row, {"input": text.replace("? ки", "?"),
+                         "label": str(row["label"]).replace("? +", "?")}):  # fmt: skip
+        name, (found,) = read(record, "stepwise")
+        assert name == "math_shepherd"
+        assert isinstance(found, StepwiseAnswer)
+        assert found.prompt == ({"role": "user", "content": "1+1?"},)
+        assert found.steps == ("Step 1: One more.", "Step 2: Three.")
+        assert found.right == (True, False)
+
+
 RENDERED = "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
 REFUSED: dict[str, tuple[str, Row, str, str]] = {  # kind, row, the message, what lets it pass
     "UltraFeedback for fine-tuning": (
@@ -210,13 +342,53 @@ REFUSED: dict[str, tuple[str, Row, str, str]] = {  # kind, row, the message, wha
         "conversation", {"Question": "How?", "Complex_CoT": "Let me see.", "Response": "So."},
         "Perhaps format: prompt_completion, fields: {prompt: Question, completion: Response}.", "",
     ),
-    "NuminaMath 1.5": (
-        "problem", {"problem": "1+1?", "solution": "It is 2.", "answer": "2"},
-        "Perhaps format: prompt_answer, fields: {prompt: problem, answer: answer}.", "",
+    "MATH for reinforcement learning": (
+        "problem", {"problem": "1+1?", "solution": "It is 2."},
+        "ChatData takes them, as problem_solution", "",
     ),
-    "HelpSteer 3": (
-        "preference", {"context": [USER], "response1": "a b", "response2": "c d"},
-        "no format gives a preference", "",
+    "ratings beside an answer": (
+        "conversation", {"prompt": "How?", "response": "Curled up.", "helpfulness": 3},
+        "Perhaps format: prompt_completion, fields: {prompt: prompt, completion: response}.", "",
+    ),
+    "a trajectory before short answers": (
+        "preference", {"trajectory": [{"from": "user", "value": "1+1?"}], "chosen": "It is 2.",
+                       "rejected": "It is 3."},
+        "'trajectory' holds text that nobody reads", "",
+    ),
+    "LIMA's texts with an object among them": (
+        "conversation", {"conversations": ["How?", {"text": "Curled up."}]},
+        "turn 2 of 2 is neither a text nor an object with 'input' and 'output'", "",
+    ),
+    "answers without the field of their rank": (
+        "preference", {"prompt": "How?", "answers": [{"answer": "Curled up."}]},
+        "answer 1 of 1 has no 'rank'", "",
+    ),
+    "a preference in words": (
+        "preference", {"context": [USER], "response1": "a b", "response2": "c d",
+                       "overall_preference": "first"},
+        "the preference is 'first'; it must be a finite number", "",
+    ),
+    "labels of another text": (
+        "stepwise", {"input": "1+1? Step 1: two ки", "label": "1+1? Step 1: too +"},
+        "the labels do not repeat the text", "",
+    ),
+    "marks without a first step": (
+        "stepwise", {"input": "1+1? two ки", "label": "1+1? two +"},
+        "has no 'Step 1:'", "",
+    ),
+    "a step that nobody took": (
+        "stepwise", {"question": {"problem": "1+1?"}, "label": {"steps": [
+            {"completions": [{"text": "a", "rating": 1}], "chosen_completion": 3}]}},
+        "step 1 of 1 has the chosen_completion 3, and none has it", "",
+    ),
+    "a rating that is none": (
+        "stepwise", {"question": {"problem": "1+1?"}, "label": {"steps": [
+            {"completions": [{"text": "a", "rating": 7}], "chosen_completion": 0}]}},
+        "has the rating 7, not -1, 0 or 1", "",
+    ),
+    "calls that are none": (
+        "conversation", {"query": "How?", "tools": "[]", "answers": "[look()]"},
+        "the answer is a tool call, and is not JSON", "",
     ),
 }  # fmt: skip
 
