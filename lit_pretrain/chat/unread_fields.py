@@ -164,7 +164,8 @@ _BEGIN = re.compile(
     r"\s*(?:<s>|<bos>|<BOS_TOKEN>|<\|begin_of_text\|>|<\|startoftext\|>|<\|endoftext\|>"
     r"|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|turn>|<\|start\|>|<\|start_of_role\|>"
-    r"|<\|START_OF_TURN_TOKEN\|>|<\|(?:system|user|assistant|developer)\|>|<｜User｜>|\[INST\])"
+    r"|<\|START_OF_TURN_TOKEN\|>|<\|(?:system|user|assistant|developer)\|>|<｜User｜>|<\|im_(?:system|user)\|>"
+    r"|\[(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\])"
 )
 """What a conversation begins with that a chat template has written."""
 _END = re.compile(

@@ -20,7 +20,8 @@ FAMILIES = {  # ours -> the names of TRL's files
     "phi3": "phi3", "phi3.5": "phi3_5", "deepseek-r1-distill": "deepseek_r1_distill",
     "deepseek-v3": "deepseekv3", "glm4-moe": "glm4moe", "nemotron3-nano": "nemotron_3_nano",
     "qwen3.5": "qwen3_5_think", "qwen3.6": "qwen3_6", "gpt-oss": "gptoss", "cohere": "cohere",
-    "gemma4": "gemma4_v5",
+    "gemma4": "gemma4_v5", "llama3.2": "llama3_2", "lfm2": "lfm2_v2",
+    "nemotron3-super": "nemotron_3_super", "nemotron3-ultra": "nemotron_3_ultra",
 }  # fmt: skip
 DATE = datetime.date(2025, 12, 31)
 SPECIAL = (
@@ -30,6 +31,7 @@ SPECIAL = (
     "<|start|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>",
     "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>",
     "<|CHATBOT_TOKEN|>", "<|turn>", "<turn|>", "<|channel>", "<channel|>",
+    "<s>", "</s>", "[INST]", "[/INST]",
 )  # fmt: skip
 Message = dict[str, Any]
 
@@ -158,7 +160,7 @@ BEYOND = {
     # Its own template shows no calls that have a content, and no tools; ours refuses.
     "deepseek-r1-distill": WITH_TOOLS,
     # Ours refuses tools.
-    "nemotron3-nano": WITH_TOOLS,
+    **dict.fromkeys(("nemotron3-nano", "nemotron3-super", "nemotron3-ultra"), WITH_TOOLS),
     # It ignores calls and writes results under a role of their own.
     "llama3": WITH_TOOLS,
     "phi3": WITH_TOOLS,
@@ -287,7 +289,9 @@ def test_ids_are_those_of_transformers_by_the_models_own_template(
     ours, original = find_template(family, "."), trl_template(FAMILIES[family])
     assert original is not None
     today = datetime.date.today().isoformat()  # transformers shows no other
-    renderer = Renderer(tokenizer, ours, options={"date": today} if ours.needs_date else None)
+    renderer = Renderer(
+        tokenizer, ours, options={"date": today} if "strftime_now" in ours.variables else None
+    )
     same = 0
     for talk in compared(family):
         mine, (messages, tools) = rendered(ours, talk), TALKS[talk]
@@ -322,7 +326,8 @@ def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
         messages, chat_template=template.source, return_dict=True, tokenize=True,
         return_assistant_tokens_mask=True,
     )  # fmt: skip
-    options = {"date": datetime.date.today().isoformat()} if template.needs_date else None
+    dated = "strftime_now" in template.variables
+    options = {"date": datetime.date.today().isoformat()} if dated else None
     masks = []
     for after_stop in (True, False):
         renderer = Renderer(tokenizer, template, after_stop=after_stop, options=options)
@@ -334,15 +339,82 @@ def test_masks_are_those_of_transformers_with_and_without_the_line_feed(
     feed = (masks[0] & ~masks[1]).nonzero()[0]
     assert not (masks[1] & ~masks[0]).any()
     assert tokenizer.decode(found.ids[feed].tolist()).strip() == ""
-    assert (len(feed) > 0) == family.startswith(("qwen", "gemma", "phi", "nemotron"))
+    assert (len(feed) > 0) == family.startswith(("qwen", "gemma", "phi", "nemotron", "lfm"))
+
+
+BRIEF = {"role": "system", "content": "Be brief."}
+TURNS = [BRIEF, user("a"), said("b"), user(" c "), said("\n d")]
+CALLED = [
+    BRIEF, user("a"), said("b"), user("Where?"),
+    said("See.", tool_calls=[{**call("look", place="Rome"), "id": "call00001"}]),
+    {"role": "tool", "content": "41.9 N", "tool_call_id": "call00001"}, said("There."),
+]  # fmt: skip
+LISTED = (
+    '[AVAILABLE_TOOLS][{"type": "function", "function": {"name": "look", "description": "Looks up'
+    ' a place, é.", "parameters": {"type": "object", "properties": {"place": {"type":'
+    ' "string"}}}}}][/AVAILABLE_TOOLS]'
+)
+NEWER = "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]a[/INST]b</s>[INST] c [/INST]\n d</s>"
+WRITTEN: dict[str, tuple[str, str | None]] = {  # of TURNS; of CALLED, if it takes tools
+    # As mistral-common 1.13 encodes them for fine-tuning.
+    "mistral-v3": ("<s>[INST] a[/INST] b</s>[INST] Be brief.\n\n c [/INST] \n d</s>", None),
+    "mistral-v3-tekken": ("<s>[INST]a[/INST]b</s>[INST]Be brief.\n\n c [/INST]\n d</s>", None),
+    "mistral-v7-tekken": (
+        NEWER,
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]a[/INST]b</s>" + LISTED
+        + '[INST]Where?[/INST]See.[TOOL_CALLS][{"name": "look", "arguments": {"place": "Rome"},'
+        ' "id": "call00001"}]</s>[TOOL_RESULTS]call00001[TOOL_CONTENT]41.9 N[/TOOL_RESULTS]'
+        "There.</s>",
+    ),
+    "mistral-v11-tekken": (
+        NEWER,
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]a[/INST]b</s>" + LISTED
+        + '[INST]Where?[/INST]See.[TOOL_CALLS]look[CALL_ID]call00001[ARGS]{"place": "Rome"}</s>'
+        "[TOOL_RESULTS]call00001[TOOL_CONTENT]41.9 N[/TOOL_RESULTS]There.</s>",
+    ),
+    "mistral-v13-tekken": (
+        NEWER,
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]" + LISTED + "[INST]a[/INST]b</s>[INST]Where?"
+        '[/INST]See.[TOOL_CALLS]look[ARGS]{"place": "Rome"}</s>[TOOL_RESULTS]41.9 N[/TOOL_RESULTS]'
+        "There.</s>",
+    ),
+    # As the templates in the tokenizer files of these models.
+    "tulu3": ("<|system|>\nBe brief.\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\n c \n"
+              "<|assistant|>\n\n d</s>", None),
+    "olmo2": ("<s><|system|>\nBe brief.\n<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\n c \n"
+              "<|assistant|>\n\n d</s>", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_texts_are_those_that_are_written_out(family: str, tokenizer: Tokenizer) -> None:
+    template = find_template(family, ".")
+    turns, called = WRITTEN[family]
+    whole = template.render(TURNS, bos="<s>", eos="</s>")
+    assert whole.text == turns
+    assert [whole.text[begin:end] for begin, end in whole.spans] == ["b</s>", "\n d</s>"]
+    asked = template.render(TURNS[:-1], bos="<s>", eos="</s>", generation_prompt=True)
+    assert turns.startswith(asked.text)
+    talk = prepared(template, CALLED)
+    if called is None:
+        with pytest.raises(Refused):
+            template.render(talk, bos="<s>", eos="</s>", tools=TOOLS)
+    else:
+        assert template.render(talk, bos="<s>", eos="</s>", tools=TOOLS).text == called
+    (found,) = Renderer(tokenizer, template).render([Conversation(messages=tuple(TURNS), prompt=1)])
+    assert isinstance(found, Rendered)
+    learned = found.ids[found.learned].tolist()
+    assert tokenizer.decode(learned).split() == ["b", "d"]
+    assert learned.count(tokenizer.eos_id) == 2
 
 
 def test_presets_are_listed_in_the_guide() -> None:
     guide = Path(__file__).parents[2] / "docs" / "guides" / "post_training_data.md"
     table = guide.read_text(encoding="utf-8").split("| template | for |")[1].split("\n\n")[0]
-    listed = {line.split("|")[1].strip().strip("`") for line in table.splitlines()[2:]}
+    names = (line.split("|")[1] for line in table.splitlines()[2:])
+    listed = {name.strip().strip("`") for cell in names for name in cell.split(",")}
     assert listed == {file.stem for file in TEMPLATE_PRESETS.glob("*.jinja")}
-    assert listed == {*FAMILIES, "chatml", "plain", "qwen"}
+    assert listed == {*FAMILIES, *WRITTEN, "chatml", "plain", "qwen"}
 
 
 def test_an_answer_that_ends_with_two_tokens_stops_at_either(tokenizer: Tokenizer) -> None:

@@ -141,7 +141,8 @@ def rated_steps(parts: Mapping[str, Any]) -> LaidOut:
         where = f"step {i + 1} of {len(steps)}"
         if not isinstance(step, Mapping) or "completions" not in step:
             raise BadRow("steps", f"{where} has no completions: {str(step)[:60]!r}")
-        tries = [_rated(each, where) for each in step["completions"] or ()]
+        completions = _list(step["completions"] or (), f"the completions of {where}")
+        tries = [_rated(each, where) for each in completions]
         taken = step.get("chosen_completion")
         if taken is not None and not (type(taken) is int and 0 <= taken < len(tries)):
             raise BadRow("steps", f"{where} has the chosen_completion {taken!r}, and none has it")

@@ -2,11 +2,13 @@
 
 import json
 import re
+from datetime import date
 from typing import Any
 
 import pytest
 
 from lit_pretrain.chat.messages import BadRow, JudgedAnswer, StepwiseAnswer, TrainingRow
+from lit_pretrain.chat.template import TEMPLATE_PRESETS, Refused, find_template
 from lit_pretrain.chat.unread_fields import template_mark
 from lit_pretrain.data.chat.detection import detect_format
 from lit_pretrain.data.chat.formats import ROW_FORMATS, find_format
@@ -381,6 +383,10 @@ REFUSED: dict[str, tuple[str, Row, str, str]] = {  # kind, row, the message, wha
             {"completions": [{"text": "a", "rating": 1}], "chosen_completion": 3}]}},
         "step 1 of 1 has the chosen_completion 3, and none has it", "",
     ),
+    "completions that are a number": (
+        "stepwise", {"question": {"problem": "1+1?"}, "label": {"steps": [{"completions": 3}]}},
+        "must be a list", "",
+    ),
     "a rating that is none": (
         "stepwise", {"question": {"problem": "1+1?"}, "label": {"steps": [
             {"completions": [{"text": "a", "rating": 7}], "chosen_completion": 0}]}},
@@ -414,6 +420,19 @@ def test_what_both_answers_share_is_their_prompt() -> None:
             pair = read({"prompt": prompt, **row}, "preference")[1][0]
             own = system if isinstance(prompt, list) and prompt[0]["role"] == "system" else ()
             assert pair.spoken() == (*own, USER, SAID, again, SAID, BAD), (name, prompt)
+
+
+def test_what_our_templates_write_is_told_from_text() -> None:
+    for file in TEMPLATE_PRESETS.glob("*.jinja"):
+        template = find_template(file.stem, ".")
+        if file.stem != "plain":
+            for talk in ([USER, SAID], [{"role": "system", "content": "Be brief."}, USER, SAID]):
+                try:
+                    text = template.render(talk, bos="<s>", eos="", date=date(2025, 12, 31)).text
+                except Refused:  # no system, for Gemma
+                    assert len(talk) == 3
+                    continue
+                assert template_mark(text.removeprefix("<s>")), (file.stem, text)
 
 
 def test_marks_in_the_middle_and_of_tools_are_text() -> None:
