@@ -27,8 +27,6 @@ from lit_pretrain.scaling.memory import Layout
 
 FOUNDRY_ATTENTION = {"H100": 0.189, "A100": 0.337}
 """Share of the peak that attention reached in Mosaic's runs."""
-FP8 = 1.93
-"""How much faster than in bf16 the products of blocks are in fp8, in torchtitan's runs."""
 
 # Model, tokens of a row, devices, rows of a micro-batch, whether activations are computed again,
 # tokens per second and device.
@@ -160,16 +158,12 @@ class Run:
     cluster: str
     config: ModelConfig
     layout: Layout
-    fp8: bool
     measured: float
     """Tokens per second and device."""
 
     def computed(self) -> float:
         """Compute what the planner says, in tokens per second and device."""
-        time = model.step_time(
-            self.config, self.layout, CLUSTERS[self.cluster], micro_batches=1,
-            fp8=FP8 if self.fp8 else 1.0,
-        )  # fmt: skip
+        time = model.step_time(self.config, self.layout, CLUSTERS[self.cluster], micro_batches=1)
         return self.layout.rows * self.layout.seq_len / self.layout.together / time.seconds
 
     def error(self) -> float:
@@ -200,10 +194,7 @@ def _foundry(cluster: str, line: str) -> Run:
         rows=rows, seq_len=seq_len, devices=devices, sharding="fsdp", compiled=False,
         precision=precision, checkpointing=bool(again),
     )  # fmt: skip
-    return Run(
-        f"{cluster} {name} T={seq_len} on {devices}", cluster, config, layout, False,
-        measured,
-    )  # fmt: skip
+    return Run(f"{cluster} {name} T={seq_len} on {devices}", cluster, config, layout, measured)
 
 
 def _torchtitan(row: tuple[str, int, int, int, int, int, Checkpointing, bool, bool, int]) -> Run:
@@ -215,13 +206,13 @@ def _torchtitan(row: tuple[str, int, int, int, int, int, Checkpointing, bool, bo
     )  # fmt: skip
     layout = Layout(
         rows=rows, seq_len=seq_len, devices=devices, sharding="fsdp", cp=cp, tp=tp,
-        compiled=compiled, precision="bf16-policy", checkpointing=again,
+        compiled=compiled, precision="bf16-policy", float8=fp8, checkpointing=again,
     )  # fmt: skip
     how = f"{' compiled' if compiled else ''}{' fp8' if fp8 else ''}"
     axes = "".join(f" {axis} {size}" for axis, size in (("cp", cp), ("tp", tp)) if size > 1)
     return Run(
         f"torchtitan {name} T={seq_len} on {devices}{axes}{how}", "torchtitan", config, layout,
-        fp8, measured,
+        measured,
     )  # fmt: skip
 
 
@@ -241,8 +232,7 @@ def fit(published: Sequence[Run]) -> dict[str, float]:
     before = dict(CLUSTERS)
 
     def residuals(values: np.ndarray) -> list[float]:
-        global FP8
-        hopper, ampere, early, early_ampere, attention, plain, compiled, exposed, FP8 = values
+        hopper, ampere, early, early_ampere, attention, plain, compiled, exposed, model.FP8 = values
         for name, products, share in (
             ("H100", hopper, early), ("A100", ampere, early_ampere),
             ("torchtitan", hopper, attention),

@@ -45,12 +45,15 @@ APART = (
 """Settings of the optimizer that make a group of their own of the scalars by which embeddings are
 added. Moments of one group are not those of two.
 """
-FORKABLE = ("model.schedule.", OPTIMIZER, "model.clip_norm", "max_steps", *MIXTURE)
+FORKABLE = (
+    "model.schedule.", OPTIMIZER, "model.clip_norm", "model.float8", "max_steps", *MIXTURE,
+)  # fmt: skip
 """Beginnings of the fields that a fork may change.
 
-These are the settings of the optimizer, how the learning rate goes on, how long, and the mixture
-from the fork's step on. The optimizer stays what it is, so that its moments mean the same. Every
-source is read on from where it was, which the data module checks by comparing the two orders.
+These are the settings of the optimizer, how the learning rate goes on, how long, products in fp8,
+and the mixture from the fork's step on. The optimizer stays what it is, so that its moments mean
+the same. Every source is read on from where it was, which the data module checks by comparing the
+two orders.
 """
 
 
@@ -255,7 +258,8 @@ def check_fork(
     if found:
         raise UserError(
             f"cannot fork {where}: only the schedule, the settings of the same optimizer, the"
-            " clipping, the mixture, the batch of the steps to come and the length may differ.\n  "
+            " clipping, products in fp8, the mixture, the batch of the steps to come and the length"
+            " may differ.\n  "
             + "\n  ".join(found)
             + "\nStart a new run with --from to take only the weights."
             + about_batch

@@ -271,7 +271,7 @@ def _defaults(saved: dict[str, Any], *, own_data: bool, chosen: bool) -> dict[st
     whole = {"data": saved["data"]} if own_data and "class_path" in saved["data"] else {}
     for group in ("model",) if chosen else ("model", "data"):
         for key, value in saved[group].items():
-            if key in ("adapter", "freeze"):
+            if key in ("adapter", "freeze", "float8"):
                 continue  # for training only
             if key == "net":
                 flat |= {f"model.net.{k}": v for k, v in value.items()}

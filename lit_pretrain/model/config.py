@@ -16,6 +16,27 @@ second matrix product. A number between 0 and 1: what `kept_within` chooses for 
 """
 CHECKPOINTING: tuple[Checkpointing, ...] = (False, "products", "attention", True)
 """Those without a number, in the order of what is kept."""
+Float8Recipe: TypeAlias = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+"""How operands of products in fp8 are scaled, by torchao's names. tensorwise: one factor for a
+tensor. rowwise: one for a row. rowwise_with_gw_hp: one for a row, and the gradients of weights are
+computed without fp8.
+"""
+
+
+def multiples_of_16(*sizes: int) -> bool:
+    """Tell whether a product of these sizes can be computed in fp8."""
+    return all(size % 16 == 0 for size in sizes)
+
+
+def faster_in_float8(recipe: Float8Recipe, inputs: int, outputs: int) -> bool:
+    """Tell whether a matrix is large enough for fp8 to save more than rounding costs.
+
+    The sizes are those of torchao's tables, measured on H100 (`auto_filter_small_kn`).
+    """
+    if recipe == "tensorwise":
+        return inputs > 4096 or outputs > 1024
+    return outputs > 2048 and inputs > 1024 and (outputs > 4096 or inputs > 2048)
+
 
 _FIRST_AND_LAST = ("residual_scale_init", "embedding_scale_init")
 """Fields with a value for the first layer and one for the last."""

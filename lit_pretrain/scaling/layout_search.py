@@ -40,10 +40,10 @@ class LayoutCandidate:
         tokens = self.layout.rows * self.layout.seq_len * self.micro_batches
         return tokens / self.layout.together / self.time.seconds
 
-    def mfu(self, config: ModelConfig, cluster: Cluster) -> float:
-        """Return the share of the peak that training reaches, counting full attention."""
+    def mfu(self, config: ModelConfig, peak: float) -> float:
+        """Return the share of a peak in FLOP/s that training reaches, counting full attention."""
         per_token = flops_per_token(config, self.layout.seq_len).training
-        return self.tokens_per_second * per_token / cluster.peak
+        return self.tokens_per_second * per_token / peak
 
 
 class LayoutSearch(NamedTuple):
@@ -85,6 +85,8 @@ def search_layouts(
     least: dict[MeshSizes, LayoutCandidate] = {}
     tried = 0
     for axes in _meshes(config, layout.seq_len, devices, cluster.machine, splits=splits):
+        if layout.float8 and axes.tp > 1:
+            continue  # operands are scaled as a whole
         for candidate in _candidates(config, layout, cluster, axes, update):
             tried += 1
             found = best if candidate.bytes <= limit else least

@@ -92,6 +92,8 @@ class Layout:
     throughout. 32-true: fp32 throughout. bf16-policy: fp32 state, gathered and computed in bf16
     (FSDP2's MixedPrecisionPolicy, as torchtitan trains).
     """
+    float8: bool = False
+    """The products of the blocks' matrices are in fp8."""
     compiled: bool = True
     """Compiled, a norm is one kernel and casts are shared; uncompiled, every product casts its own
     input.
@@ -300,9 +302,9 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += (c * t * k + c * t * config.gate_channels) * layers / config.n_layer
     if config.dropout:
         kept += 2 * t * d
-    if r != c:
+    if r != c and not layout.float8:
         # Autocast's copies of the weights are saved for the backward pass, compiled or not. Weights
-        # in four bits are restored again instead.
+        # in four bits are restored again instead, and those for fp8 rounded again.
         kept += c * max(0.0, _block_parameters(config) - layout.quantized / config.n_layer)
     return float(gathered + kept / layout.tp)
 

@@ -6,6 +6,7 @@ script that makes its own Trainer gets the checks that the verbs make of their o
 Axes: B rows, T tokens.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor
 from lit_pretrain.adapter import LoRA
 from lit_pretrain.batch import IGNORE_INDEX, ROW_MULTIPLE, DataContract, PolicyBatch
 from lit_pretrain.errors import UserError
-from lit_pretrain.model.config import Checkpointing, ModelConfig, kept_within
+from lit_pretrain.model.config import (
+    Checkpointing,
+    Float8Recipe,
+    ModelConfig,
+    faster_in_float8,
+    kept_within,
+    products_of,
+)
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import Objective
 from lit_pretrain.parallel.mesh import check_sizes
@@ -186,6 +194,71 @@ def check_budget(checkpointing: Checkpointing, net: ModelConfig, *, adapter: boo
         raise UserError(
             f"model.activation_checkpointing={checkpointing:g} chooses among the matrix products of"
             f" plain blocks, and {unknown} brings others: use attention, products or true"
+        )
+
+
+def check_float8(
+    recipe: Float8Recipe,
+    net: ModelConfig,
+    objective: Objective,
+    *,
+    adapter: bool,
+    tp: int,
+    device: torch.device,
+    why_not: str | None,
+    uncompiled: str | None,
+) -> None:
+    """Refuse products in fp8 where they cannot be computed, or save nothing.
+
+    Args:
+        recipe: How operands are scaled.
+        net: Shape of the network.
+        objective: What is minimised.
+        adapter: Whether the network carries an adapter.
+        tp: Devices that share every matrix.
+        device: Where the network computes.
+        why_not: Why the device has no products in fp8, if so.
+        uncompiled: Why the network is not compiled, if so.
+
+    Raises:
+        UserError: Names what does not go with fp8 and what to do instead.
+    """
+    where = f"model.float8={recipe}"
+    if importlib.util.find_spec("torchao") is None:
+        raise UserError(f"{where} needs torchao: pip install 'lit_pretrain[fp8]'")
+    if why_not is not None:
+        raise UserError(f"{where}: {why_not}; leave it out")
+    if adapter:
+        raise UserError(
+            f"{where} is for networks that train their own matrices, and beside model.adapter these"
+            " are frozen: leave one of the two out"
+        )
+    if tp > 1:
+        raise UserError(
+            f"{where} scales whole matrices, and parallel.tp={tp} splits them: set parallel.tp: 1"
+            " and use parallel.dp_shard, or leave model.float8 out"
+        )
+    compared = objective.needs & {"ref_logp", "rollout"}
+    if compared:
+        raise UserError(
+            f"{where}: model.objective {type(objective).__name__} compares log-probabilities with"
+            " those of a network that computes without fp8, whose rounding would be most of the"
+            " difference: leave model.float8 out"
+        )
+    if device.type == "cpu":
+        return
+    if uncompiled is not None:
+        raise UserError(
+            f"{where}: without the compiler ({uncompiled}) rounding to fp8 takes longer than its"
+            " products save: set model.compile=on, or leave model.float8 out"
+        )
+    sides = products_of(net, value_gate=False)
+    if net.block is None and not any(faster_in_float8(recipe, *s) for s in sides.values()):
+        largest = max(sides.values(), key=math.prod)
+        raise UserError(
+            f"{where}: even the largest matrices of the blocks, {largest[0]} × {largest[1]}, are"
+            " too small for fp8 to save time (torchao measured on H100 that tensorwise pays above"
+            " 1,024 outputs or 4,096 inputs, rowwise above about twice that): leave it out"
         )
 
 

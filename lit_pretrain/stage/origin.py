@@ -46,6 +46,24 @@ def can_compile(device: torch.device) -> str | None:
     return f"not tried on {device.type}"
 
 
+def why_no_float8(device: torch.device) -> str | None:
+    """Return None if a device computes products in fp8, else the reason why not.
+
+    A CPU does, slowly: for trials of the numbers.
+    """
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"not tried on {'AMD devices' if device.type == 'cuda' else device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 9):
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability"
+        f" {capability[0]}.{capability[1]}, and products in fp8 need 8.9 (Ada, Hopper or later)"
+    )
+
+
 def why_not_compiled(
     mode: Literal["auto", "on", "off"], device: torch.device, provides: frozenset[str]
 ) -> str | None:

@@ -41,7 +41,7 @@ from lit_pretrain.checkpoint.weights import (
     weights_identity,
 )
 from lit_pretrain.errors import UserError, warn
-from lit_pretrain.model.config import Checkpointing, ModelConfig
+from lit_pretrain.model.config import Checkpointing, Float8Recipe, ModelConfig
 from lit_pretrain.model.parameter_scales import parameter_scales, transferred_shape
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import (
@@ -69,13 +69,20 @@ from lit_pretrain.skips import Skips
 from lit_pretrain.stage.checks import (
     check_budget,
     check_data,
+    check_float8,
     check_mesh,
     check_policy,
     check_start,
     check_trainer,
 )
 from lit_pretrain.stage.guard import Guard, GuardSettings
-from lit_pretrain.stage.origin import Origin, make_score_head, score_scale, why_not_compiled
+from lit_pretrain.stage.origin import (
+    Origin,
+    make_score_head,
+    score_scale,
+    why_no_float8,
+    why_not_compiled,
+)
 from lit_pretrain.stage.reference import (
     Frozen,
     Reference,
@@ -129,6 +136,10 @@ class Stage(L.LightningModule):
             matrix product, for about a sixth more. A number between 0 and 1: this share of what
             attention and matrices put out, attention first. `lit_pretrain plan` says what each
             takes.
+        float8: Compute the products of the blocks' matrices in fp8 while training: tensorwise,
+            rowwise or rowwise_with_gw_hp (slower and more exact in this order), by torchao (the
+            extra fp8). Weights, optimizer and checkpoints stay what they are. By default there is
+            no fp8.
         seed: Seed of the initial weights and of dropout; each optimizer step and rank derives its
             own.
     """
@@ -154,6 +165,7 @@ class Stage(L.LightningModule):
         teacher: str | None = None,
         compile: Literal["auto", "on", "off"] = "auto",
         activation_checkpointing: Checkpointing = False,
+        float8: Float8Recipe | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -208,6 +220,7 @@ class Stage(L.LightningModule):
         self.compile_mode = compile
         check_budget(activation_checkpointing, net, adapter=adapter is not None)
         self.activation_checkpointing = activation_checkpointing
+        self.float8 = float8
         self.seed = seed
         self.net: Transformer
         self.contract: DataContract | None = None
@@ -252,6 +265,8 @@ class Stage(L.LightningModule):
         with torch.device("meta" if mesh is not None else "cpu"):
             net = Transformer(self.config)
         net.checkpoint_activations(self.activation_checkpointing)
+        if self.float8 is not None and self.trainer.state.fn == "fit":
+            self.trainer.print(self._to_float8(net, self.float8))
         if mesh is not None:
             if self.adapter is not None and self.origin.new_tokens is not None:
                 raise UserError(
@@ -281,6 +296,19 @@ class Stage(L.LightningModule):
             # distributions over the vocabulary is not.
             if device.type != "cpu" or "teacher" in self.objective.needs:
                 self.step_loss.compile_objective()
+
+    def _to_float8(self, net: Transformer, recipe: Float8Recipe) -> str:
+        """Let the blocks multiply in fp8; return a line that says which matrices do."""
+        from lit_pretrain.model.float8 import use_float8_  # needs an optional package
+
+        if str(self.trainer.precision).startswith("64"):
+            raise UserError(
+                f"model.float8={recipe} adds up in fp32 at most: trainer.precision="
+                f"{self.trainer.precision} has no use for it, leave one of the two out"
+            )
+        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.is_global_zero:
+            warn(f"model.float8={recipe}: a CPU computes in fp8 for trials, slower than without")
+        return use_float8_(net, recipe)
 
     def _join(self) -> None:
         """Build what the objective needs beside the network: score head, reference, teacher."""
@@ -404,6 +432,7 @@ class Stage(L.LightningModule):
         *,
         sharded: bool,
         sizes: MeshSizes | None = None,
+        device: torch.device = torch.device("cpu"),
         evaluates: bool = False,
     ) -> None:
         """Check the data against network and objective.
@@ -413,6 +442,7 @@ class Stage(L.LightningModule):
             data: The data module, for its name.
             sharded: Whether the network will be spread over ranks.
             sizes: Of the mesh over which it will be spread.
+            device: Where it will compute.
             evaluates: Whether nothing will be trained.
 
         Raises:
@@ -430,6 +460,12 @@ class Stage(L.LightningModule):
                 " follow one size of the batch, and data.batch_schedule has several: leave one of"
                 " them out"
             )
+        if self.float8 is not None and not evaluates:
+            check_float8(
+                self.float8, self.config, self.objective, adapter=self.adapter is not None,
+                tp=1 if sizes is None else sizes.tp, device=device, why_not=why_no_float8(device),
+                uncompiled=why_not_compiled(self.compile_mode, device, contract.provides),
+            )  # fmt: skip
         if sizes is not None:
             check_mesh(
                 sizes, self.objective, net=self.config, seq_len=contract.seq_len,
@@ -442,7 +478,10 @@ class Stage(L.LightningModule):
         contract: DataContract = data.contract
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         sizes = mesh_sizes(self.trainer.strategy)
-        self.check(contract, data, sharded=sharded, sizes=sizes, evaluates=stage != "fit")
+        self.check(
+            contract, data, sharded=sharded, sizes=sizes, evaluates=stage != "fit",
+            device=self.trainer.strategy.root_device,
+        )  # fmt: skip
         self.contract, self.provides = contract, contract.provides
         names = self.objective.metric_names
         if self.rollout is not None:

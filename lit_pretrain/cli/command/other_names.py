@@ -80,6 +80,8 @@ OTHER_NAMES: dict[str, str] = {
     "model.activation_checkpointing": "gradient_checkpointing grad_checkpointing remat recompute"
     " activation_checkpoint",
     "model.compile": "torch_compile use_compile",
+    "model.float8": "fp8 use_fp8 enable_fp8 float8_recipe recipe_name fp8_recipe fp8_format"
+    " enable_float8 fp8_training",
     "model.seed": "random_seed manual_seed",
     "data.seed": "random_seed data_seed shuffle_seed",
     "adapter.rank": "lora_r lora_rank r",

@@ -22,8 +22,8 @@ class PlanSettings:
     mfu: float | None = None
     """Share of the peak that training reaches, in (0, 1]. Default: depends on the device."""
     dtype: Literal["fp8"] | None = None
-    """Number format of the matrix products, for the peak alone. Default: that of
-    trainer.precision, which has no fp8.
+    """Number format of the matrix products. Default: fp8 with model.float8, else that of
+    trainer.precision.
     """
     tokens_per_second: float | None = None
     """Measured on one device, in place of peak × mfu: `fit` prints it. The way to plan on a CPU."""

@@ -53,7 +53,7 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
     cluster = Cluster.of(q.device, q.dtype, machine=settings.machine_devices, network=network)
     found = find_layouts(cli.config, q.net, q.layout, cluster, devices=q.devices, limit=q.limit)
     best = found.fitting[0]
-    mfu = best.mfu(q.net, cluster)
+    mfu = best.mfu(q.net, _peak(q))
     replaced = ("MFU", "micro-batch", "data.micro_batch_size")
     noted = [assumption for assumption in q.assumptions if assumption.what not in replaced]
     rates = cluster.rates
@@ -71,14 +71,14 @@ def choose_layout(cli: PlanCLI, question: Question) -> tuple[Question, LayoutsRe
         q, layout=best.layout, assumptions=tuple(noted),
         mfu=Utilization(mfu, "the layout's step") if q.tokens_per_second is None else None,
     )  # fmt: skip
-    return choice, _report(found, q, cluster)
+    return choice, _report(found, q)
 
 
-def _report(found: LayoutSearch, q: Question, cluster: Cluster) -> LayoutsReport:
+def _report(found: LayoutSearch, q: Question) -> LayoutsReport:
     best = found.fitting[0]
     return {
         "tried": found.tried,
-        "best": [_choice(c, q, cluster) for c in found.fitting[:_SHOWN]],
+        "best": [_choice(c, q) for c in found.fitting[:_SHOWN]],
         "slower": [
             {
                 "mesh": other.axes.described,
@@ -93,7 +93,14 @@ def _report(found: LayoutSearch, q: Question, cluster: Cluster) -> LayoutsReport
     }
 
 
-def _choice(candidate: LayoutCandidate, q: Question, cluster: Cluster) -> LayoutChoice:
+def _peak(q: Question) -> float:
+    """Return the peak that the plan's MFU is a share of."""
+    peak = None if q.device is None else q.device.peak(q.dtype)
+    assert peak is not None  # else there is no cluster
+    return peak
+
+
+def _choice(candidate: LayoutCandidate, q: Question) -> LayoutChoice:
     layout, axes = candidate.layout, candidate.axes
     return {
         "mesh": axes.described,
@@ -102,7 +109,7 @@ def _choice(candidate: LayoutCandidate, q: Question, cluster: Cluster) -> Layout
         "micro_batches": candidate.micro_batches,
         "activation_checkpointing": layout.checkpointing,
         "tokens_per_second_per_device": candidate.tokens_per_second,
-        "mfu": candidate.mfu(q.net, cluster),
+        "mfu": candidate.mfu(q.net, _peak(q)),
         "bytes": candidate.bytes,
         "seconds": candidate.time._asdict(),
     }

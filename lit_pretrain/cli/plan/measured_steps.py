@@ -112,6 +112,7 @@ def setting_of(config: Mapping[str, Any], net: ModelConfig) -> Setting:
         "objective": (model["objective"] or {}).get("class_path"),
         "compile": model["compile"], "checkpointing": model["activation_checkpointing"],
         "average": model["ema_half_life"] is not None, "parallel": config["parallel"],
+        "float8": model["float8"],
         "trainer": {name: trainer[name] for name in ("devices", "num_nodes", "strategy")},
         "data": {
             name: data.get(name)

@@ -148,7 +148,14 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     if not own_step:
         step = replace(step, sizes=(), tokens=None)
     device = _device(settings.device)
-    precision, dtype = _precision(config.trainer.precision, settings.dtype, noted)
+    precision, dtype = _precision(
+        config.trainer.precision, settings.dtype, config.model.float8, noted
+    )
+    if config.model.float8 is not None and device is not None and device.peak(dtype) is None:
+        raise UserError(
+            f"model.float8={config.model.float8}: {device.name} has no products in fp8 that are"
+            " known here: leave it out, or name another --device"
+        )
     given = settings.devices
     devices = _devices_of(config.trainer) if given is None else given
     if devices is not None and devices < 1:
@@ -157,8 +164,8 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     cost = stage_cost(net, step.seq_len, stage, rank)
     layout = _layout(cli, net, step, devices or 1, noted)
     layout = replace(
-        layout, precision=precision, device="cpu" if device is None else "cuda",
-        fused_norm=device is not None, added=cost.added, quantized=cost.quantized,
+        layout, precision=precision, float8=dtype == "fp8",
+        device="cpu" if device is None else "cuda", fused_norm=device is not None, added=cost.added, quantized=cost.quantized,
         trainable=cost.trainable * (1.0 if cost.added else trained_share(net, config.model.freeze)),
         frozen=_frozen(cli, net, reference=cost.reference),
         answering=None if data is None else answers(config, data, devices or 1),
@@ -366,13 +373,14 @@ def _device(name: str | None) -> Device | None:
     return device
 
 
-def _precision(given: str | None, dtype: str | None, noted: list[Assumption]) -> tuple[str, str]:
+def _precision(
+    given: str | None, dtype: str | None, recipe: str | None, noted: list[Assumption]
+) -> tuple[str, str]:
     """Return the precision of the layout, and the type of its matrix products."""
-    if dtype is not None:
-        noted.append(
-            Assumption(f"memory in {dtype}", given or "bf16-mixed", "only the products are in it")
-        )
-        return given or "bf16-mixed", dtype
+    if dtype is not None or recipe is not None:
+        why = "the products of the blocks alone are in it"
+        noted.append(Assumption("memory in fp8", given or "bf16-mixed", why))
+        return given or "bf16-mixed", "fp8"
     if given is None:
         noted.append(
             Assumption(

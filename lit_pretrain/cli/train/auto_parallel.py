@@ -101,7 +101,7 @@ def choose_parallel(config: Namespace, data: BaseData, devices: int) -> str:
         )
     cluster = Cluster.of(
         device,
-        peak_dtype(config.trainer.precision),
+        peak_dtype(config.trainer.precision, float8=config.model.float8 is not None),
         machine=devices // int(config.trainer.num_nodes),
     )
     found = find_layouts(config, net, base, cluster, devices=devices, limit=device.memory)

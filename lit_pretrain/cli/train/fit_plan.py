@@ -80,7 +80,7 @@ def layout_of(config: Namespace, data: BaseData, world: int) -> Layout:
         devices=world,
         sharding=sharding_of(config.trainer.strategy, parallel_in(config), world),
         copies=sizes.dp_replicate, cp=sizes.cp, tp=sizes.tp,
-        precision=config.trainer.precision,
+        precision=config.trainer.precision, float8=config.model.float8 is not None,
         compiled=compiled, fused_norm=device == "cuda",
         checkpointing=config.model.activation_checkpointing,
         optimizer_moments={role: optimizer.moments(role) for role in ROLES},
@@ -243,6 +243,7 @@ def fit_plan(
         * flops_per_token(net, data.seq_len, adapter_parameters=layout.added or None).training
     )
     found = peak(net, layout)
+    dtype = peak_dtype(config.trainer.precision, float8=layout.float8)
     foreseen: Expected | None = None
     forecast: list[str] = []
     if (
@@ -267,10 +268,10 @@ def fit_plan(
             f" {data.epochs(config.max_steps):.2f} epochs"
         ),
         f"{flops:.3g} FLOPs",
-        *_hours(gpu, config.trainer.precision, flops, layout.devices),
+        *_hours(gpu, dtype, flops, layout.devices),
         f"memory {found.bytes / GIB:.2f} GiB a device",
         *forecast,
-        config.trainer.precision,
+        config.trainer.precision + (f" with {config.model.float8} fp8" if layout.float8 else ""),
     ]
     return FitPlan("plan: " + " | ".join(parts), foreseen)
 
@@ -294,8 +295,8 @@ def _mesh(config: Namespace, devices: int) -> list[str]:
     return [] if sizes is None else [f"mesh {sizes.described}"]
 
 
-def _hours(gpu: str | None, precision: str, flops: float, devices: int) -> list[str]:
-    device, dtype = None if gpu is None else find_device(gpu), peak_dtype(precision)
+def _hours(gpu: str | None, dtype: str, flops: float, devices: int) -> list[str]:
+    device = None if gpu is None else find_device(gpu)
     top = None if device is None else device.peak(dtype)
     if device is None or top is None:
         return []

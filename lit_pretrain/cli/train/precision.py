@@ -46,8 +46,15 @@ def check_precision(precision: str) -> None:
         )
 
 
-def peak_dtype(precision: str) -> str:
-    """Name the dtype of matrix products on a GPU in a precision: what its peak is counted in."""
+def peak_dtype(precision: str, *, float8: bool = False) -> str:
+    """Name the dtype of matrix products on a GPU in a precision: what its peak is counted in.
+
+    Args:
+        precision: `trainer.precision`.
+        float8: Whether the blocks multiply in fp8 (`model.float8`).
+    """
+    if float8:
+        return "fp8"
     if precision.startswith("bf16"):
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"

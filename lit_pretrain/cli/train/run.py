@@ -133,19 +133,20 @@ def _train(cli: TrainCLI, started: float) -> None:
     # Before anything is written: a run that is refused leaves nothing behind.
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     sizes = mesh_sizes(trainer.strategy)
-    stage.check(data.contract, data, sharded=sharded, sizes=sizes)
+    device = trainer.strategy.root_device
+    stage.check(data.contract, data, sharded=sharded, sizes=sizes, device=device)
     data.setup("fit")
     stage.schedule.in_steps(cli.config.max_steps, data.batch_tokens)
     stage.optimizer_recipe.over_run(cli.config.max_steps, data.batch_tokens)
-    cli.callbacks.metrics.peak = peak_of(trainer, cli.config.trainer.precision)
+    dtype = peak_dtype(cli.config.trainer.precision, float8=stage.float8 is not None)
+    cli.callbacks.metrics.peak = peak_of(trainer, dtype)
     first_step = read_record(cli.place.checkpoint).step if cli.place.checkpoint else 0
-    on_gpu = trainer.strategy.root_device.type == "cuda"
     plan = fit_plan(
         cli.config,
         net_of(cli.config),
         cli.layout,
         data,
-        gpu=torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None,
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     )
     adapter = adapter_of(cli.config)
     lines = [plan.line, *([] if cli.chosen is None else [cli.chosen]), *cli.lowered]
@@ -451,16 +452,16 @@ def write_language(folder: Path, cli: TrainCLI, facts: Provenance) -> None:
     write_file(folder / LINEAGE_FILENAME, lineage.dump())
 
 
-def peak_of(trainer: Trainer, precision: str) -> float | None:
-    """Find the peak of all devices of a run together, where it is known."""
+def peak_of(trainer: Trainer, dtype: str) -> float | None:
+    """Find the peak of all devices of a run together in a dtype, where it is known."""
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    peak = peak_flops(name, peak_dtype(precision))
+    peak = peak_flops(name, dtype)
     if peak is None:
         warn(
-            f"the peak of {name!r} in {precision} is not known: no model-FLOPs utilisation will be"
+            f"the peak of {name!r} in {dtype} is not known: no model-FLOPs utilisation will be"
             " reported"
         )
         return None
