@@ -145,6 +145,22 @@ def test_precisions_and_the_compiler_learn_alike(dataset: Path, tmp_path: Path) 
         assert losses == pytest.approx(plain, abs=bound), name
 
 
+@on_gpu
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_products_in_fp8_learn_as_those_in_bf16(recipe: str, dataset: Path, tmp_path: Path) -> None:
+    """With matrices that are large enough not to be refused."""
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this device has no products in fp8")
+    options = ("--trainer.precision=bf16-mixed", "--model.compile=on", "--model.net.width=2064",
+               "--model.net.n_head=1", "--model.net.head_dim=128",
+               "--model.net.ffn_width=4112")  # fmt: skip
+    plain = fit(dataset, tmp_path, "bf16", *options)
+    losses = fit(dataset, tmp_path, "fp8", *options, f"--model.float8={recipe}")
+    assert losses[-1] < losses[0] - 0.3
+    assert losses == pytest.approx(plain, abs=0.1)
+
+
 def test_a_run_goes_on_there(dataset: Path, tmp_path: Path) -> None:
     """With a kernel whose gradients do not depend on the order of threads."""
     options = ("--model.compile=off", "--model.net.attention=matmul", "--checkpoint_every=4")

@@ -165,7 +165,8 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
     layout = _layout(cli, net, step, devices or 1, noted)
     layout = replace(
         layout, precision=precision, float8=dtype == "fp8",
-        device="cpu" if device is None else "cuda", fused_norm=device is not None, added=cost.added, quantized=cost.quantized,
+        device="cpu" if device is None else "cuda", fused_norm=device is not None,
+        added=cost.added, quantized=cost.quantized,
         trainable=cost.trainable * (1.0 if cost.added else trained_share(net, config.model.freeze)),
         frozen=_frozen(cli, net, reference=cost.reference),
         answering=None if data is None else answers(config, data, devices or 1),

@@ -70,6 +70,7 @@ def test_the_dtype_whose_peak_counts() -> None:
         "bf16",
         "fp32",
     ]
+    assert peak_dtype("bf16-mixed", float8=True) == "fp8"
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
