@@ -172,7 +172,7 @@ FIRST_PAGE = {
     ),
     "Machine": (
         "trainer.devices", "trainer.accelerator", "trainer.precision", "trainer.strategy",
-        "model.compile", "model.activation_checkpointing", "model.float8",
+        "model.compile", "model.activation_checkpointing",
     ),
 }  # fmt: skip
 """What one sets in the first week, on the page of `--help`."""
