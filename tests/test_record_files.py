@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,52 @@ def test_a_line_that_is_too_long_is_skipped(
     assert (first, last) == ({"a": 1}, {"a": 2})
     assert isinstance(long, RecordMistake)
     assert "a.jsonl:2 has 3,000,010 bytes; 20 are allowed" in str(long)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.parquet"])
+def test_a_row_of_a_list_or_table_that_is_too_large_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("lit_pretrain.record_files.MAX_ROW_BYTES", 100)
+    path = tmp_path / name
+    if name == "a.parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [{"a": text} for text in ("1", "x" * 3_000_000, "2")]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        data = json.dumps([{"a": "1"}, {"a": ["x" * 3_000_000]}, {"a": "2"}], indent=1).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    first, long, last = scan_records(path)
+    assert (first, last) == ({"a": "1"}, {"a": "2"})
+    assert isinstance(long, RecordMistake)
+    assert long.reason == "too_large"
+    assert re.search(r"record 2 has 3,000,0\d\d bytes; 100 are allowed", str(long))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])
+def test_a_long_list_is_read_as_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("lit_pretrain.record_files.MAX_ROW_BYTES", 60)
+    monkeypatch.setattr("lit_pretrain.record_files._BLOCK_BYTES", block)
+    rows: list[dict[str, object]] = [
+        {"a": 'say "},{[" and \\'}, {"b": [[], {"c": "]"}]}, {}, {"é": "\\\\\""}, {"n": None},
+    ]  # fmt: skip
+    path = tmp_path / "a.json"
+    for indent in (None, 1):
+        path.write_text("\ufeff" + json.dumps(rows, indent=indent) + "\n", encoding="utf-8")
+        assert read_records(path) == rows
+    path.write_text(f"[{' ' * 100}]")
+    assert read_records(path) == []
+    for text, message in (
+        ('[{"a": 1}, {"b": 2}' + " " * 60, "it ends before its list does"),
+        ('[{"a": 1}] {' + " " * 60, "it goes on behind the end of its list"),
+        ('{"a": [1]}' + " " * 60, "holds a JSON object; it must be a list"),
+        ('[{"a": 1},, {"b": 2}]' + " " * 60, "record 2 is not JSON"),
+        ('[{"a": 1}, 7]' + " " * 60, "record 2 holds a JSON int"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_records(path)

@@ -219,7 +219,9 @@ class _Columns:
         self, batch: Any, name: str, first: int, policy: ReadPolicy
     ) -> Iterator[RawText | BadRecord]:
         """Yield the rows of a batch, of which `first` is the number of the first in its file."""
-        texts = [_as_bytes(batch, path).to_pylist() for path in self._text]
+        # Enough of a text that is too large to know it: its copy would be as large again.
+        longest = policy.max_document_bytes + 4
+        texts = [_as_bytes(batch, path, longest).to_pylist() for path in self._text]
         others = {ours: _values(batch, path) for ours, path in self._others.items()}
         for n in range(batch.num_rows):
             origin = f"{name}:{first + n}"
@@ -302,9 +304,16 @@ def _column(batch: Any, path: list[str]) -> Any:
     return values.dictionary_decode() if pyarrow.types.is_dictionary(values.type) else values
 
 
-def _as_bytes(batch: Any, path: list[str]) -> Any:
-    """Return texts as bytes, so that a damaged string meets the policy and raises nothing."""
+def _as_bytes(batch: Any, path: list[str], longest: int | None = None) -> Any:
+    """Return texts as bytes, so that a damaged string meets the policy and raises nothing.
+
+    Args:
+        batch: Rows of the table.
+        path: Where the texts stand.
+        longest: Most bytes of a text; the rest of it is left out.
+    """
     import pyarrow
+    import pyarrow.compute
 
     values = _column(batch, path)
     if values.type == pyarrow.null():
@@ -312,6 +321,10 @@ def _as_bytes(batch: Any, path: list[str]) -> Any:
     values = values.cast(pyarrow.large_binary())
     # An Arrow file has no checksums, and a wrong offset would end the process.
     values.validate(full=True)
+    if longest is not None and values.nbytes > longest:
+        lengths = pyarrow.compute.binary_length(values)
+        if (pyarrow.compute.max(lengths).as_py() or 0) > longest:
+            return pyarrow.compute.binary_slice(values, 0, longest)
     return values
 
 
