@@ -99,7 +99,23 @@ def main(argv: list[str] | None = None) -> int:
         if (refused := refusal_of_system(error)) is None:
             raise
         print(f"error: {refused}", file=sys.stderr)
+        sys.unraisablehook = _report_other_faults
         return UserError.exit_code
+
+
+def _report_other_faults(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Leave it at one line where the system refused something, unless there is another fault.
+
+    The exit callbacks of libraries need memory, too, and an object whose making was broken off
+    lacks the attributes that its `__del__` looks for.
+    """
+    error = unraisable.exc_value
+    half_made = (
+        isinstance(error, AttributeError)
+        and getattr(unraisable.object, "__name__", "") == "__del__"
+    )
+    if not isinstance(error, MemoryError) and not half_made:
+        sys.__unraisablehook__(unraisable)
 
 
 def command() -> int:

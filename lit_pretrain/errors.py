@@ -117,8 +117,11 @@ _NUMBERED = re.compile(r"\(os error (\d+)\)|unable to \w+.*\((\d+)\)|Error code 
 """The error number in messages of Rust libraries, of torch's shared memory and of its allocator."""
 _ZIP_WRITER = "inline_container.cc"
 """What every RuntimeError of torch's zip writer names."""
+_MORE_SHARED = "enlarge /dev/shm, or set data.num_workers to 0"
+_SHARED = "</torch_"
+"""How torch's messages name its files in /dev/shm."""
 _LACKS = {
-    "out of shared memory": "enlarge /dev/shm, or set data.num_workers to 0",
+    "out of shared memory": _MORE_SHARED,
     "out of memory": "make data.micro_batch_size smaller",
     "ancdata": _MORE_FILES,
     "Too many open files": _MORE_FILES,
@@ -140,6 +143,10 @@ def refusal_of_system(error: BaseException) -> str | None:
         return f"there is not enough memory{f' ({error})' if str(error) else ''}; {_MORE_MEMORY}"
     if (hidden := error_of_file(error)) is not None:
         error = hidden
+    met = error.__context__
+    if isinstance(error, RuntimeError) and isinstance(met, (OSError, MemoryError)):
+        # A library meets the refusal, and fails again while it tidies up.
+        return refusal_of_system(met)
     number = error.errno if isinstance(error, OSError) else None
     # A loader's worker passes its error on with a traceback as the message.
     text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
@@ -148,12 +155,20 @@ def refusal_of_system(error: BaseException) -> str | None:
     if number in _SYSTEM_CURES:
         place = getattr(error, "filename", None)
         where = f"{os.fsdecode(place)}: " if isinstance(place, (str, bytes)) else ""
+        if number == errno.ENOSPC and not where and (_SHARED in text or _of_processes(error)):
+            return f"/dev/shm: {os.strerror(number)}; {_MORE_SHARED}"
         return f"{where}{os.strerror(number)}; {_SYSTEM_CURES[number]}"
     if isinstance(error, (RuntimeError, ImportError, OSError)):
         for lack, cure in _LACKS.items():
             if lack in text:
                 return f"{text}; {cure}"
     return None
+
+
+def _of_processes(error: BaseException) -> bool:
+    """Tell whether an error comes from what processes share, such as locks and queues."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "multiprocessing" in frames[-1].filename
 
 
 def error_of_file(error: BaseException) -> OSError | None:

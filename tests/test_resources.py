@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_the_longest_name_that_a_file_may_have(tmp_path: Path) -> None:
                 "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\n"
                 "RuntimeError: unable to write to file </torch_1_2_0>: No space left on device (28)"
             ),
-            "No space left on device; free some space there",
+            "/dev/shm: No space left on device; enlarge /dev/shm, or set data.num_workers to 0",
         ),
         (
             RuntimeError(
@@ -221,6 +222,46 @@ def test_a_refusal_is_one_line(
 )
 def test_other_errors_are_no_refusals(error: Exception) -> None:
     assert refusal_of_system(error) is None
+
+
+@pytest.mark.slow
+def test_loader_processes_that_have_no_shared_memory(dataset: Path, tmp_path: Path) -> None:
+    """torch meets the full disk, and Lightning fails while it tidies up."""
+    may = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    if may.returncode:
+        pytest.skip("a /dev/shm of its own cannot be mounted")
+    fit = [sys.executable, "-m", "lit_pretrain", "fit", f"--data.path={dataset}", "--name=small",
+           f"--runs={tmp_path}", "--max_steps=2", "--data.num_workers=2", *RUN]  # fmt: skip
+    mounted = 'mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mounted, "sh", *fit], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "/dev/shm: No space left on device; enlarge /dev/shm, or set" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_line_where_memory_lacks_to_the_end() -> None:
+    """Exit callbacks of libraries fail as the work did; other errors of theirs are shown."""
+    shown = (
+        "import sys, atexit, lit_pretrain.__main__ as m\n"
+        "def no_memory(): raise MemoryError\n"
+        "def broken(): raise ValueError('a bug')\n"
+        "class Half:\n"
+        "    def __del__(self): self.rest\n"
+        "atexit.register(no_memory); atexit.register(broken); atexit.register(Half)\n"
+        "m.dispatch = lambda *_: no_memory()\n"
+        "sys.exit(m.main(['runs']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", shown], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is not enough memory; ")
+    assert "MemoryError" not in done.stderr
+    assert "AttributeError" not in done.stderr
+    assert "ValueError: a bug" in done.stderr
 
 
 def test_the_name_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
