@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_pretrain.__main__ import main
 from lit_pretrain.generate.engine import generate
-from lit_pretrain.model.config import ModelConfig
+from lit_pretrain.model.config import Checkpointing, ModelConfig
 from lit_pretrain.model.kernels import _kernel_for, document_starts, first_visible
 from lit_pretrain.model.transformer import Transformer
 from lit_pretrain.objective import linear_cross_entropy
@@ -192,8 +192,24 @@ def test_greedy_text_is_that_of_a_cpu() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_takes_the_memory_that_is_planned(checkpointing: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_offload_changes_no_gradient(compiled: bool) -> None:
+    found = []
+    for checkpointing in (True, "offload"):
+        torch.manual_seed(5)
+        net = Transformer(dataclasses.replace(NET, attention="matmul")).to("cuda")
+        net.checkpoint_activations(checkpointing)  # type: ignore[arg-type]  # both are
+        if compiled:
+            net.compile_blocks()
+        net(*rows(documents=True)).sum().backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+@on_gpu
+@pytest.mark.parametrize("checkpointing", [False, True, "offload"])
+def test_a_step_takes_the_memory_that_is_planned(checkpointing: Checkpointing) -> None:
     """Within 5 % of the planned tensors, for a network whose tensors are most of the memory."""
     config = ModelConfig(
         vocab_size=32768, n_layer=8, width=1024, n_head=16, ffn_width=2816, max_seq_len=2048,

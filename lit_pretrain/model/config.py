@@ -9,13 +9,14 @@ from typing import Literal, NamedTuple, TypeAlias, get_args, get_origin
 
 from lit_pretrain.errors import UserError
 
-Checkpointing: TypeAlias = bool | Literal["attention", "products"] | float
+Checkpointing: TypeAlias = bool | Literal["attention", "products", "offload"] | float
 """What a block keeps beside its input for the backward pass. False: everything. True: nothing.
 attention: what attention puts out, so that scores are not computed again. products: that, and every
-second matrix product. A number between 0 and 1: what `kept_within` chooses for that budget.
+second matrix product. offload: nothing, and the input itself waits in the memory of the host. A
+number between 0 and 1: what `kept_within` chooses for that budget.
 """
 CHECKPOINTING: tuple[Checkpointing, ...] = (False, "products", "attention", True)
-"""Those without a number, in the order of what is kept."""
+"""Those without a number and on one device, in the order of what is kept."""
 Float8Recipe: TypeAlias = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 """How operands of products in fp8 are scaled, by torchao's names. tensorwise: one factor for a
 tensor. rowwise: one for a row. rowwise_with_gw_hp: one for a row, and the gradients of weights are

@@ -56,7 +56,7 @@ class Recomputation:
             config: Shape of the network.
             value_gate: Whether the block has a gate for a value embedding.
         """
-        if isinstance(checkpointing, bool):
+        if isinstance(checkpointing, bool) or checkpointing == "offload":
             return None
         if isinstance(checkpointing, str):
             return cls(True, None if checkpointing == "products" else ())

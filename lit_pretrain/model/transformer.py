@@ -6,11 +6,13 @@ Axes: B rows, T tokens, D width, V vocabulary, L layers, C channels of all value
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from lit_pretrain.class_path import check_call, import_class_path
@@ -175,10 +177,18 @@ class Block(nn.Module):
         if training and self.checkpointing and (self.compiled is None or self.keeps_input_alone):
             # Here and not around the module: FSDP's hooks, which gather the weights, stay outside
             # of what is run twice.
-            again: Tensor = checkpoint(
-                compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False,
-                **checkpoint_options(self.kept),
-            )  # fmt: skip
+            # What the recomputed part saves has hooks of its own: of the tensors here the block's
+            # inputs alone are moved.
+            inputs_wait = (
+                save_on_cpu(pin_memory=x_BTD.is_cuda)
+                if self.checkpointing == "offload"
+                else nullcontext()
+            )
+            with inputs_wait:
+                again: Tensor = checkpoint(
+                    compute, self, x_BTD, shared, value_BTC, mix, use_reentrant=False,
+                    **checkpoint_options(self.kept),
+                )  # fmt: skip
             return again
         out: Tensor = compute(self, x_BTD, shared, value_BTC, mix)
         return out
@@ -186,7 +196,7 @@ class Block(nn.Module):
     @property
     def keeps_input_alone(self) -> bool:
         """Tell whether the backward pass computes everything again."""
-        return self.checkpointing is True
+        return self.checkpointing is True or self.checkpointing == "offload"
 
     def _recompute(self, *inputs: Any) -> Tensor:
         """Compute what `_compute` does, and keep part of it."""

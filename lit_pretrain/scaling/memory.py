@@ -311,7 +311,7 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
 
 def kept_for_recomputation(config: ModelConfig, layout: Layout) -> float:
     """Count the bytes that a block keeps beside its input where it computes the rest again."""
-    if isinstance(layout.checkpointing, bool):
+    if isinstance(layout.checkpointing, bool) or layout.checkpointing == "offload":
         return 0.0
     t, c = layout.tokens, layout.compute_bytes
     q, k = config.n_head * config.head_size, config.kv_heads * config.head_size
@@ -342,6 +342,14 @@ def _block_parameters(config: ModelConfig) -> float:
     return (count_parameters(config).matmul - config.vocab_size * config.width) / config.n_layer
 
 
+def offloaded(config: ModelConfig, layout: Layout) -> float:
+    """Count the bytes of a micro-batch that wait in the memory of the device's host."""
+    if layout.checkpointing != "offload":
+        return 0.0
+    boundary = layout.residual_bytes * layout.tokens * config.width / layout.tp
+    return config.n_layer * boundary
+
+
 def peak(config: ModelConfig, layout: Layout) -> Peak:
     """Compute the peak of each phase on one device.
 
@@ -357,7 +365,8 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     sharded = layout.sharding == "fsdp"
     tp = layout.tp
     block, boundary = block_activations(config, layout), r * t * d / tp
-    least = boundary + kept_for_recomputation(config, layout)
+    on_device = 0.0 if layout.checkpointing == "offload" else boundary
+    least = on_device + kept_for_recomputation(config, layout)
     activations = n * (least if layout.checkpointing else block)
     root_parameters = count_parameters(config).total - n * _block_parameters(config)
     root = root_parameters * g / tp if sharded else 0.0
@@ -380,7 +389,7 @@ def peak(config: ModelConfig, layout: Layout) -> Peak:
     backward = 0.0
     for i in range(n, 0, -1):
         kept = i * (least if layout.checkpointing else block) + (
-            block if layout.checkpointing else 0.0
+            block + boundary - on_device if layout.checkpointing else 0.0
         )
         done = (
             s.gradients

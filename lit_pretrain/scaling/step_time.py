@@ -24,7 +24,7 @@ from typing import NamedTuple
 from lit_pretrain.errors import UserError
 from lit_pretrain.model.config import Checkpointing, ModelConfig, count_parameters, kept_within
 from lit_pretrain.scaling.flops import Device, flops_per_token
-from lit_pretrain.scaling.memory import Layout
+from lit_pretrain.scaling.memory import Layout, offloaded
 from lit_pretrain.update_work import UpdateWork
 
 ACHIEVED = 0.82
@@ -38,6 +38,9 @@ TRAFFIC = {False: 550.0, True: 386.0}
 less where it is compiled."""
 LATENCY = {"machine": 10e-6, "network": 25e-6}
 """Seconds that a collective takes for each further device of its group, however small it is."""
+HOST = 50e9
+"""Bytes per second between a device and its host: of PCIe 5.0's 64 GB/s what large copies reach;
+not measured here."""
 FP8 = 1.93
 """How much faster than in bf16 the products of blocks are in fp8, in torchtitan's runs."""
 _RECOMPUTED: dict[bool | str, tuple[float, float, float]] = {
@@ -45,6 +48,7 @@ _RECOMPUTED: dict[bool | str, tuple[float, float, float]] = {
     "products": (0.5, 0.0, 1.0),
     "attention": (1.0, 0.0, 1.0),
     True: (1.0, 1.0, 1.0),
+    "offload": (1.0, 1.0, 1.0),
 }
 """Shares of the forward pass of a block that are computed twice: products, attention, the rest."""
 _ATTENTION_BACKWARD = 3.5 / 3
@@ -267,6 +271,7 @@ def step_time(
     attention = scores * tokens / tp / (cluster.peak * rates.attention)
     moved = n * d * TRAFFIC[layout.compiled] * (1 + moved_again)
     elementwise = moved * tokens / tp / rates.memory
+    elementwise += 2 * offloaded(config, layout) / HOST
 
     c = layout.compute_bytes
     # Four in the forward and four in the backward pass of a layer, and the gathered tokens of two

@@ -197,6 +197,20 @@ def check_budget(checkpointing: Checkpointing, net: ModelConfig, *, adapter: boo
         )
 
 
+def check_offload(checkpointing: Checkpointing, device: torch.device) -> None:
+    """Refuse to move activations to the host's memory where there is no other.
+
+    Raises:
+        UserError: Says what to set instead.
+    """
+    if checkpointing == "offload" and device.type != "cuda":
+        raise UserError(
+            "model.activation_checkpointing=offload moves the inputs of blocks from a GPU to the"
+            f" memory of its host, and this run computes on {device.type}: use true, which keeps"
+            " them where they are"
+        )
+
+
 def check_float8(
     recipe: Float8Recipe,
     net: ModelConfig,

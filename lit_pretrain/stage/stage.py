@@ -71,6 +71,7 @@ from lit_pretrain.stage.checks import (
     check_data,
     check_float8,
     check_mesh,
+    check_offload,
     check_policy,
     check_start,
     check_trainer,
@@ -132,10 +133,11 @@ class Stage(L.LightningModule):
             compiler is found.
         activation_checkpointing: Keep less of every block for the backward pass and compute the
             rest again: the same numbers with less memory. true: only its input, for about a third
-            more computation. attention: also what attention puts out. products: also every second
-            matrix product, for about a sixth more. A number between 0 and 1: this share of what
-            attention and matrices put out, attention first. `lit_pretrain plan` says what each
-            takes.
+            more computation. offload: as true, and the input waits in the memory of the GPU's
+            host until the backward pass. attention: also what attention puts out. products: also
+            every second matrix product, for about a sixth more. A number between 0 and 1: this
+            share of what attention and matrices put out, attention first. `lit_pretrain plan` says
+            what each takes.
         float8: Compute the products of the blocks' matrices in fp8 while training: tensorwise,
             rowwise or rowwise_with_gw_hp (slower and more exact in this order), by torchao (the
             extra fp8). Weights, optimizer and checkpoints stay what they are. By default there is
@@ -460,6 +462,8 @@ class Stage(L.LightningModule):
                 " follow one size of the batch, and data.batch_schedule has several: leave one of"
                 " them out"
             )
+        if not evaluates:
+            check_offload(self.activation_checkpointing, device)
         if self.float8 is not None and not evaluates:
             check_float8(
                 self.float8, self.config, self.objective, adapter=self.adapter is not None,

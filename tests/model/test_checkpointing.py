@@ -1,5 +1,6 @@
 """Activation checkpointing changes what is kept, never the numbers."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lit_pretrain.errors import UserError
+from lit_pretrain.model import transformer
 from lit_pretrain.model.config import CHECKPOINTING, Checkpointing, ModelConfig, kept_within
 from lit_pretrain.model.transformer import Transformer
-from lit_pretrain.scaling.memory import Layout, kept_for_recomputation
+from lit_pretrain.scaling.memory import Layout, kept_for_recomputation, offloaded, peak
+from lit_pretrain.stage.checks import check_offload
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_head": 2},
@@ -153,6 +156,48 @@ def test_a_budget_is_a_share(budget: float) -> None:
 def test_what_a_compiled_mode_keeps_is_what_is_planned(mode: Checkpointing) -> None:
     """Beside the inputs of the blocks, which are counted uncompiled."""
     assert kept_by(mode, compiled=True) - kept_by(True) == pytest.approx(planned(mode), rel=0.2)
+
+
+def test_offload_moves_the_inputs_of_blocks_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU they are moved to where they are."""
+    moved: list[tuple[int, ...]] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks
+
+    def counting(pin_memory: bool) -> Any:
+        assert not pin_memory
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            moved.append(tuple(tensor.shape))
+            return tensor.clone()
+
+        return hooks(pack, lambda tensor: tensor)
+
+    monkeypatch.setattr(transformer, "save_on_cpu", counting)
+    net, tokens_BT, doc_BT = small("llama", torch.float64)
+    plain = gradients(net, tokens_BT, doc_BT, on=False)
+    found = gradients(net, tokens_BT, doc_BT, on="offload")
+    assert [shape for shape in moved if shape != (0,)] == 3 * [(2, 32, 64)]
+    for name, gradient in plain.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_a_plan_counts_what_offload_moves() -> None:
+    layout = Layout(rows=4, seq_len=256, checkpointing=True)
+    there = dataclasses.replace(layout, checkpointing="offload")
+    bytes_ = 4 * 256 * 128 * 4 * KEEPING.n_layer  # the stream is in fp32
+    assert offloaded(KEEPING, there) == bytes_
+    assert offloaded(KEEPING, layout) == 0
+    assert peak(KEEPING, layout).loss - peak(KEEPING, there).loss == bytes_
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_offload_needs_a_gpu(device: str) -> None:
+    check_offload("offload", torch.device("cuda"))
+    check_offload(True, torch.device(device))
+    with pytest.raises(UserError, match=rf"offload moves .* computes on {device}: use true"):
+        check_offload("offload", torch.device(device))
 
 
 def test_evaluation_and_generation_are_not_touched() -> None:

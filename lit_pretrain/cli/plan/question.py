@@ -48,9 +48,10 @@ from lit_pretrain.scaling.flops import (
     source,
     stage_cost,
 )
-from lit_pretrain.scaling.memory import Layout
+from lit_pretrain.scaling.memory import Layout, offloaded
 from lit_pretrain.scaling.plan import Assumption, Question
 from lit_pretrain.scaling.planner import DAY, HOUR
+from lit_pretrain.scaling.step_time import HOST
 from lit_pretrain.step_size import (
     MeshSizes,
     StepSize,
@@ -179,6 +180,16 @@ def ask(cli: PlanCLI, *, bare: bool, own_step: bool = True) -> Question:
             source(layout.device),
         )
     )
+    moved = offloaded(net, layout)
+    if moved:
+        noted.append(
+            Assumption(
+                "offload",
+                f"{moved / GIB:.2f} GiB of a micro-batch wait in the host's memory for each device",
+                f"the inputs of the blocks, {2 * moved / HOST:.3g} s there and back at"
+                f" {HOST / 1e9:g} GB/s (PCIe 5.0), not hidden and not in the MFU",
+            )
+        )
     utilization = _utilization(settings, device, dtype, noted)
     return Question(
         net=net, layout=layout, devices=devices, stage=stage, lora_rank=rank,

@@ -168,6 +168,8 @@ def _run_rows(plan: Plan) -> list[tuple[str, str]]:
 def _checkpointing(mode: Checkpointing) -> str:
     if isinstance(mode, bool):
         return "on" if mode else "off"
+    if mode == "offload":
+        return "on, inputs of blocks on the host"
     return f"but for {mode}" if isinstance(mode, str) else f"but for {mode:.0%} of its results"
 
 
