@@ -38,6 +38,8 @@ QUALITY = "quality"
 """Field of a document that holds its score."""
 _BLOCK = 1 << 15
 """Bytes that are hashed at a time, so that all arrays stay in the cache."""
+_SHORT = 1 << 12
+"""Bytes below which calls of numpy cost more (4 µs each) than to read numbers that overlap."""
 _LONGEST = 1 << 20
 """Bytes of a text that are looked at: its beginning."""
 _FORMAT = 1
@@ -71,19 +73,29 @@ def ngram_buckets(block: bytes) -> tuple[Buckets, Buckets, Buckets]:
     """Hash the n-grams of a block of UTF-8 into buckets, by the kinds of `KINDS`."""
     starts, ends, letters = word_spans(block)
     sums = np.zeros(len(letters) + 1, dtype=np.uint64)
-    np.cumsum(letters * _POWERS[: len(letters)], out=sums[1:])
+    np.add.accumulate(letters * _POWERS[: len(letters)], out=sums[1:])
     words = (sums[ends] - sums[starts]) * _INVERSES[starts]
     pairs = words[:-1] * _K64 + words[1:]
-    # The runs at every place: those that begin at 0, 4, …, then those at 1, 5, …, and so on.
-    size = len(block)
-    phases = range(min(4, size))
-    runs = [np.frombuffer(block, "<u4", count=(size - at) // 4, offset=at) for at in phases]
-    fours = np.concatenate(runs) if runs else np.empty(0, dtype=np.uint32)
+    fours = _runs_of_four(block)
     return (
         (words * _K64) >> _SHIFT64,
         (pairs * _K64) >> _SHIFT64,
         (fours * _K32) >> _SHIFT32,
     )
+
+
+def _runs_of_four(block: bytes) -> npt.NDArray[np.uint32]:
+    """Return the four bytes at every place of a block as numbers, in any order."""
+    size = len(block)
+    if size < 4:
+        return np.empty(0, dtype=np.uint32)
+    if size < _SHORT:  # one view of the bytes, whose numbers overlap
+        overlapping: npt.NDArray[np.uint32] = np.ndarray(size - 3, "<u4", block, 0, (1,))
+        return overlapping.copy()
+    # Those that begin at 0, 4, …, then those at 1, 5, …, and so on, which are aligned.
+    runs = [np.frombuffer(block, "<u4", count=(size - at) // 4, offset=at) for at in range(4)]
+    fours: npt.NDArray[np.uint32] = np.concatenate(runs)
+    return fours
 
 
 def word_spans(
@@ -93,7 +105,7 @@ def word_spans(
     letters = np.frombuffer(block.translate(_WORD_BYTES), dtype=np.uint8)
     inside = np.zeros(len(letters) + 2, dtype=bool)
     np.not_equal(letters, 0, out=inside[1:-1])
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    edges = (inside[1:] != inside[:-1]).nonzero()[0]
     return edges[::2], edges[1::2], letters
 
 
@@ -123,7 +135,7 @@ class TextClassifier:
         for block in text_blocks(text):
             for kind, buckets in enumerate(ngram_buckets(block)):
                 found = self.weights.take(buckets.astype(np.intp), mode="clip")
-                sums[kind] += int(found.sum(dtype=np.int64))
+                sums[kind] += int(np.add.reduce(found, dtype=np.int64))
                 counts[kind] += len(buckets)
         means = (total / count for total, count in zip(sums, counts, strict=True) if count)
         return self._bias + self._scale * math.fsum(means)
