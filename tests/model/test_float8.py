@@ -126,3 +126,26 @@ def test_checkpointing_changes_no_gradient(on: Checkpointing) -> None:
 
     for ours, plain in zip(gradients(on), gradients(False), strict=True):
         assert torch.equal(ours, plain)
+
+
+def test_no_copies_of_weights_are_kept() -> None:
+    """Which a plan counts for autocast, and not for fp8."""
+
+    def kept(recipe: Float8Recipe | None) -> int:
+        net, sizes = made(recipe), dict[int, int]()
+        own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden_BTD = net(torch.arange(16)[None])
+        assert hidden_BTD.requires_grad
+        return sum(sizes.values())
+
+    copies = 2 * sum(p.numel() for n, p in made().named_parameters() if n.endswith("proj.weight"))
+    assert kept(None) - kept("tensorwise") == pytest.approx(copies, rel=0.1)

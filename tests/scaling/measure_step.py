@@ -39,8 +39,7 @@ def main(asked: dict) -> None:
     layout = Layout(
         rows=asked["rows"], seq_len=asked["seq_len"], precision=asked["precision"], compiled=False,
         fused_norm=False,
-        checkpointing=asked["checkpointing"], float8="float8" in asked, device="cpu",
-        moments="answering" not in asked,
+        checkpointing=asked["checkpointing"], device="cpu", moments="answering" not in asked,
         answering=Answering(**asked["answering"]) if "answering" in asked else None,
         trainable=1.0 if cost is None else 0.0, added=0 if cost is None else cost.trained,
         quantized=0 if cost is None else cost.quantized,
@@ -50,10 +49,6 @@ def main(asked: dict) -> None:
     before = resident()
     net = Transformer(config)
     net.checkpoint_activations(asked["checkpointing"])
-    if "float8" in asked:
-        from lit_pretrain.model.float8 import use_float8_
-
-        use_float8_(net, asked["float8"])
     if adapter is not None:
         adapter.apply(net)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], fused=True)

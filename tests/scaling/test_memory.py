@@ -135,19 +135,6 @@ def test_real_steps_take_what_is_planned(precision: str, checkpointing: bool) ->
 
 
 @pytest.mark.slow
-def test_real_steps_in_fp8_take_what_is_planned() -> None:
-    pytest.importorskip("torchao", reason="needs the fp8 extra")
-    net = {
-        "vocab_size": 2048, "n_layer": 12, "width": 512, "n_head": 8, "n_kv_head": 4,
-        "ffn_width": 1408, "max_seq_len": 256,
-    }  # fmt: skip
-    asked = {"net": net, "rows": 4, "seq_len": 256, "checkpointing": False}
-    asked |= {"precision": "bf16-mixed", "float8": "tensorwise"}
-    found = run(Path(__file__).with_name("measure_step.py"), asked)
-    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 @pytest.mark.parametrize(
     ("precision", "checkpointing"),
