@@ -56,6 +56,16 @@ def test_a_new_level_is_a_spike_until_the_median_has_followed() -> None:
     assert not any(found[12:])
 
 
+def test_a_norm_counts_by_factors() -> None:
+    """Small networks double their norm now and then, while the loss falls on."""
+    for scale in (1e-6, 1.0, 1e6):
+        watched = guard()
+        for step in range(100):
+            watched.spike(1.0, scale * (1.02 if step % 2 else 0.98))
+        assert watched.spike(1.0, 2.6 * scale) is None
+        assert f"the gradient norm is {2.9 * scale:.4g}," in str(watched.spike(1.0, 2.9 * scale))
+
+
 def test_too_few_steps_are_no_measure() -> None:
     watched = guard()
     for _ in range(LEAST - 1):

@@ -21,10 +21,14 @@ NORMAL = 1.4826
 """Standard deviations of a normal distribution in its median absolute deviation."""
 FLOORS = {"loss": 0.01, "gradient norm": 0.1}
 """Least deviation as a share of what is expected, so that a still window makes nothing a spike."""
+IN_LOGARITHMS = "gradient norm"
+"""Norms scatter by factors: twice the usual one is as common as half of it."""
 NOT_FINITE = 10
 """Steps in a row whose numbers are not finite after which the weights are taken for lost."""
 NO_GRADIENT = 1e-10
 """Gradient norms up to here are 0: nothing is learned from them."""
+LEAST_NORM = 1e-12
+"""Stands for smaller norms, whose logarithm is not defined or would be all that a window shows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class GuardSettings:
     """
     threshold: float = 10.0
     """Robust standard deviations above the trend that make a spike. One is 1.4826 median absolute
-    deviations, and at least 1 % of the loss or 10 % of the norm that is expected.
+    deviations, and at least 1 % of the expected loss; for the norm, of its logarithm, and at least
+    0.1, so that a norm below 2.7 times the expected one is no spike.
     """
     margin: int = 4
     """Steps before and after a spike that a rewind leaves out with it."""
@@ -220,12 +225,17 @@ class Guard:
         for name, value in values.items():
             seen = self._seen[name]
             if len(seen) >= LEAST:
-                expected, deviation = trend(list(seen))
-                deviation = max(deviation, FLOORS[name] * abs(expected), 1e-12)
-                if value > expected + self.settings.threshold * deviation:
+                if name == IN_LOGARITHMS:
+                    expected, deviation = trend([math.log(max(each, LEAST_NORM)) for each in seen])
+                    above = math.log(max(value, LEAST_NORM)) - expected
+                    deviation, expected = max(deviation, FLOORS[name]), math.exp(expected)
+                else:
+                    expected, deviation = trend(list(seen))
+                    above = value - expected
+                    deviation = max(deviation, FLOORS[name] * abs(expected), 1e-12)
+                if above > self.settings.threshold * deviation:
                     found.append(
-                        f"the {name} is {value:.4g},"
-                        f" {(value - expected) / deviation:.0f} deviations above the"
+                        f"the {name} is {value:.4g}, {above / deviation:.0f} deviations above the"
                         f" {expected:.4g} that {len(seen)} steps led to"
                     )
             # Spikes too: a new level of the loss, as of another mixture, is one until the median
