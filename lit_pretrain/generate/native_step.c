@@ -34,13 +34,14 @@ typedef struct {
     const float *attention_gain, *attention_shift, *ffn_gain, *ffn_shift;
     const float *q_gain, *k_gain;
     const void *value_table, *value_gate; /* (V, G * K) and (G, channels) */
-    float stream_scale, embedding_scale;
+    float stream_scale, embedding_scale, bigram_scale;
     int64_t window; /* 0: all */
 } Layer;
 
 typedef struct {
     const Layer *layers;
     const void *token_table, *position_table, *head;
+    const void *bigram_table; /* (rows, D), or 0 */
     const float *embed_gain, *embed_shift, *final_gain, *final_shift;
     const float *cos, *sin; /* (positions, K / 2) */
     int64_t n_layer, width, n_head, kv_heads, head_size, ffn_size, vocab_size;
@@ -299,9 +300,9 @@ static void meet(Meeting *meeting, int64_t threads) {
         }
 }
 
-/* Decode one token a row. */
-int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, int64_t B,
-                int64_t n_threads, float *logits_BV) {
+/* Decode one token a row. With a bigram table `pairs` has its row for each token, or -1. */
+int decode_step(const Network *net, const Cache *cache, const int64_t *tokens,
+                const int64_t *pairs, int64_t B, int64_t n_threads, float *logits_BV) {
     const int64_t D = net->width, H = net->n_head, G = net->kv_heads, K = net->head_size;
     const int64_t F = net->ffn_size, V = net->vocab_size;
     int64_t longest = 0;
@@ -341,11 +342,18 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens, i
 #define SHARE(SIZE) (SIZE) * me / threads, (SIZE) * (me + 1) / threads
         for (int64_t l = 0; l < net->n_layer; l++) {
             const Layer *layer = net->layers + l;
-            if (net->residual_scalars) {
+            if (net->residual_scalars || net->bigram_table) {
                 const int64_t first = B * D * me / threads, last = B * D * (me + 1) / threads;
-                for (int64_t i = first; i < last; i++)
-                    x_BD[i] = layer->stream_scale * x_BD[i] +
-                              layer->embedding_scale * embedding_BD[i];
+                if (net->residual_scalars)
+                    for (int64_t i = first; i < last; i++)
+                        x_BD[i] = layer->stream_scale * x_BD[i] +
+                                  layer->embedding_scale * embedding_BD[i];
+                if (net->bigram_table)
+                    for (int64_t i = first; i < last; i++)
+                        if (pairs[i / D] >= 0)
+                            x_BD[i] += layer->bigram_scale *
+                                       element(net->bigram_table, pairs[i / D] * D + i % D,
+                                               net->bf16);
                 meet(&meeting, threads);
             }
             for (int64_t b = 0; b < B; b++) /* every thread alone: cheaper than a barrier */

@@ -92,7 +92,9 @@ class NativeStep:
             UserError: If a token is not in the vocabulary or the cache is full.
         """
         ids_B = ids_B.contiguous()
-        positions_B = cache.extend(1).flatten()
+        slots_B1 = cache.extend(1)
+        positions_B = slots_B1.flatten()
+        pairs_B1 = self.model.pairs(ids_B[:, None], None, cache, slots_B1)
         keys, values = cache.keys_LBGSK, cache.values_LBGSK
         assert keys.dtype == torch.float32
         assert keys.is_contiguous()
@@ -106,6 +108,7 @@ class NativeStep:
             ctypes.byref(self._network),
             ctypes.byref(place),
             ctypes.c_void_p(ids_B.data_ptr()),
+            None if pairs_B1 is None else ctypes.c_void_p(pairs_B1.data_ptr()),
             ctypes.c_int64(len(ids_B)),
             ctypes.c_int64(torch.get_num_threads()),
             ctypes.c_void_p(logits_BV.data_ptr()),
@@ -137,6 +140,7 @@ class NativeStep:
             layers=ctypes.addressof(self._layers),
             token_table=self._address(model.token_embedding.weight),
             position_table=self._weight(model.position_embedding),
+            bigram_table=self._weight(model.bigram_embedding),
             head=self._address(model.head_weight),
             embed_gain=embed_norm[0],
             embed_shift=embed_norm[1],
@@ -170,6 +174,7 @@ class NativeStep:
         attention_norm, ffn_norm = self._norm(block.attention_norm), self._norm(block.ffn_norm)
         q_gain, k_gain = self._gain(attention.q_norm), self._gain(attention.k_norm)
         stream, embedding = model.residual_scale_L, model.embedding_scale_L
+        bigram = model.bigram_scale_L
         value_table = (
             model.value_embeddings[str(layer)] if attention.value_gate is not None else None
         )
@@ -200,6 +205,7 @@ class NativeStep:
             value_gate=self._weight(attention.value_gate),
             stream_scale=1.0 if stream is None else stream[layer].item(),
             embedding_scale=0.0 if embedding is None else embedding[layer].item(),
+            bigram_scale=0.0 if bigram is None else bigram[layer].item(),
             window=attention.window or 0,
         )
 
@@ -250,8 +256,6 @@ def why_not_native(model: Transformer) -> str | None:
         return "the weights are not on a CPU"
     if dtypes not in ({torch.float32}, {torch.bfloat16}):
         return "the weights are not all in fp32 or all in bf16"
-    if model.config.bigram_rows is not None:
-        return "it reads the token before each"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     for name, module in model.named_modules():
@@ -331,6 +335,7 @@ class _Layer(ctypes.Structure):
         ("value_gate", _pointer),
         ("stream_scale", ctypes.c_float),
         ("embedding_scale", ctypes.c_float),
+        ("bigram_scale", ctypes.c_float),
         ("window", _size),
     )
 
@@ -343,6 +348,7 @@ class _Network(ctypes.Structure):
         ("token_table", _pointer),
         ("position_table", _pointer),
         ("head", _pointer),
+        ("bigram_table", _pointer),
         ("embed_gain", _pointer),
         ("embed_shift", _pointer),
         ("final_gain", _pointer),

@@ -466,7 +466,7 @@ class Transformer(nn.Module):
             dtype = self.compute_dtype()
             kernel = make_kernel(self.config, tokens_BT, doc_BT, dtype, self.parts)
         columns_BT = positions_BT
-        pairs_BT = self._pairs(tokens_BT, doc_BT, cache, slots_BT)
+        pairs_BT = self.pairs(tokens_BT, doc_BT, cache, slots_BT)
         if self.parts is not None and cache is None:
             column_BT = torch.arange(length, device=tokens_BT.device)[None]
             place_BT = column_BT if doc_BT is None else column_BT - document_starts(doc_BT)
@@ -510,7 +510,7 @@ class Transformer(nn.Module):
             ]
         return mixes
 
-    def _pairs(
+    def pairs(
         self,
         tokens_BT: Tensor,
         doc_BT: Tensor | None,
