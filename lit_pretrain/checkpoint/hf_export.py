@@ -59,7 +59,7 @@ _GPT2_NAMES = (
 )
 _NEITHER = {
     "embed_norm": False, "attn_softcap": None, "logit_softcap": None, "value_embeddings": "none",
-    "residual_scalars": False, "bigram_rows": None, "block": None,
+    "residual_scalars": False, "bigram_rows": None, "smear": False, "block": None,
 }  # fmt: skip
 """Parts that no architecture of `CLASSES` has, with the values under which they are absent."""
 

@@ -72,7 +72,7 @@ def family(shape: ModelConfig) -> str:
         shape.norm_weight
         and not shape.embed_norm
         and not shape.residual_scalars
-        and shape.bigram_rows is None
+        and not shape.reads_previous
         and shape.value_embeddings == "none"
         and shape.block is None
     )

@@ -43,6 +43,7 @@ typedef struct {
     const void *token_table, *position_table, *head;
     const void *bigram_table; /* (rows, D), or 0 */
     const float *embed_gain, *embed_shift, *final_gain, *final_shift;
+    const float *smear; /* (D,), or 0 */
     const float *cos, *sin; /* (positions, K / 2) */
     int64_t n_layer, width, n_head, kv_heads, head_size, ffn_size, vocab_size;
     int64_t value_gate_channels;
@@ -300,9 +301,11 @@ static void meet(Meeting *meeting, int64_t threads) {
         }
 }
 
-/* Decode one token a row. With a bigram table `pairs` has its row for each token, or -1. */
+/* Decode one token a row. A network that smears has the token before each in `before`, one with a
+   bigram table the row of each token in `pairs`; -1 for none. */
 int decode_step(const Network *net, const Cache *cache, const int64_t *tokens,
-                const int64_t *pairs, int64_t B, int64_t n_threads, float *logits_BV) {
+                const int64_t *before, const int64_t *pairs, int64_t B, int64_t n_threads,
+                float *logits_BV) {
     const int64_t D = net->width, H = net->n_head, G = net->kv_heads, K = net->head_size;
     const int64_t F = net->ffn_size, V = net->vocab_size;
     int64_t longest = 0;
@@ -330,6 +333,16 @@ int decode_step(const Network *net, const Cache *cache, const int64_t *tokens,
                 x[i] += element(net->position_table, cache->positions[b] * D + i, net->bf16);
         if (net->embed_norm)
             normalise(x, net->embed_gain, net->embed_shift, net->layernorm, net->eps, D, x);
+        if (net->smear && before[b] >= 0) {
+            float *earlier = embedding_BD + b * D; /* not in use yet */
+            for (int64_t i = 0; i < D; i++)
+                earlier[i] = element(net->token_table, before[b] * D + i, net->bf16);
+            if (net->embed_norm)
+                normalise(earlier, net->embed_gain, net->embed_shift, net->layernorm, net->eps, D,
+                          earlier);
+            for (int64_t i = 0; i < D; i++)
+                x[i] += net->smear[i] * earlier[i];
+        }
     }
     memcpy(embedding_BD, x_BD, B * D * sizeof(float));
 

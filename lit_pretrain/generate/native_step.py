@@ -94,7 +94,8 @@ class NativeStep:
         ids_B = ids_B.contiguous()
         slots_B1 = cache.extend(1)
         positions_B = slots_B1.flatten()
-        pairs_B1 = self.model.pairs(ids_B[:, None], None, cache, slots_B1)
+        before_B1 = self.model.previous(ids_B[:, None], None, cache, slots_B1)
+        pairs_B1 = self.model.pairs(ids_B[:, None], before_B1)
         keys, values = cache.keys_LBGSK, cache.values_LBGSK
         assert keys.dtype == torch.float32
         assert keys.is_contiguous()
@@ -108,6 +109,7 @@ class NativeStep:
             ctypes.byref(self._network),
             ctypes.byref(place),
             ctypes.c_void_p(ids_B.data_ptr()),
+            None if before_B1 is None else ctypes.c_void_p(before_B1.data_ptr()),
             None if pairs_B1 is None else ctypes.c_void_p(pairs_B1.data_ptr()),
             ctypes.c_int64(len(ids_B)),
             ctypes.c_int64(torch.get_num_threads()),
@@ -146,6 +148,7 @@ class NativeStep:
             embed_shift=embed_norm[1],
             final_gain=final_norm[0],
             final_shift=final_norm[1],
+            smear=None if model.smear_D is None else self._vector(model.smear_D),
             cos=None if model.rotary is None else self._address(model.rotary.cos),
             sin=None if model.rotary is None else self._address(model.rotary.sin),
             n_layer=c.n_layer,
@@ -353,6 +356,7 @@ class _Network(ctypes.Structure):
         ("embed_shift", _pointer),
         ("final_gain", _pointer),
         ("final_shift", _pointer),
+        ("smear", _pointer),
         ("cos", _pointer),
         ("sin", _pointer),
         ("n_layer", _size),

@@ -69,7 +69,7 @@ class KVCache:
         self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.tokens_BS = (
             None
-            if config.bigram_rows is None
+            if not config.reads_previous
             else torch.zeros(batch_size, max_len, dtype=torch.int64, device=device)
         )
         """Tokens of all slots, of a network that reads the one before each."""

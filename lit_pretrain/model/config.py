@@ -95,11 +95,11 @@ class ModelConfig:
 
     vocab_size: int = 8192
     """Number of token ids. Filled from the tokenizer where the command has one."""
-    n_layer: int = 6
+    n_layer: int = 3
     """Number of blocks, each one attention and one feed-forward."""
-    width: int = 384
+    width: int = 192
     """Size of the residual stream."""
-    n_head: int = 6
+    n_head: int = 3
     """Number of query heads."""
     n_kv_head: int | None = None
     """Number of key and value heads (grouped-query attention); must divide n_head. Default:
@@ -208,6 +208,11 @@ class ModelConfig:
     table is zero at first, and the first token of a document has no pair. Costs bigram_rows times
     width parameters and almost no FLOPs; does not survive export. Default: none.
     """
+    smear: bool = False
+    """Add the embedding of the previous token to that of this one, times a learned factor for each
+    channel, 0 at first. The first token of a document has none before it. Costs width parameters
+    and almost no FLOPs; does not survive export.
+    """
     residual_scalars: bool = False
     """Layer l reads a_l * x + b_l * x0, x0 being the embedding; a_l and b_l are learned, 1 and
     0.1 at first. Does not survive export.
@@ -277,6 +282,11 @@ class ModelConfig:
             raise UserError(
                 f"model: attention={self.attention!r} cannot cap scores"
                 f" (attn_softcap={self.attn_softcap}): use 'auto'"
+            )
+        if self.smear and self.position == "learned":
+            raise UserError(
+                "model: smear adds embeddings without positions; position='learned' puts them into"
+                " the embedding: use position='rope', or smear=False"
             )
         if self.value_embeddings != "none" and self.width < self.gate_channels:
             raise UserError(
@@ -351,6 +361,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Return the channels of one head."""
         return self.width // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def reads_previous(self) -> bool:
+        """Tell whether the network reads the token before each, beside attention."""
+        return self.smear or self.bigram_rows is not None
 
     @property
     def gate_channels(self) -> int:
@@ -441,6 +456,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         + (1 + c.embed_norm) * norm_size * c.width
         + (2 * c.n_layer if c.residual_scalars else 0)
         + (0 if c.bigram_rows is None else c.n_layer)
+        + c.width * c.smear
     )
     total = matmul + embedding + vectors - (head if c.tie_embeddings else 0)
     return ParameterCounts(

@@ -59,6 +59,8 @@ def init_parameter(
         parameter.copy_(first_L ** (n_layer / config.n_layer))
     elif name == "embedding_scale_L" and config.embedding_scale_init is not None:
         parameter.copy_(torch.linspace(*config.embedding_scale_init, config.n_layer) * scale.init)
+    elif name == "smear_D":
+        parameter.zero_()
     elif role in ("scalar", "embedding_scalar"):
         parameter.fill_(1.0 if name == "residual_scale_L" else 0.1 * scale.init)
     elif role == "vector":
@@ -287,6 +289,7 @@ class Transformer(nn.Module):
         "embedding_scale_L": "embedding_scalar",
         "bigram_embedding": "embedding",
         "bigram_scale_L": "embedding_scalar",
+        "smear_D": "embedding_scalar",
         "head": "head",
     }
 
@@ -322,6 +325,7 @@ class Transformer(nn.Module):
             self.bigram_scale_L = (
                 None if config.bigram_rows is None else nn.Parameter(torch.empty(config.n_layer))
             )
+            self.smear_D = nn.Parameter(torch.empty(config.width)) if config.smear else None
             self.rotary = Rotary(config) if config.position == "rope" else None
             self.embed_norm = make_norm(config, config.width) if config.embed_norm else None
             self.dropout = nn.Dropout(config.dropout)
@@ -466,18 +470,18 @@ class Transformer(nn.Module):
             dtype = self.compute_dtype()
             kernel = make_kernel(self.config, tokens_BT, doc_BT, dtype, self.parts)
         columns_BT = positions_BT
-        pairs_BT = self.pairs(tokens_BT, doc_BT, cache, slots_BT)
+        before_BT = self.previous(tokens_BT, doc_BT, cache, slots_BT)
         if self.parts is not None and cache is None:
             column_BT = torch.arange(length, device=tokens_BT.device)[None]
             place_BT = column_BT if doc_BT is None else column_BT - document_starts(doc_BT)
             columns_BT, positions_BT = self.parts.take(column_BT), self.parts.take(place_BT)
             tokens_BT = self.parts.take(tokens_BT)
-            pairs_BT = None if pairs_BT is None else self.parts.take(pairs_BT)
+            before_BT = None if before_BT is None else self.parts.take(before_BT)
         rotation = None if self.rotary is None else self.rotary(length, columns_BT)
         shared = Pass(kernel, rotation, cache, slots_BT, doc_BT)
 
-        x_BTD = embedding_BTD = self._embed(tokens_BT, doc_BT, positions_BT)
-        mixes = self._mixes(embedding_BTD, pairs_BT)
+        x_BTD = embedding_BTD = self._embed(tokens_BT, before_BT, doc_BT, positions_BT)
+        mixes = self._mixes(embedding_BTD, self.pairs(tokens_BT, before_BT))
         for layer, block in enumerate(self.blocks):
             value_BTC = (
                 self.value_embeddings[str(layer)](tokens_BT)
@@ -510,24 +514,33 @@ class Transformer(nn.Module):
             ]
         return mixes
 
-    def pairs(
+    def previous(
         self,
         tokens_BT: Tensor,
         doc_BT: Tensor | None,
         cache: KVCache | None,
         slots_BT: Tensor | None,
     ) -> Tensor | None:
-        """Hash each token and the one before it in its document, (B, T) int64; -1 for no pair."""
-        if self.config.bigram_rows is None:
+        """Return the token before each in its document, (B, T) int64; -1 for none.
+
+        None where no part of the network reads it.
+        """
+        if not self.config.reads_previous:
             return None
         if cache is not None:
             assert slots_BT is not None
-            before_BT = cache.previous(tokens_BT, slots_BT)
-        else:
-            before_BT = F.pad(tokens_BT[:, :-1].long(), (1, 0), value=-1)
-            if doc_BT is not None:
-                same_BT = F.pad(doc_BT[:, 1:] == doc_BT[:, :-1], (1, 0), value=False)
-                before_BT = torch.where(same_BT, before_BT, -1)
+            return cache.previous(tokens_BT, slots_BT)
+        before_BT = F.pad(tokens_BT[:, :-1].long(), (1, 0), value=-1)
+        if doc_BT is None:
+            return before_BT
+        same_BT = F.pad(doc_BT[:, 1:] == doc_BT[:, :-1], (1, 0), value=False)
+        return torch.where(same_BT, before_BT, -1)
+
+    def pairs(self, tokens_BT: Tensor, before_BT: Tensor | None) -> Tensor | None:
+        """Hash each token and the one before it to a row of the table, (B, T); -1 for no pair."""
+        if self.config.bigram_rows is None:
+            return None
+        assert before_BT is not None
         # Two primes of xxHash. Ids have at most 31 bits, so that no product leaves 64.
         mixed_BT = (before_BT * 2_246_822_519) ^ (tokens_BT.long() * 2_654_435_761)
         return torch.where(before_BT >= 0, mixed_BT % self.config.bigram_rows, -1)
@@ -568,7 +581,11 @@ class Transformer(nn.Module):
             )
 
     def _embed(
-        self, tokens_BT: Tensor, doc_BT: Tensor | None, positions_BT: Tensor | None
+        self,
+        tokens_BT: Tensor,
+        before_BT: Tensor | None,
+        doc_BT: Tensor | None,
+        positions_BT: Tensor | None,
     ) -> Tensor:
         x_BTD: Tensor = self.token_embedding(tokens_BT)
         if self.position_embedding is not None:
@@ -580,6 +597,12 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position_embedding(positions_BT)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
+        if self.smear_D is not None:
+            assert before_BT is not None
+            earlier_BTD: Tensor = self.token_embedding(before_BT.clamp(min=0))
+            if self.embed_norm is not None:
+                earlier_BTD = self.embed_norm(earlier_BTD)
+            x_BTD = x_BTD + self.smear_D * earlier_BTD * (before_BT >= 0)[..., None]
         dropped: Tensor = self.dropout(x_BTD)
         return dropped
 

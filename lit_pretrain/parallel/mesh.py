@@ -177,6 +177,11 @@ def check_sizes(sizes: MeshSizes, net: ModelConfig, seq_len: int) -> None:
                 f"parallel.tp={tp}: model.net.bigram_rows={net.bigram_rows} is a table that cannot"
                 " be split over devices; set parallel.tp: 1 and use parallel.dp_shard"
             )
+        if net.smear:
+            raise UserError(
+                f"parallel.tp={tp}: model.net.smear reads the previous token's embedding, which may"
+                " be on another device; set parallel.tp: 1 and use parallel.dp_shard"
+            )
         split = net.tp_sizes
         wrong = [f"{name}={size}" for name, size in split.items() if size % tp]
         if wrong:

@@ -131,7 +131,7 @@ def _meshes(
 ) -> Iterator[MeshSizes]:
     """Yield the meshes that divide devices, network and rows; tp stays within a machine."""
     for tp in _divisors(devices):
-        if tp > 1 and (tp > machine or not splits or config.bigram_rows is not None):
+        if tp > 1 and (tp > machine or not splits or config.reads_previous):
             continue
         if any(size % tp for size in config.tp_sizes.values()):
             continue

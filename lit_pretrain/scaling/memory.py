@@ -242,7 +242,8 @@ def parameters_by_role(config: ModelConfig) -> dict[Role, int]:
         "head": 0 if config.tie_embeddings else table,
         "scalar": config.n_layer if config.residual_scalars else 0,
         "embedding_scalar": config.n_layer
-        * (config.residual_scalars + (config.bigram_rows is not None)),
+        * (config.residual_scalars + (config.bigram_rows is not None))
+        + config.width * config.smear,
     }
     return found | {"vector": counts.total - sum(found.values())}
 
@@ -297,6 +298,8 @@ def block_activations(config: ModelConfig, layout: Layout) -> float:
         kept += r * t * d
     if config.bigram_rows is not None:
         kept += r * t * d / config.n_layer  # one for all blocks
+    if config.smear:
+        kept += 2 * r * t * d / config.n_layer  # the earlier embedding, before and after its norm
     if config.value_embeddings != "none":
         layers = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
         kept += (c * t * k + c * t * config.gate_channels) * layers / config.n_layer

@@ -211,6 +211,7 @@ def test_old_and_new_keys_say_the_same() -> None:
         ),
         ({"position": "none"}, ["position='none'"]),
         ({"bigram_rows": 64}, ["bigram_rows=64"]),
+        ({"smear": True}, ["smear=True"]),
         ({"norm": "layernorm"}, ["position='rope'", "activation='swiglu'", "n_kv_head=2"]),
         ({"qk_norm": True, "ffn_bias": True}, ["ffn_bias=True with qk_norm"]),
         (

@@ -78,6 +78,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "residual_scale_init": [{"residual_scalars": True, "residual_scale_init": (1.5, 0.5)}],
     "embedding_scale_init": [{"residual_scalars": True, "embedding_scale_init": (0.9, 0.2)}],
     "bigram_rows": [{"bigram_rows": 70}, {"bigram_rows": 7, "residual_scalars": True}],
+    "smear": [{"smear": True}, {"smear": True, "embed_norm": True, "bigram_rows": 70}],
     "init": [{"init": "gpt2"}],
     "init_std": [{"init_std": 0.1}],
     "embedding_std": [{"embedding_std": 0.8}],

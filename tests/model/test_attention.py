@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "embed_norm": True,
         "activation": "relu2",
         "bigram_rows": 40,
+        "smear": True,
     },
 }
 
@@ -53,6 +54,8 @@ def build(variant: str) -> Transformer:
     model = Transformer(ModelConfig(**{**SMALL, **VARIANTS[variant]})).double()
     if model.bigram_embedding is not None:  # zero at first
         model.bigram_embedding.weight.data.normal_(0.0, 4.0)
+    if model.smear_D is not None:
+        model.smear_D.data.normal_()
     return model
 
 

@@ -130,7 +130,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         norm_weight=draw(st.booleans()),
         norm_bias=norm == "layernorm" and draw(st.booleans()),
         embed_norm=draw(st.booleans()),
-        position=draw(st.sampled_from(["rope", "learned", "none"])),
+        position=(position := draw(st.sampled_from(["rope", "learned", "none"]))),
         qk_norm=draw(st.booleans()),
         activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"])),
         qkv_bias=draw(st.booleans()),
@@ -143,6 +143,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         else draw(st.sampled_from([None, 12])),
         residual_scalars=draw(st.booleans()),
         bigram_rows=draw(st.sampled_from([None, 70])),
+        smear=draw(st.booleans()) and position != "learned",
     )
 
 

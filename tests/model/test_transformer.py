@@ -181,6 +181,30 @@ def test_pairs_of_tokens_enter_before_every_block(scalars: bool) -> None:
     torch.testing.assert_close(model(row, doc)[:1, 4:], alone)
 
 
+@pytest.mark.parametrize("embed_norm", [True, False])
+def test_smear_adds_the_embedding_of_the_token_before(embed_norm: bool) -> None:
+    """Against a network without it, whose embeddings are shifted and added from outside."""
+    torch.manual_seed(0)
+    model = Transformer(small(smear=True, embed_norm=embed_norm, residual_scalars=True)).double()
+    plain = Transformer(small(embed_norm=embed_norm, residual_scalars=True)).double()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    row, doc = tokens(9, 1), torch.tensor([[0] * 4 + [1] * 5])
+    torch.testing.assert_close(model(row, doc), plain(row, doc))  # the factors are 0 at first
+    model.smear_D.data.normal_()
+    own = plain._embed
+
+    def shifted(*given: torch.Tensor | None) -> torch.Tensor:
+        x = own(*given)
+        earlier = torch.zeros_like(x)
+        for t in (1, 2, 3, 5, 6, 7, 8):  # 0 and 4 begin a document
+            earlier[:, t] = x[:, t - 1]
+        return x + model.smear_D * earlier
+
+    plain._embed = shifted
+    torch.testing.assert_close(model(row, doc), plain(row, doc))
+    torch.testing.assert_close(model(row, doc)[:, 4:], model(row[:, 4:]))
+
+
 @pytest.mark.parametrize("norm_weight", [True, False])
 @pytest.mark.parametrize("position", ["rope", "none"])
 def test_a_scale_of_queries_and_keys_is_one_of_their_gains(

@@ -39,7 +39,7 @@ EVERYTHING: dict[str, Any] = {
     "value_embeddings": "alternate", "residual_scalars": True, "embed_norm": True,
     "qkv_bias": True, "logit_softcap": 15.0,
 }  # fmt: skip
-PAIRS: dict[str, Any] = {"bigram_rows": 96}
+PAIRS: dict[str, Any] = {"bigram_rows": 96, "smear": True}
 CASES: dict[str, dict[str, Any]] = {
     "untied": {"steps": 20},
     "tied": {"tie_embeddings": True, "activation": "relu2"},

@@ -60,6 +60,7 @@ NET = ModelConfig(vocab_size=512, n_layer=1, width=48, n_head=6, n_kv_head=2, ff
             "must divide model.net.max_seq_len=65",
         ),
         (MeshSizes(tp=2), {"bigram_rows": 64}, 64, "=64 is a table that cannot be split"),
+        (MeshSizes(tp=2), {"smear": True}, 64, "smear reads the previous token's embedding"),
         (MeshSizes(tp=2), {"block": "own.Block"}, 64, "model.net.block='own.Block' may hold"),
         (MeshSizes(tp=2), {}, 65, "data.seq_len=65 must be a multiple of parallel.tp = 2: .* 64"),
         (MeshSizes(cp=4), {}, 60, "data.seq_len=60 must be a multiple of .* = 8: .* to 64"),

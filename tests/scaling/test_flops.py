@@ -48,12 +48,12 @@ SHAPES: dict[str, tuple[ModelConfig, int]] = {
         128,
     ),
     "tied gqa": (
-        ModelConfig(tie_embeddings=True, n_kv_head=2, qk_norm=True, attention="sdpa"),
+        ModelConfig(tie_embeddings=True, n_kv_head=1, qk_norm=True, attention="sdpa"),
         256,
     ),
     "qwen3 0.6b": (shape("qwen3_0.6b"), 1024),
     "llama2 7b": (shape("llama2_7b"), 4096),
-    "wide heads": (ModelConfig(head_dim=128, n_kv_head=2), 128),
+    "wide heads": (ModelConfig(head_dim=128, n_kv_head=1), 128),
     "llama3 8b": (shape("llama3_8b"), 8192),
     "llama3 70b": (ModelConfig(n_layer=80, width=8192, n_head=64, ffn_width=28672, **LLAMA3), 8192),
 }
@@ -152,7 +152,7 @@ def test_mfu_of_mosaic(
 # ------------------------------------------------------------------ stages
 
 
-CONFIG = ModelConfig(n_kv_head=2)
+CONFIG = ModelConfig(n_kv_head=1)
 
 
 def test_frozen_weights_spare_their_gradients() -> None:

@@ -326,6 +326,7 @@ def test_stages_and_muon() -> None:
         ModelConfig(value_embeddings="alternate", residual_scalars=True, qk_norm=True),
         ModelConfig(bigram_rows=100),
         ModelConfig(bigram_rows=100, residual_scalars=True),
+        ModelConfig(smear=True, embed_norm=True),
     ],
 )
 def test_parameters_by_role_are_those_of_the_network(config: ModelConfig) -> None:

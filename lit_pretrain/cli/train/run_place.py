@@ -83,7 +83,7 @@ class RunSettings:
     """
     max_steps: int | None = None
     """Length of the run in optimizer steps. At most one of max_steps, max_epochs, max_tokens and
-    max_flops; with none, a run takes 100 steps of prepared text, or an epoch of rows.
+    max_flops; with none, a run takes 300 steps of prepared text, or an epoch of rows.
     """
     max_epochs: float | None = None
     """Length of the run in epochs of post-training data, rounded up to whole steps."""

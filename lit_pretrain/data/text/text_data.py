@@ -91,7 +91,7 @@ class TextData(BaseData):
     """
 
     # Minutes on a laptop, enough to see text take shape.
-    default_steps: ClassVar[int | None] = 100
+    default_steps: ClassVar[int | None] = 300
     scaling_laws_apply: ClassVar[bool] = True
 
     def __init__(
