@@ -138,7 +138,7 @@ def test_no_option_is_needed(
     assert re.search(r"mine: validation holds \d+ tokens, .* raise splits.validation", done.stderr)
     monkeypatch.chdir(tmp_path)
     cli = TrainCLI("fit", ["--data.path", "data/mine"])
-    assert cli.config.max_steps == 100
+    assert cli.config.max_steps == 300
     assert cli.place.folder.parent == Path("runs")
     done = run_cli("fit", "--data.path", "data/mine", "--max_steps", 1, "--model.compile", "off")
     assert done.returncode == 0, done.stderr

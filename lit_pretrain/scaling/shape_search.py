@@ -29,7 +29,9 @@ HEAD = 64
 ASPECT = (30.0, 140.0)
 """Width per layer in the grid; the race's shapes and most published networks lie within."""
 _STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
-_DEEPEST = 128
+_SHALLOWEST, _DEEPEST = 3, 128
+"""Layers of the grid. Two learn to copy late: they lost 12 % to three (docs/experiments.md), which
+no law of parameters and text can tell."""
 SHOWN = 5
 """Shapes that a proposal lists."""
 NATS_PER_BIT = math.log(2)
@@ -344,7 +346,7 @@ def grid(net: ModelConfig, rows: Mapping[str, int]) -> Iterator[tuple[ModelConfi
             for layers in _STEPS:
                 width = HEAD * heads
                 aspect = width / layers
-                if layers > _DEEPEST or not ASPECT[0] <= aspect <= ASPECT[1]:
+                if not _SHALLOWEST <= layers <= _DEEPEST or not ASPECT[0] <= aspect <= ASPECT[1]:
                     continue
                 if (layers, width) == (net.n_layer, net.width):
                     continue

@@ -21,8 +21,8 @@ from lit_pretrain.roles import parameter_roles
     [
         ({"n_layer": 0}, ["n_layer=0", "positive"]),
         ({"vocab_size": -1}, ["vocab_size=-1"]),
-        ({"width": 100}, ["width=100", "n_head=6", "head_dim"]),
-        ({"n_kv_head": 4}, ["n_kv_head=4", "n_head=6"]),
+        ({"width": 100}, ["width=100", "n_head=3", "head_dim"]),
+        ({"n_kv_head": 4}, ["n_kv_head=4", "n_head=3"]),
         ({"width": 30, "n_head": 6}, ["rotary", "5"]),
         ({"dropout": 1.0}, ["dropout=1.0"]),
         ({"norm_eps": 0.0}, ["norm_eps=0.0"]),
@@ -93,7 +93,7 @@ def test_derived_sizes() -> None:
     assert (config.kv_heads, config.head_size, config.ffn_size) == (6, 64, 1024)
     assert ModelConfig(width=576, n_head=9).ffn_size == 1536  # 8/3 × 576 exactly, a multiple of 64
     assert ModelConfig(width=400, n_head=8).ffn_size == 1088  # 1066.7 rounded up
-    assert ModelConfig(activation="relu2").ffn_size == 4 * 384
+    assert ModelConfig(activation="relu2").ffn_size == 4 * 192
     assert ModelConfig(ffn_width=1000).ffn_size == 1000
     assert ModelConfig(head_dim=20).head_size == 20
 

@@ -73,9 +73,9 @@ def test_zero_residual() -> None:
         elif "out_proj" in name or "down_proj" in name or "value_gate" in name:
             expected = 0.0
         else:
-            expected = 384**-0.5
+            expected = 192**-0.5
         assert std == pytest.approx(expected, rel=0.02, abs=1e-12), name
-    bound = math.sqrt(3 / 384)
+    bound = math.sqrt(3 / 192)
     assert (
         bound * 0.99 < float(model.blocks[0].attention.q_proj.weight.abs().max()) <= bound
     )  # uniform, not normal
@@ -138,8 +138,8 @@ def test_one_layer_has_the_first_values() -> None:
 def test_zero_residual_starts_as_the_identity() -> None:
     model = Transformer(ModelConfig(n_layer=3, init="zero_residual", embed_norm=True))
     tokens_BT = torch.randint(8192, (1, 20))
-    embedding = F.rms_norm(model.token_embedding(tokens_BT), (384,), eps=1e-5)
-    torch.testing.assert_close(model(tokens_BT), F.rms_norm(embedding, (384,), eps=1e-5))
+    embedding = F.rms_norm(model.token_embedding(tokens_BT), (192,), eps=1e-5)
+    torch.testing.assert_close(model(tokens_BT), F.rms_norm(embedding, (192,), eps=1e-5))
 
 
 @pytest.mark.parametrize("init", ["normal", "gpt2", "zero_residual"])
