@@ -90,7 +90,8 @@ def _runs_of_four(block: bytes) -> npt.NDArray[np.uint32]:
     if size < 4:
         return np.empty(0, dtype=np.uint32)
     if size < _SHORT:  # one view of the bytes, whose numbers overlap
-        return np.array(np.ndarray(size - 3, "<u4", block, 0, (1,)), dtype=np.uint32)
+        overlapping: npt.NDArray[np.uint32] = np.ndarray(size - 3, "<u4", block, 0, (1,))
+        return overlapping.astype(np.uint32)
     # Those that begin at 0, 4, …, then those at 1, 5, …, and so on, which are aligned.
     runs = [np.frombuffer(block, "<u4", count=(size - at) // 4, offset=at) for at in range(4)]
     return np.concatenate(runs)
