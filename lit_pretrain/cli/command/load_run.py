@@ -131,6 +131,10 @@ def quiet_libraries() -> None:
     logging.getLogger("litdata.streaming.dataset").addFilter(
         lambda record: "disabled the `drop_last` option" not in record.getMessage()
     )
+    # Of the first compiled step on a machine that has CUDA's files and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(
+        lambda record: "No CUDA runtime is found" not in record.getMessage()
+    )
     threading.excepthook = _quiet_hook
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
