@@ -169,8 +169,9 @@ def quickstart(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         code = main([
             "fit", "--config", "configs/pretrain/quickstart.yaml", "--model.net.n_layer=2",
             "--model.net.width=32", "--model.net.n_head=2", "--model.net.max_seq_len=512",
-            "--model.compile=off", "--data.seq_len=64", "--data.global_batch_tokens=512",
-            "--data.val_tokens=512", "--max_steps=2", "--log_every=1", "--checkpoint_every=1",
+            "--model.net.bigram_rows=256", "--model.compile=off", "--data.seq_len=64",
+            "--data.global_batch_tokens=512", "--data.val_tokens=512",
+            "--max_steps=2", "--log_every=1", "--checkpoint_every=1",
             "--sample_prompts=[]", "--trainer.accelerator=cpu", "--name=quickstart",
         ])  # fmt: skip
     finally:

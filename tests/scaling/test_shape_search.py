@@ -26,8 +26,8 @@ from lit_pretrain.scaling.shape_search import (
 )
 
 NET = ModelConfig(
-    activation="relu2", norm_weight=False, qk_norm=True, value_embeddings="alternate",
-    residual_scalars=True,
+    n_layer=6, width=384, n_head=6, activation="relu2", norm_weight=False, qk_norm=True,
+    value_embeddings="alternate", residual_scalars=True,
 )  # fmt: skip
 TEXT = Text("data/embedded", 8192, 8_057_669, 30_713_982)
 BATCH = BatchSizes.one(4096)
