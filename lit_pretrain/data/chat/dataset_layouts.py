@@ -6,15 +6,15 @@ Each function takes the parts of a record by name, not yet checked, and returns 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lit_pretrain.chat.messages import BadRow
 from lit_pretrain.chat.tool_calls import calls_of, tools_of
+from lit_pretrain.data.chat.message_fields import read_number
 from lit_pretrain.data.chat.transcripts import is_transcript, transcript_messages
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 STEP_MARK = "ки"
 """What follows every step in Math-Shepherd; its labels have + or - in its place."""
 _FIRST_STEP = "Step 1:"
@@ -23,7 +23,7 @@ _FIRST_STEP = "Step 1:"
 class LaidOut(NamedTuple):
     """The rows that a record stands for."""
 
-    rows: list[Row]
+    rows: list[_Row]
     notes: tuple[str, ...] = ()
     """Fields of the objects in the record that nobody reads."""
 
@@ -36,7 +36,7 @@ def exchanged_messages(parts: Mapping[str, Any]) -> LaidOut:
     """
     turns = _list(parts["messages"], "the conversation")
     asked, said = parts.get("question", "input"), parts.get("reply", "output")
-    messages: list[Row] = []
+    messages: list[_Row] = []
     unread: set[str] = set()
     for i, turn in enumerate(turns):
         if isinstance(turn, Mapping) and asked in turn and said in turn:
@@ -67,7 +67,7 @@ def answered_calls(parts: Mapping[str, Any]) -> LaidOut:
     calls = calls_of(parts["calls"], "the answer")
     if not calls:
         raise BadRow("empty_answer", "the answer calls no tool", mistake=False)
-    messages: list[Row] = [
+    messages: list[_Row] = [
         {"role": "user", "content": parts["prompt"]},
         {"role": "assistant", "content": None, "tool_calls": calls},
     ]
@@ -84,7 +84,7 @@ def compared_answers(parts: Mapping[str, Any]) -> LaidOut:
     Raises:
         BadRow: The number is none, or prefers neither.
     """
-    preferred = _number(parts["preferred"], "the preference")
+    preferred = read_number(parts["preferred"], "the preference")
     if preferred == 0:
         raise BadRow("tie", "neither answer is preferred", mistake=False)
     chosen, rejected = parts["first"], parts["second"]
@@ -115,7 +115,7 @@ def ranked_answers(parts: Mapping[str, Any]) -> LaidOut:
             raise BadRow("missing_field", f"{where} has no {field!r}; name it in `fields`")
         unread |= answer.keys() - {parts["reply"], field}
         if answer[field] is not None:
-            valued.append((sign * _number(answer[field], f"{field} of {where}"), text))
+            valued.append((sign * read_number(answer[field], f"{field} of {where}"), text))
     best, worst = (pick(valued, key=lambda pair: pair[0], default=(0.0, "")) for pick in (max, min))
     if best[0] == worst[0]:
         raise BadRow("tie", f"no two answers differ in their {field}", mistake=False)
@@ -229,12 +229,6 @@ def _list(value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BadRow("not_text", f"{what} is a {type(value).__name__}; it must be a list")
     return value
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow("not_a_number", f"{what} is {value!r}; it must be a finite number")
-    return float(value)
 
 
 def _noted(unread: set[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Fields of messages: content in parts, and the marks by which files exclude a message."""
+"""Fields of rows and messages: content in parts, labels, numbers, marks that exclude a message."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -112,3 +113,14 @@ def read_content(content: Any, where: str) -> ContentFields:
     if calls:
         fields["tool_calls"] = calls
     return fields
+
+
+def read_number(value: Any, what: str) -> float:
+    """Read a number of a row.
+
+    Raises:
+        BadRow: It is none, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow("not_a_number", f"{what} is {value!r}; it must be a finite number")
+    return float(value)
