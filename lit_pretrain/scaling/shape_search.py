@@ -30,8 +30,9 @@ ASPECT = (30.0, 140.0)
 """Width per layer in the grid; the race's shapes and most published networks lie within."""
 _STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
 _SHALLOWEST, _DEEPEST = 3, 128
-"""Layers of the grid. Two learn to copy late: they lost 12 % to three (docs/experiments.md), which
-no law of parameters and text can tell."""
+"""Layers of the grid. To copy from earlier text takes two layers at least, and networks of two had
+not learned it by the end of a short run, where three had (docs/experiments.md): a law of parameters
+and text cannot tell."""
 SHOWN = 5
 """Shapes that a proposal lists."""
 NATS_PER_BIT = math.log(2)

@@ -46,7 +46,7 @@ class GuardSettings:
     threshold: float = 10.0
     """Robust standard deviations above the trend that make a spike. One is 1.4826 median absolute
     deviations, and at least 1 % of the expected loss; for the norm, of its logarithm, and at least
-    0.1, so that a norm below 2.7 times the expected one is no spike.
+    0.1, so that at 10 a norm below 2.7 times the expected one is no spike.
     """
     margin: int = 4
     """Steps before and after a spike that a rewind leaves out with it."""
