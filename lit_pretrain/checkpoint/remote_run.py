@@ -56,6 +56,12 @@ COMPLETE = ".complete"
 """Ends the name of the mark beside a checkpoint that is whole."""
 FETCHED = ".fetched"
 """File of a run's folder that tells the state of its home when it was fetched."""
+PART = ".part"
+"""Ends the name of a file that is being written where others could read half of it."""
+RENAMING = frozenset({"file", "local", "sftp", "ssh"})
+"""File systems of fsspec on which a file grows as it is written, and a rename replaces another.
+Object stores show an object when it is whole.
+"""
 HOME = ".home"
 """File of a run's folder that names the address of which it is the copy."""
 
@@ -155,7 +161,7 @@ class RemoteRun:
             # The mark does not prove that the files are still what it names.
             if all(there.get(name) == size for name, size in entry.files.items()):
                 found[entry.name] = entry
-        names = {name.partition("/")[0].removesuffix(COMPLETE) for name in there}
+        names = {_checkpoint_of(name) for name in there}
         for name in sorted(names - found.keys()):
             if step_of(Path(name)) is not None:
                 where = f"{self.address}/{CHECKPOINTS_FOLDER}/{name}"
@@ -187,7 +193,8 @@ class RemoteRun:
     def fetch_files(self, folder: Path) -> None:
         """Fetch what there is beside the checkpoints, and what names the best of them."""
         for name in self._listing():
-            if "/" not in name or name == f"{CHECKPOINTS_FOLDER}/{BEST}":
+            beside = "/" not in name and not name.endswith(PART)
+            if beside or name == f"{CHECKPOINTS_FOLDER}/{BEST}":
                 self._fetch(name, folder / name)
 
     def _fetch(self, name: str, target: Path) -> None:
@@ -285,11 +292,17 @@ class RemoteRun:
                     self._uploaded[name] = version
 
     def _put(self, content: Path | bytes, name: str) -> None:
-        self._store.makedirs(self._place(name).rpartition("/")[0], exist_ok=True)
+        """Write a file, which appears whole or stays as it was."""
+        place = self._place(name)
+        grows = not RENAMING.isdisjoint(_protocols(self._store))
+        written = f"{place}{PART}" if grows else place
+        self._store.makedirs(place.rpartition("/")[0], exist_ok=True)
         if isinstance(content, bytes):
-            self._store.pipe_file(self._place(name), content)
+            self._store.pipe_file(written, content)
         else:
-            self._store.put_file(str(content), self._place(name))
+            self._store.put_file(str(content), written)
+        if grows:
+            self._store.mv(written, place)
 
     def push(self, folder: Path) -> None:
         """Upload what the address lacks, and delete the checkpoints that the folder has deleted.
@@ -338,7 +351,7 @@ class RemoteRun:
         gone = []
         for place in self._listing():
             folder, _, name = place.partition("/")
-            checkpoint = name.partition("/")[0].removesuffix(COMPLETE)
+            checkpoint = _checkpoint_of(name)
             found = folder == CHECKPOINTS_FOLDER and step_of(Path(checkpoint)) is not None
             if found and which(checkpoint):
                 gone.append(place)
@@ -369,6 +382,16 @@ def _store(address: str) -> tuple[Any, str]:
         "s3", client_options={"allow_http": plain}, credential_provider=Boto3CredentialProvider()
     )
     return store, place
+
+
+def _checkpoint_of(name: str) -> str:
+    """Name the checkpoint to which a file below the folder of checkpoints belongs."""
+    return name.partition("/")[0].removesuffix(PART).removesuffix(COMPLETE)
+
+
+def _protocols(store: Any) -> tuple[str, ...]:
+    """Return the names of a file system of fsspec, which has one or several."""
+    return (store.protocol,) if isinstance(store.protocol, str) else tuple(store.protocol)
 
 
 def identity(path: Path) -> str | None:

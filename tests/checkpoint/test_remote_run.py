@@ -235,6 +235,39 @@ def test_metrics_are_uploaded_as_far_as_they_agree(run: Path) -> None:
     assert whole[METRICS].count(b"\n") == 8
 
 
+@pytest.mark.parametrize(("call", "file"), [("pipe_file", METRICS), ("put_file", CONFIG)])
+def test_a_file_that_is_written_anew_stays_whole(
+    run: Path,
+    remote: RemoteRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    file: str,
+) -> None:
+    """A kill in the middle of an upload leaves the file of the upload before."""
+    remote.push(run)
+    store = tmp_path / "store" / "x"
+    before = (store / file).read_bytes()
+    MetricsFile(run / METRICS, first_step=8).write(9, {"train/loss": 0.1})
+    (run / CONFIG).write_text("max_steps: 9\n")
+
+    def half(*given: Any) -> None:
+        place, content = given if call == "pipe_file" else (given[1], Path(given[0]).read_bytes())
+        Path(place).write_bytes(content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote._store, call, half)
+        with pytest.raises(KeyboardInterrupt):
+            remote.push(run)
+    assert (store / file).read_bytes() == before
+    assert pulled(remote, tmp_path / "again") == [4, 8]
+    assert not list((tmp_path / "again").rglob("*.part"))
+    remote.push(run)
+    assert (store / file).read_bytes() == (run / file).read_bytes() != before
+    assert not list(store.rglob("*.part"))
+
+
 def test_one_checkpoint_is_read_from_there(
     run: Path, remote: RemoteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
